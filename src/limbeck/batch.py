@@ -1,0 +1,78 @@
+"""A batch of token sequences, with the next-token shift already done.
+
+Position `t` reads `input_ids[:, t]` and predicts `target_ids[:, t]`. The shift happens once, where
+batches are made; no other module slices `[:-1]` or `[1:]`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B rows of T positions, of which N are scored; a row holds one or more documents.
+
+    Attributes:
+        input_ids: Token ids the models read.
+        target_ids: Token id each position must predict.
+        scored: True where a position counts towards the objective. Padding, prompts and positions
+            whose target lies in another document are False.
+        position_ids: Place of each token in its piece of text, from 0. Where they fall back to 0 a
+            new piece begins, and attention does not look behind it; padding is a piece of its own.
+        document_ids: Index, in the data set, of the document each position belongs to; -1 for
+            padding.
+    """
+
+    input_ids: Int[Tensor, "B T"]
+    target_ids: Int[Tensor, "B T"]
+    scored: Bool[Tensor, "B T"]
+    position_ids: Int[Tensor, "B T"]
+    document_ids: Int[Tensor, "B T"]
+
+    @classmethod
+    def from_tokens(
+        cls, tokens: Int[Tensor, "B T1"], scored: Bool[Tensor, "B T"] | None = None
+    ) -> Batch:
+        """Rows of equal length, one document each, T + 1 tokens making T positions.
+
+        Args:
+            tokens: Token ids of each row.
+            scored: Which positions count; all of them by default.
+        """
+        inputs, targets = tokens[:, :-1], tokens[:, 1:]
+        rows, length = inputs.shape
+        everything = torch.ones_like(inputs, dtype=torch.bool)
+        return cls(
+            input_ids=inputs,
+            target_ids=targets,
+            scored=everything if scored is None else scored,
+            position_ids=torch.arange(length, device=tokens.device).expand(rows, length),
+            document_ids=torch.arange(rows, device=tokens.device)[:, None].expand(rows, length),
+        )
+
+    def num_scored(self) -> Int[Tensor, ""]:
+        """N, as a tensor so that counting does not wait for the device."""
+        return self.scored.sum()
+
+    def targets(self) -> Int[Tensor, " N"]:
+        """Target ids of the scored positions, in row-major order."""
+        return self.target_ids[self.scored]
+
+    def documents(self) -> Int[Tensor, " N"]:
+        """Document index of the scored positions, in row-major order."""
+        return self.document_ids[self.scored]
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on another device."""
+        return Batch(
+            self.input_ids.to(device),
+            self.target_ids.to(device),
+            self.scored.to(device),
+            self.position_ids.to(device),
+            self.document_ids.to(device),
+        )

@@ -1,0 +1,56 @@
+"""Every way a run can fail on purpose, each with the exit code a scheduler acts on.
+
+A message says what must hold, the value found and where, and what to do about it.
+"""
+
+from __future__ import annotations
+
+
+class LimbeckError(Exception):
+    """Base of every error limbeck raises on purpose."""
+
+    exit_code = 4
+
+
+class ConfigError(LimbeckError, ValueError):
+    """The configuration asks for something impossible, or for two things that do not go together."""
+
+    exit_code = 2
+
+
+class DataError(LimbeckError, ValueError):
+    """Data on disk is not what the run was promised, or is damaged."""
+
+    exit_code = 3
+
+
+class RunError(LimbeckError, RuntimeError):
+    """The run failed and can be resumed from its last checkpoint."""
+
+    exit_code = 4
+
+
+class NonFiniteError(LimbeckError, ArithmeticError):
+    """Losses or gradients stopped being numbers; no step was taken on them."""
+
+    exit_code = 5
+
+
+class StorageError(LimbeckError, OSError):
+    """The disk is full, or a path may not be read or written."""
+
+    exit_code = 6
+
+
+class TryLaterError(LimbeckError):
+    """Nothing is wrong here; a lock is held or a server is away."""
+
+    exit_code = 75
+
+
+class Stopped(LimbeckError):  # noqa: N818  (stopping when asked to is not an error)
+    """A signal asked the run to stop, and it saved first."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number

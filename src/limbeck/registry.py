@@ -1,0 +1,163 @@
+"""The one extension mechanism: a name in YAML stands for a callable in Python."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Iterable, Mapping
+from typing import Annotated, Any, Generic, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from limbeck.errors import ConfigError
+
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
+
+Component = Mapping[str, Any]
+"""What YAML says of an open part: `{type: name, **options}`."""
+
+
+class Problem(NamedTuple):
+    """One mistake in a configuration."""
+
+    at: str
+    """Path of the value, as `objective.extra[0].weight`."""
+    text: str
+    """What must hold, what was found, what to do."""
+
+    def __str__(self) -> str:
+        return f"{self.at}: {self.text}"
+
+
+class Registry(Generic[T]):
+    """Components of one kind, each under the short name used in YAML.
+
+    A component is a callable. Its keyword-only parameters are its configuration: names, types,
+    bounds and defaults are read from the signature, so there is no second place to declare them.
+    A parameter annotated `Annotated[Component, registry]` is itself a component of that registry.
+    """
+
+    def __init__(self, kind: str, package: str) -> None:
+        """
+        Args:
+            kind: What the components are, as it should read in an error ("divergence").
+            package: Package whose modules are imported on first use; a file dropped into it is a
+                new component, and no list needs editing.
+        """
+        self.kind = kind
+        self._package = package
+        self._components: dict[str, Callable[..., T]] = {}
+
+    def register(self, name: str) -> Callable[[F], F]:
+        """Decorator: make a callable available as `type: name`."""
+
+        def add(component: F) -> F:
+            if name in self._components:
+                raise ValueError(f"{self.kind} {name!r} is already registered")
+            self._components[name] = component
+            return component
+
+        return add
+
+    def names(self) -> list[str]:
+        """Every registered name, sorted."""
+        package = importlib.import_module(self._package)
+        for module in pkgutil.iter_modules(package.__path__):
+            importlib.import_module(f"{self._package}.{module.name}")
+        return sorted(self._components)
+
+    def options(self, name: str) -> dict[str, tuple[Any, inspect.Parameter]]:
+        """The options of a registered component: type with its bounds, and the parameter."""
+        component = self._components[name]
+        target = component.__init__ if inspect.isclass(component) else component
+        hints = get_type_hints(target, include_extras=True)
+        return {
+            parameter.name: (hints[parameter.name], parameter)
+            for parameter in inspect.signature(component).parameters.values()
+            if parameter.kind is parameter.KEYWORD_ONLY
+        }
+
+    def describe(self, name: str) -> str:
+        """First line of a component's docstring."""
+        return (inspect.getdoc(self._components[name]) or "").partition("\n")[0]
+
+    def bind(self, spec: Component | str, at: str) -> Callable[..., T]:
+        """Validate what YAML says and return the component with its options filled in.
+
+        Args:
+            spec: `{"type": name, **options}`, or the name alone.
+            at: Where it stands in the configuration, for the error message.
+
+        Raises:
+            ConfigError: Unknown type, unknown option, or an option of the wrong type or range; all
+                mistakes, one a line.
+        """
+        options, problems = self._validate(spec, at)
+        if problems:
+            raise ConfigError("\n".join(map(str, problems)))
+        return functools.partial(self._components[type_of(spec)], **options)
+
+    def problems(self, spec: Component | str, at: str) -> list[Problem]:
+        """Every mistake in what YAML says of a component; empty when `bind` would accept it."""
+        return self._validate(spec, at)[1]
+
+    def _validate(self, spec: Component | str, at: str) -> tuple[dict[str, Any], list[Problem]]:
+        name = type_of(spec)
+        if name not in self.names():
+            known = f"Known: {', '.join(self.names())}."
+            if not name:
+                return {}, [Problem(f"{at}.type", f"which {self.kind}? {known}")]
+            text = f"no {self.kind} is called {name!r}{suggest(name, self.names())}. {known}"
+            return {}, [Problem(f"{at}.type", text)]
+        accepted = self.options(name)
+        given = {} if isinstance(spec, str) else {k: v for k, v in spec.items() if k != "type"}
+        problems, options = [], {}
+        for option, value in given.items():
+            if option not in accepted:
+                takes = ", ".join(accepted) or "none"
+                text = f"{name!r} takes no such option{suggest(option, accepted)}. It takes: {takes}."
+                problems.append(Problem(f"{at}.{option}", text))
+                continue
+            hint = accepted[option][0]
+            if nested := registry_of(hint):
+                problems += nested.problems(value, f"{at}.{option}")
+                options[option] = value
+                continue
+            try:
+                options[option] = TypeAdapter(hint).validate_python(value)
+            except ValidationError as error:
+                told = error.errors()[0]["msg"]
+                problems.append(Problem(f"{at}.{option}", f"{told}, got {value!r}."))
+        required = [n for n, (_, p) in accepted.items() if p.default is p.empty and n not in given]
+        problems += [
+            Problem(f"{at}.{n}", f"{name!r} needs this option, and it is missing.")
+            for n in required
+        ]
+        return options, problems
+
+
+def type_of(spec: Component | str) -> str:
+    """The name a component is asked for by; empty when it has none."""
+    return spec if isinstance(spec, str) else str(spec.get("type", ""))
+
+
+def registry_of(hint: Any) -> Registry[Any] | None:
+    """The registry a parameter's annotation names, if it stands for a component."""
+    if get_origin(hint) is not Annotated:
+        return None
+    return next((extra for extra in get_args(hint)[1:] if isinstance(extra, Registry)), None)
+
+
+def suggest(wrong: str, known: Iterable[str]) -> str:
+    """The nearest right name as ` (did you mean ...?)`, or nothing.
+
+    Example:
+        >>> suggest("stepz", ["steps", "seed"])
+        " (did you mean 'steps'?)"
+    """
+    close = difflib.get_close_matches(wrong, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
