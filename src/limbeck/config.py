@@ -1,8 +1,8 @@
 """A run's configuration: what YAML may say, and every mistake in it at once.
 
-Closed parts are dataclasses. Open parts (`teacher`, `student`, `divergence`, ...) are mappings with a
-`type`, checked against the signature of the component they name. All of it is checked before any
-model loads.
+Closed parts are dataclasses. Open parts (`teacher`, `student`, `divergence`, ...) are mappings
+with a `type`, checked against the signature of the component they name. All of it is checked
+before any model loads.
 """
 
 from __future__ import annotations
@@ -208,9 +208,16 @@ def read(path: Path, overrides: Iterable[str] = (), check: Check = lambda _: ())
     except ValidationError as error:
         problems += [explain(dict(e)) for e in error.errors()]
     if problems:
-        unique = dict.fromkeys(map(str, problems))
-        raise ConfigError("\n  ".join([f"{path} cannot be run:", *unique]))
+        raise ConfigError("\n  ".join([f"{path} cannot be run:", *one_line_each(problems)]))
     return config
+
+
+def one_line_each(problems: Iterable[Problem]) -> list[str]:
+    """Problems as lines, a place's first only; a list's own is left out when an item has one."""
+    first: dict[str, Problem] = {}
+    for problem in problems:
+        first.setdefault(problem.at, problem)
+    return [str(p) for at, p in first.items() if not any(o.startswith(f"{at}[") for o in first)]
 
 
 def parse(path: Path, overrides: Iterable[str]) -> dict[str, Any]:
@@ -227,6 +234,8 @@ def parse(path: Path, overrides: Iterable[str]) -> dict[str, Any]:
         if wrong:
             raise ConfigError(f"An override reads key.sub=value, got {wrong[0]!r}.")
         base = OmegaConf.create(path.read_text(encoding="utf-8"))
+        if not OmegaConf.is_dict(base):
+            raise ConfigError(f"{path} must hold a mapping of sections.")
         merged = OmegaConf.merge(base, OmegaConf.from_dotlist(list(overrides)))
         tree = OmegaConf.to_container(merged, resolve=False)
     except (OSError, UnicodeDecodeError) as error:
@@ -239,8 +248,7 @@ def parse(path: Path, overrides: Iterable[str]) -> dict[str, Any]:
         if type(error).__module__.split(".")[0] not in {"yaml", "omegaconf"}:
             raise
         raise ConfigError(f"{path} is not YAML: {error}") from None
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path} must hold a mapping of sections, got {type(tree).__name__}.")
+    assert isinstance(tree, dict), "OmegaConf keeps a mapping a mapping"
     for at, value in leaves(tree):
         if isinstance(value, str) and "${" in value:
             raise ConfigError(
@@ -276,23 +284,23 @@ def explain(error: Mapping[str, Any]) -> Problem:
     at, got = dotted(where), error["input"]
     match error["type"]:
         case "unexpected_keyword_argument" | "extra_forbidden":
-            known = fields_at(where[:-1])
-            return Problem(at, f"no such option{suggest(str(where[-1]), known)}.")
+            at = dotted(error["loc"])
+            known = fields_at(error["loc"][:-1])
+            return Problem(at, f"no such option{suggest(str(error['loc'][-1]), known)}.")
         case "missing" | "missing_keyword_only_argument" | "missing_argument":
             return Problem(at, "is missing, and a run needs it.")
         case "greater_than" | "greater_than_equal" | "less_than" | "less_than_equal":
             return Problem(at, f"must be {bounds(where, error)}, got {got}.")
         case "literal_error":
             return Problem(at, f"must be {error['ctx']['expected']}, got {got!r}.")
+        case "int_parsing" if where == ("memory", "micro_batch"):
+            return Problem(at, f"must be a whole number of rows or 'auto', got {got!r}.")
     return Problem(at, f"{error['msg'][:1].lower()}{error['msg'][1:]}, got {got!r}.")
 
 
 def is_branch(part: int | str) -> bool:
     """Whether a part of pydantic's location names a branch of a union, not a field."""
-    return isinstance(part, str) and not part.isidentifier() or part in BRANCHES
-
-
-BRANCHES = {"float", "int", "str", "tuple", "literal", "constrained-float"}
+    return isinstance(part, str) and (part in {"float", "int", "str"} or not part.isidentifier())
 
 
 def bounds(where: tuple[int | str, ...], error: Mapping[str, Any]) -> str:
@@ -300,15 +308,18 @@ def bounds(where: tuple[int | str, ...], error: Mapping[str, Any]) -> str:
     if where == ("objective", "alpha"):
         return "between 0 and 1"
     words = {"gt": "greater than", "ge": "at least", "lt": "less than", "le": "at most"}
-    return " and ".join(f"{words[k]} {v}" for k, v in error["ctx"].items() if k in words)
+    return " and ".join(f"{words[k]} {v:g}" for k, v in error["ctx"].items() if k in words)
 
 
 def fields_at(where: Iterable[int | str]) -> list[str]:
     """Names of the options a section of `RunConfig` takes; none for an open part."""
     section: Any = RunConfig
     for part in where:
-        section = get_type_hints(section).get(str(part)) if dataclasses.is_dataclass(section) else 0
-    return [f.name for f in dataclasses.fields(section)] if dataclasses.is_dataclass(section) else []
+        if not dataclasses.is_dataclass(section):
+            return []
+        section = get_type_hints(section).get(str(part))
+    known = dataclasses.fields(section) if dataclasses.is_dataclass(section) else ()
+    return [f.name for f in known]
 
 
 def dotted(location: Iterable[int | str]) -> str:

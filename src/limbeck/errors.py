@@ -13,7 +13,7 @@ class LimbeckError(Exception):
 
 
 class ConfigError(LimbeckError, ValueError):
-    """The configuration asks for something impossible, or for two things that do not go together."""
+    """The configuration asks for something impossible, or for things that do not go together."""
 
     exit_code = 2
 

@@ -8,7 +8,16 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated, Any, Generic, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    Generic,
+    NamedTuple,
+    TypeVar,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -119,7 +128,9 @@ class Registry(Generic[T]):
         for option, value in given.items():
             if option not in accepted:
                 takes = ", ".join(accepted) or "none"
-                text = f"{name!r} takes no such option{suggest(option, accepted)}. It takes: {takes}."
+                text = (
+                    f"{name!r} takes no such option{suggest(option, accepted)}. It takes: {takes}."
+                )
                 problems.append(Problem(f"{at}.{option}", text))
                 continue
             hint = accepted[option][0]
