@@ -1,0 +1,105 @@
+"""The contract of a term: one number per scored token, from logits or from hidden states."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from limbeck.layers import LayerMap
+from limbeck.registry import Registry
+from limbeck.signals import Head, SignalNeeds, TeacherSignal
+
+
+@dataclass(frozen=True)
+class StudentView:
+    """The student's forward pass at the N scored positions, before its output head.
+
+    Attributes:
+        hidden: Last hidden states, after the final norm.
+        head: Output head. Called on a chunk at a time, so N x V logits never exist at once.
+        layer_hidden: Block outputs by 0-based student layer.
+        targets: Token id each position should predict.
+    """
+
+    hidden: Float[Tensor, "N D"]
+    head: Head
+    layer_hidden: Mapping[int, Float[Tensor, "N D"]]
+    targets: Int[Tensor, " N"]
+
+
+@dataclass(frozen=True)
+class PairShapes:
+    """What a term may need to know of the two models before it is built.
+
+    Attributes:
+        student_layers: Number of the student's blocks.
+        teacher_layers: Number of the teacher's.
+        student_width: Hidden size of the student.
+        teacher_width: Hidden size of the teacher.
+        layer_map: Which student layer answers to which teacher layer, as the student was made.
+    """
+
+    student_layers: int
+    teacher_layers: int
+    student_width: int
+    teacher_width: int
+    layer_map: LayerMap
+
+
+class LogitTerm(ABC):
+    """One number per scored token, from logits; smaller is better.
+
+    A term does not average, weight, mask or chunk: it sees a chunk of rows at a time and holds no
+    parameters.
+    """
+
+    needs = SignalNeeds()
+    """What `__call__` reads from the teacher."""
+
+    @abstractmethod
+    def __call__(
+        self, logits: Float[Tensor, "N V"], targets: Int[Tensor, " N"], signal: TeacherSignal
+    ) -> Float[Tensor, " N"]:
+        """Loss of each of N tokens.
+
+        Args:
+            logits: The student's logits, computed once and shared by all logit terms.
+            targets: Token id each position should predict.
+            signal: The teacher's at the same tokens.
+        """
+
+
+class StateTerm(nn.Module, ABC):
+    """One number per scored token, from hidden states of the whole micro-batch.
+
+    It is a module because it may own parameters (a projector), which then are sharded, optimised
+    and saved with the student's.
+    """
+
+    needs = SignalNeeds()
+    """What `forward` reads from the teacher."""
+
+    student_layers: frozenset[int] = frozenset()
+    """Student layers whose block outputs `forward` reads, 0-based."""
+
+    @abstractmethod
+    def forward(self, student: StudentView, signal: TeacherSignal) -> Float[Tensor, " N"]:
+        """Loss of each of N tokens."""
+
+
+Term = LogitTerm | StateTerm
+terms: Registry[Term] = Registry("objective term", package="limbeck.objective")
+"""Components take `(shapes: PairShapes, *, options...)`."""
+
+
+class WeightedTerm(NamedTuple):
+    """A term, its weight, and the name its value is logged under."""
+
+    name: str
+    weight: float
+    term: Term
