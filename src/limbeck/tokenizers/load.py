@@ -1,0 +1,174 @@
+"""Opening a tokenizer from a folder, the Hugging Face hub or a GGUF file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gguf import GGUFReader
+from huggingface_hub import HfApi
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from tokenizers import Tokenizer
+from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from limbeck.errors import ConfigError, TryLaterError
+
+HUB_TIMEOUT_S = 20
+
+
+def load_tokenizer(
+    path: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model.
+
+    Args:
+        path: A folder, a .gguf file, or a name on the Hugging Face hub. Whatever exists here is
+            taken from here.
+        revision: Branch, tag or commit on the hub.
+        trust_remote_code: Run Python that the model's author ships with the tokenizer.
+
+    Raises:
+        ConfigError: There is nothing of that name, it may not be read, or it is no fast tokenizer.
+        TryLaterError: The hub refuses for now.
+    """
+    here = Path(path)
+    if here.is_file() and here.suffix == ".gguf":
+        return from_gguf(here)
+    if here.is_file():
+        raise ConfigError(
+            f"A tokenizer is a folder, a .gguf file or a name on the hub; {path} is another file. "
+            "Name the folder that holds tokenizer.json."
+        )
+    if not here.is_dir() and looks_local(path):
+        raise ConfigError(f"{path} must be a folder or a .gguf file, and does not exist. Check it.")
+    local_only = here.is_dir() or not hub_answers(path, revision)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            path,
+            revision=revision or "main",
+            trust_remote_code=trust_remote_code,
+            local_files_only=local_only,
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ConfigError(why_not(path, here.is_dir(), local_only, error)) from error
+    backend_of(tokenizer)
+    assert isinstance(tokenizer, PreTrainedTokenizerBase)
+    return tokenizer
+
+
+def looks_local(path: str) -> bool:
+    """Whether a path that does not exist cannot be meant as a name on the hub.
+
+    Example:
+        >>> [looks_local(p) for p in ("gpt2", "Qwen/Qwen2.5-7B", "./here", "a/b/c", "x.gguf")]
+        [False, False, True, True, True]
+    """
+    return path.startswith((".", "/", "~")) or path.count("/") > 1 or path.endswith(".gguf")
+
+
+def hub_answers(name: str, revision: str | None) -> bool:
+    """Whether the hub can be asked for a model; False when it is out of reach.
+
+    Asked once before transformers is, which retries an absent network for most of a minute.
+
+    Raises:
+        ConfigError: The hub knows no such model or revision, or may not hand it out.
+        TryLaterError: The hub is busy.
+    """
+    try:
+        HfApi().model_info(name, revision=revision, timeout=HUB_TIMEOUT_S)
+    except GatedRepoError as error:
+        raise ConfigError(
+            f"{name} is handed out only to those who accepted its terms: accept them on its page "
+            "on the hub, then log in with `hf auth login`."
+        ) from error
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        at = f" at revision {revision!r}" if revision else ""
+        raise ConfigError(
+            f"{name!r}{at} must be a folder here or a model on the Hugging Face hub, and is "
+            "neither. Check the spelling; for a private model log in with `hf auth login`."
+        ) from error
+    except HfHubHTTPError as error:
+        if error.response.status_code == 429 or error.response.status_code >= 500:
+            raise TryLaterError(
+                f"The Hugging Face hub refuses for now to hand out {name} "
+                f"(status {error.response.status_code}). Start again later."
+            ) from error
+        return False
+    except Exception:  # offline, no name service, a proxy: what is cached here may still serve
+        return False
+    return True
+
+
+def why_not(path: str, is_folder: bool, offline: bool, error: Exception) -> str:
+    """Why a tokenizer could not be opened, and what to do."""
+    told = str(error).partition("\n")[0]
+    if is_folder:
+        return (
+            f"{path} must hold a tokenizer that transformers can open (tokenizer.json and "
+            f"tokenizer_config.json), and does not: {told} Save one there with "
+            "`tokenizer.save_pretrained`."
+        )
+    if offline:
+        return (
+            f"{path!r} is no folder here, is not in the local cache, and the Hugging Face hub is "
+            f"out of reach: {told} Go online once, or give the folder of a downloaded model."
+        )
+    return f"The tokenizer of {path} could not be opened: {told}"
+
+
+def backend_of(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+    """The Rust tokenizer inside a fast tokenizer.
+
+    Raises:
+        ConfigError: It is a slow one, which knows neither its offsets nor its serialisation.
+    """
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise ConfigError(
+            f"The tokenizer must be a fast one (it has a tokenizer.json); {tokenizer.name_or_path} "
+            f"is a {type(tokenizer).__name__}. Convert it once, and save it with the model."
+        )
+    backend: Tokenizer = tokenizer.backend_tokenizer
+    return backend
+
+
+def from_gguf(path: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer inside a GGUF file, with what transformers' reader loses put back.
+
+    A file whose pre-tokenizer is `smollm` splits digits one by one before anything else; the
+    reader builds GPT-2's, and every number of the text is tokenised differently.
+
+    Raises:
+        ConfigError: It is no GGUF file, or one whose tokenizer transformers cannot build.
+    """
+    try:
+        reader = GGUFReader(path)
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(path.parent), gguf_file=path.name, local_files_only=True
+        )
+    except (OSError, ValueError, KeyError, IndexError) as error:
+        raise ConfigError(
+            f"{path} must be a GGUF file with a tokenizer that transformers can build: {error} "
+            "Give the model's Hugging Face folder instead."
+        ) from error
+    backend = backend_of(tokenizer)
+    if text_field(reader, "tokenizer.ggml.pre") == "smollm":
+        backend.pre_tokenizer = Sequence(
+            [Digits(individual_digits=True), ByteLevel(add_prefix_space=False, use_regex=True)]
+        )
+    context = reader.get_field(f"{text_field(reader, 'general.architecture')}.context_length")
+    if context is not None:
+        tokenizer.model_max_length = int(context.contents())
+    assert isinstance(tokenizer, PreTrainedTokenizerBase)
+    return tokenizer
+
+
+def text_field(reader: GGUFReader, name: str) -> str:
+    """A string of a GGUF file's header; empty when it is not there."""
+    field = reader.get_field(name)
+    return "" if field is None else str(field.contents())
