@@ -1,0 +1,29 @@
+"""Models from a configuration, with the attention function limbeck needs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+SOFTCAPPED = frozenset({"gemma2", "vaultgemma"})
+"""Families that cap attention scores, which PyTorch's fused attention cannot."""
+
+
+def attention_of(config: PreTrainedConfig) -> str:
+    """`sdpa`, PyTorch's fused attention, or `eager` where the family needs its scores.
+
+    Always set by us: these two keep packed documents apart without a mask of ours, and the setting
+    a model brings along may name code to be fetched.
+    """
+    return "eager" if config.model_type in SOFTCAPPED else "sdpa"
+
+
+def from_config(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """A model with random weights, on the CPU."""
+    make: Any = AutoModelForCausalLM  # its methods carry no types
+    model: PreTrainedModel = make.from_config(
+        config, dtype=dtype, attn_implementation=attention_of(config)
+    )
+    return model

@@ -1,0 +1,278 @@
+"""A Hugging Face causal LM as a decoder, its blocks, and a head that is called apart from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from limbeck.batch import Batch
+from limbeck.errors import ConfigError
+from limbeck.models.heads import finish_of
+from limbeck.signals import Head
+
+
+class CausalLM(nn.Module):
+    """A causal LM whose decoder and head are called apart.
+
+    Attributes:
+        hf_model: The model as transformers made it.
+        blocks: The decoder blocks, first to last.
+    """
+
+    def __init__(self, hf_model: PreTrainedModel) -> None:
+        """
+        Args:
+            hf_model: A model from `AutoModelForCausalLM`.
+
+        Raises:
+            ConfigError: Its decoder, its blocks or its head cannot be told apart.
+        """
+        super().__init__()
+        self.hf_model = hf_model
+        self._finish = finish_of(hf_model.config)
+        self._blocks_name = find_blocks(hf_model)
+        self._vocabulary_size = self.vocabulary_rows
+
+    @property
+    def config(self) -> PreTrainedConfig:
+        """The model's own configuration."""
+        config: PreTrainedConfig = self.hf_model.config
+        return config
+
+    @property
+    def family(self) -> str:
+        """The kind of model, as its configuration names it (`llama`, `qwen2`, ...)."""
+        return str(self.config.model_type)
+
+    @property
+    def decoder(self) -> nn.Module:
+        """The model without its head: token ids to hidden states after the final norm."""
+        return decoder_of(self.hf_model)
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The decoder blocks, first to last."""
+        blocks = self.decoder.get_submodule(self._blocks_name)
+        assert isinstance(blocks, nn.ModuleList)
+        return blocks
+
+    @property
+    def num_layers(self) -> int:
+        """Number of decoder blocks."""
+        return len(self.blocks)
+
+    @property
+    def width(self) -> int:
+        """Size of a hidden state at the head."""
+        return int(output_layer(self.hf_model).weight.shape[1])
+
+    @property
+    def vocabulary_rows(self) -> int:
+        """Rows of the head, padding included."""
+        return int(output_layer(self.hf_model).weight.shape[0])
+
+    @property
+    def vocabulary_size(self) -> int:
+        """V: the head's rows that stand for tokens; those beyond are padding and never seen."""
+        return self._vocabulary_size
+
+    @vocabulary_size.setter
+    def vocabulary_size(self, size: int) -> None:
+        if not 1 <= size <= self.vocabulary_rows:
+            raise ConfigError(
+                f"A vocabulary must have between 1 and {self.vocabulary_rows} tokens, the rows of "
+                f"the {self.family} model's head, got {size}. Choose a model with more rows."
+            )
+        self._vocabulary_size = size
+
+    @property
+    def max_positions(self) -> int | None:
+        """Longest sequence the model was made for; None if its configuration does not say."""
+        limit = option(self.config, "max_position_embeddings")
+        return None if limit is None else int(limit)
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of parameters, tied ones counted once."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    @property
+    def head(self) -> Head:
+        """The output head over the V real tokens; views of the model's own weights.
+
+        Inside a sharded module, read it while the root's parameters are gathered.
+        """
+        layer, size = output_layer(self.hf_model), self._vocabulary_size
+        bias = None if layer.bias is None else layer.bias[:size]
+        return Head(weight=layer.weight[:size], bias=bias, finish=self._finish)
+
+    def forward(
+        self, batch: Batch, layers: Iterable[int] = ()
+    ) -> tuple[Float[Tensor, "N D"], dict[int, Float[Tensor, "N D"]]]:
+        """Run the decoder without its head.
+
+        Args:
+            batch: Its pieces do not see each other; see `Batch.position_ids`.
+            layers: 0-based blocks whose outputs are wanted.
+
+        Returns:
+            Last hidden states, after the final norm; and the outputs of the chosen blocks, before
+            it. Both at the scored positions only, in row-major order.
+        """
+        # Without an attention mask and a cache, transformers derives from the position ids which
+        # tokens may see each other; `prove_documents_apart` holds every model to it.
+        with self._captured(layers) as outputs:
+            last: Tensor = self.decoder(
+                input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False
+            ).last_hidden_state
+        return last[batch.scored], {i: hidden[batch.scored] for i, hidden in outputs.items()}
+
+    def logits(self, input_ids: Int[Tensor, "B T"]) -> Float[Tensor, "B T V"]:
+        """Logits of every position over the real tokens; each row is one document."""
+        last: Tensor = self.decoder(input_ids=input_ids, use_cache=False).last_hidden_state
+        return self.head(last.flatten(0, 1)).view(*input_ids.shape, -1)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompt_ids: list[int],
+        max_new_tokens: int,
+        *,
+        sampling_temperature: float = 0.0,
+        seed: int = 0,
+    ) -> list[int]:
+        """The tokens that follow a prompt; padding is never among them.
+
+        Args:
+            prompt_ids: At least one token.
+            max_new_tokens: At most so many; an end token (the last one then), or the model's
+                longest sequence, ends it earlier.
+            sampling_temperature: 0 takes the most probable token each time.
+            seed: Of the sampling; equal seeds give equal tokens on a device.
+        """
+        if not prompt_ids:
+            raise ConfigError("A prompt must have at least one token, got none. Give some text.")
+        room = max_new_tokens
+        if self.max_positions is not None:
+            room = min(room, self.max_positions - len(prompt_ids))
+        was_training, made = self.training, list[int]()
+        self.eval()
+        try:
+            tokens = self._continue(prompt_ids, sampling_temperature, seed)
+            while len(made) < room:
+                made.append(next(tokens))
+                if made[-1] in self.end_ids:
+                    break
+        finally:
+            self.train(was_training)
+        return made
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Tokens that end a generated text, from the model's generation configuration."""
+        settings = self.hf_model.generation_config
+        ends = None if settings is None else settings.eos_token_id
+        if ends is None:
+            return frozenset()
+        return frozenset([ends] if isinstance(ends, int) else ends)
+
+    def _continue(
+        self, prompt_ids: list[int], sampling_temperature: float, seed: int
+    ) -> Iterator[int]:
+        device = self.hf_model.device
+        generator = torch.Generator().manual_seed(seed)
+        ids, cache = torch.tensor([prompt_ids], device=device), None
+        while True:
+            output = self.decoder(input_ids=ids, past_key_values=cache, use_cache=True)
+            cache = output.past_key_values
+            logits = self.head(output.last_hidden_state[:, -1])[0].float().cpu()
+            if sampling_temperature > 0:
+                probabilities = torch.softmax(logits / sampling_temperature, dim=-1)
+                token = torch.multinomial(probabilities, 1, generator=generator)
+            else:
+                token = logits.argmax(keepdim=True)
+            yield int(token)
+            ids = token[None].to(device)
+
+    @contextmanager
+    def _captured(self, layers: Iterable[int]) -> Iterator[dict[int, Tensor]]:
+        # Hooks, because `output_hidden_states=True` keeps every layer and norms the last one.
+        outputs: dict[int, Tensor] = {}
+
+        def keep(layer: int) -> Callable[..., None]:
+            def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+                outputs[layer] = output[0] if isinstance(output, tuple) else output
+
+            return hook
+
+        handles = [self.blocks[i].register_forward_hook(keep(i)) for i in layers]
+        try:
+            yield outputs
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def option(config: PreTrainedConfig, name: str) -> Any:
+    """A setting under transformers' common name; None where the family has no such setting."""
+    return config.to_dict().get(config.attribute_map.get(name, name))
+
+
+def decoder_of(hf_model: PreTrainedModel) -> nn.Module:
+    """A model without its head.
+
+    Raises:
+        ConfigError: It does not keep them apart.
+    """
+    decoder: nn.Module = hf_model.base_model
+    if decoder is hf_model:
+        raise ConfigError(
+            f"A model must keep its decoder apart from its head, but {type(hf_model).__name__} "
+            f"({hf_model.config.model_type}) is both in one. Choose another model."
+        )
+    return decoder
+
+
+def output_layer(hf_model: PreTrainedModel) -> nn.Linear:
+    """The linear layer that makes logits.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    typed: Any = hf_model  # its methods carry no types
+    layer = typed.get_output_embeddings()
+    if not isinstance(layer, nn.Linear):
+        raise ConfigError(
+            f"A model's head must be one linear layer, but that of {type(hf_model).__name__} "
+            f"({hf_model.config.model_type}) is {type(layer).__name__}. Choose a causal LM."
+        )
+    return layer
+
+
+def find_blocks(hf_model: PreTrainedModel) -> str:
+    """Where in the decoder its blocks are: the outermost list with one module a layer.
+
+    Raises:
+        ConfigError: There is none, or more than one.
+    """
+    wanted = int(hf_model.config.num_hidden_layers)
+    lists: list[str] = [
+        name
+        for name, module in decoder_of(hf_model).named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == wanted
+    ]
+    outermost = min((name.count(".") for name in lists), default=0)
+    found = [name for name in lists if name.count(".") == outermost]
+    if len(found) != 1:
+        raise ConfigError(
+            f"The decoder of {type(hf_model).__name__} ({hf_model.config.model_type}) must have "
+            f"one list of {wanted} blocks, but has {len(found)} ({', '.join(found) or 'none'}). "
+            "limbeck has no entry for this layout; choose another model."
+        )
+    return found[0]

@@ -1,0 +1,33 @@
+"""The student and its objective as one module."""
+
+from __future__ import annotations
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from limbeck.batch import Batch
+from limbeck.models.causal_lm import CausalLM
+from limbeck.objective import Objective, StudentView
+from limbeck.signals import TeacherSignal
+
+
+class Distiller(nn.Module):
+    """The student and its objective as one module.
+
+    One module means one FSDP root, one optimizer and one checkpoint: a term's projectors are
+    handled like the student's own weights, and the head is gathered when the loss needs it.
+    """
+
+    def __init__(self, student: CausalLM, objective: Objective) -> None:
+        super().__init__()
+        self.student = student
+        self.objective = objective
+
+    def forward(
+        self, batch: Batch, signal: TeacherSignal, step_tokens: Int[Tensor, ""]
+    ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
+        """Loss share and metric shares of one micro-batch; see `Objective.forward`."""
+        hidden, layer_hidden = self.student(batch, self.objective.student_layers)
+        view = StudentView(hidden, self.student.head, layer_hidden, batch.targets())
+        loss, shares = self.objective(view, signal, step_tokens)
+        return loss, shares

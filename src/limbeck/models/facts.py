@@ -1,0 +1,57 @@
+"""What a report must say of a model, so that the same one can be found again."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from limbeck.files import sha256
+from limbeck.models.causal_lm import CausalLM
+from limbeck.models.source import ModelSource, find
+
+
+def model_facts(source: ModelSource, model: CausalLM) -> dict[str, Any]:
+    """Name, commit, hash of the weight files, and shape of a loaded model; JSON."""
+    place = find(source)
+    return {
+        "name": source.path,
+        "revision": place.commit,
+        "weights_sha256": files_hash(place.name, place.folder),
+        **shape_facts(model),
+    }
+
+
+def shape_facts(model: CausalLM) -> dict[str, Any]:
+    """Family, size and number format of a model; JSON."""
+    return {
+        "family": model.family,
+        "parameters": model.num_parameters,
+        "bytes": sum(p.numel() * p.element_size() for p in model.parameters()),
+        "layers": model.num_layers,
+        "width": model.width,
+        "vocabulary_rows": model.vocabulary_rows,
+        "dtype": str(model.hf_model.dtype).removeprefix("torch."),
+    }
+
+
+def files_hash(name: str, folder: Path) -> str:
+    """sha256 over a model's weight files: of the .gguf file, or of the folder's safetensors.
+
+    For a folder it is the hash of the lines `name sha256`, sorted by name.
+    """
+    if name.endswith(".gguf"):
+        return sha256(Path(name))
+    lines = [f"{p.name} {sha256(p)}\n" for p in sorted(folder.glob("*.safetensors"))]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def tensors_hash(model: CausalLM) -> str:
+    """sha256 over a model's weights in memory: names, shapes, formats and bytes, sorted by name."""
+    told = hashlib.sha256()
+    for name, tensor in sorted(model.hf_model.state_dict().items()):
+        told.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        told.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return told.hexdigest()

@@ -1,0 +1,77 @@
+"""Models from GGUF files, dequantised and made ordinary, so that they can be saved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from limbeck.errors import ConfigError
+from limbeck.models.build import from_config
+from limbeck.models.source import Place, first_line
+
+
+def load_gguf(place: Place, dtype: torch.dtype) -> PreTrainedModel:
+    """A GGUF file as a plain model.
+
+    The dequantised weights *are* the model: compare with it, not with what was quantised.
+
+    Raises:
+        ConfigError: The file is broken, or of an architecture transformers does not read.
+    """
+    file = Path(place.name)
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, dtype=dtype, attn_implementation="eager"
+        )
+    except (OSError, ValueError, KeyError, IndexError, NotImplementedError) as error:
+        raise ConfigError(
+            f"{file} cannot be read as a GGUF model: {first_line(error)} Check that it is "
+            "whole and of a family transformers reads, or give a Hugging Face folder."
+        ) from error
+    assert isinstance(loaded, PreTrainedModel)
+    return plain(loaded, dtype)
+
+
+def plain(loaded: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """The same weights in a model that does not think itself quantised, and can be saved."""
+    config = plain_config(loaded.config)
+    model = from_config(config, dtype)
+    model.load_state_dict(loaded.state_dict(), assign=True)
+    model.tie_weights()
+    model.generation_config = loaded.generation_config
+    return model
+
+
+def plain_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """A GGUF model's configuration without its quantisation, and with decimal numbers.
+
+    GGUF stores numbers in float32, so 1e-5 comes back as 9.99999974e-06, and every other program
+    that reads the folder would compute with another model than the original.
+    """
+    tree = {
+        key: value
+        for key, value in config.to_dict().items()
+        if key not in ("quantization_config", "_name_or_path")
+    }
+    made: PreTrainedConfig = type(config).from_dict(decimal(tree))
+    return made
+
+
+def decimal(value: Any) -> Any:
+    """Nested data with every float32 in it as the shortest decimal that means it.
+
+    Example:
+        >>> decimal({"eps": [9.999999747378752e-06, 0.1, 1]})
+        {'eps': [1e-05, 0.1, 1]}
+    """
+    if isinstance(value, dict):
+        return {key: decimal(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [decimal(inner) for inner in value]
+    if isinstance(value, float) and float(np.float32(value)) == value:
+        return float(str(np.float32(value)))
+    return value

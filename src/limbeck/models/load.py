@@ -1,0 +1,114 @@
+"""Models from folders, the hub and GGUF files, checked before anything is computed with them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from limbeck.errors import ConfigError, DataError, TryLaterError
+from limbeck.models.build import attention_of, from_config
+from limbeck.models.causal_lm import CausalLM
+from limbeck.models.gguf import load_gguf
+from limbeck.models.prove import prove_documents_apart, prove_head
+from limbeck.models.source import (
+    ModelSource,
+    Place,
+    find,
+    first_line,
+    read_config,
+    refuse_unknown_kinds,
+)
+
+
+def load_model(source: ModelSource, *, device: torch.device, dtype: torch.dtype) -> CausalLM:
+    """Load a causal LM in eval mode, and prove its head and its packing.
+
+    Raises:
+        ConfigError: It is not there, or is a model limbeck cannot use.
+        DataError: Its weights are damaged or not all there.
+        TryLaterError: The hub does not answer.
+    """
+    place = find(source)
+    if place.name.endswith(".gguf"):
+        hf_model = load_gguf(place, dtype)
+        refuse_unknown_kinds(source.path, hf_model.config)
+    else:
+        hf_model = _from_pretrained(source, place, read_config(source, place), dtype)
+    model = CausalLM(hf_model).to(device).eval()
+    prove_head(model)
+    prove_documents_apart(model)
+    return model
+
+
+def new_model(
+    config: PreTrainedConfig, *, device: torch.device, dtype: torch.dtype, seed: int
+) -> CausalLM:
+    """A model with random weights; equal seeds give equal weights on every device."""
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            hf_model = from_config(config, dtype)
+    except (ValueError, KeyError, RuntimeError, ZeroDivisionError) as error:
+        raise ConfigError(
+            f"No {config.model_type} model can be made of this configuration: {first_line(error)}"
+        ) from error
+    return CausalLM(hf_model).to(device)
+
+
+def enable_activation_checkpointing(model: CausalLM) -> None:
+    """Keep only the blocks' inputs during training; their insides are computed again in backward.
+
+    Raises:
+        ConfigError: The family cannot.
+    """
+    if not model.hf_model.supports_gradient_checkpointing:
+        raise ConfigError(
+            f"memory.activation_checkpointing needs a family that supports it; {model.family} "
+            "does not. Set it to false."
+        )
+    hf_model: Any = model.hf_model  # its methods carry no types
+    hf_model.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def _from_pretrained(
+    source: ModelSource, place: Place, config: PreTrainedConfig, dtype: torch.dtype
+) -> PreTrainedModel:
+    load: Any = AutoModelForCausalLM.from_pretrained  # what it returns depends on a flag
+    try:
+        hf_model, info = load(
+            place.name,
+            config=config,
+            revision=place.commit,
+            trust_remote_code=source.trust_remote_code,
+            dtype=dtype,
+            attn_implementation=attention_of(config),
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except SafetensorError as error:
+        raise DataError(
+            f"The weights of {source.path} are damaged: {first_line(error)} Fetch them again."
+        ) from error
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+        if place.commit is not None and isinstance(error, OSError) and _network(error):
+            raise TryLaterError(
+                f"The weights of {source.path} could not be fetched: {first_line(error)} Try again."
+            ) from error
+        raise ConfigError(
+            f"{source.path} cannot be loaded from safetensors: {first_line(error)}"
+        ) from error
+    if absent := sorted(info["missing_keys"]) + [str(m) for m in sorted(info["mismatched_keys"])]:
+        raise DataError(
+            f"The weights of {source.path} must fill the whole model, but {len(absent)} are absent "
+            f"or of another shape: {', '.join(absent[:5])}. Fetch or save the model again."
+        )
+    assert isinstance(hf_model, PreTrainedModel)
+    return hf_model
+
+
+def _network(error: OSError) -> bool:
+    """Whether a failed load is the network's fault, not that of what the hub holds."""
+    return "safetensors" not in str(error) or "connect" in str(error).lower()

@@ -1,0 +1,70 @@
+"""A student as a folder that needs nothing of limbeck."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from limbeck.models.causal_lm import CausalLM
+
+WRAPPED = "hf_model."
+"""What the wrappers put before a parameter's own name."""
+
+
+def save_student(
+    model: CausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    *,
+    weights: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write a Hugging Face folder: weights, configurations, tokenizer, chat template.
+
+    Rows of the head beyond the vocabulary cannot be cut from an ordinary model, so its generation
+    configuration suppresses them.
+
+    Args:
+        model: The student.
+        tokenizer: The student's tokenizer.
+        folder: Made if it does not exist.
+        weights: All weights by name, gathered, where the model's own are sharded; names may carry
+            the prefixes of the modules the model was wrapped in.
+    """
+    state = model.hf_model.state_dict() if weights is None else own_names(weights)
+    hf_model = model.hf_model
+    settings = generation_settings(hf_model.generation_config)
+    padded = range(model.vocabulary_size, model.vocabulary_rows)
+    if padded:
+        suppressed = sorted({*(settings.suppress_tokens or ()), *padded})
+        settings.suppress_tokens = suppressed
+    kept, name = hf_model.generation_config, hf_model.config.name_or_path
+    hf_model.generation_config, hf_model.config.name_or_path = settings, ""
+    try:
+        hf_model.save_pretrained(folder, state_dict=dict(state))
+    finally:
+        hf_model.generation_config, hf_model.config.name_or_path = kept, name
+    tokenizer.save_pretrained(folder)
+
+
+def own_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of the model inside the wrappers, under the names it knows them by."""
+    return {
+        name.partition(WRAPPED)[2]: tensor for name, tensor in weights.items() if WRAPPED in name
+    } or dict(weights)
+
+
+def generation_settings(settings: GenerationConfig | None) -> GenerationConfig:
+    """A copy of generation settings that transformers agrees to save.
+
+    Some published models have settings that contradict each other (a temperature without
+    sampling), and those must not stop a finished student from being written.
+    """
+    made = GenerationConfig.from_dict({} if settings is None else settings.to_dict())
+    try:
+        made.validate(strict=True)
+    except ValueError:
+        made.do_sample = True
+    return made

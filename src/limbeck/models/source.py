@@ -1,0 +1,186 @@
+"""Where a model comes from, and whether what lies there can be used at all."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedConfig
+
+from limbeck.errors import ConfigError, TryLaterError
+
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+"""Settings that count the experts of a mixture."""
+MODALITIES = ("vision_config", "audio_config")
+"""Settings of what reads something other than text."""
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model's place.
+
+    Attributes:
+        path: A Hugging Face folder, a .gguf file, or a name on the Hugging Face hub.
+        revision: Branch, tag or commit on the hub; None takes the main branch as it is now.
+        trust_remote_code: Run Python the model brings along; needs a commit as revision.
+    """
+
+    path: str
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class Place:
+    """A model's place, found.
+
+    Attributes:
+        name: What transformers is to open: a folder, a file, or a name on the hub.
+        folder: Where its files are; for the hub the local copy of one commit.
+        commit: The hub's commit, None for a local model.
+    """
+
+    name: str
+    folder: Path
+    commit: str | None
+
+
+def find(source: ModelSource) -> Place:
+    """Find a model, locally or on the hub.
+
+    Raises:
+        ConfigError: It is not there, is no model, or may not be read.
+        TryLaterError: The hub does not answer.
+    """
+    path = Path(source.path).expanduser()
+    if path.suffix == ".gguf" or path.is_file():
+        if path.suffix != ".gguf" or not path.is_file():
+            raise ConfigError(
+                f"A model must be a folder, a .gguf file that exists or a hub name, got {path}. "
+                "Check the path."
+            )
+        return Place(str(path), path.parent, None)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ConfigError(
+                f"A model's folder must hold config.json, but {path} does not. Give the folder "
+                "that save_pretrained wrote."
+            )
+        if not list(path.glob("*.safetensors")):
+            raise ConfigError(
+                f"Weights must be in safetensors, but {path} has no .safetensors file (pickled "
+                "weights can run code). Convert them: AutoModelForCausalLM.from_pretrained(...)"
+                ".save_pretrained(...)."
+            )
+        return Place(str(path), path, None)
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source.path) or source.path.startswith((".", "~")):
+        raise ConfigError(f"There must be a model at {path}, but there is no such folder or file.")
+    return on_hub(source)
+
+
+def on_hub(source: ModelSource) -> Place:
+    """Find a model on the hub, and the commit its revision means now.
+
+    Raises:
+        ConfigError: No such model or revision, or it may not be read.
+        TryLaterError: The hub does not answer.
+    """
+    where = f"{source.path!r} (revision {source.revision or 'main'})"
+    if source.trust_remote_code and not re.fullmatch(r"[0-9a-f]{40}", source.revision or ""):
+        raise ConfigError(
+            f"trust_remote_code needs as revision the 40-digit commit that you have read, got "
+            f"{source.revision!r} for {source.path!r}. Set it, or leave trust_remote_code out."
+        )
+    try:
+        config = Path(hf_hub_download(source.path, "config.json", revision=source.revision))
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError, TimeoutError) as error:
+        raise TryLaterError(
+            f"{where} is no local folder, and the hub cannot be reached: {first_line(error)} "
+            "Give a folder that exists, or try again with a network."
+        ) from error
+    except GatedRepoError as error:
+        raise ConfigError(
+            f"{where} asks for its licence to be accepted. Do so on the hub, then `hf auth login`."
+        ) from error
+    except (RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError) as error:
+        raise ConfigError(
+            f"{where} is neither a local folder nor a model you can read on the hub: "
+            f"{first_line(error)} Check path and revision."
+        ) from error
+    except HFValidationError as error:
+        raise ConfigError(f"{where} is not a name the hub knows: {first_line(error)}") from error
+    except (HfHubHTTPError, OSError) as error:
+        raise TryLaterError(
+            f"The hub refused {where}: {first_line(error)} Try again later."
+        ) from error
+    return Place(source.path, config.parent, config.parent.name)
+
+
+def read_config(source: ModelSource, place: Place) -> PreTrainedConfig:
+    """A model's configuration, if limbeck can use such a model.
+
+    Raises:
+        ConfigError: It is broken, of an unknown family, no causal LM, or of a kind limbeck refuses.
+    """
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
+            place.name, revision=place.commit, trust_remote_code=source.trust_remote_code
+        )
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        raise ConfigError(
+            f"The configuration of {source.path} cannot be used: {first_line(error)} Models with "
+            "Python of their own need trust_remote_code: true and a pinned revision."
+        ) from error
+    refuse_unknown_kinds(source.path, config, own_code=source.trust_remote_code)
+    return config
+
+
+def refuse_unknown_kinds(name: str, config: PreTrainedConfig, *, own_code: bool = False) -> None:
+    """Refuse the kinds of model that limbeck has no entry for.
+
+    Raises:
+        ConfigError: Naming the kind and what is missing.
+    """
+    plain: Mapping[str, Any] = config.to_dict()
+    told = f"{name} ({config.model_type})"
+    if modality := next((key for key in MODALITIES if plain.get(key)), None):
+        raise ConfigError(
+            f"A model must read text only, but {told} has a {modality}. limbeck has no entry for "
+            "models of several modalities; give the folder of its text part."
+        )
+    if experts := next((key for key in EXPERTS if (plain.get(key) or 0) > 1), None):
+        raise ConfigError(
+            f"A model must be dense, but {told} has {experts} = {plain[experts]}. limbeck has no "
+            "entry for mixtures of experts; choose a dense model."
+        )
+    if plain.get("quantization_config"):
+        raise ConfigError(
+            f"Weights must be plain numbers, but {told} is quantised (quantization_config). "
+            "Give the original weights, or a .gguf file."
+        )
+    causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or own_code
+    if not causal or plain.get("is_encoder_decoder"):
+        raise ConfigError(
+            f"A model must be a causal language model, but {told} is not one. Choose a "
+            "decoder-only model, as Llama, Qwen, Gemma or Mistral."
+        )
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, ended with a full stop."""
+    line = next((text.strip() for text in str(error).splitlines() if text.strip()), "")
+    return f"{(line or type(error).__name__).rstrip('.')}."
