@@ -1,1 +1,97 @@
-"""."""
+"""The command line: one file a verb, errors without tracebacks, exit codes a scheduler can use."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+from types import FrameType
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from limbeck import __version__
+from limbeck.errors import LimbeckError, RunError, Stopped
+
+VERBS = ("demo", "peek", "check", "distill", "evaluate", "report")
+
+EXPLANATION = """Distils a large language model (the teacher) into a small one (the student).
+
+The student learns the teacher's [bold]dark knowledge[/bold]: its whole probability distribution
+over the vocabulary at every position, not only the next token of a data set. The run ends with a
+student in safetensors and a report of what was kept and what was lost.
+
+  limbeck demo                       the whole chain on this machine, in minutes
+  limbeck peek TEACHER "some text"   what a teacher knows beyond the next token
+  limbeck check recipe.yaml          everything that can be known before the first step
+  limbeck distill recipe.yaml        the main job; add key=value to change the recipe
+
+Exit codes: 0 done; 2 the recipe is wrong; 3 the data is wrong or damaged; 4 failed, can be resumed;
+5 numbers stopped being finite; 6 disk or permission; 75 try later; 130 Ctrl-C, 143 stopped by a
+signal, both after saving.
+"""
+
+
+def build() -> typer.Typer:
+    """The application with its verbs, each from the file of its name."""
+    app = typer.Typer(
+        help=EXPLANATION,
+        no_args_is_help=True,
+        rich_markup_mode="rich",
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(version)
+    for verb in VERBS:
+        module = importlib.import_module(f"limbeck.commands.{verb}")
+        app.command(name=verb)(vars(module)[verb])
+    return app
+
+
+def version(
+    show: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+) -> None:
+    """Options that stand before the verb."""
+    if show:
+        Console().print(f"limbeck {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line and leave with the exit code of what happened."""
+    signal.signal(signal.SIGINT, leave)
+    signal.signal(signal.SIGTERM, leave)
+    console = Console(stderr=True)
+    try:
+        build()()
+    except LimbeckError as error:
+        console.print(f"[bold red]limbeck:[/bold red] {escape(str(error))}", soft_wrap=True)
+        sys.exit(exit_code(error))
+    except MemoryError as error:
+        told = RunError(
+            "The machine ran out of memory. Lower memory.micro_batch or memory.head_budget_mb, "
+            "shorten data.sequence_length, or set memory.activation_checkpointing=true."
+        )
+        console.print(f"[bold red]limbeck:[/bold red] {told} ({error})")
+        sys.exit(told.exit_code)
+
+
+def leave(number: int, frame: FrameType | None) -> None:
+    """What a signal does outside the training loop, where there is nothing to save."""
+    raise Stopped(f"Stopped by {signal.Signals(number).name}.", number)
+
+
+def exit_code(error: LimbeckError) -> int:
+    """The process's exit code; 0 for a stopped worker, whose launcher reports the signal."""
+    return (
+        0
+        if isinstance(error, Stopped) and "TORCHELASTIC_RUN_ID" in os.environ
+        else (error.exit_code)
+    )
+
+
+def escape(text: str) -> str:
+    """Text as it is, where rich would read markup in brackets."""
+    return text.replace("[", r"\[")

@@ -1,0 +1,41 @@
+"""`limbeck evaluate`: how faithful any student is to any teacher."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from limbeck.commands.distill import Overrides, Recipe
+from limbeck.commands.tables import outcome_table
+
+
+def evaluate(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    student: Annotated[
+        Path | None,
+        typer.Option(
+            help="A student's folder; that of the recipe's own run by default.", show_default=False
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> None:
+    """Measure a student against the recipe's teacher on the recipe's held-out text.
+
+    Forward and reverse KL, total variation, top-1 agreement, cross-entropy, perplexity and bits per
+    byte, each with a bootstrap interval over documents. Nothing is trained, nothing is written.
+    """
+    from limbeck.recipe import assemble, load  # noqa: PLC0415  (help need not load torch)
+
+    with assemble(load(recipe, overrides or [])) as run:
+        evaluation = run.evaluate(student)
+        if not run.is_main:
+            return
+        if as_json:
+            typer.echo(json.dumps(evaluation))
+        else:
+            Console().print(outcome_table(evaluation))

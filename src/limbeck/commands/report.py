@@ -1,0 +1,20 @@
+"""`limbeck report`: the page, from a run directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def report(
+    run: Annotated[Path, typer.Argument(help="A run directory.", show_default=False)],
+) -> None:
+    """Write report.html anew from what a run directory holds.
+
+    The page is one file without scripts or references to anywhere: send it to a colleague.
+    """
+    from limbeck.report import write_report  # noqa: PLC0415  (help need not load matplotlib)
+
+    typer.echo(write_report(run))

@@ -1,0 +1,68 @@
+"""Tables that more than one verb prints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+ARMS = {
+    "initial": "student as initialised",
+    "cross_entropy": "student, cross-entropy only",
+    "distilled": "student, distilled",
+    "teacher": "teacher",
+}
+COLUMNS = {
+    "forward_kl": ("KL to teacher", "{:.3f}"),
+    "total_variation": ("TVD", "{:.3f}"),
+    "top1_agreement": ("top-1 agreement", "{:.1%}"),
+    "cross_entropy": ("cross-entropy", "{:.3f}"),
+    "perplexity": ("perplexity", "{:.1f}"),
+    "bits_per_byte": ("bits/byte", "{:.3f}"),
+}
+
+
+def outcome_table(evaluation: Mapping[str, Any]) -> RenderableType:
+    """The students against their anchors, with 95 % intervals over documents."""
+    if not evaluation.get("arms"):
+        return Text("Nothing was measured: the recipe names no held-out text (evaluate.data).")
+    table = Table(title="On held-out text", title_justify="left", header_style="bold")
+    table.add_column("")
+    for title, _ in COLUMNS.values():
+        table.add_column(title, justify="right")
+    for arm, title in ARMS.items():
+        if figures := evaluation["arms"].get(arm):
+            cells = [cell(figures.get(name), form) for name, (_, form) in COLUMNS.items()]
+            table.add_row(title, *cells, style="bold green" if arm == "distilled" else "")
+    return Group(table, *sentences(evaluation))
+
+
+def cell(figure: Mapping[str, float] | None, form: str) -> str:
+    """A figure with its interval, or a dash where it means nothing."""
+    if figure is None:
+        return "-"
+    value, low, high = (form.format(figure[key]) for key in ("value", "low", "high"))
+    return value if low == high else f"{value} [{low}, {high}]"
+
+
+def sentences(evaluation: Mapping[str, Any]) -> list[Text]:
+    """What the table says, in words."""
+    said = []
+    gap = evaluation.get("gap_recovered_percent", {}).get("distilled")
+    if gap:
+        said.append(
+            f"Distillation closed {gap['value']:.0f} % [{gap['low']:.0f}, {gap['high']:.0f}] of "
+            "the distance (KL) between the initial student and the teacher."
+        )
+    ahead = evaluation.get("difference", {}).get("forward_kl")
+    if ahead:
+        sure = "excludes" if ahead["low"] > 0 or ahead["high"] < 0 else "includes"
+        said.append(
+            f"Trained with cross-entropy only, on the same tokens, the student ends "
+            f"{ahead['value']:+.3f} nats [{ahead['low']:+.3f}, {ahead['high']:+.3f}] from there: "
+            f"the interval, paired by document, {sure} zero."
+        )
+    return [Text(line) for line in said]

@@ -1,0 +1,197 @@
+"""The students a run trains: the distilled one, its cross-entropy anchor, each at every rate."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from limbeck.config import ObjectiveConfig, RunConfig, to_plain
+from limbeck.distributed import (
+    StopSignals,
+    all_sum,
+    checkpoint_name,
+    full_weights,
+    gathered,
+    load_checkpoint,
+)
+from limbeck.evaluate import Scores, measure, scores_from_json, scores_to_json
+from limbeck.files import write_text
+from limbeck.models import CausalLM, Distiller, save_student
+from limbeck.recipe.parts import Parts
+from limbeck.teachers.remembering import RememberingTeacher
+from limbeck.train import MetricSink, TrainSetup, train
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One student to train.
+
+    Attributes:
+        name: `distilled` or `cross_entropy`.
+        learning_rate: Peak.
+        objective: What it minimises.
+        folder: Its run directory.
+    """
+
+    name: str
+    learning_rate: float
+    objective: ObjectiveConfig
+    folder: Path
+
+    @property
+    def scores(self) -> Path:
+        """Where its figures are kept once it is done."""
+        return self.folder / "scores.json"
+
+
+def arms_of(config: RunConfig) -> list[Arm]:
+    """Every student a recipe asks for; the distilled ones first."""
+    rates = config.optim.learning_rate
+    grid = rates if isinstance(rates, tuple) else (rates,)
+    objectives = {"distilled": config.objective}
+    if config.evaluate.baseline:
+        objectives["cross_entropy"] = replace(config.objective, alpha=0.0, extra=())
+    return [
+        Arm(name, rate, objective, arm_folder(config.output, name, rate, len(grid)))
+        for name, objective in objectives.items()
+        for rate in grid
+    ]
+
+
+def arm_folder(output: Path, name: str, rate: float, grid_size: int) -> Path:
+    """The run directory of an arm: the run's own for the only distilled one."""
+    if grid_size > 1:
+        return output / "stages" / f"{name}-{rate:g}"
+    return output if name == "distilled" else output / "stages" / name
+
+
+def best(arms: Sequence[Arm]) -> dict[str, Arm]:
+    """Of each name the arm whose student is nearest to the teacher on the documents that decide."""
+    chosen: dict[str, Arm] = {}
+    for arm in arms:
+        if arm.name not in chosen or decision(arm) < decision(chosen[arm.name]):
+            chosen[arm.name] = arm
+    return chosen
+
+
+def decision(arm: Arm) -> float:
+    """Forward KL on the documents that decide; nothing was measured without held-out text."""
+    deciding = json.loads(arm.scores.read_text(encoding="utf-8"))["deciding"]
+    return scores_from_json(deciding).mean("forward_kl") if deciding else math.inf
+
+
+class Bench:
+    """Where arms are trained and measured, one after another, on the same parts."""
+
+    def __init__(self, parts: Parts, initial: Path, stop: StopSignals) -> None:
+        """
+        Args:
+            parts: Of the run.
+            initial: Where the student as initialised is saved, when a second arm needs it.
+            stop: Signals that training heeds.
+        """
+        self._parts = parts
+        self._initial = initial
+        self._stop = stop
+        self._remembering = RememberingTeacher(parts.teacher)
+
+    def run(self, arm: Arm, sinks: Sequence[MetricSink], *, resume: bool) -> None:
+        """Train an arm, keep its best student, and write down its figures."""
+        parts = self._parts
+        distiller = parts.distiller(parts.take_student(self._initial), arm.objective)
+        first = parts.config.output / "initial.json"
+        if not first.exists():
+            self._write_scores(first, distiller)
+        parts.teacher.ask(distiller.objective.needs)
+        result = train(
+            TrainSetup(
+                distiller=distiller,
+                teacher=parts.teacher,
+                batches=parts.data,
+                optim=parts.config.optim,
+                learning_rate=arm.learning_rate,
+                checkpoint=parts.config.checkpoint,
+                memory=parts.config.memory,
+                world=parts.world,
+                folder=arm.folder,
+                seed=parts.config.seed,
+                sequence_length=parts.config.data.sequence_length,
+                evaluate=None if parts.held_out is None else lambda: self._during(distiller),
+                evaluate_every=parts.config.evaluate.every,
+                sinks=sinks,
+                resume=resume,
+                fingerprint=fingerprint(parts, arm),
+                stop=self._stop,
+            )
+        )
+        if result.best_step != result.step:
+            checkpoint = arm.folder / "checkpoints" / checkpoint_name(result.best_step)
+            load_checkpoint(checkpoint, distiller, (), parts.world)
+        self._save(arm, distiller)
+        self._write_scores(arm.scores, distiller)
+
+    def _save(self, arm: Arm, distiller: Distiller) -> None:
+        weights = full_weights(distiller.student.hf_model, self._parts.world)
+        if self._parts.world.is_main:
+            save_student(
+                distiller.student, self._parts.tokenizer, arm.folder / "student", weights=weights
+            )
+
+    def _write_scores(self, path: Path, distiller: Distiller) -> None:
+        held_out = self._parts.held_out
+        deciding = reporting = None
+        if held_out is not None:
+            deciding = scores_to_json(self._measure(distiller, held_out.deciding_rows))
+            reporting = scores_to_json(self._measure(distiller, held_out.reporting_rows))
+        if self._parts.world.is_main:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(path, json.dumps({"deciding": deciding, "reporting": reporting}))
+
+    def _during(self, distiller: Distiller) -> Mapping[str, float]:
+        assert self._parts.held_out is not None
+        scores = self._measure(distiller, self._parts.held_out.deciding_rows)
+        return {name: scores.mean(name) for name in scores.metrics}
+
+    def _measure(self, distiller: Distiller, rows: Sequence[int]) -> Scores:
+        with gathered(distiller):
+            return self.measure(distiller.student, rows)
+
+    def measure(self, student: CausalLM, rows: Sequence[int]) -> Scores:
+        """A student's figures on some rows of the held-out text, over all ranks."""
+        parts = self._parts
+        assert parts.held_out is not None
+        world = parts.world
+        return measure(
+            student,
+            self._remembering,
+            parts.held_out.data,
+            rows[world.rank :: world.size],
+            micro_batch=4,
+            device=world.device,
+            reduce=all_sum if world.size > 1 else None,
+        )
+
+
+def fingerprint(parts: Parts, arm: Arm) -> dict[str, Any]:
+    """What must not change between a run and its resumption."""
+    plain = to_plain(parts.config)
+    for section in ("output", "track", "device", "parallel", "evaluate", "memory", "checkpoint"):
+        del plain[section]
+    return {
+        "recipe": plain,
+        "arm": arm.name,
+        "learning_rate": arm.learning_rate,
+        "teacher": parts.teacher.facts,
+        "data": parts.data.facts,
+    }
+
+
+def figures(path: Path) -> Iterator[Scores]:
+    """The reported figures in a scores file; none where nothing was measured."""
+    reporting = json.loads(path.read_text(encoding="utf-8"))["reporting"]
+    if reporting:
+        yield scores_from_json(reporting)

@@ -1,0 +1,81 @@
+"""A recipe's file into a configuration, with every mistake that can be known before loading."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from limbeck.config import RunConfig, read
+from limbeck.data import readers
+from limbeck.divergences import divergences
+from limbeck.initialisers import initialisers
+from limbeck.objective import objective_problems, terms
+from limbeck.registry import Problem, Registry, suggest
+from limbeck.schema import recipe_schema
+from limbeck.teachers import teachers
+from limbeck.train import optim_problems
+
+OPEN_PARTS: dict[str, Registry[Any]] = {
+    "teacher": teachers,
+    "student": initialisers,
+    "objective.divergence": divergences,
+    "objective.extra[]": terms,
+}
+"""Where a recipe may name components, and of which registry."""
+
+
+def load(path: Path | str, overrides: Iterable[str] = ()) -> RunConfig:
+    """Read a recipe, apply `a.b=value` overrides, check everything.
+
+    Raises:
+        ConfigError: With one line a mistake, each beginning with the path of the field.
+    """
+    return read(Path(path), overrides, problems)
+
+
+def problems(config: RunConfig) -> Iterator[Problem]:
+    """Every mistake in the open parts, and in what parts say of each other."""
+    yield from teachers.problems(config.teacher, "teacher")
+    yield from initialisers.problems(config.student, "student")
+    yield from objective_problems(config.objective)
+    yield from optim_problems(config.optim)
+    known = readers.names()
+    if config.data.type not in known:
+        told = f"no data type is called {config.data.type!r}{suggest(config.data.type, known)}"
+        yield Problem("data.type", f"{told}. Known: {', '.join(known)}.")
+    yield from step_problems(config)
+    if config.evaluate.baseline and not config.evaluate.data:
+        yield Problem(
+            "evaluate.baseline",
+            "compares two students on held-out text, and evaluate.data names none.",
+        )
+    if isinstance(config.optim.learning_rate, tuple) and not config.evaluate.data:
+        yield Problem(
+            "optim.learning_rate",
+            "a grid is decided on held-out text, and evaluate.data names none. Give one number, "
+            "or held-out text.",
+        )
+
+
+def step_problems(config: RunConfig) -> Iterator[Problem]:
+    """What the size of a step and the length of the run say of each other."""
+    optim, length = config.optim, config.data.sequence_length
+    if optim.tokens_per_step < length:
+        yield Problem(
+            "optim.tokens_per_step",
+            f"must hold at least one row of data.sequence_length = {length}, "
+            f"got {optim.tokens_per_step}.",
+        )
+    if optim.warmup_steps >= optim.steps:
+        yield Problem(
+            "optim.warmup_steps",
+            f"must be less than optim.steps = {optim.steps}, got {optim.warmup_steps}.",
+        )
+
+
+def schema() -> dict[str, Any]:
+    """JSON schema of a recipe, for editors."""
+    whole = recipe_schema(OPEN_PARTS)
+    whole["$defs"]["DataConfig"]["properties"]["type"]["enum"] = readers.names()
+    return whole

@@ -1,0 +1,199 @@
+"""What a run is made of, loaded and proven before the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from limbeck.config import RunConfig
+from limbeck.data import TextData, load_data, overlap
+from limbeck.distributed import World, barrier, shard
+from limbeck.errors import ConfigError
+from limbeck.initialisers import InitialStudent, Origin, initialisers
+from limbeck.models import (
+    CausalLM,
+    Distiller,
+    ModelSource,
+    cache_folder,
+    choose_dtype,
+    enable_activation_checkpointing,
+    load_model,
+)
+from limbeck.objective import ObjectiveConfig, PairShapes, build_objective
+from limbeck.recipe.held_out import HeldOut
+from limbeck.teachers import Place, Teacher, teachers
+from limbeck.tokenizers import (
+    PreTrainedTokenizerBase,
+    VocabularyProof,
+    load_tokenizer,
+    prove_same_vocabulary,
+)
+
+
+@dataclass
+class Parts:
+    """Models, tokenizer and data of a run.
+
+    Attributes:
+        config: The recipe.
+        world: This process among all.
+        tokenizer: Of teacher and student, proven to be one.
+        vocabulary: The proof.
+        teacher: Frozen, and sharded where the student is.
+        student: As initialised; whoever trains it takes it away (`take_student`).
+        shapes: What terms must know of the two models.
+        data: Training text.
+        held_out: Held-out text, if the recipe names any.
+        notes: What a user should hear, though nothing is wrong.
+    """
+
+    config: RunConfig
+    world: World
+    tokenizer: PreTrainedTokenizerBase
+    vocabulary: VocabularyProof
+    teacher: Teacher
+    student: InitialStudent | None
+    shapes: PairShapes
+    data: TextData
+    held_out: HeldOut | None
+    facts: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+
+    def take_student(self, saved: Path) -> CausalLM:
+        """A student as initialised: the one in memory the first time, then the one saved."""
+        if self.student is not None:
+            model, self.student = self.student.model, None
+            return model
+        dtype = student_dtype(self.world)
+        model = load_model(ModelSource(str(saved)), device=self.world.device, dtype=dtype)
+        model.vocabulary_size = self.vocabulary.size
+        return model
+
+    def distiller(self, student: CausalLM, objective: ObjectiveConfig) -> Distiller:
+        """A student under an objective, spread over the ranks."""
+        if self.config.memory.activation_checkpointing:
+            enable_activation_checkpointing(student)
+        budget = self.config.memory.head_budget_mb
+        distiller = Distiller(
+            student, build_objective(objective, self.shapes, head_budget_mb=budget)
+        )
+        distiller.to(self.world.device)
+        compute = choose_dtype("auto", self.world.device)
+        shard(distiller, student.blocks, self.world, compute_dtype=compute)
+        return distiller
+
+
+def gather_parts(config: RunConfig, world: World) -> Parts:
+    """Load everything, and prove that it belongs together.
+
+    Raises:
+        ConfigError: Teacher, student and data do not go together; each reason says which.
+        DataError: The text cannot be used.
+    """
+    with main_first(world):
+        teacher = teachers.bind(config.teacher, "teacher")(Place(world.device))
+        tokenizer = load_tokenizer(
+            str(config.teacher["path"]),
+            revision=config.teacher.get("revision"),
+            trust_remote_code=bool(config.teacher.get("trust_remote_code", False)),
+        )
+    origin = Origin(teacher.model, tokenizer, world.device, student_dtype(world), config.seed)
+    with main_first(world):
+        student = initialisers.bind(config.student, "student")(origin)
+    vocabulary = prove_pair(student, teacher, tokenizer)
+    limit = shortest(teacher.model, student.model)
+    with main_first(world):
+        cache = cache_folder() / "data"
+        data = load_data(config.data, tokenizer, cache=cache, max_positions=limit)
+        held_out = None
+        if config.evaluate.data is not None:
+            held = load_data(held_out_config(config), tokenizer, cache=cache, max_positions=limit)
+            held_out = HeldOut(held, config.evaluate)
+    notes = list(vocabulary.notes)
+    if held_out is not None and (shared := overlap(data, held_out.data)):
+        notes.append(f"{shared} held-out documents also stand in the training text.")
+    shapes = shapes_of(student, teacher)
+    if teacher.model is not None:
+        dtype = choose_dtype("auto", world.device)
+        shard(teacher.model, teacher.model.blocks, world, compute_dtype=dtype)
+    facts = {
+        "teacher": teacher.facts,
+        "student": student.facts,
+        "data": data.facts,
+        "held_out": held_out.data.facts if held_out else None,
+    }
+    return Parts(
+        config, world, tokenizer, vocabulary, teacher, student, shapes, data, held_out, facts, notes
+    )
+
+
+def student_dtype(world: World) -> torch.dtype:
+    """Type of the weights being trained: float32 wherever the computation may be less.
+
+    Sharded, FSDP2 computes in bfloat16 on a GPU and keeps these; a bfloat16 weight would swallow
+    most steps of the size that distillation takes.
+    """
+    del world
+    return torch.float32
+
+
+def prove_pair(
+    student: InitialStudent, teacher: Teacher, tokenizer: PreTrainedTokenizerBase
+) -> VocabularyProof:
+    """Prove that ids mean the same to both, and cut both heads to the ids that mean something."""
+    teacher_rows = teacher.model.vocabulary_rows if teacher.model else len(tokenizer)
+    proof = prove_same_vocabulary(
+        student.tokenizer,
+        tokenizer,
+        student_rows=student.model.vocabulary_rows,
+        teacher_rows=teacher_rows,
+    )
+    student.model.vocabulary_size = proof.size
+    if teacher.model:
+        teacher.model.vocabulary_size = proof.size
+    return proof
+
+
+def held_out_config(config: RunConfig) -> Any:
+    """Held-out text read as the training text is, one window a row so that documents stay apart."""
+    return replace(
+        config.data,
+        path=config.evaluate.data,
+        split=config.evaluate.split,
+        max_documents=config.evaluate.max_documents,
+        pack=False,
+    )
+
+
+def shortest(*models: CausalLM | None) -> int | None:
+    """The longest sequence that every one of the models was made for."""
+    limits = [m.max_positions for m in models if m is not None and m.max_positions is not None]
+    return min(limits, default=None)
+
+
+def shapes_of(student: InitialStudent, teacher: Teacher) -> PairShapes:
+    """What terms must know of the two models."""
+    if teacher.model is None:
+        raise ConfigError("teacher: a run needs a teacher with a model. Use `type: online`.")
+    return PairShapes(
+        student_layers=student.model.num_layers,
+        teacher_layers=teacher.model.num_layers,
+        student_width=student.model.width,
+        teacher_width=teacher.model.width,
+        layer_map=student.layer_map,
+    )
+
+
+@contextmanager
+def main_first(world: World) -> Iterator[None]:
+    """Rank 0 does it while the others wait, then they do: one download, one conversion."""
+    if not world.is_main:
+        barrier()
+    yield
+    if world.is_main:
+        barrier()

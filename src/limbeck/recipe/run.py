@@ -1,0 +1,226 @@
+"""A run: its parts, its students, its directory."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from limbeck import __version__
+from limbeck.config import RunConfig, dump
+from limbeck.distributed import StopSignals, World, barrier, run_lock, world
+from limbeck.errors import ConfigError
+from limbeck.files import write_text
+from limbeck.models import CausalLM, ModelSource, choose_device, load_model, save_student
+from limbeck.recipe.arms import Arm, Bench, arms_of, best, figures
+from limbeck.recipe.outcome import compare, places
+from limbeck.recipe.parts import Parts, gather_parts, student_dtype
+from limbeck.recipe.provenance import command_line, host_facts, now
+from limbeck.report import write_report
+from limbeck.tokenizers import template_hash, tokenizer_hash
+from limbeck.train import make_sinks
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run leaves.
+
+    Attributes:
+        student: Folder that `AutoModelForCausalLM.from_pretrained` opens.
+        evaluation: What evaluation.json holds.
+        report: The page; None where this process did not write it.
+    """
+
+    student: Path
+    evaluation: dict[str, Any]
+    report: Path | None
+
+
+class Run:
+    """A recipe brought to life; use it as a context, or let the process end."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self._stack = ExitStack()
+        self._started = now()
+        self._began = time.monotonic()
+        self.world: World = self._stack.enter_context(
+            world(choose_device(config.device), config.parallel.shard)
+        )
+        try:
+            self.parts: Parts = gather_parts(config, self.world)
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes and talks."""
+        return self.world.is_main
+
+    @property
+    def folder(self) -> Path:
+        """The run directory."""
+        return self.config.output
+
+    def train(self, *, resume: bool = False, overwrite: bool = False) -> RunResult:
+        """Train every student the recipe asks for, measure them, write the report.
+
+        Args:
+            resume: Go on from the last checkpoint; arms that are done stay done.
+            overwrite: Remove what is in the run directory first.
+
+        Raises:
+            ConfigError: The run directory holds another run.
+            Stopped: A signal came; everything is saved.
+        """
+        require_directory(self.folder, resume=resume, overwrite=overwrite)
+        barrier()
+        with StopSignals() as stop, run_lock(self.folder, self.world):
+            if overwrite and self.is_main:
+                clear(self.folder)
+            self._write_beginning()
+            arms = arms_of(self.config)
+            initial = self.folder / "initial"
+            if len(arms) > 1:
+                self._save_initial(initial)
+            bench = Bench(self.parts, initial, stop)
+            for arm in arms:
+                if not (resume and arm.scores.exists()):
+                    self._run_arm(bench, arm, resume=resume)
+            evaluation = self._conclude(best(arms))
+            return RunResult(self.folder / "student", evaluation, self._report())
+
+    def evaluate(self, student: Path | None = None) -> dict[str, Any]:
+        """Figures of a student's folder against the teacher, on the documents that report.
+
+        Args:
+            student: Any student with the recipe's tokenizer; the run's own by default.
+
+        Raises:
+            ConfigError: The recipe names no held-out text.
+        """
+        if self.parts.held_out is None:
+            raise ConfigError(
+                "evaluate.data must name held-out text to measure on, and names none."
+            )
+        model = self._open(student or self.folder / "student")
+        bench = Bench(self.parts, self.folder / "initial", StopSignals())
+        scores = bench.measure(model, self.parts.held_out.reporting_rows)
+        return compare({"distilled": scores})
+
+    def _run_arm(self, bench: Bench, arm: Arm, *, resume: bool) -> None:
+        sinks = make_sinks(self.config.track, arm.folder, self.world, title=arm.name)
+        bench.run(arm, sinks, resume=resume)
+
+    def _save_initial(self, folder: Path) -> None:
+        student = self.parts.student
+        if self.is_main and student is not None and not folder.exists():
+            save_student(student.model, self.parts.tokenizer, folder)
+        barrier()
+
+    def _open(self, folder: Path) -> CausalLM:
+        source, device = ModelSource(str(folder)), self.world.device
+        model = load_model(source, device=device, dtype=student_dtype(self.world))
+        model.vocabulary_size = self.parts.vocabulary.size
+        return model
+
+    def _conclude(self, chosen: Mapping[str, Arm]) -> dict[str, Any]:
+        """Bring the best arms together: student, curves, figures, places to look at."""
+        if not self.is_main:
+            barrier()
+            return {}
+        main = chosen["distilled"]
+        if main.folder != self.folder:
+            shutil.copytree(main.folder / "student", self.folder / "student", dirs_exist_ok=True)
+            shutil.copy(main.folder / "metrics.jsonl", self.folder / "metrics.jsonl")
+        files = {"initial": self.folder / "initial.json"}
+        files |= {name: arm.scores for name, arm in chosen.items()}
+        scores = {name: found for name, path in files.items() for found in figures(path)}
+        evaluation = compare(scores)
+        evaluation["learning_rate"] = {name: arm.learning_rate for name, arm in chosen.items()}
+        held_out = self.parts.held_out
+        if held_out is not None and self.world.size == 1:
+            students = {name: self._open(arm.folder / "student") for name, arm in chosen.items()}
+            count = self.config.evaluate.continuations
+            evaluation |= places(self.parts, held_out, students, count)
+        write_text(self.folder / "evaluation.json", json.dumps(evaluation, indent=1))
+        barrier()
+        return evaluation
+
+    def _report(self) -> Path | None:
+        return write_report(self.folder) if self.is_main else None
+
+    def _write_beginning(self) -> None:
+        """The resolved recipe and where everything came from."""
+        if not self.is_main:
+            return
+        tokenizer = self.parts.tokenizer
+        provenance = {
+            "limbeck": __version__,
+            "command": command_line(),
+            "started": self._started,
+            "host": host_facts(str(self.world.device), self.world.size),
+            "seed": self.config.seed,
+            "tokenizer": {"hash": tokenizer_hash(tokenizer), "template": template_hash(tokenizer)},
+            "vocabulary": {
+                "size": self.parts.vocabulary.size,
+                "same_tokenizer": self.parts.vocabulary.same_tokenizer,
+                "notes": self.parts.notes,
+            },
+            **self.parts.facts,
+        }
+        write_text(self.folder / "recipe.yaml", dump(self.config))
+        write_text(self.folder / "provenance.json", json.dumps(provenance, indent=1))
+
+
+def assemble(config: RunConfig) -> Run:
+    """Load and prove everything a recipe names.
+
+    Raises:
+        ConfigError: Parts do not go together.
+        DataError: The text cannot be used.
+    """
+    return Run(config)
+
+
+def require_directory(folder: Path, *, resume: bool, overwrite: bool) -> None:
+    """Refuse a directory that holds another run, unless told what to do with it."""
+    begun = (folder / "recipe.yaml").exists()
+    if resume and overwrite:
+        raise ConfigError("A run is resumed or overwritten, not both.")
+    if begun and not (resume or overwrite):
+        raise ConfigError(
+            f"output: {folder} already holds a run. Add --resume to go on with it, --overwrite to "
+            "throw it away, or choose another output."
+        )
+    if not begun and folder.exists() and any(p.name[0] != "." for p in folder.iterdir()):
+        raise ConfigError(
+            f"output: {folder} holds files that are no run of limbeck's, and they would be mixed "
+            "with its own. Choose another output."
+        )
+
+
+def clear(folder: Path) -> None:
+    """Remove what a run left; the lock stays."""
+    for name in ("stages", "checkpoints", "student", "initial"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for path in folder.glob("*.json*"):
+        path.unlink()
