@@ -1,9 +1,13 @@
 """The only rooms that know Hugging Face models: decoder and head apart, load, prove, save."""
 
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
 from limbeck.models.causal_lm import CausalLM
 from limbeck.models.device import choose_device, choose_dtype
 from limbeck.models.distiller import Distiller
+from limbeck.models.embedded import cache_folder, embedded_teacher
 from limbeck.models.facts import model_facts, shape_facts, tensors_hash
+from limbeck.models.layouts import Shape, cut_config, read_pattern, resized_config
 from limbeck.models.load import enable_activation_checkpointing, load_model, new_model
 from limbeck.models.prove import prove_documents_apart, prove_head
 from limbeck.models.save import save_student
@@ -13,14 +17,22 @@ __all__ = [
     "CausalLM",
     "Distiller",
     "ModelSource",
+    "PreTrainedConfig",
+    "PreTrainedTokenizerBase",
+    "Shape",
+    "cache_folder",
     "choose_device",
     "choose_dtype",
+    "cut_config",
+    "embedded_teacher",
     "enable_activation_checkpointing",
     "load_model",
     "model_facts",
     "new_model",
     "prove_documents_apart",
     "prove_head",
+    "read_pattern",
+    "resized_config",
     "save_student",
     "shape_facts",
     "tensors_hash",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -61,6 +62,11 @@ class CausalLM(nn.Module):
         blocks = self.decoder.get_submodule(self._blocks_name)
         assert isinstance(blocks, nn.ModuleList)
         return blocks
+
+    @property
+    def blocks_name(self) -> str:
+        """Where the blocks are in `hf_model`, as parameter names begin."""
+        return f"{self.hf_model.base_model_prefix}.{self._blocks_name}"
 
     @property
     def num_layers(self) -> int:
@@ -181,6 +187,10 @@ class CausalLM(nn.Module):
         if ends is None:
             return frozenset()
         return frozenset([ends] if isinstance(ends, int) else ends)
+
+    def end_like(self, other: CausalLM) -> None:
+        """Generate with another model's settings: what ends a text, and how it is sampled."""
+        self.hf_model.generation_config = copy.deepcopy(other.hf_model.generation_config)
 
     def _continue(
         self, prompt_ids: list[int], sampling_temperature: float, seed: int

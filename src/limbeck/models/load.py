@@ -46,7 +46,7 @@ def load_model(source: ModelSource, *, device: torch.device, dtype: torch.dtype)
 def new_model(
     config: PreTrainedConfig, *, device: torch.device, dtype: torch.dtype, seed: int
 ) -> CausalLM:
-    """A model with random weights; equal seeds give equal weights on every device."""
+    """A model with random weights, in eval mode; equal seeds give equal weights on every device."""
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -55,7 +55,7 @@ def new_model(
         raise ConfigError(
             f"No {config.model_type} model can be made of this configuration: {first_line(error)}"
         ) from error
-    return CausalLM(hf_model).to(device)
+    return CausalLM(hf_model).to(device).eval()
 
 
 def enable_activation_checkpointing(model: CausalLM) -> None:

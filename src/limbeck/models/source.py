@@ -11,17 +11,14 @@ from typing import Any
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
-    GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
 )
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedConfig
 
 from limbeck.errors import ConfigError, TryLaterError
+from limbeck.tokenizers.load import hub_answers
 
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 """Settings that count the experts of a mixture."""
@@ -105,27 +102,31 @@ def on_hub(source: ModelSource) -> Place:
             f"trust_remote_code needs as revision the 40-digit commit that you have read, got "
             f"{source.revision!r} for {source.path!r}. Set it, or leave trust_remote_code out."
         )
+    answers = hub_answers(source.path, source.revision)
     try:
-        config = Path(hf_hub_download(source.path, "config.json", revision=source.revision))
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError, TimeoutError) as error:
-        raise TryLaterError(
-            f"{where} is no local folder, and the hub cannot be reached: {first_line(error)} "
-            "Give a folder that exists, or try again with a network."
-        ) from error
-    except GatedRepoError as error:
-        raise ConfigError(
-            f"{where} asks for its licence to be accepted. Do so on the hub, then `hf auth login`."
-        ) from error
-    except (RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError) as error:
-        raise ConfigError(
-            f"{where} is neither a local folder nor a model you can read on the hub: "
-            f"{first_line(error)} Check path and revision."
-        ) from error
+        config = Path(
+            hf_hub_download(
+                source.path,
+                "config.json",
+                revision=source.revision,
+                local_files_only=not answers,
+            )
+        )
     except HFValidationError as error:
         raise ConfigError(f"{where} is not a name the hub knows: {first_line(error)}") from error
+    except LocalEntryNotFoundError as error:
+        raise TryLaterError(
+            f"{where} is no folder here, is not in the local cache, and the Hugging Face hub is "
+            "out of reach. Give the folder of a downloaded model, or start again with a network."
+        ) from error
+    except EntryNotFoundError as error:
+        raise ConfigError(
+            f"{where} must hold config.json, and does not: it is no transformers model. Choose "
+            "another."
+        ) from error
     except (HfHubHTTPError, OSError) as error:
         raise TryLaterError(
-            f"The hub refused {where}: {first_line(error)} Try again later."
+            f"The hub did not hand out {where}: {first_line(error)} Start again later."
         ) from error
     return Place(source.path, config.parent, config.parent.name)
 

