@@ -1,1 +1,19 @@
-"""."""
+"""Text and chats as batches: reading, tokenising, cutting, packing, order."""
+
+from limbeck.data.corpus import corpus_path
+from limbeck.data.formats import readers
+from limbeck.data.load import data_problems, load_data
+from limbeck.data.order import order, order_digest, step_rows
+from limbeck.data.text_data import TextData, overlap
+
+__all__ = [
+    "TextData",
+    "corpus_path",
+    "data_problems",
+    "load_data",
+    "order",
+    "order_digest",
+    "overlap",
+    "readers",
+    "step_rows",
+]

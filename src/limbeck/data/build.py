@@ -1,0 +1,208 @@
+"""Turning rows into tokenised arrays: checked, cut into windows, and planned into rows."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from limbeck.config import DataConfig
+from limbeck.data.formats import Encoder, Piece, Reader, Values
+from limbeck.data.packing import cut, pack
+from limbeck.data.rows import Row, Source
+from limbeck.errors import DataError
+
+SHOWN = 5
+"""Bad rows an error lists."""
+CHUNK_ROWS = 512
+CHUNK_CHARACTERS = 1 << 21
+
+TOO_SHORT = "less than two tokens"
+UNSCORED = "nothing to predict"
+UNSCORED_WINDOW = "windows with nothing to predict"
+
+Progress = Callable[[int], None]
+"""Told the number of rows read so far."""
+
+
+@dataclass
+class Draft:
+    """What has been read so far."""
+
+    tokens: list[np.ndarray[Any, Any]] = field(default_factory=list)
+    scored: list[np.ndarray[Any, Any]] = field(default_factory=list)
+    num_tokens: int = 0
+    windows: list[tuple[int, int, int]] = field(default_factory=list)
+    hashes: list[int] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    places: list[tuple[int, int]] = field(default_factory=list)
+    dropped: Counter[str] = field(default_factory=Counter)
+    complaints: list[str] = field(default_factory=list)
+    num_bad: int = 0
+
+
+def build(
+    config: DataConfig, source: Source, reader: Reader, encoder: Encoder, progress: Progress
+) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, Any]]:
+    """Arrays and facts of a data set.
+
+    Raises:
+        DataError: Rows are bad, there are none, or none is left.
+    """
+    draft = Draft()
+    columns = {name: config.columns.get(name, name) for name in reader.columns}
+    for rows in chunks(source.rows(tuple(columns.values())), config.max_documents):
+        good = [
+            (row, values)
+            for row in rows
+            if (values := checked(draft, source, row, columns, reader)) is not None
+        ]
+        if not draft.num_bad:
+            for (row, values), piece in zip(
+                good, reader.encode([values for _, values in good], encoder), strict=True
+            ):
+                add(draft, source, row, values, piece, config.sequence_length)
+        progress(len(draft.places) + draft.num_bad)
+    refuse(draft, config.path)
+    return arrays(draft, config), facts(draft, config)
+
+
+def chunks(rows: Iterator[Row], most: int | None) -> Iterator[list[Row]]:
+    """The first rows, in lists that are tokenised at once."""
+    chunk: list[Row] = []
+    size = 0
+    for row in itertools.islice(rows, most):
+        chunk.append(row)
+        size += sum(len(v) if isinstance(v, str) else 1000 for v in row.values.values())
+        if len(chunk) == CHUNK_ROWS or size > CHUNK_CHARACTERS:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def checked(
+    draft: Draft, source: Source, row: Row, columns: Mapping[str, str], reader: Reader
+) -> Values | None:
+    """A row's columns under a type's own names; None for a bad row, which is noted."""
+    problem = row.problem
+    if not problem:
+        missing = [name for name in columns.values() if name not in row.values]
+        if missing:
+            has = ", ".join(map(repr, row.values)) or "none"
+            problem = f"column {missing[0]!r} is missing; the row has {has}"
+    if problem:
+        complain(draft, source, row, problem)
+        return None
+    values = {name: row.values[column] for name, column in columns.items()}
+    if (told := reader.problem(values)) is not None:
+        complain(draft, source, row, told)
+        return None
+    return values
+
+
+def complain(draft: Draft, source: Source, row: Row, problem: str) -> None:
+    """Note a bad row."""
+    draft.num_bad += 1
+    if len(draft.complaints) < SHOWN:
+        draft.complaints.append(f"  {source.labels[row.file]}:{row.number}: {problem}")
+
+
+def add(
+    draft: Draft, source: Source, row: Row, values: Values, piece: Piece | str, length: int
+) -> None:
+    """Take a tokenised row in: its tokens, its windows, and what fell out of it."""
+    if isinstance(piece, str):
+        complain(draft, source, row, piece)
+        return
+    document = len(draft.places)
+    body = json.dumps(dict(values), sort_keys=True, default=str)
+    draft.hashes.append(xxhash.xxh3_64_intdigest(body.encode()))
+    draft.places.append((row.file, row.number))
+    if not piece.scored.any():
+        draft.sizes.append(0)
+        draft.dropped[TOO_SHORT if len(piece.ids) < 2 else UNSCORED] += 1
+        return
+    draft.sizes.append(piece.num_bytes)
+    for start, positions in cut(len(piece.ids), length):
+        if piece.scored[start + 1 : start + positions + 1].any():
+            draft.windows.append((draft.num_tokens + start, positions, document))
+        else:
+            draft.dropped[UNSCORED_WINDOW] += 1
+    draft.tokens.append(piece.ids)
+    draft.scored.append(piece.scored)
+    draft.num_tokens += len(piece.ids)
+
+
+def refuse(draft: Draft, path: str) -> None:
+    """Raise where rows are bad, or none is left."""
+    if draft.num_bad:
+        first = f", the first {SHOWN}" if draft.num_bad > SHOWN else ""
+        raise DataError(
+            "\n".join(
+                [
+                    f"Every row of {path} must be readable; {draft.num_bad:,} are not{first}:",
+                    *draft.complaints,
+                    "Mend or remove them. Columns of other names are given as data.columns.",
+                ]
+            )
+        )
+    if not draft.places:
+        raise DataError(f"{path} must hold rows, and has none. Check the path and the split.")
+    if not draft.windows:
+        table = [("rows read", len(draft.places)), *draft.dropped.items(), ("rows left", 0)]
+        raise DataError(
+            "\n".join(
+                [
+                    f"{path} must have something to learn from, and all of its rows fell out:",
+                    *(f"  {count:>8,}  {why}" for why, count in table),
+                    "Give longer texts, or chats in which the assistant speaks.",
+                ]
+            )
+        )
+
+
+def arrays(draft: Draft, config: DataConfig) -> dict[str, np.ndarray[Any, Any]]:
+    """The arrays of `TextData`."""
+    windows = np.array(draft.windows, dtype=np.int64)
+    lengths = windows[:, 1]
+    one_each = [[window] for window in range(len(windows))]
+    plan = pack(lengths, config.sequence_length) if config.pack else one_each
+    return {
+        "tokens": np.concatenate(draft.tokens),
+        "scored": np.concatenate(draft.scored),
+        "windows": windows,
+        "row_windows": np.array([w for row in plan for w in row], dtype=np.int64),
+        "row_ends": np.cumsum([len(row) for row in plan], dtype=np.int64),
+        "document_hashes": np.array(draft.hashes, dtype=np.uint64),
+        "document_bytes": np.array(draft.sizes, dtype=np.int64),
+        "document_places": np.array(draft.places, dtype=np.int64),
+    }
+
+
+def facts(draft: Draft, config: DataConfig) -> dict[str, Any]:
+    """Counts of what was read and what fell out."""
+    return {
+        "documents": len(draft.places),
+        "documents_used": len({document for *_, document in draft.windows}),
+        "duplicates": len(draft.hashes) - len(set(draft.hashes)),
+        "dropped": dict(draft.dropped),
+        "windows": len(draft.windows),
+        "positions": sum(length for _, length, _ in draft.windows),
+        "scored": int(sum(int(mask.sum()) for mask in draft.scored)),
+        "largest_token_id": max(int(ids.max()) for ids in draft.tokens),
+        "sequence_length": config.sequence_length,
+    }
+
+
+def save(folder: Path, built: Mapping[str, np.ndarray[Any, Any]], names: Sequence[str]) -> None:
+    """Write arrays as .npy files."""
+    for name in names:
+        np.save(folder / f"{name}.npy", built[name], allow_pickle=False)

@@ -1,0 +1,129 @@
+"""How a row of data becomes tokens: one file a type.
+
+A type checks a row, tokenises it, and says which tokens the student is to predict. Nothing here
+looks at a padding token: tokens are scored by where they stand, so a tokenizer whose padding and
+end token are one loses no end of turn.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from jaxtyping import Bool, Int32
+from tokenizers import Encoding, Tokenizer
+from transformers import PreTrainedTokenizerBase
+
+from limbeck.errors import ConfigError
+from limbeck.registry import Registry
+from limbeck.tokenizers import backend_of
+
+Values = Mapping[str, Any]
+"""A row's columns, under the names a type reads."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A tokenised row.
+
+    Attributes:
+        ids: Its tokens.
+        scored: Which of them are to be predicted; never the first.
+        num_bytes: UTF-8 bytes of the text that the scored tokens stand for.
+    """
+
+    ids: Int32[np.ndarray, " tokens"]
+    scored: Bool[np.ndarray, " tokens"]
+    num_bytes: int
+
+
+class Encoder:
+    """A tokenizer as the types use it: no truncation, no padding, many texts at once."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, append_eos: bool) -> None:
+        """
+        Args:
+            tokenizer: A fast one; it is not changed.
+            append_eos: Whether texts and completions end with its end token.
+
+        Raises:
+            ConfigError: There is no end token to append, or the tokenizer is a slow one.
+        """
+        self.tokenizer = tokenizer
+        self._backend = Tokenizer.from_str(backend_of(tokenizer).to_str())
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        added = self._backend.get_added_tokens_decoder()
+        self.special_ids = frozenset(i for i, token in added.items() if token.special)
+        end = tokenizer.eos_token_id
+        if append_eos and end is None:
+            raise ConfigError(
+                "data.append_eos: needs a tokenizer with an end token, and this one has none. "
+                "Set data.append_eos to false."
+            )
+        self.eos: int | None = int(end) if append_eos and end is not None else None
+
+    def encode(self, texts: Sequence[str], *, special: bool) -> list[Encoding]:
+        """Tokens and character offsets of texts, in parallel.
+
+        Args:
+            texts: Whole texts.
+            special: Whether the tokenizer adds its own special tokens, such as a beginning token.
+        """
+        return self._backend.encode_batch(list(texts), add_special_tokens=special)
+
+    def with_end(self, ids: list[int]) -> list[int]:
+        """Tokens that end with the end token, where one is asked for; never with two."""
+        return ids if self.eos is None or ids[-1:] == [self.eos] else [*ids, self.eos]
+
+
+class Reader(ABC):
+    """A type of data."""
+
+    columns: ClassVar[tuple[str, ...]]
+    """Columns a row must have."""
+
+    @abstractmethod
+    def problem(self, values: Values) -> str | None:
+        """Why a row cannot be used, beginning with the column; None when it can."""
+
+    @abstractmethod
+    def encode(self, rows: Sequence[Values], encoder: Encoder) -> list[Piece | str]:
+        """Each row's tokens, or why it has none that could be scored."""
+
+    def check(self, encoder: Encoder) -> None:  # noqa: B027  (most types need nothing of it)
+        """Raise a ConfigError where the tokenizer cannot serve this type."""
+
+
+readers: Registry[Reader] = Registry("data type", __name__)
+
+
+def text_problem(value: object, name: str) -> str | None:
+    """Why a value is not text a model could learn from; None when it is.
+
+    Example:
+        >>> text_problem(None, "column 'text'")
+        "column 'text' must be a string, got null"
+    """
+    if not isinstance(value, str):
+        found = "null" if value is None else f"{type(value).__name__} {str(value)[:40]}"
+        return f"{name} must be a string, got {found}"
+    if not value.strip():
+        return f"{name} must hold text, got {value[:20]!r}"
+    if "\0" in value:
+        return f"{name} must hold text, and has a NUL character at {value.index(chr(0))}"
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        return f"{name} must be valid Unicode, and has half a surrogate pair at {error.start}"
+    return None
+
+
+def piece(ids: Sequence[int], scored: Sequence[bool] | Bool[np.ndarray, " n"], size: int) -> Piece:
+    """A piece whose first token is never scored."""
+    mask = np.array(scored, dtype=np.bool_)
+    mask[:1] = False
+    return Piece(np.array(ids, dtype=np.int32), mask, size)

@@ -1,0 +1,178 @@
+"""`chat`: conversations in the tokenizer's chat template, the assistant's turns scored."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from jinja2 import TemplateError
+from tokenizers import Encoding
+
+from limbeck.data.formats import Encoder, Piece, Reader, Values, piece, readers, text_problem
+from limbeck.data.offsets import covered_bytes
+from limbeck.errors import ConfigError
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+Message = dict[str, Any]
+Turn = tuple[str, str]
+"""The conversation as written up to an answer, and up to its end."""
+
+
+@readers.register("chat")
+class Chat(Reader):
+    """Column `messages`, a list of `{role, content}`; only the assistant's turns are scored."""
+
+    columns: ClassVar[tuple[str, ...]] = ("messages",)
+
+    def problem(self, values: Values) -> str | None:
+        """Why the conversation cannot be used."""
+        messages = values["messages"]
+        if not isinstance(messages, list) or not messages:
+            return "column 'messages' must be a list of messages that is not empty"
+        told = (message_problem(m, f"messages[{i}]") for i, m in enumerate(messages))
+        return next((text for text in told if text), None)
+
+    def check(self, encoder: Encoder) -> None:
+        """Raise where the tokenizer has no chat template."""
+        if encoder.tokenizer.chat_template is None:
+            raise ConfigError(
+                "data.type: chat needs a tokenizer with a chat template, and this one has none. "
+                "Use the tokenizer of a chat model, or the type `text` or `completion`."
+            )
+
+    def encode(self, rows: Sequence[Values], encoder: Encoder) -> list[Piece | str]:
+        """Conversations as the template writes them, with what the assistant says scored.
+
+        A template with `{% generation %}` marks says itself which tokens those are. Else they lie
+        between the conversation up to an answer and up to its end, each rendered and tokenised.
+        """
+        template = str(encoder.tokenizer.get_chat_template())
+        chats = [[clean(message) for message in row["messages"]] for row in rows]
+        if GENERATION_MARK.search(template):
+            return [marked(messages, encoder) for messages in chats]
+        return incremental(chats, encoder)
+
+
+def message_problem(message: object, name: str) -> str | None:
+    """Why a message cannot be used, or None."""
+    if not isinstance(message, dict):
+        return f"{name} must be a mapping with role and content, got {type(message).__name__}"
+    if message.get("role") not in ROLES:
+        return f"{name}.role must be one of {', '.join(ROLES)}, got {message.get('role')!r}"
+    if message.get("tool_calls") and not message.get("content"):
+        return None
+    return text_problem(message.get("content"), f"{name}.content")
+
+
+def clean(message: Message) -> Message:
+    """A message without the keys that a column format filled with nothing."""
+    return {k: v for k, v in message.items() if v is not None or k == "content"}
+
+
+def render(messages: list[Message], encoder: Encoder, *, open_answer: bool = False) -> str:
+    """The conversation as the template writes it, up to where an answer begins if asked."""
+    return str(
+        encoder.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=open_answer
+        )
+    )
+
+
+def refused(error: Exception) -> str:
+    """A template's own objection."""
+    return f"messages: the chat template refuses them: {error}"
+
+
+def marked(messages: list[Message], encoder: Encoder) -> Piece | str:
+    """A conversation scored by the template's own marks."""
+    try:
+        text = render(messages, encoder)
+        encoding: Any = encoder.tokenizer.apply_chat_template(
+            messages,
+            return_dict=True,
+            return_assistant_tokens_mask=True,
+            tokenizer_kwargs={"return_offsets_mapping": True},
+        )
+    except (TemplateError, TypeError, ValueError) as error:
+        return refused(error)
+    scored = np.array(encoding["assistant_masks"], dtype=np.bool_)
+    scored[:1] = False
+    size = covered_bytes(text, encoding["offset_mapping"], scored)
+    return piece(encoding["input_ids"], scored, size)
+
+
+def incremental(chats: Sequence[list[Message]], encoder: Encoder) -> list[Piece | str]:
+    """Conversations scored by rendering them turn by turn."""
+    drafts = [turns(messages, encoder) for messages in chats]
+    texts = [
+        text
+        for draft in drafts
+        if not isinstance(draft, str)
+        for text in (draft[0], *(part for turn in draft[1] for part in turn))
+    ]
+    encodings = iter(encoder.encode(texts, special=False))
+    pieces: list[Piece | str] = []
+    for draft in drafts:
+        if isinstance(draft, str):
+            pieces.append(draft)
+            continue
+        whole = next(encodings)
+        spans = [(next(encodings), next(encodings)) for _ in draft[1]]
+        pieces.append(score_turns(draft[0], whole, spans, encoder))
+    return pieces
+
+
+def turns(messages: list[Message], encoder: Encoder) -> tuple[str, list[Turn]] | str:
+    """The whole conversation and its answers' borders as text, or why they cannot be told."""
+    found: list[Turn] = []
+    try:
+        whole = render(messages, encoder)
+        for index, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            if index == 0:
+                return "messages[0]: there is nothing before it that the assistant could answer"
+            before = render(messages[:index], encoder, open_answer=True)
+            after = render(messages[: index + 1], encoder)
+            if not after.startswith(before) or not whole.startswith(after):
+                return (
+                    f"messages[{index}]: the chat template writes what came before differently "
+                    "once the conversation goes on, so the answer's place is unknown; use a "
+                    "template with {% generation %} marks"
+                )
+            found.append((before, after))
+    except (TemplateError, TypeError, ValueError) as error:
+        return refused(error)
+    return whole, found
+
+
+def score_turns(
+    text: str, whole: Encoding, spans: list[tuple[Encoding, Encoding]], encoder: Encoder
+) -> Piece | str:
+    """A conversation with its answers scored, their end-of-turn tokens included."""
+    ids = whole.ids
+    scored = np.zeros(len(ids), dtype=np.bool_)
+    for number, (before, after) in enumerate(spans):
+        start, end = len(before.ids), len(after.ids)
+        if ids[:start] != before.ids or ids[:end] != after.ids:
+            return (
+                f"messages: a token straddles a border of answer {number}, so it cannot be told "
+                "what the assistant said; strip the white space around the answer, or use a "
+                "template with {% generation %} marks"
+            )
+        scored[start : end_of_turn(text, whole, start, end, encoder)] = True
+    scored[:1] = False
+    return piece(ids, scored, covered_bytes(text, whole.offsets, scored))
+
+
+def end_of_turn(text: str, whole: Encoding, start: int, end: int, encoder: Encoder) -> int:
+    """One past an answer's end-of-turn token: the template's white space after it says nothing."""
+    ids, offsets = whole.ids, whole.offsets
+    last = next((i for i in range(end - 1, start - 1, -1) if ids[i] in encoder.special_ids), None)
+    if last is None or text[offsets[last][1] : offsets[end - 1][1]].strip():
+        return end
+    return last + 1

@@ -1,0 +1,59 @@
+"""Rows of a Hugging Face data set."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import datasets
+
+from limbeck.data.rows import Row, Source
+from limbeck.errors import ConfigError
+from limbeck.files import sha256
+
+
+def from_hub(name: str, split: str, cache: Path) -> Source:
+    """A data set of the hub, or of the user's own cache of it.
+
+    Raises:
+        ConfigError: No such data set or split, or the hub is out of reach.
+    """
+    home = Path(datasets.config.HF_DATASETS_CACHE)
+    place = None if writable(home) else str(cache / "datasets")
+    try:
+        data = datasets.load_dataset(name, split=split, cache_dir=place)
+    except (OSError, ValueError, RuntimeError) as error:
+        told = str(error).partition("\n")[0]
+        raise ConfigError(
+            f"data.path: {name!r} must be a file or folder here or a data set on the Hugging Face "
+            f"hub with a split {split!r}, and could not be loaded: {told} Check the name, go "
+            "online, or give a file."
+        ) from error
+    return from_dataset(data, f"{name}[{split}]")
+
+
+def writable(folder: Path) -> bool:
+    """Whether files can be made in a folder that may not exist yet."""
+    there = next(p for p in (folder, *folder.parents) if p.exists())
+    return os.access(there, os.W_OK)
+
+
+def from_dataset(data: datasets.Dataset, label: str) -> Source:
+    """Rows of an opened data set, named by the hash of its files."""
+    sums = [sha256(Path(file["filename"])) for file in data.cache_files]
+    body = json.dumps([label, data.num_rows, sums])
+
+    def rows(columns: Sequence[str]) -> Iterator[Row]:
+        missing = [c for c in columns if c not in data.column_names]
+        if missing:
+            raise ConfigError(
+                f"data.columns: {label} has no column {missing[0]!r}; it has "
+                f"{', '.join(data.column_names)}. Name yours under data.columns."
+            )
+        for number, values in enumerate(data.select_columns(list(columns)), 1):
+            yield Row(0, number, values)
+
+    return Source((label,), hashlib.sha256(body.encode()).hexdigest(), rows)

@@ -1,0 +1,147 @@
+"""`load_data`: from a configuration to tokenised text, through a cache on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from transformers import PreTrainedTokenizerBase
+
+from limbeck.config import DataConfig
+from limbeck.data.build import Progress, build, save
+from limbeck.data.formats import Encoder, Reader, readers
+from limbeck.data.rows import Source, open_source
+from limbeck.data.text_data import ARRAYS, TextData
+from limbeck.errors import ConfigError, StorageError, TryLaterError
+from limbeck.files import manifest, publish, sweep
+from limbeck.registry import Problem, suggest
+from limbeck.tokenizers import template_hash, tokenizer_hash
+
+FORMAT = 1
+"""Raised whenever the same input would give other arrays."""
+LOCK_TIMEOUT_S = 3600
+
+
+def data_problems(config: DataConfig) -> Iterator[Problem]:
+    """Every mistake in what a configuration says of the data, but for what is in the files."""
+    wrong = readers.problems(config.type, "data")
+    yield from wrong
+    if wrong:
+        return
+    known = readers.bind(config.type, "data")().columns
+    for name in config.columns:
+        if name not in known:
+            yield Problem(
+                f"data.columns.{name}",
+                f"type {config.type!r} reads no such column{suggest(name, known)}. It reads: "
+                f"{', '.join(known)}.",
+            )
+
+
+def load_data(
+    config: DataConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    cache: Path,
+    max_positions: int | None,
+    progress: Progress = lambda _: None,
+) -> TextData:
+    """Text as tokens, cut and packed; tokenised once and then mapped from disk.
+
+    Any number of processes may ask for the same data at once: one makes it and the others wait. A
+    damaged cache is made again.
+
+    Args:
+        config: Where the text is and how it is cut.
+        tokenizer: Makes the ids; a fast one.
+        cache: Folder for the tokenised arrays.
+        max_positions: The least that student and teacher can read; None when neither has a limit.
+        progress: Told how many rows have been read.
+
+    Raises:
+        ConfigError: The configuration cannot be met, before any row is read.
+        DataError: Rows are bad, with the file and line of the first five; or nothing is left.
+        StorageError: The cache cannot be written.
+        TryLaterError: Another process has held the cache for an hour.
+    """
+    problems = [str(problem) for problem in data_problems(config)]
+    if max_positions is not None and config.sequence_length > max_positions:
+        problems.append(
+            f"data.sequence_length: must be at most {max_positions:,}, the positions student and "
+            f"teacher both can read, got {config.sequence_length:,}."
+        )
+    if problems:
+        raise ConfigError("\n".join(problems))
+    reader = readers.bind(config.type, "data")()
+    encoder = Encoder(tokenizer, append_eos=config.append_eos and config.type != "chat")
+    reader.check(encoder)
+    source = open_source(config.path, config.split, cache)
+    identity = identify(config, source, tokenizer, encoder)
+    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
+    final = cache / key
+    found = manifest(final)
+    if found is None:
+        found = make(final, config, source, (reader, encoder), identity, progress)
+    return TextData.load(final, found["facts"] | {"path": config.path}, source.labels)
+
+
+def identify(
+    config: DataConfig, source: Source, tokenizer: PreTrainedTokenizerBase, encoder: Encoder
+) -> dict[str, Any]:
+    """Everything the arrays depend on."""
+    return {
+        "format": FORMAT,
+        "sha256": source.sha256,
+        "type": config.type,
+        "columns": dict(config.columns),
+        "sequence_length": config.sequence_length,
+        "pack": config.pack,
+        "max_documents": config.max_documents,
+        "end_token": encoder.eos,
+        "tokenizer": tokenizer_hash(tokenizer),
+        "template": template_hash(tokenizer),
+    }
+
+
+def make(
+    final: Path,
+    config: DataConfig,
+    source: Source,
+    tools: tuple[Reader, Encoder],
+    identity: dict[str, Any],
+    progress: Progress,
+) -> dict[str, Any]:
+    """Tokenise into the cache, unless another process just did; its manifest."""
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(final.parent / ".lock", timeout=LOCK_TIMEOUT_S)
+        with lock:
+            sweep(final.parent)
+            found = manifest(final)
+            if found is None:
+                shutil.rmtree(final, ignore_errors=True)
+                built, counted = build(config, source, *tools, progress)
+                positions = len(built["row_ends"]) * config.sequence_length
+                facts = identity | counted
+                facts["rows"] = len(built["row_ends"])
+                facts["packing_efficiency"] = counted["positions"] / positions
+                publish(final, lambda folder: save(folder, built, ARRAYS), {"facts": facts})
+                found = manifest(final)
+    except Timeout as error:
+        raise TryLaterError(
+            f"{final.parent} is being filled by another process, which has held {error.lock_file} "
+            f"for over {LOCK_TIMEOUT_S // 60} minutes. Start again when it is done."
+        ) from error
+    except PermissionError as error:
+        raise StorageError(
+            f"{final.parent} must be writable for the tokenised data: {error.strerror}. "
+            "Choose another output directory."
+        ) from error
+    if found is None:
+        raise StorageError(f"{final} was written and cannot be read back. Check the disk.")
+    return found

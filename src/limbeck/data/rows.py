@@ -1,0 +1,224 @@
+"""Rows of data, each with the place it came from.
+
+JSON Lines are read a line at a time and by us, so that every complaint names a file and a line.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import importlib
+import json
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from io import BufferedReader
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+
+from limbeck.errors import ConfigError, DataError, StorageError
+from limbeck.files import sha256
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
+GZIP_MAGIC = b"\x1f\x8b"
+BOM = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row.
+
+    Attributes:
+        file: Index of its file in the source's labels.
+        number: Its line, or its row where a file has no lines; from 1.
+        values: Its columns.
+        problem: Why it could not be read; then it has no columns.
+    """
+
+    file: int
+    number: int
+    values: dict[str, Any]
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where rows come from.
+
+    Attributes:
+        labels: Name of each file, as complaints show it.
+        sha256: Hash of all of it.
+        rows: Reads the columns named, from the first row; may be called again.
+    """
+
+    labels: tuple[str, ...]
+    sha256: str
+    rows: Callable[[Sequence[str]], Iterator[Row]]
+
+
+def open_source(path: str, split: str, cache: Path) -> Source:
+    """The rows behind a configuration's `data.path`.
+
+    Args:
+        path: A file, a folder of them, or a Hugging Face data set.
+        split: Of a Hugging Face data set.
+        cache: Where a downloaded data set is kept if the user's own cache cannot be written.
+
+    Raises:
+        ConfigError: There is nothing of that name, or nothing in a known format.
+        StorageError: A file may not be read.
+    """
+    here = Path(path)
+    if here.is_dir():
+        found = (p for p in sorted(here.rglob("*")) if p.is_file() and is_data(p))
+        files = [p for p in found if not any(part.startswith(".") for part in p.parts[1:])]
+        if not files:
+            raise ConfigError(
+                f"data.path: {path} must hold files ending in {', '.join(SUFFIXES)}, and has none."
+            )
+        return from_files(files)
+    if here.exists():
+        if not is_data(here):
+            raise ConfigError(
+                f"data.path: {path} must end in one of {', '.join(SUFFIXES)}. Rename or convert it."
+            )
+        return from_files([here])
+    if path.startswith((".", "/", "~")) or path.endswith(SUFFIXES) or path.count("/") > 1:
+        raise ConfigError(f"data.path: {path} must exist, and does not. Check the path.")
+    # the library takes seconds to import, and most runs read files of their own
+    hub = importlib.import_module("limbeck.data.hub")
+    source: Source = hub.from_hub(path, split, cache)
+    return source
+
+
+def is_data(path: Path) -> bool:
+    """Whether a file's name says that it holds rows."""
+    return path.name.endswith(SUFFIXES)
+
+
+def from_files(files: Sequence[Path]) -> Source:
+    """Rows of files, one after another."""
+    labels = tuple(map(str, files))
+    try:
+        sums = [sha256(file) for file in files]
+    except OSError as error:
+        raise StorageError(f"{error.filename} cannot be read: {error.strerror}.") from error
+    joined = sums[0] if len(sums) == 1 else hashlib.sha256("".join(sums).encode()).hexdigest()
+
+    def rows(columns: Sequence[str]) -> Iterator[Row]:
+        for index, file in enumerate(files):
+            yield from read_file(file, index, columns)
+
+    return Source(labels, joined, rows)
+
+
+def read_file(path: Path, index: int, columns: Sequence[str]) -> Iterator[Row]:
+    """Rows of one file.
+
+    Raises:
+        DataError: The file as a whole is not what its name says.
+        StorageError: It may not be read.
+    """
+    try:
+        if path.suffix == ".parquet":
+            yield from read_parquet(path, index, columns)
+            return
+        with open_bytes(path) as file:
+            if ".json" in path.suffixes and first_byte(path) == b"[":
+                yield from read_array(path, file.read(), index)
+            else:
+                yield from read_lines(file, index)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(
+            f"{path} must be a whole gzip file, and is damaged: {error}. Fetch or pack it again."
+        ) from error
+    except PermissionError as error:
+        raise StorageError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def open_bytes(path: Path) -> gzip.GzipFile | BufferedReader:
+    """A file's bytes, unpacked where its name says that it is packed.
+
+    Raises:
+        DataError: Name and content disagree about gzip.
+    """
+    with path.open("rb") as file:
+        packed = file.read(2) == GZIP_MAGIC
+    named = path.suffix == ".gz"
+    if packed and not named:
+        raise DataError(f"{path} is packed with gzip. Name it {path.name}.gz, or unpack it.")
+    if named and not packed and path.stat().st_size:
+        raise DataError(f"{path} must be packed with gzip, and is not. Take .gz off its name.")
+    return gzip.open(path, "rb") if named else path.open("rb")
+
+
+def first_byte(path: Path) -> bytes:
+    """The first byte of a text that is neither white space nor a byte-order mark."""
+    with open_bytes(path) as file:
+        return file.read(4096).removeprefix(BOM).lstrip()[:1]
+
+
+def read_lines(file: Iterable[bytes], index: int) -> Iterator[Row]:
+    """Rows of JSON Lines; blank lines are none."""
+    for number, raw in enumerate(file, 1):
+        line = raw.removeprefix(BOM) if number == 1 else raw
+        if not line.strip():
+            continue
+        value, problem = parse(line)
+        if problem:
+            yield Row(index, number, {}, problem)
+        else:
+            yield as_row(index, number, value)
+
+
+def parse(line: bytes) -> tuple[Any, str]:
+    """What a line of JSON says, and why it says nothing."""
+    if b"\0" in line:
+        return None, f"must be text, and has a NUL byte at {line.index(0)}"
+    try:
+        return json.loads(line.decode("utf-8")), ""
+    except UnicodeDecodeError as error:
+        return None, f"must be UTF-8, and has byte 0x{line[error.start]:02x} at {error.start}"
+    except (ValueError, RecursionError) as error:
+        return None, f"must be JSON: {error}"
+
+
+def as_row(index: int, number: int, value: object) -> Row:
+    """A parsed value as a row."""
+    if isinstance(value, dict):
+        return Row(index, number, value)
+    return Row(index, number, {}, f"must be a JSON object, got {type(value).__name__}")
+
+
+def read_array(path: Path, body: bytes, index: int) -> Iterator[Row]:
+    """Rows of a JSON file that holds one list of objects."""
+    value, problem = parse(body.removeprefix(BOM))
+    if problem:
+        raise DataError(f"{path} {problem}. Write it again as a list of objects, or JSON Lines.")
+    for number, item in enumerate(value, 1):
+        yield as_row(index, number, item)
+
+
+def read_parquet(path: Path, index: int, columns: Sequence[str]) -> Iterator[Row]:
+    """Rows of a Parquet file, a row group at a time, the columns asked for alone."""
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            missing = [c for c in columns if c not in names]
+            if missing:
+                raise DataError(
+                    f"{path}: column {missing[0]!r} is missing; it has {', '.join(names)}. "
+                    "Name yours under data.columns."
+                )
+            number = 0
+            for batch in file.iter_batches(batch_size=256, columns=list(columns)):
+                for values in batch.to_pylist():
+                    number += 1
+                    yield Row(index, number, values)
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{path} must be a whole Parquet file: {error}. Fetch or write it again."
+        ) from error

@@ -1,0 +1,148 @@
+"""Tokenised text on disk, handed out as batches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int32, Int64, UInt64
+
+from limbeck.batch import Batch
+
+MIN_WIDTH = 2
+"""Positions of a batch of no rows: the shortest a model can read as a sequence."""
+
+ARRAYS = (
+    "tokens",
+    "scored",
+    "windows",
+    "row_windows",
+    "row_ends",
+    "document_hashes",
+    "document_bytes",
+    "document_places",
+)
+
+
+@dataclass(frozen=True)
+class TextData:
+    """Texts as tokens, cut into windows and packed into rows; memory-mapped.
+
+    A document is a row of the source. A window is a stretch of one document; it reads positions
+    from 0 and sees nothing else. A row holds one or more windows.
+
+    Attributes:
+        tokens: All documents' tokens, end to end.
+        scored: Which of them are to be predicted.
+        windows: Of each window its first token, its positions, and its document.
+        row_windows: Windows of the first row, of the second, and so on.
+        row_ends: Where each row's windows end in `row_windows`.
+        document_hashes: Of each document's content.
+        document_bytes: UTF-8 bytes of each document's scored text; 0 for one that fell out.
+        document_places: File and line of each document.
+        labels: Names of the files.
+        facts: Hashes, counts and what fell out and why; JSON.
+    """
+
+    tokens: Int32[np.ndarray, " tokens"]
+    scored: Bool[np.ndarray, " tokens"]
+    windows: Int64[np.ndarray, "windows 3"]
+    row_windows: Int64[np.ndarray, " windows"]
+    row_ends: Int64[np.ndarray, " rows"]
+    document_hashes: UInt64[np.ndarray, " documents"]
+    document_bytes: Int64[np.ndarray, " documents"]
+    document_places: Int64[np.ndarray, "documents 2"]
+    labels: tuple[str, ...]
+    facts: Mapping[str, Any]
+
+    @classmethod
+    def load(cls, folder: Path, facts: Mapping[str, Any], labels: Sequence[str]) -> TextData:
+        """What was written to a folder whose manifest has been checked."""
+        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
+        return cls(**arrays, labels=tuple(labels), facts=facts)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that batches are made of."""
+        return len(self.row_ends)
+
+    @property
+    def num_documents(self) -> int:
+        """Rows of the source, whether or not anything of them is scored."""
+        return len(self.document_bytes)
+
+    @property
+    def num_scored(self) -> int:
+        """Tokens to be predicted in one pass over all rows."""
+        return int(self.facts["scored"])
+
+    def document_name(self, document: int) -> str:
+        """Where a document came from, as `file:line`."""
+        file, number = self.document_places[document].tolist()
+        return f"{self.labels[file]}:{number}"
+
+    def row_length(self, row: int) -> int:
+        """Positions of a row, padding not among them."""
+        return int(self.windows[self._windows_of(row), 1].sum())
+
+    def batch(self, rows: Sequence[int]) -> Batch:
+        """Rows as a batch on the CPU, padded to the longest of them.
+
+        Padding is token 0, which both models know; it is never scored. No rows at all give one row
+        of padding, so that a rank without work can still take part.
+        """
+        planned = [self._windows_of(row) for row in rows] or [np.empty(0, dtype=np.int64)]
+        lengths = [int(self.windows[windows, 1].sum()) for windows in planned]
+        width = max(MIN_WIDTH, *lengths)
+        shape = (len(planned), width)
+        inputs, targets, positions = (np.zeros(shape, dtype=np.int64) for _ in range(3))
+        scored = np.zeros(shape, dtype=np.bool_)
+        documents = np.full(shape, -1, dtype=np.int64)
+        for index, windows in enumerate(planned):
+            at = 0
+            for start, length, document in self.windows[windows].tolist():
+                place = (index, slice(at, at + length))
+                inputs[place] = self.tokens[start : start + length]
+                targets[place] = self.tokens[start + 1 : start + length + 1]
+                scored[place] = self.scored[start + 1 : start + length + 1]
+                positions[place] = np.arange(length)
+                documents[place] = document
+                at += length
+            positions[index, at:] = np.arange(width - at)
+        return Batch(
+            input_ids=torch.from_numpy(inputs),
+            target_ids=torch.from_numpy(targets),
+            scored=torch.from_numpy(scored),
+            position_ids=torch.from_numpy(positions),
+            document_ids=torch.from_numpy(documents),
+        )
+
+    def token_rows(self, max_tokens: int) -> list[int]:
+        """Evenly spaced rows that hold at most `max_tokens` positions together, but one row at
+        least; always the same, and all rows where there is room for all.
+        """
+        lengths = self.windows[self.row_windows, 1]
+        totals = np.cumsum(lengths)[self.row_ends - 1]
+        per_row = np.diff(totals, prepend=0)
+        if totals[-1] <= max_tokens:
+            return list(range(self.num_rows))
+        count = max(1, int(max_tokens * self.num_rows // totals[-1]))
+        while True:
+            rows = (np.arange(count) * self.num_rows + self.num_rows // 2) // count
+            if count == 1 or per_row[rows].sum() <= max_tokens:
+                return [int(row) for row in rows]
+            count -= 1
+
+    def _windows_of(self, row: int) -> Int64[np.ndarray, " n"]:
+        """Windows of a row."""
+        begin = int(self.row_ends[row - 1]) if row else 0
+        return np.asarray(self.row_windows[begin : int(self.row_ends[row])])
+
+
+def overlap(train: TextData, held_out: TextData) -> int:
+    """Held-out documents whose content is also in the training data, for a warning."""
+    return int(np.isin(held_out.document_hashes, train.document_hashes).sum())
