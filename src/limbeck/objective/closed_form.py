@@ -1,12 +1,34 @@
-"""The hot pairs in closed form."""
+"""The hot pairs without autograd: a divergence with a slope, cross-entropy, or both.
+
+Logits turn into their gradient in the buffer they came in, a few rows at a time, so that all passes
+over them find them in the processor's cache.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from limbeck.objective.fused import ChunkBody
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from limbeck.divergences import Outcomes
+from limbeck.objective.cross_entropy import CrossEntropyTerm
+from limbeck.objective.divergence import DivergenceTerm
+from limbeck.objective.fused import ChunkBody, multiply
 from limbeck.objective.terms import LogitTerm, StudentView
-from limbeck.signals import TeacherSignal
+from limbeck.signals import (
+    FLOOR,
+    DenseLogits,
+    LazyLogits,
+    TeacherDistribution,
+    TeacherSignal,
+    TopK,
+    identity,
+)
+
+BLOCK_BYTES = 3 << 19
+"""Rows taken together on a CPU fill at most this much: 8 rows of 49,152 float32 logits."""
 
 
 def closed_form(
@@ -15,5 +37,175 @@ def closed_form(
     student: StudentView,
     signal: TeacherSignal,
 ) -> ChunkBody | None:
-    """A body without autograd, where the terms have one; else None."""
-    return None
+    """A body without autograd where the terms, the head and the teacher's form have one."""
+    divergences = [term for term in terms if isinstance(term, DivergenceTerm)]
+    num_hard = sum(isinstance(term, CrossEntropyTerm) for term in terms)
+    is_hot = (
+        student.head.finish is identity
+        and 1 <= len(terms) == len(divergences) + num_hard
+        and len(divergences) <= 1
+        and num_hard <= 1
+    )
+    if divergences:
+        forms = (DenseLogits, LazyLogits, TopK)
+        is_hot &= divergences[0].slope is not None and isinstance(signal.distribution, forms)
+    if not is_hot:
+        return None
+    return ClosedForm(terms, weights, student, signal.distribution)
+
+
+class ClosedForm(ChunkBody):
+    """At most one divergence and at most one cross-entropy, their gradient written out."""
+
+    def __init__(
+        self,
+        terms: Sequence[LogitTerm],
+        weights: Sequence[float],
+        student: StudentView,
+        distribution: TeacherDistribution | None,
+    ) -> None:
+        """
+        Args:
+            terms: One or two, of different kinds.
+            weights: Weight of each.
+            student: Gives targets, and the sizes of what is to come.
+            distribution: The teacher's at the N tokens; not read without a divergence.
+        """
+        self.weights = weights
+        self.targets = student.targets
+        self.distribution = distribution
+        self.soft: DivergenceTerm | None = None
+        self.soft_weight = self.hard_weight = 0.0
+        for term, weight in zip(terms, weights, strict=True):
+            if isinstance(term, DivergenceTerm):
+                self.soft, self.soft_weight = term, weight
+            else:
+                self.hard_weight = weight
+        self.has_hard = any(isinstance(term, CrossEntropyTerm) for term in terms)
+        self.places = [int(isinstance(term, CrossEntropyTerm)) for term in terms]
+        vocabulary, hidden = len(student.head.weight), student.hidden
+        exact = torch.promote_types(hidden.dtype, torch.float32)
+        in_blocks = hidden.device.type == "cpu"
+        self.copies = 2 if in_blocks else 7
+        row_bytes = vocabulary * exact.itemsize
+        self.block = max(1, BLOCK_BYTES // row_bytes) if in_blocks else max(1, len(hidden))
+        self.work = hidden.new_empty(0, dtype=exact)
+        self.teacher_buffer = hidden.new_empty(0)
+
+    def __call__(
+        self, products: Float[Tensor, "n V"], window: slice, wants_gradient: bool
+    ) -> tuple[Float[Tensor, " terms"], Float[Tensor, "n V"]]:
+        """Each term summed over the rows, and the gradient of their weighted sum, in `products`."""
+        length, vocabulary = products.shape
+        if self.work.numel() == 0:
+            self.work = self.work.new_empty(5, min(self.block, length), vocabulary)
+        teacher = self._teacher(window, vocabulary)
+        targets = self.targets[window, None]
+        sums = self.work.new_zeros(2)
+        for start in range(0, length, self.work.shape[1]):
+            few = slice(start, min(start + self.work.shape[1], length))
+            rows = None if teacher is None else teacher.rows(few)
+            sums += self._rows(products[few], rows, targets[few], wants_gradient)
+        return torch.stack([sums[place] for place in self.places]), products
+
+    def _teacher(self, window: slice, vocabulary: int) -> TeacherDistribution | None:
+        """The teacher's distribution at a chunk; a lazy one's logits go to the one buffer."""
+        if self.soft is None or self.distribution is None:
+            return None
+        chunk = self.distribution.rows(window)
+        if not isinstance(chunk, LazyLogits):
+            return chunk
+        hidden, (weight, bias, finish) = chunk.hidden, chunk.head
+        if self.teacher_buffer.numel() == 0:
+            same = torch.promote_types(hidden.dtype, weight.dtype)
+            self.teacher_buffer = hidden.new_empty(len(hidden), vocabulary, dtype=same)
+        same = self.teacher_buffer.dtype
+        bias = None if bias is None else bias.to(same)
+        out = self.teacher_buffer[: len(hidden)]
+        return DenseLogits(finish(multiply(hidden.to(same), weight.to(same), bias, out)))
+
+    def _rows(
+        self,
+        logits: Float[Tensor, "n V"],
+        teacher: TeacherDistribution | None,
+        targets: Int[Tensor, "n 1"],
+        wants_gradient: bool,
+    ) -> Float[Tensor, " 2"]:
+        """Sums of divergence and cross-entropy over a few rows, whose logits become gradient."""
+        work = Outcomes(*(each[: len(logits)] for each in self.work))
+        temperature = 1.0 if self.soft is None else self.soft.temperature
+        hard = -log_softmax_into(work.student, logits, temperature).gather(-1, targets)
+        torch.softmax(work.student.clamp_min_(FLOOR), -1, out=work.student_mass)
+        soft, slope, mass_weight = hard.new_zeros(1), work.teacher_mass, hard.new_zeros(1)
+        if self.soft is None:
+            slope.zero_()
+        else:
+            soft, total = self._soft(self.soft, work, teacher)
+            scale = self.soft_weight * temperature
+            slope.mul_(scale)
+            mass_weight = total * -scale
+        if self.has_hard and temperature == 1:
+            mass_weight = mass_weight + self.hard_weight
+        slope.addcmul_(work.student_mass, mass_weight)
+        if self.has_hard and temperature == 2:
+            # softmax(z) is softmax(z / 2) squared, over its sum: no further exponential.
+            square = torch.mul(work.student_mass, work.student_mass, out=work.spare)
+            norm = square.sum(-1, keepdim=True)
+            hard = 2 * hard + norm.log()
+            slope.addcmul_(square, self.hard_weight / norm)
+        elif self.has_hard and temperature != 1:
+            hard = -log_softmax_into(work.student, logits, 1.0).gather(-1, targets)
+            torch.softmax(work.student, -1, out=work.spare)
+            slope.add_(work.spare, alpha=self.hard_weight)
+        if wants_gradient:
+            slope.scatter_add_(-1, targets, torch.full_like(hard, -self.hard_weight))
+            logits.copy_(slope)
+        return torch.stack([soft.sum() * temperature**2, hard.sum()])
+
+    def _soft(
+        self, term: DivergenceTerm, work: Outcomes, teacher: TeacherDistribution | None
+    ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n 1"]]:
+        """Divergence of each row, and the sum of the slope left in `work.teacher_mass`."""
+        assert term.slope is not None
+        if isinstance(teacher, TopK):
+            return top_k_slope(term, work, teacher)
+        assert isinstance(teacher, DenseLogits)
+        log_softmax_into(work.teacher, teacher.logits, term.temperature).clamp_min_(FLOOR)
+        torch.softmax(work.teacher, -1, out=work.teacher_mass)
+        value = term.slope(outcomes=work)
+        return value, work.teacher_mass.sum(-1, keepdim=True)
+
+
+def top_k_slope(
+    term: DivergenceTerm, work: Outcomes, teacher: TopK
+) -> tuple[Float[Tensor, " n"], Float[Tensor, "n 1"]]:
+    """The same for a teacher that merged its tail.
+
+    The slope of the tail's log-probability is shared out among its tokens as the student shares
+    the tail's mass.
+    """
+    assert term.slope is not None
+    ids = teacher.ids
+    share = work.spare.copy_(work.student).scatter_(-1, ids, FLOOR)
+    tail = share.logsumexp(-1, keepdim=True)
+    torch.softmax(share, -1, out=share)
+    student = torch.cat([work.student.gather(-1, ids), tail], dim=-1)
+    recorded = teacher.at(term.temperature).to(student)
+    merged = Outcomes(student, recorded, student.exp(), recorded.exp(), torch.empty_like(student))
+    value = term.slope(outcomes=merged)
+    slope = merged.teacher_mass
+    torch.mul(share, slope[:, -1:], out=work.teacher_mass).scatter_(-1, ids, slope[:, :-1])
+    return value, slope.sum(-1, keepdim=True)
+
+
+def log_softmax_into(
+    out: Float[Tensor, "n V"], logits: Float[Tensor, "n V"], temperature: float
+) -> Float[Tensor, "n V"]:
+    """Log-probabilities at a temperature, written to `out`, which is exact whatever logits are."""
+    if temperature == 1 and logits.dtype == out.dtype:
+        return torch.log_softmax(logits, -1, out=out)
+    if logits.dtype == out.dtype:
+        torch.div(logits, temperature, out=out)
+    else:
+        out.copy_(logits).div_(temperature)
+    return torch.log_softmax(out, -1, out=out)
