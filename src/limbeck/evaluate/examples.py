@@ -1,0 +1,187 @@
+"""Single places of the held-out text, for a reader: disagreements and continuations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from limbeck.batch import Batch
+from limbeck.divergences.kl import forward_kl
+from limbeck.evaluate.measure import Chunk, HeldOut, chunks, evaluating
+from limbeck.evaluate.text import Tokenizer, left_context, text_of, token_text
+from limbeck.models import CausalLM
+
+ROWS_AT_ONCE = 2
+SHOWN = 5
+"""Tokens shown of each distribution."""
+
+PROMPT_TOKENS = 24
+LONGEST_PROMPT = 512
+SHORTEST_TRUTH = 8
+
+
+@dataclass(frozen=True)
+class Place:
+    """One token where two models differ.
+
+    Attributes:
+        document: Its document's index.
+        forward_kl: KL(teacher || student) there, nats.
+        before: Ids of the text it follows.
+        target: Id of the token that really followed.
+        teacher: The teacher's likeliest token ids and their probabilities.
+        student: The student's.
+    """
+
+    document: int
+    forward_kl: float
+    before: list[int]
+    target: int
+    teacher: list[tuple[int, float]]
+    student: list[tuple[int, float]]
+
+
+def disagreements(
+    student: CausalLM,
+    teacher: CausalLM,
+    tokenizer: Tokenizer,
+    data: HeldOut,
+    rows: Sequence[int],
+    *,
+    count: int,
+) -> list[dict[str, Any]]:
+    """The tokens with the largest forward KL, at most one a document, largest first.
+
+    Of sharded models every rank must ask, with the same rows.
+    """
+    device = next(student.parameters()).device
+    worst: dict[int, Place] = {}
+    with torch.no_grad(), evaluating(student):
+        for start in range(0, len(rows), ROWS_AT_ONCE):
+            batch = data.batch(rows[start : start + ROWS_AT_ONCE])
+            for chunk in chunks(student, teacher, batch.to(device)):
+                for place in worst_places(chunk, batch):
+                    old = worst.get(place.document)
+                    if old is None or place.forward_kl > old.forward_kl:
+                        worst[place.document] = place
+    first = sorted(worst.values(), key=lambda place: (-place.forward_kl, place.document))[:count]
+    return [described(place, tokenizer, data) for place in first]
+
+
+def worst_places(chunk: Chunk, batch: Batch) -> Iterator[Place]:
+    """The token of largest forward KL of each document in a chunk."""
+    divergence = forward_kl(chunk.pair.student, chunk.pair.teacher).cpu()
+    documents = batch.documents()[chunk.window]
+    place = batch.scored.nonzero()[chunk.window].tolist()
+    for document in sorted(set(documents.tolist())):
+        of_document = torch.where(documents == document, divergence, -torch.inf)
+        i = int(of_document.argmax())
+        row, position = place[i]
+        begin = position - int(batch.position_ids[row, position])
+        yield Place(
+            document=document,
+            forward_kl=float(divergence[i]),
+            before=batch.input_ids[row, max(begin, 0) : position + 1].tolist(),
+            target=int(batch.target_ids[row, position]),
+            teacher=likeliest(chunk.pair.teacher[i]),
+            student=likeliest(chunk.pair.student[i]),
+        )
+
+
+def likeliest(logp: Float[Tensor, " V"]) -> list[tuple[int, float]]:
+    """The most probable outcomes of one position, with their probabilities."""
+    top = logp.topk(min(SHOWN, len(logp)))
+    return list(zip(top.indices.tolist(), top.values.exp().tolist(), strict=True))
+
+
+def described(place: Place, tokenizer: Tokenizer, data: HeldOut) -> dict[str, Any]:
+    """A place in words, as evaluation.json holds it."""
+
+    def named(outcomes: list[tuple[int, float]]) -> list[list[Any]]:
+        return [[token_text(tokenizer, place.before, i), p] for i, p in outcomes]
+
+    return {
+        "document": data.document_name(place.document),
+        "context": left_context(tokenizer, place.before),
+        "target": token_text(tokenizer, place.before, place.target),
+        "forward_kl": place.forward_kl,
+        "teacher": named(place.teacher),
+        "student": named(place.student),
+    }
+
+
+def continuations(
+    models: Mapping[str, CausalLM],
+    tokenizer: Tokenizer,
+    data: HeldOut,
+    rows: Sequence[int],
+    *,
+    count: int,
+    max_new_tokens: int = 48,
+) -> list[dict[str, Any]]:
+    """The same held-out beginnings, continued greedily by every model.
+
+    Args:
+        models: By the name their text has in the answer ("teacher", "distilled", ...).
+        tokenizer: Of all of them.
+        data: The held-out text.
+        rows: Rows to take beginnings from, spread over them.
+        count: How many; fewer when the rows hold no more long enough texts.
+        max_new_tokens: Most tokens a model writes.
+
+    Returns:
+        `{"prompt", "truth", name: text, ...}` each, truth being what the text says.
+    """
+    found = []
+    for prompt, truth in beginnings(data, rows, count):
+        written = {}
+        for name, model in models.items():
+            with torch.no_grad(), evaluating(model):
+                written[name] = text_of(tokenizer, model.generate(prompt, max_new_tokens))
+        found.append(
+            {
+                "prompt": text_of(tokenizer, prompt),
+                "truth": text_of(tokenizer, truth[:max_new_tokens]),
+                **written,
+            }
+        )
+    return found
+
+
+def beginnings(data: HeldOut, rows: Sequence[int], count: int) -> list[tuple[list[int], list[int]]]:
+    """Beginnings of different documents, each with the tokens that follow it.
+
+    A text's beginning is its first 24 tokens, or all that is not scored where that is more (a
+    chat's question).
+    """
+    found: dict[int, tuple[list[int], list[int]]] = {}
+    stride = max(len(rows) // max(count, 1), 1)
+    spread = [*rows[::stride], *rows]  # the evenly spread ones first, then whatever is left
+    for row in spread:
+        if len(found) >= count:
+            break
+        for document, prompt, truth in pieces(data.batch([row])):
+            if document not in found:
+                found[document] = (prompt, truth)
+                break
+    return list(found.values())[:count]
+
+
+def pieces(batch: Batch) -> Iterator[tuple[int, list[int], list[int]]]:
+    """Each piece of text in a row that is long enough, cut into a beginning and its sequel."""
+    tokens, targets = batch.input_ids[0].tolist(), batch.target_ids[0].tolist()
+    documents, positions = batch.document_ids[0].tolist(), batch.position_ids[0].tolist()
+    starts = [t for t, position in enumerate(positions) if position == 0]
+    for start, end in zip(starts, [*starts[1:], len(tokens)], strict=True):
+        scored = batch.scored[0, start:end].nonzero()
+        if documents[start] < 0 or not len(scored):
+            continue
+        text = [*tokens[start:end], targets[end - 1]]
+        cut = max(PROMPT_TOKENS, int(scored[0]) + 1)
+        if cut <= LONGEST_PROMPT and len(text) - cut >= SHORTEST_TRUTH:
+            yield documents[start], text[:cut], text[cut:]

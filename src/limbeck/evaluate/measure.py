@@ -1,0 +1,265 @@
+"""Walking a student and its teacher over held-out text, a chunk of logits at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64, Int
+from torch import Tensor
+
+from limbeck.batch import Batch
+from limbeck.divergences.kl import forward_kl, reverse_kl
+from limbeck.divergences.total_variation import total_variation
+from limbeck.errors import ConfigError
+from limbeck.evaluate.scores import CALIBRATION_BINS, Scores
+from limbeck.models import CausalLM
+from limbeck.signals import (
+    DenseLogits,
+    Head,
+    LazyLogits,
+    LogProbPair,
+    TeacherDistribution,
+    log_softmax,
+)
+from limbeck.teachers import Teacher
+
+CHUNK = 256
+"""Scored tokens whose logits exist at once."""
+
+ROWS_AT_ONCE = 64
+"""Rows read together when only their tokens are counted."""
+
+
+@runtime_checkable
+class HeldOut(Protocol):
+    """What evaluation asks of a data set; `TextData` is one."""
+
+    @property
+    def num_rows(self) -> int:
+        """Rows it can give."""
+
+    @property
+    def num_documents(self) -> int:
+        """Documents those rows hold."""
+
+    @property
+    def document_bytes(self) -> np.ndarray:
+        """UTF-8 bytes of each document's scored text."""
+
+    def batch(self, rows: Sequence[int]) -> Batch:
+        """Some of the rows; none gives one row with nothing scored."""
+
+    def document_name(self, document: int) -> str:
+        """Where a document comes from, for a reader."""
+
+
+class Chunk(NamedTuple):
+    """Some of a batch's scored tokens, with both models' opinions of them.
+
+    Attributes:
+        window: Which of the N scored tokens.
+        pair: Student and teacher at temperature 1, on the outcomes the teacher speaks about.
+        logp: The student's log-probabilities over the vocabulary.
+        targets: The tokens that really followed.
+        padded: Probability the student leaves on rows beyond the vocabulary.
+        dense: Whether the pair's outcomes are the vocabulary.
+    """
+
+    window: slice
+    pair: LogProbPair
+    logp: Float[Tensor, "n V"]
+    targets: Int[Tensor, " n"]
+    padded: Float[Tensor, " n"]
+    dense: bool
+
+
+def measure(
+    student: CausalLM,
+    teacher: Teacher | CausalLM,
+    data: HeldOut,
+    rows: Sequence[int],
+    *,
+    micro_batch: int,
+    device: torch.device,
+    reduce: Callable[[Tensor], Tensor] | None = None,
+) -> Scores:
+    """Sums of every metric over the scored tokens of some rows, by document.
+
+    Args:
+        student: The student; measured in eval mode, left in the mode it was in.
+        teacher: A teacher. One that is not dense (a store's top-k) gives bounds of the divergences
+            and neither its own cross-entropy nor the agreement.
+        data: The held-out text.
+        rows: Rows to measure; with `reduce`, this rank's share of them.
+        micro_batch: Rows of one forward pass.
+        device: Where the models are.
+        reduce: Sums a tensor over the ranks. Ranks with fewer rows keep in step with empty batches,
+            as sharded models need every rank in every forward pass.
+    """
+    totals: dict[str, Tensor] = {}
+    with torch.no_grad(), evaluating(student):
+        for mine in in_step(rows, micro_batch, device, reduce):
+            batch = data.batch(mine).to(device)
+            documents = batch.documents().cpu()
+            for chunk in chunks(student, teacher, batch):
+                add(totals, chunk, documents[chunk.window], data.num_documents)
+    if reduce is not None:
+        totals = {name: reduce(total.to(device)).cpu() for name, total in totals.items()}
+    whole = reduce is None and len(set(rows)) == data.num_rows
+    return as_scores({name: total.numpy() for name, total in totals.items()}, data, whole)
+
+
+def chunks(student: CausalLM, teacher: Teacher | CausalLM, batch: Batch) -> Iterator[Chunk]:
+    """The scored tokens of a batch, in order; one empty chunk when there are none."""
+    hidden, _ = student(batch)
+    distribution = opinion(teacher, batch)
+    targets, head, size = batch.targets(), whole_head(student), student.vocabulary_size
+    dense = isinstance(distribution, DenseLogits | LazyLogits)
+    for start in range(0, max(len(targets), 1), CHUNK):
+        window = slice(start, start + CHUNK)
+        logits = head(hidden[window])
+        padded = padded_probability(logits, size)
+        logits = logits[:, :size]
+        pair = distribution.rows(window).compare(logits, 1.0)
+        logp = pair.student if dense else log_softmax(logits, 1.0)
+        yield Chunk(window, pair, logp, targets[window], padded, dense)
+
+
+def opinion(teacher: Teacher | CausalLM, batch: Batch) -> TeacherDistribution:
+    """The teacher's distribution at the scored tokens.
+
+    Raises:
+        ConfigError: The teacher was not asked for distributions.
+    """
+    if isinstance(teacher, CausalLM):
+        with evaluating(teacher):
+            hidden, _ = teacher(batch)
+        return LazyLogits(hidden, teacher.head)
+    distribution = teacher.signal(batch).distribution
+    if distribution is None:
+        raise ConfigError(
+            "A teacher must give distributions to be compared with, and this one was not asked for "
+            "them. Give the objective an alpha above 0, or evaluate against a model."
+        )
+    return distribution
+
+
+def whole_head(model: CausalLM) -> Head:
+    """The output head with its padded rows, which the model's own head leaves out."""
+    size = model.vocabulary_size
+    try:
+        model.vocabulary_size = model.vocabulary_rows
+        return model.head
+    finally:
+        model.vocabulary_size = size
+
+
+def padded_probability(logits: Float[Tensor, "n R"], size: int) -> Float[Tensor, " n"]:
+    """Probability beyond the first `size` outcomes, at temperature 1."""
+    return log_softmax(logits, 1.0)[:, size:].exp().sum(-1)
+
+
+def token_values(chunk: Chunk) -> dict[str, Float[Tensor, " n"]]:
+    """Every metric of every token of a chunk."""
+    student, teacher = chunk.pair
+    targets = chunk.targets[:, None]
+    confidence, first = chunk.logp.max(-1)
+    values = {
+        "forward_kl": forward_kl(student, teacher),
+        "reverse_kl": reverse_kl(student, teacher),
+        "total_variation": total_variation(student, teacher),
+        "cross_entropy": -chunk.logp.gather(-1, targets)[:, 0],
+        "student_confidence": confidence.exp(),
+        "student_hit": (first == chunk.targets).to(confidence.dtype),
+        "padded_mass": chunk.padded,
+        "tokens": torch.ones_like(confidence),
+    }
+    if chunk.dense:
+        values["top1_agreement"] = (first == teacher.argmax(-1)).to(confidence.dtype)
+        values["teacher_cross_entropy"] = -teacher.gather(-1, targets)[:, 0]
+    return values
+
+
+def add(
+    totals: dict[str, Tensor],
+    chunk: Chunk,
+    documents: Int[Tensor, " n"],
+    num_documents: int,
+) -> None:
+    """Add a chunk's tokens to the sums of their documents, in float64."""
+    values = {name: value.cpu().double() for name, value in token_values(chunk).items()}
+    for name, value in values.items():
+        total = totals.setdefault(name, torch.zeros(num_documents, dtype=torch.float64))
+        total.index_add_(0, documents, value)
+    confidence = values["student_confidence"]
+    bins = (confidence * CALIBRATION_BINS).long().clamp_max(CALIBRATION_BINS - 1)
+    shape = (num_documents, CALIBRATION_BINS)
+    total = totals.setdefault("calibration", torch.zeros(shape, dtype=torch.float64))
+    gap = values["student_hit"] - confidence
+    total.view(-1).index_add_(0, documents * CALIBRATION_BINS + bins, gap)
+
+
+def as_scores(totals: dict[str, np.ndarray], data: HeldOut, whole: bool) -> Scores:
+    """The sums of the documents that have any, with the bytes that were measured.
+
+    Args:
+        totals: Sums by name, over all documents of the data set.
+        data: The data set.
+        whole: Whether every row of it was measured.
+    """
+    nothing = np.zeros(data.num_documents)
+    counts = totals.pop("tokens", nothing)
+    padded = totals.pop("padded_mass", nothing)
+    calibration = totals.pop("calibration", np.zeros((data.num_documents, CALIBRATION_BINS)))
+    kept = np.flatnonzero(counts)
+    share = 1.0 if whole else counts[kept] / scored_tokens(data)[kept]
+    return Scores(
+        metrics={name: total[kept] for name, total in totals.items()},
+        counts=counts[kept],
+        bytes=np.asarray(data.document_bytes, dtype=np.float64)[kept] * share,
+        calibration=calibration[kept],
+        documents=kept,
+        padded_mass=float(padded.sum() / max(counts.sum(), 1)),
+    )
+
+
+def scored_tokens(data: HeldOut) -> Float64[np.ndarray, " documents"]:
+    """Scored tokens of each whole document, over all rows."""
+    counts = np.zeros(data.num_documents)
+    for start in range(0, data.num_rows, ROWS_AT_ONCE):
+        rows = range(start, min(start + ROWS_AT_ONCE, data.num_rows))
+        documents = data.batch(rows).documents().numpy()
+        counts += np.bincount(documents, minlength=data.num_documents)
+    return counts
+
+
+def in_step(
+    rows: Sequence[int],
+    micro_batch: int,
+    device: torch.device,
+    reduce: Callable[[Tensor], Tensor] | None,
+) -> Iterator[Sequence[int]]:
+    """Rows of each micro-batch, going on with none while other ranks still have some."""
+    start = 0
+    while True:
+        mine = rows[start : start + micro_batch]
+        left = torch.tensor(float(len(mine)), device=device)
+        if not (left if reduce is None else reduce(left)).item():
+            return
+        yield mine
+        start += micro_batch
+
+
+@contextmanager
+def evaluating(model: CausalLM) -> Iterator[None]:
+    """Dropout and the like switched off, and the mode it was in restored."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)

@@ -1,0 +1,177 @@
+"""Dark knowledge, one position at a time: what a teacher thinks beside the token that followed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from limbeck.divergences import expectation
+from limbeck.divergences.kl import forward_kl
+from limbeck.errors import ConfigError
+from limbeck.evaluate.measure import evaluating
+from limbeck.evaluate.text import Tokenizer, token_text
+from limbeck.models import CausalLM
+from limbeck.signals import log_softmax
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One token that might follow.
+
+    Attributes:
+        text: How it reads.
+        id: Its id.
+        logit: The teacher's logit.
+        teacher: Its probability under the teacher, at each temperature.
+        student: Under the student, at each temperature; empty without a student.
+        followed: Whether it is the token that really followed.
+        rank: Its place among the teacher's tokens, from 1.
+    """
+
+    text: str
+    id: int
+    logit: float
+    teacher: tuple[float, ...]
+    student: tuple[float, ...]
+    followed: bool
+    rank: int
+
+
+@dataclass(frozen=True)
+class Position:
+    """What may follow one token of the text.
+
+    Attributes:
+        text: The token just read.
+        candidates: The teacher's likeliest tokens, then the one that followed if it is not there.
+        entropy: The teacher's entropy at each temperature, nats.
+        student_first: The student's likeliest token; None without a student.
+        student_probability: Its probability at temperature 1; None without a student.
+        forward_kl: KL(teacher || student) at each temperature, nats; empty without a student.
+    """
+
+    text: str
+    candidates: tuple[Candidate, ...]
+    entropy: tuple[float, ...]
+    student_first: str | None
+    student_probability: float | None
+    forward_kl: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Peek:
+    """A text and what follows each of its tokens.
+
+    Attributes:
+        text: The text as it was given.
+        temperatures: At which probabilities are told; the first is always 1.
+        positions: One for each token.
+    """
+
+    text: str
+    temperatures: tuple[float, ...]
+    positions: tuple[Position, ...]
+
+    def to_plain(self) -> dict[str, Any]:
+        """The same as what JSON can hold."""
+        return dataclasses.asdict(self)
+
+
+def peek(
+    tokenizer: Tokenizer,
+    teacher: CausalLM,
+    student: CausalLM | None,
+    text: str,
+    temperatures: Sequence[float],
+    *,
+    top: int = 5,
+) -> Peek:
+    """What the teacher, and the student beside it, think may follow each token of a text.
+
+    Args:
+        tokenizer: Of both models; their vocabularies must be cut to the same size.
+        teacher: The teacher.
+        student: The student, if there is one.
+        text: Any text; one row, so at most what the models can read.
+        temperatures: Further temperatures; 1 is always told, and told first.
+        top: How many of the teacher's likeliest tokens.
+
+    Raises:
+        ConfigError: The text is empty or too long, or a temperature is not positive.
+    """
+    warm = tuple(dict.fromkeys([1.0, *map(float, temperatures)]))
+    if min(warm) <= 0:
+        raise ConfigError(f"A temperature must be above 0, got {min(warm)}. Try 1, 2 and 4.")
+    ids = tokenizer.encode(text)
+    models = [teacher] if student is None else [teacher, student]
+    longest = min((m.max_positions for m in models if m.max_positions), default=len(ids))
+    if not 0 < len(ids) <= longest:
+        raise ConfigError(
+            f"A text must have from 1 to {longest:,} tokens to be peeked at, got {len(ids):,}. "
+            "Give a sentence or two."
+        )
+    tokens = torch.tensor([ids], device=next(teacher.parameters()).device)
+    logits = [read(model, tokens) for model in models]
+    positions = [
+        look(tokenizer, [row[t] for row in logits], ids, t, warm, top) for t in range(len(ids))
+    ]
+    return Peek(text, warm, tuple(positions))
+
+
+def read(model: CausalLM, tokens: Int[Tensor, "1 T"]) -> Float[Tensor, "T V"]:
+    """Logits of the one row, on the CPU."""
+    with torch.no_grad(), evaluating(model):
+        return model.logits(tokens)[0].float().cpu()
+
+
+def look(
+    tokenizer: Tokenizer,
+    logits: list[Float[Tensor, " V"]],
+    ids: list[int],
+    at: int,
+    temperatures: tuple[float, ...],
+    top: int,
+) -> Position:
+    """One position: the teacher's likeliest tokens at each temperature, and the student's view.
+
+    Args:
+        tokenizer: Turns ids into text.
+        logits: The teacher's, and the student's if there is one.
+        ids: The whole text.
+        at: Which token has just been read.
+        temperatures: At which to tell probabilities.
+        top: How many tokens.
+    """
+    before, followed = ids[: at + 1], ids[at + 1] if at + 1 < len(ids) else None
+    tables = [torch.stack([log_softmax(row[None], t)[0] for t in temperatures]) for row in logits]
+    teacher, student = tables[0], tables[1] if len(tables) > 1 else None
+    shown = logits[0].topk(min(top, len(logits[0]))).indices.tolist()
+    if followed is not None and followed not in shown:
+        shown.append(followed)
+    candidates = [
+        Candidate(
+            text=token_text(tokenizer, before, i),
+            id=i,
+            logit=float(logits[0][i]),
+            teacher=tuple(teacher[:, i].exp().tolist()),
+            student=() if student is None else tuple(student[:, i].exp().tolist()),
+            followed=i == followed,
+            rank=1 + int((logits[0] > logits[0][i]).sum()),
+        )
+        for i in shown
+    ]
+    first = None if student is None else int(student[0].argmax())
+    return Position(
+        text=token_text(tokenizer, ids[:at], ids[at]),
+        candidates=tuple(candidates),
+        entropy=tuple((-expectation(teacher, teacher)).tolist()),
+        student_first=None if first is None else token_text(tokenizer, before, first),
+        student_probability=None if student is None else float(student[0].max().exp()),
+        forward_kl=() if student is None else tuple(forward_kl(student, teacher).tolist()),
+    )

@@ -1,0 +1,182 @@
+"""Sums per document, and what they say: values with intervals, differences, the gap closed.
+
+Every figure is a ratio of sums. Its interval is the percentile bootstrap over documents (Efron,
+1979): documents are drawn with replacement, and the ratio is taken again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float64, Int64
+
+from limbeck.errors import DataError
+
+RESAMPLES = 1000
+INTERVAL_PERCENT = 95.0
+CALIBRATION_BINS = 15
+
+Interval = dict[str, float]
+"""`{"value", "low", "high"}`: a figure and the ends of its 95 % interval."""
+
+TOKEN_METRICS = (
+    "forward_kl",
+    "reverse_kl",
+    "total_variation",
+    "top1_agreement",
+    "cross_entropy",
+    "teacher_cross_entropy",
+    "student_confidence",
+    "student_hit",
+)
+"""Names of the sums `measure` takes; a teacher that is not dense gives only some of them."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Sums over the scored tokens of each document that was measured.
+
+    Attributes:
+        metrics: By name, the sum over a document's tokens (nats, or counts).
+        counts: Number of tokens measured.
+        bytes: UTF-8 bytes of the text those tokens stand for.
+        calibration: Sum of (hit - confidence) of the student's first choice, by confidence bin.
+        documents: Index of each document in the data set.
+        padded_mass: Mean probability the student leaves on rows that stand for no token.
+    """
+
+    metrics: Mapping[str, Float64[np.ndarray, " documents"]]
+    counts: Float64[np.ndarray, " documents"]
+    bytes: Float64[np.ndarray, " documents"]
+    calibration: Float64[np.ndarray, "documents bins"]
+    documents: Int64[np.ndarray, " documents"]
+    padded_mass: float = 0.0
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens measured."""
+        return round(float(self.counts.sum()))
+
+    def mean(self, metric: str) -> float:
+        """A metric's mean over all measured tokens; NaN when there are none."""
+        total = float(self.counts.sum())
+        return float(self.metrics[metric].sum()) / total if total else math.nan
+
+
+Sums = Mapping[str, Float64[np.ndarray, " resamples"]]
+Figure = Callable[[Sums], Float64[np.ndarray, " resamples"]]
+
+
+def summarise(scores: Scores, seed: int = 0) -> dict[str, Interval]:
+    """Every figure the scores can give, with its interval.
+
+    forward_kl, reverse_kl, cross_entropy and teacher_cross_entropy are nats a token, perplexity is
+    exp(cross_entropy), bits_per_byte compares across tokenizers, over_confidence is the student's
+    mean probability of its first choice less how often it is right, and ece is the expected
+    calibration error over 15 bins. With one document an interval has no width and says nothing.
+
+    Raises:
+        DataError: No token was measured.
+    """
+    if not scores.num_tokens:
+        raise DataError(
+            "At least one held-out token must be scored to evaluate, got none. Give evaluate.data "
+            "rows with text that is not only prompt."
+        )
+    sums = resampled(columns(scores), seed)
+    figures = {m: ratio(m, "tokens") for m in TOKEN_METRICS[:6] if m in scores.metrics}
+    figures["perplexity"] = lambda s: np.exp(s["cross_entropy"] / s["tokens"])
+    figures["bits_per_byte"] = bits_per_byte
+    figures["over_confidence"] = over_confidence
+    figures["ece"] = expected_calibration_error
+    return {name: interval(figure(sums)) for name, figure in figures.items()}
+
+
+def paired_difference(a: Scores, b: Scores, metric: str, seed: int = 0) -> Interval:
+    """Mean of a metric under `a` less that under `b`, the same documents drawn for both.
+
+    Raises:
+        DataError: They were not measured on the same tokens.
+    """
+    both = paired(a, b, metric, seed)
+    return interval(both["a"] / both["tokens"] - both["b"] / both["tokens"])
+
+
+def gap_recovered(initial: Scores, student: Scores, seed: int = 0) -> Interval:
+    """How much of the initial forward KL to the teacher is gone, percent; 100 is the teacher.
+
+    Negative when the student is farther from the teacher than it began.
+
+    Raises:
+        DataError: They were not measured on the same tokens, or there was no gap to begin with.
+    """
+    both = paired(initial, student, "forward_kl", seed)
+    if not (both["a"] > 0).all():
+        raise DataError(
+            "The student as initialised must differ from its teacher for a gap to be recovered, "
+            "but its forward KL is 0. Compare the divergences themselves."
+        )
+    return interval(100 * (1 - both["b"] / both["a"]))
+
+
+def columns(scores: Scores) -> dict[str, Float64[np.ndarray, " documents"]]:
+    """All sums of the scores, one column each."""
+    bins = {f"bin_{i}": scores.calibration[:, i] for i in range(scores.calibration.shape[1])}
+    return {**scores.metrics, **bins, "tokens": scores.counts, "bytes": scores.bytes}
+
+
+def paired(a: Scores, b: Scores, metric: str, seed: int) -> Sums:
+    """Sums of one metric under both, over the same draws of documents."""
+    same = np.array_equal(a.documents, b.documents) and np.array_equal(a.counts, b.counts)
+    if not same:
+        raise DataError(
+            f"Two models must be measured on the same tokens to be compared, got {a.num_tokens} "
+            f"tokens of {len(a.documents)} documents and {b.num_tokens} of {len(b.documents)}. "
+            "Measure both with the same data and rows."
+        )
+    return resampled({"a": a.metrics[metric], "b": b.metrics[metric], "tokens": a.counts}, seed)
+
+
+def resampled(table: Mapping[str, Float64[np.ndarray, " documents"]], seed: int) -> Sums:
+    """Sums of each column: over all documents first, then over each resample of them."""
+    values = np.stack(list(table.values()), axis=1)
+    num_documents = len(values)
+    generator = np.random.Generator(np.random.Philox(seed))
+    sums = np.empty((RESAMPLES + 1, len(table)))
+    sums[0] = values.sum(axis=0)
+    for i in range(1, RESAMPLES + 1):
+        drawn = generator.integers(num_documents, size=num_documents)
+        sums[i] = np.bincount(drawn, minlength=num_documents) @ values
+    return {name: sums[:, i] for i, name in enumerate(table)}
+
+
+def interval(figure: Float64[np.ndarray, " resamples"]) -> Interval:
+    """The figure itself, which stands first, and the percentiles of its resamples."""
+    tail = (100 - INTERVAL_PERCENT) / 2
+    low, high = np.percentile(figure[1:], [tail, 100 - tail])
+    return {"value": float(figure[0]), "low": float(low), "high": float(high)}
+
+
+def ratio(above: str, below: str) -> Figure:
+    """One column's sum over another's."""
+    return lambda sums: sums[above] / sums[below]
+
+
+def bits_per_byte(sums: Sums) -> Float64[np.ndarray, " resamples"]:
+    """Cross-entropy in bits over the bytes of the text that was scored."""
+    return sums["cross_entropy"] / (math.log(2) * sums["bytes"])
+
+
+def over_confidence(sums: Sums) -> Float64[np.ndarray, " resamples"]:
+    """Mean probability of the student's first choice less its accuracy; positive is too sure."""
+    return (sums["student_confidence"] - sums["student_hit"]) / sums["tokens"]
+
+
+def expected_calibration_error(sums: Sums) -> Float64[np.ndarray, " resamples"]:
+    """Mean over bins, weighted by tokens, of |accuracy - confidence| (Guo et al., 2017)."""
+    gaps = [np.abs(column) for name, column in sums.items() if name.startswith("bin_")]
+    total: Float64[np.ndarray, " resamples"] = np.sum(gaps, axis=0) / sums["tokens"]
+    return total

@@ -1,0 +1,165 @@
+import numpy as np
+import pytest
+import torch
+
+from limbeck.errors import ConfigError
+from limbeck.evaluate import measure as room
+from limbeck.evaluate.measure import measure
+from limbeck.evaluate.scores import Scores, summarise
+from limbeck.models import CausalLM
+from limbeck.signals import SignalNeeds
+from limbeck.teachers.online import OnlineTeacher
+from tests.evaluate.held_out import Rows, packed_rows, reference
+from tests.models.tiny import tiny_llama
+
+CPU = torch.device("cpu")
+
+
+def measured(student: CausalLM, teacher: CausalLM, data: Rows, micro_batch: int = 2) -> Scores:
+    return measure(
+        student, teacher, data, range(data.num_rows), micro_batch=micro_batch, device=CPU
+    )
+
+
+def pair() -> tuple[CausalLM, CausalLM]:
+    return tiny_llama(2, 32, seed=1), tiny_llama(3, 32, seed=2)
+
+
+def test_measured_sums_are_those_of_a_slow_float64_walk() -> None:
+    student, teacher = pair()
+    data = packed_rows()
+    scores, wanted = measured(student, teacher, data), reference(student, teacher, data)
+    counts = wanted.pop("tokens")
+    np.testing.assert_array_equal(scores.counts, counts)
+    assert set(scores.metrics) == set(wanted)
+    for name, sums in wanted.items():  # the models compute in float32
+        np.testing.assert_allclose(scores.metrics[name], sums, rtol=2e-5, atol=2e-5, err_msg=name)
+
+
+def test_a_student_that_is_its_teacher_is_at_no_distance_and_always_agrees() -> None:
+    model = tiny_llama(2, 32, seed=1)
+    told = summarise(measured(model, model, packed_rows()))
+    assert told["forward_kl"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+    assert told["reverse_kl"]["value"] == 0.0
+    assert told["total_variation"]["value"] == 0.0
+    assert told["top1_agreement"]["value"] == 1.0
+    assert told["cross_entropy"] == told["teacher_cross_entropy"]
+
+
+@pytest.mark.parametrize("micro_batch", [1, 4, 100])
+@pytest.mark.parametrize("chunk", [1, 7, 1000])
+def test_scores_do_not_depend_on_micro_batch_or_chunk(
+    micro_batch: int, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student, teacher = pair()
+    data = packed_rows()
+    wanted = measured(student, teacher, data)
+    monkeypatch.setattr(room, "CHUNK", chunk)
+    scores = measured(student, teacher, data, micro_batch)
+    for name, sums in wanted.metrics.items():
+        np.testing.assert_allclose(scores.metrics[name], sums, rtol=1e-4, atol=1e-4, err_msg=name)
+    np.testing.assert_array_equal(scores.counts, wanted.counts)
+    np.testing.assert_allclose(scores.calibration, wanted.calibration, atol=1e-4)
+
+
+def test_padded_vocabularies_leave_metrics_as_they_were_and_their_mass_is_told() -> None:
+    student, teacher = pair()
+    data = packed_rows(vocabulary=90)
+    student.vocabulary_size = teacher.vocabulary_size = 90
+    scores, wanted = measured(student, teacher, data), reference(student, teacher, data)
+    assert student.vocabulary_size == 90
+    np.testing.assert_allclose(scores.metrics["forward_kl"], wanted["forward_kl"], rtol=2e-5)
+    student.vocabulary_size = 96
+    mass, count = 0.0, 0
+    for row, t in data.whole.scored.nonzero().tolist():
+        begin = t - int(data.whole.position_ids[row, t])
+        piece = data.whole.input_ids[row, begin : t + 1][None]
+        logits = student.logits(piece)[0, -1].detach()
+        mass, count = mass + float(torch.softmax(logits.double(), -1)[90:].sum()), count + 1
+    assert scores.padded_mass == pytest.approx(mass / count, rel=1e-5)
+    assert scores.padded_mass > 0
+
+
+def test_without_padding_there_is_no_padded_mass() -> None:
+    assert measured(*pair(), packed_rows()).padded_mass == 0.0
+
+
+def test_calibration_bins_add_up_to_hits_less_confidence() -> None:
+    scores = measured(*pair(), packed_rows())
+    gap = scores.metrics["student_hit"] - scores.metrics["student_confidence"]
+    np.testing.assert_allclose(scores.calibration.sum(axis=1), gap, atol=1e-9)
+
+
+def test_ranks_with_different_shares_give_the_sums_of_one() -> None:
+    student, teacher = pair()
+    data = packed_rows(rows=5)
+    shares = [[0, 1, 2, 3], [4]]
+    whole = measured(student, teacher, data, 1)
+
+    # Each rank's sums are recorded alone, then handed to the other as a reduction would.
+    heard: list[list[torch.Tensor]] = [[], []]
+    steps = 5  # four micro-batches of the longer share, and the question that ends them
+
+    def alone(rank: int) -> None:
+        answers = iter([1.0] * (steps - 1) + [0.0])
+
+        def reduce(tensor: torch.Tensor) -> torch.Tensor:
+            if tensor.ndim == 0:
+                return torch.tensor(next(answers))
+            heard[rank].append(tensor)
+            return tensor
+
+        measure(student, teacher, data, shares[rank], micro_batch=1, device=CPU, reduce=reduce)
+
+    alone(0)
+    alone(1)
+    assert len(heard[0]) == len(heard[1])
+    total = [a + b for a, b in zip(*heard, strict=True)]
+    sums = iter(total)
+
+    def reduce(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor if tensor.ndim == 0 else next(sums)
+
+    both = measure(student, teacher, data, shares[0], micro_batch=1, device=CPU, reduce=reduce)
+    np.testing.assert_array_equal(both.counts, whole.counts)
+    np.testing.assert_allclose(both.metrics["forward_kl"], whole.metrics["forward_kl"], rtol=1e-6)
+    np.testing.assert_allclose(both.bytes, whole.bytes)
+
+
+def test_bytes_are_the_share_of_the_document_that_was_measured() -> None:
+    student, teacher = pair()
+    data = packed_rows(rows=3)  # documents 0 | 0+1 | 1+2 | 3 over the rows' halves
+    scored = data.whole.scored
+    halves = {(r, h): int(scored[r, 8 * h : 8 * h + 8].sum()) for r in range(3) for h in (0, 1)}
+    part = measure(student, teacher, data, [0], micro_batch=1, device=CPU)
+    assert part.documents.tolist() == [0, 1]
+    wanted = [10.0, 11 * halves[0, 1] / (halves[0, 1] + halves[1, 0])]
+    np.testing.assert_allclose(part.bytes, wanted)
+    np.testing.assert_allclose(measured(student, teacher, data).bytes, [10, 11, 12, 13])
+
+
+def test_dropout_is_off_while_measuring_and_the_mode_is_restored() -> None:
+    student, teacher = pair()
+    data = packed_rows()
+    student.train()
+    first = measured(student, teacher, data)
+    assert student.training
+    np.testing.assert_array_equal(
+        first.metrics["forward_kl"], measured(student.eval(), teacher, data).metrics["forward_kl"]
+    )
+
+
+def test_a_teacher_is_asked_for_signals_and_gives_what_its_model_gives() -> None:
+    student, model = pair()
+    data = packed_rows()
+    teacher = OnlineTeacher(model)
+    scores = measure(student, teacher, data, range(6), micro_batch=2, device=CPU)
+    wanted = measured(student, model, data)
+    np.testing.assert_array_equal(scores.metrics["forward_kl"], wanted.metrics["forward_kl"])
+
+
+def test_a_teacher_that_gives_no_distribution_is_refused() -> None:
+    student, model = pair()
+    teacher = OnlineTeacher(model, SignalNeeds(layers=frozenset({0})))
+    with pytest.raises(ConfigError, match="must give distributions"):
+        measure(student, teacher, packed_rows(), [0], micro_batch=1, device=CPU)

@@ -1,0 +1,114 @@
+import math
+
+import numpy as np
+import pytest
+
+from limbeck.errors import DataError
+from limbeck.evaluate.scores import CALIBRATION_BINS, Scores, gap_recovered, paired_difference
+from limbeck.evaluate.scores import summarise as summary
+
+
+def made(documents: int = 40, seed: int = 0, kl: float = 1.0) -> Scores:
+    """Scores whose per-token figures are drawn around known means."""
+    generator = np.random.Generator(np.random.Philox(seed))
+    counts = generator.integers(5, 50, documents).astype(float)
+    noise = generator.normal(0, 0.2, documents)
+    return Scores(
+        metrics={
+            "forward_kl": counts * (kl + noise),
+            "cross_entropy": counts * (2.0 + noise),
+            "student_confidence": counts * 0.6,
+            "student_hit": counts * 0.5,
+        },
+        counts=counts,
+        bytes=counts * 4,
+        calibration=np.zeros((documents, CALIBRATION_BINS)),
+        documents=np.arange(documents),
+    )
+
+
+def test_figures_are_ratios_of_sums_and_not_means_of_means() -> None:
+    scores = made()
+    told = summary(scores)
+    wanted = scores.metrics["forward_kl"].sum() / scores.counts.sum()
+    assert told["forward_kl"]["value"] == pytest.approx(wanted, rel=1e-12)
+    assert told["perplexity"]["value"] == pytest.approx(math.exp(scores.mean("cross_entropy")))
+    assert told["over_confidence"]["value"] == pytest.approx(0.1)
+
+
+def test_bits_per_byte_is_what_one_counts_by_hand() -> None:
+    zeros = np.zeros((2, CALIBRATION_BINS))
+    sums = {
+        "cross_entropy": np.array([3 * math.log(2), math.log(2)]),  # 3 bits and 1 bit
+        "student_confidence": np.ones(2),
+        "student_hit": np.ones(2),
+    }
+    scores = Scores(sums, np.array([2.0, 1.0]), np.array([6.0, 2.0]), zeros, np.arange(2))
+    assert summary(scores)["bits_per_byte"]["value"] == pytest.approx(4 / 8)
+
+
+def test_calibration_error_sums_the_gaps_of_bins_over_documents_first() -> None:
+    calibration = np.zeros((2, CALIBRATION_BINS))
+    calibration[0, 3], calibration[1, 3], calibration[1, 9] = 1.0, -1.0, -2.0  # bin 3 cancels
+    sums = {name: np.ones(2) for name in ("cross_entropy", "student_confidence", "student_hit")}
+    scores = Scores(sums, np.array([4.0, 6.0]), np.ones(2), calibration, np.arange(2))
+    assert summary(scores)["ece"]["value"] == pytest.approx(0.2)
+
+
+def test_intervals_cover_a_known_mean_about_as_often_as_they_say() -> None:
+    covered = 0
+    for seed in range(40):
+        told = summary(made(seed=seed))["forward_kl"]
+        covered += told["low"] <= 1.0 <= told["high"]
+    assert 33 <= covered <= 40  # 38 expected; 33 or fewer happens once in 150 honest runs
+
+
+def test_intervals_are_the_same_every_time_and_another_seed_gives_others() -> None:
+    scores = made()
+    assert summary(scores) == summary(scores, seed=0)
+    assert summary(scores)["forward_kl"]["low"] != summary(scores, seed=1)["forward_kl"]["low"]
+    assert summary(scores)["forward_kl"]["value"] == summary(scores, seed=1)["forward_kl"]["value"]
+
+
+def test_the_difference_of_a_thing_with_itself_is_exactly_nothing() -> None:
+    scores = made()
+    nothing = {"value": 0.0, "low": 0.0, "high": 0.0}
+    assert paired_difference(scores, scores, "forward_kl") == nothing
+
+
+def test_paired_intervals_are_narrower_than_the_spread_both_share() -> None:
+    told = paired_difference(made(kl=1.5), made(kl=1.0), "forward_kl")
+    assert told["value"] == pytest.approx(0.5)
+    assert told["high"] - told["low"] < 1e-9
+    alone = summary(made())["forward_kl"]
+    assert alone["high"] - alone["low"] > 0.05
+
+
+def test_the_gap_is_wholly_recovered_by_the_teacher_and_not_at_all_by_the_start() -> None:
+    start, end = made(kl=2.0), made()
+    end = Scores(
+        {"forward_kl": 0 * end.counts}, end.counts, end.bytes, end.calibration, end.documents
+    )
+    assert gap_recovered(start, end)["value"] == 100.0
+    assert gap_recovered(start, start) == {"value": 0.0, "low": 0.0, "high": 0.0}
+    assert gap_recovered(made(kl=1.0), made(kl=2.0))["value"] < -90
+
+
+def test_no_gap_to_begin_with_is_said() -> None:
+    scores = made(documents=1)
+    zero = Scores({"forward_kl": 0 * scores.counts}, scores.counts, scores.bytes,
+                  scores.calibration, scores.documents)  # fmt: skip
+    with pytest.raises(DataError, match="forward KL is 0"):
+        gap_recovered(zero, zero)
+
+
+def test_scores_of_other_tokens_cannot_be_compared() -> None:
+    with pytest.raises(DataError, match="same tokens"):
+        paired_difference(made(seed=0), made(seed=1), "forward_kl")
+
+
+def test_no_scored_token_is_refused() -> None:
+    none = np.zeros(0)
+    scores = Scores({}, none, none, np.zeros((0, CALIBRATION_BINS)), np.zeros(0, dtype=np.int64))
+    with pytest.raises(DataError, match="got none"):
+        summary(scores)
