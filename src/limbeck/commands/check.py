@@ -1,0 +1,219 @@
+"""`limbeck check`: everything that can be known before the first step, on the user's own pair."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from limbeck.commands.distill import Overrides
+from limbeck.errors import ConfigError
+
+if TYPE_CHECKING:
+    from limbeck.proofs import Finding, Plan, Segment
+    from limbeck.recipe import Run
+
+
+def check(
+    recipe: Annotated[
+        Path | None, typer.Argument(help="The recipe, YAML.", show_default=False)
+    ] = None,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the recipe's JSON schema and leave.")
+    ] = False,
+) -> None:
+    """Prove, on the recipe's own models and text, all that must hold before the first step.
+
+    Vocabularies, heads, packed documents, the divergence at equality, gradients, micro-batches; who
+    reads the text better; what is learnt of it; and a plan of memory, disk and time. Nothing is
+    written to the run directory. Exit code 2 when something does not hold.
+    """
+    from limbeck.recipe import assemble, load  # noqa: PLC0415  (help need not load torch)
+    from limbeck.recipe import schema as recipe_schema  # noqa: PLC0415
+
+    if schema:
+        typer.echo(json.dumps(recipe_schema(), indent=1))
+        return
+    if recipe is None:
+        raise ConfigError("check needs a recipe: limbeck check recipe.yaml.")
+    with assemble(load(recipe, overrides or [])) as run:
+        if run.world.size > 1:
+            raise ConfigError(
+                f"check runs in one process, and torchrun started {run.world.size}. Start it as "
+                "limbeck check recipe.yaml."
+            )
+        failing = tell(run, as_json=as_json)
+    if failing:
+        raise ConfigError(
+            f"{len(failing)} of what must hold before the first step does not: "
+            f"{'; '.join(failing)}. The findings say what each means."
+        )
+
+
+def tell(run: Run, *, as_json: bool) -> list[str]:
+    """Prove and print everything; the names of what keeps the run from starting."""
+    from limbeck.proofs import Case, plan_findings, prove, text_notes, trained_on  # noqa: PLC0415
+    from limbeck.proofs.text import TOKENS  # noqa: PLC0415
+
+    parts, config = run.parts, run.config
+    assert parts.student is not None, "nobody has taken it"
+    distiller = parts.distiller(parts.student.model, config.objective)
+    case = Case(distiller, config.objective, parts.teacher, parts.data, parts.vocabulary)
+    console = Console(stderr=as_json)
+    findings: list[Finding] = []
+    with console.status("Proving ...") as status:
+        for finding in prove(case):
+            findings.append(finding)
+            status.update(f"Proving ... {finding.name}: done")
+        status.update("Running one micro-batch ...")
+        plan = plan_of(run, case)
+    findings += plan_findings(plan)
+    batches = [parts.data.batch([row]) for row in parts.data.token_rows(TOKENS)]
+    notes = [
+        *parts.notes,
+        *text_notes(parts.tokenizer, batches, is_chat=config.data.type == "chat"),
+    ]
+    example = trained_on(parts.tokenizer, batches[0])
+    failing = [f.name for f in findings if is_failing(f)]
+    if as_json:
+        typer.echo(json.dumps(as_plain(findings, notes, example, plan)))
+    else:
+        console.print(page(findings, notes, example, plan))
+    return failing
+
+
+def plan_of(run: Run, case: Any) -> Plan:
+    """The plan of a run, after one of its micro-batches."""
+    from limbeck.proofs import make_plan  # noqa: PLC0415
+    from limbeck.recipe.arms import arms_of  # noqa: PLC0415
+    from limbeck.train.micro_batch import choose_micro_batch, free_bytes  # noqa: PLC0415
+
+    config, world = run.config, run.world
+    length = config.data.sequence_length
+    micro_batch = choose_micro_batch(
+        config.memory,
+        case.student,
+        world,
+        sequence_length=length,
+        most_rows=max(1, config.optim.tokens_per_step // length),
+    )
+    return make_plan(
+        case,
+        config,
+        micro_batch=micro_batch,
+        students=len(arms_of(config)),
+        free_memory_bytes=free_bytes(world.device),
+    )
+
+
+def is_failing(finding: Finding) -> bool:
+    """Whether a finding keeps a run from starting."""
+    from limbeck.proofs import Proof  # noqa: PLC0415
+
+    return isinstance(finding, Proof) and finding.fails
+
+
+def as_plain(
+    findings: Iterable[Finding], notes: list[str], example: list[Segment], plan: Plan
+) -> dict[str, Any]:
+    """All that was found, as what JSON can hold."""
+    from limbeck.proofs import Proof  # noqa: PLC0415
+
+    findings = list(findings)
+    return {
+        "holds": not any(is_failing(f) for f in findings),
+        "proofs": [asdict(f) for f in findings if isinstance(f, Proof)],
+        "unproven": [asdict(f) for f in findings if not isinstance(f, Proof)],
+        "notes": notes,
+        "example": [segment._asdict() for segment in example],
+        "plan": asdict(plan),
+    }
+
+
+def page(
+    findings: Iterable[Finding], notes: list[str], example: list[Segment], plan: Plan
+) -> RenderableType:
+    """All that was found, for people."""
+    told = [Text(f"- {note}") for note in notes]
+    heading = [Text("\nNotes", style="bold")] if notes else []
+    return Group(findings_table(findings), *heading, *told, example_text(example), plan_table(plan))
+
+
+def findings_table(findings: Iterable[Finding]) -> Table:
+    """What was proven, with which number, and what was not."""
+    from limbeck.proofs import Proof  # noqa: PLC0415
+
+    table = Table(title="Before the first step", title_justify="left", header_style="bold")
+    for heading in ("", "what must hold", "found", "what it means"):
+        table.add_column(heading, overflow="fold")
+    for finding in findings:
+        if not isinstance(finding, Proof):
+            table.add_row(Text("not proven", "yellow"), finding.name, Text(finding.why), "")
+            continue
+        verdict = Text("holds", "green")
+        if not finding.holds:
+            verdict = Text("FAILS", "bold red") if finding.decides else Text("warning", "yellow")
+        table.add_row(verdict, finding.name, Text(finding.found), Text(finding.meaning))
+    return table
+
+
+def example_text(example: Iterable[Segment]) -> Text:
+    """The beginning of a row, what is learnt of it in green."""
+    text = Text("\nThe text's beginning; ", style="bold")
+    text.append("in green what the student learns to write", style="bold green")
+    text.append("\n")
+    for segment in example:
+        text.append(segment.text, style="green not bold" if segment.scored else "dim not bold")
+    return text
+
+
+def plan_table(plan: Plan) -> Table:
+    """Memory, disk and time."""
+    from limbeck.proofs.plan import size  # noqa: PLC0415
+
+    table = Table(title="\nThe plan (estimates)", title_justify="left", show_header=False)
+    table.add_column("")
+    table.add_column("", overflow="fold")
+    for who, count in plan.parameters.items():
+        table.add_row(f"{who}'s parameters", f"{count:,}")
+    for what, num_bytes in plan.memory_bytes.items():
+        table.add_row(f"memory: {what}", size(num_bytes))
+    table.add_row("memory: in all", size(sum(plan.memory_bytes.values())))
+    table.add_row("memory: free beside both models", size(plan.free_memory_bytes))
+    table.add_row("disk: one checkpoint", size(plan.disk.checkpoint_bytes))
+    table.add_row(
+        "disk: the whole run", f"{size(plan.disk.needed_bytes)} of {size(plan.disk.free_bytes)}"
+    )
+    table.add_row(
+        "a step", f"{plan.micro_batches_per_step} micro-batches of {plan.micro_batch} rows"
+    )
+    table.add_row("speed", f"{plan.tokens_per_second:,.0f} scored tokens a second, one pass timed")
+    table.add_row(
+        "time",
+        f"{duration(plan.seconds)} for {plan.steps:,} steps of {plan.students} student(s); "
+        "evaluation and saving not counted",
+    )
+    return table
+
+
+def duration(seconds: float) -> str:
+    """A time for people.
+
+    Example:
+        >>> duration(5400)
+        '1 h 30 min'
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours:,} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
