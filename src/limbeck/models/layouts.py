@@ -84,8 +84,8 @@ def layout_of(config: PreTrainedConfig) -> Layout:
     if layout is None:
         raise ConfigError(
             f"A smaller model can be made of {', '.join(sorted(LAYOUTS))}; limbeck has no entry "
-            f"for the layout of {config.model_type}. Use a pretrained student, or add the family to "
-            "limbeck.models.layouts."
+            f"for the layout of {config.model_type}. Use a pretrained student, or add the family "
+            "to limbeck.models.layouts."
         )
     tree = config.to_dict()
     for name, wanted in layout.refused.items():

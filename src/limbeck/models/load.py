@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from limbeck.errors import ConfigError, DataError, TryLaterError
 from limbeck.models.build import attention_of, from_config
@@ -64,13 +67,15 @@ def enable_activation_checkpointing(model: CausalLM) -> None:
     Raises:
         ConfigError: The family cannot.
     """
-    if not model.hf_model.supports_gradient_checkpointing:
-        raise ConfigError(
-            f"memory.activation_checkpointing needs a family that supports it; {model.family} "
-            "does not. Set it to false."
-        )
-    hf_model: Any = model.hf_model  # its methods carry no types
-    hf_model.gradient_checkpointing_enable({"use_reentrant": False})
+    for block in model.blocks:
+        if not isinstance(block, GradientCheckpointingLayer):
+            raise ConfigError(
+                "memory.activation_checkpointing needs a family whose blocks support it; those of "
+                f"{model.family} ({type(block).__name__}) do not. Set it to false."
+            )
+        layer: Any = block  # nn.Module types every attribute as a tensor or a module
+        layer.gradient_checkpointing = True
+        layer._gradient_checkpointing_func = functools.partial(checkpoint, use_reentrant=False)
 
 
 def _from_pretrained(

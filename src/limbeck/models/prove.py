@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -56,6 +57,7 @@ def prove_documents_apart(model: CausalLM) -> None:
     Raises:
         ConfigError: They do, so rows of this model cannot hold more than one piece.
     """
+    _refuse_without_positions(model)
     with _quiet(model):
         ids = _tokens(model, 1, sum(PIECES))
         pieces = torch.split(ids, list(PIECES))
@@ -73,6 +75,15 @@ def prove_documents_apart(model: CausalLM) -> None:
             f"of the text alone (allowed: {bound:.3g}), and by up to {float(seen):.3g} when a "
             "neighbour changes. The model does not read document borders from position_ids; "
             "choose a model with attention in every layer, as Llama, Qwen, Gemma or Mistral."
+        )
+
+
+def _refuse_without_positions(model: CausalLM) -> None:
+    takes = inspect.signature(model.decoder.forward).parameters
+    if "position_ids" not in takes:
+        raise ConfigError(
+            f"A model must read document borders from position_ids, but {model.family} models take "
+            f"only {', '.join(takes)}. Choose one that does, as Llama, Qwen, Gemma or Mistral."
         )
 
 

@@ -35,6 +35,8 @@ def save_student(
     """
     state = model.hf_model.state_dict() if weights is None else own_names(weights)
     hf_model = model.hf_model
+    absent = {name for name, _ in hf_model.named_parameters()} - state.keys()
+    assert not absent, f"weights to be saved must be all of the model's, without {sorted(absent)}"
     settings = generation_settings(hf_model.generation_config)
     padded = range(model.vocabulary_size, model.vocabulary_rows)
     if padded:
