@@ -1,0 +1,120 @@
+"""What the laws are held over: every divergence, every form of teacher distribution."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from limbeck.divergences import divergences
+from limbeck.objective import Objective, StudentView, WeightedTerm
+from limbeck.objective.divergence import DivergenceTerm
+from limbeck.signals import (
+    DenseLogits,
+    Head,
+    LazyLogits,
+    SharedVocabulary,
+    TeacherDistribution,
+    TeacherSignal,
+    TopK,
+)
+
+FURTHER = [
+    {"type": "jensen_shannon", "beta": 0.1},
+    {"type": "skew_forward_kl", "skew": 0.5},
+    {"type": "skew_reverse_kl", "skew": 0.5},
+    {"type": "adaptive_kl", "head_mass": 0.8},
+    {"type": "alpha_beta", "alpha": 0.2, "beta": 0.7},
+    {"type": "alpha_beta", "alpha": 1.0, "beta": 0.0},
+    {"type": "alpha_beta", "alpha": 0.0, "beta": 0.5},
+]
+SPECS = [{"type": name} for name in divergences.names()] + FURTHER
+F_DIVERGENCES = [
+    spec
+    for spec in SPECS
+    if spec["type"] not in {"adaptive_kl", "alpha_beta"}
+    or (spec.get("alpha", 0.5) + spec.get("beta", 0.5) == 1 and spec["type"] == "alpha_beta")
+]
+"""Those that merging outcomes can only shrink, and splitting them evenly leaves alone."""
+
+DIFFERENTIABLE = [spec for spec in SPECS if spec["type"] not in {"adaptive_kl", "todi"}]
+"""Those whose gradient is the derivative of their value; the others hold weights constant."""
+
+TEMPERATURES = [0.7, 1.0, 2.0, 4.0]
+
+
+def label(spec: dict) -> str:
+    options = ",".join(f"{value:g}" for key, value in spec.items() if key != "type")
+    return spec["type"] + (f"({options})" if options else "")
+
+
+def over(specs: list[dict]):
+    """Parametrise a test by `divergence`."""
+    bound = [divergences.bind(spec, at="test") for spec in specs]
+    return pytest.mark.parametrize("divergence", bound, ids=[label(spec) for spec in specs])
+
+
+def over_specs(specs: list[dict]):
+    """Parametrise a test by `spec`."""
+    return pytest.mark.parametrize("spec", specs, ids=[label(spec) for spec in specs])
+
+
+def lazy(logits: Tensor, temperature: float) -> TeacherDistribution:
+    return LazyLogits(logits, Head(torch.eye(logits.shape[-1], dtype=logits.dtype)))
+
+
+def top_k(logits: Tensor, temperature: float, k: int = 5) -> TeacherDistribution:
+    return TopK.from_logits(logits, min(k, logits.shape[-1]), temperature)
+
+
+def shared(logits: Tensor, temperature: float) -> TeacherDistribution:
+    ids = torch.arange(logits.shape[-1] // 2)
+    return SharedVocabulary(logits, ids, ids)
+
+
+FORMS: dict[str, Callable[[Tensor, float], TeacherDistribution]] = {
+    "dense": lambda logits, temperature: DenseLogits(logits),
+    "lazy": lazy,
+    "top_k": top_k,
+    "top_1": functools.partial(top_k, k=1),
+    "shared": shared,
+}
+
+over_forms = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
+over_temperatures = pytest.mark.parametrize("temperature", TEMPERATURES)
+over_paths = pytest.mark.parametrize("path", ["closed form", "general"])
+
+
+def objective_of(
+    logits: Tensor,
+    distribution: TeacherDistribution,
+    spec: dict,
+    temperature: float = 1.0,
+    path: str = "closed form",
+) -> tuple[Tensor, Tensor]:
+    """Mean over rows of T^2 D as training computes it, and its gradient with respect to logits.
+
+    The head is the identity matrix, so hidden states are logits. A head that does anything after
+    the product, if only in name, takes the general path.
+    """
+    hidden = logits.detach().clone().requires_grad_()
+    weight = torch.eye(logits.shape[-1], dtype=logits.dtype)
+    head = Head(weight) if path == "closed form" else Head(weight, None, lambda product: product)
+    term = DivergenceTerm(divergence=spec, temperature=temperature)
+    objective = Objective([WeightedTerm("divergence", 1.0, term)])
+    targets = torch.zeros(len(logits), dtype=torch.long)
+    view = StudentView(hidden, head, {}, targets)
+    loss, _ = objective(view, TeacherSignal(distribution), torch.tensor(len(logits)))
+    (gradient,) = torch.autograd.grad(loss, hidden)
+    return loss.detach(), gradient
+
+
+def random_logits(rows: int, size: int, spread: float = 3.0) -> Tensor:
+    return spread * torch.randn(rows, size, dtype=torch.float64)
+
+
+def random_logp(rows: int, size: int) -> Tensor:
+    return random_logits(rows, size).log_softmax(-1)

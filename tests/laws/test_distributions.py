@@ -1,0 +1,210 @@
+"""Laws of a divergence as training meets it: teacher forms, temperatures, logits, gradients."""
+
+import pytest
+import torch
+
+from limbeck.divergences import divergences
+from limbeck.signals import DenseLogits, TopK
+from tests.laws.cases import (
+    DIFFERENTIABLE,
+    F_DIVERGENCES,
+    FORMS,
+    SPECS,
+    TEMPERATURES,
+    label,
+    lazy,
+    objective_of,
+    over_forms,
+    over_paths,
+    over_specs,
+    over_temperatures,
+    random_logits,
+    top_k,
+)
+
+close = torch.testing.assert_close
+FULL = {"dense": FORMS["dense"], "lazy": lazy}
+over_full_forms = pytest.mark.parametrize("form", FULL.values(), ids=FULL.keys())
+
+
+@over_specs(SPECS)
+@over_forms
+@over_temperatures
+@over_paths
+def test_a_student_equal_to_its_teacher_pays_and_learns_nothing(spec, form, temperature, path):
+    """Up to a constant shift. Exposes most defects of sparse losses in public code."""
+    logits = random_logits(6, 12)
+    teacher = form(logits, temperature)
+    # Total variation has a kink at equality, where rounding decides the sign: no shift for it.
+    shift = 0.0 if spec["type"] == "total_variation" else 2.5
+    loss, gradient = objective_of(logits + shift, teacher, spec, temperature, path)
+    close(loss, torch.zeros_like(loss), atol=1e-12, rtol=0)
+    if spec["type"] != "total_variation" or form is FORMS["dense"] or form is lazy:
+        close(gradient, torch.zeros_like(gradient), atol=1e-9, rtol=0)
+
+
+@over_specs(SPECS)
+@over_forms
+@over_paths
+def test_a_gradient_is_never_zero_elsewhere_and_sums_to_zero(spec, form, path):
+    student, teacher = random_logits(6, 12), form(random_logits(6, 12), 2.0)
+    loss, gradient = objective_of(student, teacher, spec, 2.0, path)
+    assert loss > 0
+    assert (gradient.norm(dim=-1) > 1e-8).all()
+    close(gradient.sum(-1), torch.zeros(6, dtype=torch.float64), atol=1e-12, rtol=0)
+
+
+@over_specs(SPECS)
+@over_forms
+def test_a_constant_added_to_all_logits_changes_nothing(spec, form):
+    student, teacher = random_logits(6, 12), random_logits(6, 12)
+    shift = 10 * torch.randn(6, 1, dtype=torch.float64)
+    expected = objective_of(student, form(teacher, 2.0), spec, 2.0)
+    got = objective_of(student - shift, form(teacher + shift, 2.0), spec, 2.0)
+    for a, b in zip(got, expected, strict=True):
+        close(a, b)
+
+
+@over_specs(SPECS)
+@pytest.mark.parametrize("name", [name for name in FORMS if name != "shared"])
+def test_renaming_all_tokens_changes_nothing(spec, name):
+    form = FORMS[name]
+    student, teacher = random_logits(6, 12), random_logits(6, 12)
+    order = torch.randperm(12)
+    loss, gradient = objective_of(student, form(teacher, 2.0), spec, 2.0)
+    renamed = form(teacher[:, order], 2.0)
+    renamed_loss, renamed_gradient = objective_of(student[:, order], renamed, spec, 2.0)
+    close(renamed_loss, loss)
+    close(renamed_gradient, gradient[:, order])
+
+
+@over_specs(SPECS)
+@over_paths
+@pytest.mark.parametrize("name", ["dense", "top_k"])
+def test_tokens_impossible_for_both_change_nothing(spec, path, name):
+    student, teacher = random_logits(5, 8), random_logits(5, 8)
+    expected, expected_gradient = objective_of(student, FORMS[name](teacher, 2.0), spec, 2.0, path)
+    # -inf itself cannot come out of a product with a head; this is as impossible.
+    pad = torch.full((5, 2), -1e6, dtype=torch.float64)
+    padded = FORMS[name](torch.cat([teacher, pad], -1), 2.0)
+    loss, gradient = objective_of(torch.cat([student, pad], -1), padded, spec, 2.0, path)
+    close(loss, expected)
+    close(gradient[:, :8], expected_gradient)
+    assert (gradient[:, 8:] == 0).all()
+
+
+@over_specs(SPECS)
+def test_minus_infinity_on_both_sides_changes_nothing(spec):
+    divergence = divergences.bind(spec, at="test")
+    logits = random_logits(5, 6).requires_grad_()
+    teacher, pad = random_logits(5, 6), torch.full((5, 2), -torch.inf, dtype=torch.float64)
+    value = divergence(*DenseLogits(teacher).compare(logits, 1.0))
+    padded = DenseLogits(torch.cat([teacher, pad], -1)).compare(torch.cat([logits, pad], -1), 1.0)
+    close(divergence(*padded), value)
+    (gradient,) = torch.autograd.grad(divergence(*padded).sum(), logits)
+    (expected,) = torch.autograd.grad(value.sum(), logits)
+    close(gradient, expected)
+
+
+@over_specs(F_DIVERGENCES)
+@over_paths
+@over_temperatures
+def test_top_k_is_at_most_dense_and_grows_with_k(spec, path, temperature):
+    student, teacher = random_logits(1, 10), random_logits(1, 10)
+    dense, dense_gradient = objective_of(student, DenseLogits(teacher), spec, temperature, path)
+    values = []
+    for k in range(1, 11):
+        loss, gradient = objective_of(
+            student, top_k(teacher, temperature, k), spec, temperature, path
+        )
+        values.append(loss)
+    assert all(a <= b + 1e-12 for a, b in zip(values, [*values[1:], dense], strict=True))
+    assert values[0] > 0
+    close(values[-2], dense)  # one token in the tail: nothing was merged
+    close(values[-1], dense)
+    close(gradient, dense_gradient)
+
+
+@over_specs(SPECS)
+def test_mass_moved_out_of_the_top_k_raises_the_loss(spec):
+    teacher = random_logits(6, 12)
+    signal = top_k(teacher, 1.0)
+    astray = teacher.scatter_add(
+        -1, teacher.topk(5).indices, torch.full((6, 5), -4.0, dtype=torch.float64)
+    )
+    loss, gradient = objective_of(astray, signal, spec)
+    assert loss > 1e-3
+    inside = gradient.gather(-1, teacher.topk(5).indices).sum(-1)
+    assert (inside < 0).all()  # descent raises their logits again
+
+
+@over_specs(DIFFERENTIABLE)
+@over_forms
+@over_paths
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0])
+def test_temperature_squared_is_in_the_gradient_too(spec, form, path, temperature):
+    """Autograd against central differences of the reported loss, along a random direction."""
+    student, teacher = random_logits(4, 9, 1.0), random_logits(4, 9, 1.0)
+    signal, direction = form(teacher, temperature), torch.randn(4, 9, dtype=torch.float64)
+    _, gradient = objective_of(student, signal, spec, temperature, path)
+    step = 1e-6 * direction
+    up, _ = objective_of(student + step, signal, spec, temperature, path)
+    down, _ = objective_of(student - step, signal, spec, temperature, path)
+    slope = (up - down) / 2e-6
+    # Rounding of the loss over the step leaves 1e-9 or so.
+    close((gradient * direction).sum(), slope, rtol=1e-6, atol=1e-8)
+
+
+@over_specs(SPECS)
+def test_every_temperature_changes_the_result(spec):
+    student, teacher = random_logits(4, 9), DenseLogits(random_logits(4, 9))
+    losses = [objective_of(student, teacher, spec, temperature)[0] for temperature in TEMPERATURES]
+    assert len({round(loss.item(), 9) for loss in losses}) == len(TEMPERATURES)
+
+
+@over_specs([spec for spec in F_DIVERGENCES if spec["type"] != "total_variation"])
+def test_the_loss_does_not_vanish_as_temperature_grows(spec):
+    student, teacher = random_logits(4, 9), DenseLogits(random_logits(4, 9))
+    (low, low_gradient), (high, high_gradient) = (
+        objective_of(student, teacher, spec, temperature) for temperature in (300.0, 3000.0)
+    )
+    close(high, low, rtol=5e-2, atol=0)
+    close(high_gradient, low_gradient, rtol=5e-2, atol=1e-2)
+
+
+@over_specs(SPECS)
+@over_forms
+@over_paths
+@pytest.mark.parametrize("size", [30.0, 300.0, 3000.0])
+def test_extreme_logits_stay_finite(spec, form, path, size):
+    student, teacher = torch.zeros(2, 6), torch.zeros(2, 6)
+    student[:, 0], teacher[:, 1] = size, size
+    for temperature in (1.0, 2.0):
+        loss, gradient = objective_of(student, form(teacher, temperature), spec, temperature, path)
+        assert torch.isfinite(loss), label(spec)
+        assert loss > 0
+        assert torch.isfinite(gradient).all()
+
+
+@over_specs(SPECS)
+@over_full_forms
+@over_paths
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_bfloat16_is_within_a_hundredth_of_float64(spec, form, path, temperature):
+    """Softmax and sums are float32; only logits and gradients are rounded."""
+    student, teacher = random_logits(64, 50).bfloat16(), random_logits(64, 50).bfloat16()
+    got, gradient = objective_of(student, form(teacher, temperature), spec, temperature, path)
+    exact_teacher = form(teacher.double(), temperature)
+    expected, expected_gradient = objective_of(
+        student.double(), exact_teacher, spec, temperature, path
+    )
+    assert got.dtype == torch.float32
+    close(got.double(), expected, rtol=1e-2, atol=0)
+    error = (gradient.double() - expected_gradient).norm() / expected_gradient.norm()
+    assert error < 1e-2
+
+
+def test_a_top_k_teacher_at_another_temperature_is_refused_in_training_too():
+    teacher = TopK.from_logits(random_logits(2, 8), 3)
+    with pytest.raises(ValueError, match=r"recorded at temperature 1\.0.*compared at 2\.0"):
+        objective_of(random_logits(2, 8), teacher, {"type": "forward_kl"}, 2.0)

@@ -1,0 +1,54 @@
+"""A slope is the divergence it is named after, differentiated."""
+
+import pytest
+import torch
+
+from limbeck.divergences import Outcomes, divergences, slopes
+from tests.laws.cases import SPECS, over_specs, random_logp
+
+WITH_SLOPE = [spec for spec in SPECS if spec["type"] in slopes.names()]
+
+
+def evaluate(spec, student, teacher):
+    """Value, and gradient with respect to logits, by the slope."""
+    parts = [student, teacher, student.exp(), teacher.exp(), torch.full_like(student, torch.nan)]
+    outcomes = Outcomes(*(part.clone() for part in parts))
+    mass = outcomes.student_mass.clone()
+    value = slopes.bind(spec, at="test")(outcomes)
+    assert torch.equal(outcomes.student_mass, mass)
+    slope = outcomes.teacher_mass
+    return value, slope - mass * slope.sum(-1, keepdim=True)
+
+
+@over_specs(WITH_SLOPE)
+def test_slope_equals_autograd(spec):
+    logits, teacher = random_logp(32, 9).requires_grad_(), random_logp(32, 9)
+    expected = divergences.bind(spec, at="test")(logits.log_softmax(-1), teacher)
+    (gradient,) = torch.autograd.grad(expected.sum(), logits)
+    value, got = evaluate(spec, logits.detach().log_softmax(-1), teacher)
+    torch.testing.assert_close(value, expected.detach())
+    torch.testing.assert_close(got, gradient)
+
+
+@over_specs(WITH_SLOPE)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_slope_at_impossible_outcomes_is_finite_and_adds_nothing(spec, dtype):
+    student, teacher = random_logp(8, 6).to(dtype), random_logp(8, 6).to(dtype)
+    never = torch.full((8, 2), -1e4, dtype=dtype)
+    expected, expected_gradient = evaluate(spec, student, teacher)
+    value, gradient = evaluate(
+        spec, torch.cat([student, never], -1), torch.cat([teacher, never], -1)
+    )
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(gradient[:, :6], expected_gradient)
+    assert (gradient[:, 6:] == 0).all()
+
+
+@over_specs(WITH_SLOPE)
+def test_slope_of_opposite_certainties_is_finite(spec):
+    student = torch.tensor([[0.0, -200.0, -1e4]])
+    teacher = torch.tensor([[-200.0, 0.0, -1e4]])
+    value, gradient = evaluate(spec, student, teacher)
+    expected = divergences.bind(spec, at="test")(student, teacher)
+    torch.testing.assert_close(value, expected)
+    assert torch.isfinite(gradient).all()
