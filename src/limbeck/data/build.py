@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import xxhash
+from jaxtyping import Bool, Int32, Shaped
 
 from limbeck.config import DataConfig
 from limbeck.data.formats import Encoder, Piece, Reader, Values
@@ -28,6 +29,9 @@ TOO_SHORT = "less than two tokens"
 UNSCORED = "nothing to predict"
 UNSCORED_WINDOW = "windows with nothing to predict"
 
+Arrays = dict[str, Shaped[np.ndarray, "..."]]
+"""The arrays of `TextData` by name."""
+
 Progress = Callable[[int], None]
 """Told the number of rows read so far."""
 
@@ -36,8 +40,8 @@ Progress = Callable[[int], None]
 class Draft:
     """What has been read so far."""
 
-    tokens: list[np.ndarray[Any, Any]] = field(default_factory=list)
-    scored: list[np.ndarray[Any, Any]] = field(default_factory=list)
+    tokens: list[Int32[np.ndarray, " n"]] = field(default_factory=list)
+    scored: list[Bool[np.ndarray, " n"]] = field(default_factory=list)
     num_tokens: int = 0
     windows: list[tuple[int, int, int]] = field(default_factory=list)
     hashes: list[int] = field(default_factory=list)
@@ -50,7 +54,7 @@ class Draft:
 
 def build(
     config: DataConfig, source: Source, reader: Reader, encoder: Encoder, progress: Progress
-) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, Any]]:
+) -> tuple[Arrays, dict[str, Any]]:
     """Arrays and facts of a data set.
 
     Raises:
@@ -169,7 +173,7 @@ def refuse(draft: Draft, path: str) -> None:
         )
 
 
-def arrays(draft: Draft, config: DataConfig) -> dict[str, np.ndarray[Any, Any]]:
+def arrays(draft: Draft, config: DataConfig) -> Arrays:
     """The arrays of `TextData`."""
     windows = np.array(draft.windows, dtype=np.int64)
     lengths = windows[:, 1]
@@ -202,7 +206,7 @@ def facts(draft: Draft, config: DataConfig) -> dict[str, Any]:
     }
 
 
-def save(folder: Path, built: Mapping[str, np.ndarray[Any, Any]], names: Sequence[str]) -> None:
+def save(folder: Path, built: Arrays, names: Sequence[str]) -> None:
     """Write arrays as .npy files."""
     for name in names:
         np.save(folder / f"{name}.npy", built[name], allow_pickle=False)

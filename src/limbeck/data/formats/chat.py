@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
+from jaxtyping import Bool
 from jinja2 import TemplateError
 from tokenizers import Encoding
 
@@ -99,10 +100,15 @@ def marked(messages: list[Message], encoder: Encoder) -> Piece | str:
         )
     except (TemplateError, TypeError, ValueError) as error:
         return refused(error)
-    scored = np.array(encoding["assistant_masks"], dtype=np.bool_)
+    ids, scored = encoding["input_ids"], np.array(encoding["assistant_masks"], dtype=np.bool_)
     scored[:1] = False
-    size = covered_bytes(text, encoding["offset_mapping"], scored)
-    return piece(encoding["input_ids"], scored, size)
+    size = covered_bytes(text, encoding["offset_mapping"], scored & ~special(ids, encoder))
+    return piece(ids, scored, size)
+
+
+def special(ids: Sequence[int], encoder: Encoder) -> Bool[np.ndarray, " tokens"]:
+    """Which tokens are the template's own and stand for nothing that was said."""
+    return np.isin(np.asarray(ids), list(encoder.special_ids))
 
 
 def incremental(chats: Sequence[list[Message]], encoder: Encoder) -> list[Piece | str]:
@@ -166,7 +172,8 @@ def score_turns(
             )
         scored[start : end_of_turn(text, whole, start, end, encoder)] = True
     scored[:1] = False
-    return piece(ids, scored, covered_bytes(text, whole.offsets, scored))
+    said = scored & ~special(ids, encoder)
+    return piece(ids, scored, covered_bytes(text, whole.offsets, said))
 
 
 def end_of_turn(text: str, whole: Encoding, start: int, end: int, encoder: Encoder) -> int:
