@@ -1,0 +1,143 @@
+"""Curves of a run as SVG that takes its colours and letters from the page around it."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+import numpy as np
+from markupsafe import Markup
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+MOST_POINTS = 400
+COLOURS = {
+    "student": "#a10001",
+    "baseline": "#a10002",
+    "teacher": "#a10003",
+    "ink-soft": "#a10004",
+    "rule": "#a10005",
+    "student-soft": "#a10006",
+}
+"""Stand-ins, each replaced by the page's own `var(--name)`."""
+
+SETTINGS: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "font.size": 10.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "axes.edgecolor": COLOURS["rule"],
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": COLOURS["rule"],
+    "grid.linewidth": 0.6,
+    "xtick.color": COLOURS["ink-soft"],
+    "ytick.color": COLOURS["ink-soft"],
+    "xtick.major.size": 3,
+    "ytick.major.size": 0,
+    "text.color": COLOURS["ink-soft"],
+    "axes.labelcolor": COLOURS["ink-soft"],
+}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Points of one line.
+
+    Attributes:
+        label: Its name, ours; written beside its end.
+        colour: A key of `COLOURS`.
+        steps: Optimizer steps.
+        values: One a step; those that are not finite are left out.
+        noisy: Draw it faintly, with a moving mean on top.
+    """
+
+    label: str
+    colour: str
+    steps: Sequence[float]
+    values: Sequence[float]
+    noisy: bool = False
+
+
+def plot(name: str, title: str, curves: Sequence[Curve], unit: str) -> Markup:
+    """An inline SVG of some curves over optimizer steps.
+
+    Args:
+        name: Tells its element ids from those of other plots on the page.
+        title: What is to be seen, for those who cannot see it.
+        curves: At least one, with at least one finite point.
+        unit: Written at the top of the value axis.
+    """
+    with matplotlib.rc_context({**SETTINGS, "svg.hashsalt": name}):
+        figure = Figure(figsize=(4.2, 2.8))
+        axes = figure.add_axes((0.12, 0.17, 0.86, 0.71))
+        for curve in curves:
+            draw(axes, curve)
+        axes.set_title(unit, loc="left", fontsize=10.5)
+        axes.set_xlabel("optimizer step", loc="right", labelpad=2)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.margins(x=0.02, y=0.08)
+        if len(curves) > 1:
+            axes.legend(frameon=False, loc="upper right", handlelength=1.4, borderaxespad=0)
+        file = io.StringIO()
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    return inline(file.getvalue(), name, title)
+
+
+def draw(axes: matplotlib.axes.Axes, curve: Curve) -> None:
+    """One curve on the axes."""
+    steps, values = finite(curve)
+    steps, values = thinned(steps), thinned(values)
+    colour = COLOURS[curve.colour]
+    if curve.noisy and len(values) > 20:
+        axes.plot(steps, values, color=COLOURS["student-soft"], linewidth=0.8)
+        values = smooth(values)
+    marker = "o" if len(values) < 40 and not curve.noisy else "None"
+    (line,) = axes.plot(steps, values, color=colour, linewidth=1.8, label=curve.label)
+    line.set_marker(marker)
+    line.set_markersize(3.5)
+
+
+def finite(curve: Curve) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values where both are numbers."""
+    points = [
+        (s, v) for s, v in zip(curve.steps, curve.values, strict=True) if math.isfinite(s + v)
+    ]
+    table = np.array(points or np.empty((0, 2)), dtype=float)
+    return table[:, 0], table[:, 1]
+
+
+def thinned(values: np.ndarray) -> np.ndarray:
+    """Means of neighbouring points, so that a long run does not make a long page."""
+    groups = np.array_split(values, min(len(values), MOST_POINTS)) if len(values) else []
+    return np.array([group.mean() for group in groups])
+
+
+def smooth(values: np.ndarray) -> np.ndarray:
+    """Centred moving mean over a twentieth of the points."""
+    half = max(len(values) // 40, 1)
+    padded = np.concatenate([np.repeat(values[:1], half), values, np.repeat(values[-1:], half)])
+    return np.convolve(padded, np.ones(2 * half + 1) / (2 * half + 1), mode="valid")
+
+
+def inline(svg: str, name: str, title: str) -> Markup:
+    """A stand-alone SVG file as a part of a page: its ids its own, its colours the page's.
+
+    Nothing in it comes from outside but numbers, so it may stand unescaped.
+    """
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r' xmlns(:xlink)?="[^"]*"', "", svg)
+    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)
+    for key, colour in COLOURS.items():
+        svg = svg.replace(colour, f"var(--{key})")
+    label = Markup('<svg role="img" aria-label="{}"').format(title)
+    return Markup(svg.replace("<svg", label, 1))

@@ -1,0 +1,171 @@
+"""What a run directory says, read once and checked at the border."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from limbeck.errors import DataError
+
+LENIENT = ConfigDict(extra="ignore")
+BASELINE = Path("stages") / "baseline" / "metrics.jsonl"
+Form = TypeVar("Form")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure and the ends of its interval, where it has one."""
+
+    __pydantic_config__ = LENIENT
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """How large and how fast a model is."""
+
+    __pydantic_config__ = LENIENT
+    parameters: int | None = None
+    bytes: int | None = None
+    layers: int | None = None
+    width: int | None = None
+    tokens_per_second: float | None = None
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """A held-out token where student and teacher differ."""
+
+    __pydantic_config__ = LENIENT
+    context: str
+    target: str
+    forward_kl: float
+    teacher: tuple[tuple[str, float], ...]
+    student: tuple[tuple[str, float], ...]
+    document: str = ""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured on held-out text; every part may be missing."""
+
+    __pydantic_config__ = LENIENT
+    metrics: tuple[str, ...] = ()
+    arms: dict[str, dict[str, Figure]] = field(default_factory=dict)
+    gap_recovered_percent: dict[str, Figure] = field(default_factory=dict)
+    difference: dict[str, Figure] = field(default_factory=dict)
+    held_out: dict[str, int] = field(default_factory=dict)
+    models: dict[str, ModelSize] = field(default_factory=dict)
+    disagreements: tuple[Disagreement, ...] = ()
+    continuations: tuple[dict[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """A run directory's contents.
+
+    Attributes:
+        name: The directory's.
+        recipe: Text of recipe.yaml.
+        provenance: Of provenance.json.
+        metrics: Lines of metrics.jsonl.
+        baseline: Lines of the cross-entropy stage's metrics.jsonl; none without that stage.
+        evaluation: Of evaluation.json; None when nothing was held out.
+    """
+
+    name: str
+    recipe: str
+    provenance: dict[str, Any]
+    metrics: list[dict[str, Any]]
+    baseline: list[dict[str, Any]]
+    evaluation: Evaluation | None
+
+
+def read_run(directory: Path) -> RunFiles:
+    """Everything the report needs.
+
+    Raises:
+        DataError: recipe.yaml, provenance.json or metrics.jsonl is missing, or one of them or
+            evaluation.json is damaged.
+    """
+    measured = directory / "evaluation.json"
+    baseline = directory / BASELINE
+    return RunFiles(
+        name=directory.resolve().name,
+        recipe=text(directory / "recipe.yaml"),
+        provenance=checked(
+            directory / "provenance.json", TypeAdapter(dict[str, Any]).validate_python
+        ),
+        metrics=lines(directory / "metrics.jsonl"),
+        baseline=lines(baseline) if baseline.exists() else [],
+        evaluation=checked(measured, TypeAdapter(Evaluation).validate_python)
+        if measured.exists()
+        else None,
+    )
+
+
+def text(path: Path) -> str:
+    """A text file of the run.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"A report needs {path}, and it cannot be read: {error}. Name a run directory, or run "
+            "`limbeck distill` again to finish it."
+        ) from error
+
+
+def checked(path: Path, validate: Callable[[Any], Form]) -> Form:
+    """A JSON file of the run, as `validate` reads it.
+
+    Raises:
+        DataError: It cannot be read, or says something else.
+    """
+    try:
+        return validate(json.loads(text(path)))
+    except RecursionError:
+        raise damaged(path, "it is nested too deeply") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the whole file"
+        raise damaged(path, f"{where}: {first['msg']}") from error
+    except json.JSONDecodeError as error:
+        raise damaged(path, str(error)) from error
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    """Objects of a JSON-lines file; a last line that was cut off while being written is left out.
+
+    Raises:
+        DataError: It cannot be read, or a whole line is damaged.
+    """
+    whole, _, _ = text(path).rpartition("\n")
+    found = []
+    for i, line in enumerate(whole.split("\n"), start=1):
+        try:
+            value = json.loads(line) if line.strip() else {}
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise damaged(path, f"line {i}: {error}") from error
+        if not isinstance(value, dict):
+            raise damaged(path, f"line {i} holds {type(value).__name__}, not an object")
+        found.append(value)
+    return found
+
+
+def damaged(path: Path, what: str) -> DataError:
+    """The error for a file that does not hold what it should."""
+    return DataError(
+        f"{path} must hold what limbeck wrote there, but {what}. Restore it, or remove it and run "
+        "`limbeck evaluate` or `limbeck distill` again."
+    )

@@ -1,0 +1,217 @@
+"""The page of a run: what was kept, what was lost, of what it was made."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from limbeck.files import write_text
+from limbeck.report import story
+from limbeck.report.pages import page
+from limbeck.report.plots import Curve, plot
+from limbeck.report.run_files import Evaluation, Figure, RunFiles, read_run
+from limbeck.report.words import number, percent
+
+ARMS = {
+    "initial": "Before training",
+    "cross_entropy": "Data alone",
+    "distilled": "Distilled",
+    "teacher": "Teacher",
+}
+HELD_OUT = {
+    "forward_kl": "Distance to the teacher, held out (forward KL)",
+    "cross_entropy": "Distance to the text, held out (cross-entropy)",
+}
+LONGEST_FACT = 2000
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a metric reads in the table.
+
+    Attributes:
+        label: Its name.
+        meaning: What it is, in a few words.
+        better: Which value is best: the least, the greatest, or the one nearest 0.
+        share: Whether it is a fraction, told in percent.
+        digits: Decimals of one that is not.
+    """
+
+    label: str
+    meaning: str
+    better: str = "least"
+    share: bool = False
+    digits: int = 3
+
+    def shown(self, value: float | None) -> str:
+        """A value of it."""
+        return percent(value) if self.share else number(value, self.digits)
+
+    def rank(self, value: float) -> float:
+        """Smaller is better."""
+        return {"least": value, "greatest": -value, "zero": abs(value)}[self.better]
+
+
+METRICS = {
+    "forward_kl": Metric("Forward KL", "nats a token from the teacher's whole distribution"),
+    "reverse_kl": Metric("Reverse KL", "nats a token, seen from the student"),
+    "total_variation": Metric("Total variation", "probability put elsewhere", share=True),
+    "top1_agreement": Metric("Same first choice", "as the teacher", "greatest", share=True),
+    "cross_entropy": Metric("Cross-entropy", "nats a token on the text itself"),
+    "perplexity": Metric("Perplexity", "as if choosing among so many tokens", digits=2),
+    "bits_per_byte": Metric("Bits per byte", "comparable across tokenizers"),
+    "over_confidence": Metric("Over-confidence", "surer than right, if positive", "zero", True),
+    "ece": Metric("Calibration error", "confidence against accuracy", share=True),
+    "padded_mass": Metric("Padded mass", "probability of ids that are no token", share=True),
+}
+
+
+def write_report(run_directory: Path) -> Path:
+    """Write report.html from what a run left in its directory, and return its path.
+
+    Raises:
+        DataError: A file the report needs is missing or damaged.
+    """
+    run = read_run(run_directory)
+    path = run_directory / "report.html"
+    write_text(path, run_page(run))
+    return path
+
+
+def run_page(run: RunFiles) -> str:
+    """The page itself."""
+    evaluation = run.evaluation or Evaluation()
+    facts = {who: mapping(run.provenance.get(who)) for who in ("teacher", "student")}
+    kept = story.layers_kept(facts["student"])
+    depth = evaluation.models.get("teacher", story.NOTHING).layers or facts["teacher"].get("layers")
+    values = {
+        "run": run,
+        "evaluation": evaluation,
+        "headline": story.headline(run.evaluation),
+        "lede": story.lede(run.evaluation),
+        "names": {who: name_of(known, who) for who, known in facts.items()},
+        "sizes": {who: evaluation.models.get(who, story.NOTHING) for who in facts},
+        "strip": [i in kept for i in range(depth)] if kept and isinstance(depth, int) else [],
+        "arms": [(arm, label) for arm, label in ARMS.items() if arm in evaluation.arms],
+        "arm_labels": {**ARMS, "truth": "The text itself"},
+        "table": list(table(evaluation)),
+        "gaps": list(gap_bars(evaluation)),
+        "plots": list(plots(run)),
+        "speed_ratio": speed_ratio(evaluation),
+        "timing": mapping(run.provenance.get("timing")),
+        "provenance": list(flat(run.provenance)),
+    }
+    return page("run.html", values)
+
+
+def mapping(value: Any) -> Mapping[str, Any]:
+    """A mapping, or an empty one in its place."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def name_of(facts: Mapping[str, Any], who: str) -> str:
+    """What a model is called: its name without the folders it lay in."""
+    name = str(facts.get("name") or facts.get("path") or f"the {who}")
+    return name.rstrip("/").rpartition("/")[2] if name.startswith(("/", ".", "~")) else name
+
+
+def speed_ratio(evaluation: Evaluation) -> float | None:
+    """How many times as fast as the teacher the student is."""
+    student, teacher = (evaluation.models.get(m, story.NOTHING) for m in ("student", "teacher"))
+    return story.ratio(student.tokens_per_second, teacher.tokens_per_second)
+
+
+def table(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
+    """A row for every metric we have words for and any arm has."""
+    for name, metric in METRICS.items():
+        figures = {arm: evaluation.arms.get(arm, {}).get(name) for arm in ARMS}
+        known = {arm: figure for arm, figure in figures.items() if figure is not None}
+        rivals = {arm: metric.rank(f.value) for arm, f in known.items() if arm != "teacher"}
+        best = min(rivals, key=lambda arm: rivals[arm]) if len(rivals) > 1 else None
+        columns = [arm for arm in ARMS if arm in evaluation.arms]
+        if known:
+            cells = [cell(metric, figures[arm], arm, arm == best) for arm in columns]
+            yield {"metric": metric, "cells": cells}
+
+
+def cell(metric: Metric, figure: Figure | None, arm: str, best: bool) -> dict[str, Any]:
+    """One cell of the table."""
+    ends = ""
+    if figure is not None and figure.low is not None and figure.high is not None:
+        low, high = metric.shown(figure.low), metric.shown(figure.high)
+        ends = f"{low} to {high}" if low != high else ""
+    shown = metric.shown(None if figure is None else figure.value)
+    return {"arm": arm, "label": ARMS[arm], "value": shown, "ends": ends, "best": best}
+
+
+def gap_bars(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
+    """How much of the gap each trained arm closed, with the ends of its interval, percent."""
+    for arm in ("cross_entropy", "distilled"):
+        figure = evaluation.gap_recovered_percent.get(arm)
+        if figure is not None and math.isfinite(figure.value):
+            low = figure.value if figure.low is None else figure.low
+            high = figure.value if figure.high is None else figure.high
+            left, right = (min(max(end, 0.0), 100.0) for end in (low, high))
+            bar = min(max(figure.value, 0.0), 100.0)
+            yield {"arm": arm, "figure": figure, "bar": bar, "left": left, "right": right}
+
+
+def plots(run: RunFiles) -> Iterator[dict[str, Any]]:
+    """The loss, and the held-out figures, over the run."""
+    loss = curve(run.metrics, "step", "loss", "training loss", "student", noisy=True)
+    if loss is not None:
+        svg = plot("loss", "The training loss by optimizer step", [loss], "nats")
+        yield {"svg": svg, "caption": "Training loss"}
+    for metric, caption in HELD_OUT.items():
+        ours = curve(run.metrics, "evaluation", metric, "distilled", "student")
+        theirs = curve(run.baseline, "evaluation", metric, "data alone", "baseline")
+        found: Sequence[Curve] = [c for c in (theirs, ours) if c is not None]
+        if found:
+            yield {"svg": drawn(metric, caption, found), "caption": caption}
+
+
+def drawn(name: str, caption: str, curves: Sequence[Curve]) -> Markup:
+    """A plot named after its metric."""
+    return plot(name.replace("_", "-"), f"{caption}, by optimizer step", curves, "nats a token")
+
+
+def curve(
+    lines: Sequence[Mapping[str, Any]],
+    kind: str,
+    key: str,
+    label: str,
+    colour: str,
+    *,
+    noisy: bool = False,
+) -> Curve | None:
+    """A metric's curve from the lines of metrics.jsonl; None when it has less than two points."""
+    points = [
+        (line["step"], line[key])
+        for line in lines
+        if line.get("kind") == kind and is_number(line.get("step")) and is_number(line.get(key))
+    ]
+    if len(points) < 2:
+        return None
+    return Curve(label, colour, [float(s) for s, _ in points], [float(v) for _, v in points], noisy)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of a JSON file is a finite number."""
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def flat(tree: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, str]]:
+    """Nested facts as lines, each with its path; long lists on one line."""
+    for key, value in tree.items():
+        path = f"{at}.{key}" if at else str(key)
+        if isinstance(value, Mapping):
+            yield from flat(value, path)
+        else:
+            told = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            yield path, told[:LONGEST_FACT]

@@ -1,0 +1,108 @@
+"""What the figures of a run say, in sentences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from limbeck.report.run_files import Evaluation, Figure, ModelSize
+from limbeck.report.words import THIN, count, number, percent, times
+
+NOTHING = ModelSize()
+
+
+def headline(evaluation: Evaluation | None) -> str:
+    """The one sentence a reader takes away."""
+    if evaluation is None:
+        return "A student was distilled; no text was held out, so what it kept is not known."
+    gap = evaluation.gap_recovered_percent.get("distilled")
+    closed = "A student was distilled from its teacher"
+    if gap is not None and math.isfinite(gap.value):
+        closed = gap_closed(gap)
+    cost = ", and ".join(costs(evaluation))
+    return f"{closed}, {cost}." if cost else f"{closed}."
+
+
+def gap_closed(gap: Figure) -> str:
+    """What became of the distance to the teacher."""
+    if gap.value < 0:
+        grew = number(-gap.value, 0)
+        return f"The student ended {grew}{THIN}% farther from its teacher than it began"
+    share = number(gap.value, 0)
+    return f"The student closed {share}{THIN}% of the gap between its start and its teacher"
+
+
+def costs(evaluation: Evaluation) -> Iterator[str]:
+    """How much smaller and faster the student is, as far as known."""
+    teacher, student = (evaluation.models.get(m, NOTHING) for m in ("teacher", "student"))
+    if student.parameters and teacher.parameters:
+        kept = number(100 * student.parameters / teacher.parameters, 0)
+        yield f"with {count(student.parameters)} parameters, {kept}{THIN}% of the teacher's"
+    if speed := ratio(student.tokens_per_second, teacher.tokens_per_second):
+        yield f"reads text {times(speed)} times as fast"
+
+
+def ratio(above: float | None, below: float | None) -> float | None:
+    """One figure over another, where both are known and not 0."""
+    return above / below if above and below else None
+
+
+def lede(evaluation: Evaluation | None) -> list[str]:
+    """The sentences below the headline."""
+    if evaluation is None:
+        return ["Give evaluate.data some held-out text to measure it against its teacher."]
+    return [*agreement(evaluation), *against_baseline(evaluation), *caution(evaluation)]
+
+
+def agreement(evaluation: Evaluation) -> Iterator[str]:
+    """How often both models would write the same token."""
+    arms = evaluation.arms
+    after = arms.get("distilled", {}).get("top1_agreement")
+    before = arms.get("initial", {}).get("top1_agreement")
+    if after is not None:
+        was = "" if before is None else f" ({percent(before.value, 0)} before training)"
+        yield (
+            f"On held-out text its first choice is the teacher's at {percent(after.value, 0)} of "
+            f"the tokens{was}."
+        )
+
+
+def against_baseline(evaluation: Evaluation) -> Iterator[str]:
+    """Whether the teacher was worth it: the same training on the data alone, beside it."""
+    difference = evaluation.difference.get("forward_kl")
+    baseline = evaluation.gap_recovered_percent.get("cross_entropy")
+    if baseline is not None:
+        yield (
+            f"Trained on the same text without the teacher, it would have closed "
+            f"{number(baseline.value, 0)}{THIN}%."
+        )
+    if difference is None or difference.low is None or difference.high is None:
+        return
+    ends = f"{number(difference.low)} to {number(difference.high)}"
+    if difference.low > 0:
+        yield f"The teacher brought it {number(difference.value)} nats a token nearer ({ends})."
+    elif difference.high < 0:
+        away = number(-difference.value)
+        yield f"The teacher's distributions made it worse, by {away} nats a token ({ends})."
+    else:
+        yield f"This much held-out text cannot tell the two apart ({ends} nats a token)."
+
+
+def caution(evaluation: Evaluation) -> Iterator[str]:
+    """What a reader should hold against the intervals."""
+    documents = evaluation.held_out.get("documents")
+    if documents is not None and documents < 20:
+        yield (
+            f"Only {documents} held-out document{'' if documents == 1 else 's'} stand behind these "
+            "figures, so their intervals are rough."
+        )
+
+
+def layers_kept(facts: Mapping[str, Any]) -> list[int]:
+    """The teacher's layers a student was made of, wherever its facts tell them."""
+    found = facts.get("layers_kept")
+    if isinstance(found, list) and all(isinstance(layer, int) for layer in found):
+        return found
+    inner = [value for value in facts.values() if isinstance(value, Mapping)]
+    return next((kept for value in inner if (kept := layers_kept(value))), [])
