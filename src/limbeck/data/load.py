@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -117,31 +118,45 @@ def make(
     progress: Progress,
 ) -> dict[str, Any]:
     """Tokenise into the cache, unless another process just did; its manifest."""
-    try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(final.parent / ".lock", timeout=LOCK_TIMEOUT_S)
-        with lock:
-            sweep(final.parent)
+    with locked(final.parent):
+        sweep(final.parent)
+        found = manifest(final)
+        if found is None:
+            shutil.rmtree(final, ignore_errors=True)
+            built, counted = build(config, source, *tools, progress)
+            num_rows = len(built["row_ends"])
+            filled = counted["positions"] / (num_rows * config.sequence_length)
+            facts = identity | counted | {"rows": num_rows, "packing_efficiency": filled}
+            publish(final, lambda folder: save(folder, built, ARRAYS), {"facts": facts})
             found = manifest(final)
-            if found is None:
-                shutil.rmtree(final, ignore_errors=True)
-                built, counted = build(config, source, *tools, progress)
-                positions = len(built["row_ends"]) * config.sequence_length
-                facts = identity | counted
-                facts["rows"] = len(built["row_ends"])
-                facts["packing_efficiency"] = counted["positions"] / positions
-                publish(final, lambda folder: save(folder, built, ARRAYS), {"facts": facts})
-                found = manifest(final)
-    except Timeout as error:
-        raise TryLaterError(
-            f"{final.parent} is being filled by another process, which has held {error.lock_file} "
-            f"for over {LOCK_TIMEOUT_S // 60} minutes. Start again when it is done."
-        ) from error
-    except PermissionError as error:
-        raise StorageError(
-            f"{final.parent} must be writable for the tokenised data: {error.strerror}. "
-            "Choose another output directory."
-        ) from error
     if found is None:
         raise StorageError(f"{final} was written and cannot be read back. Check the disk.")
     return found
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder, made if need be, against every other process.
+
+    Raises:
+        StorageError: It cannot be made or written.
+        TryLaterError: Another process holds it for too long.
+    """
+    lock = FileLock(folder / ".lock", timeout=LOCK_TIMEOUT_S)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise TryLaterError(
+            f"{folder} is being filled by another process, which has held {error.lock_file} for "
+            f"over {LOCK_TIMEOUT_S // 60} minutes. Start again when it is done."
+        ) from error
+    except OSError as error:
+        raise StorageError(
+            f"{folder} must be a folder that can be written, for the tokenised data: "
+            f"{error.strerror}. Choose another place."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
