@@ -1,1 +1,41 @@
-"""."""
+"""Many processes as one: ranks, sharding, stop signals, locks and checkpoints."""
+
+from limbeck.distributed.checkpoints import (
+    checkpoint_name,
+    latest,
+    load_checkpoint,
+    prune,
+    save_checkpoint,
+)
+from limbeck.distributed.lock import locked
+from limbeck.distributed.ranks import (
+    World,
+    all_sum,
+    barrier,
+    broadcast_object,
+    gather_objects,
+    together,
+    world,
+)
+from limbeck.distributed.sharding import full_weights, gathered, shard
+from limbeck.distributed.stopping import StopSignals
+
+__all__ = [
+    "StopSignals",
+    "World",
+    "all_sum",
+    "barrier",
+    "broadcast_object",
+    "checkpoint_name",
+    "full_weights",
+    "gather_objects",
+    "gathered",
+    "latest",
+    "load_checkpoint",
+    "locked",
+    "prune",
+    "save_checkpoint",
+    "shard",
+    "together",
+    "world",
+]

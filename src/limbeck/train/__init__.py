@@ -1,1 +1,31 @@
-"""."""
+"""The training loop: steps, optimizers, schedules, metrics and resuming."""
+
+from limbeck.train.loop import train
+from limbeck.train.metrics import JsonlSink, MetricSink, Record
+from limbeck.train.optimizers import make_optimizers
+from limbeck.train.schedule import make_schedule
+from limbeck.train.setup import Batches, SignalSource, TrainResult, TrainSetup
+from limbeck.train.step import StepOutcome, accumulate, apply, count_step, cut, train_step
+from limbeck.train.terminal import TerminalSink
+from limbeck.train.trackers import make_sinks
+
+__all__ = [
+    "Batches",
+    "JsonlSink",
+    "MetricSink",
+    "Record",
+    "SignalSource",
+    "StepOutcome",
+    "TerminalSink",
+    "TrainResult",
+    "TrainSetup",
+    "accumulate",
+    "apply",
+    "count_step",
+    "cut",
+    "make_optimizers",
+    "make_schedule",
+    "make_sinks",
+    "train",
+    "train_step",
+]

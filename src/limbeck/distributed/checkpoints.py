@@ -1,0 +1,354 @@
+"""Saving and loading a run: safetensors and JSON, whole or not there, never a pickle.
+
+A checkpoint is a directory `step-000250` with one safetensors file a rank (weights and optimizer
+state under flat names), `state.json` (numbers of the optimizer, random states in hexadecimal, what
+the loop wants to remember) and a manifest. PyTorch's `dcp.load` would unpickle `.metadata`; its
+Hugging Face reader and writer use none, but the reader trusts a directory: it skips what is missing
+and reads what is stray. Hence the manifest first, and targets of NaN that must all be overwritten.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import (
+    HuggingFaceStorageReader,
+    HuggingFaceStorageWriter,
+)
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_state_dict,
+    set_state_dict,
+)
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.tensor import DTensor
+
+from limbeck.distributed.ranks import World, broadcast_object, gather_objects, together
+from limbeck.errors import DataError, StorageError
+from limbeck.files import manifest, raise_if_storage, seal, staging, sync
+
+FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
+STATE = "state.json"
+FORMAT = 1
+
+Optimizers = Sequence[torch.optim.Optimizer]
+
+
+class Parts(NamedTuple):
+    """A module and its optimizers as flat names."""
+
+    weights: dict[str, Any]
+    optimizer: dict[str, Any]
+    tensors: dict[str, Tensor]
+    """What goes to safetensors: all tensors, tied ones once."""
+    numbers: dict[str, Any]
+    """What goes to JSON."""
+    tied: dict[str, str]
+    """Second names of tied weights, to their first."""
+
+
+def checkpoint_name(step: int) -> str:
+    """Directory name of a step's checkpoint; names sort as steps do.
+
+    Example:
+        >>> checkpoint_name(250)
+        'step-000250'
+    """
+    return f"step-{step:06d}"
+
+
+def save_checkpoint(
+    folder: Path,
+    step: int,
+    distiller: nn.Module,
+    optimizers: Optimizers,
+    facts: Mapping[str, Any],
+    world: World,
+) -> Path:
+    """Publish a checkpoint; every rank calls it, and returns when it is whole.
+
+    Args:
+        folder: Directory of checkpoints.
+        step: Optimizer steps taken; names the checkpoint.
+        distiller: The student and its objective.
+        optimizers: Theirs.
+        facts: What `load_checkpoint` gives back, JSON.
+        world: The ranks.
+
+    Raises:
+        StorageError: The disk is full or may not be written; older checkpoints are intact.
+    """
+    final = folder / checkpoint_name(step)
+    parts = parts_of(distiller, optimizers)
+    states = gather_objects(random_state(world.device), world)
+    needed = sum(gather_objects(sum(map(local_bytes, parts.tensors.values())), world))
+    temporary = Path(broadcast_object(str(staging(final)), world))
+    body = {"format": FORMAT, "facts": dict(facts), "numbers": parts.numbers, "random": states}
+
+    def prepare() -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        require_room(final, needed)
+        temporary.mkdir()
+
+    def write() -> None:
+        writer = HuggingFaceStorageWriter(str(temporary), save_distributed=True)
+        try:
+            with alone_quietly():
+                save(dict(parts.tensors), storage_writer=writer, no_dist=world.size == 1)
+        except CheckpointException as error:  # no Exception, and it hides the disk's own words
+            raise first_cause(error) from error
+
+    def finish() -> None:
+        (temporary / STATE).write_text(json.dumps(body, sort_keys=True), encoding="utf-8")
+        seal(temporary, {"kind": "checkpoint", "step": step})
+        if final.exists() and manifest(final) is None:
+            discard(final)  # a damaged one of an earlier life does not exist
+        temporary.rename(final)
+        sync(folder)
+
+    def storage_errors_named() -> None:
+        try:
+            for action, main_only in ((prepare, True), (write, False), (finish, True)):
+                together(action, world, main_only=main_only)
+        except BaseException as error:
+            if world.is_main and not isinstance(error, StorageError):
+                raise_if_storage(error, final, temporary)
+            raise
+
+    try:
+        together(storage_errors_named, world)
+    finally:
+        if world.is_main:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return final
+
+
+def load_checkpoint(
+    folder: Path, distiller: nn.Module, optimizers: Optimizers, world: World
+) -> dict[str, Any]:
+    """Put weights, optimizer state and random states back; every rank calls it.
+
+    Args:
+        folder: One checkpoint, of any number of ranks.
+        distiller: Made as when it was saved; its values do not matter.
+        optimizers: The same; empty loads the weights alone, and leaves random states as they are.
+        world: The ranks.
+
+    Returns:
+        The facts it was saved with.
+
+    Raises:
+        DataError: It is damaged, or of another model or optimizer. Nothing was loaded then.
+    """
+    together(lambda: require_whole(folder), world, main_only=True)
+    saved = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    if saved["format"] != FORMAT:
+        raise DataError(
+            f"{folder} must have checkpoint format {FORMAT}, has {saved['format']}: it was written "
+            "by another version of limbeck. Resume with that version."
+        )
+    parts = parts_of(distiller, optimizers)
+    fill(parts.tensors, folder, world)
+    weights: dict[str, Any] = {
+        name: parts.tensors[parts.tied.get(name, name)] for name in parts.weights
+    }
+    facts: dict[str, Any] = saved["facts"]
+    if not optimizers:
+        distiller.load_state_dict(weights)
+        return facts
+    state: dict[str, Any] = {
+        name: parts.tensors[name] if name in parts.tensors else saved["numbers"][name]
+        for name in parts.optimizer
+    }
+    set_state_dict(
+        distiller,
+        list(optimizers),
+        model_state_dict=weights,
+        optim_state_dict=state,
+        options=FLAT,
+    )
+    if world.rank < len(saved["random"]):
+        set_random_state(saved["random"][world.rank], world.device)
+    return facts
+
+
+def fill(tensors: dict[str, Tensor], folder: Path, world: World) -> None:
+    """Read tensors into fresh memory, and be sure that every one of their values was read."""
+    for name, tensor in tensors.items():
+        blank = torch.empty_like(tensor)
+        tensors[name] = blank.fill_(torch.nan) if blank.is_floating_point() else blank.zero_()
+    reader = HuggingFaceStorageReader(str(folder))
+    known = set(reader.read_metadata().state_dict_metadata)
+    optional = {name for name in known if name.startswith(("state.", "param_groups."))}
+    wrong = (set(tensors) - known) | (known - set(tensors) - optional)
+    if wrong:
+        raise DataError(
+            f"{folder} must hold the weights of this student and objective; "
+            f"{sorted(wrong)[:5]} are in one of the two only. Resume with the recipe it was "
+            "saved with."
+        )
+    with alone_quietly():
+        load(tensors, storage_reader=reader, no_dist=world.size == 1)
+    left = [name for name, tensor in tensors.items() if has_nan(tensor)]
+    if left:
+        raise DataError(f"{folder} must hold whole tensors, but of {left[:5]} some values miss.")
+
+
+def latest(checkpoints: Path, world: World | None = None) -> Path | None:
+    """The newest whole checkpoint; what has no valid manifest is passed over.
+
+    Args:
+        checkpoints: Directory of checkpoints.
+        world: With it rank 0 decides for all, so that no two ranks differ.
+    """
+    if world is not None and world.size > 1:
+        found = latest(checkpoints) if world.is_main else None
+        name = broadcast_object(None if found is None else found.name, world)
+        return None if name is None else checkpoints / name
+    newest_first = sorted(checkpoints.glob("step-*"), key=step_of, reverse=True)
+    return next((path for path in newest_first if is_checkpoint(path)), None)
+
+
+def prune(checkpoints: Path, newest: Path, keep: int, protected: Collection[int]) -> None:
+    """Remove old checkpoints, after the newest is proven whole; rank 0 calls it.
+
+    Args:
+        checkpoints: Directory of checkpoints.
+        newest: The one just saved.
+        keep: How many of the newest stay.
+        protected: Steps whose checkpoints stay as well.
+    """
+    if manifest(newest) is None:
+        return
+    newest_first = sorted(checkpoints.glob("step-*"), key=step_of, reverse=True)
+    # Later ones are damaged: the run went on from before them, and they must not take a place.
+    passed = [path for path in newest_first if 0 <= step_of(path) <= step_of(newest)]
+    for path in passed[keep:]:
+        if step_of(path) not in protected:
+            discard(path)
+
+
+def discard(path: Path) -> None:
+    """Remove a directory; killed half-way it leaves what `sweep` removes."""
+    away = path.parent / f".tmp-old-{path.name}"
+    shutil.rmtree(away, ignore_errors=True)
+    path.rename(away)
+    shutil.rmtree(away, ignore_errors=True)
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a directory is a whole checkpoint that says of itself what its name says."""
+    found = manifest(path)
+    return found is not None and found.get("step") == step_of(path)
+
+
+@contextmanager
+def alone_quietly() -> Iterator[None]:
+    """A context without DCP's warning that one process is one process, which we told it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
+
+
+def first_cause(error: CheckpointException) -> BaseException:
+    """What went wrong on the first rank that failed; the disk's own error where it was one."""
+    causes = [failure[0] for failure in error.failures.values()]
+    disk = [cause for cause in causes if isinstance(cause, OSError)]
+    return (disk or causes or [error])[0]
+
+
+def require_whole(path: Path) -> None:
+    """Refuse what is not a whole checkpoint."""
+    if not is_checkpoint(path):
+        raise DataError(
+            f"{path} must be a whole checkpoint, but its files are not those of its manifest: it "
+            "is damaged or half-written. Resume from an older one."
+        )
+
+
+def step_of(path: Path) -> int:
+    """The step in a checkpoint's name; -1 when there is none."""
+    digits = path.name.removeprefix("step-")
+    return int(digits) if digits.isdecimal() else -1
+
+
+def parts_of(distiller: nn.Module, optimizers: Optimizers) -> Parts:
+    """Everything to save, under flat names."""
+    weights: dict[str, Any]
+    state: dict[str, Any]
+    if optimizers:
+        weights, state = get_state_dict(distiller, list(optimizers), options=FLAT)
+    else:
+        weights, state = dict(distiller.state_dict()), {}
+    tied = tied_names(distiller)
+    named = {k: v for k, v in (weights | state).items() if k not in tied}
+    tensors = {k: v for k, v in named.items() if isinstance(v, Tensor)}
+    numbers = {k: v for k, v in named.items() if k not in tensors}
+    return Parts(weights, state, tensors, numbers, tied)
+
+
+def tied_names(module: nn.Module) -> dict[str, str]:
+    """Second and further names of parameters, to their first; safetensors has no ties."""
+    first: dict[nn.Parameter, str] = {}
+    tied: dict[str, str] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        if parameter in first:
+            tied[name] = first[parameter]
+        else:
+            first[parameter] = name
+    return tied
+
+
+def random_state(device: torch.device) -> dict[str, str]:
+    """Random states of this process, in hexadecimal."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return {name: bytes(state.tolist()).hex() for name, state in states.items()}
+
+
+def set_random_state(states: Mapping[str, str], device: torch.device) -> None:
+    """Put random states back."""
+    torch.set_rng_state(from_hex(states["cpu"]))
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(from_hex(states["cuda"]), device)
+
+
+def from_hex(text: str) -> Tensor:
+    """A byte tensor from hexadecimal."""
+    return torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The part of a tensor that lies on this rank."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def local_bytes(tensor: Tensor) -> int:
+    """Size of this rank's part of a tensor."""
+    return local(tensor).nbytes
+
+
+def has_nan(tensor: Tensor) -> bool:
+    """Whether this rank's part of a tensor holds a NaN."""
+    return bool(local(tensor).isnan().any())
+
+
+def require_room(final: Path, needed: int) -> None:
+    """Refuse to begin a checkpoint that cannot end well."""
+    free = shutil.disk_usage(final.parent).free
+    if free < needed:
+        raise StorageError(
+            f"{final} needs {needed:,} bytes, and {free:,} are free. Older checkpoints are intact. "
+            "Free some space, lower checkpoint.keep, or choose another output."
+        )

@@ -1,0 +1,69 @@
+"""One process in a run directory at a time."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from limbeck.distributed.ranks import World, together
+from limbeck.errors import StorageError, TryLaterError
+from limbeck.files import write_text
+
+LOCK = ".lock"
+OWNER = ".owner.json"
+
+
+@contextmanager
+def locked(folder: Path, world: World) -> Iterator[None]:
+    """Hold a run directory; the system lets go of it when the process dies, however it dies.
+
+    Raises:
+        TryLaterError: Another process holds it; the message says which.
+        StorageError: The directory cannot be made or written.
+    """
+    lock = FileLock(folder / LOCK, timeout=0)
+
+    def acquire() -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+            write_text(folder / OWNER, json.dumps(owner()))
+        except Timeout:
+            raise TryLaterError(
+                f"Only one process may use {folder} at a time, and {holder(folder)} does. "
+                "Wait for it, or choose another output."
+            ) from None
+        except StorageError:
+            raise
+        except OSError as error:
+            raise StorageError(f"{folder} cannot be used for a run: {error}.") from error
+
+    together(acquire, world, main_only=True)
+    try:
+        yield
+    finally:
+        if world.is_main:
+            (folder / OWNER).unlink(missing_ok=True)
+            lock.release()
+
+
+def owner() -> dict[str, str | int]:
+    """Who this process is, for others to read."""
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return {"host": socket.gethostname(), "pid": os.getpid(), "started": now}
+
+
+def holder(folder: Path) -> str:
+    """Who holds a directory, in words."""
+    try:
+        who = json.loads((folder / OWNER).read_text(encoding="utf-8"))
+        return f"process {who['pid']} on {who['host']} (since {who['started']})"
+    except (OSError, ValueError, LookupError, TypeError):
+        return "another one"

@@ -1,0 +1,151 @@
+"""The processes of a run, and what they say to each other.
+
+Alone, every function here returns at once: one process is a world of size 1, and nothing else in
+limbeck asks which of the two it is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from limbeck.errors import ConfigError, LimbeckError, RunError, StorageError
+
+
+@dataclass(frozen=True)
+class World:
+    """One process among all processes of the run.
+
+    Attributes:
+        rank: 0 to size - 1; rank 0 writes the files and talks.
+        size: Number of processes.
+        device: Where this process computes.
+        mesh: What models are sharded over; None when this process is alone.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+    mesh: DeviceMesh | None = None
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes the files and talks."""
+        return self.rank == 0
+
+    @property
+    def exact(self) -> torch.dtype:
+        """What counts and sums travel in: float32 counts exactly only to 16.7 million."""
+        return torch.float32 if self.device.type == "mps" else torch.float64
+
+
+@contextmanager
+def world(device: torch.device, shard: str = "auto") -> Iterator[World]:
+    """Join the processes torchrun started, or be alone.
+
+    Args:
+        device: What to compute on; with several CUDA ranks each takes its own card.
+        shard: `auto` shards models over all ranks; `none` keeps a whole copy on each.
+
+    Raises:
+        ConfigError: Several ranks on a device that cannot talk to others.
+    """
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        yield World(0, 1, device)
+        return
+    size = int(os.environ["WORLD_SIZE"])
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(
+            f"Several processes must compute on CPU or CUDA, got device {device.type!r} under "
+            "torchrun. Start limbeck without torchrun, or set device=cpu."
+        )
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        if shard == "none":
+            # Replicas are the other extreme of the same FSDP2: groups of one, kept in step.
+            names = ("replicate", "shard")
+            mesh = init_device_mesh(device.type, (size, 1), mesh_dim_names=names)
+        else:
+            mesh = init_device_mesh(device.type, (size,))
+        yield World(dist.get_rank(), size, device, mesh)
+    finally:
+        dist.destroy_process_group()
+
+
+def all_sum(value: Tensor) -> Tensor:
+    """Sum over all ranks, in place, on every rank."""
+    if dist.is_initialized():
+        dist.all_reduce(value)
+    return value
+
+
+def barrier() -> None:
+    """Wait until every rank is here."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def broadcast_object(value: Any, world: World) -> Any:
+    """Rank 0's value on every rank; it must be JSON, because pickles run code.
+
+    Args:
+        value: What rank 0 says; the other ranks' is ignored.
+        world: This process among all.
+    """
+    return gather_objects(value, world)[0]
+
+
+def gather_objects(value: Any, world: World) -> list[Any]:
+    """Every rank's value, in rank order, on every rank; JSON only."""
+    if world.size == 1:
+        return [value]
+    mine = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+    lengths = torch.zeros(world.size, dtype=torch.int64, device=world.device)
+    lengths[world.rank] = len(mine)
+    sizes = all_sum(lengths).tolist()
+    padded = torch.zeros(max(sizes), dtype=torch.uint8, device=world.device)
+    padded[: len(mine)] = mine.to(world.device)
+    everyone = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(everyone, padded)
+    pairs = zip(everyone, sizes, strict=True)
+    return [json.loads(bytes(text[:size].cpu().tolist())) for text, size in pairs]
+
+
+def together(action: Callable[[], None], world: World, *, main_only: bool = False) -> None:
+    """Do something on every rank, or on rank 0 only; if it fails on one rank, it fails on all.
+
+    Without this a rank that failed leaves, and the others wait for it forever.
+
+    Raises:
+        LimbeckError: On every rank, when any rank failed.
+    """
+    failure: BaseException | None = None
+    if world.is_main or not main_only:
+        try:
+            action()
+        except BaseException as error:  # DCP's errors are BaseExceptions
+            failure = error
+    if world.size == 1:
+        if failure is not None:
+            raise failure
+        return
+    is_storage = isinstance(failure, OSError)
+    said = None if failure is None else [is_storage, f"{type(failure).__name__}: {failure}"]
+    failures = [text for text in gather_objects(said, world) if text is not None]
+    if failure is not None and isinstance(failure, LimbeckError):
+        raise failure
+    if failures:
+        kind = StorageError if any(storage for storage, _ in failures) else RunError
+        raise kind(f"A rank failed: {failures[0][1]}") from failure

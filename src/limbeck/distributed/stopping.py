@@ -1,0 +1,58 @@
+"""Being asked to stop: a flag that signals set and loops read."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType, TracebackType
+from typing import Any
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""What asks a run to save and stop. Schedulers send SIGTERM, or SIGUSR1 some time before it."""
+
+
+class StopSignals:
+    """A context in which SIGINT, SIGTERM and SIGUSR1 set a flag instead of ending the process.
+
+    Enter it when the process starts, before anything slow: a signal that comes while a model loads
+    is then seen at the first step. A second Ctrl-C ends the process at once.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[int, int] = dict.fromkeys(SIGNALS, 0)
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @property
+    def requested(self) -> bool:
+        """Whether this process was asked to stop."""
+        return any(self._seen.values())
+
+    def counts(self) -> list[int]:
+        """How often each of `SIGNALS` came to this process; summed over ranks, all agree."""
+        return [self._seen[number] for number in SIGNALS]
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        self._seen[number] += 1
+        if number == signal.SIGINT and self._seen[number] > 1:
+            raise KeyboardInterrupt
+
+
+def reason(counts: list[int]) -> signal.Signals | None:
+    """The signal to report, from counts summed over ranks; None when nobody was asked to stop."""
+    seen = [number for number, count in zip(SIGNALS, counts, strict=True) if count]
+    if not seen:
+        return None
+    # Every request of a scheduler leaves with 143; only a person's Ctrl-C with 130.
+    return signal.SIGINT if seen == [signal.SIGINT] else signal.SIGTERM

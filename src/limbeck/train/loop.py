@@ -1,0 +1,304 @@
+"""The training loop: which rows, when to measure, when to save, when to stop."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from limbeck.data.order import order_digest, step_rows
+from limbeck.distributed import (
+    broadcast_object,
+    gathered,
+    latest,
+    load_checkpoint,
+    prune,
+    save_checkpoint,
+    together,
+)
+from limbeck.distributed.stopping import SIGNALS
+from limbeck.errors import ConfigError, DataError, NonFiniteError, Stopped
+from limbeck.files import sweep
+from limbeck.models import enable_activation_checkpointing
+from limbeck.train.metrics import JsonlSink, MetricSink
+from limbeck.train.micro_batch import choose_micro_batch, is_out_of_memory, out_of_memory
+from limbeck.train.non_finite import blame, dump, narrow
+from limbeck.train.optimizers import make_optimizers, set_rate
+from limbeck.train.resume import Totals, require_same
+from limbeck.train.schedule import make_schedule
+from limbeck.train.setup import TrainResult, TrainSetup
+from limbeck.train.step import Accumulated, StepOutcome, accumulate, apply, count_step, cut
+
+
+def train(setup: TrainSetup) -> TrainResult:
+    """Train a student; every rank calls it.
+
+    Killed at any moment, it continues from its newest whole checkpoint; on one machine, with one
+    number of ranks, to the same bits.
+
+    Raises:
+        ConfigError: A checkpoint is there and resuming was not asked for, or it is of another run.
+        Stopped: A signal came; the run was saved.
+        NonFiniteError: Too many steps in a row were not finite.
+        RunError: A micro-batch does not fit into memory.
+        StorageError: The disk is full; the last checkpoint is intact.
+    """
+    loop = Loop(setup)
+    loop.begin()
+    try:
+        while loop.totals.step < setup.optim.steps:
+            loop.step()
+    finally:
+        loop.close()
+    return loop.result()
+
+
+class Loop:
+    """A run in progress."""
+
+    def __init__(self, setup: TrainSetup) -> None:
+        if setup.batches.num_rows < 1:
+            raise DataError("A run needs at least one row of data, got none. See data.path.")
+        self.totals = Totals()
+        self._setup = setup
+        self._rate = make_schedule(setup.optim, setup.learning_rate)
+        if setup.memory.activation_checkpointing:
+            enable_activation_checkpointing(setup.distiller.student)
+        self._optimizers = make_optimizers(
+            setup.distiller, setup.optim, setup.learning_rate, setup.world.device
+        )
+        self._sinks: list[MetricSink] = []
+        if setup.world.is_main:
+            self._sinks = [JsonlSink(setup.folder / "metrics.jsonl"), *setup.sinks]
+        self._resumed_from: int | None = None
+        self._saved_at: int | None = None
+        digest = order_digest(setup.seed, setup.batches.num_rows)
+        self._fingerprint = {**setup.fingerprint, "sample_order": digest}
+
+    @property
+    def _most_rows(self) -> int:
+        """Rows of the rank that has most of a step."""
+        return math.ceil(self._setup.rows_per_step / self._setup.world.size)
+
+    def begin(self) -> None:
+        """Load what there is to continue from, and open the sinks."""
+        setup = self._setup
+        together(lambda: sweep(setup.checkpoints), setup.world, main_only=True)
+        newest = latest(setup.checkpoints, setup.world)
+        if newest is not None:
+            if not setup.resume:
+                raise ConfigError(
+                    f"{setup.folder} already holds a run, saved at {newest.name}. Resume it, or "
+                    "choose another output."
+                )
+            facts = load_checkpoint(newest, setup.distiller, self._optimizers, setup.world)
+            require_same(facts["fingerprint"], self._fingerprint)
+            self.totals = Totals(**facts["totals"])
+            self._resumed_from = self._saved_at = self.totals.step
+        if not self.totals.micro_batch or setup.memory.micro_batch != "auto":
+            self.totals.micro_batch = choose_micro_batch(
+                setup.memory,
+                setup.distiller.student,
+                setup.world,
+                sequence_length=setup.sequence_length,
+                most_rows=self._most_rows,
+            )
+        for sink in self._sinks:
+            sink.begin(self.totals.step, setup.optim.steps)
+        setup.distiller.train()
+        if self._resumed_from is not None:
+            self._say(kind="note", step=self.totals.step, text=f"resumed at {self.totals.step}")
+
+    def step(self) -> None:
+        """One optimizer step, and what is due after it."""
+        setup, totals = self._setup, self.totals
+        started = time.perf_counter()
+        rows = step_rows(
+            totals.step,
+            setup.world.rank,
+            setup.world.size,
+            seed=setup.seed,
+            num_rows=setup.batches.num_rows,
+            rows_per_step=setup.rows_per_step,
+        )
+        rate = self._rate(totals.step)
+        set_rate(self._optimizers, rate)
+        outcome, parts, num_scored = self._learn(rows)
+        seconds = time.perf_counter() - started
+        totals.step += 1
+        totals.seconds += seconds
+        if not outcome.is_finite:
+            self._not_a_number(outcome, parts)
+        else:
+            totals.bad_in_row = 0
+            totals.tokens += num_scored
+            self._say(
+                kind="step",
+                step=totals.step,
+                loss=outcome.loss,
+                **outcome.shares,
+                learning_rate=rate,
+                grad_norm=outcome.grad_norm,
+                tokens=totals.tokens,
+                seconds=totals.seconds,
+                tokens_per_second=num_scored / seconds,
+            )
+        improved = self._measure() if self._is_due(setup.evaluate_every) else False
+        keep_now = improved and setup.checkpoint.keep_best
+        if keep_now or self._is_due(setup.checkpoint.every):
+            self._save()
+
+    def _learn(self, rows: Sequence[int]) -> tuple[StepOutcome, list[Sequence[int]], int]:
+        """Take one step; returns what came of it, its micro-batches, and its scored tokens."""
+        setup = self._setup
+        parts = cut(rows, self.totals.micro_batch, self._most_rows)
+        micro_batches = [setup.batches.batch(part) for part in parts]
+        asked = [0] * len(SIGNALS) if setup.stop is None else setup.stop.counts()
+        step_tokens, stop = count_step(micro_batches, asked, setup.world)
+        if stop is not None:
+            self._stop(stop)
+        try:
+            accumulated: Accumulated = accumulate(
+                setup.distiller, setup.teacher, micro_batches, step_tokens, setup.world
+            )
+        except BaseException as error:
+            if not is_out_of_memory(error):
+                raise
+            failed = out_of_memory(self.totals.micro_batch, setup.sequence_length)
+            if not self._may_halve():
+                raise failed from error
+        else:
+            outcome = apply(
+                setup.distiller,
+                self._optimizers,
+                accumulated,
+                setup.world,
+                max_grad_norm=setup.optim.max_grad_norm,
+            )
+            return outcome, parts, int(step_tokens)
+        # Outside the handler, whose traceback holds the memory that is to be freed.
+        self._halve()
+        return self._learn(rows)
+
+    def _may_halve(self) -> bool:
+        """Whether to try a smaller micro-batch; ranks cannot, who would wait for each other."""
+        setup = self._setup
+        return (
+            setup.world.device.type == "cuda"
+            and setup.world.size == 1
+            and setup.memory.micro_batch == "auto"
+            and self.totals.micro_batch > 1
+        )
+
+    def _halve(self) -> None:
+        """Give memory back and say that the micro-batch is smaller from now on."""
+        self._setup.distiller.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()
+        self.totals.micro_batch //= 2
+        text = f"out of memory: micro-batch is {self.totals.micro_batch} rows from here on"
+        self._say(kind="note", step=self.totals.step, text=text)
+
+    def _not_a_number(self, outcome: StepOutcome, parts: list[Sequence[int]]) -> None:
+        """Name and dump the rows, and give up after too many such steps."""
+        setup, totals = self._setup, self.totals
+        totals.bad_in_row += 1
+        blamed = blame(parts, outcome.suspects, setup.batches, setup.world)
+        if setup.world.mesh is None:
+            rows = narrow(
+                setup.distiller, setup.teacher, blamed["rows"], setup.batches, setup.world
+            )
+            if rows:
+                blamed = blame([rows], [0], setup.batches, setup.world)
+        self._say(kind="non_finite", step=totals.step, **blamed)
+        together(
+            lambda: dump(setup.folder, totals.step, blamed, setup.batches),
+            setup.world,
+            main_only=True,
+        )
+        if totals.bad_in_row >= max(1, setup.optim.max_bad_steps):
+            raise NonFiniteError(
+                f"Losses and gradients must be numbers; {totals.bad_in_row} steps in a row up to "
+                f"step {totals.step} had some that are not. Rows {blamed['rows']} of "
+                f"{', '.join(blamed['documents'])} are in {setup.folder}/non_finite-*.json. "
+                "Look at them, lower optim.learning_rate, or resume from an earlier checkpoint."
+            )
+
+    def _is_due(self, every: int) -> bool:
+        return self.totals.step % every == 0 or self.totals.step == self._setup.optim.steps
+
+    def _measure(self) -> bool:
+        """Evaluate; whether the student is the best so far."""
+        setup, totals = self._setup, self.totals
+        if setup.evaluate is None:
+            return False
+        setup.distiller.eval()
+        with gathered(setup.distiller):
+            measured = setup.evaluate()
+        setup.distiller.train()
+        # A rank's own sums may differ in the last bit, and all must agree on what is best.
+        shown = broadcast_object(
+            {k: float(v) if math.isfinite(v) else None for k, v in measured.items()}, setup.world
+        )
+        self._say(kind="evaluation", step=totals.step, **shown)
+        value = shown.get("forward_kl", shown.get("cross_entropy"))
+        if value is None or (totals.best_value is not None and value >= totals.best_value):
+            return False
+        totals.best_step, totals.best_value = totals.step, value
+        return True
+
+    def _save(self) -> None:
+        """Publish a checkpoint, then remove old ones."""
+        setup, totals = self._setup, self.totals
+        facts = {"totals": totals.facts(), "fingerprint": self._fingerprint}
+        final = save_checkpoint(
+            setup.checkpoints,
+            totals.step,
+            setup.distiller,
+            self._optimizers,
+            facts,
+            setup.world,
+        )
+        self._saved_at = totals.step
+        best = totals.best_step if setup.checkpoint.keep_best else None
+        protected = {step for step in (best, self._resumed_from) if step is not None}
+        together(
+            lambda: prune(setup.checkpoints, final, setup.checkpoint.keep, protected),
+            setup.world,
+            main_only=True,
+        )
+
+    def _stop(self, number: signal.Signals) -> None:
+        """Save, unless this very step is saved, and leave."""
+        step = self.totals.step
+        if step > 0 and self._saved_at != step:
+            self._save()
+        raise Stopped(
+            f"{number.name} asked the run to stop; it is saved at step {step} in "
+            f"{self._setup.folder}. Resume it to continue.",
+            number,
+        )
+
+    def _say(self, **record: Any) -> None:
+        for sink in self._sinks:
+            sink.write(record)
+
+    def close(self) -> None:
+        """Close the sinks."""
+        for sink in self._sinks:
+            sink.close()
+
+    def result(self) -> TrainResult:
+        """What the run came to."""
+        totals = self.totals
+        best = totals.best_step if self._setup.checkpoint.keep_best else None
+        return TrainResult(
+            step=totals.step,
+            best_step=totals.step if best is None else best,
+            tokens=totals.tokens,
+            seconds=totals.seconds,
+            tokens_per_second=totals.tokens / totals.seconds if totals.seconds else 0.0,
+        )

@@ -1,0 +1,78 @@
+"""Where a run's numbers go."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol, TextIO, runtime_checkable
+
+from limbeck.errors import StorageError
+from limbeck.files import write_text
+
+Record = Mapping[str, Any]
+"""One thing a run says, JSON. `kind` is `step`, `evaluation`, `non_finite` or `note`."""
+
+
+@runtime_checkable
+class MetricSink(Protocol):
+    """A place records go to; only rank 0 has any."""
+
+    def begin(self, step: int, steps: int) -> None:
+        """A run of `steps` starts after `step` of them; later ones of an earlier life go."""
+
+    def write(self, record: Record) -> None:
+        """Take one record."""
+
+    def close(self) -> None:
+        """Nothing more will come."""
+
+
+class JsonlSink:
+    """A file with one record a line, each on its way to the disk before the next step begins."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: TextIO | None = None
+
+    def begin(self, step: int, steps: int) -> None:
+        """Keep the lines up to a step, so that no step stands twice after resuming."""
+        kept = [line for line in self._lines() if int(json.loads(line).get("step", 0)) <= step]
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(self._path, "".join(f"{line}\n" for line in (kept if step else [])))
+        self._file = self._path.open("a", encoding="utf-8")
+
+    def _lines(self) -> list[str]:
+        if not self._path.exists():
+            return []
+        whole = self._path.read_text(encoding="utf-8").split("\n")[:-1]
+        return [line for line in whole if is_json(line)]
+
+    def write(self, record: Record) -> None:
+        """Append a record.
+
+        Raises:
+            StorageError: The disk is full.
+        """
+        assert self._file is not None, "begin() comes first"
+        try:
+            self._file.write(f"{json.dumps(dict(record), allow_nan=False)}\n")
+            self._file.flush()
+        except OSError as error:
+            raise StorageError(
+                f"{self._path} could not be written: {error}. Free some space and resume."
+            ) from error
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def is_json(line: str) -> bool:
+    """Whether a line is a JSON object; one cut off when a process died is not."""
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False

@@ -1,0 +1,113 @@
+"""How many rows fit through one forward and backward pass."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from limbeck.config import MemoryConfig
+from limbeck.distributed import World, gather_objects
+from limbeck.errors import RunError
+from limbeck.models import CausalLM
+
+KNOBS = (
+    "Lower memory.micro_batch, memory.head_budget_mb or data.sequence_length, or set "
+    "memory.activation_checkpointing=true."
+)
+SHARE = 0.5
+"""Part of the free memory a micro-batch's activations may take; the rest is for gradients,
+optimizer state, the teacher and what an estimate cannot see."""
+
+CPU_TOKENS = 4096
+"""Positions of a micro-batch beyond which a CPU does not get faster, only fuller."""
+
+
+def choose_micro_batch(
+    memory: MemoryConfig,
+    student: CausalLM,
+    world: World,
+    *,
+    sequence_length: int,
+    most_rows: int,
+) -> int:
+    """Rows of a micro-batch, the same on every rank.
+
+    `auto` divides half of the free memory by an estimate of a row's activations (`row_bytes`). On
+    CUDA it is where the loop starts from: one process halves it when memory runs out.
+
+    Args:
+        memory: What was asked for.
+        student: Whose activations are kept for the backward pass.
+        world: The ranks.
+        sequence_length: Positions of a row.
+        most_rows: Rows a rank has in a step; there is no use for more.
+    """
+    if memory.micro_batch != "auto":
+        return min(memory.micro_batch, most_rows)
+    free = free_bytes(world.device) - (memory.head_budget_mb << 20)
+    each = row_bytes(student, sequence_length, memory.activation_checkpointing)
+    rows = int(SHARE * free) // each
+    if world.device.type == "cpu":
+        rows = min(rows // world.size, CPU_TOKENS // sequence_length)
+    return int(min(gather_objects(max(1, min(rows, most_rows)), world)))
+
+
+def row_bytes(student: CausalLM, sequence_length: int, checkpointed: bool) -> int:
+    """Estimate of the activations one row keeps until its backward pass, bytes.
+
+    Each linear layer keeps its input and its output is kept by what follows; norms, rotations and
+    attention keep about four more hidden states a block. Attention scores are not kept by the
+    kernels in use. With checkpointing a block keeps its input only, and one block is whole.
+    """
+    element = next(student.parameters()).element_size()
+    blocks = [4 * student.width + linear_values(block.modules()) for block in student.blocks]
+    values = len(blocks) * student.width + max(blocks) if checkpointed else sum(blocks)
+    return max(1, values * sequence_length * element)
+
+
+def linear_values(modules: Iterable[nn.Module]) -> int:
+    """Values a token leaves in the linear layers among some modules."""
+    linear = (m for m in modules if isinstance(m, nn.Linear))
+    return sum(m.in_features + m.out_features for m in linear)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that is free where the models are, in bytes."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        return min(int(lines["MemAvailable"].split()[0]) << 10, cgroup_room())
+    # Elsewhere only the total is known without another library; half of it is taken as free.
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def cgroup_room() -> int:
+    """What a container's limit leaves, in bytes; boundless where there is no limit."""
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    try:
+        return int(limit.read_text()) - int(used.read_text())
+    except (OSError, ValueError):
+        return 1 << 62
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on whatever device."""
+    said = str(error).lower()
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError)
+        and any(words in said for words in ("out of memory", "can't allocate memory"))
+    )
+
+
+def out_of_memory(micro_batch: int, sequence_length: int) -> RunError:
+    """The error to raise when a micro-batch does not fit and none smaller is tried."""
+    return RunError(
+        f"A micro-batch must fit into memory; one of {micro_batch} rows of {sequence_length} "
+        f"positions does not. {KNOBS}"
+    )

@@ -1,0 +1,111 @@
+"""What a training run is given, and what it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from limbeck.batch import Batch
+from limbeck.config import CheckpointConfig, MemoryConfig, OptimConfig
+from limbeck.distributed import StopSignals, World
+from limbeck.models import Distiller
+from limbeck.signals import TeacherSignal
+from limbeck.train.metrics import MetricSink
+
+
+@runtime_checkable
+class Batches(Protocol):
+    """Rows to train on; the loop chooses which, and when."""
+
+    @property
+    def num_rows(self) -> int:
+        """Number of rows."""
+
+    def batch(self, rows: Sequence[int]) -> Batch:
+        """Some rows; for none, one row with nothing scored."""
+
+    def document_name(self, document: int) -> str:
+        """Where a document came from, for people."""
+
+
+@runtime_checkable
+class SignalSource(Protocol):
+    """Any teacher, as the loop sees it."""
+
+    def signal(self, batch: Batch) -> TeacherSignal:
+        """What the teacher says about a batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSetup:
+    """All that a training run depends on.
+
+    Attributes:
+        distiller: Student and objective, on their device and already sharded.
+        teacher: Asked once a micro-batch; None when the objective reads nothing of a teacher.
+        batches: The rows.
+        optim: Optimizer, schedule, steps and step size.
+        learning_rate: Peak, one number of `optim.learning_rate`.
+        checkpoint: When to save and how much to keep.
+        memory: Micro-batch and activation checkpointing.
+        world: The ranks.
+        folder: Run directory, which the caller has locked: metrics.jsonl and checkpoints/ go there.
+        seed: Of the sample order.
+        sequence_length: Positions of a row.
+        fingerprint: Everything the numbers depend on, JSON. A checkpoint of another is refused.
+        evaluate: Measures the student; its `forward_kl`, or `cross_entropy` where there is none,
+            decides which checkpoint is best. Every rank calls it. None measures nothing.
+        evaluate_every: Steps between calls of `evaluate`; the last step has one too.
+        sinks: Where records go besides metrics.jsonl; used on rank 0 only.
+        resume: Continue from the newest whole checkpoint, if there is one.
+        stop: Signals to heed. None never stops early.
+    """
+
+    distiller: Distiller
+    teacher: SignalSource | None
+    batches: Batches
+    optim: OptimConfig
+    learning_rate: float
+    checkpoint: CheckpointConfig
+    memory: MemoryConfig
+    world: World
+    folder: Path
+    seed: int
+    sequence_length: int
+    fingerprint: Mapping[str, Any] = field(default_factory=dict)
+    evaluate: Callable[[], Mapping[str, float]] | None = None
+    evaluate_every: int = 250
+    sinks: Sequence[MetricSink] = ()
+    resume: bool = False
+    stop: StopSignals | None = None
+
+    @property
+    def checkpoints(self) -> Path:
+        """Directory of the run's checkpoints."""
+        return self.folder / "checkpoints"
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows of one optimizer step, over all micro-batches and ranks."""
+        return max(1, self.optim.tokens_per_step // self.sequence_length)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a finished run says of itself.
+
+    Attributes:
+        step: Steps taken.
+        best_step: Step of the checkpoint to use: the best measured one, or the last.
+        tokens: Scored tokens trained on.
+        seconds: Time in steps, evaluation and saving not counted.
+        tokens_per_second: Their quotient.
+    """
+
+    step: int
+    best_step: int
+    tokens: int
+    seconds: float
+    tokens_per_second: float

@@ -1,0 +1,166 @@
+"""One optimizer step, whose result does not depend on how it was cut up.
+
+The step's scored tokens are counted over all micro-batches and ranks before the first backward
+pass, and every micro-batch's loss is divided by that count. Micro-batches and ranks then add up,
+however unevenly they were filled.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from limbeck.batch import Batch
+from limbeck.distributed import World, all_sum
+from limbeck.distributed.stopping import SIGNALS, reason
+from limbeck.models import Distiller
+from limbeck.signals import TeacherSignal
+from limbeck.train.setup import SignalSource
+
+
+@dataclass(frozen=True)
+class Accumulated:
+    """A step's gradients are in place; these are the numbers that came with them.
+
+    Attributes:
+        names: Of the terms.
+        sums: The loss and each term's value, summed over this rank's micro-batches; on the device.
+        losses: Loss share of each micro-batch of this rank; on the device.
+    """
+
+    names: tuple[str, ...]
+    sums: Tensor
+    losses: Tensor
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """What one step came to; means are over the scored tokens of all micro-batches and ranks.
+
+    Attributes:
+        loss: The objective.
+        shares: Each term's mean, unweighted.
+        grad_norm: Norm of all gradients together, before clipping.
+        is_finite: Whether loss and gradients are numbers. If not, no optimizer step was taken.
+        suspects: This rank's micro-batches whose loss was not finite.
+    """
+
+    loss: float
+    shares: Mapping[str, float]
+    grad_norm: float
+    is_finite: bool
+    suspects: tuple[int, ...]
+
+
+def cut(rows: Sequence[int], micro_batch: int, most_rows: int) -> list[Sequence[int]]:
+    """A rank's rows in micro-batches, as many on every rank; the last ones may be empty.
+
+    Args:
+        rows: Rows of this rank.
+        micro_batch: Rows of a micro-batch, at most.
+        most_rows: Rows of the rank that has most.
+
+    Example:
+        >>> cut([7, 8, 9], 2, most_rows=5)
+        [[7, 8], [9], []]
+    """
+    starts = range(0, max(1, most_rows), micro_batch)
+    return [list(rows[start : start + micro_batch]) for start in starts]
+
+
+def count_step(
+    micro_batches: Iterable[Batch], stop_counts: Sequence[int], world: World
+) -> tuple[Int[Tensor, ""], signal.Signals | None]:
+    """N of the whole step, and the signal by which any rank was asked to stop.
+
+    Args:
+        micro_batches: Of this rank.
+        stop_counts: `StopSignals.counts()` of this rank.
+        world: The ranks; one all-reduce carries it all.
+    """
+    mine = sum(int(batch.num_scored()) for batch in micro_batches)
+    numbers = torch.tensor([mine, *stop_counts], dtype=world.exact, device=world.device)
+    total, *stops = all_sum(numbers).tolist()
+    return torch.tensor(int(total), device=world.device), reason([int(n) for n in stops])
+
+
+def accumulate(
+    distiller: Distiller,
+    teacher: SignalSource | None,
+    micro_batches: Iterable[Batch],
+    step_tokens: Int[Tensor, ""],
+    world: World,
+) -> Accumulated:
+    """Run forward and backward on every micro-batch, and leave the sum of the gradients."""
+    names: tuple[str, ...] = ()
+    values: list[Tensor] = []
+    for cpu_batch in micro_batches:
+        batch = cpu_batch.to(world.device)
+        said = TeacherSignal() if teacher is None else teacher.signal(batch)
+        loss, shares = distiller(batch, said, step_tokens)
+        (loss * world.size).backward()  # FSDP averages gradients over ranks; we want their sum
+        names = tuple(shares)
+        values.append(torch.stack([loss.detach(), *shares.values()]).to(world.exact))
+    table = torch.stack(values)
+    return Accumulated(names, table.sum(0), table[:, 0])
+
+
+def apply(
+    distiller: Distiller,
+    optimizers: Iterable[torch.optim.Optimizer],
+    accumulated: Accumulated,
+    world: World,
+    *,
+    max_grad_norm: float = math.inf,
+) -> StepOutcome:
+    """Clip and step, if all is finite on all ranks; gradients are gone afterwards either way."""
+    grad_norm = whole(get_total_norm(gradients(distiller)))
+    sums = all_sum(accumulated.sums.clone())
+    loss, *shares, norm = torch.cat([sums, grad_norm.to(sums).reshape(1)]).tolist()
+    is_finite = all(math.isfinite(value) for value in (loss, *shares, norm))
+    suspects: tuple[int, ...] = ()
+    if is_finite:
+        trained = [p for p in distiller.parameters() if p.grad is not None]
+        if norm > max_grad_norm:
+            clip_grads_with_norm_(trained, max_grad_norm, grad_norm)
+        for optimizer in optimizers:
+            optimizer.step()
+    else:
+        suspects = tuple((~accumulated.losses.isfinite()).nonzero().flatten().tolist())
+    distiller.zero_grad(set_to_none=True)
+    return StepOutcome(
+        loss, dict(zip(accumulated.names, shares, strict=True)), norm, is_finite, suspects
+    )
+
+
+def train_step(
+    distiller: Distiller,
+    teacher: SignalSource | None,
+    optimizers: Iterable[torch.optim.Optimizer],
+    micro_batches: Sequence[Batch],
+    world: World,
+    *,
+    max_grad_norm: float = math.inf,
+) -> StepOutcome:
+    """One optimizer step on one rank's micro-batches; every rank has as many."""
+    step_tokens, _ = count_step(micro_batches, [0] * len(SIGNALS), world)
+    accumulated = accumulate(distiller, teacher, micro_batches, step_tokens, world)
+    return apply(distiller, optimizers, accumulated, world, max_grad_norm=max_grad_norm)
+
+
+def gradients(distiller: Distiller) -> Iterator[Tensor]:
+    """Every gradient there is."""
+    return (p.grad for p in distiller.parameters() if p.grad is not None)
+
+
+def whole(value: Tensor) -> Tensor:
+    """A scalar that may lie in parts on several ranks."""
+    return value.full_tensor() if isinstance(value, DTensor) else value

@@ -1,0 +1,94 @@
+"""A run's numbers for the person who waits."""
+
+from __future__ import annotations
+
+import time
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from limbeck.train.metrics import Record
+
+SECONDS_BETWEEN_LINES = 5.0
+
+
+class TerminalSink:
+    """A progress bar on a terminal; elsewhere a plain line every few seconds."""
+
+    def __init__(self, console: Console, title: str = "distilling") -> None:
+        self._console = console
+        self._title = title
+        self._steps = 0
+        self._last_line = 0.0
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+
+    def begin(self, step: int, steps: int) -> None:
+        """Show where the run begins."""
+        self._steps = steps
+        if not self._console.is_terminal:
+            return
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TimeRemainingColumn(),
+            console=self._console,
+        )
+        self._task = self._bar.add_task(self._title, total=steps, completed=step, numbers="")
+        self._bar.start()
+
+    def write(self, record: Record) -> None:
+        """Show a record."""
+        text = in_words(record, self._steps)
+        if record["kind"] != "step":
+            self._console.print(text, markup=False, highlight=False)
+        elif self._bar is not None:
+            numbers = f"loss {record['loss']:.4f}  {record['tokens_per_second']:,.0f} tokens/s"
+            self._bar.update(self._task, completed=record["step"], numbers=numbers)
+        elif self._is_due(record["step"]):
+            self._console.print(text, markup=False, highlight=False)
+
+    def _is_due(self, step: int) -> bool:
+        now = time.monotonic()
+        if now - self._last_line < SECONDS_BETWEEN_LINES and step != self._steps:
+            return False
+        self._last_line = now
+        return True
+
+    def close(self) -> None:
+        """Leave the last state on the screen."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def in_words(record: Record, steps: int) -> str:
+    """One record as a line of text."""
+    at = f"step {record.get('step', 0)}/{steps}"
+    match record["kind"]:
+        case "step":
+            left = record["seconds"] / max(1, record["step"]) * (steps - record["step"])
+            return (
+                f"{at}  loss {record['loss']:.4f}  grad norm {record['grad_norm']:.3g}  "
+                f"{record['tokens_per_second']:,.0f} tokens/s  {left:,.0f} s left"
+            )
+        case "evaluation":
+            shown = {k: v for k, v in record.items() if k not in ("kind", "step")}
+            return f"{at}  held out: " + "  ".join(
+                f"{name} {value:.4f}" for name, value in shown.items() if value is not None
+            )
+        case "non_finite":
+            return (
+                f"{at}  loss or gradient is not a number; no step was taken. "
+                f"Rows {record['rows']} ({', '.join(record['documents'])})"
+            )
+    return str(record.get("text", ""))
