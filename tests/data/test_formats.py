@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import huggingface_hub.constants
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -14,8 +15,10 @@ import torch
 from limbeck.config import DataConfig
 from limbeck.data import data_problems, readers
 from limbeck.data.hub import from_dataset
+from limbeck.data.rows import open_source
 from limbeck.errors import ConfigError, DataError
 from tests.data.made import load, scored_tokens, write
+from tests.tokenizers.refusing_hub import refusing_hub
 from tests.tokenizers.small import BEGIN, CHATML, MARKED, SENTENCES, small
 
 TEXTS = [{"text": sentence} for sentence in SENTENCES]
@@ -115,6 +118,23 @@ def test_a_data_set_of_the_datasets_library_reads_as_a_file_does(tmp_path: Path)
     assert source.sha256 != from_dataset(data, "made/up[train]").sha256
     with pytest.raises(ConfigError, match=r"has no column 'body'; it has text"):
         list(source.rows(["body"]))
+
+
+def test_a_data_set_the_hub_does_not_know_is_a_mistake_of_the_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with refusing_hub(404, "RepoNotFound") as address:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
+        with pytest.raises(ConfigError, match="must be a path here or a dataset on the Hugging"):
+            open_source("limbeck-tests/none", "train", tmp_path)
+
+
+def test_a_data_set_out_of_reach_is_refused_with_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ConfigError, match=r"'limbeck-tests/none' .* with a split 'train'.*online"):
+        open_source("limbeck-tests/none", "train", tmp_path)
 
 
 def test_columns_may_have_other_names_and_rows_a_limit(tmp_path: Path) -> None:

@@ -1,9 +1,6 @@
 """Tokenizers from folders, GGUF files and the hub, and what is said when there is none."""
 
 import json
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import gguf
@@ -13,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from limbeck.errors import ConfigError, LimbeckError, TryLaterError
 from limbeck.tokenizers import backend_of, load_tokenizer, tokenizer_hash
+from tests.tokenizers.refusing_hub import refusing_hub
 from tests.tokenizers.small import backend, small
 
 
@@ -91,50 +89,23 @@ def test_a_hub_name_without_the_hub_is_refused_with_what_to_do(
     assert info.value.exit_code == 2
 
 
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, int | str]]:
-    """A hub on this machine that refuses everything in the way the test asks for."""
-    answer: dict[str, int | str] = {}
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(int(answer["status"]))
-            self.send_header("X-Error-Code", str(answer.get("code", "")))
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        do_HEAD = do_GET  # noqa: N815
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    endpoint = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)
-    yield answer
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
 @pytest.mark.parametrize(
     ("status", "code", "error", "text"),
     [
-        (404, "RepoNotFound", ConfigError, "must be a folder here or a model on the Hugging Face"),
-        (404, "RevisionNotFound", ConfigError, "at revision 'v9' must be a folder here or a model"),
+        (404, "RepoNotFound", ConfigError, "must be a path here or a model on the Hugging Face"),
+        (404, "RevisionNotFound", ConfigError, "at revision 'v9' must be a path here or a model"),
         (403, "GatedRepo", ConfigError, "only to those who accepted its terms"),
         (429, "", TryLaterError, r"refuses for now .* \(status 429\)"),
         (503, "", TryLaterError, r"refuses for now .* \(status 503\)"),
     ],
 )
 def test_what_the_hub_says_becomes_what_to_do(
-    hub: dict[str, int | str], status: int, code: str, error: type[LimbeckError], text: str
+    monkeypatch: pytest.MonkeyPatch, status: int, code: str, error: type[LimbeckError], text: str
 ) -> None:
-    hub.update(status=status, code=code)
-    with pytest.raises(error, match=text):
-        load_tokenizer("limbeck-tests/refused", revision="v9")
+    with refusing_hub(status, code) as address:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
+        with pytest.raises(error, match=text):
+            load_tokenizer("limbeck-tests/refused", revision="v9")
 
 
 def test_a_slow_tokenizer_is_refused() -> None:

@@ -13,6 +13,7 @@ import datasets
 from limbeck.data.rows import Row, Source
 from limbeck.errors import ConfigError
 from limbeck.files import sha256
+from limbeck.tokenizers import hub_answers
 
 
 def from_hub(name: str, split: str, cache: Path) -> Source:
@@ -20,7 +21,9 @@ def from_hub(name: str, split: str, cache: Path) -> Source:
 
     Raises:
         ConfigError: No such data set or split, or the hub is out of reach.
+        TryLaterError: The hub refuses for now.
     """
+    hub_answers(name, None, kind="dataset")
     home = Path(datasets.config.HF_DATASETS_CACHE)
     place = None if writable(home) else str(cache / "datasets")
     try:

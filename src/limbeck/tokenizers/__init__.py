@@ -1,5 +1,6 @@
 """Tokenizers: loading them, naming them by hash, and proving that two mean the same ids."""
 
+from limbeck.tokenizers.hub import hub_answers
 from limbeck.tokenizers.identity import template_difference, template_hash, tokenizer_hash
 from limbeck.tokenizers.load import backend_of, load_tokenizer
 from limbeck.tokenizers.vocabulary import VocabularyProof, prove_same_vocabulary
@@ -7,6 +8,7 @@ from limbeck.tokenizers.vocabulary import VocabularyProof, prove_same_vocabulary
 __all__ = [
     "VocabularyProof",
     "backend_of",
+    "hub_answers",
     "load_tokenizer",
     "prove_same_vocabulary",
     "template_difference",

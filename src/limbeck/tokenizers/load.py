@@ -5,20 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from gguf import GGUFReader
-from huggingface_hub import HfApi
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
 from tokenizers import Tokenizer
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from limbeck.errors import ConfigError, TryLaterError
+from limbeck.errors import ConfigError
+from limbeck.tokenizers.hub import hub_answers
 
-HUB_TIMEOUT_S = 20
+__all__ = ["backend_of", "hub_answers", "load_tokenizer"]
 
 
 def load_tokenizer(
@@ -69,40 +63,6 @@ def looks_local(path: str) -> bool:
         [False, False, True, True, True]
     """
     return path.startswith((".", "/", "~")) or path.count("/") > 1 or path.endswith(".gguf")
-
-
-def hub_answers(name: str, revision: str | None) -> bool:
-    """Whether the hub can be asked for a model; False when it is out of reach.
-
-    Asked once before transformers is, which retries an absent network for most of a minute.
-
-    Raises:
-        ConfigError: The hub knows no such model or revision, or may not hand it out.
-        TryLaterError: The hub is busy.
-    """
-    try:
-        HfApi().model_info(name, revision=revision, timeout=HUB_TIMEOUT_S)
-    except GatedRepoError as error:
-        raise ConfigError(
-            f"{name} is handed out only to those who accepted its terms: accept them on its page "
-            "on the hub, then log in with `hf auth login`."
-        ) from error
-    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        at = f" at revision {revision!r}" if revision else ""
-        raise ConfigError(
-            f"{name!r}{at} must be a folder here or a model on the Hugging Face hub, and is "
-            "neither. Check the spelling; for a private model log in with `hf auth login`."
-        ) from error
-    except HfHubHTTPError as error:
-        if error.response.status_code == 429 or error.response.status_code >= 500:
-            raise TryLaterError(
-                f"The Hugging Face hub refuses for now to hand out {name} "
-                f"(status {error.response.status_code}). Start again later."
-            ) from error
-        return False
-    except Exception:  # offline, no name service, a proxy: what is cached here may still serve
-        return False
-    return True
 
 
 def why_not(path: str, is_folder: bool, offline: bool, error: Exception) -> str:
