@@ -50,8 +50,8 @@ def demo(
     teacher = embedded_teacher(cache_folder(), lambda text: console.print(f"   {escape(text)}"))
     say(
         "2. Dark knowledge",
-        "A text has one next token. A teacher has an opinion of every token: that is what a student "
-        "can learn from. A temperature above 1 lifts the unlikely ones into view.",
+        "A text has one next token. A teacher has an opinion of every token: that is what a "
+        "student can learn from. A temperature above 1 lifts the unlikely ones into view.",
     )
     show_peek(console, teacher, SENTENCE, temperatures=(1.0, 2.0, 4.0), top=4, last=2)
 

@@ -15,6 +15,6 @@ def report(
 
     The page is one file without scripts or references to anywhere: send it to a colleague.
     """
-    from limbeck.report import write_report  # noqa: PLC0415  (help need not load matplotlib)
+    from limbeck.report.run_report import write_report  # noqa: PLC0415  (help need not load matplotlib)
 
     typer.echo(write_report(run))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,11 @@ from limbeck.distributed import (
     gathered,
     load_checkpoint,
 )
-from limbeck.evaluate import Scores, measure, scores_from_json, scores_to_json
-from limbeck.files import write_text
+from limbeck.evaluate.measure import measure
+from limbeck.evaluate.scores import Scores
 from limbeck.models import CausalLM, Distiller, save_student
 from limbeck.recipe.parts import Parts
+from limbeck.recipe.score_files import read_scores, write_scores
 from limbeck.teachers.remembering import RememberingTeacher
 from limbeck.train import MetricSink, TrainSetup, train
 
@@ -80,8 +80,8 @@ def best(arms: Sequence[Arm]) -> dict[str, Arm]:
 
 def decision(arm: Arm) -> float:
     """Forward KL on the documents that decide; nothing was measured without held-out text."""
-    deciding = json.loads(arm.scores.read_text(encoding="utf-8"))["deciding"]
-    return scores_from_json(deciding).mean("forward_kl") if deciding else math.inf
+    deciding, _ = read_scores(arm.scores)
+    return math.inf if deciding is None else deciding.mean("forward_kl")
 
 
 class Bench:
@@ -145,20 +145,16 @@ class Bench:
         held_out = self._parts.held_out
         deciding = reporting = None
         if held_out is not None:
-            deciding = scores_to_json(self._measure(distiller, held_out.deciding_rows))
-            reporting = scores_to_json(self._measure(distiller, held_out.reporting_rows))
+            with gathered(distiller):
+                deciding = self.measure(distiller.student, held_out.deciding_rows)
+                reporting = self.measure(distiller.student, held_out.reporting_rows)
         if self._parts.world.is_main:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(path, json.dumps({"deciding": deciding, "reporting": reporting}))
+            write_scores(path, deciding, reporting)
 
     def _during(self, distiller: Distiller) -> Mapping[str, float]:
         assert self._parts.held_out is not None
-        scores = self._measure(distiller, self._parts.held_out.deciding_rows)
+        scores = self.measure(distiller.student, self._parts.held_out.deciding_rows)
         return {name: scores.mean(name) for name in scores.metrics}
-
-    def _measure(self, distiller: Distiller, rows: Sequence[int]) -> Scores:
-        with gathered(distiller):
-            return self.measure(distiller.student, rows)
 
     def measure(self, student: CausalLM, rows: Sequence[int]) -> Scores:
         """A student's figures on some rows of the held-out text, over all ranks."""
@@ -188,10 +184,3 @@ def fingerprint(parts: Parts, arm: Arm) -> dict[str, Any]:
         "teacher": parts.teacher.facts,
         "data": parts.data.facts,
     }
-
-
-def figures(path: Path) -> Iterator[Scores]:
-    """The reported figures in a scores file; none where nothing was measured."""
-    reporting = json.loads(path.read_text(encoding="utf-8"))["reporting"]
-    if reporting:
-        yield scores_from_json(reporting)

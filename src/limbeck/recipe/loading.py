@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.config import RunConfig, read
-from limbeck.data import readers
+from limbeck.data import data_problems, readers
 from limbeck.divergences import divergences
+from limbeck.errors import ConfigError
 from limbeck.initialisers import initialisers
 from limbeck.objective import objective_problems, terms
-from limbeck.registry import Problem, Registry, suggest
+from limbeck.registry import Problem, Registry
 from limbeck.schema import recipe_schema
 from limbeck.teachers import teachers
-from limbeck.train import optim_problems
+from limbeck.train.schedule import check_schedule
 
 OPEN_PARTS: dict[str, Registry[Any]] = {
     "teacher": teachers,
@@ -39,11 +40,12 @@ def problems(config: RunConfig) -> Iterator[Problem]:
     yield from teachers.problems(config.teacher, "teacher")
     yield from initialisers.problems(config.student, "student")
     yield from objective_problems(config.objective)
-    yield from optim_problems(config.optim)
-    known = readers.names()
-    if config.data.type not in known:
-        told = f"no data type is called {config.data.type!r}{suggest(config.data.type, known)}"
-        yield Problem("data.type", f"{told}. Known: {', '.join(known)}.")
+    yield from data_problems(config.data)
+    try:
+        check_schedule(config.optim)
+    except ConfigError as error:
+        at, _, text = str(error).partition(": ")
+        yield Problem(at, text)
     yield from step_problems(config)
     if config.evaluate.baseline and not config.evaluate.data:
         yield Problem(

@@ -5,15 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from limbeck.evaluate import (
-    Scores,
-    continuations,
-    disagreements,
-    gap_recovered,
-    paired_difference,
-    speeds,
-    summarise,
-)
+from limbeck.evaluate.examples import continuations, disagreements
+from limbeck.evaluate.scores import Scores, gap_recovered, paired_difference, summarise
+from limbeck.evaluate.speed import speeds
 from limbeck.models import CausalLM
 from limbeck.recipe.held_out import HeldOut
 from limbeck.recipe.parts import Parts

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from limbeck.config import RunConfig
+from limbeck.config import DataConfig, ObjectiveConfig, RunConfig
 from limbeck.data import TextData, load_data, overlap
 from limbeck.distributed import World, barrier, shard
 from limbeck.errors import ConfigError
@@ -19,16 +19,15 @@ from limbeck.models import (
     CausalLM,
     Distiller,
     ModelSource,
+    PreTrainedTokenizerBase,
     cache_folder,
     choose_dtype,
-    enable_activation_checkpointing,
     load_model,
 )
-from limbeck.objective import ObjectiveConfig, PairShapes, build_objective
+from limbeck.objective import PairShapes, build_objective
 from limbeck.recipe.held_out import HeldOut
 from limbeck.teachers import Place, Teacher, teachers
 from limbeck.tokenizers import (
-    PreTrainedTokenizerBase,
     VocabularyProof,
     load_tokenizer,
     prove_same_vocabulary,
@@ -76,8 +75,6 @@ class Parts:
 
     def distiller(self, student: CausalLM, objective: ObjectiveConfig) -> Distiller:
         """A student under an objective, spread over the ranks."""
-        if self.config.memory.activation_checkpointing:
-            enable_activation_checkpointing(student)
         budget = self.config.memory.head_budget_mb
         distiller = Distiller(
             student, build_objective(objective, self.shapes, head_budget_mb=budget)
@@ -112,8 +109,10 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
         data = load_data(config.data, tokenizer, cache=cache, max_positions=limit)
         held_out = None
         if config.evaluate.data is not None:
-            held = load_data(held_out_config(config), tokenizer, cache=cache, max_positions=limit)
-            held_out = HeldOut(held, config.evaluate)
+            held = held_out_config(config, config.evaluate.data)
+            held_out = HeldOut(
+                load_data(held, tokenizer, cache=cache, max_positions=limit), config.evaluate
+            )
     notes = list(vocabulary.notes)
     if held_out is not None and (shared := overlap(data, held_out.data)):
         notes.append(f"{shared} held-out documents also stand in the training text.")
@@ -159,11 +158,11 @@ def prove_pair(
     return proof
 
 
-def held_out_config(config: RunConfig) -> Any:
+def held_out_config(config: RunConfig, path: str) -> DataConfig:
     """Held-out text read as the training text is, one window a row so that documents stay apart."""
     return replace(
         config.data,
-        path=config.evaluate.data,
+        path=path,
         split=config.evaluate.split,
         max_documents=config.evaluate.max_documents,
         pack=False,

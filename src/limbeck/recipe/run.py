@@ -10,21 +10,24 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
+
+from rich.console import Console
 
 from limbeck import __version__
 from limbeck.config import RunConfig, dump
-from limbeck.distributed import StopSignals, World, barrier, run_lock, world
+from limbeck.distributed import StopSignals, World, barrier, locked, world
 from limbeck.errors import ConfigError
 from limbeck.files import write_text
 from limbeck.models import CausalLM, ModelSource, choose_device, load_model, save_student
-from limbeck.recipe.arms import Arm, Bench, arms_of, best, figures
+from limbeck.recipe.arms import Arm, Bench, arms_of, best
 from limbeck.recipe.outcome import compare, places
 from limbeck.recipe.parts import Parts, gather_parts, student_dtype
 from limbeck.recipe.provenance import command_line, host_facts, now
-from limbeck.report import write_report
+from limbeck.recipe.score_files import read_scores
+from limbeck.report.run_report import write_report
 from limbeck.tokenizers import template_hash, tokenizer_hash
-from limbeck.train import make_sinks
+from limbeck.train import MetricSink, TerminalSink, make_sinks
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class Run:
             self._stack.close()
             raise
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Run:
         return self
 
     def __exit__(
@@ -93,7 +96,7 @@ class Run:
         """
         require_directory(self.folder, resume=resume, overwrite=overwrite)
         barrier()
-        with StopSignals() as stop, run_lock(self.folder, self.world):
+        with StopSignals() as stop, locked(self.folder, self.world):
             if overwrite and self.is_main:
                 clear(self.folder)
             self._write_beginning()
@@ -127,7 +130,9 @@ class Run:
         return compare({"distilled": scores})
 
     def _run_arm(self, bench: Bench, arm: Arm, *, resume: bool) -> None:
-        sinks = make_sinks(self.config.track, arm.folder, self.world, title=arm.name)
+        sinks: list[MetricSink] = []
+        if self.is_main:
+            sinks = [TerminalSink(Console(), arm.name), *make_sinks(self.config.track, arm.folder)]
         bench.run(arm, sinks, resume=resume)
 
     def _save_initial(self, folder: Path) -> None:
@@ -153,8 +158,8 @@ class Run:
             shutil.copy(main.folder / "metrics.jsonl", self.folder / "metrics.jsonl")
         files = {"initial": self.folder / "initial.json"}
         files |= {name: arm.scores for name, arm in chosen.items()}
-        scores = {name: found for name, path in files.items() for found in figures(path)}
-        evaluation = compare(scores)
+        found = {name: read_scores(path)[1] for name, path in files.items()}
+        evaluation = compare({name: scores for name, scores in found.items() if scores})
         evaluation["learning_rate"] = {name: arm.learning_rate for name, arm in chosen.items()}
         held_out = self.parts.held_out
         if held_out is not None and self.world.size == 1:
