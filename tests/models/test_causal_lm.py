@@ -99,6 +99,7 @@ def test_heads_bias_is_cut_with_its_weight():
     model = tiny_model("phi")
     model.vocabulary_size = 64
     assert model.head.bias.shape == (64,)
+    assert model.whole_head.bias.shape == (VOCABULARY,)
 
 
 def test_tied_parameters_count_once():

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from limbeck.models import ModelSource, load_model, save_student, tensors_hash
-from tests.models.tiny import random_batch, tiny_llama, tiny_model, tiny_tokenizer
+from tests.models.tiny import FAMILIES, random_batch, tiny_llama, tiny_model, tiny_tokenizer
 
 RELOAD = """
 import pathlib, sys, torch
@@ -68,6 +68,7 @@ def test_gathered_weights_are_saved_instead_of_the_models_own(tmp_path, prefix, 
         weights["objective.state_terms.hidden.weight"] = torch.zeros(2, 2)
     save_student(model, tiny_tokenizer(), tmp_path / "s", weights=weights)
     assert tensors_hash(reload(tmp_path / "s")) == tensors_hash(other)
+    assert ("lm_head.weight" in load_file(tmp_path / "s" / "model.safetensors")) != tied
 
 
 def test_gathered_weights_must_be_those_of_the_model(tmp_path):
@@ -99,3 +100,10 @@ def test_saved_configuration_names_no_place_of_this_machine(tmp_path):
     save_student(reload(tmp_path / "first"), tiny_tokenizer(), tmp_path / "second")
     for path in (tmp_path / "second").glob("*.json"):
         assert str(tmp_path) not in path.read_text(), path.name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_survives_a_round_trip(tmp_path, family):
+    model = tiny_model(family, tie_word_embeddings=False)
+    save_student(model, tiny_tokenizer(), tmp_path / "s")
+    assert tensors_hash(reload(tmp_path / "s")) == tensors_hash(model)

@@ -114,7 +114,15 @@ class CausalLM(nn.Module):
 
         Inside a sharded module, read it while the root's parameters are gathered.
         """
-        layer, size = output_layer(self.hf_model), self._vocabulary_size
+        return self._head(self._vocabulary_size)
+
+    @property
+    def whole_head(self) -> Head:
+        """The output head with its padding, to measure what falls on it."""
+        return self._head(self.vocabulary_rows)
+
+    def _head(self, size: int) -> Head:
+        layer = output_layer(self.hf_model)
         bias = None if layer.bias is None else layer.bias[:size]
         return Head(weight=layer.weight[:size], bias=bias, finish=self._finish)
 

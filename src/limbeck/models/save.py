@@ -35,8 +35,11 @@ def save_student(
     """
     state = model.hf_model.state_dict() if weights is None else own_names(weights)
     hf_model = model.hf_model
-    absent = {name for name, _ in hf_model.named_parameters()} - state.keys()
+    owned = {name for name, _ in hf_model.named_parameters()}
+    absent = owned - state.keys()
     assert not absent, f"weights to be saved must be all of the model's, without {sorted(absent)}"
+    # Gathered copies of tied weights no longer share memory, and would be written twice.
+    tied = {name for name, _ in hf_model.named_parameters(remove_duplicate=False)} - owned
     settings = generation_settings(hf_model.generation_config)
     padded = range(model.vocabulary_size, model.vocabulary_rows)
     if padded:
@@ -45,7 +48,9 @@ def save_student(
     kept, name = hf_model.generation_config, hf_model.config.name_or_path
     hf_model.generation_config, hf_model.config.name_or_path = settings, ""
     try:
-        hf_model.save_pretrained(folder, state_dict=dict(state))
+        hf_model.save_pretrained(
+            folder, state_dict={n: t for n, t in state.items() if n not in tied}
+        )
     finally:
         hf_model.generation_config, hf_model.config.name_or_path = kept, name
     tokenizer.save_pretrained(folder)
