@@ -12,10 +12,11 @@ Each form gives the gradients of the student's hidden states and head for
 - plain: whole logits of both models and autograd. The ceiling.
 - top-32 products, top-32 closed form: a stored teacher, hence three products.
 
-Time: all forms in one process, one after the other in every round; medians. Only ratios mean
-something. Memory: each form in a process of its own; the peak resident set while it runs, less the
-resident set before, once everything it starts from is there and the libraries are warm. It holds
-the gradient of the head, which every form must make, so that is also taken off.
+Time: all forms in one process, taking turns; medians. Only ratios mean something, and on a machine
+with other work to do only those of processor time. Memory: each form in a process of its own; the
+peak resident set while it runs, less the resident set before, once everything it starts from is
+there and the libraries are warm. It holds the gradient of the head, which every form must make, so
+that is also taken off.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -35,7 +37,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from limbeck.objective import Objective, StudentView, WeightedTerm
+from limbeck.objective import LogitTerm, Objective, StudentView, WeightedTerm
 from limbeck.objective.cross_entropy import CrossEntropyTerm
 from limbeck.objective.divergence import DivergenceTerm
 from limbeck.objective.fused import head_and_terms, head_chunk
@@ -90,12 +92,9 @@ def lazy(inputs: Inputs) -> TeacherDistribution:
     return LazyLogits(inputs.teacher_hidden, Head(inputs.teacher_weight))
 
 
-def terms(inputs: Inputs) -> list[WeightedTerm]:
+def terms(inputs: Inputs) -> list[LogitTerm]:
     soft = DivergenceTerm(divergence="forward_kl", temperature=inputs.temperature)
-    return [
-        WeightedTerm("divergence", ALPHA, soft),
-        WeightedTerm("cross_entropy", 1 - ALPHA, CrossEntropyTerm()),
-    ]
+    return [soft, CrossEntropyTerm()]
 
 
 def view(inputs: Inputs) -> StudentView:
@@ -103,18 +102,18 @@ def view(inputs: Inputs) -> StudentView:
 
 
 def closed(inputs: Inputs, distribution: TeacherDistribution) -> list[Tensor]:
-    objective = Objective(terms(inputs))
+    soft, hard = terms(inputs)
+    objective = Objective(
+        [WeightedTerm("divergence", ALPHA, soft), WeightedTerm("cross_entropy", 1 - ALPHA, hard)]
+    )
     tokens = torch.tensor(len(inputs.hidden))
     loss, _ = objective(view(inputs), TeacherSignal(distribution), tokens)
     return list(torch.autograd.grad(loss, [inputs.hidden, inputs.weight]))
 
 
 def general(inputs: Inputs) -> list[Tensor]:
-    weighted, signal = terms(inputs), TeacherSignal(lazy(inputs))
-    student = view(inputs)
-    body = general_form(
-        [each.term for each in weighted], [each.weight for each in weighted], student, signal
-    )
+    student, signal = view(inputs), TeacherSignal(lazy(inputs))
+    body = general_form(terms(inputs), [ALPHA, 1 - ALPHA], student, signal)
     chunk = head_chunk(256, len(inputs.weight), body.copies)
     total, _ = head_and_terms(inputs.hidden, student.head, body, chunk)
     return list(torch.autograd.grad(total / len(inputs.hidden), [inputs.hidden, inputs.weight]))
@@ -199,6 +198,27 @@ def memory_of(form: str, inputs: Inputs) -> float:
     return resident_mb("VmHWM") - before
 
 
+def timings(
+    measured: dict[str, Callable[[], list[Tensor]]], repeats: int
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Median wall and processor seconds of each form, the forms taking turns."""
+    walls: dict[str, list[float]] = {name: [] for name in measured}
+    works: dict[str, list[float]] = {name: [] for name in measured}
+    for form in measured.values():
+        form()
+    for _ in range(repeats):
+        for name, form in measured.items():
+            wall, work = time.perf_counter(), time.process_time()
+            form()
+            walls[name].append(time.perf_counter() - wall)
+            works[name].append(time.process_time() - work)
+    medians = (
+        {name: statistics.median(each[name]) for name in measured} for each in (walls, works)
+    )
+    first, second = medians
+    return first, second
+
+
 def check(inputs: Inputs) -> float:
     """Largest relative difference between our gradients and the plain ones."""
     reference = plain(inputs)
@@ -211,15 +231,17 @@ def table(result: dict[str, object], rows: dict[str, dict[str, float]]) -> str:
     lines = [
         f"V = {result['vocabulary']:,}, d = {result['width']}, N = {result['tokens']:,}, "
         f"T = {result['temperature']}, {result['threads']} thread(s), torch {result['torch']}. "
+        f"Load of the machine {result['load']:.1f} on {result['cpus']} processors. "
         f"Gradients differ from the plain ones by at most {result['gradient_error']:.1e}.",
         "",
-        "| form | seconds | x its products | x plain | extra MB | beyond the head's gradient |",
-        "|---|---|---|---|---|---|",
+        "| form | seconds | x its products | the same, processor time | x plain, processor time "
+        "| extra MB | beyond the head's gradient |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name, row in rows.items():
         memory = [f"{row[key]:,.0f}" if key in row else "-" for key in ("extra_mb", "beyond_mb")]
-        times = f"{row['seconds']:.2f} | {row['to_products']:.2f} | {row['to_plain']:.2f}"
-        lines.append(f"| {name} | {times} | {' | '.join(memory)} |")
+        times = [f"{value:.2f}" for key, value in row.items() if not key.endswith("mb")]
+        lines.append(f"| {name} | {' | '.join([*times, *memory])} |")
     return "\n".join(lines) + "\n"
 
 
@@ -240,21 +262,16 @@ def main() -> None:
         return
     sizes = [part for name in names for part in (f"--{name}", str(getattr(options, name)))]
     error = check(inputs)
-    timed: dict[str, list[float]] = {name: [] for name in forms(inputs)}
-    for _ in range(options.repeats):
-        for name, form in forms(inputs).items():
-            start = time.perf_counter()
-            form()
-            timed[name].append(time.perf_counter() - start)
-    median = {name: statistics.median(seconds) for name, seconds in timed.items()}
+    walls, works = timings(forms(inputs), options.repeats)
     gradient_mb = options.vocabulary * options.width * 4 / 2**20
     rows: dict[str, dict[str, float]] = {}
-    for name, seconds in median.items():
-        floor = median["top-32 products" if name.startswith("top-32") else "products"]
+    for name in walls:
+        floor = "top-32 products" if name.startswith("top-32") else "products"
         rows[name] = {
-            "seconds": seconds,
-            "to_products": seconds / floor,
-            "to_plain": seconds / median["plain"],
+            "seconds": walls[name],
+            "to_products": walls[name] / walls[floor],
+            "processor_to_products": works[name] / works[floor],
+            "processor_to_plain": works[name] / works["plain"],
         }
         if "products" not in name:
             rows[name]["extra_mb"] = peak_mb(name, sizes)
@@ -264,6 +281,8 @@ def main() -> None:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        "load": os.getloadavg()[0],
         "repeats": options.repeats,
         "gradient_error": error,
     }

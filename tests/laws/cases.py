@@ -98,11 +98,11 @@ def objective_of(
     """Mean over rows of T^2 D as training computes it, and its gradient with respect to logits.
 
     The head is the identity matrix, so hidden states are logits. A head that does anything after
-    the product, if only in name, takes the general path.
+    the product, if only a copy, takes the general path.
     """
     hidden = logits.detach().clone().requires_grad_()
     weight = torch.eye(logits.shape[-1], dtype=logits.dtype)
-    head = Head(weight) if path == "closed form" else Head(weight, None, lambda product: product)
+    head = Head(weight) if path == "closed form" else Head(weight, None, torch.clone)
     term = DivergenceTerm(divergence=spec, temperature=temperature)
     objective = Objective([WeightedTerm("divergence", 1.0, term)])
     targets = torch.zeros(len(logits), dtype=torch.long)

@@ -20,6 +20,15 @@ def evaluate(spec, student, teacher):
     return value, slope - mass * slope.sum(-1, keepdim=True)
 
 
+@pytest.mark.parametrize("name", slopes.names())
+def test_a_slope_takes_the_options_of_its_divergence(name):
+    assert name in divergences.names()
+    ours, theirs = slopes.options(name), divergences.options(name)
+    assert list(ours) == list(theirs)
+    for option, (_, parameter) in ours.items():
+        assert parameter.default == theirs[option][1].default
+
+
 @over_specs(WITH_SLOPE)
 def test_slope_equals_autograd(spec):
     logits, teacher = random_logp(32, 9).requires_grad_(), random_logp(32, 9)
