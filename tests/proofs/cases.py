@@ -33,9 +33,6 @@ class RandomRows:
             whole.document_ids[some],
         )
 
-    def token_rows(self, max_tokens: int) -> list[int]:
-        return list(range(self.num_rows))
-
 
 def tiny_case(
     *,

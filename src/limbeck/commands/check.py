@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from limbeck.proofs import Finding, Plan, Segment
     from limbeck.recipe import Run
 
+NOTED_ROWS = 32
+"""Rows, spread over the text, whose special tokens are looked at."""
+
 
 def check(
     recipe: Annotated[
@@ -62,7 +65,7 @@ def check(
 def tell(run: Run, *, as_json: bool) -> list[str]:
     """Prove and print everything; the names of what keeps the run from starting."""
     from limbeck.proofs import Case, plan_findings, prove, text_notes, trained_on  # noqa: PLC0415
-    from limbeck.proofs.text import TOKENS  # noqa: PLC0415
+    from limbeck.proofs.case import spread  # noqa: PLC0415
 
     parts, config = run.parts, run.config
     assert parts.student is not None, "nobody has taken it"
@@ -77,7 +80,7 @@ def tell(run: Run, *, as_json: bool) -> list[str]:
         status.update("Running one micro-batch ...")
         plan = plan_of(run, case)
     findings += plan_findings(plan)
-    batches = [parts.data.batch([row]) for row in parts.data.token_rows(TOKENS)]
+    batches = [parts.data.batch([row]) for row in spread(parts.data.num_rows, NOTED_ROWS)]
     notes = [
         *parts.notes,
         *text_notes(parts.tokenizer, batches, is_chat=config.data.type == "chat"),

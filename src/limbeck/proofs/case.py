@@ -39,9 +39,6 @@ class Rows(Protocol):
     def batch(self, rows: Sequence[int]) -> Batch:
         """Some of the rows."""
 
-    def token_rows(self, max_tokens: int) -> list[int]:
-        """A fixed spread of rows with about so many positions."""
-
 
 @dataclass(frozen=True)
 class Case:
@@ -87,8 +84,7 @@ class Case:
 
         Unequal counts are what tells a mean over tokens from a mean of means.
         """
-        count = min(ROWS, self.data.num_rows)
-        rows = [i * self.data.num_rows // count for i in range(count)]
+        rows = spread(self.data.num_rows, ROWS)
         return uneven(shortened(self.data.batch(rows), POSITIONS)).to(self.device)
 
 
@@ -99,6 +95,17 @@ class Views:
     student: StudentView
     distribution: LazyLogits
     signal: TeacherSignal
+
+
+def spread(num_rows: int, count: int) -> list[int]:
+    """So many rows, or all, evenly over the text.
+
+    Example:
+        >>> spread(10, 4)
+        [0, 2, 5, 7]
+    """
+    count = min(count, num_rows)
+    return [i * num_rows // count for i in range(count)]
 
 
 def shortened(batch: Batch, positions: int) -> Batch:

@@ -149,7 +149,7 @@ def run_micro_batch(case: Case, cpu_batch: Batch) -> Measured:
         with saved_tensors_hooks(keep, lambda tensor: tensor):
             loss, _ = case.distiller(batch, case.teacher.signal(batch), batch.num_scored())
         loss.backward()
-        float(loss)  # waits for the device
+        float(loss.detach())  # waits for the device
         seconds = time.perf_counter() - began
     except torch.OutOfMemoryError as error:
         raise ConfigError(
@@ -238,7 +238,7 @@ def existing(path: Path) -> Path:
     return next(place for place in (path, *path.absolute().parents) if place.exists())
 
 
-def size(num_bytes: float) -> str:
+def size(num_bytes: int) -> str:
     """Bytes for people.
 
     Example:

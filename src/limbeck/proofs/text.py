@@ -11,12 +11,12 @@ import torch
 
 from limbeck.batch import Batch
 from limbeck.models import CausalLM, PreTrainedTokenizerBase
-from limbeck.proofs.case import Case, at_rest
+from limbeck.proofs.case import POSITIONS, Case, at_rest, shortened, spread
 from limbeck.proofs.proof import Proof
 from limbeck.signals import log_softmax
 
-TOKENS = 2048
-"""Positions of text both models are measured on."""
+ROWS = 8
+"""Rows, of the length proofs read, that both models are measured on."""
 
 CHUNK = 128
 """Scored tokens whose logits exist at once."""
@@ -39,8 +39,8 @@ class Segment(NamedTuple):
 
 def teacher_reads_better(case: Case) -> Proof:
     """The teacher predicts the user's text better than the student does; a warning if not."""
-    rows = case.data.token_rows(TOKENS)
-    batches = [case.data.batch([row]).to(case.device) for row in rows]
+    rows = case.data.batch(spread(case.data.num_rows, ROWS))
+    batches = [shortened(rows, POSITIONS).to(case.device)]
     teacher, count = cross_entropy(case.teacher_model, batches)
     student, _ = cross_entropy(case.student, batches)
     guess = math.log(case.vocabulary.size)

@@ -1,0 +1,127 @@
+"""`limbeck check` on folders, from the command line's end."""
+
+import json
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from limbeck.commands import check as module
+from limbeck.commands.check import check, duration
+from limbeck.errors import ConfigError
+from limbeck.models.heads import Softcap
+from tests.recipe.house import write_model, write_recipe
+from tests.tokenizers.small import small
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("LIMBECK_CACHE", str(tmp_path / "cache"))
+
+
+def run(*arguments, fails=False):
+    app = typer.Typer()
+    app.command()(check)
+    result = CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": "200"})
+    if not fails:
+        assert result.exit_code == 0, (result.output, result.exception)
+        return result.stdout
+    assert isinstance(result.exception, ConfigError), result.exception
+    assert result.exception.exit_code == 2
+    return result.stdout, str(result.exception)
+
+
+def test_a_sound_recipe_is_proven_shown_and_planned_and_nothing_is_written(tmp_path):
+    told = run(write_recipe(tmp_path))
+    for words in (
+        "head of the teacher",
+        "documents apart in the student",
+        "student = teacher gives 0",
+        "gradient is the loss's slope",
+        "fused equals plain logits",
+        "micro-batches add up",
+        "The plan (estimates)",
+        "scored tokens a second",
+        "in green what the student learns",
+    ):
+        assert words in told
+    assert "FAILS" not in told
+    assert not (tmp_path / "run").exists()
+
+
+def test_json_holds_every_proof_and_only_json_goes_to_stdout(tmp_path):
+    told = json.loads(run(write_recipe(tmp_path), "--json"))
+    assert told["holds"] is True
+    names = [proof["name"] for proof in told["proofs"]]
+    assert len(names) == len(set(names)) == 15
+    assert told["unproven"] == []
+    assert told["plan"]["micro_batches_per_step"] == 2
+    assert told["plan"]["students"] == 1
+    assert "".join(s["text"] for s in told["example"])
+    assert any(s["scored"] for s in told["example"])
+
+
+def test_overrides_reach_the_proofs(tmp_path):
+    told = json.loads(run(write_recipe(tmp_path), "objective.alpha=0", "--json"))
+    assert [u["name"] for u in told["unproven"]] == ["student = teacher gives 0"]
+
+
+def test_what_does_not_hold_is_named_and_leaves_with_2(tmp_path, monkeypatch):
+    from limbeck.recipe import run as recipe_run
+
+    gather = recipe_run.gather_parts
+
+    def corrupted(config, world):
+        parts = gather(config, world)
+        parts.student.model._finish = Softcap(0.5)
+        return parts
+
+    monkeypatch.setattr(recipe_run, "gather_parts", corrupted)
+    told, error = run(write_recipe(tmp_path), "--json", fails=True)
+    assert "head of the student" in error
+    assert json.loads(told)["holds"] is False
+    table, _ = run(write_recipe(tmp_path), fails=True)
+    assert "FAILS" in table
+
+
+def test_a_teachers_mass_on_padded_rows_is_refused(tmp_path):
+    write_recipe(tmp_path)
+    write_model(tmp_path / "padded", rows=len(small()) + 64, seed=3)
+    recipe = write_recipe(tmp_path, teacher={"path": str(tmp_path / "padded")})
+    _, error = run(recipe, fails=True)
+    assert "padded rows of the teacher" in error
+
+
+def test_a_student_that_is_its_teacher_is_told_so_and_may_run(tmp_path):
+    recipe = write_recipe(tmp_path, student={"type": "depth", "layers": [0, 1, 2, 3]})
+    told = json.loads(run(recipe, "--json"))
+    same = next(p for p in told["proofs"] if p["name"] == "student differs from the teacher")
+    assert same["holds"] is False
+    assert "the same weights" in same["found"]
+
+
+def test_the_schema_needs_no_recipe():
+    schema = json.loads(run("--schema"))
+    assert "objective" in schema["properties"]
+
+
+def test_no_recipe_is_a_mistake_of_usage():
+    _, error = run(fails=True)
+    assert "limbeck check recipe.yaml" in error
+
+
+def test_a_wrong_recipe_is_listed_before_anything_loads(tmp_path):
+    _, error = run(write_recipe(tmp_path), "objective.alpha=1.4", "optim.stepz=3", fails=True)
+    assert "objective.alpha: must be between 0 and 1" in error
+    assert "optim.stepz" in error
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(4.2, "4 s"), (61.0, "1 min 1 s"), (90_000.0, "25 h 0 min")]
+)
+def test_times_are_told_in_words(seconds, words):
+    assert duration(seconds) == words
+
+
+def test_the_room_exports_its_verb():
+    assert vars(module)["check"] is check
