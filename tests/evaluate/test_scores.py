@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import numpy as np
@@ -53,6 +54,15 @@ def test_calibration_error_sums_the_gaps_of_bins_over_documents_first() -> None:
     sums = {name: np.ones(2) for name in ("cross_entropy", "student_confidence", "student_hit")}
     scores = Scores(sums, np.array([4.0, 6.0]), np.ones(2), calibration, np.arange(2))
     assert summary(scores)["ece"]["value"] == pytest.approx(0.2)
+
+
+def test_the_interval_of_the_calibration_error_is_around_it() -> None:
+    generator = np.random.Generator(np.random.Philox(3))
+    scores = made()
+    noise = generator.normal(0, 3, scores.calibration.shape)
+    told = summary(dataclasses.replace(scores, calibration=noise))["ece"]
+    assert told["low"] <= told["value"] <= told["high"]
+    assert told["low"] < told["high"]
 
 
 def test_intervals_cover_a_known_mean_about_as_often_as_they_say() -> None:

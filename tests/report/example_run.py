@@ -121,7 +121,7 @@ def metrics(seed: int, floor: float) -> str:
 
 def write_run(directory: Path) -> Path:
     """Write all of it, and return the directory."""
-    baseline = directory / "stages" / "baseline"
+    baseline = directory / "stages" / "cross_entropy"
     baseline.mkdir(parents=True)
     (directory / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
     (directory / "provenance.json").write_text(json.dumps(texts()["provenance"]), encoding="utf-8")

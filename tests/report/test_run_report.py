@@ -150,6 +150,24 @@ def test_characters_that_hide_or_reorder_text_are_spelled_out(run: Path) -> None
     assert "a\\u202eb\\x1bc" in page
 
 
+def test_the_baseline_of_a_grid_is_found_by_its_learning_rate(run: Path) -> None:
+    whole = read(run)
+    stage = run / "stages" / "cross_entropy"
+    stage.rename(stage.with_name("cross_entropy-0.0005"))
+    assert "data alone" not in read(run)
+    rewrite(
+        run / "evaluation.json", lambda tree: tree.update(learning_rate={"cross_entropy": 5e-4})
+    )
+    assert read(run) == whole
+
+
+def test_probability_on_padding_is_shown_where_there_is_any(run: Path) -> None:
+    rewrite(run / "evaluation.json", lambda tree: tree.update(padded_mass={"distilled": 0.0}))
+    assert "Padded mass" not in read(run)
+    rewrite(run / "evaluation.json", lambda tree: tree.update(padded_mass={"distilled": 0.0123}))
+    assert "1.2\u202f%" in read(run).partition("Padded mass")[2]
+
+
 def test_a_run_without_held_out_text_says_so(run: Path) -> None:
     (run / "evaluation.json").unlink()
     page = read(run)
@@ -162,7 +180,7 @@ def test_only_what_exists_is_shown(run: Path) -> None:
     (run / "evaluation.json").write_text("{}")
     (run / "metrics.jsonl").write_text("")
     (run / "provenance.json").write_text("{}")
-    (run / "stages" / "baseline" / "metrics.jsonl").unlink()
+    (run / "stages" / "cross_entropy" / "metrics.jsonl").unlink()
     page = read(run)
     for part in (
         "<table",

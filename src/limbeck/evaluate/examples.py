@@ -138,7 +138,7 @@ def continuations(
         `{"prompt", "truth", name: text, ...}` each, truth being what the text says.
     """
     found = []
-    for prompt, truth in beginnings(data, rows, count):
+    for prompt, truth in beginnings(tokenizer, data, rows, count):
         written = {}
         for name, model in models.items():
             with torch.no_grad(), evaluating(model):
@@ -153,11 +153,13 @@ def continuations(
     return found
 
 
-def beginnings(data: HeldOut, rows: Sequence[int], count: int) -> list[tuple[list[int], list[int]]]:
+def beginnings(
+    tokenizer: Tokenizer, data: HeldOut, rows: Sequence[int], count: int
+) -> list[tuple[list[int], list[int]]]:
     """Beginnings of different documents, each with the tokens that follow it.
 
     A text's beginning is its first 24 tokens, or all that is not scored where that is more (a
-    chat's question).
+    chat's question). A window cut out of the middle of a text begins at its first new line.
     """
     found: dict[int, tuple[list[int], list[int]]] = {}
     stride = max(len(rows) // max(count, 1), 1)
@@ -165,14 +167,14 @@ def beginnings(data: HeldOut, rows: Sequence[int], count: int) -> list[tuple[lis
     for row in spread:
         if len(found) >= count:
             break
-        for document, prompt, truth in pieces(data.batch([row])):
+        for document, prompt, truth in pieces(tokenizer, data.batch([row])):
             if document not in found:
                 found[document] = (prompt, truth)
                 break
     return list(found.values())[:count]
 
 
-def pieces(batch: Batch) -> Iterator[tuple[int, list[int], list[int]]]:
+def pieces(tokenizer: Tokenizer, batch: Batch) -> Iterator[tuple[int, list[int], list[int]]]:
     """Each piece of text in a row that is long enough, cut into a beginning and its sequel."""
     tokens, targets = batch.input_ids[0].tolist(), batch.target_ids[0].tolist()
     documents, positions = batch.document_ids[0].tolist(), batch.position_ids[0].tolist()
@@ -182,6 +184,25 @@ def pieces(batch: Batch) -> Iterator[tuple[int, list[int], list[int]]]:
         if documents[start] < 0 or not len(scored):
             continue
         text = [*tokens[start:end], targets[end - 1]]
-        cut = max(PROMPT_TOKENS, int(scored[0]) + 1)
+        question = int(scored[0]) + 1
+        if question == 1:
+            text = from_a_line(tokenizer, text)
+        cut = max(PROMPT_TOKENS, question)
         if cut <= LONGEST_PROMPT and len(text) - cut >= SHORTEST_TRUTH:
             yield documents[start], text[:cut], text[cut:]
+
+
+def from_a_line(tokenizer: Tokenizer, text: list[int]) -> list[int]:
+    """A text from its first new line on, where it seems to start inside a sentence."""
+    if not starts_inside(text_of(tokenizer, text[:PROMPT_TOKENS])):
+        return text
+    for at, token in enumerate(text[: 2 * PROMPT_TOKENS], start=1):
+        if "\n" in text_of(tokenizer, [token]):
+            return text[at:]
+    return text
+
+
+def starts_inside(text: str) -> bool:
+    """Whether the first letter is one no sentence starts with."""
+    first = text[:1]
+    return first.isspace() or first.islower() or first in ".,;:!?)]}"

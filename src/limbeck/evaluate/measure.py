@@ -160,6 +160,8 @@ def whole_head(model: CausalLM) -> Head:
 
 def padded_probability(logits: Float[Tensor, "n R"], size: int) -> Float[Tensor, " n"]:
     """Probability beyond the first `size` outcomes, at temperature 1."""
+    if logits.shape[-1] == size:
+        return logits.new_zeros(len(logits))
     return log_softmax(logits, 1.0)[:, size:].exp().sum(-1)
 
 

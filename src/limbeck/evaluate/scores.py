@@ -176,7 +176,11 @@ def over_confidence(sums: Sums) -> Float64[np.ndarray, " resamples"]:
 
 
 def expected_calibration_error(sums: Sums) -> Float64[np.ndarray, " resamples"]:
-    """Mean over bins, weighted by tokens, of |accuracy - confidence| (Guo et al., 2017)."""
-    gaps = [np.abs(column) for name, column in sums.items() if name.startswith("bin_")]
-    total: Float64[np.ndarray, " resamples"] = np.sum(gaps, axis=0) / sums["tokens"]
-    return total
+    """Mean over bins, weighted by tokens, of |accuracy - confidence| (Guo et al., 2017).
+
+    A resample keeps the sign each bin has on the whole. With its own signs it would count noise as
+    error, and the interval would lie above the figure.
+    """
+    gaps = np.stack([column for name, column in sums.items() if name.startswith("bin_")])
+    total: Float64[np.ndarray, " resamples"] = np.sign(gaps[:, 0]) @ gaps / sums["tokens"]
+    return total.clip(min=0.0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from statistics import median
 
 import torch
 
@@ -24,8 +23,8 @@ def speed(model: CausalLM) -> float:
 def speeds(models: Mapping[str, CausalLM]) -> dict[str, float]:
     """Tokens a second of each model's forward pass with logits, one row, warm.
 
-    The models take turns and the median turn counts, so that a machine that slows down slows all
-    of them; ratios between them mean something where the figures themselves do not.
+    The models take turns and the fastest turn counts: what else runs on a machine only ever slows
+    a turn down. Ratios between them mean something where the figures themselves do not.
     """
     batches = {name: some_batch(model) for name, model in models.items()}
     seconds: dict[str, list[float]] = {name: [] for name in models}
@@ -34,9 +33,7 @@ def speeds(models: Mapping[str, CausalLM]) -> dict[str, float]:
             taken = forward_seconds(model, batches[name])
             if turn:  # the first turn warms up
                 seconds[name].append(taken)
-    return {
-        name: batches[name].input_ids.numel() / median(taken) for name, taken in seconds.items()
-    }
+    return {name: batches[name].input_ids.numel() / min(taken) for name, taken in seconds.items()}
 
 
 def some_batch(model: CausalLM) -> Batch:

@@ -13,7 +13,9 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from limbeck.errors import DataError
 
 LENIENT = ConfigDict(extra="ignore")
-BASELINE = Path("stages") / "baseline" / "metrics.jsonl"
+BASELINE = "cross_entropy"
+"""The stage that trained on the data alone."""
+
 Form = TypeVar("Form")
 
 
@@ -65,6 +67,8 @@ class Evaluation:
     models: dict[str, ModelSize] = field(default_factory=dict)
     disagreements: tuple[Disagreement, ...] = ()
     continuations: tuple[dict[str, str], ...] = ()
+    padded_mass: dict[str, float] = field(default_factory=dict)
+    learning_rate: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,10 @@ def read_run(directory: Path) -> RunFiles:
             evaluation.json is damaged.
     """
     measured = directory / "evaluation.json"
-    baseline = directory / BASELINE
+    evaluation = (
+        checked(measured, TypeAdapter(Evaluation).validate_python) if measured.exists() else None
+    )
+    baseline = baseline_metrics(directory, evaluation)
     return RunFiles(
         name=directory.resolve().name,
         recipe=text(directory / "recipe.yaml"),
@@ -105,10 +112,17 @@ def read_run(directory: Path) -> RunFiles:
         ),
         metrics=lines(directory / "metrics.jsonl"),
         baseline=lines(baseline) if baseline.exists() else [],
-        evaluation=checked(measured, TypeAdapter(Evaluation).validate_python)
-        if measured.exists()
-        else None,
+        evaluation=evaluation,
     )
+
+
+def baseline_metrics(directory: Path, evaluation: Evaluation | None) -> Path:
+    """Where the baseline's curves are; of a grid of learning rates, the best one's."""
+    stage = directory / "stages" / BASELINE
+    rate = evaluation.learning_rate.get(BASELINE) if evaluation else None
+    if not stage.exists() and rate is not None:
+        stage = stage.with_name(f"{BASELINE}-{rate:g}")
+    return stage / "metrics.jsonl"
 
 
 def text(path: Path) -> str:

@@ -95,7 +95,10 @@ def run_page(run: RunFiles) -> str:
         "evaluation": evaluation,
         "headline": story.headline(run.evaluation),
         "lede": story.lede(run.evaluation),
-        "names": {who: name_of(known, who) for who, known in facts.items()},
+        "names": {
+            "teacher": name_of(facts["teacher"], "the teacher"),
+            "student": name_of(facts["student"], f"{run.name}/student"),
+        },
         "sizes": {who: evaluation.models.get(who, story.NOTHING) for who in facts},
         "strip": [i in kept for i in range(depth)] if kept and isinstance(depth, int) else [],
         "arms": [(arm, label) for arm, label in ARMS.items() if arm in evaluation.arms],
@@ -115,9 +118,9 @@ def mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def name_of(facts: Mapping[str, Any], who: str) -> str:
+def name_of(facts: Mapping[str, Any], otherwise: str) -> str:
     """What a model is called: its name without the folders it lay in."""
-    name = str(facts.get("name") or facts.get("path") or f"the {who}")
+    name = str(facts.get("name") or otherwise)
     return name.rstrip("/").rpartition("/")[2] if name.startswith(("/", ".", "~")) else name
 
 
@@ -130,7 +133,7 @@ def speed_ratio(evaluation: Evaluation) -> float | None:
 def table(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
     """A row for every metric we have words for and any arm has."""
     for name, metric in METRICS.items():
-        figures = {arm: evaluation.arms.get(arm, {}).get(name) for arm in ARMS}
+        figures = {arm: figure_of(evaluation, arm, name) for arm in ARMS}
         known = {arm: figure for arm, figure in figures.items() if figure is not None}
         rivals = {arm: metric.rank(f.value) for arm, f in known.items() if arm != "teacher"}
         best = min(rivals, key=lambda arm: rivals[arm]) if len(rivals) > 1 else None
@@ -138,6 +141,14 @@ def table(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
         if known:
             cells = [cell(metric, figures[arm], arm, arm == best) for arm in columns]
             yield {"metric": metric, "cells": cells}
+
+
+def figure_of(evaluation: Evaluation, arm: str, metric: str) -> Figure | None:
+    """A figure of an arm; None where it was not measured, or is a padded mass of nothing."""
+    padded = evaluation.padded_mass.get(arm)
+    if metric == "padded_mass" and padded:
+        return Figure(padded)
+    return evaluation.arms.get(arm, {}).get(metric)
 
 
 def cell(metric: Metric, figure: Figure | None, arm: str, best: bool) -> dict[str, Any]:
