@@ -8,7 +8,8 @@ import typer
 from rich.console import Console
 from typer.testing import CliRunner
 
-from limbeck.commands.peek import parse_temperatures, peek, show
+from limbeck.commands.peek import parse_temperatures, peek
+from limbeck.commands.peek_picture import show
 from limbeck.errors import ConfigError
 from limbeck.evaluate.peek import Peek
 from limbeck.evaluate.peek import peek as look_at

@@ -4,37 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from limbeck.errors import ConfigError
-from limbeck.evaluate.peek import Candidate, Peek, Position
-from limbeck.evaluate.peek import peek as look_at
-from limbeck.evaluate.text import Tokenizer
 from limbeck.files import write_text
-from limbeck.models import CausalLM, ModelSource, choose_device, choose_dtype, load_model
-from limbeck.report.peek_report import peek_page
-from limbeck.report.words import number, percent, visible
-from limbeck.tokenizers import load_tokenizer, prove_same_vocabulary
-
-TEACHER, STUDENT, FOLLOWED, SOFT = "steel_blue1", "orange3", "bold green", "bright_black"
-EIGHTHS = " ▏▎▍▌▋▊▉█"
-PLAIN = str.maketrans("▏▎▍▌▋▊▉█▸■→·…\u202f\u2212↵", "   #####>#>.~ -/")
-"""What stands for our letters where an encoding does not have them."""
-
-PERCENT_WIDTH = 8
-LONGEST_TOKEN = 14
-LEFT_CHARACTERS = 48
-LESSON = (
-    "Dark knowledge is the odds a teacher gives to words that did not come next; a higher "
-    "temperature T flattens them until a student can learn from all of them."
-)
 
 
 def peek(
@@ -52,7 +29,8 @@ def peek(
         list[str] | None, typer.Option(help="Of the teacher; given twice, the student's too.")
     ] = None,
     trust_remote_code: Annotated[
-        bool, typer.Option(help="Run Python that a model brings along; needs a commit.")
+        bool,
+        typer.Option("--trust-remote-code", help="Run a model's own Python; needs a commit."),
     ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
 ) -> None:
@@ -68,6 +46,11 @@ def peek(
         )
     *paths, text = words
     warm = parse_temperatures(temperatures)
+    from limbeck.commands.opening import open_models  # noqa: PLC0415  (help need not load torch)
+    from limbeck.commands.peek_picture import show  # noqa: PLC0415
+    from limbeck.evaluate.peek import peek as look_at  # noqa: PLC0415
+    from limbeck.report.peek_report import peek_page  # noqa: PLC0415
+
     models, tokenizer = open_models(paths, revision or [], trust_remote_code, device)
     student = models[1] if len(models) > 1 else None
     seen = look_at(tokenizer, models[0], student, text, warm, top=top)
@@ -97,149 +80,3 @@ def parse_temperatures(told: str) -> list[float]:
             f"--temperatures must be numbers above 0 with commas between, got {told!r}. Try 1,2,4."
         )
     return warm
-
-
-def open_models(
-    paths: Sequence[str], revisions: Sequence[str], trust_remote_code: bool, device: str
-) -> tuple[list[CausalLM], Tokenizer]:
-    """The models, cut to the vocabulary they share, and the teacher's tokenizer.
-
-    Raises:
-        ConfigError: A model cannot be opened, or their vocabularies differ.
-    """
-    place = choose_device(device)
-    commits: list[str | None] = [*revisions, *[None] * len(paths)]
-    sources = [ModelSource(p, r, trust_remote_code) for p, r in zip(paths, commits, strict=False)]
-    tokenizers = [
-        load_tokenizer(s.path, revision=s.revision, trust_remote_code=trust_remote_code)
-        for s in sources
-    ]
-    models = [load_model(s, device=place, dtype=choose_dtype("auto", place)) for s in sources]
-    teacher, student = models[0], models[-1]
-    proof = prove_same_vocabulary(
-        tokenizers[-1],
-        tokenizers[0],
-        student_rows=student.vocabulary_rows,
-        teacher_rows=teacher.vocabulary_rows,
-    )
-    for model in models:
-        model.vocabulary_size = proof.size
-    return models, tokenizers[0]
-
-
-def show(seen: Peek, paths: Sequence[str], console: Console) -> None:
-    """Draw the peek, in letters the terminal or file has."""
-    if console.encoding.lower().startswith("utf"):
-        draw(seen, paths, console)
-        return
-    with console.capture() as captured:
-        draw(seen, paths, console)
-    told = captured.get().translate(PLAIN).encode(console.encoding, "replace")
-    console.file.write(told.decode(console.encoding))
-
-
-def draw(seen: Peek, paths: Sequence[str], console: Console) -> None:
-    """The whole peek in a terminal, or as plain text where there is none."""
-    legend = Text.assemble(("■ ", TEACHER), f"teacher {visible_name(paths[0])}")
-    if len(paths) > 1:
-        legend.append("   ■ ", STUDENT).append(f"student {visible_name(paths[1])}")
-    console.print(Text(LESSON, style="italic"))
-    console.print(legend)
-    before = ""
-    for position in seen.positions:
-        before += position.text
-        console.print()
-        console.print(heading(before, position))
-        console.print(bars(position, seen.temperatures, console))
-        if position.student_first is not None:
-            console.print(student_line(position))
-
-
-def visible_name(name: str) -> str:
-    """A model's name, harmless in a terminal."""
-    return visible(name).replace("·", " ")
-
-
-def heading(before: str, position: Position) -> Text:
-    """The text so far, what followed, and how unsure the teacher is."""
-    left = visible(before[-LEFT_CHARACTERS:]).replace("·", " ")
-    line = Text("…" if len(before) > LEFT_CHARACTERS else "").append(left.lstrip(), style="bold")
-    followed = next((c.text for c in position.candidates if c.followed), None)
-    if followed is None:
-        line.append(" ▸ ?", style=SOFT)
-    else:
-        word = visible(followed).replace("·", " ").lstrip() or visible(followed)
-        line.append(" ▸ ", style=SOFT).append(word, style=FOLLOWED)
-    nats = position.entropy[0]
-    as_many = number(math.exp(nats), 0 if nats > 2 else 1)
-    line.append(f"   entropy {number(nats, 2)} nats, like {as_many} equal choices", style=SOFT)
-    return line
-
-
-def bars(position: Position, temperatures: Sequence[float], console: Console) -> Table:
-    """The candidates' probabilities at each temperature, the student's under the teacher's."""
-    room = console.width - LONGEST_TOKEN - 12
-    width = max(min(room // len(temperatures) - PERCENT_WIDTH - 3, 24), 3)
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style=SOFT)
-    table.add_column("  token", max_width=LONGEST_TOKEN + 2, no_wrap=True, overflow="ellipsis")
-    table.add_column("logit", justify="right", no_wrap=True)
-    for i, temperature in enumerate(temperatures):
-        nats = f"T={temperature:g}" + (f"  {number(position.entropy[i], 2)} nats" if i else "")
-        table.add_column(nats, no_wrap=True, min_width=width + PERCENT_WIDTH)
-    longest = [
-        max(max(c.teacher[i], *c.student[i : i + 1], 0.0) for c in position.candidates)
-        for i in range(len(temperatures))
-    ]
-    for candidate in position.candidates:
-        mark = "▸ " if candidate.followed else "  "
-        style = FOLLOWED if candidate.followed else ""
-        token = Text.assemble((mark + visible(candidate.text), style))
-        if candidate.student:
-            token.append("\n    student", style=STUDENT)
-        cells = [both_bars(candidate, i, longest[i], width) for i in range(len(temperatures))]
-        table.add_row(token, number(candidate.logit, 1), *cells)
-    others = [rest(position, i, width) for i in range(len(temperatures))]
-    name = "  all others" if position.student_first is None else "  all others\n    student"
-    table.add_row(Text(name, style=SOFT), "", *others)
-    return table
-
-
-def both_bars(candidate: Candidate, at: int, longest: float, width: int) -> Text:
-    """A candidate's bar at one temperature, the student's on a second line."""
-    cell = one_bar(candidate.teacher[at], longest, width, TEACHER)
-    if candidate.student:
-        cell.append("\n").append(one_bar(candidate.student[at], longest, width, STUDENT))
-    return cell
-
-
-def one_bar(probability: float, longest: float, width: int, colour: str) -> Text:
-    """A bar, an eighth of a letter fine, and its percentage.
-
-    Example:
-        >>> one_bar(0.25, 0.5, 5, "").plain.replace(chr(0x202F), " ")
-        '██▌    25.0 %'
-    """
-    eighths = round(8 * width * min(probability / max(longest, 1e-30), 1.0))
-    full, part = divmod(eighths, 8)
-    drawn = "█" * full + (EIGHTHS[part] if part else "")
-    return Text.assemble((f"{drawn:<{width}}", colour), f"{percent(probability):>{PERCENT_WIDTH}}")
-
-
-def rest(position: Position, at: int, width: int) -> Text:
-    """What all tokens that are not shown have together."""
-    teacher = 1 - sum(c.teacher[at] for c in position.candidates)
-    told = f"{'':<{width}}{percent(max(teacher, 0.0)):>{PERCENT_WIDTH}}"
-    if position.student_first is not None:
-        student = 1 - sum(c.student[at] for c in position.candidates)
-        told += f"\n{'':<{width}}{percent(max(student, 0.0)):>{PERCENT_WIDTH}}"
-    return Text(told, style=SOFT)
-
-
-def student_line(position: Position) -> Text:
-    """The student's own first choice, and how far it is from the teacher."""
-    assert position.student_first is not None
-    line = Text("  student first: ", style=SOFT)
-    line.append(visible(position.student_first), style=STUDENT)
-    apart = " → ".join(number(kl, 2) for kl in position.forward_kl)
-    told = f" {percent(position.student_probability)}   forward KL {apart} nats"
-    return line.append(told, style=SOFT)

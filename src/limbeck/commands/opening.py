@@ -1,0 +1,37 @@
+"""Opening a teacher, and perhaps a student, that a command names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from limbeck.evaluate.text import Tokenizer
+from limbeck.models import CausalLM, ModelSource, choose_device, choose_dtype, load_model
+from limbeck.tokenizers import load_tokenizer, prove_same_vocabulary
+
+
+def open_models(
+    paths: Sequence[str], revisions: Sequence[str], trust_remote_code: bool, device: str
+) -> tuple[list[CausalLM], Tokenizer]:
+    """The models, cut to the vocabulary they share, and the teacher's tokenizer.
+
+    Raises:
+        ConfigError: A model cannot be opened, or their vocabularies differ.
+    """
+    place = choose_device(device)
+    commits: list[str | None] = [*revisions, *[None] * len(paths)]
+    sources = [ModelSource(p, r, trust_remote_code) for p, r in zip(paths, commits, strict=False)]
+    tokenizers = [
+        load_tokenizer(s.path, revision=s.revision, trust_remote_code=trust_remote_code)
+        for s in sources
+    ]
+    models = [load_model(s, device=place, dtype=choose_dtype("auto", place)) for s in sources]
+    teacher, student = models[0], models[-1]
+    proof = prove_same_vocabulary(
+        tokenizers[-1],
+        tokenizers[0],
+        student_rows=student.vocabulary_rows,
+        teacher_rows=teacher.vocabulary_rows,
+    )
+    for model in models:
+        model.vocabulary_size = proof.size
+    return models, tokenizers[0]
