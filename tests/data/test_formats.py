@@ -106,6 +106,15 @@ def test_every_form_of_file_reads_alike(tmp_path: Path, form: str) -> None:
         assert data.document_name(4).endswith(last)
 
 
+def test_hidden_files_are_left_out_but_a_hidden_place_is_no_obstacle(tmp_path: Path) -> None:
+    place = tmp_path / ".cache" / "data"
+    (place / ".tmp").mkdir(parents=True)
+    write(place / "a.jsonl", TEXTS[:2])
+    write(place / ".tmp" / "b.jsonl", TEXTS[2:])
+    write(place / ".c.jsonl", TEXTS[2:])
+    assert load(place).num_documents == 2
+
+
 def test_a_data_set_of_the_datasets_library_reads_as_a_file_does(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", TEXTS)
     data = datasets.load_dataset(

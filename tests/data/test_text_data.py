@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from limbeck.data import TextData, corpus_path, overlap
 from limbeck.data.rows import open_source
-from limbeck.errors import ConfigError
+from limbeck.errors import ConfigError, TryLaterError
 from tests.data.made import load, write
 from tests.tokenizers.small import SENTENCES, small
 
@@ -123,8 +124,8 @@ def test_overlap_counts_held_out_documents_that_are_trained_on(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("packed", [True, False])
-@pytest.mark.parametrize("most", [1, 40, 100, 150, 10_000])
-def test_token_rows_are_spread_and_hold_about_what_is_asked(
+@pytest.mark.parametrize("most", [1, 40, 100, 150, 300, 10_000])
+def test_token_rows_are_always_the_same_and_hold_about_what_is_asked(
     tmp_path: Path, packed: bool, most: int
 ) -> None:
     rows = [{"text": f"{sentence} {n}"} for n in range(5) for sentence in SENTENCES]
@@ -137,7 +138,20 @@ def test_token_rows_are_spread_and_hold_about_what_is_asked(
         assert chosen == list(range(data.num_rows))
     if len(chosen) > 1:
         assert held > most - 2 * 16 or len(chosen) == data.num_rows
-        assert max(np.diff(chosen)) <= data.num_rows // len(chosen) + 1
+
+
+def test_token_rows_reach_every_document_before_any_twice(tmp_path: Path) -> None:
+    rows = [{"text": SENTENCES[n % 5] * (1 + n)} for n in range(8)]
+    data = load(write(tmp_path / "r.jsonl", rows), pack=False)
+    one_each = data.token_rows(8 * 16)
+    assert sorted({int(d) for d in data.windows[one_each, 2]}) == list(range(8))
+    assert len(one_each) == 8
+    longest = [row for row in range(data.num_rows) if data.windows[row, 2] == 7]
+    many = set(data.token_rows(data.facts["positions"] * 2 // 3)) & set(longest)
+    gaps = np.diff(sorted(many))
+    assert max(gaps) <= 4
+    assert min(many) - longest[0] <= 4
+    assert longest[-1] - max(many) <= 4
 
 
 def arrays_of(cache: Path) -> dict[str, bytes]:
@@ -199,6 +213,20 @@ def test_threads_that_ask_at_once_make_the_data_once(tmp_path: Path) -> None:
 
 def load_and_report(path: Path, queue: Any) -> None:
     queue.put(int(load(path).tokens.sum()))
+
+
+def test_a_cache_that_another_process_holds_for_too_long_says_try_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("limbeck.data.load.LOCK_TIMEOUT_S", 0.1)
+    path = write(tmp_path / "r.jsonl", ROWS)
+    (tmp_path / "cache").mkdir()
+    with (
+        FileLock(tmp_path / "cache" / ".lock"),
+        pytest.raises(TryLaterError, match="is being filled by another process") as info,
+    ):
+        load(path)
+    assert info.value.exit_code == 75
 
 
 @pytest.mark.slow

@@ -74,7 +74,7 @@ def open_source(path: str, split: str, cache: Path) -> Source:
     here = Path(path)
     if here.is_dir():
         found = (p for p in sorted(here.rglob("*")) if p.is_file() and is_data(p))
-        files = [p for p in found if not any(part.startswith(".") for part in p.parts[1:])]
+        files = [p for p in found if not is_hidden(p.relative_to(here))]
         if not files:
             raise ConfigError(
                 f"data.path: {path} must hold files ending in {', '.join(SUFFIXES)}, and has none."
@@ -97,6 +97,11 @@ def open_source(path: str, split: str, cache: Path) -> Source:
 def is_data(path: Path) -> bool:
     """Whether a file's name says that it holds rows."""
     return path.name.endswith(SUFFIXES)
+
+
+def is_hidden(path: Path) -> bool:
+    """Whether a path below a data folder is of no concern: a dot file, or in a dot folder."""
+    return any(part.startswith(".") for part in path.parts)
 
 
 def from_files(files: Sequence[Path]) -> Source:

@@ -16,6 +16,8 @@ from limbeck.batch import Batch
 MIN_WIDTH = 2
 """Positions of a batch of no rows: the shortest a model can read as a sequence."""
 
+GOLDEN = (5**0.5 - 1) / 2
+
 ARRAYS = (
     "tokens",
     "scored",
@@ -122,25 +124,56 @@ class TextData:
         )
 
     def token_rows(self, max_tokens: int) -> list[int]:
-        """Evenly spaced rows that hold at most `max_tokens` positions together, but one row at
-        least; always the same, and all rows where there is room for all.
+        """Rows that hold at most `max_tokens` positions together, over as many documents as can be.
+
+        One row of each document, then another of each, and so on, from places spread over it; of
+        the last round, evenly spaced documents. Always the same; at least one row, and all of them
+        where there is room for all.
         """
-        lengths = self.windows[self.row_windows, 1]
-        totals = np.cumsum(lengths)[self.row_ends - 1]
-        per_row = np.diff(totals, prepend=0)
-        if totals[-1] <= max_tokens:
-            return list(range(self.num_rows))
-        count = max(1, int(max_tokens * self.num_rows // totals[-1]))
-        while True:
-            rows = (np.arange(count) * self.num_rows + self.num_rows // 2) // count
-            if count == 1 or per_row[rows].sum() <= max_tokens:
-                return [int(row) for row in rows]
-            count -= 1
+        ends = np.cumsum(self.windows[self.row_windows, 1])[self.row_ends - 1]
+        lengths = np.diff(ends, prepend=0)
+        chosen: list[int] = []
+        left = max_tokens
+        rounds = self._rounds()
+        for turn in range(int(rounds.max()) + 1):
+            rows = np.flatnonzero(rounds == turn)
+            size = int(lengths[rows].sum())
+            if size > left:
+                rows = evenly_spaced(rows, lengths, left)
+                chosen += rows.tolist()
+                break
+            chosen += rows.tolist()
+            left -= size
+        return sorted(chosen) or [int(np.flatnonzero(rounds == 0)[0])]
+
+    def _rounds(self) -> Int64[np.ndarray, " rows"]:
+        """In which round over the documents each row is taken; a row counts for its first one."""
+        firsts = np.concatenate([[0], self.row_ends[:-1]])
+        documents = self.windows[self.row_windows[firsts], 2]  # never falls: rows keep data's order
+        begins = np.searchsorted(documents, documents)
+        places = np.arange(self.num_rows) - begins
+        spread = (places * GOLDEN + 0.5) % 1  # any first few are far from each other
+        rounds = np.empty(self.num_rows, dtype=np.int64)
+        rounds[np.lexsort((spread, documents))] = places
+        return rounds
 
     def _windows_of(self, row: int) -> Int64[np.ndarray, " n"]:
         """Windows of a row."""
         begin = int(self.row_ends[row - 1]) if row else 0
         return np.asarray(self.row_windows[begin : int(self.row_ends[row])])
+
+
+def evenly_spaced(
+    rows: Int64[np.ndarray, " n"], lengths: Int64[np.ndarray, " rows"], most: int
+) -> Int64[np.ndarray, " m"]:
+    """As many of the rows, evenly spaced among them, as hold at most so many positions."""
+    count = min(len(rows), int(most * len(rows) // lengths[rows].sum()))
+    while count:
+        picked = rows[(np.arange(count) * len(rows) + len(rows) // 2) // count]
+        if lengths[picked].sum() <= most:
+            return picked
+        count -= 1
+    return rows[:0]
 
 
 def overlap(train: TextData, held_out: TextData) -> int:
