@@ -13,6 +13,13 @@ from limbeck.models.heads import Softcap
 from tests.recipe.house import write_model, write_recipe
 from tests.tokenizers.small import small
 
+TEMPLATE = (
+    "{% for m in messages %}<|turn|>{{ m['role'] }}: "
+    "{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }}<|end|>"
+    "{% endgeneration %}{% else %}{{ m['content'] }}<|end|>{% endif %}{% endfor %}"
+)
+EVALUATE = "evaluate.data=null"
+
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path, monkeypatch):
@@ -98,6 +105,25 @@ def test_a_student_that_is_its_teacher_is_told_so_and_may_run(tmp_path):
     same = next(p for p in told["proofs"] if p["name"] == "student differs from the teacher")
     assert same["holds"] is False
     assert "the same weights" in same["found"]
+
+
+def test_a_chat_shows_what_of_it_is_learnt(tmp_path):
+    recipe = write_recipe(tmp_path)
+    tokenizer = small(template=TEMPLATE)
+    tokenizer.save_pretrained(tmp_path / "teacher")
+    turns = [{"role": "user", "content": "a cat"}, {"role": "assistant", "content": "the mat"}]
+    rows = [json.dumps({"messages": turns})] * 6
+    (tmp_path / "chats.jsonl").write_text("\n".join(rows))
+    told = json.loads(
+        run(recipe, "data.type=chat", f"data.path={tmp_path / 'chats.jsonl'}", EVALUATE, "--json")
+    )
+    learnt = "".join(s["text"] for s in told["example"] if s["scored"])
+    read = "".join(s["text"] for s in told["example"] if not s["scored"])
+    assert "the mat" in learnt
+    assert "a cat" not in learnt
+    assert "a cat" in read
+    assert any("chat template" in note for note in told["notes"])
+    assert any("5 texts are copies" in note for note in told["notes"])
 
 
 def test_the_schema_needs_no_recipe():

@@ -56,7 +56,9 @@ def tiny_case(
     recipe = ObjectiveConfig(**{"alpha": 0.7, "temperature": 2.0, **objective})
     distiller = Distiller(student, build_objective(recipe, shapes, head_budget_mb=64))
     proof = VocabularyProof(size=vocabulary, same_tokenizer=True, notes=())
-    return Case(distiller, recipe, OnlineTeacher(teacher), RandomRows(vocabulary), proof)
+    return Case(
+        distiller, recipe, OnlineTeacher(teacher), RandomRows(vocabulary), vocabulary - 1, proof
+    )
 
 
 def weights_of(model: torch.nn.Module) -> list[torch.Tensor]:

@@ -77,6 +77,7 @@ def test_a_plan_counts_passes_students_and_checkpoints(tmp_path):
     # two newest, the best, and one being written, of each of three students; and four students
     assert plan.disk.needed_bytes == 3 * 4 * 3 * weights + 4 * weights
     assert plan.seconds > 0
+    assert plan.passes_over_text == pytest.approx(5 * 10 / 6)
     assert not (tmp_path / "not").exists()
     assert all(proof.holds for proof in plan_findings(plan))
 

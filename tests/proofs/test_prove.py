@@ -176,10 +176,7 @@ def test_a_teacher_with_much_mass_on_padded_rows_is_refused_and_a_student_warned
 
 
 def test_a_text_with_ids_beyond_the_vocabulary_fails():
-    case = tiny_case(vocabulary=80)
-    from tests.proofs.cases import RandomRows
-
-    foreign = dataclasses.replace(case, data=RandomRows(96))
+    foreign = dataclasses.replace(tiny_case(vocabulary=80), largest_token_id=80)
     proof = next(iter(prove(foreign)))
     assert proof.name == "vocabulary"
     assert proof.fails

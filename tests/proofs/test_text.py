@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from limbeck.batch import Batch
-from limbeck.proofs import text_notes, trained_on
+from limbeck.proofs import data_notes, text_notes, trained_on
 from limbeck.proofs.case import POSITIONS, shortened, uneven
 from limbeck.proofs.text import cross_entropy, teacher_reads_better
 from tests.models.tiny import random_batch, tiny_model
@@ -52,6 +52,27 @@ def test_what_is_learnt_is_told_apart_and_nothing_of_the_text_is_lost():
     assert [s.scored for s in segments] == [i % 2 == 1 for i in range(len(segments))]
     position = 1 + learnt.index(True)
     assert tokenizer.decode(ids[:position]) == segments[0].text
+
+
+def test_texts_in_one_row_are_shown_whole_and_padding_is_not():
+    tokenizer = small()
+    first, second = tokenizer("a cat").input_ids, tokenizer("the mat").input_ids
+    ids = [*first[:-1], *second[:-1], 0, 0]
+    targets = [*first[1:], *second[1:], 0, 0]
+    places = [*range(len(first) - 1), *range(len(second) - 1), 0, 1]
+    documents = [0] * (len(first) - 1) + [1] * (len(second) - 1) + [-1, -1]
+    as_row = [torch.tensor([each]) for each in (ids, targets, places, documents)]
+    batch = Batch(as_row[0], as_row[1], as_row[3] >= 0, as_row[2], as_row[3])
+    told = "".join(segment.text for segment in trained_on(tokenizer, batch))
+    assert told == "a catthe mat"
+
+
+def test_what_fell_out_of_the_text_is_told():
+    facts = {"documents": 9, "dropped": {"too short": 2, "nothing scored": 0}, "duplicates": 1}
+    notes = data_notes(facts)
+    assert notes[0] == "Of 9 texts fell out: 2 too short."
+    assert notes[1].startswith("1 texts are copies")
+    assert data_notes({**facts, "dropped": {}, "duplicates": 0}) == []
 
 
 def test_a_doubled_beginning_and_a_missing_end_are_told():

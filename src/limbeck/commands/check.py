@@ -64,13 +64,27 @@ def check(
 
 def tell(run: Run, *, as_json: bool) -> list[str]:
     """Prove and print everything; the names of what keeps the run from starting."""
-    from limbeck.proofs import Case, plan_findings, prove, text_notes, trained_on  # noqa: PLC0415
+    from limbeck.proofs import (  # noqa: PLC0415
+        Case,
+        data_notes,
+        plan_findings,
+        prove,
+        text_notes,
+        trained_on,
+    )
     from limbeck.proofs.case import spread  # noqa: PLC0415
 
     parts, config = run.parts, run.config
     assert parts.student is not None, "nobody has taken it"
     distiller = parts.distiller(parts.student.model, config.objective)
-    case = Case(distiller, config.objective, parts.teacher, parts.data, parts.vocabulary)
+    case = Case(
+        distiller,
+        config.objective,
+        parts.teacher,
+        parts.data,
+        int(parts.data.facts["largest_token_id"]),
+        parts.vocabulary,
+    )
     console = Console(stderr=as_json)
     findings: list[Finding] = []
     with console.status("Proving ...") as status:
@@ -83,6 +97,7 @@ def tell(run: Run, *, as_json: bool) -> list[str]:
     batches = [parts.data.batch([row]) for row in spread(parts.data.num_rows, NOTED_ROWS)]
     notes = [
         *parts.notes,
+        *data_notes(parts.data.facts),
         *text_notes(parts.tokenizer, batches, is_chat=config.data.type == "chat"),
     ]
     example = trained_on(parts.tokenizer, batches[0])
@@ -199,6 +214,7 @@ def plan_table(plan: Plan) -> Table:
     table.add_row(
         "a step", f"{plan.micro_batches_per_step} micro-batches of {plan.micro_batch} rows"
     )
+    table.add_row("the text", f"read {plan.passes_over_text:.1f} times by each student")
     table.add_row("speed", f"{plan.tokens_per_second:,.0f} scored tokens a second, one pass timed")
     table.add_row(
         "time",

@@ -49,6 +49,7 @@ class Case:
         recipe: What the recipe says the objective is; proofs compute it in the open.
         teacher: A teacher with a model.
         data: Training text.
+        largest_token_id: In the whole text.
         vocabulary: What the two tokenizers share.
     """
 
@@ -56,6 +57,7 @@ class Case:
     recipe: ObjectiveConfig
     teacher: Teacher
     data: Rows
+    largest_token_id: int
     vocabulary: VocabularyProof
 
     @property

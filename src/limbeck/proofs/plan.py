@@ -64,6 +64,7 @@ class Plan:
         micro_batch: Rows of one forward and backward pass.
         micro_batches_per_step: Passes of one optimizer step.
         steps: Optimizer steps of each student.
+        passes_over_text: How often each student reads the text.
         students: Students trained: arms times learning rates.
         tokens_per_second: Scored tokens, from the one pass that was measured.
         seconds: Forward and backward passes of all steps; evaluation, saving and the optimizer's
@@ -77,6 +78,7 @@ class Plan:
     micro_batch: int
     micro_batches_per_step: int
     steps: int
+    passes_over_text: float
     students: int
     tokens_per_second: float
     seconds: float
@@ -98,7 +100,8 @@ def make_plan(
         ConfigError: The micro-batch does not fit into memory.
     """
     rows_per_step = max(1, config.optim.tokens_per_step // config.data.sequence_length)
-    rows = [i % case.data.num_rows for i in range(min(micro_batch, rows_per_step))]
+    count, available = min(micro_batch, rows_per_step), case.data.num_rows
+    rows = [i * available // count for i in range(count)]
     measured = run_micro_batch(case, case.data.batch(rows))
     passes = -(-rows_per_step // measured.rows)
     state = state_bytes(case.distiller, config.optim)
@@ -118,6 +121,7 @@ def make_plan(
         micro_batch=measured.rows,
         micro_batches_per_step=passes,
         steps=config.optim.steps,
+        passes_over_text=rows_per_step * config.optim.steps / available,
         students=students,
         tokens_per_second=measured.tokens / measured.seconds,
         seconds=measured.seconds * rows_per_step / measured.rows * config.optim.steps * students,

@@ -16,7 +16,7 @@ from limbeck.proofs.vocabulary import padded_rows_proof, vocabulary_proof
 def prove(case: Case) -> Iterator[Finding]:
     """Try every statement on the loaded weights and the user's text, one after another."""
     batch = case.sample()
-    yield vocabulary_proof(case, batch)
+    yield vocabulary_proof(case)
     for who, model in case.models:
         yield head_proof(who, model, batch)
         yield documents_proof(who, model, batch)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -95,16 +95,33 @@ def models_differ(case: Case) -> Proof:
 def trained_on(tokenizer: PreTrainedTokenizerBase, batch: Batch) -> list[Segment]:
     """The beginning of a batch's first row as text, told apart by what the student learns.
 
-    A token is learnt when the position before it is scored.
+    A token is learnt when the position before it is scored; the first of a piece of text has none
+    before it.
     """
-    ids = [*batch.input_ids[0, :1].tolist(), *batch.target_ids[0].tolist()][:SHOWN]
-    marks = [False, *batch.scored[0].tolist()][:SHOWN]
-    learnt = {i for i, mark in enumerate(marks) if mark}
+    tokens: list[tuple[int, bool]] = []
+    columns = (batch.input_ids, batch.target_ids, batch.scored, batch.position_ids)
+    real = batch.document_ids[0] >= 0
+    for read, target, scored, place in zip(*(c[0, real].tolist() for c in columns), strict=True):
+        if place == 0:
+            tokens.append((read, False))
+        tokens.append((target, scored))
     return [
-        Segment(str(tokenizer.decode([ids[i] for i in run])), scored)
-        for scored, group in groupby(range(len(ids)), key=lambda i: i in learnt)
-        if (run := list(group))
+        Segment(str(tokenizer.decode([token for token, _ in run])), scored)
+        for scored, run in groupby(tokens[:SHOWN], key=lambda pair: pair[1])
     ]
+
+
+def data_notes(facts: Mapping[str, Any]) -> list[str]:
+    """What fell out of the text on its way to rows.
+
+    Args:
+        facts: Of the data set, as `TextData` keeps them.
+    """
+    fell = [f"{count:,} {reason}" for reason, count in facts["dropped"].items() if count]
+    notes = [f"Of {facts['documents']:,} texts fell out: {', '.join(fell)}."] if fell else []
+    if facts["duplicates"]:
+        notes.append(f"{facts['duplicates']:,} texts are copies of others, and count twice.")
+    return notes
 
 
 def text_notes(

@@ -14,17 +14,16 @@ MAX_TEACHER_MASS = 1e-4
 """Mean probability a teacher may leave on rows that are cut, before its distribution is another."""
 
 
-def vocabulary_proof(case: Case, batch: Batch) -> Proof:
+def vocabulary_proof(case: Case) -> Proof:
     """Both models have a row for every id the tokenizers share, and the text has no other id."""
     size = case.vocabulary.size
-    largest = int(max(batch.input_ids.max(), batch.target_ids.max()))
     rows = {who: model.vocabulary_rows for who, model in case.models}
     told = ", ".join(f"{who} {n:,} rows ({n - size:,} padded)" for who, n in rows.items())
     same = "one tokenizer" if case.vocabulary.same_tokenizer else "tokenizers that cut differently"
     return Proof(
         "vocabulary",
-        largest < size <= min(rows.values()),
-        f"{size:,} ids, {same}; {told}; largest id in the sample {largest:,}",
+        case.largest_token_id < size <= min(rows.values()),
+        f"{size:,} ids, {same}; {told}; largest id in the text {case.largest_token_id:,}",
         "every id means the same token to both, and both heads are cut to these ids",
     )
 
