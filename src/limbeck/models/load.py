@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from limbeck.errors import ConfigError, DataError, TryLaterError
-from limbeck.models.build import attention_of, from_config
+from limbeck.models.build import attention_of, empty, from_config
 from limbeck.models.causal_lm import CausalLM
 from limbeck.models.gguf import load_gguf
 from limbeck.models.prove import prove_documents_apart, prove_head
@@ -58,6 +60,19 @@ def new_model(
         raise ConfigError(
             f"No {config.model_type} model can be made of this configuration: {first_line(error)}"
         ) from error
+    return CausalLM(hf_model).to(device).eval()
+
+
+def copied_model(
+    config: PreTrainedConfig,
+    weights: Mapping[str, Tensor],
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> CausalLM:
+    """A model of its own, in eval mode, with copies of these weights: all it has, no others."""
+    hf_model = empty(config, dtype)
+    hf_model.load_state_dict(dict(weights))
     return CausalLM(hf_model).to(device).eval()
 
 
