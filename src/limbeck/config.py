@@ -236,8 +236,11 @@ def parse(path: Path, overrides: Iterable[str]) -> dict[str, Any]:
         base = OmegaConf.create(path.read_text(encoding="utf-8"))
         if not OmegaConf.is_dict(base):
             raise ConfigError(f"{path} must hold a mapping of sections.")
-        merged = OmegaConf.merge(base, OmegaConf.from_dotlist(list(overrides)))
-        tree = OmegaConf.to_container(merged, resolve=False)
+        for override in overrides:
+            key = override.partition("=")[0]
+            value = OmegaConf.select(OmegaConf.from_dotlist([override]), key)
+            OmegaConf.update(base, key, value, merge=False)
+        tree = OmegaConf.to_container(base, resolve=False)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}.") from None
     except (OmegaConfBaseException, ValueError) as error:

@@ -1,0 +1,86 @@
+"""The command line as a user and a scheduler meet it."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.recipe.house import write_recipe
+
+
+def limbeck(*arguments, cwd, check_code=0):
+    environment = {**os.environ, "LIMBECK_CACHE": str(cwd / "cache"), "COLUMNS": "200"}
+    done = subprocess.run(
+        [sys.executable, "-m", "limbeck", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=environment,
+    )
+    assert done.returncode == check_code, done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+@pytest.mark.parametrize("verb", ["demo", "peek", "check", "distill", "evaluate", "report"])
+def test_every_verb_explains_itself(verb, tmp_path):
+    told = limbeck(verb, "--help", cwd=tmp_path).stdout
+    assert "Usage" in told
+    assert len(told.splitlines()) > 10
+
+
+def test_a_wrong_recipe_leaves_with_2_and_no_traceback(tmp_path):
+    path = write_recipe(tmp_path)
+    done = limbeck("distill", path.name, "objective.alpha=7", cwd=tmp_path, check_code=2)
+    assert "objective.alpha: must be between 0 and 1, got 7" in done.stderr
+
+
+def test_a_missing_recipe_leaves_with_2(tmp_path):
+    assert "cannot be read" in limbeck("distill", "no.yaml", cwd=tmp_path, check_code=2).stderr
+
+
+def test_bad_data_leaves_with_3_and_names_the_line(tmp_path):
+    path = write_recipe(tmp_path)
+    (tmp_path / "train.jsonl").write_text('{"text": "good"}\n{"txet": "bad"}\n')
+    done = limbeck("distill", path.name, cwd=tmp_path, check_code=3)
+    assert "train.jsonl:2" in done.stderr
+
+
+def test_the_resolved_recipe_can_be_printed_and_read_again(tmp_path):
+    path = write_recipe(tmp_path)
+    printed = limbeck("distill", path.name, "seed=9", "--print-config", cwd=tmp_path).stdout
+    (tmp_path / "again.yaml").write_text(printed)
+    again = limbeck("distill", "again.yaml", "--print-config", cwd=tmp_path).stdout
+    assert printed == again
+    assert "seed: 9" in printed
+
+
+@pytest.mark.slow
+def test_distill_evaluate_and_report_go_hand_in_hand(tmp_path):
+    path = write_recipe(tmp_path)
+    done = limbeck("distill", path.name, "--json", cwd=tmp_path)
+    evaluation = json.loads(done.stdout.splitlines()[-1])
+    assert evaluation["arms"]["distilled"]["forward_kl"]["value"] > 0
+    told = limbeck("evaluate", path.name, "--json", cwd=tmp_path)
+    figures = json.loads(told.stdout.splitlines()[-1])
+    assert figures["arms"]["distilled"]["forward_kl"] == pytest.approx(
+        evaluation["arms"]["distilled"]["forward_kl"], rel=1e-4
+    )
+    (tmp_path / "run" / "report.html").unlink()
+    assert "report.html" in limbeck("report", "run", cwd=tmp_path).stdout
+    assert (tmp_path / "run" / "report.html").exists()
+    assert "already holds a run" in (
+        limbeck("distill", path.name, cwd=tmp_path, check_code=2).stderr
+    )
+
+
+def test_a_run_directory_in_use_leaves_with_75(tmp_path):
+    from filelock import FileLock
+
+    path = write_recipe(tmp_path)
+    (tmp_path / "run").mkdir()
+    with FileLock(tmp_path / "run" / ".lock"):
+        done = limbeck("distill", path.name, cwd=tmp_path, check_code=75)
+    assert "Only one process may use" in done.stderr
