@@ -1,0 +1,54 @@
+"""Evaluation on text as the data room reads it, from the file to the figures."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from limbeck.config import DataConfig
+from limbeck.data import load_data
+from limbeck.evaluate.examples import continuations, disagreements
+from limbeck.evaluate.measure import HeldOut, measure
+from limbeck.evaluate.scores import summarise
+from tests.models.tiny import tiny_llama
+from tests.tokenizers.small import small
+
+TEXTS = ["The still drips. " * 12, "Den Alembik über naïve façade.", "A third text, a short one."]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> HeldOut:
+    path = tmp_path / "held.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS), encoding="utf-8")
+    config = DataConfig(type="text", path=str(path), sequence_length=32, append_eos=False)
+    return load_data(config, small(), cache=tmp_path / "cache", max_positions=64)
+
+
+def test_bits_per_byte_is_counted_over_the_text_that_was_scored(data: HeldOut) -> None:
+    tokenizer = small()
+    student, teacher = (tiny_llama(2, 32, vocabulary=len(tokenizer), seed=s) for s in (1, 2))
+    rows = range(data.num_rows)
+    scores = measure(student, teacher, data, rows, micro_batch=3, device=torch.device("cpu"))
+    ids = [tokenizer.encode(text) for text in TEXTS]
+    assert scores.counts.tolist() == [len(i) - 1 for i in ids]  # a first token follows nothing
+    scored = [len(tokenizer.decode(i[1:]).encode()) for i in ids]
+    assert scores.bytes.tolist() == scored
+    bits = scores.metrics["cross_entropy"].sum() / math.log(2)
+    assert summarise(scores)["bits_per_byte"]["value"] == pytest.approx(bits / sum(scored))
+
+
+def test_places_of_real_text_are_named_and_readable(data: HeldOut) -> None:
+    tokenizer = small()
+    student, teacher = (tiny_llama(2, 32, vocabulary=len(tokenizer), seed=s) for s in (1, 2))
+    told = disagreements(student, teacher, tokenizer, data, range(data.num_rows), count=9)
+    assert len(told) == 3
+    assert {place["document"].rpartition(":")[2] for place in told} == {"1", "2", "3"}
+    for place in told:
+        text = TEXTS[int(place["document"].rpartition(":")[2]) - 1]
+        assert place["context"].lstrip("…")[-8:] + place["target"] in text or "\ufffd" in str(place)
+    samples = continuations(
+        {"teacher": teacher}, tokenizer, data, range(data.num_rows), count=1, max_new_tokens=4
+    )
+    assert samples[0]["prompt"] + samples[0]["truth"] in TEXTS[0]
