@@ -80,7 +80,7 @@ def bars(position: Position, temperatures: Sequence[float], console: Console) ->
     room = console.width - LONGEST_TOKEN - 12
     width = max(min(room // len(temperatures) - PERCENT_WIDTH - 3, 24), 3)
     table = Table(box=None, padding=(0, 2, 0, 0), header_style=SOFT)
-    table.add_column("  token", max_width=LONGEST_TOKEN + 2, no_wrap=True, overflow="ellipsis")
+    table.add_column("  token", width=LONGEST_TOKEN + 2, no_wrap=True, overflow="ellipsis")
     table.add_column("logit", justify="right", no_wrap=True)
     for i, temperature in enumerate(temperatures):
         nats = f"T={temperature:g}" + (f"  {number(position.entropy[i], 2)} nats" if i else "")
