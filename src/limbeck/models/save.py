@@ -54,6 +54,9 @@ def save_student(
     finally:
         hf_model.generation_config, hf_model.config.name_or_path = kept, name
     tokenizer.save_pretrained(folder)
+    # safetensors makes files only their owner can read; a student is for whoever sees the folder.
+    for path in folder.glob("*.safetensors"):
+        path.chmod((folder / "config.json").stat().st_mode)
 
 
 def own_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from limbeck.distributed import (
 )
 from limbeck.evaluate.measure import measure
 from limbeck.evaluate.scores import Scores
-from limbeck.models import CausalLM, Distiller, save_student
+from limbeck.models import CausalLM, Distiller
 from limbeck.recipe.parts import Parts
 from limbeck.recipe.score_files import read_scores, write_scores
 from limbeck.teachers.remembering import RememberingTeacher
@@ -137,9 +137,7 @@ class Bench:
     def _save(self, arm: Arm, distiller: Distiller) -> None:
         weights = full_weights(distiller.student.hf_model, self._parts.world)
         if self._parts.world.is_main:
-            save_student(
-                distiller.student, self._parts.tokenizer, arm.folder / "student", weights=weights
-            )
+            self._parts.publish_student(distiller.student, arm.folder / "student", weights)
 
     def _write_scores(self, path: Path, distiller: Distiller) -> None:
         held_out = self._parts.held_out

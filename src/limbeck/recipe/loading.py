@@ -12,7 +12,7 @@ from limbeck.divergences import divergences
 from limbeck.errors import ConfigError
 from limbeck.initialisers import initialisers
 from limbeck.objective import objective_problems, terms
-from limbeck.registry import Problem, Registry
+from limbeck.registry import Component, Problem, Registry, type_of
 from limbeck.schema import recipe_schema
 from limbeck.teachers import teachers
 from limbeck.train.schedule import check_schedule
@@ -40,6 +40,7 @@ def problems(config: RunConfig) -> Iterator[Problem]:
     yield from teachers.problems(config.teacher, "teacher")
     yield from initialisers.problems(config.student, "student")
     yield from objective_problems(config.objective)
+    yield from depth_problems(config.student)
     yield from data_problems(config.data)
     try:
         check_schedule(config.optim)
@@ -57,6 +58,17 @@ def problems(config: RunConfig) -> Iterator[Problem]:
             "optim.learning_rate",
             "a grid is decided on held-out text, and evaluate.data names none. Give one number, "
             "or held-out text.",
+        )
+
+
+def depth_problems(student: Component) -> Iterator[Problem]:
+    """Which layers a depth student keeps is said in one way."""
+    ways = [way for way in ("layers", "keep", "drop") if student.get(way) is not None]
+    if type_of(student) == "depth" and len(ways) != 1:
+        yield Problem(
+            "student",
+            "a depth student needs exactly one of layers (those kept), keep (how many, spread "
+            f"evenly) and drop (those left out), got {', '.join(ways) or 'none'}.",
         )
 
 

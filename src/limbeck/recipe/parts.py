@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from limbeck.config import DataConfig, ObjectiveConfig, RunConfig
 from limbeck.data import TextData, load_data, overlap
 from limbeck.distributed import World, barrier, shard
-from limbeck.errors import ConfigError
+from limbeck.errors import ConfigError, DataError
+from limbeck.files import publish
 from limbeck.initialisers import InitialStudent, Origin, initialisers
 from limbeck.models import (
     CausalLM,
@@ -23,6 +26,7 @@ from limbeck.models import (
     cache_folder,
     choose_dtype,
     load_model,
+    save_student,
 )
 from limbeck.objective import PairShapes, build_objective
 from limbeck.recipe.held_out import HeldOut
@@ -73,6 +77,17 @@ class Parts:
         model.vocabulary_size = self.vocabulary.size
         return model
 
+    def publish_student(
+        self, student: CausalLM, folder: Path, weights: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """A student's folder, whole or not there; one of an earlier life is replaced."""
+        shutil.rmtree(folder, ignore_errors=True)
+        publish(
+            folder,
+            lambda place: save_student(student, self.tokenizer, place, weights=weights),
+            {"kind": "student"},
+        )
+
     def distiller(self, student: CausalLM, objective: ObjectiveConfig) -> Distiller:
         """A student under an objective, spread over the ranks."""
         budget = self.config.memory.head_budget_mb
@@ -113,9 +128,9 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
             held_out = HeldOut(
                 load_data(held, tokenizer, cache=cache, max_positions=limit), config.evaluate
             )
-    notes = list(vocabulary.notes)
-    if held_out is not None and (shared := overlap(data, held_out.data)):
-        notes.append(f"{shared} held-out documents also stand in the training text.")
+    notes = [*vocabulary.notes, *data_notes(data, held_out)]
+    for text in (data, held_out.data if held_out else data):
+        require_known_tokens(text, vocabulary)
     shapes = shapes_of(student, teacher)
     if teacher.model is not None:
         dtype = choose_dtype("auto", world.device)
@@ -156,6 +171,29 @@ def prove_pair(
     if teacher.model:
         teacher.model.vocabulary_size = proof.size
     return proof
+
+
+def data_notes(data: TextData, held_out: HeldOut | None) -> Iterator[str]:
+    """What a user should hear of the text."""
+    if data.facts["duplicates"]:
+        yield f"{data.facts['duplicates']} training documents stand there more than once."
+    if held_out is not None and (shared := overlap(data, held_out.data)):
+        yield f"{shared} held-out documents also stand in the training text."
+
+
+def require_known_tokens(data: TextData, vocabulary: VocabularyProof) -> None:
+    """Refuse text with a token that only one of the two models has.
+
+    Raises:
+        DataError: There is one.
+    """
+    largest = int(data.facts["largest_token_id"])
+    if largest >= vocabulary.size:
+        raise DataError(
+            f"The text must use only tokens both models have, ids 0 to {vocabulary.size - 1}, but "
+            f"{data.facts['path']} has token {largest}: a special token of one of them. Remove it "
+            "from the text."
+        )
 
 
 def held_out_config(config: RunConfig, path: str) -> DataConfig:

@@ -18,8 +18,8 @@ from limbeck import __version__
 from limbeck.config import RunConfig, dump
 from limbeck.distributed import StopSignals, World, barrier, locked, world
 from limbeck.errors import ConfigError
-from limbeck.files import write_text
-from limbeck.models import CausalLM, ModelSource, choose_device, load_model, save_student
+from limbeck.files import manifest, write_text
+from limbeck.models import CausalLM, ModelSource, choose_device, load_model
 from limbeck.recipe.arms import Arm, Bench, arms_of, best
 from limbeck.recipe.outcome import compare, places
 from limbeck.recipe.parts import Parts, gather_parts, student_dtype
@@ -100,6 +100,7 @@ class Run:
             if overwrite and self.is_main:
                 clear(self.folder)
             self._write_beginning()
+            self._say_notes()
             arms = arms_of(self.config)
             initial = self.folder / "initial"
             if len(arms) > 1:
@@ -137,8 +138,8 @@ class Run:
 
     def _save_initial(self, folder: Path) -> None:
         student = self.parts.student
-        if self.is_main and student is not None and not folder.exists():
-            save_student(student.model, self.parts.tokenizer, folder)
+        if self.is_main and student is not None and manifest(folder) is None:
+            self.parts.publish_student(student.model, folder)
         barrier()
 
     def _open(self, folder: Path) -> CausalLM:
@@ -172,6 +173,11 @@ class Run:
 
     def _report(self) -> Path | None:
         return write_report(self.folder) if self.is_main else None
+
+    def _say_notes(self) -> None:
+        if self.is_main:
+            for note in self.parts.notes:
+                Console().print(f"note: {note}", markup=False, highlight=False)
 
     def _write_beginning(self) -> None:
         """The resolved recipe and where everything came from."""
