@@ -74,9 +74,7 @@ def test_a_run_says_every_step_once_with_totals_that_grow(tmp_path):
 
 def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path):
     values = iter([5.0, 3.0, 4.0, 4.5, math.nan, 3.0])
-    setup = toy_setup(
-        tmp_path, evaluate=lambda: {"forward_kl": next(values)}, evaluate_every=4
-    )
+    setup = toy_setup(tmp_path, evaluate=lambda: {"forward_kl": next(values)}, evaluate_every=4)
     result = train(setup)
     assert result.best_step == 8
     assert steps_saved(tmp_path) == [8, 20, 24]
@@ -177,7 +175,7 @@ def test_the_very_row_that_poisons_a_step_is_named(tmp_path):
 def test_too_many_bad_steps_in_a_row_end_the_run(tmp_path):
     setup = toy_setup(tmp_path, optim={"max_bad_steps": 2})
     poison(setup.distiller, {3, 7, 8, 9})
-    with pytest.raises(NonFiniteError, match="2 steps in a row up to step 8.*learning_rate"):
+    with pytest.raises(NonFiniteError, match=r"2 steps in a row up to step 8.*learning_rate"):
         train(setup)
     assert records(tmp_path)[-1]["step"] == 8
 
@@ -226,7 +224,7 @@ def test_a_finished_run_resumes_to_its_own_result(tmp_path):
 
 def test_a_directory_with_a_run_is_not_overwritten(tmp_path):
     train(toy_setup(tmp_path, optim={"steps": 4}))
-    with pytest.raises(ConfigError, match="already holds a run, saved at step-000004. Resume it"):
+    with pytest.raises(ConfigError, match=r"already holds a run, saved at step-000004. Resume it"):
         train(toy_setup(tmp_path, optim={"steps": 4}))
 
 

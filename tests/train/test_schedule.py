@@ -47,9 +47,9 @@ def test_an_unknown_schedule_is_refused_with_the_known_ones():
 
 
 def test_an_unknown_a_missing_and_a_wrong_option_are_refused():
-    with pytest.raises(ConfigError, match="takes no such option.*num_cycles"):
+    with pytest.raises(ConfigError, match=r"takes no such option.*num_cycles"):
         make_schedule(optim("cosine", schedule_options={"cycles": 2}), 0.1)
-    with pytest.raises(ConfigError, match="num_decay_steps.*is missing"):
+    with pytest.raises(ConfigError, match=r"num_decay_steps.*is missing"):
         make_schedule(optim("warmup_stable_decay", schedule_options={}), 0.1)
     with pytest.raises(ConfigError, match="must suit the schedule"):
         make_schedule(optim("polynomial", schedule_options={"lr_end": 1.0}), 0.1)

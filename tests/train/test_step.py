@@ -72,9 +72,7 @@ def test_gradients_are_clipped_to_the_norm_over_all_parameters():
     norm = torch.nn.utils.clip_grad_norm_(reference.parameters(), 0.01)
     sgd(reference)[0].step()
     distiller, teacher = toy_pair()
-    outcome = train_step(
-        distiller, teacher, sgd(distiller), [batch], ALONE, max_grad_norm=0.01
-    )
+    outcome = train_step(distiller, teacher, sgd(distiller), [batch], ALONE, max_grad_norm=0.01)
     assert outcome.grad_norm == pytest.approx(norm.item())
     for name, value in reference.state_dict().items():
         torch.testing.assert_close(distiller.state_dict()[name], value)

@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.optim import SGD, Adafactor, AdamW, Muon, Optimizer
 
 from limbeck.config import OptimConfig
+from limbeck.errors import ConfigError
 from limbeck.models import Distiller
 
 Optimizers = tuple[Optimizer, ...]
@@ -24,6 +26,9 @@ def make_optimizers(
     Weight decay is decoupled and on matrices only, except for SGD, whose decay is the classic L2
     term. Muon steps are scaled to the size of AdamW's (`match_rms_adamw`), so that one learning
     rate serves both.
+
+    Raises:
+        ConfigError: Adafactor on several ranks.
     """
     trained = [p for p in distiller.parameters() if p.requires_grad]
     match optim.type:
@@ -33,6 +38,11 @@ def make_optimizers(
             groups = list(by_decay(trained, optim.weight_decay))
             return (SGD(groups, lr=learning_rate, momentum=optim.momentum),)
         case "adafactor":
+            if any(isinstance(p, DTensor) for p in trained):
+                raise ConfigError(
+                    "optim.type: torch's adafactor does not work on the sharded matrices of "
+                    "several ranks. Use adamw or muon, or one process."
+                )
             return (Adafactor(list(by_decay(trained, optim.weight_decay)), lr=learning_rate),)
         case "muon":
             matrices = {p for p in distiller.student.blocks.parameters() if p.ndim == 2}

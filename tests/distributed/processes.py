@@ -1,0 +1,67 @@
+"""Real processes for tests: ranks that talk, and lives that end."""
+
+import multiprocessing
+import os
+import socket
+from collections.abc import Callable
+from multiprocessing.context import ForkServerContext
+
+import torch
+
+from limbeck.distributed import World, world
+
+PATIENCE_S = 120
+
+
+def context() -> ForkServerContext:
+    """A server that imports once and forks quickly; it has no threads when it does."""
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["tests.train.toy", "limbeck.train"])
+    return server
+
+
+def live(function: Callable[..., None], *args: object) -> int:
+    """Run a function in a process of its own; returns its exit code, minus a signal's number."""
+    process = context().Process(target=function, args=args)
+    process.start()
+    process.join(PATIENCE_S)
+    assert process.exitcode is not None, "the process hangs"
+    return process.exitcode
+
+
+def on_ranks(size: int, function: Callable[..., None], *args: object) -> None:
+    """Run a function on every rank of a world, as torchrun would; its first argument is the world.
+
+    Each must end well.
+    """
+    assert ranks(size, function, *args) == [0] * size
+
+
+def ranks(size: int, function: Callable[..., None], *args: object) -> list[int]:
+    """As `on_ranks`, returning the exit codes."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    server = context()
+    started = [
+        server.Process(target=join, args=(rank, size, port, function, *args))
+        for rank in range(size)
+    ]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(PATIENCE_S)
+    codes = [process.exitcode for process in started]
+    for process in started:
+        process.kill()
+    assert None not in codes, f"a rank hangs: {codes}"
+    return [int(code or 0) for code in codes]
+
+
+def join(rank: int, size: int, port: int, function: Callable[[World], None], *args: object) -> None:
+    """Become one rank."""
+    os.environ.update(
+        MASTER_ADDR="localhost", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(size)
+    )
+    with world(torch.device("cpu"), "auto") as here:
+        function(here, *args)

@@ -1,0 +1,108 @@
+"""Flipped bits and full disks are found, and cost at most one checkpoint."""
+
+import resource
+import shutil
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from limbeck.distributed import latest, load_checkpoint, save_checkpoint
+from limbeck.errors import DataError, StorageError
+from limbeck.train import make_optimizers, train, train_step
+from tests.distributed.processes import live
+from tests.distributed.test_checkpoints import CONFIG
+from tests.train.toy import ALONE, ToyBatches, fingerprint, toy_pair, toy_setup
+
+
+@pytest.fixture(scope="module")
+def two_checkpoints(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoints")
+    distiller, teacher = toy_pair()
+    optimizers = make_optimizers(distiller, CONFIG, 0.01, ALONE.device)
+    for step in (1, 2):
+        train_step(distiller, teacher, optimizers, [ToyBatches().batch([step])], ALONE)
+        save_checkpoint(folder, step, distiller, optimizers, {}, ALONE)
+    return folder
+
+
+def changed(path, where, bit, cut):
+    """Flip one bit of a file, or cut it there."""
+    body = bytearray(path.read_bytes())
+    place = int(where * (len(body) - 1))
+    if cut:
+        path.write_bytes(body[:place])
+    else:
+        body[place] ^= 1 << bit
+        path.write_bytes(body)
+
+
+@settings(
+    max_examples=40,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(file=st.integers(0, 2), where=st.floats(0, 1), bit=st.integers(0, 7), cut=st.booleans())
+def test_a_damaged_checkpoint_is_refused_and_the_one_before_is_used(
+    two_checkpoints, file, where, bit, cut
+):
+    first, second = two_checkpoints / "step-000001", two_checkpoints / "step-000002"
+    assert latest(two_checkpoints) == second
+    keep = two_checkpoints / "keep"
+    shutil.copytree(second, keep)
+    try:
+        files = sorted(second.iterdir())
+        assert len(files) == 3
+        changed(files[file], where, bit, cut)
+        assert latest(two_checkpoints) == first
+        distiller, _ = toy_pair()
+        before = {name: value.clone() for name, value in distiller.state_dict().items()}
+        with pytest.raises(DataError, match="whole checkpoint"):
+            load_checkpoint(second, distiller, [], ALONE)
+        assert all((before[n] == value).all() for n, value in distiller.state_dict().items())
+    finally:
+        shutil.rmtree(second)
+        keep.rename(second)
+
+
+def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before(tmp_path):
+    train(toy_setup(tmp_path / "whole"))
+    folder = tmp_path / "damaged"
+    train(toy_setup(folder))
+    state = folder / "checkpoints" / "step-000024" / "state.json"
+    changed(state, 0.5, 3, cut=False)
+    train(toy_setup(folder, resume=True))
+    assert fingerprint(folder) == fingerprint(tmp_path / "whole")
+    assert '"resumed at 20"' in (folder / "metrics.jsonl").read_text()
+
+
+def live_on_a_full_disk(folder, most_bytes):
+    """Files may not grow beyond some bytes: what a full disk does, without being root."""
+    distiller, teacher = toy_pair()
+    optimizers = make_optimizers(distiller, CONFIG, 0.01, ALONE.device)
+    for step in (1, 2):
+        train_step(distiller, teacher, optimizers, [ToyBatches().batch([step])], ALONE)
+        if step == 1:
+            save_checkpoint(folder, 1, distiller, optimizers, {}, ALONE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
+    with pytest.raises(StorageError, match=r"step-000002 could not be written.*intact") as told:
+        save_checkpoint(folder, 2, distiller, optimizers, {}, ALONE)
+    assert told.value.exit_code == 6
+
+
+@pytest.mark.parametrize("most_bytes", [0, 100, 20_000])
+def test_a_full_disk_leaves_the_last_checkpoint_as_it_was(most_bytes, tmp_path):
+    assert live(live_on_a_full_disk, tmp_path, most_bytes) == 0
+    assert [p.name for p in tmp_path.iterdir()] == ["step-000001"]
+    assert latest(tmp_path) == tmp_path / "step-000001"
+
+
+def test_a_checkpoint_that_cannot_fit_is_refused_before_it_begins(tmp_path, monkeypatch):
+    distiller, teacher = toy_pair()
+    optimizers = make_optimizers(distiller, CONFIG, 0.01, ALONE.device)
+    train_step(distiller, teacher, optimizers, [ToyBatches().batch([1])], ALONE)
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(StorageError, match=r"needs [\d,]+ bytes, and 1,000 are free"):
+        save_checkpoint(tmp_path, 1, distiller, optimizers, {}, ALONE)

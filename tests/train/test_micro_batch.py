@@ -1,0 +1,90 @@
+"""How many rows a micro-batch gets when nobody says."""
+
+import pytest
+import torch
+
+from limbeck.config import MemoryConfig
+from limbeck.train.micro_batch import (
+    choose_micro_batch,
+    free_bytes,
+    is_out_of_memory,
+    out_of_memory,
+    row_bytes,
+)
+from tests.train.toy import ALONE, toy_pair
+
+STUDENT = toy_pair()[0].student
+
+
+def chosen(micro_batch, sequence_length=12, most_rows=8, **more) -> int:
+    memory = MemoryConfig(micro_batch=micro_batch, **more)
+    return choose_micro_batch(
+        memory, STUDENT, ALONE, sequence_length=sequence_length, most_rows=most_rows
+    )
+
+
+def test_a_number_is_taken_and_never_more_rows_than_there_are():
+    assert chosen(3) == 3
+    assert chosen(100) == 8
+
+
+def test_auto_takes_what_is_useful_and_at_least_one_row():
+    assert chosen("auto") == 8
+    assert chosen("auto", sequence_length=2048, most_rows=64) == 2
+    assert chosen("auto", sequence_length=1 << 40) == 1
+    assert chosen("auto", head_budget_mb=1 << 40) == 1
+
+
+def test_the_estimate_is_near_what_autograd_keeps():
+    """Tensors saved for backward, each storage once, weights left out."""
+    from tests.train.toy import LENGTH, ToyBatches
+
+    batch = ToyBatches().batch([0, 1, 2, 3])
+    weights = {p.untyped_storage().data_ptr() for p in STUDENT.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        hidden, _ = STUDENT(batch)
+    estimate = 4 * row_bytes(STUDENT, LENGTH, checkpointed=False)
+    assert hidden.requires_grad
+    assert 0.5 < estimate / sum(kept.values()) < 2
+
+
+def test_checkpointing_keeps_less():
+    assert row_bytes(STUDENT, 12, checkpointed=True) < row_bytes(STUDENT, 12, checkpointed=False)
+
+
+def test_free_memory_is_a_plausible_number():
+    assert 1 << 20 < free_bytes(torch.device("cpu")) < 1 << 50
+
+
+@pytest.mark.parametrize(
+    ("error", "is_memory"),
+    [
+        (MemoryError(), True),
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), True),
+        (RuntimeError("MPS backend out of memory"), True),
+        (RuntimeError("shapes do not match"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_only_memory_errors_are_memory_errors(error, is_memory):
+    assert is_out_of_memory(error) is is_memory
+
+
+def test_the_error_names_every_knob():
+    said = str(out_of_memory(4, 2048))
+    for knob in (
+        "memory.micro_batch",
+        "memory.head_budget_mb",
+        "memory.activation_checkpointing",
+        "data.sequence_length",
+    ):
+        assert knob in said
