@@ -8,7 +8,7 @@ from multiprocessing.context import ForkServerContext
 
 import torch
 
-from limbeck.distributed import World, world
+from limbeck.distributed import world
 
 PATIENCE_S = 120
 
@@ -29,22 +29,24 @@ def live(function: Callable[..., None], *args: object) -> int:
     return process.exitcode
 
 
-def on_ranks(size: int, function: Callable[..., None], *args: object) -> None:
+def on_ranks(size: int, function: Callable[..., None], *args: object, spread: str = "auto") -> None:
     """Run a function on every rank of a world, as torchrun would; its first argument is the world.
 
     Each must end well.
     """
-    assert ranks(size, function, *args) == [0] * size
+    assert ranks(size, function, *args, spread=spread) == [0] * size
 
 
-def ranks(size: int, function: Callable[..., None], *args: object) -> list[int]:
+def ranks(
+    size: int, function: Callable[..., None], *args: object, spread: str = "auto"
+) -> list[int]:
     """As `on_ranks`, returning the exit codes."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     server = context()
     started = [
-        server.Process(target=join, args=(rank, size, port, function, *args))
+        server.Process(target=join, args=(rank, (size, port, spread), function, *args))
         for rank in range(size)
     ]
     for process in started:
@@ -58,10 +60,13 @@ def ranks(size: int, function: Callable[..., None], *args: object) -> list[int]:
     return [int(code or 0) for code in codes]
 
 
-def join(rank: int, size: int, port: int, function: Callable[[World], None], *args: object) -> None:
+def join(
+    rank: int, place: tuple[int, int, str], function: Callable[..., None], *args: object
+) -> None:
     """Become one rank."""
+    size, port, spread = place
     os.environ.update(
         MASTER_ADDR="localhost", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(size)
     )
-    with world(torch.device("cpu"), "auto") as here:
+    with world(torch.device("cpu"), spread) as here:
         function(here, *args)

@@ -1,8 +1,6 @@
 """A checkpoint is all of a run or nothing, on any number of ranks."""
 
-import functools
 import json
-import operator
 import shutil
 
 import pytest
@@ -38,11 +36,8 @@ def steps(world, parts, which):
     distiller, teacher, optimizers = parts
     losses = []
     for step in which:
-        rows = (
-            ROWS[step][world.rank]
-            if world.size > 1
-            else functools.reduce(operator.iadd, ROWS[step], [])
-        )
+        mine = ROWS[step][world.rank : world.rank + 1] if world.size > 1 else ROWS[step]
+        rows = [row for part in mine for row in part]
         batch = ToyBatches().batch(rows)
         losses.append(train_step(distiller, teacher, optimizers, [batch], world).loss)
     return losses
@@ -205,6 +200,12 @@ def fail_on_one(world, folder):
 
     with pytest.raises(RunError, match="ValueError: odd"):
         together(crash, world, main_only=True)
+
+    def refuse():
+        raise DataError("the file is damaged")
+
+    with pytest.raises(DataError, match="the file is damaged"):
+        together(refuse, world, main_only=True)
     (folder / str(world.rank)).touch()
 
 

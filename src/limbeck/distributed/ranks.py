@@ -18,7 +18,17 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from limbeck.errors import ConfigError, LimbeckError, RunError, StorageError
+from limbeck.errors import (
+    ConfigError,
+    DataError,
+    NonFiniteError,
+    RunError,
+    StorageError,
+    TryLaterError,
+)
+
+KINDS = (ConfigError, DataError, RunError, NonFiniteError, StorageError, TryLaterError)
+"""Errors that are raised on every rank as what they are."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +139,7 @@ def together(action: Callable[[], None], world: World, *, main_only: bool = Fals
     Without this a rank that failed leaves, and the others wait for it forever.
 
     Raises:
-        LimbeckError: On every rank, when any rank failed.
+        LimbeckError: On every rank the first failing rank's, so that all leave with one exit code.
     """
     failure: BaseException | None = None
     if world.is_main or not main_only:
@@ -141,11 +151,20 @@ def together(action: Callable[[], None], world: World, *, main_only: bool = Fals
         if failure is not None:
             raise failure
         return
-    is_storage = isinstance(failure, OSError)
-    said = None if failure is None else [is_storage, f"{type(failure).__name__}: {failure}"]
-    failures = [text for text in gather_objects(said, world) if text is not None]
-    if failure is not None and isinstance(failure, LimbeckError):
-        raise failure
+    failures = [told for told in gather_objects(in_words(failure), world) if told is not None]
     if failures:
-        kind = StorageError if any(storage for storage, _ in failures) else RunError
-        raise kind(f"A rank failed: {failures[0][1]}") from failure
+        name, text = failures[0]
+        if failure is not None and type(failure).__name__ == name:
+            raise failure
+        kind = next((kind for kind in KINDS if kind.__name__ == name), RunError)
+        raise kind(f"A rank failed: {text}") from failure
+
+
+def in_words(failure: BaseException | None) -> tuple[str, str] | None:
+    """An error as other ranks can raise it: the name of its class, and what it said."""
+    if failure is None:
+        return None
+    if isinstance(failure, KINDS):
+        return type(failure).__name__, str(failure)
+    kind = StorageError if isinstance(failure, OSError) else RunError
+    return kind.__name__, f"{type(failure).__name__}: {failure}"
