@@ -171,7 +171,7 @@ def findings_table(findings: Iterable[Finding]) -> Table:
     from limbeck.proofs import Proof  # noqa: PLC0415
 
     table = Table(title="Before the first step", title_justify="left", header_style="bold")
-    for heading in ("", "what must hold", "found", "what it means"):
+    for heading in ("", "what must hold", "found", "why it matters"):
         table.add_column(heading, overflow="fold")
     for finding in findings:
         if not isinstance(finding, Proof):
@@ -214,7 +214,7 @@ def plan_table(plan: Plan) -> Table:
     table.add_row(
         "a step", f"{plan.micro_batches_per_step} micro-batches of {plan.micro_batch} rows"
     )
-    table.add_row("the text", f"read {plan.passes_over_text:.1f} times by each student")
+    table.add_row("the text", f"read {plan.passes_over_text:.2g} times by each student")
     table.add_row("speed", f"{plan.tokens_per_second:,.0f} scored tokens a second, one pass timed")
     table.add_row(
         "time",
@@ -228,7 +228,7 @@ def duration(seconds: float) -> str:
     """A time for people.
 
     Example:
-        >>> duration(5400)
+        >>> duration(5400.0)
         '1 h 30 min'
     """
     minutes, rest = divmod(round(seconds), 60)
