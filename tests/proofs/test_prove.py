@@ -126,6 +126,22 @@ def test_a_fused_path_with_a_wrong_gradient_fails_by_name(monkeypatch, what):
     assert ("gradient is the loss's slope" in found) == (what == "hidden")
 
 
+def test_a_slope_that_is_not_the_divergences_own_fails():
+    case = tiny_case()
+    term = case.distiller.objective.logit_terms["divergence"]
+    right = term.slope
+    assert right is not None
+
+    def wrong(outcomes):
+        value = right(outcomes=outcomes)
+        outcomes.teacher_mass[:, 0] *= 1.01
+        return value
+
+    term.slope = wrong
+    found = failing(case)
+    assert {"fused equals plain logits", "gradient is the loss's slope"} <= found
+
+
 def test_a_forgotten_squared_temperature_fails():
     case = tiny_case(temperature=2.0)
     objective = case.distiller.objective
