@@ -101,12 +101,7 @@ def save_checkpoint(
         temporary.mkdir()
 
     def write() -> None:
-        writer = HuggingFaceStorageWriter(str(temporary), save_distributed=True)
-        try:
-            with alone_quietly():
-                save(dict(parts.tensors), storage_writer=writer, no_dist=world.size == 1)
-        except CheckpointException as error:  # no Exception, and it hides the disk's own words
-            raise first_cause(error) from error
+        write_tensors(parts.tensors, temporary, world)
 
     def finish() -> None:
         (temporary / STATE).write_text(json.dumps(body, sort_keys=True), encoding="utf-8")
@@ -131,6 +126,16 @@ def save_checkpoint(
         if world.is_main:
             shutil.rmtree(temporary, ignore_errors=True)
     return final
+
+
+def write_tensors(tensors: Mapping[str, Tensor], folder: Path, world: World) -> None:
+    """Write every rank's part of some tensors into a directory."""
+    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    try:
+        with alone_quietly():
+            save(dict(tensors), storage_writer=writer, no_dist=world.size == 1)
+    except CheckpointException as error:  # no Exception, and it hides the disk's own words
+        raise first_cause(error) from error
 
 
 def load_checkpoint(
