@@ -87,7 +87,7 @@ class OptimConfig:
     schedule_options: Mapping[str, Any] = field(default_factory=dict)
     """Its own options, e.g. `{num_decay_steps: 200}` for `warmup_stable_decay`."""
     weight_decay: Annotated[float, Ge(0)] = 0.0
-    """Decoupled; matrices only."""
+    """On matrices only; decoupled, but for SGD's, which is torch's own."""
     betas: tuple[Annotated[float, Interval(ge=0, lt=1)], Annotated[float, Interval(ge=0, lt=1)]] = (
         0.9,
         0.95,

@@ -15,6 +15,9 @@ from rich.console import Console
 from limbeck import __version__
 from limbeck.errors import LimbeckError, RunError, Stopped
 
+LAUNCHED = "TORCHELASTIC_RUN_ID"
+"""In the environment of a process that torchrun started."""
+
 VERBS = ("demo", "peek", "check", "distill", "evaluate", "report")
 
 EXPLANATION = """Distils a large language model (the teacher) into a small one (the student).
@@ -63,19 +66,38 @@ def main() -> None:
     """Run the command line and leave with the exit code of what happened."""
     signal.signal(signal.SIGINT, leave)
     signal.signal(signal.SIGTERM, leave)
-    console = Console(stderr=True)
+    code = run()
+    if LAUNCHED in os.environ:
+        # Threads of gloo that outlive the interpreter now and then abort a process that is done.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def run() -> int:
+    """Run the command line; the exit code of what happened."""
     try:
         build()()
+    except SystemExit as ending:  # how typer ends, having said what there is to say
+        return ending.code if isinstance(ending.code, int) else int(ending.code is not None)
     except LimbeckError as error:
-        console.print(f"[bold red]limbeck:[/bold red] {escape(str(error))}", soft_wrap=True)
-        sys.exit(exit_code(error))
+        complain(str(error))
+        return exit_code(error)
     except MemoryError as error:
         told = RunError(
             "The machine ran out of memory. Lower memory.micro_batch or memory.head_budget_mb, "
-            "shorten data.sequence_length, or set memory.activation_checkpointing=true."
+            f"shorten data.sequence_length, or set memory.activation_checkpointing=true. ({error})"
         )
-        console.print(f"[bold red]limbeck:[/bold red] {told} ({error})")
-        sys.exit(told.exit_code)
+        complain(str(told))
+        return told.exit_code
+    return 0
+
+
+def complain(text: str) -> None:
+    """Say on stderr what went wrong."""
+    console = Console(stderr=True)
+    console.print(f"[bold red]limbeck:[/bold red] {escape(text)}", soft_wrap=True)
 
 
 def leave(number: int, frame: FrameType | None) -> None:
@@ -85,11 +107,7 @@ def leave(number: int, frame: FrameType | None) -> None:
 
 def exit_code(error: LimbeckError) -> int:
     """The process's exit code; 0 for a stopped worker, whose launcher reports the signal."""
-    return (
-        0
-        if isinstance(error, Stopped) and "TORCHELASTIC_RUN_ID" in os.environ
-        else (error.exit_code)
-    )
+    return 0 if isinstance(error, Stopped) and LAUNCHED in os.environ else error.exit_code
 
 
 def escape(text: str) -> str:

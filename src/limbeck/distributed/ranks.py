@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import HashStore
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from limbeck.errors import (
@@ -70,7 +71,8 @@ def world(device: torch.device, shard: str = "auto") -> Iterator[World]:
         ConfigError: Several ranks on a device that cannot talk to others.
     """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
-        yield World(0, 1, device)
+        with alone(device) as here:
+            yield here
         return
     size = int(os.environ["WORLD_SIZE"])
     if device.type not in ("cpu", "cuda"):
@@ -90,6 +92,30 @@ def world(device: torch.device, shard: str = "auto") -> Iterator[World]:
         else:
             mesh = init_device_mesh(device.type, (size,))
         yield World(dist.get_rank(), size, device, mesh)
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def alone(device: torch.device) -> Iterator[World]:
+    """A world of one process.
+
+    On a GPU it still has a mesh, of one: FSDP2 then keeps float32 weights and computes in bfloat16
+    by the same code that many GPUs run.
+    """
+    if device.type != "cuda":
+        yield World(0, 1, device)
+        return
+    with group_of_one("nccl"):
+        yield World(0, 1, device, init_device_mesh(device.type, (1,)))
+
+
+@contextmanager
+def group_of_one(backend: str) -> Iterator[None]:
+    """A process group of this process alone; nothing listens anywhere."""
+    dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
+    try:
+        yield
     finally:
         dist.destroy_process_group()
 

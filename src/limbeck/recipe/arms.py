@@ -97,7 +97,9 @@ class Bench:
         self._parts = parts
         self._initial = initial
         self._stop = stop
-        self._remembering = RememberingTeacher(parts.teacher)
+        # Ranks differ in which batches they have seen, and a sharded teacher needs all in a pass.
+        alone = parts.world.size == 1
+        self._teacher = RememberingTeacher(parts.teacher) if alone else parts.teacher
 
     def run(self, arm: Arm, sinks: Sequence[MetricSink], *, resume: bool) -> None:
         """Train an arm, keep its best student, and write down its figures."""
@@ -161,7 +163,7 @@ class Bench:
         world = parts.world
         return measure(
             student,
-            self._remembering,
+            self._teacher,
             parts.held_out.data,
             rows[world.rank :: world.size],
             micro_batch=4,

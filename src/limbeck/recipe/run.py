@@ -16,7 +16,7 @@ from rich.console import Console
 
 from limbeck import __version__
 from limbeck.config import RunConfig, dump
-from limbeck.distributed import StopSignals, World, barrier, locked, world
+from limbeck.distributed import StopSignals, World, barrier, gathered, locked, world
 from limbeck.errors import ConfigError
 from limbeck.files import manifest, write_text
 from limbeck.models import CausalLM, ModelSource, choose_device, load_model
@@ -166,7 +166,10 @@ class Run:
         if held_out is not None and self.world.size == 1:
             students = {name: self._open(arm.folder / "student") for name, arm in chosen.items()}
             count = self.config.evaluate.continuations
-            evaluation |= places(self.parts, held_out, students, count)
+            teacher = self.parts.teacher.model
+            assert teacher is not None, "places are shown beside a teacher's model"
+            with gathered(teacher):
+                evaluation |= places(self.parts, held_out, students, count)
         write_text(self.folder / "evaluation.json", json.dumps(evaluation, indent=1))
         barrier()
         return evaluation
