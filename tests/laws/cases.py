@@ -30,18 +30,22 @@ FURTHER = [
     {"type": "alpha_beta", "alpha": 0.2, "beta": 0.7},
     {"type": "alpha_beta", "alpha": 1.0, "beta": 0.0},
     {"type": "alpha_beta", "alpha": 0.0, "beta": 0.5},
+    {"type": "lk_kl", "scale": 0.5, "decay": 1.0},
 ]
 SPECS = [{"type": name} for name in divergences.names()] + FURTHER
 F_DIVERGENCES = [
     spec
     for spec in SPECS
-    if spec["type"] not in {"adaptive_kl", "alpha_beta"}
+    if spec["type"] not in {"adaptive_kl", "alpha_beta", "lk_kl"}
     or (spec.get("alpha", 0.5) + spec.get("beta", 0.5) == 1 and spec["type"] == "alpha_beta")
 ]
 """Those that merging outcomes can only shrink, and splitting them evenly leaves alone."""
 
-DIFFERENTIABLE = [spec for spec in SPECS if spec["type"] not in {"adaptive_kl", "todi"}]
+DIFFERENTIABLE = [spec for spec in SPECS if spec["type"] not in {"adaptive_kl", "todi", "lk_kl"}]
 """Those whose gradient is the derivative of their value; the others hold weights constant."""
+
+KINKED = {"total_variation", "lk", "lk_kl"}
+"""Those whose gradient jumps where student and teacher are equal."""
 
 TEMPERATURES = [0.7, 1.0, 2.0, 4.0]
 

@@ -26,6 +26,7 @@ NAMES = {
     "SRKL(0.1)": {"type": "skew_reverse_kl"},
     "SFKL(0.5)": {"type": "skew_forward_kl", "skew": 0.5},
     "TVD": {"type": "total_variation"},
+    "-log accept": {"type": "lk"},
     "AKL(0.5)": {"type": "adaptive_kl"},
     "ToDi": {"type": "todi"},
     "AB(0.5,0.5)": {"type": "alpha_beta"},
