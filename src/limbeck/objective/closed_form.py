@@ -20,10 +20,12 @@ from limbeck.objective.terms import LogitTerm, StudentView
 from limbeck.signals import (
     FLOOR,
     DenseLogits,
+    KeptTokens,
     LazyLogits,
+    Samples,
     TeacherDistribution,
     TeacherSignal,
-    TopK,
+    require_served,
 )
 
 BLOCK_BYTES = 3 << 19
@@ -46,8 +48,10 @@ def closed_form(
         and num_hard <= 1
     )
     if divergences:
-        forms = (DenseLogits, LazyLogits, TopK)
+        forms = (DenseLogits, LazyLogits, KeptTokens, Samples)
         is_hot &= divergences[0].slope is not None and isinstance(signal.distribution, forms)
+        if signal.distribution is not None:
+            require_served(signal.distribution, divergences[0].name)
     if not is_hot:
         return None
     return ClosedForm(terms, weights, student, signal.distribution)
@@ -172,8 +176,10 @@ class ClosedForm(ChunkBody):
     ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n 1"]]:
         """Divergence of each row, and the sum of the slope left in `work.teacher_mass`."""
         assert term.slope is not None
-        if isinstance(teacher, TopK):
+        if isinstance(teacher, KeptTokens):
             return top_k_slope(term, work, teacher)
+        if isinstance(teacher, Samples):
+            return samples_slope(term, work, teacher)
         assert isinstance(teacher, DenseLogits)
         log_softmax_into(work.teacher, teacher.logits, term.temperature).clamp_min_(FLOOR)
         torch.softmax(work.teacher, -1, out=work.teacher_mass)
@@ -182,7 +188,7 @@ class ClosedForm(ChunkBody):
 
 
 def top_k_slope(
-    term: DivergenceTerm, work: Outcomes, teacher: TopK
+    term: DivergenceTerm, work: Outcomes, teacher: KeptTokens
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n 1"]]:
     """The same for a teacher that merged its tail.
 
@@ -201,6 +207,16 @@ def top_k_slope(
     slope = merged.teacher_mass
     torch.mul(share, slope[:, -1:], out=work.teacher_mass).scatter_(-1, ids, slope[:, :-1])
     return value, slope.sum(-1, keepdim=True)
+
+
+def samples_slope(
+    term: DivergenceTerm, work: Outcomes, teacher: Samples
+) -> tuple[Float[Tensor, " n"], Float[Tensor, "n 1"]]:
+    """The same for tokens drawn from the teacher, whose shares stand for its probabilities."""
+    shares = teacher.shares(term.temperature).to(work.student)
+    likelihood: Tensor = torch.linalg.vecdot(shares, work.student.gather(-1, teacher.ids))
+    work.teacher_mass.zero_().scatter_add_(-1, teacher.ids, -shares)
+    return -likelihood - teacher.entropy_nats.to(shares), -shares.sum(-1, keepdim=True)
 
 
 def log_softmax_into(

@@ -1,0 +1,157 @@
+"""Tokens drawn from the teacher: a few numbers a position, and no bias.
+
+Source: Anshumann et al., "Sparse Logit Sampling: Accelerating Knowledge Distillation in LLMs",
+2025, arXiv:2503.16870.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from limbeck.errors import ConfigError
+from limbeck.signals.distribution import (
+    FLOOR,
+    LogProbPair,
+    Rows,
+    TeacherDistribution,
+    entropy_of,
+    log_softmax,
+)
+
+
+@dataclass(frozen=True)
+class Samples(TeacherDistribution):
+    """N draws from the teacher at each position, as the k different tokens and how often each came.
+
+    The share of a token among the draws has the token's probability as its mean, and forward KL's
+    gradient is linear in the teacher's probabilities, so it is unbiased. No other divergence is
+    linear in them, so no other is served. The value reported is the mean log-likelihood of the
+    draws, negated, less the teacher's own entropy: forward KL on average, but not row by row, where
+    it may be negative.
+
+    Attributes:
+        ids: The tokens drawn, all different where their count is not 0.
+        counts: How often each was drawn; 0 fills rows that drew fewer tokens than others.
+        num_draws: Of each position; what the counts of a row add up to.
+        entropy_nats: Entropy of the whole distribution they were drawn from.
+        temperature: Temperature of that distribution; no other can be recovered.
+    """
+
+    serves = frozenset({"forward_kl"})
+
+    ids: Int[Tensor, "N k"]
+    counts: Int[Tensor, "N k"]
+    num_draws: int
+    entropy_nats: Float[Tensor, " N"]
+    temperature: float = 1.0
+
+    @classmethod
+    def from_logits(
+        cls,
+        logits: Float[Tensor, "N V"],
+        num_draws: int,
+        temperature: float = 1.0,
+        *,
+        systematic: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> Samples:
+        """Draw from the softmax of each row.
+
+        Args:
+            logits: The teacher's.
+            num_draws: Draws of each row.
+            temperature: Of the distribution drawn from.
+            systematic: N equally spaced points on the cumulative distribution, shifted together by
+                one random offset: every count is N p rounded down or up, which has less variance
+                than N independent draws. Otherwise independent draws.
+            generator: Source of the random numbers, on the logits' device.
+        """
+        logp = log_softmax(logits.detach(), temperature)
+        mass = logp.double().softmax(-1)
+        if systematic:
+            offset = torch.rand(
+                (len(mass), 1), dtype=mass.dtype, device=mass.device, generator=generator
+            )
+            counts = systematic_counts(mass, num_draws, offset)
+        else:
+            drawn = mass.multinomial(num_draws, replacement=True, generator=generator)
+            counts = torch.zeros_like(mass, dtype=torch.long)
+            counts.scatter_add_(-1, drawn, torch.ones_like(drawn))
+        top = counts.topk(min(num_draws, logits.shape[-1]), dim=-1)
+        widest = int((top.values > 0).sum(-1).max()) if len(logits) else 0
+        ids, kept = top.indices[:, :widest], top.values[:, :widest]
+        return cls(ids, kept, num_draws, entropy_of(logp), temperature)
+
+    def rows(self, window: Rows) -> Samples:
+        return Samples(
+            self.ids[window],
+            self.counts[window],
+            self.num_draws,
+            self.entropy_nats[window],
+            self.temperature,
+        )
+
+    def shares(self, temperature: float) -> Float[Tensor, "N k"]:
+        """Each token's share of the draws, in at least float32.
+
+        Raises:
+            ConfigError: They were drawn at another temperature.
+        """
+        if temperature != self.temperature:
+            raise ConfigError(
+                f"The teacher's samples were drawn at temperature {self.temperature}, so they "
+                f"cannot be compared at {temperature}. Set the term's temperature to "
+                f"{self.temperature}, or record the store again."
+            )
+        exact = torch.promote_types(self.entropy_nats.dtype, torch.float32)
+        return self.counts.to(exact) / self.num_draws
+
+    def compare(self, student_logits: Float[Tensor, "N V"], temperature: float) -> LogProbPair:
+        """Student and draws on the k tokens and the rest, which no draw fell on.
+
+        Forward KL of this pair is too large by what `correction` holds; its gradient is unbiased.
+        """
+        shares = self.shares(temperature)
+        logp = log_softmax(student_logits, temperature)
+        was_drawn = torch.zeros_like(logp, dtype=torch.bool)
+        was_drawn.scatter_(-1, self.ids, self.counts > 0)
+        tail = logp.masked_fill(was_drawn, FLOOR).logsumexp(-1, keepdim=True)
+        known = logp.gather(-1, self.ids).masked_fill(self.counts == 0, FLOOR)
+        drawn = shares.log().clamp_min(FLOOR).to(logp.dtype)
+        nothing = torch.full_like(tail, FLOOR)
+        return LogProbPair(
+            torch.cat([known, tail], dim=-1), torch.cat([drawn, nothing], dim=-1).detach()
+        )
+
+    def correction(self) -> Float[Tensor, " N"]:
+        """Entropy of the draws less the teacher's own: what makes their KL the teacher's."""
+        shares = self.shares(self.temperature)
+        return entropy_of(shares.log().clamp_min(FLOOR)) - self.entropy_nats.to(shares.dtype)
+
+    def entropy(self) -> Float[Tensor, " N"]:
+        """Entropy of the whole distribution, as it was recorded."""
+        return self.entropy_nats
+
+
+def systematic_counts(
+    mass: Float[Tensor, "N V"], num_draws: int, offset: Float[Tensor, "N 1"]
+) -> Int[Tensor, "N V"]:
+    """How many of the points `(offset + j) / num_draws` fall on each token's stretch of [0, 1).
+
+    The stretches lie side by side in the order of the ids, each as long as its token's probability.
+
+    Args:
+        mass: Probabilities.
+        num_draws: Number of points.
+        offset: In [0, 1), one a row.
+    """
+    ends = mass.cumsum(-1)
+    ends = ends / ends[:, -1:]
+    below = (ends * num_draws - offset).ceil().clamp(0, num_draws)
+    # Rounding must not leave the last point to a token that is impossible.
+    below = below.masked_fill(ends >= 1, num_draws)
+    return below.diff(dim=-1, prepend=torch.zeros_like(below[:, :1])).long()
