@@ -92,6 +92,28 @@ class StateTerm(nn.Module, ABC):
         """Loss of each of N tokens."""
 
 
+class SteppedTerm(ABC):
+    """A term that is another one in each step, and always the same one in the same step."""
+
+    @abstractmethod
+    def set_step(self, step: int) -> None:
+        """Become the term of an optimizer step, counted from 0."""
+
+
+class LearningTerm(ABC):
+    """A term that changes with what it saw; what it remembers belongs to the checkpoint."""
+
+    memory: nn.Module
+    """Buffers, and nothing to train."""
+
+    @abstractmethod
+    def learn(self, mean: float) -> None:
+        """Take in the term's mean over a step's scored tokens, the same on every rank.
+
+        Only after steps that were taken.
+        """
+
+
 Term = LogitTerm | StateTerm
 terms: Registry[Term] = Registry("objective term", package="limbeck.objective")
 """Components take `(shapes: PairShapes, *, options...)`."""
