@@ -10,14 +10,15 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
 from annotated_types import Ge, Gt, Interval, MinLen
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, PlainSerializer, TypeAdapter, ValidationError, WrapValidator
+from pydantic import WithJsonSchema as Described
 
 from limbeck.errors import ConfigError
 from limbeck.registry import Component, Problem, suggest
@@ -53,13 +54,64 @@ class DataConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """A number as a function of the optimizer step, through `{step: value}`; flat at both ends."""
+
+    __pydantic_config__ = STRICT
+    type: Literal["linear", "cosine", "table"]
+    """`linear` and `cosine` (half a wave) move between two steps, `table` jumps at each."""
+    values: Annotated[Mapping[Annotated[int, Ge(0)], float], MinLen(1)]
+    """`{from: a, to: b, steps: n}` is short for `values: {0: a, n: b}`."""
+
+
+class Varying(float):
+    """A number that has a schedule; to all who do not ask for it, the number of step 0."""
+
+    schedule: Schedule
+
+    def __new__(cls, schedule: Schedule) -> Varying:
+        """The first value is that of step 0."""
+        number = super().__new__(cls, schedule.values[min(schedule.values)])
+        number.schedule = schedule
+        return number
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy the schedule with the number."""
+        return Varying, (self.schedule,)
+
+
+def number_or_schedule(given: Any, check: Callable[[Any], float]) -> float:
+    """The number; or, of a mapping, a schedule, all of whose values pass the number's check."""
+    if not isinstance(given, Mapping):
+        return given if isinstance(given, Varying) else check(given)
+    given = dict(given)
+    if given.keys() >= {"from", "to", "steps"}:
+        values = {0: given.pop("from"), given.pop("steps"): given.pop("to")}
+        given = {"values": values, **given}
+    read: Schedule = TypeAdapter(Schedule).validate_python(given)
+    if read.type != "table" and len(read.values) < 2:
+        raise ValueError(f"a {read.type} schedule moves between two steps or more")
+    return Varying(replace(read, values={step: check(v) for step, v in read.values.items()}))
+
+
+def plain_number(number: float) -> Any:
+    """What a recipe says of a number, or of its schedule."""
+    return asdict(number.schedule) if isinstance(number, Varying) else number
+
+
+Or = WrapValidator(number_or_schedule)
+Told = PlainSerializer(plain_number)
+Shown = Described({"anyOf": [{"type": "number"}, {"type": "object", "required": ["type"]}]})
+
+
+@dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
     """alpha T^2 D(teacher, student) + (1 - alpha) CE + the extra terms."""
 
     __pydantic_config__ = STRICT
-    alpha: Annotated[float, Interval(ge=0, le=1)] = 0.9
+    alpha: Annotated[float, Interval(ge=0, le=1), Or, Told, Shown] = 0.9
     """Weight of the teacher's distribution; the data's own next token has 1 - alpha."""
-    temperature: Rate = 1.0
+    temperature: Annotated[float, Gt(0), Or, Told, Shown] = 1.0
     """Softens both distributions in the divergence, never in the cross-entropy."""
     divergence: Component | str = "forward_kl"
     """How far apart two distributions are."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Annotated, Any
 
 from annotated_types import Ge
@@ -14,6 +15,7 @@ from limbeck.errors import ConfigError
 from limbeck.objective.cross_entropy import CrossEntropyTerm
 from limbeck.objective.divergence import DivergenceTerm
 from limbeck.objective.objective import Objective
+from limbeck.objective.schedules import at, largest
 from limbeck.objective.terms import PairShapes, WeightedTerm, terms
 from limbeck.registry import Component, Problem, type_of
 
@@ -42,15 +44,22 @@ def build_objective(
     problems = list(objective_problems(config))
     if problems:
         raise ConfigError("\n".join(map(str, problems)))
-    weighted = []
-    if config.alpha > 0:
+    weighted, alpha = [], config.alpha
+    if largest(alpha) > 0:
         term = DivergenceTerm(shapes, divergence=config.divergence, temperature=config.temperature)
-        weighted.append(WeightedTerm("divergence", config.alpha, term))
-    weighted.append(WeightedTerm("cross_entropy", 1 - config.alpha, CrossEntropyTerm(shapes)))
+        weighted.append(WeightedTerm("divergence", partial(at, alpha), term))
+    weighted.append(
+        WeightedTerm("cross_entropy", partial(rest_at, alpha), CrossEntropyTerm(shapes))
+    )
     for index, spec in enumerate(config.extra):
         build = terms.bind(own_options(spec), at=f"objective.extra[{index}]")
         weighted.append(WeightedTerm(name_of(spec), float(spec["weight"]), build(shapes)))
     return Objective(weighted, head_budget_mb)
+
+
+def rest_at(alpha: float, step: int) -> float:
+    """Weight of the cross-entropy in a step."""
+    return 1 - at(alpha, step)
 
 
 def objective_problems(config: ObjectiveConfig) -> Iterator[Problem]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -120,8 +120,11 @@ terms: Registry[Term] = Registry("objective term", package="limbeck.objective")
 
 
 class WeightedTerm(NamedTuple):
-    """A term, its weight, and the name its value is logged under."""
+    """A term, its weight, and the name its value is logged under.
+
+    A weight that changes is a pure function of the optimizer step, counted from 0.
+    """
 
     name: str
-    weight: float
+    weight: float | Callable[[int], float]
     term: Term
