@@ -70,13 +70,11 @@ class Varying(float):
     schedule: Schedule
 
     def __new__(cls, schedule: Schedule) -> Varying:
-        """The first value is that of step 0."""
         number = super().__new__(cls, schedule.values[min(schedule.values)])
         number.schedule = schedule
         return number
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Copy the schedule with the number."""
         return Varying, (self.schedule,)
 
 
@@ -85,7 +83,7 @@ def number_or_schedule(given: Any, check: Callable[[Any], float]) -> float:
     if not isinstance(given, Mapping):
         return given if isinstance(given, Varying) else check(given)
     given = dict(given)
-    if given.keys() >= {"from", "to", "steps"}:
+    if given.keys() >= {"from", "to"} and isinstance(given.get("steps"), int):
         values = {0: given.pop("from"), given.pop("steps"): given.pop("to")}
         given = {"values": values, **given}
     read: Schedule = TypeAdapter(Schedule).validate_python(given)
@@ -117,6 +115,8 @@ class ObjectiveConfig:
     """How far apart two distributions are."""
     extra: tuple[Component, ...] = ()
     """Further terms, `{type, weight, ...}`, weights absolute."""
+    positions: Component | str | None = None
+    """Where logits are compared, e.g. `{type: teacher_entropy, share: 0.2}`; else everywhere."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from limbeck.errors import ConfigError
 from limbeck.objective.cross_entropy import CrossEntropyTerm
 from limbeck.objective.divergence import DivergenceTerm
 from limbeck.objective.objective import Objective
+from limbeck.objective.positions import positions
 from limbeck.objective.schedules import at, largest
 from limbeck.objective.terms import PairShapes, WeightedTerm, terms
 from limbeck.registry import Component, Problem, type_of
@@ -54,7 +55,10 @@ def build_objective(
     for index, spec in enumerate(config.extra):
         build = terms.bind(own_options(spec), at=f"objective.extra[{index}]")
         weighted.append(WeightedTerm(name_of(spec), float(spec["weight"]), build(shapes)))
-    return Objective(weighted, head_budget_mb)
+    chosen = None
+    if config.positions is not None:
+        chosen = positions.bind(config.positions, at="objective.positions")()
+    return Objective(weighted, head_budget_mb, chosen)
 
 
 def rest_at(alpha: float, step: int) -> float:
@@ -65,6 +69,8 @@ def rest_at(alpha: float, step: int) -> float:
 def objective_problems(config: ObjectiveConfig) -> Iterator[Problem]:
     """Every mistake in the open parts of an objective: the divergence and the extra terms."""
     yield from divergences.problems(config.divergence, at="objective.divergence")
+    if config.positions is not None:
+        yield from positions.problems(config.positions, at="objective.positions")
     taken = list(MAIN)
     for index, spec in enumerate(config.extra):
         at = f"objective.extra[{index}]"

@@ -82,6 +82,7 @@ class ClosedForm(ChunkBody):
         """
         self.weights = weights
         self.targets = student.targets
+        self.token_weights = student.token_weights
         self.distribution = distribution
         self.soft: DivergenceTerm | None = None
         self.soft_weight = self.hard_weight = 0.0
@@ -110,11 +111,13 @@ class ClosedForm(ChunkBody):
             self.work = self.work.new_empty(5, min(self.block, length), vocabulary)
         teacher = self._teacher(window, vocabulary)
         targets = self.targets[window, None]
+        weights = None if self.token_weights is None else self.token_weights[window, None]
         sums = self.work.new_zeros(2)
         for start in range(0, length, self.work.shape[1]):
             few = slice(start, min(start + self.work.shape[1], length))
             rows = None if teacher is None else teacher.rows(few)
-            sums += self._rows(products[few], rows, targets[few], wants_gradient)
+            own = None if weights is None else weights[few].to(sums)
+            sums += self._rows(products[few], rows, targets[few], own, wants_gradient)
         return torch.stack([sums[place] for place in self.places]), products
 
     def _teacher(self, window: slice, vocabulary: int) -> TeacherDistribution | None:
@@ -138,6 +141,7 @@ class ClosedForm(ChunkBody):
         logits: Float[Tensor, "n V"],
         teacher: TeacherDistribution | None,
         targets: Int[Tensor, "n 1"],
+        weights: Float[Tensor, "n 1"] | None,
         wants_gradient: bool,
     ) -> Float[Tensor, " 2"]:
         """Sums of divergence and cross-entropy over a few rows, whose logits become gradient."""
@@ -168,7 +172,9 @@ class ClosedForm(ChunkBody):
             slope.add_(work.spare, alpha=self.hard_weight)
         if wants_gradient:
             slope.scatter_add_(-1, targets, torch.full_like(hard, -self.hard_weight))
-            logits.copy_(slope)
+            logits.copy_(slope if weights is None else slope.mul_(weights))
+        if weights is not None:
+            soft, hard = soft * weights.squeeze(-1), hard * weights
         return torch.stack([soft.sum() * temperature**2, hard.sum()])
 
     def _soft(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from limbeck.layers import LayerMap
 from limbeck.registry import Registry
-from limbeck.signals import Head, SignalNeeds, TeacherSignal
+from limbeck.signals import Head, Rows, SignalNeeds, TeacherSignal
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,21 @@ class StudentView:
         head: Output head. Called on a chunk at a time, so N x V logits never exist at once.
         layer_hidden: Block outputs by 0-based student layer.
         targets: Token id each position should predict.
+        token_weights: Multiplies every term at each position; None is 1 everywhere. The sum of the
+            terms is still divided by the number of scored tokens, not by the sum of the weights.
     """
 
     hidden: Float[Tensor, "N D"]
     head: Head
     layer_hidden: Mapping[int, Float[Tensor, "N D"]]
     targets: Int[Tensor, " N"]
+    token_weights: Float[Tensor, " N"] | None = None
+
+    def weigh(self, values: Float[Tensor, " n"], window: Rows) -> Float[Tensor, " n"]:
+        """Values at some of the positions, each times its position's weight."""
+        if self.token_weights is None:
+            return values
+        return values * self.token_weights[window].to(values.dtype)
 
 
 @dataclass(frozen=True)
