@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import webbrowser
+from dataclasses import replace
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 SENTENCE = "The capital of France is Paris"
 """What the demo looks at the teacher's knowledge with."""
+
+SHOWN = 2
+"""Its last positions, where the teacher has something to go by."""
 
 
 def demo(
@@ -80,7 +84,8 @@ def show_dark_knowledge(console: Console, teacher: Path) -> None:
     )
     models, tokenizer = open_models([str(teacher)], [], False, "auto")
     seen = peek(tokenizer, models[0], None, SENTENCE, (1.0, 2.0, 4.0), top=4)
-    show(seen, ["SmolLM2-135M-Instruct"], console)
+    last = replace(seen, positions=seen.positions[-SHOWN:])
+    show(last, ["SmolLM2-135M-Instruct"], console)
 
 
 def configure(teacher: Path, output: Path, steps: int | None) -> RunConfig:

@@ -54,7 +54,7 @@ def arms_of(config: RunConfig) -> list[Arm]:
     grid = rates if isinstance(rates, tuple) else (rates,)
     objectives = {"distilled": config.objective}
     if config.evaluate.baseline:
-        objectives["cross_entropy"] = replace(config.objective, alpha=0.0, extra=())
+        objectives["cross_entropy"] = replace(config.objective, alpha=0.0, extra=(), positions=None)
     return [
         Arm(name, rate, objective, arm_folder(config.output, name, rate, len(grid)))
         for name, objective in objectives.items()

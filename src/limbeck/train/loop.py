@@ -127,6 +127,7 @@ class Loop:
         )
         rate = self._rate(totals.step)
         set_rate(self._optimizers, rate)
+        setup.distiller.objective.set_step(totals.step)
         outcome, parts, num_scored = self._learn(rows)
         seconds = time.perf_counter() - started
         totals.step += 1
@@ -136,6 +137,7 @@ class Loop:
         else:
             totals.bad_in_row = 0
             totals.tokens += num_scored
+            setup.distiller.objective.learn(outcome.shares)
             self._say(
                 kind="step",
                 step=totals.step,
