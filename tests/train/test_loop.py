@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from pydantic import TypeAdapter
 
-from limbeck.config import MemoryConfig
+from limbeck.config import MemoryConfig, ObjectiveConfig
 from limbeck.data.order import step_rows
 from limbeck.distributed import StopSignals, latest
 from limbeck.errors import ConfigError, DataError, NonFiniteError, RunError
@@ -262,3 +263,22 @@ def test_an_automatic_micro_batch_is_kept_when_resuming(tmp_path):
     assert saved["facts"]["totals"]["micro_batch"] == 3
     assert tensors(newest)
     assert saved["facts"]["totals"]["tokens"] <= 4 * 3 * LENGTH
+
+
+def test_a_weight_that_follows_a_schedule_is_that_of_its_step(tmp_path):
+    moving = TypeAdapter(ObjectiveConfig).validate_python(
+        {"alpha": {"type": "linear", "from": 1.0, "to": 0.0, "steps": 4}}
+    )
+    heard = []
+    train(
+        toy_setup(
+            tmp_path,
+            pair=toy_pair(moving),
+            optim={"steps": 6},
+            sinks=[Listener(heard.append)],
+        )
+    )
+    steps = [r for r in heard if r["kind"] == "step"]
+    for record, alpha in zip(steps, [1.0, 0.75, 0.5, 0.25, 0.0, 0.0], strict=True):
+        mixed = alpha * record["divergence"] + (1 - alpha) * record["cross_entropy"]
+        assert record["loss"] == pytest.approx(mixed, rel=1e-5)
