@@ -172,6 +172,8 @@ class EvaluateConfig:
     """Held-out positions measured during the run."""
     baseline: Literal["cross_entropy"] | None = None
     """Also train a student with alpha 0 on the same data, order and steps; costs a second run."""
+    baseline_learning_rate: Rate | Annotated[tuple[Rate, ...], MinLen(1)] | None = None
+    """Its peak, or a grid; that of `optim.learning_rate` by default."""
     continuations: Annotated[int, Ge(0)] = 3
     """Held-out beginnings that teacher and student continue in the report."""
 

@@ -75,6 +75,15 @@ def test_a_grid_keeps_the_rate_that_comes_nearest_to_the_teacher(tmp_path):
     assert kept != (stages / "distilled-1e-06" / "student" / "model.safetensors").read_bytes()
 
 
+def test_the_anchor_may_have_a_grid_of_its_own(tmp_path):
+    outcome = run(
+        write_recipe(tmp_path),
+        "evaluate.baseline=cross_entropy",
+        "evaluate.baseline_learning_rate=[1e-6, 1e-3]",
+    )
+    assert outcome.evaluation["learning_rate"] == {"distilled": 3e-3, "cross_entropy": 1e-3}
+
+
 def test_evaluating_the_finished_student_again_gives_the_same_figures(tmp_path):
     path = write_recipe(tmp_path)
     first = run(path).evaluation

@@ -5,32 +5,33 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 ARMS = {
-    "initial": "student as initialised",
-    "cross_entropy": "student, cross-entropy only",
-    "distilled": "student, distilled",
+    "initial": "as initialised",
+    "cross_entropy": "cross-entropy only",
+    "distilled": "distilled",
     "teacher": "teacher",
 }
 COLUMNS = {
-    "forward_kl": ("KL to teacher", "{:.3f}"),
-    "total_variation": ("TVD", "{:.3f}"),
-    "top1_agreement": ("top-1 agreement", "{:.1%}"),
-    "cross_entropy": ("cross-entropy", "{:.3f}"),
-    "perplexity": ("perplexity", "{:.1f}"),
+    "forward_kl": ("KL", "{:.3f}"),
+    "top1_agreement": ("top-1 agrees", "{:.1%}"),
+    "cross_entropy": ("CE, nats", "{:.3f}"),
     "bits_per_byte": ("bits/byte", "{:.3f}"),
 }
+"""What fits on a terminal with its intervals; the report has the rest."""
 
 
 def outcome_table(evaluation: Mapping[str, Any]) -> RenderableType:
     """The students against their anchors, with 95 % intervals over documents."""
     if not evaluation.get("arms"):
         return Text("Nothing was measured: the recipe names no held-out text (evaluate.data).")
-    table = Table(title="On held-out text", title_justify="left", header_style="bold")
-    table.add_column("")
+    title = "Held-out text, against the teacher; 95 % intervals over documents"
+    table = Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD)
+    table.add_column("student", no_wrap=True)
     for title, _ in COLUMNS.values():
         table.add_column(title, justify="right")
     for arm, title in ARMS.items():
@@ -45,7 +46,7 @@ def cell(figure: Mapping[str, float] | None, form: str) -> str:
     if figure is None:
         return "-"
     value, low, high = (form.format(figure[key]) for key in ("value", "low", "high"))
-    return value if low == high else f"{value} [{low}, {high}]"
+    return value if low == high else f"{value}\n{low}-{high}"
 
 
 def sentences(evaluation: Mapping[str, Any]) -> list[Text]:

@@ -50,16 +50,22 @@ class Arm:
 
 def arms_of(config: RunConfig) -> list[Arm]:
     """Every student a recipe asks for; the distilled ones first."""
-    rates = config.optim.learning_rate
-    grid = rates if isinstance(rates, tuple) else (rates,)
+    rates: dict[str, float | tuple[float, ...]] = {"distilled": config.optim.learning_rate}
     objectives = {"distilled": config.objective}
     if config.evaluate.baseline:
+        rates["cross_entropy"] = config.evaluate.baseline_learning_rate or rates["distilled"]
         objectives["cross_entropy"] = replace(config.objective, alpha=0.0, extra=(), positions=None)
     return [
         Arm(name, rate, objective, arm_folder(config.output, name, rate, len(grid)))
         for name, objective in objectives.items()
+        for grid in [grid_of(rates[name])]
         for rate in grid
     ]
+
+
+def grid_of(rates: float | tuple[float, ...]) -> tuple[float, ...]:
+    """One learning rate or several, as several."""
+    return rates if isinstance(rates, tuple) else (rates,)
 
 
 def arm_folder(output: Path, name: str, rate: float, grid_size: int) -> Path:
