@@ -96,7 +96,7 @@ def test_evaluating_the_finished_student_again_gives_the_same_figures(tmp_path):
 
 @pytest.mark.parametrize(("student_rows", "teacher_rows"), [(384, 448), (448, 384)])
 def test_padded_vocabularies_give_the_losses_of_unpadded_ones(tmp_path, student_rows, teacher_rows):
-    """Qwen2.5-7B has 152,064 rows and Qwen2.5-1.5B 151,936 for the same tokens: it must not matter."""
+    """Qwen2.5-7B has 152,064 rows for the tokens for which Qwen2.5-1.5B has 151,936."""
     from transformers import AutoModelForCausalLM
 
     real = len(small())
@@ -199,3 +199,49 @@ def test_without_held_out_text_there_is_a_student_and_no_claim(tmp_path):
     outcome = run(path)
     assert outcome.student.exists()
     assert outcome.evaluation["arms"] == {}
+
+
+def test_refusing_to_resume_leaves_the_recipe_that_was_run(tmp_path):
+    path = write_recipe(tmp_path)
+    run(path)
+    before = (tmp_path / "run" / "recipe.yaml").read_text()
+    with pytest.raises(ConfigError, match="temperature"):
+        run(path, "objective.temperature=3.0", resume=True)
+    assert (tmp_path / "run" / "recipe.yaml").read_text() == before
+
+
+def test_overwriting_leaves_nothing_of_the_run_before(tmp_path):
+    path = write_recipe(tmp_path)
+    run(path, "track=[tensorboard]")
+    (tmp_path / "run" / "report.html").write_text("of the run before")
+    stale = set((tmp_path / "run" / "tensorboard").iterdir())
+    run(path, "track=[tensorboard]", overwrite=True)
+    assert (tmp_path / "run" / "report.html").read_text() != "of the run before"
+    assert not stale & set((tmp_path / "run" / "tensorboard").iterdir())
+
+
+def test_a_student_that_began_as_its_teacher_still_gets_its_figures(tmp_path):
+    path = write_recipe(tmp_path, student={"layers": [0, 1, 2, 3]})
+    outcome = run(path, "optim.steps=2")
+    assert outcome.evaluation["arms"]["initial"]["forward_kl"]["value"] == pytest.approx(
+        0, abs=1e-6
+    )
+    assert "gap_recovered_percent" not in outcome.evaluation
+    assert outcome.report is not None
+
+
+def test_evaluating_a_student_of_other_ids_is_refused(tmp_path):
+    path = write_recipe(tmp_path)
+    other = write_model(tmp_path / "other", rows=len(small()), layers=2)
+
+    def swap(tree):
+        vocabulary = tree["model"]["vocab"]
+        a, b = sorted(vocabulary, key=vocabulary.get)[40:42]
+        vocabulary[a], vocabulary[b] = vocabulary[b], vocabulary[a]
+
+    edited(swap).save_pretrained(other)
+    with (
+        limbeck.assemble(limbeck.load(path)) as whole,
+        pytest.raises(ConfigError, match="must mean the same to student and teacher"),
+    ):
+        whole.evaluate(other)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,18 +11,16 @@ from typing import Any
 from limbeck.config import ObjectiveConfig, RunConfig, to_plain
 from limbeck.distributed import (
     StopSignals,
-    all_sum,
+    broadcast_object,
     checkpoint_name,
     full_weights,
     gathered,
     load_checkpoint,
 )
-from limbeck.evaluate.measure import measure
-from limbeck.evaluate.scores import Scores
-from limbeck.models import CausalLM, Distiller
+from limbeck.models import Distiller
+from limbeck.recipe.judge import Judge
 from limbeck.recipe.parts import Parts
 from limbeck.recipe.score_files import read_scores, write_scores
-from limbeck.teachers.remembering import RememberingTeacher
 from limbeck.train import MetricSink, TrainSetup, train
 
 
@@ -103,16 +101,15 @@ class Bench:
         self._parts = parts
         self._initial = initial
         self._stop = stop
-        # Ranks differ in which batches they have seen, and a sharded teacher needs all in a pass.
-        alone = parts.world.size == 1
-        self._teacher = RememberingTeacher(parts.teacher) if alone else parts.teacher
+        self._judge = judge_of(parts)
 
     def run(self, arm: Arm, sinks: Sequence[MetricSink], *, resume: bool) -> None:
         """Train an arm, keep its best student, and write down its figures."""
         parts = self._parts
         distiller = parts.distiller(parts.take_student(self._initial), arm.objective)
         first = parts.config.output / "initial.json"
-        if not first.exists():
+        # Rank 0 looks for all: measuring needs every rank, and disks may show a file to some first.
+        if not broadcast_object(first.exists(), parts.world):
             self._write_scores(first, distiller)
         parts.teacher.ask(distiller.objective.needs)
         result = train(
@@ -128,7 +125,7 @@ class Bench:
                 folder=arm.folder,
                 seed=parts.config.seed,
                 sequence_length=parts.config.data.sequence_length,
-                evaluate=None if parts.held_out is None else lambda: self._during(distiller),
+                evaluate=self._evaluator(distiller),
                 evaluate_every=parts.config.evaluate.every,
                 sinks=sinks,
                 resume=resume,
@@ -148,45 +145,46 @@ class Bench:
             self._parts.publish_student(distiller.student, arm.folder / "student", weights)
 
     def _write_scores(self, path: Path, distiller: Distiller) -> None:
-        held_out = self._parts.held_out
         deciding = reporting = None
-        if held_out is not None:
+        if self._judge is not None:
             with gathered(distiller):
-                deciding = self.measure(distiller.student, held_out.deciding_rows)
-                reporting = self.measure(distiller.student, held_out.reporting_rows)
+                deciding = self._judge.deciding(distiller.student)
+                reporting = self._judge.reporting(distiller.student)
         if self._parts.world.is_main:
             write_scores(path, deciding, reporting)
 
-    def _during(self, distiller: Distiller) -> Mapping[str, float]:
-        assert self._parts.held_out is not None
-        scores = self.measure(distiller.student, self._parts.held_out.deciding_rows)
-        return {name: scores.mean(name) for name in scores.metrics}
+    def _evaluator(self, distiller: Distiller) -> Callable[[], Mapping[str, float]] | None:
+        """What the loop calls to measure; None without held-out text."""
+        judge = self._judge
+        if judge is None:
+            return None
 
-    def measure(self, student: CausalLM, rows: Sequence[int]) -> Scores:
-        """A student's figures on some rows of the held-out text, over all ranks."""
-        parts = self._parts
-        assert parts.held_out is not None
-        world = parts.world
-        return measure(
-            student,
-            self._teacher,
-            parts.held_out.data,
-            rows[world.rank :: world.size],
-            micro_batch=4,
-            device=world.device,
-            reduce=all_sum if world.size > 1 else None,
-        )
+        def evaluate() -> Mapping[str, float]:
+            scores = judge.deciding(distiller.student)
+            return {name: scores.mean(name) for name in scores.metrics}
+
+        return evaluate
+
+
+def judge_of(parts: Parts) -> Judge | None:
+    """Who measures the students of a run; None without held-out text."""
+    return None if parts.held_out is None else Judge(parts.teacher, parts.held_out, parts.world)
 
 
 def fingerprint(parts: Parts, arm: Arm) -> dict[str, Any]:
     """What must not change between a run and its resumption."""
-    plain = to_plain(parts.config)
-    for section in ("output", "track", "device", "parallel", "evaluate", "memory", "checkpoint"):
-        del plain[section]
     return {
-        "recipe": plain,
+        "recipe": lasting(parts.config),
         "arm": arm.name,
         "learning_rate": arm.learning_rate,
         "teacher": parts.teacher.facts,
         "data": parts.data.facts,
     }
+
+
+def lasting(config: RunConfig) -> dict[str, Any]:
+    """What of a recipe must not change between a run and its resumption."""
+    plain = to_plain(config)
+    for section in ("output", "track", "device", "parallel", "evaluate", "memory", "checkpoint"):
+        del plain[section]
+    return plain

@@ -42,7 +42,7 @@ def compare(scores: Mapping[str, Scores]) -> dict[str, Any]:
         "padded_mass": {name: s.padded_mass for name, s in scores.items()},
         "held_out": {"documents": len(some.documents), "tokens": some.num_tokens},
     }
-    if "initial" in scores:
+    if "initial" in scores and has_gap(scores["initial"]):
         found["gap_recovered_percent"] = {
             name: gap_recovered(scores["initial"], s)
             for name, s in scores.items()
@@ -54,6 +54,14 @@ def compare(scores: Mapping[str, Scores]) -> dict[str, Any]:
             for metric in ("forward_kl", "total_variation", "top1_agreement", "cross_entropy")
         }
     return found
+
+
+def has_gap(initial: Scores) -> bool:
+    """Whether a student began away from its teacher on every document.
+
+    A share of the distance means something only then: a copy of the teacher has none to close.
+    """
+    return bool((initial.metrics["forward_kl"] > 0).all())
 
 
 def teacher_figures(scores: Scores) -> dict[str, Any]:

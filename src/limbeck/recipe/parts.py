@@ -37,6 +37,11 @@ from limbeck.tokenizers import (
     prove_same_vocabulary,
 )
 
+STUDENT_DTYPE = torch.float32
+"""Format of the weights being trained, wherever the computation may be less: sharded, FSDP2
+computes in bfloat16 on a GPU and keeps these. A bfloat16 weight would swallow most steps of the
+size that distillation takes."""
+
 
 @dataclass
 class Parts:
@@ -72,8 +77,8 @@ class Parts:
         if self.student is not None:
             model, self.student = self.student.model, None
             return model
-        dtype = student_dtype(self.world)
-        model = load_model(ModelSource(str(saved)), device=self.world.device, dtype=dtype)
+        source = ModelSource(str(saved))
+        model = load_model(source, device=self.world.device, dtype=STUDENT_DTYPE)
         model.vocabulary_size = self.vocabulary.size
         return model
 
@@ -91,9 +96,11 @@ class Parts:
     def distiller(self, student: CausalLM, objective: ObjectiveConfig) -> Distiller:
         """A student under an objective, spread over the ranks."""
         budget = self.config.memory.head_budget_mb
-        distiller = Distiller(
-            student, build_objective(objective, self.shapes, head_budget_mb=budget)
-        )
+        # What terms own is drawn at random; every rank and every run of a seed must draw the same.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.config.seed)
+            built = build_objective(objective, self.shapes, head_budget_mb=budget)
+        distiller = Distiller(student, built)
         distiller.to(self.world.device)
         compute = choose_dtype("auto", self.world.device)
         shard(distiller, student.blocks, self.world, compute_dtype=compute)
@@ -114,7 +121,7 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
             revision=config.teacher.get("revision"),
             trust_remote_code=bool(config.teacher.get("trust_remote_code", False)),
         )
-    origin = Origin(teacher.model, tokenizer, world.device, student_dtype(world), config.seed)
+    origin = Origin(teacher.model, tokenizer, world.device, STUDENT_DTYPE, config.seed)
     with main_first(world):
         student = initialisers.bind(config.student, "student")(origin)
     vocabulary = prove_pair(student, teacher, tokenizer)
@@ -129,12 +136,12 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
                 load_data(held, tokenizer, cache=cache, max_positions=limit), config.evaluate
             )
     notes = [*vocabulary.notes, *data_notes(data, held_out)]
-    for text in (data, held_out.data if held_out else data):
+    for text in [data, *([held_out.data] if held_out else [])]:
         require_known_tokens(text, vocabulary)
     shapes = shapes_of(student, teacher)
     if teacher.model is not None:
-        dtype = choose_dtype("auto", world.device)
-        shard(teacher.model, teacher.model.blocks, world, compute_dtype=dtype)
+        # No other format than its own, which the recipe may have named.
+        shard(teacher.model, teacher.model.blocks, world)
     facts = {
         "teacher": teacher.facts,
         "student": student.facts,
@@ -144,16 +151,6 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
     return Parts(
         config, world, tokenizer, vocabulary, teacher, student, shapes, data, held_out, facts, notes
     )
-
-
-def student_dtype(world: World) -> torch.dtype:
-    """Type of the weights being trained: float32 wherever the computation may be less.
-
-    Sharded, FSDP2 computes in bfloat16 on a GPU and keeps these; a bfloat16 weight would swallow
-    most steps of the size that distillation takes.
-    """
-    del world
-    return torch.float32
 
 
 def prove_pair(

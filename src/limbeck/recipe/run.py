@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,19 +14,34 @@ from typing import Any
 from rich.console import Console
 
 from limbeck import __version__
-from limbeck.config import RunConfig, dump
-from limbeck.distributed import StopSignals, World, barrier, gathered, locked, world
+from limbeck.config import RunConfig, dump, read
+from limbeck.distributed import (
+    StopSignals,
+    World,
+    barrier,
+    broadcast_object,
+    gathered,
+    locked,
+    together,
+    world,
+)
 from limbeck.errors import ConfigError
 from limbeck.files import manifest, write_text
 from limbeck.models import CausalLM, ModelSource, choose_device, load_model
-from limbeck.recipe.arms import Arm, Bench, arms_of, best
+from limbeck.recipe.arms import Arm, Bench, arms_of, best, judge_of, lasting
 from limbeck.recipe.outcome import compare, places
-from limbeck.recipe.parts import Parts, gather_parts, student_dtype
+from limbeck.recipe.parts import STUDENT_DTYPE, Parts, gather_parts
 from limbeck.recipe.provenance import command_line, host_facts, now
 from limbeck.recipe.score_files import read_scores
 from limbeck.report.run_report import write_report
-from limbeck.tokenizers import template_hash, tokenizer_hash
+from limbeck.tokenizers import (
+    load_tokenizer,
+    prove_same_vocabulary,
+    template_hash,
+    tokenizer_hash,
+)
 from limbeck.train import MetricSink, TerminalSink, make_sinks
+from limbeck.train.resume import require_same
 
 
 @dataclass(frozen=True)
@@ -52,7 +66,6 @@ class Run:
         self.config = config
         self._stack = ExitStack()
         self._started = now()
-        self._began = time.monotonic()
         self.world: World = self._stack.enter_context(
             world(choose_device(config.device), config.parallel.shard)
         )
@@ -97,17 +110,20 @@ class Run:
         require_directory(self.folder, resume=resume, overwrite=overwrite)
         barrier()
         with StopSignals() as stop, locked(self.folder, self.world):
-            if overwrite and self.is_main:
-                clear(self.folder)
-            self._write_beginning()
+            together(
+                lambda: self._prepare(resume=resume, overwrite=overwrite),
+                self.world,
+                main_only=True,
+            )
             self._say_notes()
             arms = arms_of(self.config)
             initial = self.folder / "initial"
             if len(arms) > 1:
                 self._save_initial(initial)
             bench = Bench(self.parts, initial, stop)
-            for arm in arms:
-                if not (resume and arm.scores.exists()):
+            done = broadcast_object([arm.scores.exists() for arm in arms], self.world)
+            for arm, is_done in zip(arms, done, strict=True):
+                if not is_done:
                     self._run_arm(bench, arm, resume=resume)
             evaluation = self._conclude(best(arms))
             return RunResult(self.folder / "student", evaluation, self._report())
@@ -119,16 +135,26 @@ class Run:
             student: Any student with the recipe's tokenizer; the run's own by default.
 
         Raises:
-            ConfigError: The recipe names no held-out text.
+            ConfigError: The recipe names no held-out text, or the student's tokens are others.
         """
-        if self.parts.held_out is None:
+        judge = judge_of(self.parts)
+        if judge is None:
             raise ConfigError(
-                "evaluate.data must name held-out text to measure on, and names none."
+                "evaluate.data must name held-out text to measure on, and names none. Add it to "
+                "the recipe."
             )
         model = self._open(student or self.folder / "student")
-        bench = Bench(self.parts, self.folder / "initial", StopSignals())
-        scores = bench.measure(model, self.parts.held_out.reporting_rows)
-        return compare({"distilled": scores})
+        if student is not None:
+            self._require_same_vocabulary(student, model)
+        return compare({"distilled": judge.reporting(model)})
+
+    def _prepare(self, *, resume: bool, overwrite: bool) -> None:
+        """Make the run directory ready, on rank 0 while the others wait."""
+        if overwrite:
+            clear(self.folder)
+        if resume:
+            require_same_recipe(self.folder, self.config)
+        self._write_beginning()
 
     def _run_arm(self, bench: Bench, arm: Arm, *, resume: bool) -> None:
         sinks: list[MetricSink] = []
@@ -142,9 +168,20 @@ class Run:
             self.parts.publish_student(student.model, folder)
         barrier()
 
+    def _require_same_vocabulary(self, folder: Path, model: CausalLM) -> None:
+        """Refuse a student to whose tokenizer the recipe's ids mean something else."""
+        teacher = self.parts.teacher.model
+        assert teacher is not None, "the recipe refuses teachers without a model"
+        prove_same_vocabulary(
+            load_tokenizer(str(folder)),
+            self.parts.tokenizer,
+            student_rows=model.vocabulary_rows,
+            teacher_rows=teacher.vocabulary_rows,
+        )
+
     def _open(self, folder: Path) -> CausalLM:
         source, device = ModelSource(str(folder)), self.world.device
-        model = load_model(source, device=device, dtype=student_dtype(self.world))
+        model = load_model(source, device=device, dtype=STUDENT_DTYPE)
         model.vocabulary_size = self.parts.vocabulary.size
         return model
 
@@ -184,8 +221,6 @@ class Run:
 
     def _write_beginning(self) -> None:
         """The resolved recipe and where everything came from."""
-        if not self.is_main:
-            return
         tokenizer = self.parts.tokenizer
         provenance = {
             "limbeck": __version__,
@@ -232,9 +267,17 @@ def require_directory(folder: Path, *, resume: bool, overwrite: bool) -> None:
         )
 
 
+def require_same_recipe(folder: Path, config: RunConfig) -> None:
+    """Refuse to go on with another recipe, before the one in the directory is written over."""
+    saved = folder / "recipe.yaml"
+    if saved.exists():
+        require_same({"recipe": lasting(read(saved))}, {"recipe": lasting(config)})
+
+
 def clear(folder: Path) -> None:
     """Remove what a run left; the lock stays."""
-    for name in ("stages", "checkpoints", "student", "initial"):
+    for name in ("stages", "checkpoints", "student", "initial", "tensorboard"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for path in folder.glob("*.json*"):
-        path.unlink()
+    for pattern in ("*.json*", "report.html", "log.txt"):
+        for path in folder.glob(pattern):
+            path.unlink()
