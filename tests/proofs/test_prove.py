@@ -19,7 +19,7 @@ from tests.models.tiny import tiny_model
 from tests.proofs.cases import tiny_case, weights_of
 
 FAMILIES = ("llama", "qwen3", "gemma2", "gpt2", "granite")
-CONSTANT_WEIGHTS = {"adaptive_kl", "todi"}
+CONSTANT_WEIGHTS = {"adaptive_kl", "lk_kl", "todi"}
 
 
 def failing(case):
@@ -48,6 +48,13 @@ def test_a_hidden_state_term_with_projectors_is_proven_too():
     student = tiny_model("llama", 2, seed=2, width=16)
     case = tiny_case(student=student, extra=({"type": "hidden_state", "weight": 0.5},))
     assert failing(case) == set()
+
+
+@pytest.mark.parametrize("chosen", ["teacher_entropy", "student_entropy"])
+def test_a_recipe_that_learns_from_chosen_positions_is_not_refused(chosen):
+    findings = {f.name: f for f in prove(tiny_case(positions={"type": chosen, "share": 0.3}))}
+    assert isinstance(findings.pop("micro-batches add up"), Unproven)
+    assert [f for f in findings.values() if isinstance(f, Unproven) or f.fails] == []
 
 
 def test_without_a_divergence_there_is_nothing_to_be_zero():

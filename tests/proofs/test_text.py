@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from limbeck.batch import Batch
-from limbeck.proofs import data_notes, text_notes, trained_on
+from limbeck.proofs import text_notes, trained_on
 from limbeck.proofs.case import POSITIONS, shortened, uneven
 from limbeck.proofs.text import cross_entropy, teacher_reads_better
 from tests.models.tiny import random_batch, tiny_model
@@ -65,14 +65,6 @@ def test_texts_in_one_row_are_shown_whole_and_padding_is_not():
     batch = Batch(as_row[0], as_row[1], as_row[3] >= 0, as_row[2], as_row[3])
     told = "".join(segment.text for segment in trained_on(tokenizer, batch))
     assert told == "a catthe mat"
-
-
-def test_what_fell_out_of_the_text_is_told():
-    facts = {"documents": 9, "dropped": {"too short": 2, "nothing scored": 0}, "duplicates": 1}
-    notes = data_notes(facts)
-    assert notes[0] == "Of 9 texts fell out: 2 too short."
-    assert notes[1].startswith("1 texts are copies")
-    assert data_notes({**facts, "dropped": {}, "duplicates": 0}) == []
 
 
 def test_a_doubled_beginning_and_a_missing_end_are_told():

@@ -47,3 +47,14 @@ def test_a_sharded_teacher_computes_in_the_format_the_recipe_names(tmp_path):
         batch = Batch.from_tokens(torch.arange(9)[None])
         distribution = parts.teacher.signal(batch).distribution
         assert distribution.hidden.dtype == torch.bfloat16
+
+
+def test_what_fell_out_of_the_text_is_told_once(tmp_path):
+    path = write_recipe(tmp_path)
+    with (tmp_path / "train.jsonl").open("a") as file:
+        file.write('{"text": "a still boils"}\n' * 2 + '{"text": "a"}\n')
+    parts = gather_parts(limbeck.load(path, ["data.append_eos=false"]), one_process())
+    assert parts.notes == [
+        "Of 43 training documents fell out: 1 less than two tokens.",
+        "1 training documents stand there more than once.",
+    ]

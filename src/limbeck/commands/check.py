@@ -66,7 +66,6 @@ def tell(run: Run, *, as_json: bool) -> list[str]:
     """Prove and print everything; the names of what keeps the run from starting."""
     from limbeck.proofs import (  # noqa: PLC0415
         Case,
-        data_notes,
         plan_findings,
         prove,
         text_notes,
@@ -97,7 +96,6 @@ def tell(run: Run, *, as_json: bool) -> list[str]:
     batches = [parts.data.batch([row]) for row in spread(parts.data.num_rows, NOTED_ROWS)]
     notes = [
         *parts.notes,
-        *data_notes(parts.data.facts),
         *text_notes(parts.tokenizer, batches, is_chat=config.data.type == "chat"),
     ]
     example = trained_on(parts.tokenizer, batches[0])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -16,10 +15,9 @@ from limbeck.divergences.kl import forward_kl, reverse_kl
 from limbeck.divergences.total_variation import total_variation
 from limbeck.errors import ConfigError
 from limbeck.evaluate.scores import CALIBRATION_BINS, Scores
-from limbeck.models import CausalLM
+from limbeck.models import CausalLM, evaluating
 from limbeck.signals import (
     DenseLogits,
-    Head,
     LazyLogits,
     LogProbPair,
     TeacherDistribution,
@@ -117,13 +115,13 @@ def chunks(student: CausalLM, teacher: Teacher | CausalLM, batch: Batch) -> Iter
     """The scored tokens of a batch, in order; one empty chunk when there are none."""
     hidden, _ = student(batch)
     distribution = opinion(teacher, batch)
-    targets, head, size = batch.targets(), whole_head(student), student.vocabulary_size
+    targets, head = batch.targets(), student.whole_head
     dense = isinstance(distribution, DenseLogits | LazyLogits)
     for start in range(0, max(len(targets), 1), CHUNK):
         window = slice(start, start + CHUNK)
         logits = head(hidden[window])
-        padded = padded_probability(logits, size)
-        logits = logits[:, :size]
+        padded = student.padded_mass(logits)
+        logits = logits[:, : student.vocabulary_size]
         pair = distribution.rows(window).compare(logits, 1.0)
         logp = pair.student if dense else log_softmax(logits, 1.0)
         yield Chunk(window, pair, logp, targets[window], padded, dense)
@@ -146,23 +144,6 @@ def opinion(teacher: Teacher | CausalLM, batch: Batch) -> TeacherDistribution:
             "them. Give the objective an alpha above 0, or evaluate against a model."
         )
     return distribution
-
-
-def whole_head(model: CausalLM) -> Head:
-    """The output head with its padded rows, which the model's own head leaves out."""
-    size = model.vocabulary_size
-    try:
-        model.vocabulary_size = model.vocabulary_rows
-        return model.head
-    finally:
-        model.vocabulary_size = size
-
-
-def padded_probability(logits: Float[Tensor, "n R"], size: int) -> Float[Tensor, " n"]:
-    """Probability beyond the first `size` outcomes, at temperature 1."""
-    if logits.shape[-1] == size:
-        return logits.new_zeros(len(logits))
-    return log_softmax(logits, 1.0)[:, size:].exp().sum(-1)
 
 
 def token_values(chunk: Chunk) -> dict[str, Float[Tensor, " n"]]:
@@ -254,14 +235,3 @@ def in_step(
             return
         yield mine
         start += micro_batch
-
-
-@contextmanager
-def evaluating(model: CausalLM) -> Iterator[None]:
-    """Dropout and the like switched off, and the mode it was in restored."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)

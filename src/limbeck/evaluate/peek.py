@@ -14,9 +14,8 @@ from torch import Tensor
 from limbeck.divergences import expectation
 from limbeck.divergences.kl import forward_kl
 from limbeck.errors import ConfigError
-from limbeck.evaluate.measure import evaluating
 from limbeck.evaluate.text import Tokenizer, token_text
-from limbeck.models import CausalLM
+from limbeck.models import CausalLM, evaluating
 from limbeck.signals import log_softmax
 
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import torch
 
 from limbeck.batch import Batch
-from limbeck.evaluate.measure import CHUNK, evaluating
-from limbeck.models import CausalLM
+from limbeck.evaluate.measure import CHUNK
+from limbeck.models import CausalLM, evaluating
 
 TOKENS = 256
 ROUNDS = 5

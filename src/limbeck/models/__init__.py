@@ -9,11 +9,21 @@ from limbeck.models.embedded import cache_folder, embedded_teacher
 from limbeck.models.facts import model_facts, shape_facts, tensors_hash
 from limbeck.models.layouts import Shape, cut_config, read_pattern, resized_config
 from limbeck.models.load import copied_model, enable_activation_checkpointing, load_model, new_model
-from limbeck.models.prove import prove_documents_apart, prove_head
+from limbeck.models.modes import evaluating
+from limbeck.models.prove import (
+    HEAD_TOLERANCE,
+    TOLERANCE,
+    head_error,
+    neighbours_seen,
+    prove_documents_apart,
+    prove_head,
+)
 from limbeck.models.save import save_student
 from limbeck.models.source import ModelSource
 
 __all__ = [
+    "HEAD_TOLERANCE",
+    "TOLERANCE",
     "CausalLM",
     "Distiller",
     "ModelSource",
@@ -27,8 +37,11 @@ __all__ = [
     "cut_config",
     "embedded_teacher",
     "enable_activation_checkpointing",
+    "evaluating",
+    "head_error",
     "load_model",
     "model_facts",
+    "neighbours_seen",
     "new_model",
     "prove_documents_apart",
     "prove_head",

@@ -15,7 +15,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from limbeck.batch import Batch
 from limbeck.errors import ConfigError
 from limbeck.models.heads import finish_of
-from limbeck.signals import Head
+from limbeck.models.modes import evaluating
+from limbeck.signals import Head, log_softmax
 
 
 class CausalLM(nn.Module):
@@ -121,6 +122,13 @@ class CausalLM(nn.Module):
         """The output head with its padding, to measure what falls on it."""
         return self._head(self.vocabulary_rows)
 
+    def padded_mass(self, whole_logits: Float[Tensor, "n R"]) -> Float[Tensor, " n"]:
+        """Probability on the rows that stand for no token, of logits of the whole head."""
+        size = self._vocabulary_size
+        if whole_logits.shape[-1] == size:
+            return whole_logits.new_zeros(len(whole_logits))
+        return log_softmax(whole_logits, 1.0)[:, size:].exp().sum(-1)
+
     def _head(self, size: int) -> Head:
         layer = output_layer(self.hf_model)
         bias = None if layer.bias is None else layer.bias[:size]
@@ -175,16 +183,13 @@ class CausalLM(nn.Module):
         room = max_new_tokens
         if self.max_positions is not None:
             room = min(room, self.max_positions - len(prompt_ids))
-        was_training, made = self.training, list[int]()
-        self.eval()
-        try:
+        made: list[int] = []
+        with evaluating(self):
             tokens = self._continue(prompt_ids, sampling_temperature, seed)
             while len(made) < room:
                 made.append(next(tokens))
                 if made[-1] in self.end_ids:
                     break
-        finally:
-            self.train(was_training)
         return made
 
     @property

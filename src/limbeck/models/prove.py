@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from limbeck.errors import ConfigError
 from limbeck.models.causal_lm import CausalLM
+from limbeck.models.modes import evaluating
 
 TOLERANCE = {
     torch.float64: 1e-9,
@@ -31,7 +31,7 @@ HEAD_TOLERANCE = {
 """Largest difference of logits, relative to the largest of them. Both come from the same hidden
 states, so only one product is rounded, and even a soft-cap that hardly bends them is seen."""
 
-PIECES = (5, 7, 4)
+PIECES = [5, 7, 4]
 """Lengths of two documents and of the padding after them."""
 
 
@@ -42,49 +42,69 @@ def prove_head(model: CausalLM) -> None:
         ConfigError: They do not, so the family does something after its head that limbeck does
             not know.
     """
-    with _quiet(model):
-        ids = _tokens(model, 0, 8)[None]
-        size = model.vocabulary_size
-        whole = model.hf_model(input_ids=ids, use_cache=False).logits[..., :size].float()
-        difference = (model.logits(ids).float() - whole).abs().max()
-        bound = HEAD_TOLERANCE[model.hf_model.dtype] * whole.abs().max()
-    if not difference <= bound:  # so that NaN fails too
+    error = head_error(model, _tokens(model, 0, 8)[None])
+    bound = HEAD_TOLERANCE[model.hf_model.dtype]
+    if not error <= bound:  # so that NaN fails too
         raise ConfigError(
             f"The head of a {model.family} model, called apart from it, must give the model's own "
-            f"logits, but they differ by up to {float(difference):.3g} (allowed: "
-            f"{float(bound):.3g}). limbeck does not know what this family does after its head: "
-            "choose another model, or add the family to limbeck.models.heads."
+            f"logits, but they differ by up to {error:.3g} of the largest (allowed: {bound:.3g}). "
+            "limbeck does not know what this family does after its head: choose another model, or "
+            "add the family to limbeck.models.heads."
         )
+
+
+def head_error(model: CausalLM, input_ids: Int[Tensor, "B T"]) -> float:
+    """How far decoder and head, called apart, are from the whole model's logits.
+
+    The largest difference over the real tokens, relative to the largest logit.
+    """
+    with torch.no_grad(), evaluating(model):
+        whole = model.hf_model(input_ids=input_ids, use_cache=False).logits
+        whole = whole[..., : model.vocabulary_size].float()
+        gap = (model.logits(input_ids).float() - whole).abs().max()
+    return float(gap / whole.abs().max())
 
 
 def prove_documents_apart(model: CausalLM) -> None:
     """Check that pieces packed into one row, and padding, do not see each other.
 
-    A piece must give the hidden states it gives alone, and they must not change at all when the
-    tokens of the other pieces do.
-
     Raises:
         ConfigError: They do, so rows of this model cannot hold more than one piece.
     """
     _refuse_without_positions(model)
-    with _quiet(model):
-        ids = _tokens(model, 1, sum(PIECES))
-        pieces = torch.split(ids, list(PIECES))
-        packed = _packed(model, ids)
-        alone = torch.cat([_alone(model, piece) for piece in pieces])
-        other = _tokens(model, 2, sum(PIECES))
-        other[PIECES[0] : -PIECES[-1]] = pieces[1]
-        seen = (_packed(model, other) - packed)[PIECES[0] : -PIECES[-1]].abs().max()
-        difference = ((packed - alone).norm(dim=-1) / alone.norm(dim=-1)).max()
+    error, seen = neighbours_seen(model, torch.split(_tokens(model, 1, sum(PIECES)), PIECES))
     bound = TOLERANCE[model.hf_model.dtype]
-    if not difference <= bound or seen > 0:
+    if not error <= bound or seen > 0:
         raise ConfigError(
             f"Texts that share a row must not see each other, but in this {model.family} model "
-            f"they do: hidden states differ by {float(difference):.3g} of their size from those "
-            f"of the text alone (allowed: {bound:.3g}), and by up to {float(seen):.3g} when a "
+            f"they do: hidden states differ by {error:.3g} of their size from those "
+            f"of the text alone (allowed: {bound:.3g}), and by up to {seen:.3g} when a "
             "neighbour changes. The model does not read document borders from position_ids; "
             "choose a model with attention in every layer, as Llama, Qwen, Gemma or Mistral."
         )
+
+
+def neighbours_seen(model: CausalLM, pieces: Sequence[Int[Tensor, " _"]]) -> tuple[float, float]:
+    """What pieces of text in one row see of each other; nothing, if they are kept apart.
+
+    Args:
+        model: The model.
+        pieces: At least three; the first and the last are the neighbours of the others.
+
+    Returns:
+        The largest difference of a hidden state from that of its piece alone, relative to its size,
+        where only rounding may differ; and the largest change of those between the neighbours when
+        every token of the neighbours changes, where nothing may.
+    """
+    first, *inner, last = pieces
+    between = slice(len(first), -len(last))
+    others = [(piece + 1) % model.vocabulary_size for piece in (first, last)]
+    with torch.no_grad(), evaluating(model):
+        packed = _states(model, pieces)
+        alone = torch.cat([_states(model, [piece]) for piece in pieces])
+        beside_others = _states(model, [others[0], *inner, others[1]])
+    error = ((packed - alone).norm(dim=-1) / alone.norm(dim=-1)).max()
+    return float(error), float((beside_others - packed)[between].abs().max())
 
 
 def _refuse_without_positions(model: CausalLM) -> None:
@@ -96,36 +116,16 @@ def _refuse_without_positions(model: CausalLM) -> None:
         )
 
 
-@contextmanager
-def _quiet(model: CausalLM) -> Iterator[None]:
-    """Without dropout and without gradients."""
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(was_training)
-
-
 def _tokens(model: CausalLM, seed: int, count: int) -> Int[Tensor, " T"]:
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(model.vocabulary_size, (count,), generator=generator)
     return ids.to(model.hf_model.device)
 
 
-def _packed(model: CausalLM, ids: Int[Tensor, " T"]) -> Float[Tensor, "T D"]:
-    positions = torch.cat([torch.arange(length, device=ids.device) for length in PIECES])
-    return _states(model, ids, positions)
-
-
-def _alone(model: CausalLM, ids: Int[Tensor, " T"]) -> Float[Tensor, "T D"]:
-    return _states(model, ids, torch.arange(len(ids), device=ids.device))
-
-
-def _states(
-    model: CausalLM, ids: Int[Tensor, " T"], positions: Int[Tensor, " T"]
-) -> Float[Tensor, "T D"]:
+def _states(model: CausalLM, pieces: Sequence[Int[Tensor, " _"]]) -> Float[Tensor, "T D"]:
+    """Last hidden states of pieces in one row, each with positions of its own."""
+    ids = torch.cat(list(pieces))
+    positions = torch.cat([torch.arange(len(piece), device=ids.device) for piece in pieces])
     output = model.decoder(input_ids=ids[None], position_ids=positions[None], use_cache=False)
     last: Tensor = output.last_hidden_state
     return last[0].float()

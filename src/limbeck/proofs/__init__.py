@@ -4,7 +4,7 @@ from limbeck.proofs.case import Case, Rows
 from limbeck.proofs.plan import Disk, Measured, Plan, make_plan, plan_findings
 from limbeck.proofs.proof import Finding, Proof, Unproven
 from limbeck.proofs.prove import prove
-from limbeck.proofs.text import Segment, data_notes, text_notes, trained_on
+from limbeck.proofs.text import Segment, text_notes, trained_on
 
 __all__ = [
     "Case",
@@ -16,7 +16,6 @@ __all__ = [
     "Rows",
     "Segment",
     "Unproven",
-    "data_notes",
     "make_plan",
     "plan_findings",
     "prove",

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from limbeck.batch import Batch
 from limbeck.config import ObjectiveConfig
-from limbeck.models import CausalLM, Distiller
+from limbeck.models import CausalLM, Distiller, evaluating
 from limbeck.objective import StudentView
 from limbeck.signals import Head, LazyLogits, TeacherSignal
 from limbeck.teachers import Teacher
@@ -143,7 +142,7 @@ def part(batch: Batch, rows: slice, positions: slice = slice(None)) -> Batch:
 def view(case: Case, batch: Batch, count: int = SCORED) -> Views:
     """Both models' hidden states and heads at some of the batch's scored positions."""
     objective = case.distiller.objective
-    with torch.no_grad(), at_rest(case.distiller), at_rest(case.teacher_model):
+    with torch.no_grad(), evaluating(case.distiller), evaluating(case.teacher_model):
         hidden, layers = case.student(batch, objective.student_layers)
         teacher_hidden, teacher_layers = case.teacher_model(batch, objective.needs.layers)
     every = max(1, len(hidden) // count)
@@ -162,14 +161,3 @@ def still(head: Head) -> Head:
     """The same head, out of any graph."""
     bias = None if head.bias is None else head.bias.detach()
     return Head(head.weight.detach(), bias, head.finish)
-
-
-@contextmanager
-def at_rest(module: nn.Module) -> Iterator[None]:
-    """Dropout and the like switched off, and the mode it was in restored."""
-    was_training = module.training
-    module.eval()
-    try:
-        yield
-    finally:
-        module.train(was_training)

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.batch import Batch
-from limbeck.models import CausalLM
-from limbeck.proofs.case import Case, at_rest, part
+from limbeck.models import CausalLM, evaluating
+from limbeck.proofs.case import Case, part
 from limbeck.proofs.proof import Finding, Proof, Unproven, distance
 
 ALLOWED = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 2e-2}
@@ -28,9 +28,13 @@ def micro_batches_add_up(case: Case, batch: Batch) -> Finding:
     rows = len(batch.scored)
     if rows < 2:
         return Unproven(name, "the text has only one row")
+    if case.distiller.objective.positions is not None:
+        return Unproven(
+            name, "objective.positions chooses within each micro-batch, so cutting changes a step"
+        )
     step_tokens = batch.num_scored()
     parameters = small_parameters(case.student)
-    with at_rest(case.distiller):
+    with evaluating(case.distiller):
         whole, whole_gradient = share(case, batch, step_tokens, parameters)
         parts = [
             share(case, part(batch, slice(i, i + 1)), step_tokens, parameters) for i in range(rows)

@@ -104,6 +104,7 @@ def finite_differences(case: Case, views: Views) -> Finding:
     dtype = exact(views.student.head, views.distribution.head)
     near = first(views, NEAR, dtype)
     objective = copy.deepcopy(case.distiller.objective).to(dtype)
+    objective.positions = None
     gradient = evaluate(objective, near.student, near.signal).hidden
     step, allowed = SLOPE[dtype]
     step *= float(near.student.hidden.square().mean().sqrt())
@@ -147,15 +148,19 @@ def slopes_at(
 
 
 def evaluate(objective: Objective, student: StudentView, signal: TeacherSignal) -> Outcome:
-    """An objective's loss and gradients, through its fused head, in chunks as small as they get."""
+    """An objective's loss and gradients, through its fused head, in chunks as small as they get.
+
+    At every position: where the recipe learns from a choice of them, the formula is no other.
+    """
     hidden = student.hidden.detach().requires_grad_()
     weight = student.head.weight.detach().requires_grad_()
     head = Head(weight, student.head.bias, student.head.finish)
-    budget, objective.head_budget_mb = objective.head_budget_mb, 0
+    budget, chosen = objective.head_budget_mb, objective.positions
+    objective.head_budget_mb, objective.positions = 0, None
     try:
         loss, _ = objective(replace(student, hidden=hidden, head=head), signal, count(student))
     finally:
-        objective.head_budget_mb = budget
+        objective.head_budget_mb, objective.positions = budget, chosen
     by_hidden, by_weight = torch.autograd.grad(loss, [hidden, weight])
     return Outcome(loss.detach(), by_hidden, by_weight[distinct(student.targets)])
 

@@ -16,7 +16,7 @@ from limbeck.batch import Batch
 from limbeck.config import OptimConfig, RunConfig
 from limbeck.errors import ConfigError
 from limbeck.models import CausalLM, Distiller
-from limbeck.proofs.case import Case
+from limbeck.proofs.case import Case, spread
 from limbeck.proofs.proof import Proof
 
 
@@ -101,8 +101,7 @@ def make_plan(
     """
     rows_per_step = max(1, config.optim.tokens_per_step // config.data.sequence_length)
     count, available = min(micro_batch, rows_per_step), case.data.num_rows
-    rows = [i * available // count for i in range(count)]
-    measured = run_micro_batch(case, case.data.batch(rows))
+    measured = run_micro_batch(case, case.data.batch(spread(available, count)))
     passes = -(-rows_per_step // measured.rows)
     state = state_bytes(case.distiller, config.optim)
     return Plan(

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from limbeck.batch import Batch
-from limbeck.models import CausalLM, PreTrainedTokenizerBase
-from limbeck.proofs.case import POSITIONS, Case, at_rest, shortened, spread
+from limbeck.models import CausalLM, PreTrainedTokenizerBase, evaluating
+from limbeck.proofs.case import POSITIONS, Case, shortened, spread
 from limbeck.proofs.proof import Proof
 from limbeck.signals import log_softmax
 
@@ -60,7 +60,7 @@ def teacher_reads_better(case: Case) -> Proof:
 def cross_entropy(model: CausalLM, batches: Iterable[Batch]) -> tuple[float, int]:
     """Mean negative log-likelihood of the scored tokens, nats, and their number."""
     total, count = 0.0, 0
-    with torch.no_grad(), at_rest(model):
+    with torch.no_grad(), evaluating(model):
         for batch in batches:
             hidden, _ = model(batch)
             targets = batch.targets()[:, None]
@@ -109,19 +109,6 @@ def trained_on(tokenizer: PreTrainedTokenizerBase, batch: Batch) -> list[Segment
         Segment(str(tokenizer.decode([token for token, _ in run])), scored)
         for scored, run in groupby(tokens[:SHOWN], key=lambda pair: pair[1])
     ]
-
-
-def data_notes(facts: Mapping[str, Any]) -> list[str]:
-    """What fell out of the text on its way to rows.
-
-    Args:
-        facts: Of the data set, as `TextData` keeps them.
-    """
-    fell = [f"{count:,} {reason}" for reason, count in facts["dropped"].items() if count]
-    notes = [f"Of {facts['documents']:,} texts fell out: {', '.join(fell)}."] if fell else []
-    if facts["duplicates"]:
-        notes.append(f"{facts['duplicates']:,} texts are copies of others, and count twice.")
-    return notes
 
 
 def text_notes(

@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 
 from limbeck.batch import Batch
-from limbeck.models import CausalLM
-from limbeck.proofs.case import Case, at_rest
+from limbeck.models import CausalLM, evaluating
+from limbeck.proofs.case import Case
 from limbeck.proofs.proof import Proof
-from limbeck.signals import log_softmax
 
 MAX_TEACHER_MASS = 1e-4
 """Mean probability a teacher may leave on rows that are cut, before its distribution is another."""
@@ -39,7 +38,9 @@ def padded_rows_proof(who: str, model: CausalLM, batch: Batch) -> Proof:
         model: The model.
         batch: Where it is measured.
     """
-    mass = padded_mass(model, batch)
+    with torch.no_grad(), evaluating(model):
+        hidden, _ = model(batch)
+        mass = float(model.padded_mass(model.whole_head(hidden)).mean())
     return Proof(
         f"padded rows of the {who}",
         mass <= MAX_TEACHER_MASS,
@@ -48,18 +49,3 @@ def padded_rows_proof(who: str, model: CausalLM, batch: Batch) -> Proof:
         + ("" if who == "teacher" else "; sampling, evaluation and export mask them"),
         decides=who == "teacher",
     )
-
-
-def padded_mass(model: CausalLM, batch: Batch) -> float:
-    """Mean probability on rows beyond the vocabulary, at the scored positions."""
-    size = model.vocabulary_size
-    if size == model.vocabulary_rows:
-        return 0.0
-    with torch.no_grad(), at_rest(model):
-        hidden, _ = model(batch)
-        try:
-            model.vocabulary_size = model.vocabulary_rows
-            logits = model.head(hidden)
-        finally:
-            model.vocabulary_size = size
-        return float(log_softmax(logits, 1.0)[:, size:].exp().sum(-1).mean())

@@ -172,8 +172,11 @@ def prove_pair(
 
 def data_notes(data: TextData, held_out: HeldOut | None) -> Iterator[str]:
     """What a user should hear of the text."""
-    if data.facts["duplicates"]:
-        yield f"{data.facts['duplicates']} training documents stand there more than once."
+    facts = data.facts
+    if fell := [f"{count:,} {reason}" for reason, count in facts["dropped"].items() if count]:
+        yield f"Of {facts['documents']:,} training documents fell out: {', '.join(fell)}."
+    if facts["duplicates"]:
+        yield f"{facts['duplicates']:,} training documents stand there more than once."
     if held_out is not None and (shared := overlap(data, held_out.data)):
         yield f"{shared} held-out documents also stand in the training text."
 
