@@ -154,6 +154,31 @@ def test_token_rows_reach_every_document_before_any_twice(tmp_path: Path) -> Non
     assert longest[-1] - max(many) <= 4
 
 
+def test_token_rows_of_some_documents_are_theirs_and_reach_all_of_them(tmp_path: Path) -> None:
+    rows = [{"text": SENTENCES[n % 5] * (1 + n)} for n in range(8)]
+    data = load(write(tmp_path / "r.jsonl", rows), pack=False)
+    some = np.array([1, 4, 7])
+    for most in (1, 3 * 16, 10_000):
+        chosen = data.token_rows(most, some)
+        assert set(data.row_documents[chosen]) <= {1, 4, 7}
+        assert len(chosen) == 1 or set(data.row_documents[chosen]) == {1, 4, 7}
+    assert chosen == np.flatnonzero(np.isin(data.row_documents, some)).tolist()
+
+
+def test_a_documents_scored_tokens_are_those_of_its_rows(tmp_path: Path) -> None:
+    data = load(write(tmp_path / "r.jsonl", ROWS), sequence_length=8)
+    documents = data.batch(range(data.num_rows)).documents().numpy()
+    counts = np.bincount(documents, minlength=data.num_documents)
+    assert data.document_scored.tolist() == counts.tolist()
+
+
+def test_a_path_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)  # the cache of this test lies beside the path it is given
+    write(tmp_path / "r.jsonl", ROWS)
+    assert load(Path("~/r.jsonl")).num_documents == len(ROWS)
+
+
 def arrays_of(cache: Path) -> dict[str, bytes]:
     return {str(p): p.read_bytes() for p in sorted(cache.rglob("*.npy"))}
 

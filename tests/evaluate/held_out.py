@@ -20,6 +20,11 @@ class Rows:
     document_bytes: np.ndarray
 
     @property
+    def document_scored(self) -> np.ndarray:
+        """Scored tokens of each document."""
+        return np.bincount(self.whole.documents().numpy(), minlength=self.num_documents)
+
+    @property
     def num_rows(self) -> int:
         """Rows."""
         return len(self.whole.input_ids)

@@ -10,7 +10,7 @@ import torch
 from limbeck.config import DataConfig
 from limbeck.data import load_data
 from limbeck.evaluate.examples import continuations, disagreements
-from limbeck.evaluate.measure import HeldOut, measure
+from limbeck.evaluate.measure import Documents, measure
 from limbeck.evaluate.scores import summarise
 from tests.models.tiny import tiny_llama
 from tests.tokenizers.small import small
@@ -19,14 +19,14 @@ TEXTS = ["The still drips. " * 12, "Den Alembik über naïve façade.", "A third
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> HeldOut:
+def data(tmp_path: Path) -> Documents:
     path = tmp_path / "held.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS), encoding="utf-8")
     config = DataConfig(type="text", path=str(path), sequence_length=32, append_eos=False)
     return load_data(config, small(), cache=tmp_path / "cache", max_positions=64)
 
 
-def test_bits_per_byte_is_counted_over_the_text_that_was_scored(data: HeldOut) -> None:
+def test_bits_per_byte_is_counted_over_the_text_that_was_scored(data: Documents) -> None:
     tokenizer = small()
     student, teacher = (tiny_llama(2, 32, vocabulary=len(tokenizer), seed=s) for s in (1, 2))
     rows = range(data.num_rows)
@@ -39,12 +39,13 @@ def test_bits_per_byte_is_counted_over_the_text_that_was_scored(data: HeldOut) -
     assert summarise(scores)["bits_per_byte"]["value"] == pytest.approx(bits / sum(scored))
 
 
-def test_places_of_real_text_are_named_and_readable(data: HeldOut) -> None:
+def test_places_of_real_text_are_named_and_readable(data: Documents) -> None:
     tokenizer = small()
     student, teacher = (tiny_llama(2, 32, vocabulary=len(tokenizer), seed=s) for s in (1, 2))
     told = disagreements(student, teacher, tokenizer, data, range(data.num_rows), count=9)
     assert len(told) == 3
-    assert {place["document"].rpartition(":")[2] for place in told} == {"1", "2", "3"}
+    # What is shared names the file and no folder of this machine.
+    assert {place["document"] for place in told} == {f"held.jsonl:{line}" for line in (1, 2, 3)}
     for place in told:
         text = TEXTS[int(place["document"].rpartition(":")[2]) - 1]
         assert place["context"].lstrip("…")[-8:] + place["target"] in text or "\ufffd" in str(place)

@@ -12,7 +12,7 @@ from limbeck.config import ObjectiveConfig
 from limbeck.distributed import World
 from limbeck.distributed.ranks import group_of_one
 from limbeck.recipe.parts import gather_parts
-from tests.recipe.house import write_recipe
+from tests.recipe.house import write_recipe, write_texts
 
 
 @pytest.fixture(autouse=True)
@@ -58,3 +58,20 @@ def test_what_fell_out_of_the_text_is_told_once(tmp_path):
         "Of 43 training documents fell out: 1 less than two tokens.",
         "1 training documents stand there more than once.",
     ]
+
+
+def test_figures_come_from_documents_spread_over_the_whole_text(tmp_path):
+    write_recipe(tmp_path)
+    write_texts(tmp_path / "held.jsonl", 40, seed=5)
+    limits = ["evaluate.max_tokens=160", "evaluate.max_tokens_during=96"]
+    parts = gather_parts(limbeck.load(tmp_path / "recipe.yaml", limits), one_process())
+    held_out = parts.held_out
+    for rows in (held_out.deciding_rows, held_out.reporting_rows):
+        documents = held_out.data.row_documents[rows]
+        assert documents.min() < 10
+        assert documents.max() >= 30
+    deciding, reporting = (
+        set(held_out.data.row_documents[rows])
+        for rows in (held_out.deciding_rows, held_out.reporting_rows)
+    )
+    assert not deciding & reporting

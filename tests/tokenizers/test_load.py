@@ -114,3 +114,9 @@ def test_a_slow_tokenizer_is_refused() -> None:
 
     with pytest.raises(ConfigError, match=r"must be a fast one .* is a Slow"):
         backend_of(Slow())
+
+
+def test_a_folder_may_begin_at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    small().save_pretrained(tmp_path / "model")
+    assert load_tokenizer("~/model").get_vocab() == small().get_vocab()

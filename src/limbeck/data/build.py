@@ -46,6 +46,7 @@ class Draft:
     windows: list[tuple[int, int, int]] = field(default_factory=list)
     hashes: list[int] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
+    num_scored: list[int] = field(default_factory=list)
     places: list[tuple[int, int]] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
     complaints: list[str] = field(default_factory=list)
@@ -130,6 +131,7 @@ def add(
     body = json.dumps(dict(values), sort_keys=True, default=str)
     draft.hashes.append(xxhash.xxh3_64_intdigest(body.encode()))
     draft.places.append((row.file, row.number))
+    draft.num_scored.append(int(piece.scored.sum()))
     if not piece.scored.any():
         draft.sizes.append(0)
         draft.dropped[TOO_SHORT if len(piece.ids) < 2 else UNSCORED] += 1
@@ -187,6 +189,7 @@ def arrays(draft: Draft, config: DataConfig) -> Arrays:
         "row_ends": np.cumsum([len(row) for row in plan], dtype=np.int64),
         "document_hashes": np.array(draft.hashes, dtype=np.uint64),
         "document_bytes": np.array(draft.sizes, dtype=np.int64),
+        "document_scored": np.array(draft.num_scored, dtype=np.int64),
         "document_places": np.array(draft.places, dtype=np.int64),
     }
 
@@ -200,7 +203,7 @@ def facts(draft: Draft, config: DataConfig) -> dict[str, Any]:
         "dropped": dict(draft.dropped),
         "windows": len(draft.windows),
         "positions": sum(length for _, length, _ in draft.windows),
-        "scored": int(sum(int(mask.sum()) for mask in draft.scored)),
+        "scored": sum(draft.num_scored),
         "largest_token_id": max(int(ids.max()) for ids in draft.tokens),
         "sequence_length": config.sequence_length,
     }

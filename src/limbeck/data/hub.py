@@ -59,4 +59,4 @@ def from_dataset(data: datasets.Dataset, label: str) -> Source:
         for number, values in enumerate(data.select_columns(list(columns)), 1):
             yield Row(0, number, values)
 
-    return Source((label,), hashlib.sha256(body.encode()).hexdigest(), rows)
+    return Source((label,), (label,), hashlib.sha256(body.encode()).hexdigest(), rows)

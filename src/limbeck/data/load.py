@@ -23,7 +23,7 @@ from limbeck.files import manifest, publish, sweep
 from limbeck.registry import Problem, suggest
 from limbeck.tokenizers import template_hash, tokenizer_hash
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever the same input would give other arrays."""
 LOCK_TIMEOUT_S = 3600
 
@@ -88,7 +88,7 @@ def load_data(
     found = manifest(final)
     if found is None:
         found = make(final, config, source, (reader, encoder), identity, progress)
-    return TextData.load(final, found["facts"] | {"path": config.path}, source.labels)
+    return TextData.load(final, found["facts"] | {"path": config.path}, source.names)
 
 
 def identify(

@@ -49,12 +49,14 @@ class Source:
     """Where rows come from.
 
     Attributes:
-        labels: Name of each file, as complaints show it.
+        labels: Path of each file, as complaints show it.
+        names: The same without the folder that was given, as what is shared shows it.
         sha256: Hash of all of it.
         rows: Reads the columns named, from the first row; may be called again.
     """
 
     labels: tuple[str, ...]
+    names: tuple[str, ...]
     sha256: str
     rows: Callable[[Sequence[str]], Iterator[Row]]
 
@@ -71,7 +73,7 @@ def open_source(path: str, split: str, cache: Path) -> Source:
         ConfigError: There is nothing of that name, or nothing in a known format.
         StorageError: A file may not be read.
     """
-    here = Path(path)
+    here = Path(path).expanduser()
     if here.is_dir():
         found = (p for p in sorted(here.rglob("*")) if p.is_file() and is_data(p))
         files = [p for p in found if not is_hidden(p.relative_to(here))]
@@ -79,13 +81,13 @@ def open_source(path: str, split: str, cache: Path) -> Source:
             raise ConfigError(
                 f"data.path: {path} must hold files ending in {', '.join(SUFFIXES)}, and has none."
             )
-        return from_files(files)
+        return from_files(files, here)
     if here.exists():
         if not is_data(here):
             raise ConfigError(
                 f"data.path: {path} must end in one of {', '.join(SUFFIXES)}. Rename or convert it."
             )
-        return from_files([here])
+        return from_files([here], here.parent)
     if path.startswith((".", "/", "~")) or path.endswith(SUFFIXES) or path.count("/") > 1:
         raise ConfigError(f"data.path: {path} must exist, and does not. Check the path.")
     # the library takes seconds to import, and most runs read files of their own
@@ -104,9 +106,10 @@ def is_hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def from_files(files: Sequence[Path]) -> Source:
-    """Rows of files, one after another."""
+def from_files(files: Sequence[Path], folder: Path) -> Source:
+    """Rows of files below a folder, one after another."""
     labels = tuple(map(str, files))
+    names = tuple(file.relative_to(folder).as_posix() for file in files)
     try:
         sums = [sha256(file) for file in files]
     except OSError as error:
@@ -117,7 +120,7 @@ def from_files(files: Sequence[Path]) -> Source:
         for index, file in enumerate(files):
             yield from read_file(file, index, columns)
 
-    return Source(labels, joined, rows)
+    return Source(labels, names, joined, rows)
 
 
 def read_file(path: Path, index: int, columns: Sequence[str]) -> Iterator[Row]:

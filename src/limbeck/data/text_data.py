@@ -26,6 +26,7 @@ ARRAYS = (
     "row_ends",
     "document_hashes",
     "document_bytes",
+    "document_scored",
     "document_places",
 )
 
@@ -45,8 +46,9 @@ class TextData:
         row_ends: Where each row's windows end in `row_windows`.
         document_hashes: Of each document's content.
         document_bytes: UTF-8 bytes of each document's scored text; 0 for one that fell out.
+        document_scored: Scored tokens of each document.
         document_places: File and line of each document.
-        labels: Names of the files.
+        names: Of the files, below the folder that was given.
         facts: Hashes, counts and what fell out and why; JSON.
     """
 
@@ -57,15 +59,16 @@ class TextData:
     row_ends: Int64[np.ndarray, " rows"]
     document_hashes: UInt64[np.ndarray, " documents"]
     document_bytes: Int64[np.ndarray, " documents"]
+    document_scored: Int64[np.ndarray, " documents"]
     document_places: Int64[np.ndarray, "documents 2"]
-    labels: tuple[str, ...]
+    names: tuple[str, ...]
     facts: Mapping[str, Any]
 
     @classmethod
-    def load(cls, folder: Path, facts: Mapping[str, Any], labels: Sequence[str]) -> TextData:
+    def load(cls, folder: Path, facts: Mapping[str, Any], names: Sequence[str]) -> TextData:
         """What was written to a folder whose manifest has been checked."""
-        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
-        return cls(**arrays, labels=tuple(labels), facts=facts)
+        arrays = {each: np.load(folder / f"{each}.npy", mmap_mode="r") for each in ARRAYS}
+        return cls(**arrays, names=tuple(names), facts=facts)
 
     @property
     def num_rows(self) -> int:
@@ -83,9 +86,9 @@ class TextData:
         return int(self.facts["scored"])
 
     def document_name(self, document: int) -> str:
-        """Where a document came from, as `file:line`."""
+        """Where a document came from, as `file:line`; no folder of this machine is in it."""
         file, number = self.document_places[document].tolist()
-        return f"{self.labels[file]}:{number}"
+        return f"{self.names[file]}:{number}"
 
     def row_length(self, row: int) -> int:
         """Positions of a row, padding not among them."""
@@ -123,18 +126,32 @@ class TextData:
             document_ids=torch.from_numpy(documents),
         )
 
-    def token_rows(self, max_tokens: int) -> list[int]:
+    @property
+    def row_documents(self) -> Int64[np.ndarray, " rows"]:
+        """The document each row begins with; never falls, because rows keep the data's order."""
+        firsts = np.concatenate([[0], self.row_ends[:-1]])
+        return np.asarray(self.windows[self.row_windows[firsts], 2])
+
+    def token_rows(
+        self, max_tokens: int, documents: Int64[np.ndarray, " chosen"] | None = None
+    ) -> list[int]:
         """Rows that hold at most `max_tokens` positions together, over as many documents as can be.
 
         One row of each document, then another of each, and so on, from places spread over it; of
         the last round, evenly spaced documents. Always the same; at least one row, and all of them
         where there is room for all.
+
+        Args:
+            max_tokens: Positions.
+            documents: Take rows that begin with one of these only; all by default.
         """
         ends = np.cumsum(self.windows[self.row_windows, 1])[self.row_ends - 1]
         lengths = np.diff(ends, prepend=0)
         chosen: list[int] = []
         left = max_tokens
         rounds = self._rounds()
+        if documents is not None:
+            rounds = np.where(np.isin(self.row_documents, documents), rounds, -1)
         for turn in range(int(rounds.max()) + 1):
             rows = np.flatnonzero(rounds == turn)
             size = int(lengths[rows].sum())
@@ -148,8 +165,7 @@ class TextData:
 
     def _rounds(self) -> Int64[np.ndarray, " rows"]:
         """In which round over the documents each row is taken; a row counts for its first one."""
-        firsts = np.concatenate([[0], self.row_ends[:-1]])
-        documents = self.windows[self.row_windows[firsts], 2]  # never falls: rows keep data's order
+        documents = self.row_documents
         begins = np.searchsorted(documents, documents)
         places = np.arange(self.num_rows) - begins
         spread = (places * GOLDEN + 0.5) % 1  # any first few are far from each other

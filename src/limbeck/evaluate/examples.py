@@ -12,7 +12,7 @@ from torch import Tensor
 
 from limbeck.batch import Batch
 from limbeck.divergences.kl import forward_kl
-from limbeck.evaluate.measure import Chunk, HeldOut, chunks
+from limbeck.evaluate.measure import Chunk, Documents, chunks
 from limbeck.evaluate.text import Tokenizer, left_context, text_of, token_text
 from limbeck.models import CausalLM, evaluating
 
@@ -50,7 +50,7 @@ def disagreements(
     student: CausalLM,
     teacher: CausalLM,
     tokenizer: Tokenizer,
-    data: HeldOut,
+    data: Documents,
     rows: Sequence[int],
     *,
     count: int,
@@ -99,7 +99,7 @@ def likeliest(logp: Float[Tensor, " V"]) -> list[tuple[int, float]]:
     return list(zip(top.indices.tolist(), top.values.exp().tolist(), strict=True))
 
 
-def described(place: Place, tokenizer: Tokenizer, data: HeldOut) -> dict[str, Any]:
+def described(place: Place, tokenizer: Tokenizer, data: Documents) -> dict[str, Any]:
     """A place in words, as evaluation.json holds it."""
 
     def named(outcomes: list[tuple[int, float]]) -> list[list[Any]]:
@@ -118,7 +118,7 @@ def described(place: Place, tokenizer: Tokenizer, data: HeldOut) -> dict[str, An
 def continuations(
     models: Mapping[str, CausalLM],
     tokenizer: Tokenizer,
-    data: HeldOut,
+    data: Documents,
     rows: Sequence[int],
     *,
     count: int,
@@ -154,7 +154,7 @@ def continuations(
 
 
 def beginnings(
-    tokenizer: Tokenizer, data: HeldOut, rows: Sequence[int], count: int
+    tokenizer: Tokenizer, data: Documents, rows: Sequence[int], count: int
 ) -> list[tuple[list[int], list[int]]]:
     """Beginnings of different documents, each with the tokens that follow it.
 

@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from limbeck.batch import Batch
@@ -28,17 +28,10 @@ from limbeck.teachers import Teacher
 CHUNK = 256
 """Scored tokens whose logits exist at once."""
 
-ROWS_AT_ONCE = 64
-"""Rows read together when only their tokens are counted."""
-
 
 @runtime_checkable
-class HeldOut(Protocol):
+class Documents(Protocol):
     """What evaluation asks of a data set; `TextData` is one."""
-
-    @property
-    def num_rows(self) -> int:
-        """Rows it can give."""
 
     @property
     def num_documents(self) -> int:
@@ -47,6 +40,10 @@ class HeldOut(Protocol):
     @property
     def document_bytes(self) -> np.ndarray:
         """UTF-8 bytes of each document's scored text."""
+
+    @property
+    def document_scored(self) -> np.ndarray:
+        """Scored tokens of each whole document."""
 
     def batch(self, rows: Sequence[int]) -> Batch:
         """Some of the rows; none gives one row with nothing scored."""
@@ -78,7 +75,7 @@ class Chunk(NamedTuple):
 def measure(
     student: CausalLM,
     teacher: Teacher | CausalLM,
-    data: HeldOut,
+    data: Documents,
     rows: Sequence[int],
     *,
     micro_batch: int,
@@ -107,8 +104,7 @@ def measure(
                 add(totals, chunk, documents[chunk.window], data.num_documents)
     if reduce is not None:
         totals = {name: reduce(total.to(device)).cpu() for name, total in totals.items()}
-    whole = reduce is None and len(set(rows)) == data.num_rows
-    return as_scores({name: total.numpy() for name, total in totals.items()}, data, whole)
+    return as_scores({name: total.numpy() for name, total in totals.items()}, data)
 
 
 def chunks(student: CausalLM, teacher: Teacher | CausalLM, batch: Batch) -> Iterator[Chunk]:
@@ -186,20 +182,19 @@ def add(
     total.view(-1).index_add_(0, documents * CALIBRATION_BINS + bins, gap)
 
 
-def as_scores(totals: dict[str, np.ndarray], data: HeldOut, whole: bool) -> Scores:
+def as_scores(totals: dict[str, np.ndarray], data: Documents) -> Scores:
     """The sums of the documents that have any, with the bytes that were measured.
 
     Args:
         totals: Sums by name, over all documents of the data set.
         data: The data set.
-        whole: Whether every row of it was measured.
     """
     nothing = np.zeros(data.num_documents)
     counts = totals.pop("tokens", nothing)
     padded = totals.pop("padded_mass", nothing)
     calibration = totals.pop("calibration", np.zeros((data.num_documents, CALIBRATION_BINS)))
     kept = np.flatnonzero(counts)
-    share = 1.0 if whole else counts[kept] / scored_tokens(data)[kept]
+    share = counts[kept] / np.asarray(data.document_scored)[kept]
     return Scores(
         metrics={name: total[kept] for name, total in totals.items()},
         counts=counts[kept],
@@ -208,16 +203,6 @@ def as_scores(totals: dict[str, np.ndarray], data: HeldOut, whole: bool) -> Scor
         documents=kept,
         padded_mass=float(padded.sum() / max(counts.sum(), 1)),
     )
-
-
-def scored_tokens(data: HeldOut) -> Float64[np.ndarray, " documents"]:
-    """Scored tokens of each whole document, over all rows."""
-    counts = np.zeros(data.num_documents)
-    for start in range(0, data.num_rows, ROWS_AT_ONCE):
-        rows = range(start, min(start + ROWS_AT_ONCE, data.num_rows))
-        documents = data.batch(rows).documents().numpy()
-        counts += np.bincount(documents, minlength=data.num_documents)
-    return counts
 
 
 def in_step(

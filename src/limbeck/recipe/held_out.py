@@ -6,8 +6,7 @@ fourth document decides, and the figures of the report come from the others.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import zip_longest
+import numpy as np
 
 from limbeck.config import EvaluateConfig
 from limbeck.data import TextData
@@ -30,32 +29,13 @@ class HeldOut:
             DataError: There are too few documents to have both.
         """
         self.data = data
-        by_document: dict[int, list[int]] = {}
-        for row in range(data.num_rows):
-            by_document.setdefault(int(data.batch([row]).document_ids[0, 0]), []).append(row)
-        if len(by_document) < DECIDES:
+        documents = np.unique(data.row_documents)
+        if len(documents) < DECIDES:
             raise DataError(
                 f"Held-out text must have at least {DECIDES} documents, since some choose the best "
-                f"checkpoint and the others measure it; found {len(by_document)}. Give more, or "
+                f"checkpoint and the others measure it; found {len(documents)}. Give more, or "
                 "cut a long one at its chapters."
             )
-        chosen = [d for i, d in enumerate(sorted(by_document)) if i % DECIDES == 0]
-        deciding = [by_document.pop(d) for d in chosen]
-        self.deciding_rows = spread(data, deciding, config.max_tokens_during)
-        self.reporting_rows = spread(data, list(by_document.values()), config.max_tokens)
-
-
-def spread(data: TextData, documents: Sequence[Sequence[int]], max_tokens: int) -> list[int]:
-    """Each document's first row, then each one's second, and so on, up to so many tokens."""
-    rows: list[int] = []
-    tokens = 0
-    for layer in zip_longest(*documents):
-        for row in layer:
-            if row is None:
-                continue
-            scored = int(data.batch([row]).num_scored())
-            if rows and tokens + scored > max_tokens:
-                return sorted(rows)
-            rows.append(row)
-            tokens += scored
-    return sorted(rows)
+        decides = np.arange(len(documents)) % DECIDES == 0
+        self.deciding_rows = data.token_rows(config.max_tokens_during, documents[decides])
+        self.reporting_rows = data.token_rows(config.max_tokens, documents[~decides])

@@ -30,7 +30,7 @@ def load_tokenizer(
         ConfigError: There is nothing of that name, it may not be read, or it is no fast tokenizer.
         TryLaterError: The hub refuses for now.
     """
-    here = Path(path)
+    here = Path(path).expanduser()
     if here.is_file() and here.suffix == ".gguf":
         return from_gguf(here)
     if here.is_file():
@@ -43,7 +43,7 @@ def load_tokenizer(
     local_only = here.is_dir() or not hub_answers(path, revision)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            path,
+            str(here) if here.is_dir() else path,
             revision=revision or "main",
             trust_remote_code=trust_remote_code,
             local_files_only=local_only,
