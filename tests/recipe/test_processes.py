@@ -64,7 +64,7 @@ def test_killed_three_times_and_resumed_the_student_is_the_same_to_the_byte(tmp_
     finish(start(untouched))
     killed = whole(tmp_path, "killed")
     dice = random.Random(os.getpid())
-    at = sorted(dice.sample(range(6, 56), 3))
+    at = sorted(dice.sample(range(6, 40), 3))
     for number, step in enumerate(at):
         process = start(killed, *(["--resume"] if number else []))
         wait_for_step(process, killed, step)
