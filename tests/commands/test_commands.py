@@ -14,6 +14,7 @@ def limbeck(*arguments, cwd, check_code=0):
     environment = {**os.environ, "LIMBECK_CACHE": str(cwd / "cache"), "COLUMNS": "200"}
     done = subprocess.run(
         [sys.executable, "-m", "limbeck", *arguments],
+        check=False,
         capture_output=True,
         text=True,
         cwd=cwd,
