@@ -1,8 +1,7 @@
 """A run's configuration: what YAML may say, and every mistake in it at once.
 
-Closed parts are dataclasses. Open parts (`teacher`, `student`, `divergence`, ...) are mappings
-with a `type`, checked against the signature of the component they name. All of it is checked
-before any model loads.
+Closed parts are dataclasses. Open parts (`teacher`, `divergence`, ...) are mappings with a `type`,
+checked against the signature of the component they name. All before any model loads.
 """
 
 from __future__ import annotations
