@@ -7,7 +7,7 @@ import typer
 from typer.testing import CliRunner
 
 from limbeck.commands import check as module
-from limbeck.commands.check import check, duration
+from limbeck.commands.check import check
 from limbeck.errors import ConfigError
 from limbeck.models.heads import Softcap
 from tests.recipe.house import write_model, write_recipe
@@ -140,13 +140,6 @@ def test_a_wrong_recipe_is_listed_before_anything_loads(tmp_path):
     _, error = run(write_recipe(tmp_path), "objective.alpha=1.4", "optim.stepz=3", fails=True)
     assert "objective.alpha: must be between 0 and 1" in error
     assert "optim.stepz" in error
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"), [(4.2, "4 s"), (61.0, "1 min 1 s"), (90_000.0, "25 h 0 min")]
-)
-def test_times_are_told_in_words(seconds, words):
-    assert duration(seconds) == words
 
 
 def test_the_room_exports_its_verb():

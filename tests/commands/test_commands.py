@@ -6,7 +6,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
+from limbeck import commands
 from tests.recipe.house import write_recipe
 
 
@@ -19,6 +21,7 @@ def limbeck(*arguments, cwd, check_code=0):
         text=True,
         cwd=cwd,
         env=environment,
+        check=False,
     )
     assert done.returncode == check_code, done.stderr
     assert "Traceback" not in done.stderr
@@ -58,17 +61,27 @@ def test_the_resolved_recipe_can_be_printed_and_read_again(tmp_path):
     assert "seed: 9" in printed
 
 
+def test_memory_that_runs_out_anywhere_leaves_with_4_and_the_knobs(monkeypatch, capsys):
+    def exhausted():
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(commands, "build", lambda: exhausted)
+    assert commands.run() == 4
+    assert "memory.micro_batch" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_distill_evaluate_and_report_go_hand_in_hand(tmp_path):
     path = write_recipe(tmp_path)
     done = limbeck("distill", path.name, "--json", cwd=tmp_path)
-    evaluation = json.loads(done.stdout.splitlines()[-1])
+    evaluation = json.loads(done.stdout)
     assert evaluation["arms"]["distilled"]["forward_kl"]["value"] > 0
     told = limbeck("evaluate", path.name, "--json", cwd=tmp_path)
-    figures = json.loads(told.stdout.splitlines()[-1])
+    figures = json.loads(told.stdout)
     assert figures["arms"]["distilled"]["forward_kl"] == pytest.approx(
         evaluation["arms"]["distilled"]["forward_kl"], rel=1e-4
     )
+    assert "loss" in (tmp_path / "run" / "log.txt").read_text()
     (tmp_path / "run" / "report.html").unlink()
     assert "report.html" in limbeck("report", "run", cwd=tmp_path).stdout
     assert (tmp_path / "run" / "report.html").exists()

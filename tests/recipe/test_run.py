@@ -45,6 +45,8 @@ def test_a_recipe_becomes_a_student_a_table_and_a_report(tmp_path):
     assert "<html" in outcome.report.read_text()
     provenance = json.loads((tmp_path / "run" / "provenance.json").read_text())
     assert provenance["student"]["layers_kept"] == [0, 3]
+    assert provenance["timing"].keys() == {"training_distilled", "training_cross_entropy"}
+    assert "step 6/6" in (tmp_path / "run" / "log.txt").read_text()
     assert len(steps_of(tmp_path / "run")) == 6
     stage = steps_of(tmp_path / "run" / "stages" / "cross_entropy")
     assert "divergence" not in stage[0]
@@ -199,6 +201,8 @@ def test_without_held_out_text_there_is_a_student_and_no_claim(tmp_path):
     outcome = run(path)
     assert outcome.student.exists()
     assert outcome.evaluation["arms"] == {}
+    assert outcome.report is not None
+    assert "what it kept is not known" in outcome.report.read_text()
 
 
 def test_refusing_to_resume_leaves_the_recipe_that_was_run(tmp_path):

@@ -84,13 +84,13 @@ def run() -> int:
     except LimbeckError as error:
         complain(str(error))
         return exit_code(error)
-    except MemoryError as error:
-        told = RunError(
-            "The machine ran out of memory. Lower memory.micro_batch or memory.head_budget_mb, "
-            f"shorten data.sequence_length, or set memory.activation_checkpointing=true. ({error})"
-        )
-        complain(str(told))
-        return told.exit_code
+    except (MemoryError, RuntimeError) as error:
+        from limbeck.train.micro_batch import KNOBS, is_out_of_memory  # noqa: PLC0415  (rare)
+
+        if not is_out_of_memory(error):
+            raise
+        complain(f"A run must fit into memory, and this one does not: {error} {KNOBS}")
+        return RunError.exit_code
     return 0
 
 

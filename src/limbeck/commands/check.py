@@ -195,6 +195,7 @@ def example_text(example: Iterable[Segment]) -> Text:
 def plan_table(plan: Plan) -> Table:
     """Memory, disk and time."""
     from limbeck.proofs.plan import size  # noqa: PLC0415
+    from limbeck.report.words import duration  # noqa: PLC0415
 
     table = Table(title="\nThe plan (estimates)", title_justify="left", show_header=False)
     table.add_column("")
@@ -220,17 +221,3 @@ def plan_table(plan: Plan) -> Table:
         "evaluation and saving not counted",
     )
     return table
-
-
-def duration(seconds: float) -> str:
-    """A time for people.
-
-    Example:
-        >>> duration(5400.0)
-        '1 h 30 min'
-    """
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours:,} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

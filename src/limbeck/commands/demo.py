@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import webbrowser
 from dataclasses import replace
 from importlib.resources import as_file, files
@@ -135,5 +136,11 @@ def distil(console: Console, config: RunConfig, *, show: bool) -> None:
         "disagrees with its teacher.",
     )
     console.print(f"   student  {outcome.student}\n   report   {outcome.report}", soft_wrap=True)
-    if show and outcome.report and os.environ.get("DISPLAY"):
+    if show and outcome.report and has_screen():
         webbrowser.open(outcome.report.absolute().as_uri())
+
+
+def has_screen() -> bool:
+    """Whether a browser could show something; a server has none."""
+    on_desktop = sys.platform in ("darwin", "win32")
+    return on_desktop or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))

@@ -106,6 +106,8 @@ def alone(device: torch.device) -> Iterator[World]:
     if device.type != "cuda":
         yield World(0, 1, device)
         return
+    if device.index is not None:
+        torch.cuda.set_device(device)  # a mesh of one lies on the current card
     with group_of_one("nccl"):
         yield World(0, 1, device, init_device_mesh(device.type, (1,)))
 

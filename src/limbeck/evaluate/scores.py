@@ -22,17 +22,15 @@ CALIBRATION_BINS = 15
 Interval = dict[str, float]
 """`{"value", "low", "high"}`: a figure and the ends of its 95 % interval."""
 
-TOKEN_METRICS = (
+MEANS = (
     "forward_kl",
     "reverse_kl",
     "total_variation",
     "top1_agreement",
     "cross_entropy",
     "teacher_cross_entropy",
-    "student_confidence",
-    "student_hit",
 )
-"""Names of the sums `measure` takes; a teacher that is not dense gives only some of them."""
+"""Figures that are a mean over tokens; a teacher that is not dense gives only some of them."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +85,7 @@ def summarise(scores: Scores, seed: int = 0) -> dict[str, Interval]:
             "rows with text that is not only prompt."
         )
     sums = resampled(columns(scores), seed)
-    figures = {m: ratio(m, "tokens") for m in TOKEN_METRICS[:6] if m in scores.metrics}
+    figures = {m: ratio(m, "tokens") for m in MEANS if m in scores.metrics}
     figures["perplexity"] = lambda s: np.exp(s["cross_entropy"] / s["tokens"])
     figures["bits_per_byte"] = bits_per_byte
     figures["over_confidence"] = over_confidence

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +33,7 @@ from limbeck.recipe.outcome import compare, places
 from limbeck.recipe.parts import STUDENT_DTYPE, Parts, gather_parts
 from limbeck.recipe.provenance import command_line, host_facts, now
 from limbeck.recipe.score_files import read_scores
+from limbeck.report.run_files import lines
 from limbeck.report.run_report import write_report
 from limbeck.tokenizers import (
     load_tokenizer,
@@ -125,7 +126,7 @@ class Run:
             for arm, is_done in zip(arms, done, strict=True):
                 if not is_done:
                     self._run_arm(bench, arm, resume=resume)
-            evaluation = self._conclude(best(arms))
+            evaluation = self._conclude(arms)
             return RunResult(self.folder / "student", evaluation, self._report())
 
     def evaluate(self, student: Path | None = None) -> dict[str, Any]:
@@ -154,13 +155,19 @@ class Run:
             clear(self.folder)
         if resume:
             require_same_recipe(self.folder, self.config)
-        self._write_beginning()
+        write_text(self.folder / "recipe.yaml", dump(self.config))
+        self._write_provenance({})
 
     def _run_arm(self, bench: Bench, arm: Arm, *, resume: bool) -> None:
-        sinks: list[MetricSink] = []
-        if self.is_main:
-            sinks = [TerminalSink(Console(), arm.name), *make_sinks(self.config.track, arm.folder)]
-        bench.run(arm, sinks, resume=resume)
+        """Train an arm; the lines of a plain terminal go to its log.txt as well."""
+        if not self.is_main:
+            bench.run(arm, (), resume=resume)
+            return
+        arm.folder.mkdir(parents=True, exist_ok=True)
+        with (arm.folder / "log.txt").open("a", encoding="utf-8") as log:
+            consoles = (progress_console(), Console(file=log, width=200))
+            sinks: list[MetricSink] = [TerminalSink(each, arm.name) for each in consoles]
+            bench.run(arm, [*sinks, *make_sinks(self.config.track, arm.folder)], resume=resume)
 
     def _save_initial(self, folder: Path) -> None:
         student = self.parts.student
@@ -185,11 +192,12 @@ class Run:
         model.vocabulary_size = self.parts.vocabulary.size
         return model
 
-    def _conclude(self, chosen: Mapping[str, Arm]) -> dict[str, Any]:
+    def _conclude(self, arms: Sequence[Arm]) -> dict[str, Any]:
         """Bring the best arms together: student, curves, figures, places to look at."""
         if not self.is_main:
             barrier()
             return {}
+        chosen = best(arms)
         main = chosen["distilled"]
         if main.folder != self.folder:
             shutil.copytree(main.folder / "student", self.folder / "student", dirs_exist_ok=True)
@@ -208,6 +216,8 @@ class Run:
             with gathered(teacher):
                 evaluation |= places(self.parts, held_out, students, count)
         write_text(self.folder / "evaluation.json", json.dumps(evaluation, indent=1))
+        seconds = {f"training_{name}": step_seconds(arm.folder) for name, arm in chosen.items()}
+        self._write_provenance({"finished": now(), "timing": seconds})
         barrier()
         return evaluation
 
@@ -217,10 +227,10 @@ class Run:
     def _say_notes(self) -> None:
         if self.is_main:
             for note in self.parts.notes:
-                Console().print(f"note: {note}", markup=False, highlight=False)
+                progress_console().print(f"note: {note}", markup=False, highlight=False)
 
-    def _write_beginning(self) -> None:
-        """The resolved recipe and where everything came from."""
+    def _write_provenance(self, ending: Mapping[str, Any]) -> None:
+        """Where everything came from, and what is known when the run is over."""
         tokenizer = self.parts.tokenizer
         provenance = {
             "limbeck": __version__,
@@ -235,8 +245,8 @@ class Run:
                 "notes": self.parts.notes,
             },
             **self.parts.facts,
+            **ending,
         }
-        write_text(self.folder / "recipe.yaml", dump(self.config))
         write_text(self.folder / "provenance.json", json.dumps(provenance, indent=1))
 
 
@@ -250,11 +260,25 @@ def assemble(config: RunConfig) -> Run:
     return Run(config)
 
 
+def progress_console() -> Console:
+    """Where a run says how it goes: stdout is for the answer, which a program may read."""
+    return Console(stderr=True)
+
+
+def step_seconds(folder: Path) -> float:
+    """Time an arm spent in steps, over all its lives; 0 when it took none."""
+    records = lines(folder / "metrics.jsonl")
+    return max((r["seconds"] for r in records if r.get("kind") == "step"), default=0.0)
+
+
 def require_directory(folder: Path, *, resume: bool, overwrite: bool) -> None:
     """Refuse a directory that holds another run, unless told what to do with it."""
     begun = (folder / "recipe.yaml").exists()
     if resume and overwrite:
-        raise ConfigError("A run is resumed or overwritten, not both.")
+        raise ConfigError(
+            "A run is resumed or overwritten, and both were asked for. Leave out --resume or "
+            "--overwrite."
+        )
     if begun and not (resume or overwrite):
         raise ConfigError(
             f"output: {folder} already holds a run. Add --resume to go on with it, --overwrite to "

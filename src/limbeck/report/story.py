@@ -14,7 +14,7 @@ NOTHING = ModelSize()
 
 def headline(evaluation: Evaluation | None) -> str:
     """The one sentence a reader takes away."""
-    if evaluation is None:
+    if evaluation is None or not evaluation.arms:
         return "A student was distilled; no text was held out, so what it kept is not known."
     gap = evaluation.gap_recovered_percent.get("distilled")
     closed = "A student was distilled from its teacher"
@@ -50,7 +50,7 @@ def ratio(above: float | None, below: float | None) -> float | None:
 
 def lede(evaluation: Evaluation | None) -> list[str]:
     """The sentences below the headline."""
-    if evaluation is None:
+    if evaluation is None or not evaluation.arms:
         return ["Give evaluate.data some held-out text to measure it against its teacher."]
     return [*agreement(evaluation), *against_baseline(evaluation), *caution(evaluation)]
 

@@ -278,9 +278,10 @@ class Loop:
         step = self.totals.step
         if step > 0 and self._saved_at != step:
             self._save()
+        saved = f"saved at step {step}" if step else "at step 0, and there is nothing to save"
         raise Stopped(
-            f"{number.name} asked the run to stop; it is saved at step {step} in "
-            f"{self._setup.folder}. Resume it to continue.",
+            f"{number.name} asked the run to stop; it is {saved} in {self._setup.folder}. "
+            "Resume it to continue.",
             number,
         )
 

@@ -50,12 +50,12 @@ class TerminalSink:
         """Show a record."""
         text = in_words(record, self._steps)
         if record["kind"] != "step":
-            self._console.print(text, markup=False, highlight=False)
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
         elif self._bar is not None:
             numbers = f"loss {record['loss']:.4f}  {record['tokens_per_second']:,.0f} tokens/s"
             self._bar.update(self._task, completed=record["step"], numbers=numbers)
         elif self._is_due(record["step"]):
-            self._console.print(text, markup=False, highlight=False)
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _is_due(self, step: int) -> bool:
         now = time.monotonic()
