@@ -27,6 +27,8 @@ def recipe_schema(open_parts: Mapping[str, Registry[Any]]) -> dict[str, Any]:
         for parent in parents:
             node = follow(schema, node["properties"][parent])
         choice = component_schema(registry)
+        if {"type": "null"} in node["properties"].get(leaf, {}).get("anyOf", []):
+            choice["anyOf"].append({"type": "null"})
         if leaf.endswith("[]"):
             node["properties"][leaf.removesuffix("[]")]["items"] = choice
         else:

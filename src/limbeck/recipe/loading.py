@@ -9,19 +9,20 @@ from typing import Any
 from limbeck.config import RunConfig, read
 from limbeck.data import data_problems, readers
 from limbeck.divergences import divergences
-from limbeck.errors import ConfigError
 from limbeck.initialisers import initialisers
 from limbeck.objective import objective_problems, terms
+from limbeck.objective.positions import positions
 from limbeck.registry import Component, Problem, Registry, type_of
 from limbeck.schema import recipe_schema
 from limbeck.teachers import teachers
-from limbeck.train.schedule import check_schedule
+from limbeck.train.schedule import schedule_problems
 
 OPEN_PARTS: dict[str, Registry[Any]] = {
     "teacher": teachers,
     "student": initialisers,
     "objective.divergence": divergences,
     "objective.extra[]": terms,
+    "objective.positions": positions,
 }
 """Where a recipe may name components, and of which registry."""
 
@@ -42,23 +43,9 @@ def problems(config: RunConfig) -> Iterator[Problem]:
     yield from objective_problems(config.objective)
     yield from depth_problems(config.student)
     yield from data_problems(config.data)
-    try:
-        check_schedule(config.optim)
-    except ConfigError as error:
-        at, _, text = str(error).partition(": ")
-        yield Problem(at, text)
+    yield from schedule_problems(config.optim)
     yield from step_problems(config)
-    if config.evaluate.baseline and not config.evaluate.data:
-        yield Problem(
-            "evaluate.baseline",
-            "compares two students on held-out text, and evaluate.data names none.",
-        )
-    if isinstance(config.optim.learning_rate, tuple) and not config.evaluate.data:
-        yield Problem(
-            "optim.learning_rate",
-            "a grid is decided on held-out text, and evaluate.data names none. Give one number, "
-            "or held-out text.",
-        )
+    yield from arm_problems(config)
 
 
 def depth_problems(student: Component) -> Iterator[Problem]:
@@ -70,6 +57,34 @@ def depth_problems(student: Component) -> Iterator[Problem]:
             "a depth student needs exactly one of layers (those kept), keep (how many, spread "
             f"evenly) and drop (those left out), got {', '.join(ways) or 'none'}.",
         )
+
+
+def arm_problems(config: RunConfig) -> Iterator[Problem]:
+    """What the students a recipe asks for need: text to be held against, and rates of their own."""
+    held_out, grid = config.evaluate, config.optim.learning_rate
+    if held_out.baseline and not held_out.data:
+        yield Problem(
+            "evaluate.baseline",
+            "compares two students on held-out text, and evaluate.data names none.",
+        )
+    if held_out.baseline_learning_rate is not None and not held_out.baseline:
+        yield Problem(
+            "evaluate.baseline_learning_rate",
+            "is the baseline's, and evaluate.baseline asks for none. Set it to cross_entropy.",
+        )
+    if isinstance(grid, tuple) and not held_out.data:
+        yield Problem(
+            "optim.learning_rate",
+            "a grid is decided on held-out text, and evaluate.data names none. Give one number, "
+            "or held-out text.",
+        )
+    for at, rates in (
+        ("optim.learning_rate", grid),
+        ("evaluate.baseline_learning_rate", held_out.baseline_learning_rate),
+    ):
+        names = [f"{rate:g}" for rate in rates] if isinstance(rates, tuple) else []
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            yield Problem(at, f"must name each rate once, got {', '.join(twice)} twice.")
 
 
 def step_problems(config: RunConfig) -> Iterator[Problem]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import torch
@@ -13,7 +13,7 @@ from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 
 from limbeck.config import OptimConfig
 from limbeck.errors import ConfigError
-from limbeck.registry import suggest
+from limbeck.registry import Problem, suggest
 
 NOT_OF_THE_STEP = {"reduce_lr_on_plateau", "greedy"}
 """Schedules that look at the loss, and so are no function of the step."""
@@ -36,7 +36,8 @@ def make_schedule(optim: OptimConfig, learning_rate: float) -> Callable[[int], f
     Raises:
         ConfigError: No such schedule or option, or options that do not go together.
     """
-    check_schedule(optim)
+    if problems := list(schedule_problems(optim)):
+        raise ConfigError("\n".join(map(str, problems)))
     # Schedules of transformers are made for an optimizer; only its learning rate is read.
     stand_in = torch.optim.SGD([torch.zeros(1)], lr=learning_rate)
     try:
@@ -57,33 +58,31 @@ def make_schedule(optim: OptimConfig, learning_rate: float) -> Callable[[int], f
     return lambda step: learning_rate * factor(step)
 
 
-def check_schedule(optim: OptimConfig) -> None:
-    """Refuse a schedule or an option that does not exist, and one that is missing."""
+def schedule_problems(optim: OptimConfig) -> Iterator[Problem]:
+    """A schedule or an option that does not exist, and one that is missing."""
     known = schedule_names()
-    name = optim.schedule
+    name, given = optim.schedule, optim.schedule_options
     if name not in known:
-        raise ConfigError(
-            f"optim.schedule: no such schedule {name!r}{suggest(name, known)}. "
-            f"Known: {', '.join(known)}."
-        )
+        text = f"no such schedule {name!r}{suggest(name, known)}. Known: {', '.join(known)}."
+        yield Problem("optim.schedule", text)
+        return
     if name == "constant" and optim.warmup_steps:
-        raise ConfigError(
-            f"optim.schedule: 'constant' has no warm-up, and warmup_steps is {optim.warmup_steps}. "
-            "Use 'constant_with_warmup', or leave warmup_steps out."
+        yield Problem(
+            "optim.schedule",
+            f"'constant' has no warm-up, and warmup_steps is {optim.warmup_steps}. "
+            "Use 'constant_with_warmup', or leave warmup_steps out.",
         )
     options = schedule_options(name)
-    for option in optim.schedule_options:
-        if option not in options:
-            takes = ", ".join(sorted(options)) or "none"
-            raise ConfigError(
-                f"optim.schedule_options.{option}: {name!r} takes no such option"
-                f"{suggest(option, options)}. It takes: {takes}."
-            )
+    takes = ", ".join(sorted(options)) or "none"
+    for option in (each for each in given if each not in options):
+        yield Problem(
+            f"optim.schedule_options.{option}",
+            f"{name!r} takes no such option{suggest(option, options)}. It takes: {takes}.",
+        )
     for option, parameter in options.items():
-        if parameter.default is parameter.empty and option not in optim.schedule_options:
-            raise ConfigError(
-                f"optim.schedule_options.{option}: {name!r} needs this option, and it is missing."
-            )
+        if parameter.default is parameter.empty and option not in given:
+            text = f"{name!r} needs this option, and it is missing."
+            yield Problem(f"optim.schedule_options.{option}", text)
 
 
 def schedule_options(name: str) -> dict[str, inspect.Parameter]:
