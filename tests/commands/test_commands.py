@@ -21,7 +21,6 @@ def limbeck(*arguments, cwd, check_code=0):
         text=True,
         cwd=cwd,
         env=environment,
-        check=False,
     )
     assert done.returncode == check_code, done.stderr
     assert "Traceback" not in done.stderr

@@ -28,6 +28,12 @@ def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("LIMBECK_CACHE", str(tmp_path / "cache"))
 
 
+def swap_two_ids(tree):
+    vocabulary = tree["model"]["vocab"]
+    a, b = sorted(vocabulary, key=vocabulary.get)[40:42]
+    vocabulary[a], vocabulary[b] = vocabulary[b], vocabulary[a]
+
+
 def run(path, *overrides, **options):
     with limbeck.assemble(limbeck.load(path, overrides)) as whole:
         return whole.train(**options)
@@ -135,13 +141,7 @@ def test_padded_vocabularies_give_the_losses_of_unpadded_ones(tmp_path, student_
 def test_a_student_with_other_ids_for_the_same_tokens_is_refused(tmp_path):
     path = write_recipe(tmp_path)
     student = write_model(tmp_path / "other", rows=len(small()), layers=2)
-
-    def swap(tree):
-        vocabulary = tree["model"]["vocab"]
-        a, b = sorted(vocabulary, key=vocabulary.get)[40:42]
-        vocabulary[a], vocabulary[b] = vocabulary[b], vocabulary[a]
-
-    edited(swap).save_pretrained(student)
+    edited(swap_two_ids).save_pretrained(student)
     recipe = json.loads(path.read_text())
     recipe["student"] = {"type": "pretrained", "path": str(student)}
     path.write_text(json.dumps(recipe))
@@ -237,13 +237,7 @@ def test_a_student_that_began_as_its_teacher_still_gets_its_figures(tmp_path):
 def test_evaluating_a_student_of_other_ids_is_refused(tmp_path):
     path = write_recipe(tmp_path)
     other = write_model(tmp_path / "other", rows=len(small()), layers=2)
-
-    def swap(tree):
-        vocabulary = tree["model"]["vocab"]
-        a, b = sorted(vocabulary, key=vocabulary.get)[40:42]
-        vocabulary[a], vocabulary[b] = vocabulary[b], vocabulary[a]
-
-    edited(swap).save_pretrained(other)
+    edited(swap_two_ids).save_pretrained(other)
     with (
         limbeck.assemble(limbeck.load(path)) as whole,
         pytest.raises(ConfigError, match="must mean the same to student and teacher"),
