@@ -9,20 +9,19 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
 from annotated_types import Ge, Gt, Interval, MinLen
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import ConfigDict, PlainSerializer, TypeAdapter, ValidationError, WrapValidator
-from pydantic import WithJsonSchema as Described
+from pydantic import AfterValidator, TypeAdapter, ValidationError
 
 from limbeck.errors import ConfigError
 from limbeck.registry import Component, Problem, suggest
+from limbeck.varying import STRICT, Or, Shown, Told
 
-STRICT = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 MAX_RECIPE_BYTES = 1 << 20
 
 Positive = Annotated[int, Gt(0)]
@@ -50,55 +49,6 @@ class DataConfig:
     """End each `text` and `completion` with the tokenizer's end token."""
     max_documents: Positive | None = None
     """Use only the first so many rows of the file."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Schedule:
-    """A number as a function of the optimizer step, through `{step: value}`; flat at both ends."""
-
-    __pydantic_config__ = STRICT
-    type: Literal["linear", "cosine", "table"]
-    """`linear` and `cosine` (half a wave) move between two steps, `table` jumps at each."""
-    values: Annotated[Mapping[Annotated[int, Ge(0)], float], MinLen(1)]
-    """`{from: a, to: b, steps: n}` is short for `values: {0: a, n: b}`."""
-
-
-class Varying(float):
-    """A number that has a schedule; to all who do not ask for it, the number of step 0."""
-
-    schedule: Schedule
-
-    def __new__(cls, schedule: Schedule) -> Varying:
-        number = super().__new__(cls, schedule.values[min(schedule.values)])
-        number.schedule = schedule
-        return number
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Varying, (self.schedule,)
-
-
-def number_or_schedule(given: Any, check: Callable[[Any], float]) -> float:
-    """The number; or, of a mapping, a schedule, all of whose values pass the number's check."""
-    if not isinstance(given, Mapping):
-        return given if isinstance(given, Varying) else check(given)
-    given = dict(given)
-    if given.keys() >= {"from", "to"} and isinstance(given.get("steps"), int):
-        values = {0: given.pop("from"), given.pop("steps"): given.pop("to")}
-        given = {"values": values, **given}
-    read: Schedule = TypeAdapter(Schedule).validate_python(given)
-    if read.type != "table" and len(read.values) < 2:
-        raise ValueError(f"a {read.type} schedule moves between two steps or more")
-    return Varying(replace(read, values={step: check(v) for step, v in read.values.items()}))
-
-
-def plain_number(number: float) -> Any:
-    """What a recipe says of a number, or of its schedule."""
-    return asdict(number.schedule) if isinstance(number, Varying) else number
-
-
-Or = WrapValidator(number_or_schedule)
-Told = PlainSerializer(plain_number)
-Shown = Described({"anyOf": [{"type": "number"}, {"type": "object", "required": ["type"]}]})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,8 +98,12 @@ class OptimConfig:
     """Of SGD and Muon."""
     max_grad_norm: Rate = 1.0
     """Gradients are clipped to this norm over all parameters."""
-    max_bad_steps: Annotated[int, Ge(0)] = 3
+    max_bad_steps: Positive = 3
     """Steps in a row whose loss or gradient is not finite before the run stops; none is taken."""
+
+    def rows_per_step(self, sequence_length: int) -> int:
+        """Rows of one optimizer step, over all micro-batches and ranks."""
+        return self.tokens_per_step // sequence_length
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,7 +177,7 @@ class RunConfig:
     """`{type: pretrained | random | depth, ...}`."""
     data: DataConfig
     optim: OptimConfig
-    output: Path
+    output: Annotated[Path, AfterValidator(Path.expanduser)]
     """Run directory: resolved recipe, provenance, metrics, checkpoints, student, report."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)

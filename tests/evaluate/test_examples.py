@@ -11,7 +11,7 @@ from tests.evaluate.words import Words
 from tests.models.tiny import tiny_llama
 
 
-def per_token_kl(student, teacher, data: Rows) -> dict[tuple[int, int], float]:  # type: ignore[no-untyped-def]
+def per_token_kl(student, teacher, data: Rows) -> dict[tuple[int, int], float]:
     found = {}
     w = data.whole
     for row, t in w.scored.nonzero().tolist():

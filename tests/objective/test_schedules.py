@@ -7,11 +7,12 @@ import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from limbeck.config import ObjectiveConfig, Schedule, Varying
+from limbeck.config import ObjectiveConfig
 from limbeck.layers import LayerMap
 from limbeck.objective import PairShapes, StudentView, build_objective
 from limbeck.objective.schedules import at, largest
 from limbeck.signals import DenseLogits, Head, TeacherSignal
+from limbeck.varying import Schedule, Varying
 
 READ = TypeAdapter(ObjectiveConfig)
 SHAPES = PairShapes(1, 1, 1, 1, LayerMap.uniform(1, 1))

@@ -120,7 +120,7 @@ def plan_of(run: Run, case: Any) -> Plan:
         case.student,
         world,
         sequence_length=length,
-        most_rows=max(1, config.optim.tokens_per_step // length),
+        most_rows=config.optim.rows_per_step(length),
     )
     return make_plan(
         case,

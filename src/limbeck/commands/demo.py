@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.padding import Padding
 
 from limbeck.commands.tables import outcome_table
+from limbeck.errors import ConfigError
 
 if TYPE_CHECKING:
     from limbeck.config import RunConfig
@@ -43,7 +44,7 @@ def demo(
     third of its layers taken out, which wrecks it, and learns to speak again from the teacher's
     distributions. A twin trained on the plain text, the same tokens in the same order, is the
     anchor: what distillation adds is the difference. An earlier demo in the run directory is
-    replaced.
+    continued if it was stopped, and replaced if it is done.
     """
     console = Console()
     teacher = fetch_teacher(console)
@@ -117,6 +118,7 @@ def distil(console: Console, config: RunConfig, *, show: bool) -> None:
         "before anything starts. The text: documentation and reference prose that ships with "
         "limbeck.",
     )
+    resume, replaces = what_is_there(config)
     with assemble(config) as run:
         alpha = config.objective.alpha
         say(
@@ -124,9 +126,9 @@ def distil(console: Console, config: RunConfig, *, show: bool) -> None:
             "4. Two students, the same tokens",
             f"First the student learns from the teacher: {alpha:g} x KL to its distribution + "
             f"{1 - alpha:g} x cross-entropy of the text. Then its twin learns from the text alone. "
-            "Ctrl-C saves.",
+            "Ctrl-C saves; the same command goes on.",
         )
-        outcome = run.train(overwrite=True)
+        outcome = run.train(resume=resume, overwrite=replaces)
     say(console, "5. What was kept", "On documents that neither student has seen:")
     console.print(outcome_table(outcome.evaluation))
     say(
@@ -138,6 +140,27 @@ def distil(console: Console, config: RunConfig, *, show: bool) -> None:
     console.print(f"   student  {outcome.student}\n   report   {outcome.report}", soft_wrap=True)
     if show and outcome.report and has_screen():
         webbrowser.open(outcome.report.absolute().as_uri())
+
+
+def what_is_there(config: RunConfig) -> tuple[bool, bool]:
+    """Whether the run directory holds this demo unfinished, and whether one to be replaced.
+
+    Raises:
+        ConfigError: It holds a run that is no demo, which would be lost.
+    """
+    from limbeck.config import read  # noqa: PLC0415  (help need not load pydantic)
+
+    saved = config.output / "recipe.yaml"
+    if not saved.exists():
+        return False, False
+    before = read(saved)
+    if before.data.path != config.data.path:
+        raise ConfigError(
+            f"--output must name a new directory or an earlier demo's, and {config.output} holds a "
+            f"run on {before.data.path}. Choose another."
+        )
+    unfinished = before == config and not (config.output / "evaluation.json").exists()
+    return unfinished, not unfinished
 
 
 def has_screen() -> bool:

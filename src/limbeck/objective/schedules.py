@@ -5,14 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 
-from limbeck.config import Schedule, Varying
+from limbeck.varying import Schedule, Varying
 
 
 def at(number: float, step: int) -> float:
     """The number in an optimizer step, counted from 0; itself where it has no schedule.
 
     Example:
-        >>> from limbeck.config import Schedule, Varying
+        >>> from limbeck.varying import Schedule, Varying
         >>> alpha = Varying(Schedule(type="linear", values={0: 0.0, 100: 0.8}))
         >>> at(alpha, 50), at(alpha, 1000), at(0.3, 50)
         (0.4, 0.8, 0.3)

@@ -49,7 +49,7 @@ class TaidTerm(LogitTerm, SteppedTerm, LearningTerm):
     temperature squared. Its value is not comparable between steps, because the target moves.
 
     Source: Shing et al., "TAID: Temporally Adaptive Interpolated Distillation", 2025,
-    arXiv:2501.16937, section 3 and algorithm 1.
+    arXiv:2501.16937. The rule and the defaults have not been checked against the authors' code.
     """
 
     needs = SignalNeeds(distribution=True)

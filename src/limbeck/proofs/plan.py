@@ -99,7 +99,7 @@ def make_plan(
     Raises:
         ConfigError: The micro-batch does not fit into memory.
     """
-    rows_per_step = max(1, config.optim.tokens_per_step // config.data.sequence_length)
+    rows_per_step = config.optim.rows_per_step(config.data.sequence_length)
     count, available = min(micro_batch, rows_per_step), case.data.num_rows
     measured = run_micro_batch(case, case.data.batch(spread(available, count)))
     passes = -(-rows_per_step // measured.rows)

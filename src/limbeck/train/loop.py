@@ -221,7 +221,7 @@ class Loop:
             setup.world,
             main_only=True,
         )
-        if totals.bad_in_row >= max(1, setup.optim.max_bad_steps):
+        if totals.bad_in_row >= setup.optim.max_bad_steps:
             raise NonFiniteError(
                 f"Losses and gradients must be numbers; {totals.bad_in_row} steps in a row up to "
                 f"step {totals.step} had some that are not. Rows {blamed['rows']} of "

@@ -89,7 +89,7 @@ class TrainSetup:
     @property
     def rows_per_step(self) -> int:
         """Rows of one optimizer step, over all micro-batches and ranks."""
-        return max(1, self.optim.tokens_per_step // self.sequence_length)
+        return self.optim.rows_per_step(self.sequence_length)
 
 
 @dataclass(frozen=True)
