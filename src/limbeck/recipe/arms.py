@@ -17,6 +17,7 @@ from limbeck.distributed import (
     gathered,
     load_checkpoint,
 )
+from limbeck.evaluate.scores import Scores
 from limbeck.models import Distiller
 from limbeck.recipe.judge import Judge
 from limbeck.recipe.parts import Parts
@@ -102,6 +103,7 @@ class Bench:
         self._initial = initial
         self._stop = stop
         self._judge = judge_of(parts)
+        self._latest: Scores | None = None
 
     def run(self, arm: Arm, sinks: Sequence[MetricSink], *, resume: bool) -> None:
         """Train an arm, keep its best student, and write down its figures."""
@@ -112,6 +114,7 @@ class Bench:
         if not broadcast_object(first.exists(), parts.world):
             self._write_scores(first, distiller)
         parts.teacher.ask(distiller.objective.needs)
+        self._latest = None
         result = train(
             TrainSetup(
                 distiller=distiller,
@@ -136,19 +139,24 @@ class Bench:
         if result.best_step != result.step:
             checkpoint = arm.folder / "checkpoints" / checkpoint_name(result.best_step)
             load_checkpoint(checkpoint, distiller, (), parts.world)
+            self._latest = None
         self._save(arm, distiller)
-        self._write_scores(arm.scores, distiller)
+        self._write_scores(arm.scores, distiller, self._latest)
 
     def _save(self, arm: Arm, distiller: Distiller) -> None:
         weights = full_weights(distiller.student.hf_model, self._parts.world)
         if self._parts.world.is_main:
             self._parts.publish_student(distiller.student, arm.folder / "student", weights)
 
-    def _write_scores(self, path: Path, distiller: Distiller) -> None:
-        deciding = reporting = None
+    def _write_scores(
+        self, path: Path, distiller: Distiller, deciding: Scores | None = None
+    ) -> None:
+        """Write a student's figures down; those that decide are measured unless they are given."""
+        reporting = None
         if self._judge is not None:
             with gathered(distiller):
-                deciding = self._judge.deciding(distiller.student)
+                if deciding is None:
+                    deciding = self._judge.deciding(distiller.student)
                 reporting = self._judge.reporting(distiller.student)
         if self._parts.world.is_main:
             write_scores(path, deciding, reporting)
@@ -160,7 +168,7 @@ class Bench:
             return None
 
         def evaluate() -> Mapping[str, float]:
-            scores = judge.deciding(distiller.student)
+            scores = self._latest = judge.deciding(distiller.student)
             return {name: scores.mean(name) for name in scores.metrics}
 
         return evaluate
