@@ -68,8 +68,8 @@ OBJECTIVES = (
     Mutation(
         "a teacher that is trained too",
         "objective/hidden_state.py",
-        "signal.layer_hidden[teacher_layer].detach().to(exact)",
-        "signal.layer_hidden[teacher_layer].to(exact)",
+        "signal.layer_hidden[teacher_layer].detach().to(state.dtype)",
+        "signal.layer_hidden[teacher_layer].to(state.dtype)",
         STEP + "a_teacher_is_left_alone",
     ),
     Mutation(
@@ -104,7 +104,7 @@ OBJECTIVES = (
     Mutation(
         "a sum over layers instead of their mean",
         "objective/hidden_state.py",
-        "return loss / max(len(self.layer_map.pairs), 1)",
+        "return loss / len(self.layer_map.pairs)",
         "return loss",
         STATES + "is_zero_where_projected_states_are_the_teachers_and_averages_over_pairs",
     ),

@@ -67,6 +67,15 @@ class Batch:
         """Document index of the scored positions, in row-major order."""
         return self.document_ids[self.scored]
 
+    def pieces(self) -> Int[Tensor, " N"]:
+        """Number of the piece of text of the scored positions, in row-major order; never falls.
+
+        A document that is cut over two rows is two pieces.
+        """
+        begins = self.position_ids == 0
+        begins[:, :1] = True
+        return begins.flatten().cumsum(0).view_as(begins)[self.scored]
+
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
         return Batch(

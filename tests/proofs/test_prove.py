@@ -44,10 +44,18 @@ def test_every_divergence_is_zero_at_the_teacher_and_has_a_true_gradient(name, t
     assert all(f.holds for f in held), [f for f in held if not f.holds]
 
 
-def test_a_hidden_state_term_with_projectors_is_proven_too():
+STATE_TERMS = (
+    {"type": "hidden_state", "weight": 0.5},
+    {"type": "relations", "weight": 0.5},
+    {"type": "cka", "weight": 0.5},
+    {"type": "attention_relations", "weight": 0.5, "heads": 2},
+)
+
+
+@pytest.mark.parametrize("term", STATE_TERMS, ids=lambda term: term["type"])
+def test_terms_on_hidden_states_are_proven_too_projectors_and_all(term):
     student = tiny_model("llama", 2, seed=2, width=16)
-    case = tiny_case(student=student, extra=({"type": "hidden_state", "weight": 0.5},))
-    assert failing(case) == set()
+    assert failing(tiny_case(student=student, extra=(term,))) == set()
 
 
 @pytest.mark.parametrize("chosen", ["teacher_entropy", "student_entropy"])

@@ -196,7 +196,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(tmp_path, stop_at):
     assert f"resumed at {stop_at}" in [r.get("text") for r in resumed]
 
 
-def stop_after(folder, step):
+def stop_after(folder, step, **changes):
     """Run until a SIGTERM that comes during a step; the run saves once and says so."""
     import os
     import signal
@@ -208,7 +208,7 @@ def stop_after(folder, step):
             os.kill(os.getpid(), signal.SIGTERM)
 
     with StopSignals() as stop, pytest.raises(Stopped, match=f"saved at step {step}") as told:
-        train(toy_setup(folder, stop=stop, sinks=[Listener(hear)]))
+        train(toy_setup(folder, stop=stop, sinks=[Listener(hear)], **changes))
     assert told.value.exit_code == 143
     newest = latest(folder / "checkpoints")
     assert newest is not None

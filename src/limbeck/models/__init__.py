@@ -10,6 +10,7 @@ from limbeck.models.facts import model_facts, shape_facts, tensors_hash
 from limbeck.models.layouts import Shape, cut_config, read_pattern, resized_config
 from limbeck.models.load import copied_model, enable_activation_checkpointing, load_model, new_model
 from limbeck.models.modes import evaluating
+from limbeck.models.projections import captured_projections
 from limbeck.models.prove import (
     HEAD_TOLERANCE,
     TOLERANCE,
@@ -31,6 +32,7 @@ __all__ = [
     "PreTrainedTokenizerBase",
     "Shape",
     "cache_folder",
+    "captured_projections",
     "choose_device",
     "choose_dtype",
     "copied_model",

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from limbeck.batch import Batch
 from limbeck.models.causal_lm import CausalLM
+from limbeck.models.projections import captured_projections
 from limbeck.objective import Objective, StudentView
 from limbeck.signals import TeacherSignal
 
@@ -27,7 +28,17 @@ class Distiller(nn.Module):
         self, batch: Batch, signal: TeacherSignal, step_tokens: Int[Tensor, ""]
     ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
         """Loss share and metric shares of one micro-batch; see `Objective.forward`."""
-        hidden, layer_hidden = self.student(batch, self.objective.student_layers)
-        view = StudentView(hidden, self.student.head, layer_hidden, batch.targets())
+        with captured_projections(
+            self.student, batch.scored, self.objective.student_projections
+        ) as projections:
+            hidden, layer_hidden = self.student(batch, self.objective.student_layers)
+        view = StudentView(
+            hidden,
+            self.student.head,
+            layer_hidden,
+            batch.targets(),
+            pieces=batch.pieces(),
+            layer_projections=projections,
+        )
         loss, shares = self.objective(view, signal, step_tokens)
         return loss, shares

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from jaxtyping import Float, Int
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from limbeck.layers import LayerMap
 from limbeck.registry import Registry
-from limbeck.signals import Head, Rows, SignalNeeds, TeacherSignal
+from limbeck.signals import Head, Projections, Rows, SignalNeeds, TeacherSignal
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,9 @@ class StudentView:
         targets: Token id each position should predict.
         token_weights: Multiplies every term at each position; None is 1 everywhere. The sum of the
             terms is still divided by the number of scored tokens, not by the sum of the weights.
+        pieces: Number of the piece of text each position lies in, never falling; see
+            `Batch.pieces`. None only where no term compares positions with each other.
+        layer_projections: Queries, keys and values by 0-based student layer.
     """
 
     hidden: Float[Tensor, "N D"]
@@ -33,6 +36,8 @@ class StudentView:
     layer_hidden: Mapping[int, Float[Tensor, "N D"]]
     targets: Int[Tensor, " N"]
     token_weights: Float[Tensor, " N"] | None = None
+    pieces: Int[Tensor, " N"] | None = None
+    layer_projections: Mapping[int, Projections] = field(default_factory=dict)
 
     def weigh(self, values: Float[Tensor, " n"], window: Rows) -> Float[Tensor, " n"]:
         """Values at some of the positions, each times its position's weight."""
@@ -95,6 +100,9 @@ class StateTerm(nn.Module, ABC):
 
     student_layers: frozenset[int] = frozenset()
     """Student layers whose block outputs `forward` reads, 0-based."""
+
+    student_projections: frozenset[int] = frozenset()
+    """Student layers whose queries, keys and values `forward` reads, 0-based."""
 
     @abstractmethod
     def forward(self, student: StudentView, signal: TeacherSignal) -> Float[Tensor, " N"]:

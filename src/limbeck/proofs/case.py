@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -11,9 +11,9 @@ from torch import Tensor
 
 from limbeck.batch import Batch
 from limbeck.config import ObjectiveConfig
-from limbeck.models import CausalLM, Distiller, evaluating
+from limbeck.models import CausalLM, Distiller, captured_projections, evaluating
 from limbeck.objective import StudentView
-from limbeck.signals import Head, LazyLogits, TeacherSignal
+from limbeck.signals import Head, LazyLogits, Projections, TeacherSignal
 from limbeck.teachers import Teacher
 from limbeck.tokenizers import VocabularyProof
 
@@ -143,18 +143,38 @@ def view(case: Case, batch: Batch, count: int = SCORED) -> Views:
     """Both models' hidden states and heads at some of the batch's scored positions."""
     objective = case.distiller.objective
     with torch.no_grad(), evaluating(case.distiller), evaluating(case.teacher_model):
-        hidden, layers = case.student(batch, objective.student_layers)
-        teacher_hidden, teacher_layers = case.teacher_model(batch, objective.needs.layers)
+        with captured_projections(
+            case.student, batch.scored, objective.student_projections
+        ) as projections:
+            hidden, layers = case.student(batch, objective.student_layers)
+        with captured_projections(
+            case.teacher_model, batch.scored, objective.needs.projections
+        ) as teacher_projections:
+            teacher_hidden, teacher_layers = case.teacher_model(batch, objective.needs.layers)
     every = max(1, len(hidden) // count)
     some = slice(0, every * count, every)
     distribution = LazyLogits(teacher_hidden[some], still(case.teacher_model.head))
     chosen = {i: states[some] for i, states in layers.items()}
     teacher_chosen = {i: states[some] for i, states in teacher_layers.items()}
     return Views(
-        StudentView(hidden[some], still(case.student.head), chosen, batch.targets()[some]),
+        StudentView(
+            hidden[some],
+            still(case.student.head),
+            chosen,
+            batch.targets()[some],
+            pieces=batch.pieces()[some],
+            layer_projections=at_some(projections, some),
+        ),
         distribution,
-        TeacherSignal(distribution, teacher_chosen),
+        TeacherSignal(distribution, teacher_chosen, at_some(teacher_projections, some)),
     )
+
+
+def at_some(
+    layers: Mapping[int, Projections], some: slice, dtype: torch.dtype | None = None
+) -> dict[int, Projections]:
+    """Queries, keys and values at some of the positions; in another number format if given."""
+    return {i: Projections(*(part[some].to(dtype) for part in each)) for i, each in layers.items()}
 
 
 def still(head: Head) -> Head:

@@ -16,7 +16,7 @@ from limbeck.divergences import divergences
 from limbeck.objective import Objective, StudentView, WeightedTerm
 from limbeck.objective.build import MAIN
 from limbeck.objective.cross_entropy import CrossEntropyTerm
-from limbeck.proofs.case import Case, Views
+from limbeck.proofs.case import Case, Views, at_some
 from limbeck.proofs.proof import Finding, Proof, Unproven, distance
 from limbeck.signals import DenseLogits, Head, LazyLogits, TeacherSignal
 
@@ -177,7 +177,7 @@ def in_the_open(case: Case, views: Views) -> Outcome:
     products = torch.nn.functional.linear(hidden, head.weight, head.bias)
     logits = head.finish(products)
     said = DenseLogits(views.distribution.head(views.distribution.hidden).to(dtype))
-    signal = TeacherSignal(said, views.signal.layer_hidden)
+    signal = replace(views.signal, distribution=said)
     loss = (1 - recipe.alpha) * torch.nn.functional.cross_entropy(logits, student.targets)
     if recipe.alpha > 0:
         divergence = divergences.bind(recipe.divergence, at="objective.divergence")
@@ -205,10 +205,13 @@ def first(views: Views, positions: int, dtype: torch.dtype) -> Views:
         as_type(old.head, dtype),
         {i: states[some].to(dtype) for i, states in old.layer_hidden.items()},
         old.targets[some],
+        pieces=None if old.pieces is None else old.pieces[some],
+        layer_projections=at_some(old.layer_projections, some, dtype),
     )
     teacher = LazyLogits(said.hidden[some].to(dtype), as_type(said.head, dtype))
     layers = {i: states[some].to(dtype) for i, states in views.signal.layer_hidden.items()}
-    return Views(student, teacher, TeacherSignal(teacher, layers))
+    projections = at_some(views.signal.layer_projections, some, dtype)
+    return Views(student, teacher, TeacherSignal(teacher, layers, projections))
 
 
 def exact(*heads: Head) -> torch.dtype:

@@ -18,7 +18,7 @@ from limbeck.signals.full import DenseLogits, LazyLogits, whole_logits
 from limbeck.signals.head import Head, identity
 from limbeck.signals.samples import Samples
 from limbeck.signals.shared import SharedVocabulary
-from limbeck.signals.signal import SignalNeeds, TeacherSignal
+from limbeck.signals.signal import Projections, SignalNeeds, TeacherSignal
 from limbeck.signals.top_k import KeptTokens, TopK, TopKRenormalised
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "KeptTokens",
     "LazyLogits",
     "LogProbPair",
+    "Projections",
     "Rows",
     "Samples",
     "SharedVocabulary",

@@ -42,7 +42,7 @@ class RememberingTeacher(Teacher):
 
     def ask(self, needs: SignalNeeds) -> None:
         """Distributions are all that is remembered, and they are given unasked."""
-        assert not needs.layers, "hidden states of layers are not remembered"
+        assert not needs.layers | needs.projections, "hidden states of layers are not remembered"
 
     @torch.no_grad()
     def signal(self, batch: Batch) -> TeacherSignal:

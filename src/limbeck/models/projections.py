@@ -1,0 +1,113 @@
+"""Queries, keys and values of chosen layers, as a forward pass makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor, nn
+
+from limbeck.errors import ConfigError
+from limbeck.models.causal_lm import CausalLM
+from limbeck.signals import Projections
+
+APART = ("q_proj", "k_proj", "v_proj")
+"""Where most families have one linear layer each."""
+
+Split = Callable[[CausalLM, Tensor], tuple[Tensor, Tensor, Tensor]]
+
+
+def _thirds(_model: CausalLM, output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    query, key, value = output.chunk(3, dim=-1)
+    return query, key, value
+
+
+def _head_by_head(model: CausalLM, output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    heads = output.reshape(len(output), int(model.config.num_attention_heads), 3, -1)
+    query, key, value = (part.flatten(1) for part in heads.unbind(2))
+    return query, key, value
+
+
+def _grouped(model: CausalLM, output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    heads, groups = model.config.num_attention_heads, model.config.num_key_value_heads
+    size = output.shape[-1] // (heads + 2 * groups)
+    sizes = [heads * size, groups * size, groups * size]
+    query, key, value = torch.split(output, sizes, dim=-1)
+    return query, key, value
+
+
+TOGETHER: Mapping[str, tuple[str, Split]] = {
+    "gpt2": ("c_attn", _thirds),
+    "gpt_neox": ("query_key_value", _head_by_head),
+    "phi3": ("qkv_proj", _grouped),
+}
+"""Families with one linear layer for all three: its name, and how its output is divided."""
+
+
+@contextmanager
+def captured_projections(
+    model: CausalLM, scored: Bool[Tensor, "B T"], layers: Iterable[int]
+) -> Iterator[dict[int, Projections]]:
+    """A context in which a forward pass leaves its queries, keys and values of some layers.
+
+    Only those layers' are kept, at the scored positions. They are in the dictionary when the
+    context ends, not before.
+
+    Args:
+        model: Whose forward pass it will be.
+        scored: Of the batch it will read.
+        layers: 0-based.
+
+    Raises:
+        ConfigError: limbeck does not know where this family makes them.
+    """
+    found: dict[int, Projections] = {}
+    outputs: dict[tuple[int, str], Tensor] = {}
+    layers = sorted(layers)
+    handles = []
+    try:
+        for layer in layers:
+            for name, module in projecting(model, layer):
+                handles.append(module.register_forward_hook(keeping(outputs, (layer, name))))
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+    # Only now: what a hook computes inside a checkpointed block would not be computed again there.
+    rows = {at: output.reshape(*scored.shape, -1)[scored] for at, output in outputs.items()}
+    for layer in layers:
+        if model.family in TOGETHER:
+            name, split = TOGETHER[model.family]
+            found[layer] = Projections(*split(model, rows[layer, name]))
+        else:
+            found[layer] = Projections(*(rows[layer, name] for name in APART))
+
+
+def keeping(outputs: dict[tuple[int, str], Tensor], place: tuple[int, str]) -> Callable[..., None]:
+    """A hook that keeps a module's output."""
+
+    def hook(_module: nn.Module, _args: Any, output: Tensor) -> None:
+        outputs[place] = output
+
+    return hook
+
+
+def projecting(model: CausalLM, layer: int) -> list[tuple[str, nn.Module]]:
+    """The modules of a block that make its queries, keys and values, by name.
+
+    Raises:
+        ConfigError: They are not where limbeck looks.
+    """
+    wanted = (TOGETHER[model.family][0],) if model.family in TOGETHER else APART
+    named = [(path.rpartition(".")[2], m) for path, m in model.blocks[layer].named_modules()]
+    found = [(name, module) for name, module in named if name in wanted]
+    if sorted(name for name, _ in found) != sorted(wanted):
+        raise ConfigError(
+            f"attention_relations needs the {', '.join(wanted)} of each block, and block {layer} "
+            f"of this {model.family} model has {', '.join(n for n, _ in found) or 'none'} of them. "
+            "Use a term on hidden states: hidden_state, relations or cka."
+        )
+    return found
