@@ -83,7 +83,9 @@ def test_ever_more_draws_come_to_the_whole_distribution(path, k):
     """Twelve of twelve tokens kept: then no draw has a share, and few are as good as many."""
     logits, student = random_logits(5, 12), random_logits(5, 12)
     expected = objective_of(student, DenseLogits(logits), FORWARD_KL, 1.0, path)
-    drawn = TopKSamples.from_logits(logits, k, 2 if k == 12 else 10**8)
+    num_draws = 2 if k == 12 else 10**8
+    drawn = TopKSamples.from_logits(logits, k, num_draws)
+    assert (drawn.counts.sum(-1) == num_draws).all()
     for a, b in zip(objective_of(student, drawn, FORWARD_KL, 1.0, path), expected, strict=True):
         close(a, b, atol=1e-12 if k == 12 else 1e-6, rtol=1e-6)
 
