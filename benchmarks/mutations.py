@@ -1,21 +1,21 @@
 """Seeds one bug after another, and sees whether the law that should catch it does.
 
-    python benchmarks/mutations.py [--only WORD] [--results benchmarks/results]
+    python benchmarks/mutations.py [--check] [--only WORD] [--workers 2]
 
-Works on a copy of the tree in a temporary directory. A bug counts as caught when its test fails;
-a test that cannot be collected, or a bug whose text is not found exactly once, is an error.
+Each bug runs its own test in a copy of the tree, in a process forked from one that has loaded torch
+already. A bug counts as caught when its test fails; a test that cannot be collected, or a bug whose
+text is not found exactly once, is an error. `--check` only looks whether every bug still fits.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +23,10 @@ from mutation_table import MUTATIONS, Mutation
 
 ROOT = Path(__file__).resolve().parent.parent
 TREES = ("src", "tests", "docs", "recipes", "benchmarks")
+PYTEST = (
+    *("-q", "-x", "--no-header", "-p", "no:xdist", "-p", "no:cacheprovider"),
+    *("-o", "addopts=--jaxtyping-packages=limbeck,beartype.beartype --import-mode=importlib"),
+)
 
 
 class Verdict(NamedTuple):
@@ -30,6 +34,18 @@ class Verdict(NamedTuple):
 
     mutation: Mutation
     text: str
+
+
+def misfit(mutation: Mutation) -> str | None:
+    """Why a bug cannot be seeded, or its test not run, if so."""
+    times = (ROOT / "src/limbeck" / mutation.file).read_text(encoding="utf-8").count(mutation.old)
+    if times != 1:
+        return f"its text is there {times} times"
+    path, _, name = mutation.test.partition("::")
+    test = ROOT / "tests" / path
+    if not test.exists() or f"def {name.partition('[')[0]}(" not in test.read_text("utf-8"):
+        return "its test is not there"
+    return None
 
 
 def copy_tree(place: Path) -> None:
@@ -41,48 +57,52 @@ def copy_tree(place: Path) -> None:
     shutil.copy(ROOT / "pyproject.toml", place)
 
 
-def run_test(place: Path, tests: list[str]) -> int:
-    """Exit code of pytest in the copy: 0 green, 1 red, more where it could not run."""
-    environment = os.environ | {
-        "PYTHONPATH": str(place / "src"),
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-x",
-        "-p",
-        "no:xdist",
-        "-p",
-        "no:cacheprovider",
-    ]
-    finished = subprocess.run(
-        [*command, *tests], cwd=place, env=environment, capture_output=True, check=False
-    )
-    return finished.returncode
+def run_tests(place: Path, tests: list[str]) -> int:
+    """Exit code of pytest in the copy: 0 green, 1 red, more where it could not run.
+
+    It ends as the process does: what it imports must never be imported again.
+    """
+    import pytest  # noqa: PLC0415
+
+    os.chdir(place)
+    os.environ["PYTHONPATH"] = str(place / "src")
+    sys.dont_write_bytecode = True
+    sys.path.insert(0, str(place / "src"))
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+        os.dup2(nowhere.fileno(), 2)
+    return int(pytest.main([*PYTEST, *tests]))
 
 
-def verdicts(place: Path, chosen: list[Mutation]) -> Iterator[Verdict]:
-    """Patch, test and mend, one bug at a time."""
-    for mutation in chosen:
+def verdict(mutation: Mutation) -> Verdict:
+    """Seed a bug in a copy, and run its test."""
+    problem = misfit(mutation)
+    if problem is not None:
+        return Verdict(mutation, f"error: {problem}")
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        copy_tree(place)
         path = place / "src" / "limbeck" / mutation.file
         whole = path.read_text(encoding="utf-8")
-        if whole.count(mutation.old) != 1:
-            yield Verdict(mutation, f"error: its text is there {whole.count(mutation.old)} times")
-            continue
         path.write_text(whole.replace(mutation.old, mutation.new), encoding="utf-8")
-        code = run_test(place, [f"tests/{mutation.test}"])
-        path.write_text(whole, encoding="utf-8")
-        names = {0: "missed", 1: "caught"}
-        yield Verdict(mutation, names.get(code, f"error: pytest ended with {code}"))
+        code = run_tests(place, [f"tests/{mutation.test}"])
+        os.chdir(ROOT)
+    names = {0: "missed", 1: "caught"}
+    return Verdict(mutation, names.get(code, f"error: pytest ended with {code}"))
+
+
+def without_bug(tests: list[str]) -> int:
+    """How some tests end when nothing is wrong."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy_tree(Path(folder))
+        code = run_tests(Path(folder), [f"tests/{test}" for test in tests])
+        os.chdir(ROOT)
+    return code
 
 
 def report(found: list[Verdict], seconds: float) -> str:
     """The table as Markdown."""
-    caught = sum(verdict.text == "caught" for verdict in found)
+    caught = sum(each.text == "caught" for each in found)
     lines = [
         "# Bugs seeded, and the laws that caught them",
         "",
@@ -99,29 +119,50 @@ def report(found: list[Verdict], seconds: float) -> str:
     return "\n".join(lines) + "\n"
 
 
+def check() -> int:
+    """Name every bug that fits no more; 1 if there is one."""
+    problems = [(each, misfit(each)) for each in MUTATIONS]
+    wrong = [(each, problem) for each, problem in problems if problem is not None]
+    for each, problem in wrong:
+        print(f"{each.file}: {each.bug}: {problem}")
+    print(f"{len(MUTATIONS) - len(wrong)} of {len(MUTATIONS)} bugs fit")
+    return int(bool(wrong))
+
+
 def main() -> int:
     """Run the table; 1 if a bug was not caught."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", default="", help="a word of the test's or the file's name")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="only look whether every bug fits")
+    parser.add_argument("--only", default="", help="a word of the test's, file's or bug's name")
+    parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
-    arguments = parser.parse_args()
-    chosen = [m for m in MUTATIONS if arguments.only in m.test or arguments.only in m.file]
+    options = parser.parse_args()
+    if options.check:
+        return check()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    import pytest  # noqa: F401, PLC0415 - what every fork would load again
+    import torch  # noqa: PLC0415
+
+    torch.set_num_threads(1)
+    chosen = [m for m in MUTATIONS if any(options.only in each for each in (m.test, m.file, m.bug))]
     started = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
-        copy_tree(place)
-        if run_test(place, sorted({f"tests/{m.test}" for m in chosen})) != 0:
+    found = []
+    forks = multiprocessing.get_context("fork")
+    with forks.Pool(options.workers, maxtasksperchild=1) as pool:
+        tests = sorted({m.test for m in chosen})
+        groups = [tests[start :: options.workers] for start in range(options.workers)]
+        if any(pool.map(without_bug, [group for group in groups if group], 1)):
             print("The tests are not green without a bug; nothing can be learnt.")
             return 1
-        found = []
-        for verdict in verdicts(place, chosen):
-            found.append(verdict)
-            print(f"{verdict.text:8} {verdict.mutation.test}: {verdict.mutation.bug}", flush=True)
-    if not arguments.only:
-        arguments.results.mkdir(parents=True, exist_ok=True)
-        path = arguments.results / "mutations.md"
+        print(f"{len(tests)} tests are green without a bug", flush=True)
+        for each in pool.imap(verdict, chosen, 1):
+            found.append(each)
+            print(f"{each.text:8} {each.mutation.test}: {each.mutation.bug}", flush=True)
+    if not options.only:
+        options.results.mkdir(parents=True, exist_ok=True)
+        path = options.results / "mutations.md"
         path.write_text(report(found, time.perf_counter() - started), encoding="utf-8")
-    return int(any(verdict.text != "caught" for verdict in found))
+    return int(any(each.text != "caught" for each in found))
 
 
 if __name__ == "__main__":

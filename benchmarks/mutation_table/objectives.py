@@ -205,7 +205,7 @@ OBJECTIVES = (
     ),
     Mutation(
         "a schedule's values out of the number's bounds",
-        "config.py",
+        "varying.py",
         "values={step: check(v) for step, v in read.values.items()}",
         "values=dict(read.values)",
         TIMED + "a_schedule_that_cannot_be_is_refused",

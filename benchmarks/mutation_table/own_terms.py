@@ -68,7 +68,7 @@ OWN_TERMS = (
         SCORE,
         "exact = torch.promote_types(logits.dtype, torch.float32)",
         "exact = logits.dtype",
-        TERMS + "bfloat16_is_within_a_hundredth_of_float64",
+        TERMS + "values_are_float32_where_logits_are_not",
     ),
     Mutation(
         "a form without all logits let through",

@@ -113,6 +113,15 @@ def test_bfloat16_is_within_a_hundredth_of_float64(make):
     assert (gradient.double() - slope).norm() < 1e-2 * slope.norm()
 
 
+@over_makers
+def test_values_are_float32_where_logits_are_not(make):
+    logits, teacher = random_logits(4, 9).bfloat16(), random_logits(4, 9).bfloat16()
+    values = make(2.0)(
+        logits, torch.zeros(4, dtype=torch.long), TeacherSignal(DenseLogits(teacher))
+    )
+    assert values.dtype == torch.float32
+
+
 @pytest.mark.parametrize("name", ["decoupled", "concrete_score"])
 @pytest.mark.parametrize("form", [FORMS["top_k"], FORMS["shared"]])
 def test_forms_without_all_logits_are_refused_by_name(name, form):
@@ -239,11 +248,14 @@ def test_taid_moves_as_the_published_rule_says():
 
 
 def test_taid_never_falls_nor_passes_its_end_whatever_the_losses():
-    term, seen = TaidTerm(steps=30, start=0.4, end=0.9, rate=0.5), []
-    for step in range(40):
+    """They fall first, so that t is ahead of its line when they rise."""
+    term, seen = TaidTerm(steps=30, start=0.4, end=0.9, rate=0.2, momentum=0.5), []
+    losses = [10.0**-step for step in range(3)]
+    losses += [float(torch.rand(()) * 10.0 ** int(torch.randint(-6, 6, ()))) for _ in range(37)]
+    for step, loss in enumerate(losses):
         term.set_step(step)
         seen.append(float(term.share()))
-        term.learn(float(torch.rand(()) * 10 ** float(torch.randint(-6, 6, ()))))
+        term.learn(loss)
     assert seen == sorted(seen)
     assert seen[-1] == pytest.approx(0.9)
 

@@ -16,7 +16,7 @@ from limbeck.objective import DistillationLoss
 from limbeck.signals import Head
 
 PAGE = (Path(__file__).parents[2] / "docs" / "loss-library.md").read_text()
-LOOP, HEAD, ACCUMULATION, TRAINER = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+LOOP, HEAD, ACCUMULATION, TRAINER, TRL = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 VOCABULARY, LENGTH = 40, 12
 close = torch.testing.assert_close
 

@@ -28,8 +28,8 @@ def adaptive_kl(
 
     w is the share of the total gap |p - q| that lies on the teacher's head: its most probable
     outcomes with at most `head_mass` together, the first always among them. w is a constant to the
-    gradient. Outcomes as probable as the last of the head belong to it, so that the order of the
-    vocabulary does not matter.
+    gradient. The head and the default are those of the public code; but outcomes as probable
+    as the last of the head belong to it, so that the order of the vocabulary does not matter.
 
     Args:
         head_mass: Teacher's probability of the head.

@@ -26,6 +26,8 @@ def alpha_beta(
     With p the teacher and q the student, minus the sum of p^alpha q^beta - alpha/(alpha + beta)
     p^(alpha + beta) - beta/(alpha + beta) q^(alpha + beta), over alpha beta. (1, 0) is forward KL,
     (0, 1) reverse KL, (0.5, 0.5) is 4 (1 - the sum of sqrt(p q)), (1, 1) half the squared distance.
+    The edges are the limits (Cichocki et al.): over alpha^2 or beta^2. The authors' code divides by
+    alpha or beta once there, and so jumps wherever that is not 1.
 
     Args:
         alpha: Exponent of the teacher. Negative ones are unbounded at impossible outcomes.

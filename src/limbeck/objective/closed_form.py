@@ -20,9 +20,9 @@ from limbeck.objective.terms import LogitTerm, StudentView
 from limbeck.signals import (
     FLOOR,
     DenseLogits,
+    DrawnTokens,
     KeptTokens,
     LazyLogits,
-    Samples,
     TeacherDistribution,
     TeacherSignal,
     require_served,
@@ -48,7 +48,7 @@ def closed_form(
         and num_hard <= 1
     )
     if divergences:
-        forms = (DenseLogits, LazyLogits, KeptTokens, Samples)
+        forms = (DenseLogits, LazyLogits, KeptTokens, DrawnTokens)
         is_hot &= divergences[0].slope is not None and isinstance(signal.distribution, forms)
         if signal.distribution is not None:
             require_served(signal.distribution, divergences[0].name)
@@ -184,7 +184,7 @@ class ClosedForm(ChunkBody):
         assert term.slope is not None
         if isinstance(teacher, KeptTokens):
             return top_k_slope(term, work, teacher)
-        if isinstance(teacher, Samples):
+        if isinstance(teacher, DrawnTokens):
             return samples_slope(term, work, teacher)
         assert isinstance(teacher, DenseLogits)
         log_softmax_into(work.teacher, teacher.logits, term.temperature).clamp_min_(FLOOR)
@@ -216,12 +216,13 @@ def top_k_slope(
 
 
 def samples_slope(
-    term: DivergenceTerm, work: Outcomes, teacher: Samples
+    term: DivergenceTerm, work: Outcomes, teacher: DrawnTokens
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n 1"]]:
     """The same for tokens drawn from the teacher, whose shares stand for its probabilities."""
     shares = teacher.shares(term.temperature).to(work.student)
-    likelihood: Tensor = torch.linalg.vecdot(shares, work.student.gather(-1, teacher.ids))
-    work.teacher_mass.zero_().scatter_add_(-1, teacher.ids, -shares)
+    ids = teacher.tokens()
+    likelihood: Tensor = torch.linalg.vecdot(shares, work.student.gather(-1, ids))
+    work.teacher_mass.zero_().scatter_add_(-1, ids, -shares)
     return -likelihood - teacher.entropy_nats.to(shares), -shares.sum(-1, keepdim=True)
 
 

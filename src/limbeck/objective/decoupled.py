@@ -23,7 +23,8 @@ class DecoupledTerm(LogitTerm):
     divided by its own mass. Forward KL is TCKD + (1 - p_y) NCKD; here a confident teacher does not
     silence the second. Times the temperature squared.
 
-    Source: Zhao et al., "Decoupled Knowledge Distillation", 2022, arXiv:2203.08679, eq. 7.
+    Source: Zhao et al., "Decoupled Knowledge Distillation", 2022, arXiv:2203.08679, eq. 7;
+    the same as the authors' code, which warms it up and adds a cross-entropy beside it.
     """
 
     needs = SignalNeeds(distribution=True)

@@ -64,8 +64,12 @@ class TeacherEntropy(Positions):
         self, student: StudentView, signal: TeacherSignal, head_budget_mb: int
     ) -> Int[Tensor, " n"]:
         """Indices of the positions, increasing."""
-        assert signal.distribution is not None, "teacher ignored SignalNeeds"
-        return top_share(signal.distribution.entropy(), self.share)
+        distribution = signal.distribution
+        assert distribution is not None, "teacher ignored SignalNeeds"
+        rows = head_chunk(head_budget_mb, len(student.head.weight), copies=4)
+        starts = range(0, max(len(student.hidden), 1), rows)
+        parts = [distribution.rows(slice(start, start + rows)).entropy() for start in starts]
+        return top_share(torch.cat(parts), self.share)
 
 
 @positions.register("student_entropy")

@@ -49,7 +49,10 @@ class TaidTerm(LogitTerm, SteppedTerm, LearningTerm):
     temperature squared. Its value is not comparable between steps, because the target moves.
 
     Source: Shing et al., "TAID: Temporally Adaptive Interpolated Distillation", 2025,
-    arXiv:2501.16937. The rule and the defaults have not been checked against the authors' code.
+    arXiv:2501.16937. Rule and defaults are those of public copies of its code (the authors' own
+    file was not at hand), but for three things: it moves t after every micro-batch, by that one's
+    loss; its loss is the cross-entropy with the target, which falls by a smaller share than the KL;
+    and it reads the line a step later.
     """
 
     needs = SignalNeeds(distribution=True)

@@ -16,14 +16,16 @@ from limbeck.signals.distribution import (
 )
 from limbeck.signals.full import DenseLogits, LazyLogits, whole_logits
 from limbeck.signals.head import Head, identity
-from limbeck.signals.samples import Samples
+from limbeck.signals.samples import DrawnTokens, Samples
 from limbeck.signals.shared import SharedVocabulary
 from limbeck.signals.signal import Projections, SignalNeeds, TeacherSignal
 from limbeck.signals.top_k import KeptTokens, TopK, TopKRenormalised
+from limbeck.signals.top_k_samples import TopKSamples
 
 __all__ = [
     "FLOOR",
     "DenseLogits",
+    "DrawnTokens",
     "Head",
     "KeptTokens",
     "LazyLogits",
@@ -37,6 +39,7 @@ __all__ = [
     "TeacherSignal",
     "TopK",
     "TopKRenormalised",
+    "TopKSamples",
     "identity",
     "log_softmax",
     "merge_rest",

@@ -19,7 +19,8 @@ from limbeck.signals.distribution import (
 from limbeck.signals.head import Head
 
 ENTROPY_ROWS = 256
-"""Positions whose logits exist at once while entropies are read."""
+"""Positions whose logits exist at once while entropies are read, at most; who has a memory budget
+asks for the entropies of fewer rows."""
 
 
 @dataclass(frozen=True)

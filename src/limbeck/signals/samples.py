@@ -6,6 +6,7 @@ Source: Anshumann et al., "Sparse Logit Sampling: Accelerating Knowledge Distill
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -23,15 +24,76 @@ from limbeck.signals.distribution import (
 )
 
 
+class DrawnTokens(TeacherDistribution):
+    """A teacher known by shares of k tokens that have its probabilities as their mean.
+
+    Forward KL's gradient is linear in the teacher's probabilities, so it is unbiased. No other
+    divergence is linear in them, so no other is served. The value reported is the shares' mean
+    log-likelihood, negated, less the teacher's own entropy: forward KL on average, but not row by
+    row, where it may be negative.
+    """
+
+    serves = frozenset({"forward_kl"})
+
+    entropy_nats: Float[Tensor, " N"]
+    """Entropy of the whole distribution they were drawn from."""
+
+    temperature: float
+    """Temperature of that distribution; no other can be recovered."""
+
+    @abstractmethod
+    def tokens(self) -> Int[Tensor, "N k"]:
+        """Token ids, all different where their share is not 0."""
+
+    @abstractmethod
+    def estimates(self) -> Float[Tensor, "N k"]:
+        """Their shares, in at least float32; each row adds up to one."""
+
+    def shares(self, temperature: float) -> Float[Tensor, "N k"]:
+        """Their shares, if they were drawn at this temperature.
+
+        Raises:
+            ConfigError: They were drawn at another.
+        """
+        if temperature != self.temperature:
+            raise ConfigError(
+                f"The teacher's samples were drawn at temperature {self.temperature}, so they "
+                f"cannot be compared at {temperature}. Set the term's temperature to "
+                f"{self.temperature}, or record the store again."
+            )
+        return self.estimates()
+
+    def compare(self, student_logits: Float[Tensor, "N V"], temperature: float) -> LogProbPair:
+        """Student and shares on the k tokens and the rest, which has no share.
+
+        Forward KL of this pair is too large by what `correction` holds; its gradient is unbiased.
+        """
+        shares, ids = self.shares(temperature), self.tokens()
+        logp = log_softmax(student_logits, temperature)
+        was_drawn = torch.zeros_like(logp).scatter_add_(-1, ids, shares.to(logp.dtype)) > 0
+        tail = logp.masked_fill(was_drawn, FLOOR).logsumexp(-1, keepdim=True)
+        known = logp.gather(-1, ids).masked_fill(shares == 0, FLOOR)
+        drawn = shares.log().clamp_min(FLOOR).to(logp.dtype)
+        nothing = torch.full_like(tail, FLOOR)
+        return LogProbPair(
+            torch.cat([known, tail], dim=-1), torch.cat([drawn, nothing], dim=-1).detach()
+        )
+
+    def correction(self) -> Float[Tensor, " N"]:
+        """Entropy of the shares less the teacher's own: what makes their KL the teacher's."""
+        shares = self.estimates()
+        return entropy_of(shares.log().clamp_min(FLOOR)) - self.entropy_nats.to(shares.dtype)
+
+    def entropy(self) -> Float[Tensor, " N"]:
+        """Entropy of the whole distribution, as it was recorded."""
+        return self.entropy_nats
+
+
 @dataclass(frozen=True)
-class Samples(TeacherDistribution):
+class Samples(DrawnTokens):
     """N draws from the teacher at each position, as the k different tokens and how often each came.
 
-    The share of a token among the draws has the token's probability as its mean, and forward KL's
-    gradient is linear in the teacher's probabilities, so it is unbiased. No other divergence is
-    linear in them, so no other is served. The value reported is the mean log-likelihood of the
-    draws, negated, less the teacher's own entropy: forward KL on average, but not row by row, where
-    it may be negative.
+    The share of a token among the draws has the token's probability as its mean.
 
     Attributes:
         ids: The tokens drawn, all different where their count is not 0.
@@ -40,8 +102,6 @@ class Samples(TeacherDistribution):
         entropy_nats: Entropy of the whole distribution they were drawn from.
         temperature: Temperature of that distribution; no other can be recovered.
     """
-
-    serves = frozenset({"forward_kl"})
 
     ids: Int[Tensor, "N k"]
     counts: Int[Tensor, "N k"]
@@ -73,18 +133,12 @@ class Samples(TeacherDistribution):
         logp = log_softmax(logits.detach(), temperature)
         mass = logp.double().softmax(-1)
         if systematic:
-            offset = torch.rand(
-                (len(mass), 1), dtype=mass.dtype, device=mass.device, generator=generator
-            )
-            counts = systematic_counts(mass, num_draws, offset)
+            counts = systematic_draws(mass, num_draws, generator)
         else:
             drawn = mass.multinomial(num_draws, replacement=True, generator=generator)
             counts = torch.zeros_like(mass, dtype=torch.long)
             counts.scatter_add_(-1, drawn, torch.ones_like(drawn))
-        top = counts.topk(min(num_draws, logits.shape[-1]), dim=-1)
-        widest = int((top.values > 0).sum(-1).max()) if len(logits) else 0
-        ids, kept = top.indices[:, :widest], top.values[:, :widest]
-        return cls(ids, kept, num_draws, entropy_of(logp), temperature)
+        return cls(*those_drawn(counts, num_draws), num_draws, entropy_of(logp), temperature)
 
     def rows(self, window: Rows) -> Samples:
         return Samples(
@@ -95,46 +149,31 @@ class Samples(TeacherDistribution):
             self.temperature,
         )
 
-    def shares(self, temperature: float) -> Float[Tensor, "N k"]:
-        """Each token's share of the draws, in at least float32.
+    def tokens(self) -> Int[Tensor, "N k"]:
+        """The tokens drawn."""
+        return self.ids
 
-        Raises:
-            ConfigError: They were drawn at another temperature.
-        """
-        if temperature != self.temperature:
-            raise ConfigError(
-                f"The teacher's samples were drawn at temperature {self.temperature}, so they "
-                f"cannot be compared at {temperature}. Set the term's temperature to "
-                f"{self.temperature}, or record the store again."
-            )
+    def estimates(self) -> Float[Tensor, "N k"]:
+        """Each token's share of the draws."""
         exact = torch.promote_types(self.entropy_nats.dtype, torch.float32)
         return self.counts.to(exact) / self.num_draws
 
-    def compare(self, student_logits: Float[Tensor, "N V"], temperature: float) -> LogProbPair:
-        """Student and draws on the k tokens and the rest, which no draw fell on.
 
-        Forward KL of this pair is too large by what `correction` holds; its gradient is unbiased.
-        """
-        shares = self.shares(temperature)
-        logp = log_softmax(student_logits, temperature)
-        was_drawn = torch.zeros_like(logp, dtype=torch.bool)
-        was_drawn.scatter_(-1, self.ids, self.counts > 0)
-        tail = logp.masked_fill(was_drawn, FLOOR).logsumexp(-1, keepdim=True)
-        known = logp.gather(-1, self.ids).masked_fill(self.counts == 0, FLOOR)
-        drawn = shares.log().clamp_min(FLOOR).to(logp.dtype)
-        nothing = torch.full_like(tail, FLOOR)
-        return LogProbPair(
-            torch.cat([known, tail], dim=-1), torch.cat([drawn, nothing], dim=-1).detach()
-        )
+def those_drawn(
+    counts: Int[Tensor, "N V"], num_draws: int
+) -> tuple[Int[Tensor, "N k"], Int[Tensor, "N k"]]:
+    """Tokens whose count is not 0, and their counts; as wide as the row that drew most."""
+    top = counts.topk(min(num_draws, counts.shape[-1]), dim=-1)
+    widest = int((top.values > 0).sum(-1).max()) if len(counts) else 0
+    return top.indices[:, :widest], top.values[:, :widest]
 
-    def correction(self) -> Float[Tensor, " N"]:
-        """Entropy of the draws less the teacher's own: what makes their KL the teacher's."""
-        shares = self.shares(self.temperature)
-        return entropy_of(shares.log().clamp_min(FLOOR)) - self.entropy_nats.to(shares.dtype)
 
-    def entropy(self) -> Float[Tensor, " N"]:
-        """Entropy of the whole distribution, as it was recorded."""
-        return self.entropy_nats
+def systematic_draws(
+    mass: Float[Tensor, "N V"], num_draws: int, generator: torch.Generator | None
+) -> Int[Tensor, "N V"]:
+    """How often each token is drawn, by equally spaced points with one random offset a row."""
+    offset = torch.rand((len(mass), 1), dtype=mass.dtype, device=mass.device, generator=generator)
+    return systematic_counts(mass, num_draws, offset)
 
 
 def systematic_counts(
