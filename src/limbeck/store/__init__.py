@@ -4,6 +4,7 @@ A sample is found by its content, so that a store fits any order, packing, batch
 processes, and a text that changed is missing instead of misaligned.
 """
 
+from limbeck.store.care import Damage, merge, repair, verify
 from limbeck.store.forms import Form, forms
 from limbeck.store.head import read_head, write_head
 from limbeck.store.header import StoreHeader, create, read_header
@@ -13,6 +14,7 @@ from limbeck.store.store import Record, Store
 from limbeck.store.writer import ShardWriter
 
 __all__ = [
+    "Damage",
     "Form",
     "Record",
     "Sample",
@@ -24,8 +26,11 @@ __all__ = [
     "finished_shards",
     "forms",
     "generator_of",
+    "merge",
     "read_head",
     "read_header",
+    "repair",
     "sample_key",
+    "verify",
     "write_head",
 ]

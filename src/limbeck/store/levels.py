@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
-STEPS = 240
+STEPS = 224
 """A square root is a multiple of 1 / STEPS, down to `LEAST_STEPS` of them."""
 
 LEAST_STEPS = 4
@@ -33,7 +33,7 @@ def make_levels() -> Float32[np.ndarray, " levels"]:
 
 LEVELS = make_levels()
 LOWEST = float(LEVELS[0])
-"""Log-probability of the lowest level, -17.7; what is less probable is stored as this."""
+"""Log-probability of the lowest level, -25.5; what is less probable is stored as this."""
 
 
 def boundaries() -> Float32[np.ndarray, " 255"]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from limbeck.errors import ConfigError
+from limbeck.errors import ConfigError, DataError
 from limbeck.signals import DenseLogits, Head, LazyLogits, TeacherDistribution
 from limbeck.store import states
 from limbeck.store.forms import Form, forms
@@ -56,7 +56,13 @@ class HiddenForm(Form):
     def decode(self, coded: memoryview, num_scored: int, ranks: Ranks) -> LazyLogits:
         del ranks
         assert self._head is not None, "a store hands in its head"
-        return LazyLogits(states.decode(coded, num_scored), self._head)
+        hidden = states.decode(coded, num_scored)
+        width = self._head.weight.shape[1]
+        if hidden.shape[1] != width:
+            raise DataError(
+                f"Hidden states are {hidden.shape[1]:,} wide, and the head is {width:,}."
+            )
+        return LazyLogits(hidden, self._head)
 
     def join(self, signals: Sequence[TeacherDistribution]) -> LazyLogits:
         parts = [signal for signal in signals if isinstance(signal, LazyLogits)]

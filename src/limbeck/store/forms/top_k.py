@@ -22,7 +22,7 @@ from limbeck.store.ranks import Ranks
 class TopKForm(Form):
     """The k most probable tokens, and the mass of the rest at each temperature asked for.
 
-    A log-probability is off by at most 0.5 nat, and its square root by 0.0021 before the k tokens
+    A log-probability is off by at most 0.5 nat, and its square root by 0.0023 before the k tokens
     are scaled to the mass that the tail leaves; a tail's square root by 1e-5.
     """
 
