@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from limbeck.errors import ConfigError, DataError
-from limbeck.signals import FLOOR, DenseLogits, Samples, TopK
+from limbeck.signals import FLOOR, DenseLogits, Samples, TopK, TopKSamples
 from limbeck.store import forms, levels, states
 from limbeck.store.id_sets import num_bytes
 from limbeck.store.planes import Unpacker, pack
@@ -95,6 +95,20 @@ def test_samples_come_back_exactly(vocabulary, draw, num_draws):
     assert back.temperature == 2.0
 
 
+@pytest.mark.parametrize("vocabulary", VOCABULARIES)
+def test_top_tokens_and_draws_come_back(vocabulary):
+    spec = {"type": "top_k_samples", "k": 6, "num_draws": 20, "temperature": 2.0}
+    read, back = there_and_back(spec, logits_over(vocabulary, rows=4))
+    assert isinstance(back, TopKSamples)
+    dense = [
+        torch.zeros(4, vocabulary).scatter_add(-1, s.tokens(), s.estimates()) for s in (read, back)
+    ]
+    # What the tail's rounding takes from a small rest is shared by the tokens kept.
+    torch.testing.assert_close(dense[1].sqrt(), dense[0].sqrt(), atol=1e-4, rtol=0)
+    torch.testing.assert_close(back.estimates().sum(-1), torch.ones(4))
+    assert (back.entropy_nats - read.entropy_nats).abs().max() <= 1 / 8192 + 1e-5
+
+
 def counted(samples, vocabulary):
     return (
         torch.zeros(len(samples.ids), vocabulary)
@@ -154,7 +168,8 @@ def test_states_that_do_not_fit_are_refused():
 def test_any_bytes_are_decoded_or_refused(told, num_scored):
     """A crafted record may carry a right checksum; its bytes must still do no harm."""
     ranks = Ranks(np.empty(0, np.int32), 300)
-    for spec in ({"type": "top_k", "k": 3}, {"type": "samples", "num_draws": 5}):
+    specs = [{"type": "top_k", "k": 3}, {"type": "samples", "num_draws": 5}]
+    for spec in [*specs, {"type": "top_k_samples", "k": 3}]:
         with pytest.raises(DataError):
             forms.bind(spec, "form")(300).decode(memoryview(b"\1" + told), num_scored, ranks)
     with pytest.raises(DataError):

@@ -16,6 +16,7 @@ from limbeck.store.shard import DATA
 from tests.store.small import header, write
 
 FORMS = [{"type": "top_k", "k": 6}, {"type": "samples", "num_draws": 9}, {"type": "hidden"}]
+FORMS.append({"type": "top_k_samples", "k": 3, "num_draws": 7})
 
 
 def contents(path):

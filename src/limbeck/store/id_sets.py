@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Int, Int64, UInt8
 
 from limbeck.errors import DataError
+from limbeck.store.planes import Unpacker
 from limbeck.store.ranks import Ranks
 
 
@@ -64,3 +65,14 @@ def ids_at(places: Int64[np.ndarray, "N k"], ranks: Ranks) -> Int64[np.ndarray, 
             f"A coded signal names a token beyond the {ranks.vocabulary_size:,} of its vocabulary."
         )
     return np.asarray(ranks.ids[places], dtype=np.int64)
+
+
+def read_rows(unpack: Unpacker, num_rows: int, k: int, ranks: Ranks) -> Int64[np.ndarray, "N k"]:
+    """The ids of rows of k each, from their gaps' byte planes.
+
+    Raises:
+        DataError: They are not there, or name no token.
+    """
+    width = num_bytes(ranks.vocabulary_size)
+    gaps = from_planes([unpack.next(num_rows * k) for _ in range(width)])
+    return from_gaps(gaps.reshape(num_rows, k), ranks)

@@ -9,6 +9,9 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
+from limbeck.signals import FLOOR
+from limbeck.store.planes import Unpacker
+
 STEPS = 224
 """A square root is a multiple of 1 / STEPS, down to `LEAST_STEPS` of them."""
 
@@ -67,10 +70,30 @@ def to_mass(logprobs: Float[np.ndarray, " N"]) -> UInt8[np.ndarray, " bytes"]:
     return np.ascontiguousarray(roots.astype("<u2").view(np.uint8).reshape(-1, 2).T).reshape(-1)
 
 
-def from_mass(planes: UInt8[np.ndarray, " bytes"], floor: float) -> Float32[np.ndarray, " N"]:
-    """Log of each mass, whose square root is within 1 / 131070; `floor` where it was 0."""
+def from_mass(planes: UInt8[np.ndarray, " bytes"]) -> Float32[np.ndarray, " N"]:
+    """Log of each mass, whose square root is within 1 / 131070; `FLOOR` where that was 0."""
     roots = np.ascontiguousarray(planes.reshape(2, -1).T).view("<u2").reshape(-1)
-    logs = np.full(len(roots), floor, dtype=np.float32)
+    logs = np.full(len(roots), FLOOR, dtype=np.float32)
     some = roots > 0
     logs[some] = 2 * np.log(roots[some] / MASS_STEPS)
     return logs
+
+
+def read_masses(unpack: Unpacker, entries: int) -> Float32[np.ndarray, " N"]:
+    """Log of the next masses.
+
+    Raises:
+        DataError: They are not there.
+    """
+    return from_mass(unpack.next(2 * entries))
+
+
+def beside_tail(
+    known: Float32[np.ndarray, "N k"], tail: Float32[np.ndarray, " N"]
+) -> Float32[np.ndarray, "N k"]:
+    """Log-probabilities in the same ratios, which hold together what a tail leaves."""
+    exact = known.astype(np.float64)
+    largest = exact.max(-1, keepdims=True, initial=FLOOR)
+    total = largest + np.log(np.exp(exact - largest).sum(-1, keepdims=True))
+    left = np.log(np.maximum(-np.expm1(tail.astype(np.float64)), np.exp(-700)))
+    return np.asarray(np.maximum(exact - total + left[:, None], FLOOR), dtype=np.float32)

@@ -80,3 +80,11 @@ def logits_in_chunks(distribution: DenseLogits | LazyLogits) -> Iterator[Float[T
     for start in range(0, num_rows, rows):
         part = distribution.rows(slice(start, start + rows))
         yield part.logits() if isinstance(part, LazyLogits) else part.logits.detach()
+
+
+def generator_on(device: torch.device, generator: torch.Generator) -> torch.Generator:
+    """A generator on the device of what is drawn from, whose state follows from a given one."""
+    if device == generator.device:
+        return generator
+    seed = int(torch.randint(2**62, (), generator=generator))
+    return torch.Generator(device).manual_seed(seed)

@@ -11,7 +11,7 @@ from annotated_types import Ge, Gt, MinLen
 from jaxtyping import Int
 
 from limbeck.errors import ConfigError
-from limbeck.signals import FLOOR, DenseLogits, LazyLogits, TeacherDistribution, TopK
+from limbeck.signals import DenseLogits, LazyLogits, TeacherDistribution, TopK
 from limbeck.store import id_sets, levels
 from limbeck.store.forms import Form, forms, logits_in_chunks
 from limbeck.store.planes import Unpacker, pack
@@ -87,22 +87,15 @@ class TopKForm(Form):
 
     def decode(self, coded: memoryview, num_scored: int, ranks: Ranks) -> TopK:
         unpack = Unpacker(coded)
-        entries = num_scored * self._k
-        width = id_sets.num_bytes(self._vocabulary_size)
-        gaps = id_sets.from_planes([unpack.next(entries) for _ in range(width)])
-        ids = id_sets.from_gaps(gaps.reshape(num_scored, self._k), ranks)
-        known = levels.from_levels(unpack.next(entries)).reshape(num_scored, self._k)
-        tails = [
-            torch.from_numpy(levels.from_mass(unpack.next(2 * num_scored), FLOOR))
-            for _ in self._temperatures
-        ]
+        ids = id_sets.read_rows(unpack, num_scored, self._k, ranks)
+        known = levels.from_levels(unpack.next(num_scored * self._k))
+        tails = [levels.read_masses(unpack, num_scored) for _ in self._temperatures]
         unpack.finish()
-        # Ratios come from the levels; what the k tokens hold together is what the tail leaves.
-        left = torch.log1p(-tails[0].double().exp()).clamp_min(FLOOR)
-        logprobs = torch.log_softmax(torch.from_numpy(known).double(), -1) + left[:, None]
-        further = dict(zip(self._temperatures[1:], tails[1:], strict=True))
+        known = levels.beside_tail(known.reshape(num_scored, self._k), tails[0])
+        first, *further = (torch.from_numpy(tail) for tail in tails)
+        named = dict(zip(self._temperatures[1:], further, strict=True))
         return TopK(
-            torch.from_numpy(ids), logprobs.float(), tails[0], self._temperatures[0], further
+            torch.from_numpy(ids), torch.from_numpy(known), first, self._temperatures[0], named
         )
 
     def join(self, signals: Sequence[TeacherDistribution]) -> TopK:
