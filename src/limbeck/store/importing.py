@@ -1,4 +1,4 @@
-"""Stores from what other tools recorded: Parquet rows of top-k, and vLLM's prompt log-probabilities.
+"""Stores from what other tools recorded: DistillKit's raw rows, vLLM's prompt log-probabilities.
 
 Each row is one sample: what the teacher said about a text read from its beginning. A file becomes a
 shard. What such files do not say is the tail's mass at any other temperature, so a store made here
