@@ -19,6 +19,8 @@ from limbeck.errors import StorageError
 
 MANIFEST = "manifest.json"
 
+MOST_MANIFEST_BYTES = 64 << 20
+
 
 def sha256(path: Path) -> str:
     """Hash of a file's bytes, in hexadecimal."""
@@ -102,22 +104,31 @@ def raise_if_storage(error: BaseException, final: Path, temporary: Path) -> None
     ) from error
 
 
-def manifest(path: Path) -> dict[str, Any] | None:
-    """The manifest of a whole, unchanged directory; None for anything else."""
+def sealed_manifest(path: Path) -> dict[str, Any] | None:
+    """What a directory's manifest says, if the manifest itself is whole; no other file is read."""
     try:
+        if (path / MANIFEST).stat().st_size > MOST_MANIFEST_BYTES:
+            return None
         body, stamp, _ = (path / MANIFEST).read_text(encoding="utf-8").split("\n")
         wanted: dict[str, Any] = json.loads(body)
+    except (OSError, ValueError):
+        return None
+    return wanted if hashlib.sha256(body.encode()).hexdigest() == stamp else None
+
+
+def manifest(path: Path) -> dict[str, Any] | None:
+    """The manifest of a whole, unchanged directory; None for anything else."""
+    wanted = sealed_manifest(path)
+    try:
+        if wanted is None:
+            return None
         found = {p.relative_to(path).as_posix(): p for p in files_under(path)}
         found.pop(MANIFEST)
-        whole = (
-            hashlib.sha256(body.encode()).hexdigest() == stamp
-            and found.keys() == wanted["files"].keys()
-            and all(
-                not p.is_symlink() and [p.stat().st_size, sha256(p)] == wanted["files"][name]
-                for name, p in found.items()
-            )
+        whole = found.keys() == wanted["files"].keys() and all(
+            not p.is_symlink() and [p.stat().st_size, sha256(p)] == wanted["files"][name]
+            for name, p in found.items()
         )
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
     return wanted if whole else None
 

@@ -1,0 +1,94 @@
+"""Tokens drawn from the teacher: few bytes, and no bias."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from annotated_types import Ge, Gt, Le
+from jaxtyping import Int
+
+from limbeck.signals import DenseLogits, LazyLogits, Samples, TeacherDistribution
+from limbeck.store.counts import (
+    decode_counts,
+    decode_entropy,
+    encode_counts,
+    encode_entropy,
+    widened,
+)
+from limbeck.store.forms import Form, forms, generator_on, logits_in_chunks
+from limbeck.store.planes import Unpacker, pack
+from limbeck.store.ranks import Ranks
+
+
+@forms.register("samples")
+class SamplesForm(Form):
+    """Tokens drawn from the teacher at one temperature, and its entropy; serves forward KL.
+
+    The draws are exact; the entropy is off by at most 0.00013 nats.
+    """
+
+    def __init__(
+        self,
+        vocabulary_size: int,
+        *,
+        num_draws: Annotated[int, Ge(1), Le(65535)] = 50,
+        temperature: Annotated[float, Gt(0)] = 1.0,
+        draw: Literal["systematic", "multinomial"] = "systematic",
+    ) -> None:
+        """
+        Args:
+            vocabulary_size: Tokens the teacher's distributions are over.
+            num_draws: Of each position.
+            temperature: Of the distribution drawn from; no other can be served.
+            draw: `systematic` takes evenly spaced points with one random offset, `multinomial`
+                independent ones, which have several times its variance.
+        """
+        self._vocabulary_size = vocabulary_size
+        self._num_draws = num_draws
+        self._temperature = float(temperature)
+        self._systematic = draw == "systematic"
+
+    def read_teacher(
+        self, distribution: DenseLogits | LazyLogits, generator: torch.Generator
+    ) -> Samples:
+        parts = [
+            Samples.from_logits(
+                logits,
+                self._num_draws,
+                self._temperature,
+                systematic=self._systematic,
+                generator=generator_on(logits.device, generator),
+            )
+            for logits in logits_in_chunks(distribution)
+        ]
+        return self.join(parts)
+
+    def ids_of(self, signal: TeacherDistribution) -> Int[np.ndarray, " ids"]:
+        assert isinstance(signal, Samples)
+        return signal.ids[signal.counts > 0].cpu().numpy()
+
+    def encode(self, signal: TeacherDistribution, ranks: Ranks) -> bytes:
+        assert isinstance(signal, Samples)
+        counted = encode_counts(signal.ids, signal.counts, ranks, self._num_draws)
+        return pack([*counted, *encode_entropy(signal.entropy_nats)])
+
+    def decode(self, coded: memoryview, num_scored: int, ranks: Ranks) -> Samples:
+        unpack = Unpacker(coded)
+        ids, counts = decode_counts(unpack, num_scored, ranks, self._num_draws)
+        entropy = decode_entropy(unpack, num_scored)
+        unpack.finish()
+        return Samples(ids, counts, self._num_draws, entropy, self._temperature)
+
+    def join(self, signals: Sequence[TeacherDistribution]) -> Samples:
+        parts = [signal for signal in signals if isinstance(signal, Samples)]
+        assert len(parts) == len(signals)
+        return Samples(
+            widened([part.ids for part in parts]),
+            widened([part.counts for part in parts]),
+            self._num_draws,
+            torch.cat([part.entropy_nats for part in parts]),
+            self._temperature,
+        )

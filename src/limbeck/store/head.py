@@ -1,0 +1,73 @@
+"""The teacher's output head, kept in a store so that hidden states become logits without it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from limbeck.errors import DataError
+from limbeck.files import manifest, publish
+from limbeck.models.heads import Divided, Finish, Multiplied, Plain, Softcap
+from limbeck.signals import Head, identity
+
+FOLDER, FILE = "head", "head.safetensors"
+FINISHES: dict[str, type[Any]] = {
+    each.__name__.lower(): each for each in (Plain, Softcap, Multiplied, Divided)
+}
+
+
+def write_head(store: Path, head: Head) -> None:
+    """Publish a head in a store, unless one is there.
+
+    Raises:
+        StorageError: The disk is full.
+    """
+    if manifest(store / FOLDER) is not None:
+        return
+    tensors = {"weight": head.weight.detach().cpu().contiguous()}
+    if head.bias is not None:
+        tensors["bias"] = head.bias.detach().cpu().contiguous()
+    settings = {"finish": json.dumps(finish_facts(head.finish), sort_keys=True)}
+
+    def write(folder: Path) -> None:
+        save_file(tensors, folder / FILE, metadata=settings)
+
+    publish(store / FOLDER, write, {})
+
+
+def read_head(store: Path) -> Head:
+    """The head that was published in a store, on the CPU.
+
+    Raises:
+        DataError: It is not there, or damaged.
+    """
+    folder = store / FOLDER
+    if manifest(folder) is None:
+        raise DataError(
+            f"The store {store} holds hidden states and must have the teacher's head in {folder}, "
+            "which is missing or damaged. Copy it from another part of the same recording, or "
+            "record again."
+        )
+    try:
+        with safe_open(folder / FILE, framework="pt") as file:
+            facts = json.loads(file.metadata()["finish"])
+            weight = file.get_tensor("weight")
+            bias = file.get_tensor("bias") if "bias" in file.keys() else None  # noqa: SIM118
+        finish = FINISHES[facts.pop("type")](**facts)
+    except (SafetensorError, OSError, LookupError, TypeError, ValueError) as error:
+        raise DataError(f"{folder / FILE} must be a head, but cannot be read: {error}.") from error
+    return Head(weight, bias, finish)
+
+
+def finish_facts(finish: Finish) -> dict[str, Any]:
+    """What a family does to the product, as JSON."""
+    if finish is identity:
+        finish = Plain()
+    assert type(finish) in FINISHES.values(), f"{finish} cannot be stored"
+    assert dataclasses.is_dataclass(finish)
+    return {"type": type(finish).__name__.lower(), **dataclasses.asdict(finish)}

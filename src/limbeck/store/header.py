@@ -1,0 +1,174 @@
+"""What a store was recorded from; it fits a run or it does not."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from limbeck.errors import ConfigError, DataError
+from limbeck.files import write_text
+from limbeck.store.forms import Form, forms
+from limbeck.store.states import Precision
+
+HEADER = "store.json"
+FORMAT = 1
+"""Version of the files; another one is refused."""
+
+MOST_HEADER_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreHeader:
+    """What a store was recorded from.
+
+    Attributes:
+        form: What is kept of each distribution: `{type: top_k, k: 32, ...}`.
+        vocabulary_size: Tokens the teacher's distributions are over, padding cut off.
+        num_shards: How many shards make it whole.
+        teacher: Name, revision, weight hash, shape and dtype.
+        tokenizer: Hash of the tokenizer.
+        template: Hash of the chat template.
+        data: Hash of the data set.
+        sequence_length: Longest window, in positions.
+        seed: Of the random draws.
+        layers: 0-based teacher layers whose outputs are recorded, ascending.
+        layer_precision: How those are kept; see the form `hidden`.
+        limbeck: Version that recorded it.
+        format: Version of the files.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
+
+    form: Mapping[str, Any]
+    vocabulary_size: int
+    num_shards: int = 1
+    teacher: Mapping[str, Any] = field(default_factory=dict)
+    tokenizer: str = ""
+    template: str = ""
+    data: str = ""
+    sequence_length: int
+    seed: int = 0
+    layers: tuple[int, ...] = ()
+    layer_precision: Precision = "exact"
+    limbeck: str = ""
+    format: int = FORMAT
+
+    def make_form(self) -> Form:
+        """What encodes and decodes its distributions.
+
+        Raises:
+            ConfigError: There is no such form, or it does not take these options.
+        """
+        return forms.bind(self.form, "form")(self.vocabulary_size)
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in the file."""
+        return dataclasses.asdict(self)
+
+    @property
+    def sha256(self) -> str:
+        """Hash of all of it; every shard names the header it belongs to."""
+        return hashlib.sha256(canonical(self.to_json()).encode()).hexdigest()
+
+    def differences(self, wanted: Mapping[str, Any], at: str = "") -> list[str]:
+        """Fields that are not as wanted, as `field: 3 in the store, 4 wanted`.
+
+        Args:
+            wanted: Some of the fields; of nested ones too only those that are given are compared.
+            at: What the names of the fields begin with.
+        """
+        return compare(json.loads(canonical(self.to_json())), json.loads(canonical(wanted)), at)
+
+
+def compare(found: Mapping[str, Any], wanted: Mapping[str, Any], at: str) -> list[str]:
+    """Where a mapping is not as wanted."""
+    told = []
+    for name, value in wanted.items():
+        have = found.get(name)
+        if isinstance(value, Mapping) and isinstance(have, Mapping):
+            told += compare(have, value, f"{at}{name}.")
+        elif have != value:
+            told.append(f"{at}{name}: {have!r} in the store, {value!r} wanted")
+    return told
+
+
+def canonical(facts: Mapping[str, Any]) -> str:
+    """JSON that is equal where the facts are."""
+    return json.dumps(facts, sort_keys=True)
+
+
+def create(folder: Path, header: StoreHeader) -> None:
+    """Begin a store, or go on with one that was begun with the same header.
+
+    Several processes may do so at once.
+
+    Raises:
+        DataError: The folder holds a store recorded from something else.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / HEADER).exists():
+        found = read_header(folder)
+        if told := found.differences(header.to_json()):
+            raise DataError(
+                f"The store {folder} was begun from something else ({'; '.join(told)}). "
+                "Change the recipe to match, or record into another folder."
+            )
+        return
+    body = canonical(header.to_json())
+    write_text(folder / HEADER, f"{body}\n{header.sha256}\n")
+
+
+def read_header(folder: Path) -> StoreHeader:
+    """What a store was recorded from.
+
+    Raises:
+        DataError: There is no store, its header is damaged, or another version wrote it.
+    """
+    path = folder / HEADER
+    try:
+        if path.stat().st_size > MOST_HEADER_BYTES:
+            raise ValueError(
+                f"{path.stat().st_size:,} bytes, at most {MOST_HEADER_BYTES:,} are read"
+            )
+        body, stamp, _ = path.read_text(encoding="utf-8").split("\n")
+        if hashlib.sha256(body.encode()).hexdigest() != stamp:
+            raise ValueError("its own checksum does not match")
+        told = json.loads(body)
+        if told.get("format") != FORMAT:
+            raise ValueError(f"format {told.get('format')!r}, this limbeck reads {FORMAT}")
+        header: StoreHeader = TypeAdapter(StoreHeader).validate_json(body)
+        check_bounds(header)
+        header.make_form()
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{folder} must be a store, but has no {HEADER}. Name the folder that `limbeck record` "
+            "wrote."
+        ) from error
+    except (OSError, ValueError, LookupError, TypeError, ValidationError, ConfigError) as error:
+        raise DataError(
+            f"{path} must be a store's header, but cannot be read: {error}. Copy it from another "
+            "part of the same recording, or record again."
+        ) from error
+    return header
+
+
+def check_bounds(header: StoreHeader) -> None:
+    """A header's sizes must be such that no more memory is taken than a real store needs.
+
+    Raises:
+        ValueError: One is not.
+    """
+    for name, value, most in (
+        ("vocabulary_size", header.vocabulary_size, 1 << 24),
+        ("sequence_length", header.sequence_length, 1 << 24),
+        ("num_shards", header.num_shards, 1 << 20),
+    ):
+        if not 1 <= value <= most:
+            raise ValueError(f"{name} must be from 1 to {most:,}, got {value:,}")

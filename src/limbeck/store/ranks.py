@@ -1,0 +1,68 @@
+"""Token ids by how frequent they are, so that most numbers to code are small."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int, Int32
+
+from limbeck.errors import DataError
+
+LEARN_TOKENS = 4096
+"""Scored tokens from whose signals a shard learns its ranks."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """A bijection of ids and ranks: the frequent ids first, then all others, ascending.
+
+    Attributes:
+        frequent: Ids that were seen, the most frequent first.
+        vocabulary_size: Number of ids.
+    """
+
+    frequent: Int32[np.ndarray, " seen"]
+    vocabulary_size: int
+
+    @classmethod
+    def learn(cls, ids: Sequence[Int[np.ndarray, " _"]], vocabulary_size: int) -> Ranks:
+        """From ids as they come; of equally frequent ones the smaller id is first."""
+        counts = np.bincount(np.concatenate([*ids, []]).astype(np.int64), minlength=vocabulary_size)
+        order = np.argsort(-counts, kind="stable")[: int((counts > 0).sum())]
+        return cls(order.astype(np.int32), vocabulary_size)
+
+    @classmethod
+    def from_bytes(cls, told: bytes, vocabulary_size: int) -> Ranks:
+        """What `to_bytes` wrote.
+
+        Raises:
+            DataError: An id is not in the vocabulary, or stands there twice.
+        """
+        if len(told) % 4 or len(told) > 4 * vocabulary_size:
+            raise DataError(f"A table of ranks cannot have {len(told):,} bytes.")
+        frequent = np.frombuffer(told, "<i4").astype(np.int32)
+        inside = bool(((frequent >= 0) & (frequent < vocabulary_size)).all())
+        if not inside or len(np.unique(frequent)) != len(frequent):
+            raise DataError("A table of ranks must hold different ids of the vocabulary.")
+        return cls(frequent, vocabulary_size)
+
+    def to_bytes(self) -> bytes:
+        """The frequent ids, 4 bytes each, little-endian."""
+        return self.frequent.astype("<i4").tobytes()
+
+    @functools.cached_property
+    def ids(self) -> Int32[np.ndarray, " V"]:
+        """The id at each rank."""
+        rare = np.ones(self.vocabulary_size, dtype=np.bool_)
+        rare[self.frequent] = False
+        return np.concatenate([self.frequent, np.flatnonzero(rare).astype(np.int32)])
+
+    @functools.cached_property
+    def of_ids(self) -> Int32[np.ndarray, " V"]:
+        """The rank of each id."""
+        ranks = np.empty(self.vocabulary_size, dtype=np.int32)
+        ranks[self.ids] = np.arange(self.vocabulary_size, dtype=np.int32)
+        return ranks

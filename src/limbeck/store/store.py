@@ -1,0 +1,173 @@
+"""A whole store, open for reading: any sample's signal in one look-up."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from limbeck.errors import DataError
+from limbeck.signals import Head, TeacherDistribution
+from limbeck.store import states
+from limbeck.store.head import read_head
+from limbeck.store.header import StoreHeader, read_header
+from limbeck.store.shard import DATA, Shard, finished_shards
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a store holds of one sample.
+
+    Attributes:
+        num_scored: N.
+        signal: The distribution at the N positions.
+        layers: Outputs of each recorded layer.
+    """
+
+    num_scored: int
+    signal: TeacherDistribution
+    layers: Mapping[int, Float[Tensor, "N D"]]
+
+
+class Store:
+    """A store, read-only. Several processes may read it at once; each opens it by itself."""
+
+    def __init__(self, path: Path, header: StoreHeader, shards: Sequence[Shard]) -> None:
+        self.path = path
+        self.header = header
+        self._shards = tuple(shards)
+        form = header.make_form()
+        self.head: Head | None = read_head(path) if form.needs_head else None
+        self._form = form if self.head is None else form.with_head(self.head)
+        empty = [np.empty(0, dtype=np.uint64)]
+        high = np.concatenate([*empty, *(shard.index.high for shard in shards)])
+        low = np.concatenate([*empty, *(shard.index.low for shard in shards)])
+        # Of a sample that several shards hold, the first one's record is read.
+        order = np.lexsort((np.arange(len(high)), low, high))
+        self._high, self._low = high[order], low[order]
+        ends = np.cumsum([0, *(len(shard.index) for shard in shards)])
+        self._shard_of = (np.searchsorted(ends, order, side="right") - 1).astype(np.uint32)
+        self._place_of = (order - ends[self._shard_of]).astype(np.uint32)
+
+    @classmethod
+    def open(cls, path: Path) -> Store:
+        """A store all of whose shards are there.
+
+        Raises:
+            DataError: It is not a store, or a shard is missing or damaged.
+        """
+        header = read_header(path)
+        there = finished_shards(path, header)
+        if missing := sorted(set(range(header.num_shards)) - set(there)):
+            few = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
+            raise DataError(
+                f"The store {path} must have {header.num_shards} shards, and {len(missing)} are "
+                f"missing or damaged: {few}. Finish the recording, or merge its other parts."
+            )
+        return cls(path, header, [Shard.open(path, shard, header) for shard in there])
+
+    @property
+    def num_samples(self) -> int:
+        """Different samples."""
+        if not len(self._high):
+            return 0
+        new = (np.diff(self._high) != 0) | (np.diff(self._low) != 0)
+        return 1 + int(new.sum())
+
+    @property
+    def num_scored(self) -> int:
+        """Positions with a signal."""
+        return sum(int(shard.facts["scored"]) for shard in self._shards)
+
+    @property
+    def record_bytes(self) -> int:
+        """Bytes of all records."""
+        return sum(int(shard.facts["record_bytes"]) for shard in self._shards)
+
+    def keys(self) -> Iterator[bytes]:
+        """Keys of the samples, ascending."""
+        before = b""
+        for high, low in zip(self._high, self._low, strict=True):
+            key = np.array([high, low], dtype=">u8").tobytes()
+            if key != before:
+                yield key
+            before = key
+
+    def __contains__(self, key: bytes) -> bool:
+        return self._find(key) is not None
+
+    def read(self, key: bytes) -> Record:
+        """What was recorded of a sample, on the CPU.
+
+        Raises:
+            DataError: The sample is not there, or its record is damaged.
+        """
+        place = self._find(key)
+        if place is None:
+            raise DataError(
+                f"The store {self.path} has no sample {key.hex()}: the text, its tokens, its cut "
+                "or which of its positions are scored differ from what was recorded. Record this "
+                "data, or use the data the store names."
+            )
+        shard = self._shards[int(self._shard_of[place])]
+        parts = shard.read(int(self._place_of[place]), self.header.sequence_length)
+        try:
+            if len(parts.layers) != len(self.header.layers):
+                raise DataError(f"the record has {len(parts.layers)} layers")
+            signal = self._form.decode(parts.signal, parts.num_scored, shard.ranks)
+            outputs = [states.decode(each, parts.num_scored) for each in parts.layers]
+        except DataError as error:
+            raise DataError(f"{shard.path / DATA}, sample {key.hex()}: {error}") from error
+        layers = dict(zip(self.header.layers, outputs, strict=True))
+        return Record(parts.num_scored, signal, layers)
+
+    def distribution(
+        self, keys: Sequence[bytes], device: torch.device = CPU
+    ) -> TeacherDistribution:
+        """The distributions of several samples, one after the other; at least one sample."""
+        return self.join([self.read(key) for key in keys], device)
+
+    def join(self, found: Sequence[Record], device: torch.device = CPU) -> TeacherDistribution:
+        """The distributions of records, one after the other, on a device."""
+        joined = self._form.join([record.signal for record in found])
+        return moved(joined, device)
+
+    def _find(self, key: bytes) -> int | None:
+        high, low = (int(half) for half in np.frombuffer(key, ">u8"))
+        at = int(np.searchsorted(self._high, np.uint64(high)))
+        while at < len(self._high) and int(self._high[at]) == high:
+            if int(self._low[at]) == low:
+                return at
+            at += 1
+        return None
+
+
+def moved(distribution: TeacherDistribution, device: torch.device) -> TeacherDistribution:
+    """A distribution with all its tensors on a device."""
+    assert dataclasses.is_dataclass(distribution)
+    fields = {f.name: getattr(distribution, f.name) for f in dataclasses.fields(distribution)}
+    told: TeacherDistribution = dataclasses.replace(
+        distribution, **{name: value_on(value, device) for name, value in fields.items()}
+    )
+    return told
+
+
+def value_on(value: Any, device: torch.device) -> Any:
+    """A tensor, a mapping of tensors, or a head, on a device; anything else as it is."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, Head):
+        bias = None if value.bias is None else value.bias.to(device)
+        return value._replace(weight=value.weight.to(device), bias=bias)
+    if isinstance(value, Mapping):
+        return {name: value_on(each, device) for name, each in value.items()}
+    return value

@@ -1,0 +1,273 @@
+"""Writing one shard: samples in a fixed order, published whole or not at all."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+from torch import Tensor
+
+from limbeck.errors import DataError
+from limbeck.files import publish, raise_if_storage
+from limbeck.signals import TeacherDistribution
+from limbeck.store import records, states
+from limbeck.store.header import StoreHeader, create
+from limbeck.store.index import Index
+from limbeck.store.ranks import LEARN_TOKENS, Ranks
+from limbeck.store.sample import Sample
+from limbeck.store.shard import DATA, INDEX, RANKS, shard_name
+
+GROUP_BYTES = 16 << 20
+"""Of records in a Parquet row group."""
+
+SCHEMA = pyarrow.schema(
+    [
+        ("key", pyarrow.binary(16)),
+        ("tokens", pyarrow.list_(pyarrow.int32())),
+        ("scored", pyarrow.list_(pyarrow.bool_())),
+        ("record", pyarrow.binary()),
+    ]
+)
+COMPRESSION = {"key": "NONE", "record": "NONE"} | {
+    f"{name}.list.element": "ZSTD" for name in ("tokens", "scored")
+}
+
+Waiting = tuple[Sample, TeacherDistribution, Mapping[int, Tensor]]
+
+
+class ShardWriter:
+    """Writes a shard; use as a context, which publishes at its end if nothing failed.
+
+    The caller holds the shard's lock: what an earlier, killed writer left of it is removed. Equal
+    samples in an equal order give equal bytes.
+    """
+
+    def __init__(self, folder: Path, shard: int, header: StoreHeader) -> None:
+        """
+        Args:
+            folder: The store; made if it is not there.
+            shard: Which of the header's shards.
+            header: What the store is recorded from.
+
+        Raises:
+            DataError: The folder holds a store of something else, or already has the shard.
+        """
+        assert 0 <= shard < header.num_shards
+        create(folder, header)
+        self._final = folder / shard_name(shard)
+        if self._final.exists():
+            raise DataError(
+                f"{self._final} must not be there yet, and is. To record it again, let "
+                "`limbeck store repair` put it away first."
+            )
+        for stale in folder.glob(f".tmp-*{shard_name(shard)}-*"):
+            shutil.rmtree(stale, ignore_errors=True)
+        self._work = folder / f".tmp-writing-{shard_name(shard)}-{os.getpid()}"
+        self._header, self._form, self._shard = header, header.make_form(), shard
+        self._ranks: Ranks | None = None
+        self._waiting: list[Waiting] = []
+        self._waiting_scored = 0
+        self._group: list[tuple[bytes, Sample, bytes]] = []
+        self._keys: dict[bytes, int] = {}
+        self._heads: list[bytes] = []
+        self._lengths: list[int] = []
+        self._counts = {"positions": 0, "scored": 0, "record_bytes": 0}
+        with self._storing():
+            self._work.mkdir()
+            self._file = pyarrow.parquet.ParquetWriter(
+                self._work / DATA,
+                SCHEMA,
+                compression=COMPRESSION,
+                use_dictionary=False,
+                write_statistics=False,
+                write_page_checksum=True,
+                store_schema=False,
+            )
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.discard()
+
+    @property
+    def record_bytes(self) -> int:
+        """Bytes of the records so far."""
+        return self._counts["record_bytes"]
+
+    def add(
+        self,
+        sample: Sample,
+        signal: TeacherDistribution,
+        layers: Mapping[int, Tensor] | None = None,
+    ) -> bool:
+        """Add a sample; False where it is there already, for equal samples have equal signals.
+
+        Args:
+            sample: A window with N scored positions.
+            signal: What the form read of the teacher at those.
+            layers: Outputs [N, D] of each recorded layer.
+
+        Raises:
+            DataError: A token is not in the vocabulary, or the sample is too long.
+            StorageError: The disk is full.
+        """
+        check(sample, self._header)
+        layers = {} if layers is None else layers
+        assert tuple(sorted(layers)) == self._header.layers
+        if sample.key in self._keys:
+            return False
+        self._keys[sample.key] = len(self._keys)
+        if self._ranks is not None:
+            self._encode((sample, signal, layers), self._ranks)
+            return True
+        self._waiting.append((sample, signal, layers))
+        self._waiting_scored += sample.num_scored
+        if self._waiting_scored >= LEARN_TOKENS:
+            self._learn()
+        return True
+
+    def close(self) -> None:
+        """Publish the shard.
+
+        Raises:
+            StorageError: The disk is full; nothing of the shard is left.
+        """
+        try:
+            if self._ranks is None:
+                self._learn()
+            with self._storing():
+                self._flush()
+                self._file.close()
+                index = Index.make(list(self._keys), self._offsets(), self._lengths)
+                (self._work / INDEX).write_bytes(index.to_bytes())
+                assert self._ranks is not None
+                (self._work / RANKS).write_bytes(self._ranks.to_bytes())
+            publish(self._final, self._hand_over, self._facts())
+        finally:
+            shutil.rmtree(self._work, ignore_errors=True)
+
+    def discard(self) -> None:
+        """Leave nothing of the shard."""
+        self._file.close()
+        shutil.rmtree(self._work, ignore_errors=True)
+
+    def _learn(self) -> None:
+        ids = [self._form.ids_of(signal) for _, signal, _ in self._waiting]
+        self._ranks = Ranks.learn(ids, self._header.vocabulary_size)
+        for each in self._waiting:
+            self._encode(each, self._ranks)
+        self._waiting = []
+
+    def _encode(self, waiting: Waiting, ranks: Ranks) -> None:
+        sample, signal, layers = waiting
+        coded = self._form.encode(signal, ranks)
+        precision = self._header.layer_precision
+        further = [states.encode(layers[layer], precision) for layer in self._header.layers]
+        key = sample.key
+        record = records.seal(key, sample.num_scored, [coded, *further])
+        self._group.append((key, sample, record))
+        self._heads.append(record[: records.SUM.size + len(key)])
+        self._lengths.append(len(record))
+        self._counts["positions"] += len(sample.scored)
+        self._counts["scored"] += sample.num_scored
+        self._counts["record_bytes"] += len(record)
+        if sum(len(each) for _, _, each in self._group) >= GROUP_BYTES:
+            with self._storing():
+                self._flush()
+
+    def _flush(self) -> None:
+        if not self._group:
+            return
+        columns = [
+            pyarrow.array([key for key, _, _ in self._group], SCHEMA.field("key").type),
+            pyarrow.array([sample.tokens for _, sample, _ in self._group], SCHEMA.field(1).type),
+            pyarrow.array([sample.scored for _, sample, _ in self._group], SCHEMA.field(2).type),
+            pyarrow.array([record for _, _, record in self._group], pyarrow.binary()),
+        ]
+        self._file.write_table(pyarrow.Table.from_arrays(columns, schema=SCHEMA))
+        self._group = []
+
+    def _offsets(self) -> list[int]:
+        """Where each record begins: plain, uncompressed Parquet holds its bytes as they are."""
+        offsets: list[int] = []
+        if not self._heads:
+            return offsets
+        with (self._work / DATA).open("rb") as file:
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        at = 0
+        for head, length in zip(self._heads, self._lengths, strict=True):
+            at = data.find(length.to_bytes(4, "little") + head, at)
+            assert at >= 0, "Parquet did not write a record in one piece"
+            offsets.append(at + 4)
+            at += 4 + length
+        data.close()
+        return offsets
+
+    def _hand_over(self, folder: Path) -> None:
+        for name in (DATA, INDEX, RANKS):
+            (self._work / name).rename(folder / name)
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "header": self._header.sha256,
+            "shard": self._shard,
+            "samples": len(self._keys),
+            **self._counts,
+        }
+
+    def _storing(self) -> Storing:
+        return Storing(self._final, self._work)
+
+
+class Storing:
+    """A context in which a failed write is the disk's fault, where it is."""
+
+    def __init__(self, final: Path, work: Path) -> None:
+        self._final, self._work = final, work
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is not None:
+            raise_if_storage(error, self._final, self._work)
+
+
+def check(sample: Sample, header: StoreHeader) -> None:
+    """A sample must fit its store.
+
+    Raises:
+        DataError: A token is not in the vocabulary, or it has too many positions.
+    """
+    if len(sample.scored) > header.sequence_length:
+        raise DataError(
+            f"A sample may have at most {header.sequence_length:,} positions, the store's "
+            f"sequence_length, got {len(sample.scored):,}. Cut the data shorter."
+        )
+    lowest, highest = int(sample.tokens.min()), int(sample.tokens.max())
+    if lowest < 0 or highest >= header.vocabulary_size:
+        raise DataError(
+            f"A sample's tokens must be from 0 to {header.vocabulary_size - 1:,}, the store's "
+            f"vocabulary, got {lowest if lowest < 0 else highest:,}. Use the teacher's tokenizer."
+        )
