@@ -15,9 +15,9 @@ from limbeck.layers import LayerMap
 from limbeck.models import Distiller
 from limbeck.objective import PairShapes, StudentView, build_objective
 from limbeck.objective.attention_relations import AttentionRelationsTerm
-from limbeck.objective.cka import LinearCkaTerm
+from limbeck.objective.cka import cka
 from limbeck.objective.hidden_state import HiddenStateTerm
-from limbeck.objective.relations import RelationsTerm
+from limbeck.objective.relations import relations
 from limbeck.signals import Head, Projections, SignalNeeds, TeacherSignal
 from limbeck.teachers.online import OnlineTeacher
 from tests.laws.test_oracles import ORACLES
@@ -39,8 +39,8 @@ MAKERS = {
     "mse": HiddenStateTerm,
     "normalised_mse": lambda shapes: HiddenStateTerm(shapes, loss="normalised_mse"),
     "cosine": lambda shapes: HiddenStateTerm(shapes, loss="cosine"),
-    "relations": RelationsTerm,
-    "cka": LinearCkaTerm,
+    "relations": relations,
+    "cka": cka,
     "attention": lambda shapes: AttentionRelationsTerm(shapes, heads=2, layer_map="surviving"),
 }
 over_terms = pytest.mark.parametrize("name", MAKERS)
@@ -227,7 +227,7 @@ def test_the_reference_matrices_have_the_reference_values():
     signal = TeacherSignal(None, {0: teacher}, theirs)
     terms = {
         0.011611: HiddenStateTerm(shapes, loss="cosine"),
-        1 - 0.994758: LinearCkaTerm(shapes),
+        1 - 0.994758: cka(shapes),
         0.019796: AttentionRelationsTerm(shapes, heads=1),
     }
     for value, term in terms.items():
@@ -263,11 +263,11 @@ def test_every_term_takes_every_layer_map_and_asks_for_no_other_layers(kind, cho
 def test_maps_that_pair_nothing_or_layers_that_are_not_there_are_refused():
     shapes = PairShapes(5, 4, 8, 8, LayerMap(()))
     with pytest.raises(ConfigError, match=r"student of 5 layers answers to none.*`last`"):
-        RelationsTerm(shapes)
+        relations(shapes)
     with pytest.raises(ConfigError, match=re.escape("go up to [4, 3], the last layers, got")):
-        RelationsTerm(shapes, layer_map=((0, 1), (4, 4)))
+        relations(shapes, layer_map=((0, 1), (4, 4)))
     with pytest.raises(ConfigError, match="must go up in both models"):
-        RelationsTerm(shapes, layer_map=((1, 1), (0, 2)))
+        relations(shapes, layer_map=((1, 1), (0, 2)))
 
 
 def test_relation_heads_that_do_not_divide_a_width_are_refused():

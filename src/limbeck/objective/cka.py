@@ -6,15 +6,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from limbeck.objective.layer_maps import LayerChoice, chosen_map
-from limbeck.objective.pieces import piece_by_piece
-from limbeck.objective.projectors import exactly
-from limbeck.objective.terms import PairShapes, StateTerm, StudentView, terms
-from limbeck.signals import SignalNeeds, TeacherSignal
+from limbeck.objective.layer_maps import LayerChoice
+from limbeck.objective.pieces import PieceTerm
+from limbeck.objective.terms import PairShapes, terms
 
 
 @terms.register("cka")
-class LinearCkaTerm(StateTerm):
+def cka(shapes: PairShapes, *, layer_map: LayerChoice = "surviving") -> PieceTerm:
     """One minus the linear CKA of student and teacher states over each piece, from 0 to 1.
 
     Every scored token of a piece is given its piece's value, so a piece weighs as much as it has
@@ -24,28 +22,12 @@ class LinearCkaTerm(StateTerm):
 
     Source: Kornblith et al., "Similarity of Neural Network Representations Revisited", 2019,
     arXiv:1905.00414; used there to measure, not to train.
+
+    Args:
+        shapes: Layers of the pair.
+        layer_map: Which layers are compared.
     """
-
-    def __init__(self, shapes: PairShapes, *, layer_map: LayerChoice = "surviving") -> None:
-        """
-        Args:
-            shapes: Layers of the pair.
-            layer_map: Which layers are compared.
-        """
-        super().__init__()
-        self.layer_map = chosen_map(layer_map, shapes)
-        self.needs = SignalNeeds(layers=frozenset(t for _, t in self.layer_map.pairs))
-        self.student_layers = frozenset(s for s, _ in self.layer_map.pairs)
-
-    def forward(self, student: StudentView, signal: TeacherSignal) -> Float[Tensor, " N"]:
-        """Mean over the pairs of each token's piece's value."""
-        each = [
-            piece_by_piece(
-                unlike, student, exactly(student.layer_hidden[mine]), signal.layer_hidden[theirs]
-            )
-            for mine, theirs in self.layer_map.pairs
-        ]
-        return torch.stack(each).mean(0)
+    return PieceTerm(unlike, shapes, layer_map)
 
 
 def unlike(student: Float[Tensor, "n D"], teacher: Float[Tensor, "n E"]) -> Float[Tensor, " n"]:

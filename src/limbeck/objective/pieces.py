@@ -8,7 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from limbeck.objective.terms import StudentView
+from limbeck.objective.layer_maps import LayerChoice, chosen_map
+from limbeck.objective.projectors import exactly
+from limbeck.objective.terms import PairShapes, StateTerm, StudentView
+from limbeck.signals import SignalNeeds, TeacherSignal
 
 PieceLoss = Callable[[Tensor, Tensor], Tensor]
 """A piece's student and teacher states, `[n, D]` and `[n, E]`, to one number a token."""
@@ -28,3 +31,30 @@ def piece_by_piece(
         torch.split(own, sizes), torch.split(target.detach().to(own.dtype), sizes), strict=True
     )
     return torch.cat([loss(mine, theirs) for mine, theirs in parts])
+
+
+class PieceTerm(StateTerm):
+    """A loss on block outputs within each piece, mean over the pairs of layers; any two widths."""
+
+    def __init__(self, loss: PieceLoss, shapes: PairShapes, layer_map: LayerChoice) -> None:
+        """
+        Args:
+            loss: Of one piece; states come to it in at least float32.
+            shapes: Layers of the pair.
+            layer_map: Which layers are compared.
+        """
+        super().__init__()
+        self.loss = loss
+        self.layer_map = chosen_map(layer_map, shapes)
+        self.needs = SignalNeeds(layers=frozenset(t for _, t in self.layer_map.pairs))
+        self.student_layers = frozenset(s for s, _ in self.layer_map.pairs)
+
+    def forward(self, student: StudentView, signal: TeacherSignal) -> Float[Tensor, " N"]:
+        """Mean over the pairs of each token's loss."""
+        each = [
+            piece_by_piece(
+                self.loss, student, exactly(student.layer_hidden[mine]), signal.layer_hidden[theirs]
+            )
+            for mine, theirs in self.layer_map.pairs
+        ]
+        return torch.stack(each).mean(0)

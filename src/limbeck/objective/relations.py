@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from limbeck.objective.hidden_state import unit
-from limbeck.objective.layer_maps import LayerChoice, chosen_map
-from limbeck.objective.pieces import piece_by_piece
-from limbeck.objective.projectors import exactly
-from limbeck.objective.terms import PairShapes, StateTerm, StudentView, terms
-from limbeck.signals import SignalNeeds, TeacherSignal
+from limbeck.objective.layer_maps import LayerChoice
+from limbeck.objective.pieces import PieceTerm
+from limbeck.objective.terms import PairShapes, terms
 
 
 @terms.register("relations")
-class RelationsTerm(StateTerm):
+def relations(shapes: PairShapes, *, layer_map: LayerChoice = "surviving") -> PieceTerm:
     """Mean squared gap between the two models' cosines of a token with those of its piece.
 
     For scored token i: mean over the scored tokens j of its piece of
@@ -25,28 +22,12 @@ class RelationsTerm(StateTerm):
 
     Source: Tung and Mori, "Similarity-Preserving Knowledge Distillation", 2019, arXiv:1907.09682,
     over the tokens of a piece in place of the images of a batch.
+
+    Args:
+        shapes: Layers of the pair.
+        layer_map: Which layers are compared.
     """
-
-    def __init__(self, shapes: PairShapes, *, layer_map: LayerChoice = "surviving") -> None:
-        """
-        Args:
-            shapes: Layers of the pair.
-            layer_map: Which layers are compared.
-        """
-        super().__init__()
-        self.layer_map = chosen_map(layer_map, shapes)
-        self.needs = SignalNeeds(layers=frozenset(t for _, t in self.layer_map.pairs))
-        self.student_layers = frozenset(s for s, _ in self.layer_map.pairs)
-
-    def forward(self, student: StudentView, signal: TeacherSignal) -> Float[Tensor, " N"]:
-        """Mean over the pairs of each token's gap."""
-        each = [
-            piece_by_piece(
-                gap, student, exactly(student.layer_hidden[mine]), signal.layer_hidden[theirs]
-            )
-            for mine, theirs in self.layer_map.pairs
-        ]
-        return torch.stack(each).mean(0)
+    return PieceTerm(gap, shapes, layer_map)
 
 
 def gap(student: Float[Tensor, "n D"], teacher: Float[Tensor, "n E"]) -> Float[Tensor, " n"]:
