@@ -192,8 +192,8 @@ def take(folder: Path, final: Path) -> None:
     facts = manifest(folder)
     if facts is None:
         raise DataError(
-            f"{folder} must be whole to be merged, and is damaged. Run `limbeck store repair "
-            f"{folder.parent}`, record what it names, and merge again."
+            f"{folder} must be whole to be merged, and is damaged. Call "
+            f"limbeck.store.repair on {folder.parent}, record what it names, and merge again."
         )
     if final.exists():
         if sealed_manifest(final) != facts:

@@ -148,8 +148,8 @@ def read_header(folder: Path) -> StoreHeader:
         header.make_form()
     except FileNotFoundError as error:
         raise DataError(
-            f"{folder} must be a store, but has no {HEADER}. Name the folder that `limbeck record` "
-            "wrote."
+            f"{folder} must be a store, but has no {HEADER}. Name the folder that was "
+            "recorded into."
         ) from error
     except (OSError, ValueError, LookupError, TypeError, ValidationError, ConfigError) as error:
         raise DataError(

@@ -62,7 +62,7 @@ class Shard:
         if facts is None:
             raise DataError(
                 f"Shard {shard} of {folder} must be there and whole, but {path} has no valid "
-                f"manifest. Record it again with `--shards {shard}/{header.num_shards}`."
+                "manifest. Record that shard again."
             )
         try:
             if facts["header"] != header.sha256 or facts["shard"] != shard:
@@ -79,8 +79,7 @@ class Shard:
                 data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (DataError, OSError, LookupError, TypeError, ValueError, AttributeError) as error:
             raise DataError(
-                f"Shard {shard} of {folder} cannot be used: {error}. Record it again with "
-                f"`--shards {shard}/{header.num_shards}`."
+                f"Shard {shard} of {folder} cannot be used: {error}. Record that shard again."
             ) from error
         return cls(path, facts, index, ranks, data)
 
@@ -100,7 +99,7 @@ class Shard:
         except DataError as error:
             raise DataError(
                 f"{self.path / DATA}, byte {start:,}, sample {self.index.key(place).hex()}: "
-                f"{error}. `limbeck store repair` says what to record again."
+                f"{error}. `limbeck.store.repair` says what to record again."
             ) from error
         return parts
 

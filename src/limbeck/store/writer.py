@@ -5,7 +5,8 @@ from __future__ import annotations
 import mmap
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -65,7 +66,7 @@ class ShardWriter:
         if self._final.exists():
             raise DataError(
                 f"{self._final} must not be there yet, and is. To record it again, let "
-                "`limbeck store repair` put it away first."
+                "`limbeck.store.repair` put it away first."
             )
         for stale in folder.glob(f".tmp-*{shard_name(shard)}-*"):
             shutil.rmtree(stale, ignore_errors=True)
@@ -231,27 +232,18 @@ class ShardWriter:
             **self._counts,
         }
 
-    def _storing(self) -> Storing:
-        return Storing(self._final, self._work)
+    def _storing(self) -> AbstractContextManager[None]:
+        return storing(self._final, self._work)
 
 
-class Storing:
+@contextmanager
+def storing(final: Path, work: Path) -> Iterator[None]:
     """A context in which a failed write is the disk's fault, where it is."""
-
-    def __init__(self, final: Path, work: Path) -> None:
-        self._final, self._work = final, work
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if error is not None:
-            raise_if_storage(error, self._final, self._work)
+    try:
+        yield
+    except BaseException as error:
+        raise_if_storage(error, final, work)
+        raise
 
 
 def check(sample: Sample, header: StoreHeader) -> None:
