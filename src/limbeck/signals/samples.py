@@ -22,6 +22,7 @@ from limbeck.signals.distribution import (
     entropy_of,
     log_softmax,
 )
+from limbeck.signals.systematic import run_lengths, systematic_tokens
 
 
 class DrawnTokens(TeacherDistribution):
@@ -131,14 +132,13 @@ class Samples(DrawnTokens):
             generator: Source of the random numbers, on the logits' device.
         """
         logp = log_softmax(logits.detach(), temperature)
-        mass = logp.double().softmax(-1)
+        mass = logp.exp()
         if systematic:
-            counts = systematic_draws(mass, num_draws, generator)
+            ids, kept = systematic_draws(mass, num_draws, generator)
         else:
             drawn = mass.multinomial(num_draws, replacement=True, generator=generator)
-            counts = torch.zeros_like(mass, dtype=torch.long)
-            counts.scatter_add_(-1, drawn, torch.ones_like(drawn))
-        return cls(*those_drawn(counts, num_draws), num_draws, entropy_of(logp), temperature)
+            ids, kept = run_lengths(drawn.sort(-1).values)
+        return cls(ids, kept, num_draws, entropy_of(logp), temperature)
 
     def rows(self, window: Rows) -> Samples:
         return Samples(
@@ -159,27 +159,22 @@ class Samples(DrawnTokens):
         return self.counts.to(exact) / self.num_draws
 
 
-def those_drawn(
-    counts: Int[Tensor, "N V"], num_draws: int
-) -> tuple[Int[Tensor, "N k"], Int[Tensor, "N k"]]:
-    """Tokens whose count is not 0, and their counts; as wide as the row that drew most."""
-    top = counts.topk(min(num_draws, counts.shape[-1]), dim=-1)
-    widest = int((top.values > 0).sum(-1).max()) if len(counts) else 0
-    return top.indices[:, :widest], top.values[:, :widest]
-
-
 def systematic_draws(
     mass: Float[Tensor, "N V"], num_draws: int, generator: torch.Generator | None
-) -> Int[Tensor, "N V"]:
-    """How often each token is drawn, by equally spaced points with one random offset a row."""
-    offset = torch.rand((len(mass), 1), dtype=mass.dtype, device=mass.device, generator=generator)
-    return systematic_counts(mass, num_draws, offset)
+) -> tuple[Int[Tensor, "N k"], Int[Tensor, "N k"]]:
+    """Tokens drawn, by equally spaced points with one random offset a row, and their counts."""
+    offset = torch.rand(
+        (len(mass), 1), dtype=torch.float64, device=mass.device, generator=generator
+    )
+    return systematic_tokens(mass, num_draws, offset)
 
 
 def systematic_counts(
     mass: Float[Tensor, "N V"], num_draws: int, offset: Float[Tensor, "N 1"]
 ) -> Int[Tensor, "N V"]:
     """How many of the points `(offset + j) / num_draws` fall on each token's stretch of [0, 1).
+
+    What `systematic_tokens` finds, said in the plainest way; the two are held together.
 
     The stretches lie side by side in the order of the ids, each as long as its token's probability.
 
