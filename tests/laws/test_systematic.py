@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from limbeck.signals import Samples
 from limbeck.signals.samples import systematic_counts
 from limbeck.signals.systematic import BLOCK, systematic_tokens
 
@@ -28,6 +29,12 @@ def test_an_impossible_token_is_never_drawn(offset, dtype):
         ids, counts = systematic_tokens(mass, 97, start)
         assert set(ids[counts > 0].tolist()) <= set(possible)
         assert int(counts.sum()) == 97
+
+
+def test_many_draws_take_no_more_memory_than_the_row():
+    """A block for each of ten million draws would be twenty gigabytes a row."""
+    samples = Samples.from_logits(torch.randn(2, 3000), 10_000_000)
+    assert samples.counts.sum(-1).tolist() == [10_000_000] * 2
 
 
 def test_no_rows_give_no_draws():

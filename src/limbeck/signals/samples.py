@@ -22,7 +22,7 @@ from limbeck.signals.distribution import (
     entropy_of,
     log_softmax,
 )
-from limbeck.signals.systematic import run_lengths, systematic_tokens
+from limbeck.signals.systematic import BLOCK, run_lengths, systematic_tokens
 
 
 class DrawnTokens(TeacherDistribution):
@@ -159,6 +159,15 @@ class Samples(DrawnTokens):
         return self.counts.to(exact) / self.num_draws
 
 
+def those_drawn(
+    counts: Int[Tensor, "N V"], num_draws: int
+) -> tuple[Int[Tensor, "N k"], Int[Tensor, "N k"]]:
+    """Tokens whose count is not 0, and their counts; as wide as the row that drew most."""
+    top = counts.topk(min(num_draws, counts.shape[-1]), dim=-1)
+    widest = int((top.values > 0).sum(-1).max()) if len(counts) else 0
+    return top.indices[:, :widest], top.values[:, :widest]
+
+
 def systematic_draws(
     mass: Float[Tensor, "N V"], num_draws: int, generator: torch.Generator | None
 ) -> tuple[Int[Tensor, "N k"], Int[Tensor, "N k"]]:
@@ -166,6 +175,8 @@ def systematic_draws(
     offset = torch.rand(
         (len(mass), 1), dtype=torch.float64, device=mass.device, generator=generator
     )
+    if num_draws * BLOCK > 2 * mass.shape[-1]:  # the blocks hit would be larger than the row
+        return those_drawn(systematic_counts(mass.double(), num_draws, offset), num_draws)
     return systematic_tokens(mass, num_draws, offset)
 
 

@@ -16,7 +16,8 @@ def systematic_tokens(
     """Tokens that the points `(offset + j) / num_draws` fall on, ascending, and how many on each.
 
     As `systematic_counts` says, up to rounding where a point falls between two tokens; a count of
-    0 fills rows that hit fewer tokens than others.
+    0 fills rows that hit fewer tokens than others. Takes a block's memory for every draw, so is for
+    draws that are few beside the V / `BLOCK` blocks.
 
     Args:
         mass: Probabilities, up to a factor.
