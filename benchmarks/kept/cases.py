@@ -113,9 +113,9 @@ def our_forms(temperature: float) -> list[tuple[str, dict]]:
     told += [
         (
             "probable enough with tail",
-            {"type": "top_k", "k": 1024, "least": least, "temperatures": further},
+            {"type": "top_k", "k": 4096, "least": least, "temperatures": further},
         )
-        for least in (5e-3, 2e-3, 1e-3, 5e-4, 2e-4)
+        for least in (5e-3, 2e-3, 1e-3, 5e-4, 2e-4, 5e-5)
     ]
     told += [
         ("systematic samples", {"type": "samples", "num_draws": n, "temperature": temperature})
