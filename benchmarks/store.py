@@ -1,6 +1,6 @@
 """The store: bytes a token against fidelity, and rates beside the teacher's.
 
-    python benchmarks/store.py TEACHER [--tokens 20480] [--drop 12 20] [--results FOLDER]
+    python benchmarks/store.py TEACHER [--tokens 20480] [--drop 20] [--results FOLDER]
 
 TEACHER is a folder or name of a model, such as what `limbeck.models.embedded_teacher` makes.
 Real text (the embedded corpus' held-out part) is read by the teacher and by a student at a fixed
@@ -210,7 +210,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("teacher")
     parser.add_argument("--tokens", type=int, default=20480)
-    parser.add_argument("--drop", type=int, nargs="+", default=[12, 20])
+    parser.add_argument("--drop", type=int, nargs="+", default=[20])
     parser.add_argument("--temperatures", type=float, nargs="+", default=[1.0, 2.0])
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
     chosen = parser.parse_args()

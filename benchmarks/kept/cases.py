@@ -111,6 +111,13 @@ def our_forms(temperature: float) -> list[tuple[str, dict]]:
         for k in (16, 32, 64, 128, 256)
     ]
     told += [
+        (
+            "probable enough with tail",
+            {"type": "top_k", "k": 4096, "least": least, "temperatures": further},
+        )
+        for least in (5e-3, 2e-3, 1e-3, 5e-4, 2e-4, 5e-5)
+    ]
+    told += [
         ("systematic samples", {"type": "samples", "num_draws": n, "temperature": temperature})
         for n in draws
     ]

@@ -10,8 +10,10 @@ from mutation_table.places import (
     MIXED,
     SAMPLES,
     SPLIT,
+    SYSTEMATIC,
     TERM,
     TOP_K,
+    UNEVEN,
     Mutation,
 )
 
@@ -54,9 +56,37 @@ FORMS = (
     Mutation(
         "draws from a sharpened teacher",
         SAMPLES,
-        "mass = logp.double().softmax(-1)",
-        "mass = (1.2 * logp.double()).softmax(-1)",
+        "mass = logp.exp()",
+        "mass = (1.2 * logp).softmax(-1)",
         DRAWN + "a_thousand_recordings_are_within_four_sigma_of_forward_kl",
+    ),
+    Mutation(
+        "points in blocks that do not move",
+        SYSTEMATIC,
+        "(steps + offset)",
+        "(steps + 0.5)",
+        "laws/test_systematic.py::test_block_sums_find_the_tokens_that_all_sums_find",
+    ),
+    Mutation(
+        "a point left beyond the last token",
+        SYSTEMATIC,
+        "torch.minimum(points, last)",
+        "points",
+        "laws/test_systematic.py::test_an_impossible_token_is_never_drawn",
+    ),
+    Mutation(
+        "what fills up a short row held for an outcome",
+        CLOSED,
+        "student.masked_fill_(absent, FLOOR)",
+        "student.masked_fill_(absent & False, FLOOR)",
+        "laws/test_uneven.py::test_what_fills_up_short_rows_counts_for_nothing",
+    ),
+    Mutation(
+        "the same without the closed form",
+        UNEVEN,
+        "logp.gather(-1, self.ids).masked_fill(~self.kept, FLOOR)",
+        "logp.gather(-1, self.ids)",
+        "laws/test_uneven.py::test_what_fills_up_short_rows_counts_for_nothing",
     ),
     Mutation(
         "rare draws dropped",

@@ -30,6 +30,7 @@ TERM, TAID = "objective/divergence.py", "objective/taid.py"
 DECOUPLED, SCORE = "objective/decoupled.py", "objective/concrete_score.py"
 POSITIONS, SCHEDULES = "objective/positions.py", "objective/schedules.py"
 SAMPLES, MIXED = "signals/samples.py", "signals/top_k_samples.py"
+SYSTEMATIC, UNEVEN = "signals/systematic.py", "signals/uneven.py"
 TOP_K, FORM = "signals/top_k.py", "signals/distribution.py"
 
 LAWS = "laws/test_divergences.py::test_"

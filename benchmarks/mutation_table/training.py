@@ -133,8 +133,8 @@ TRAINING = (
     Mutation(
         "the tail's slope forgotten",
         CLOSED,
-        "torch.mul(share, slope[:, -1:], out=work.teacher_mass)",
-        "torch.mul(share, 0 * slope[:, -1:], out=work.teacher_mass)",
+        "slope[:, -1:], out=work.teacher_mass).scatter_(-1, teacher.ids, slope",
+        "0 * slope[:, -1:], out=work.teacher_mass).scatter_(-1, teacher.ids, slope",
         DIST + "a_gradient_is_never_zero_elsewhere_and_sums_to_zero",
     ),
     Mutation(

@@ -20,6 +20,7 @@ from limbeck.signals import (
     TeacherDistribution,
     TeacherSignal,
     TopK,
+    UnevenTopK,
 )
 
 FURTHER = [
@@ -74,6 +75,10 @@ def top_k(logits: Tensor, temperature: float, k: int = 5) -> TeacherDistribution
     return TopK.from_logits(logits, min(k, logits.shape[-1]), temperature)
 
 
+def uneven(logits: Tensor, temperature: float) -> TeacherDistribution:
+    return UnevenTopK.from_logits(logits, min(7, logits.shape[-1]), 0.05, temperature)
+
+
 def shared(logits: Tensor, temperature: float) -> TeacherDistribution:
     ids = torch.arange(logits.shape[-1] // 2)
     return SharedVocabulary(logits, ids, ids)
@@ -84,6 +89,7 @@ FORMS: dict[str, Callable[[Tensor, float], TeacherDistribution]] = {
     "lazy": lazy,
     "top_k": top_k,
     "top_1": functools.partial(top_k, k=1),
+    "uneven": uneven,
     "shared": shared,
 }
 

@@ -1,5 +1,8 @@
 """Codes come back: ids exactly, for any vocabulary; numbers within the error that is stated."""
 
+import dataclasses
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -7,10 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from limbeck.errors import ConfigError, DataError
-from limbeck.signals import FLOOR, DenseLogits, Samples, TopK, TopKSamples
+from limbeck.signals import FLOOR, DenseLogits, Samples, TopK, TopKSamples, UnevenTopK
 from limbeck.store import forms, levels, states
-from limbeck.store.id_sets import num_bytes
-from limbeck.store.planes import Unpacker, pack
+from limbeck.store.planes import Unpacker, num_bytes, pack
 from limbeck.store.ranks import Ranks
 
 VOCABULARIES = [40, 256, 257, 49152, 65536, 65537, 151936, 262144]
@@ -48,6 +50,38 @@ def test_top_k_ids_are_exact_and_log_probabilities_within_their_bound(vocabulary
         stored = back.tail_logprob if temperature == 1.0 else back.further_tails[temperature]
         assert ((tail / 2).exp() - (stored / 2).exp()).abs().max() < 1e-5
         torch.testing.assert_close(back.at(temperature).exp().sum(-1), torch.ones(len(tail)))
+
+
+@pytest.mark.parametrize("vocabulary", VOCABULARIES)
+@pytest.mark.parametrize("least", [1e-9, 0.01, 0.9])
+def test_tokens_that_are_probable_enough_come_back(vocabulary, least):
+    spec = {"type": "top_k", "k": 30, "least": least, "temperatures": [1.0, 2.0]}
+    read, back = there_and_back(spec, logits_over(vocabulary))
+    assert isinstance(back, UnevenTopK)
+    assert torch.equal(kept_ids(read, vocabulary), kept_ids(back, vocabulary))
+    assert bool(((read.logprobs >= math.log(least)) | ~read.kept)[:, 1:].all())
+    for temperature in (1.0, 2.0):
+        both = back.at(temperature)
+        torch.testing.assert_close(both.exp().sum(-1), torch.ones(9))
+    form = forms.bind(spec, "form")(vocabulary)
+    halves = [back.rows(slice(0, 4)), back.rows(slice(4, 9))]
+    narrow = dataclasses.replace(
+        halves[0],
+        ids=halves[0].ids[:, :1],
+        kept=halves[0].kept[:, :1],
+        logprobs=halves[0].logprobs[:, :1],
+    )
+    joined = form.join([narrow, halves[1]])
+    assert torch.equal(kept_ids(joined, vocabulary)[4:], kept_ids(back, vocabulary)[4:])
+    assert torch.equal(joined.at(1.0)[4:].exp().sum(-1), both_sum(halves[1]))
+
+
+def both_sum(signal):
+    return signal.at(1.0).exp().sum(-1)
+
+
+def kept_ids(signal, vocabulary):
+    return torch.zeros(len(signal.ids), vocabulary).bool().scatter(-1, signal.ids, True)
 
 
 def test_a_certain_teacher_keeps_finite_numbers():
@@ -169,6 +203,7 @@ def test_any_bytes_are_decoded_or_refused(told, num_scored):
     """A crafted record may carry a right checksum; its bytes must still do no harm."""
     ranks = Ranks(np.empty(0, np.int32), 300)
     specs = [{"type": "top_k", "k": 3}, {"type": "samples", "num_draws": 5}]
+    specs.append({"type": "top_k", "k": 3, "least": 0.1})
     for spec in [*specs, {"type": "top_k_samples", "k": 3}]:
         with pytest.raises(DataError):
             forms.bind(spec, "form")(300).decode(memoryview(b"\1" + told), num_scored, ranks)
@@ -199,16 +234,19 @@ def test_ids_beyond_the_vocabulary_and_wrong_counts_are_refused():
     drawn = forms.bind({"type": "samples", "num_draws": 5}, "form")(300)
     with pytest.raises(DataError, match="do not add up to its 5 draws"):
         drawn.decode(memoryview(pack([zero, zero, zero, zero, zero, zero])), 1, ranks)
-    with pytest.raises(DataError, match="more different tokens than its 5 draws"):
+    with pytest.raises(DataError, match="has 256 different tokens, more than 5"):
         drawn.decode(memoryview(pack([one, zero, zero, zero, zero, zero])), 1, ranks)
 
 
 def test_a_table_of_ranks_must_be_a_bijection():
-    for wrong in ([300], [-1], [5, 5]):
+    for wrong in ([300], [5, 5]):
+        told = Ranks(np.array(wrong, np.int32), 512).to_bytes()
         with pytest.raises(DataError, match="different ids of the vocabulary"):
-            Ranks.from_bytes(np.array(wrong, "<i4").tobytes(), 300)
+            Ranks.from_bytes(told, 300)
     with pytest.raises(DataError, match="cannot have 3 bytes"):
         Ranks.from_bytes(b"abc", 300)
+    with pytest.raises(DataError, match="ranks 16,909,060 tokens of 300"):
+        Ranks.from_bytes(b"\4\3\2\1", 300)
 
 
 def test_wrong_options_are_refused():

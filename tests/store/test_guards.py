@@ -1,5 +1,6 @@
 """No flipped bit, cut or planted file is ever used; what must be recorded again is named."""
 
+import multiprocessing
 import random
 import shutil
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from limbeck.errors import DataError
-from limbeck.files import sealed_manifest
+from limbeck.files import MANIFEST, seal, sealed_manifest
 from limbeck.store import Store, merge, repair, verify
 from limbeck.store.header import HEADER
 from limbeck.store.shard import DATA
@@ -201,6 +202,82 @@ def test_a_hostile_header_is_refused(field, value, told, tmp_path):
     (tmp_path / HEADER).write_text(f"{body}\n{stamp}\n")
     with pytest.raises(DataError, match=rf"(?s){HEADER} must be a store's header.*{told}"):
         Store.open(tmp_path)
+
+
+def resealed(shard, change):
+    """Change a shard as somebody would who can write manifests."""
+    facts = sealed_manifest(shard)
+    change(shard, facts)
+    (shard / MANIFEST).unlink()
+    seal(shard, {name: value for name, value in facts.items() if name != "files"})
+
+
+def negative(shard, facts):
+    facts["samples"] = -1
+
+
+def too_many(shard, facts):
+    facts["samples"] = 2**40
+
+
+def beyond(shard, facts):
+    index = np.fromfile(shard / "index.bin", np.uint8)
+    index[16 * facts["samples"] :] = 255
+    index.tofile(shard / "index.bin")
+
+
+def many_ranks(shard, facts):
+    (shard / "ranks.bin").write_bytes(b"\xff\xff\xff\xff")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (negative, "must have 32 bytes for each of -1 records"),
+        (too_many, "must have 32 bytes for each of 1,099,511,627,776 records"),
+        (beyond, "names a record that lies beyond"),
+        (many_ranks, "ranks 4,294,967,295 tokens of 300"),
+    ],
+)
+def test_a_shard_with_hostile_sizes_is_refused(change, told, tmp_path):
+    write(tmp_path, header(FORMS[0]))
+    resealed(tmp_path / "shard-00000", change)
+    with pytest.raises(DataError, match=told):
+        Store.open(tmp_path)
+
+
+def test_a_parquet_bomb_is_not_opened(tmp_path):
+    write(tmp_path, header(FORMS[0]))
+
+    def bomb(shard, facts):
+        table = pyarrow.parquet.read_table(shard / DATA)
+        zeros = pyarrow.array([np.zeros(20_000_000, np.int32)] * len(table), table.schema[1].type)
+        table = table.set_column(1, table.schema[1], zeros)
+        pyarrow.parquet.write_table(table, shard / DATA, compression="ZSTD", use_dictionary=False)
+
+    resealed(tmp_path / "shard-00000", bomb)
+    assert (tmp_path / "shard-00000" / DATA).stat().st_size < 1_000_000
+    texts = [damage.text for damage in verify(tmp_path)]
+    assert texts
+    assert not any("Parquet cannot" in text for text in texts)
+
+
+def test_processes_read_a_store_that_was_opened_before_them(tmp_path):
+    samples = write(tmp_path, header(FORMS[0], num_shards=2), seeds=range(12))
+    store = Store.open(tmp_path)
+    keys = [each.key for each in samples]
+
+    def read(part):
+        for key in keys[part::2]:
+            assert len(store.read(key).signal.ids) > 0
+
+    fork = multiprocessing.get_context("fork")
+    workers = [fork.Process(target=read, args=(part,)) for part in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+        assert worker.exitcode == 0
 
 
 def test_a_folder_that_is_no_store_says_so(tmp_path):

@@ -10,6 +10,7 @@ from tests.store.small import header, sample, teacher_at, write
 
 FORMS = [
     {"type": "top_k", "k": 8, "temperatures": [1.0, 2.0]},
+    {"type": "top_k", "k": 20, "least": 0.02},
     {"type": "samples", "num_draws": 20},
     {"type": "top_k_samples", "k": 4, "num_draws": 9},
     {"type": "hidden"},
@@ -62,7 +63,7 @@ def test_a_changed_sample_is_missing(tmp_path):
 
 
 def test_several_samples_join_into_one_distribution(tmp_path):
-    samples = write(tmp_path, header(FORMS[1]))
+    samples = write(tmp_path, header(FORMS[2]))
     store = Store.open(tmp_path)
     joined = store.distribution([each.key for each in samples])
     assert len(joined.entropy()) == sum(each.num_scored for each in samples)

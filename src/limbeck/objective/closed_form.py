@@ -25,6 +25,7 @@ from limbeck.signals import (
     LazyLogits,
     TeacherDistribution,
     TeacherSignal,
+    UnevenTopK,
     require_served,
 )
 
@@ -48,7 +49,7 @@ def closed_form(
         and num_hard <= 1
     )
     if divergences:
-        forms = (DenseLogits, LazyLogits, KeptTokens, DrawnTokens)
+        forms = (DenseLogits, LazyLogits, KeptTokens, UnevenTopK, DrawnTokens)
         is_hot &= divergences[0].slope is not None and isinstance(signal.distribution, forms)
         if signal.distribution is not None:
             require_served(signal.distribution, divergences[0].name)
@@ -184,6 +185,8 @@ class ClosedForm(ChunkBody):
         assert term.slope is not None
         if isinstance(teacher, KeptTokens):
             return top_k_slope(term, work, teacher)
+        if isinstance(teacher, UnevenTopK):
+            return uneven_slope(term, work, teacher)
         if isinstance(teacher, DrawnTokens):
             return samples_slope(term, work, teacher)
         assert isinstance(teacher, DenseLogits)
@@ -201,18 +204,45 @@ def top_k_slope(
     The slope of the tail's log-probability is shared out among its tokens as the student shares
     the tail's mass.
     """
-    assert term.slope is not None
-    ids = teacher.ids
+    student, share = with_tail(work, teacher.ids)
+    value, slope = merged_slope(term, student, teacher.at(term.temperature))
+    torch.mul(share, slope[:, -1:], out=work.teacher_mass).scatter_(-1, teacher.ids, slope[:, :-1])
+    return value, slope.sum(-1, keepdim=True)
+
+
+def uneven_slope(
+    term: DivergenceTerm, work: Outcomes, teacher: UnevenTopK
+) -> tuple[Float[Tensor, " n"], Float[Tensor, "n 1"]]:
+    """The same where rows keep different numbers of tokens; those not kept are no outcome."""
+    student, share = with_tail(work, teacher.ids)
+    absent = torch.nn.functional.pad(~teacher.kept, (0, 1))
+    student.masked_fill_(absent, FLOOR)
+    value, slope = merged_slope(term, student, teacher.at(term.temperature))
+    slope.masked_fill_(absent, 0)
+    torch.mul(share, slope[:, -1:], out=work.teacher_mass).scatter_(-1, teacher.ids, 0)
+    work.teacher_mass.scatter_add_(-1, teacher.ids, slope[:, :-1])
+    return value, slope.sum(-1, keepdim=True)
+
+
+def with_tail(
+    work: Outcomes, ids: Int[Tensor, "n k"]
+) -> tuple[Float[Tensor, "n k1"], Float[Tensor, "n V"]]:
+    """The student on some tokens and the rest, and how the rest is shared among its tokens."""
     share = work.spare.copy_(work.student).scatter_(-1, ids, FLOOR)
     tail = share.logsumexp(-1, keepdim=True)
     torch.softmax(share, -1, out=share)
-    student = torch.cat([work.student.gather(-1, ids), tail], dim=-1)
-    recorded = teacher.at(term.temperature).to(student)
+    return torch.cat([work.student.gather(-1, ids), tail], dim=-1), share
+
+
+def merged_slope(
+    term: DivergenceTerm, student: Float[Tensor, "n k1"], teacher: Float[Tensor, "n k1"]
+) -> tuple[Float[Tensor, " n"], Float[Tensor, "n k1"]]:
+    """Divergence of each row over few outcomes, and its slope."""
+    assert term.slope is not None
+    recorded = teacher.to(student)
     merged = Outcomes(student, recorded, student.exp(), recorded.exp(), torch.empty_like(student))
     value = term.slope(outcomes=merged)
-    slope = merged.teacher_mass
-    torch.mul(share, slope[:, -1:], out=work.teacher_mass).scatter_(-1, ids, slope[:, :-1])
-    return value, slope.sum(-1, keepdim=True)
+    return value, merged.teacher_mass
 
 
 def samples_slope(

@@ -21,6 +21,7 @@ from limbeck.signals.shared import SharedVocabulary
 from limbeck.signals.signal import Projections, SignalNeeds, TeacherSignal
 from limbeck.signals.top_k import KeptTokens, TopK, TopKRenormalised
 from limbeck.signals.top_k_samples import TopKSamples
+from limbeck.signals.uneven import UnevenTopK
 
 __all__ = [
     "FLOOR",
@@ -40,6 +41,7 @@ __all__ = [
     "TopK",
     "TopKRenormalised",
     "TopKSamples",
+    "UnevenTopK",
     "identity",
     "log_softmax",
     "merge_rest",

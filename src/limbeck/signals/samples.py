@@ -22,6 +22,7 @@ from limbeck.signals.distribution import (
     entropy_of,
     log_softmax,
 )
+from limbeck.signals.systematic import BLOCK, run_lengths, systematic_tokens
 
 
 class DrawnTokens(TeacherDistribution):
@@ -131,14 +132,13 @@ class Samples(DrawnTokens):
             generator: Source of the random numbers, on the logits' device.
         """
         logp = log_softmax(logits.detach(), temperature)
-        mass = logp.double().softmax(-1)
+        mass = logp.exp()
         if systematic:
-            counts = systematic_draws(mass, num_draws, generator)
+            ids, kept = systematic_draws(mass, num_draws, generator)
         else:
             drawn = mass.multinomial(num_draws, replacement=True, generator=generator)
-            counts = torch.zeros_like(mass, dtype=torch.long)
-            counts.scatter_add_(-1, drawn, torch.ones_like(drawn))
-        return cls(*those_drawn(counts, num_draws), num_draws, entropy_of(logp), temperature)
+            ids, kept = run_lengths(drawn.sort(-1).values)
+        return cls(ids, kept, num_draws, entropy_of(logp), temperature)
 
     def rows(self, window: Rows) -> Samples:
         return Samples(
@@ -170,16 +170,22 @@ def those_drawn(
 
 def systematic_draws(
     mass: Float[Tensor, "N V"], num_draws: int, generator: torch.Generator | None
-) -> Int[Tensor, "N V"]:
-    """How often each token is drawn, by equally spaced points with one random offset a row."""
-    offset = torch.rand((len(mass), 1), dtype=mass.dtype, device=mass.device, generator=generator)
-    return systematic_counts(mass, num_draws, offset)
+) -> tuple[Int[Tensor, "N k"], Int[Tensor, "N k"]]:
+    """Tokens drawn, by equally spaced points with one random offset a row, and their counts."""
+    offset = torch.rand(
+        (len(mass), 1), dtype=torch.float64, device=mass.device, generator=generator
+    )
+    if num_draws * BLOCK > 2 * mass.shape[-1]:  # the blocks hit would be larger than the row
+        return those_drawn(systematic_counts(mass.double(), num_draws, offset), num_draws)
+    return systematic_tokens(mass, num_draws, offset)
 
 
 def systematic_counts(
     mass: Float[Tensor, "N V"], num_draws: int, offset: Float[Tensor, "N 1"]
 ) -> Int[Tensor, "N V"]:
     """How many of the points `(offset + j) / num_draws` fall on each token's stretch of [0, 1).
+
+    What `systematic_tokens` finds, said in the plainest way; the two are held together.
 
     The stretches lie side by side in the order of the ids, each as long as its token's probability.
 

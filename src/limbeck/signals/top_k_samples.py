@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from limbeck.signals.distribution import FLOOR, Rows, entropy_of, log_softmax
-from limbeck.signals.samples import DrawnTokens, systematic_draws, those_drawn
+from limbeck.signals.samples import DrawnTokens, systematic_draws
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class TopKSamples(DrawnTokens):
         others = whole.scatter(-1, top.indices, 0.0)
         # A tail without mass must still be drawn from; what is drawn there then has no share.
         others = torch.where(others.sum(-1, keepdim=True) > 0, others, whole)
-        drawn_ids, counts = those_drawn(systematic_draws(others, num_draws, generator), num_draws)
+        drawn_ids, counts = systematic_draws(others, num_draws, generator)
         entropy = entropy_of(logp)
         return cls(
             top.indices, top.values, tail, drawn_ids, counts, num_draws, entropy, temperature

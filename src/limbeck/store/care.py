@@ -20,9 +20,6 @@ from limbeck.store.header import StoreHeader, create, read_header
 from limbeck.store.sample import Sample
 from limbeck.store.shard import DATA, Shard, finished_shards, shard_name
 
-MOST_GROUP_BYTES = 1 << 30
-"""A row group that says it is larger is not read."""
-
 
 @dataclass(frozen=True)
 class Damage:
@@ -111,10 +108,16 @@ def bad_tokens(shard: Shard, header: StoreHeader) -> Iterator[str]:
     key_of_row = dict(zip(shard.index.rows.tolist(), range(len(shard.index)), strict=True))
     row = 0
     for group in range(file.num_row_groups):
-        size = file.metadata.row_group(group).total_byte_size
-        if size > MOST_GROUP_BYTES:
-            yield f"row group {group} says it has {size:,} bytes"
-            return
+        facts = file.metadata.row_group(group)
+        most = 64 * 1024 + 16 * facts.num_rows * (header.sequence_length + 1)
+        for place in range(facts.num_columns):
+            column = facts.column(place)
+            if column.path_in_schema != "record" and column.total_uncompressed_size > most:
+                yield (
+                    f"row group {group} says that {column.path_in_schema} has "
+                    f"{column.total_uncompressed_size:,} bytes, more than {most:,}"
+                )
+                return
         for each in samples_of(file, group):
             if each.key != shard.index.key(key_of_row[row]):
                 yield f"row group {group}, row {row}: its tokens are another sample's"

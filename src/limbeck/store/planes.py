@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyarrow
-from jaxtyping import UInt8
+from jaxtyping import Int64, UInt8
 
 from limbeck.errors import DataError
 
@@ -73,3 +73,24 @@ class Unpacker:
         if self._at != len(self._packed):
             left = len(self._packed) - self._at
             raise DataError(f"A coded signal goes on for {left:,} bytes after its last plane.")
+
+
+def num_bytes(vocabulary_size: int) -> int:
+    """Bytes that hold any id: 2 up to 65,536 ids, 3 up to 16.7 million."""
+    return max(1, -(-(vocabulary_size - 1).bit_length() // 8))
+
+
+def to_planes(
+    gaps: Int64[np.ndarray, " entries"], vocabulary_size: int
+) -> list[UInt8[np.ndarray, " entries"]]:
+    """Byte planes of non-negative numbers below the vocabulary's size, lowest bytes first."""
+    width = num_bytes(vocabulary_size)
+    return [(gaps >> (8 * place) & 255).astype(np.uint8) for place in range(width)]
+
+
+def from_planes(planes: list[UInt8[np.ndarray, " entries"]]) -> Int64[np.ndarray, " entries"]:
+    """What `to_planes` was given."""
+    gaps = planes[0].astype(np.int64)
+    for place, plane in enumerate(planes[1:], start=1):
+        gaps |= plane.astype(np.int64) << (8 * place)
+    return gaps

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,9 @@ import numpy as np
 from jaxtyping import Int, Int32
 
 from limbeck.errors import DataError
+from limbeck.store.planes import Unpacker, from_planes, num_bytes, pack, to_planes
+
+COUNT = struct.Struct("<I")
 
 LEARN_TOKENS = 4096
 """Scored tokens from whose signals a shard learns its ranks."""
@@ -41,17 +45,24 @@ class Ranks:
         Raises:
             DataError: An id is not in the vocabulary, or stands there twice.
         """
-        if len(told) % 4 or len(told) > 4 * vocabulary_size:
-            raise DataError(f"A table of ranks cannot have {len(told):,} bytes.")
-        frequent = np.frombuffer(told, "<i4").astype(np.int32)
+        if len(told) < COUNT.size:
+            raise DataError(f"A table of ranks cannot have {len(told)} bytes.")
+        (seen,) = COUNT.unpack_from(told)
+        if seen > vocabulary_size:
+            raise DataError(f"A table ranks {seen:,} tokens of {vocabulary_size:,}.")
+        unpack = Unpacker(memoryview(told)[COUNT.size :])
+        planes = [unpack.next(seen) for _ in range(num_bytes(vocabulary_size))]
+        unpack.finish()
+        frequent = from_planes(planes).astype(np.int32)
         inside = bool(((frequent >= 0) & (frequent < vocabulary_size)).all())
         if not inside or len(np.unique(frequent)) != len(frequent):
             raise DataError("A table of ranks must hold different ids of the vocabulary.")
         return cls(frequent, vocabulary_size)
 
     def to_bytes(self) -> bytes:
-        """The frequent ids, 4 bytes each, little-endian."""
-        return self.frequent.astype("<i4").tobytes()
+        """How many ids are frequent, 4 bytes, and their byte planes."""
+        planes = to_planes(self.frequent.astype(np.int64), self.vocabulary_size)
+        return COUNT.pack(len(self.frequent)) + pack(planes)
 
     @functools.cached_property
     def ids(self) -> Int32[np.ndarray, " V"]:

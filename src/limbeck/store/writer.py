@@ -76,6 +76,7 @@ class ShardWriter:
         self._waiting: list[Waiting] = []
         self._waiting_scored = 0
         self._group: list[tuple[bytes, Sample, bytes]] = []
+        self._group_bytes = 0
         self._keys: dict[bytes, int] = {}
         self._heads: list[bytes] = []
         self._lengths: list[int] = []
@@ -165,8 +166,10 @@ class ShardWriter:
 
     def discard(self) -> None:
         """Leave nothing of the shard."""
-        self._file.close()
-        shutil.rmtree(self._work, ignore_errors=True)
+        try:
+            self._file.close()
+        finally:
+            shutil.rmtree(self._work, ignore_errors=True)
 
     def _learn(self) -> None:
         ids = [self._form.ids_of(signal) for _, signal, _ in self._waiting]
@@ -188,7 +191,8 @@ class ShardWriter:
         self._counts["positions"] += len(sample.scored)
         self._counts["scored"] += sample.num_scored
         self._counts["record_bytes"] += len(record)
-        if sum(len(each) for _, _, each in self._group) >= GROUP_BYTES:
+        self._group_bytes += len(record)
+        if self._group_bytes >= GROUP_BYTES:
             with self._storing():
                 self._flush()
 
@@ -202,7 +206,7 @@ class ShardWriter:
             pyarrow.array([record for _, _, record in self._group], pyarrow.binary()),
         ]
         self._file.write_table(pyarrow.Table.from_arrays(columns, schema=SCHEMA))
-        self._group = []
+        self._group, self._group_bytes = [], 0
 
     def _offsets(self) -> list[int]:
         """Where each record begins: plain, uncompressed Parquet holds its bytes as they are."""

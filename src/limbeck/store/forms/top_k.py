@@ -7,20 +7,21 @@ from typing import Annotated
 
 import numpy as np
 import torch
-from annotated_types import Ge, Gt, MinLen
+from annotated_types import Ge, Gt, Lt, MinLen
 from jaxtyping import Int
+from torch import Tensor
 
 from limbeck.errors import ConfigError
-from limbeck.signals import DenseLogits, LazyLogits, TeacherDistribution, TopK
+from limbeck.signals import FLOOR, DenseLogits, LazyLogits, TeacherDistribution, TopK, UnevenTopK
 from limbeck.store import id_sets, levels
 from limbeck.store.forms import Form, forms, logits_in_chunks
-from limbeck.store.planes import Unpacker, pack
+from limbeck.store.planes import Unpacker, pack, to_planes
 from limbeck.store.ranks import Ranks
 
 
 @forms.register("top_k")
 class TopKForm(Form):
-    """The k most probable tokens, and the mass of the rest at each temperature asked for.
+    """The k most probable tokens, or those probable enough, and the others' mass a temperature.
 
     A log-probability is off by at most 0.5 nat, and its square root by 0.0023 before the k tokens
     are scaled to the mass that the tail leaves; a tail's square root by 1e-5.
@@ -31,12 +32,16 @@ class TopKForm(Form):
         vocabulary_size: int,
         *,
         k: Annotated[int, Ge(1)] = 32,
+        least: Annotated[float, Ge(0), Lt(1)] = 0.0,
         temperatures: Annotated[tuple[Annotated[float, Gt(0)], ...], MinLen(1)] = (1.0,),
     ) -> None:
         """
         Args:
             vocabulary_size: Tokens the teacher's distributions are over.
-            k: Tokens kept of each position.
+            k: Tokens kept of each position; with `least`, at most so many.
+            least: Probability that a token needs to be kept, but for the most probable one. Bytes
+                then go to the positions that need them: about 60 per cent of what a fixed k takes
+                for the same gradient. Keeping tokens up to a mass does worse than a fixed k.
             temperatures: Those a divergence may be computed at; the first is the one the k
                 log-probabilities are kept at, each costs 2 bytes a token.
 
@@ -53,62 +58,95 @@ class TopKForm(Form):
                 f"form.temperatures must be different, got {list(temperatures)}. Name each once."
             )
         self._vocabulary_size = vocabulary_size
-        self._k = k
+        self._k, self._least = k, least
         self._temperatures = tuple(float(each) for each in temperatures)
 
     def read_teacher(
         self, distribution: DenseLogits | LazyLogits, generator: torch.Generator
-    ) -> TopK:
+    ) -> TopK | UnevenTopK:
         del generator
         first, *further = self._temperatures
-        parts = [
-            TopK.from_logits(logits, self._k, first, further)
-            for logits in logits_in_chunks(distribution)
-        ]
+        parts: list[TeacherDistribution] = []
+        for logits in logits_in_chunks(distribution):
+            if self._least > 0:
+                kept = UnevenTopK.from_logits(logits, self._k, self._least, first, further)
+                parts.append(kept)
+            else:
+                parts.append(TopK.from_logits(logits, self._k, first, further))
         return self.join(parts)
 
     def ids_of(self, signal: TeacherDistribution) -> Int[np.ndarray, " ids"]:
+        if isinstance(signal, UnevenTopK):
+            return signal.ids[signal.kept].cpu().numpy()
         assert isinstance(signal, TopK)
         return signal.ids.cpu().numpy().reshape(-1)
 
     def encode(self, signal: TeacherDistribution, ranks: Ranks) -> bytes:
-        assert isinstance(signal, TopK)
-        sorted_ranks, order = id_sets.sort_by_rank(signal.ids.cpu().numpy(), ranks)
-        logprobs = np.take_along_axis(signal.logprobs.float().cpu().numpy(), order, -1)
-        gaps = id_sets.to_gaps(sorted_ranks).reshape(-1)
+        assert isinstance(signal, TopK | UnevenTopK)
+        ids, logprobs = signal.ids.cpu().numpy(), signal.logprobs.float().cpu().numpy()
+        if isinstance(signal, UnevenTopK):
+            kept = signal.kept.cpu().numpy()
+            planes, order = id_sets.write_uneven(ids, kept, ranks, self._k)
+            kept, logprobs = (np.take_along_axis(each, order, -1) for each in (kept, logprobs))
+            known = logprobs[kept]
+        else:
+            sorted_ranks, order = id_sets.sort_by_rank(ids, ranks)
+            gaps = id_sets.to_gaps(sorted_ranks).reshape(-1)
+            planes = to_planes(gaps, self._vocabulary_size)
+            known = np.take_along_axis(logprobs, order, -1).reshape(-1)
         tails = [signal.tail_logprob, *(signal.further_tails[t] for t in self._temperatures[1:])]
-        return pack(
-            [
-                *id_sets.to_planes(gaps, self._vocabulary_size),
-                levels.to_levels(logprobs).reshape(-1),
-                *(levels.to_mass(tail.float().cpu().numpy()) for tail in tails),
-            ]
-        )
+        masses = [levels.to_mass(tail.float().cpu().numpy()) for tail in tails]
+        return pack([*planes, levels.to_levels(known), *masses])
 
-    def decode(self, coded: memoryview, num_scored: int, ranks: Ranks) -> TopK:
+    def decode(self, coded: memoryview, num_scored: int, ranks: Ranks) -> TopK | UnevenTopK:
         unpack = Unpacker(coded)
-        ids = id_sets.read_rows(unpack, num_scored, self._k, ranks)
-        known = levels.from_levels(unpack.next(num_scored * self._k))
+        if self._least > 0:
+            ids, kept = id_sets.read_uneven(unpack, num_scored, ranks, self._k)
+        else:
+            ids = id_sets.read_rows(unpack, num_scored, self._k, ranks)
+            kept = np.ones(ids.shape, dtype=np.bool_)
+        known = np.full(ids.shape, FLOOR, dtype=np.float32)
+        known[kept] = levels.from_levels(unpack.next(int(kept.sum())))
         tails = [levels.read_masses(unpack, num_scored) for _ in self._temperatures]
         unpack.finish()
-        known = levels.beside_tail(known.reshape(num_scored, self._k), tails[0])
+        known = levels.beside_tail(known, tails[0])
         first, *further = (torch.from_numpy(tail) for tail in tails)
         named = dict(zip(self._temperatures[1:], further, strict=True))
-        return TopK(
-            torch.from_numpy(ids), torch.from_numpy(known), first, self._temperatures[0], named
-        )
+        told, logprobs = torch.from_numpy(ids), torch.from_numpy(known)
+        if self._least > 0:
+            there = torch.from_numpy(kept)
+            return UnevenTopK(told, logprobs, there, first, self._temperatures[0], named)
+        return TopK(told, logprobs, first, self._temperatures[0], named)
 
-    def join(self, signals: Sequence[TeacherDistribution]) -> TopK:
-        parts = [signal for signal in signals if isinstance(signal, TopK)]
+    def join(self, signals: Sequence[TeacherDistribution]) -> TopK | UnevenTopK:
+        parts = [signal for signal in signals if isinstance(signal, TopK | UnevenTopK)]
         assert len(parts) == len(signals)
+        tails = torch.cat([part.tail_logprob for part in parts])
         further = {
             each: torch.cat([part.further_tails[each] for part in parts])
             for each in self._temperatures[1:]
         }
-        return TopK(
-            torch.cat([part.ids for part in parts]),
-            torch.cat([part.logprobs for part in parts]),
-            torch.cat([part.tail_logprob for part in parts]),
+        uneven = [part for part in parts if isinstance(part, UnevenTopK)]
+        if not uneven:
+            ids = torch.cat([part.ids for part in parts])
+            known = torch.cat([part.logprobs for part in parts])
+            return TopK(ids, known, tails, self._temperatures[0], further)
+        width = max(part.ids.shape[1] for part in uneven)
+        return UnevenTopK(
+            torch.cat([widened(part.ids, width) for part in uneven]),
+            torch.cat([padded(part.logprobs, width, FLOOR) for part in uneven]),
+            torch.cat([padded(part.kept, width, False) for part in uneven]),
+            tails,
             self._temperatures[0],
             further,
         )
+
+
+def widened(ids: Int[Tensor, "N _"], width: int) -> Int[Tensor, "N k"]:
+    """Rows of ids, filled with their own first."""
+    return torch.cat([ids, ids[:, :1].expand(-1, width - ids.shape[1])], dim=-1)
+
+
+def padded(values: Tensor, width: int, filler: float | bool) -> Tensor:
+    """Rows filled with a value."""
+    return torch.nn.functional.pad(values, (0, width - values.shape[1]), value=filler)

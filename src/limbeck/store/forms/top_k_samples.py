@@ -21,7 +21,7 @@ from limbeck.store.counts import (
     widened,
 )
 from limbeck.store.forms import Form, forms, generator_on, logits_in_chunks
-from limbeck.store.planes import Unpacker, pack
+from limbeck.store.planes import Unpacker, pack, to_planes
 from limbeck.store.ranks import Ranks
 
 
@@ -88,7 +88,7 @@ class TopKSamplesForm(Form):
         gaps = id_sets.to_gaps(sorted_ranks).reshape(-1)
         return pack(
             [
-                *id_sets.to_planes(gaps, self._vocabulary_size),
+                *to_planes(gaps, self._vocabulary_size),
                 levels.to_mass(logprobs.reshape(-1)),
                 levels.to_mass(signal.tail_logprob.float().cpu().numpy()),
                 *encode_counts(signal.drawn_ids, signal.counts, ranks, self._num_draws),
