@@ -19,6 +19,8 @@ LAUNCHED = "TORCHELASTIC_RUN_ID"
 """In the environment of a process that torchrun started."""
 
 VERBS = ("demo", "peek", "check", "record", "distill", "evaluate", "report")
+GROUPS = ("store",)
+"""Verbs with verbs of their own."""
 
 EXPLANATION = """Distils a large language model (the teacher) into a small one (the student).
 
@@ -51,6 +53,8 @@ def build() -> typer.Typer:
     for verb in VERBS:
         module = importlib.import_module(f"limbeck.commands.{verb}")
         app.command(name=verb)(vars(module)[verb])
+    for group in GROUPS:
+        app.add_typer(importlib.import_module(f"limbeck.commands.{group}").build(), name=group)
     return app
 
 

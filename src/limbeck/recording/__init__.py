@@ -3,7 +3,7 @@
 from limbeck.recording.budget import Budget, Setting, make_budget, require_room
 from limbeck.recording.plan import Plan, Windows, own_shards, parse_part, plan_shards, window_of
 from limbeck.recording.progress import RecordingProgress
-from limbeck.recording.record import TOKENIZER, Recorder
+from limbeck.recording.record import TOKENIZER, Recorder, take_tokenizer
 
 __all__ = [
     "TOKENIZER",
@@ -18,5 +18,6 @@ __all__ = [
     "parse_part",
     "plan_shards",
     "require_room",
+    "take_tokenizer",
     "window_of",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,7 @@ from filelock import FileLock, Timeout
 
 from limbeck.batch import Batch
 from limbeck.errors import DataError, StorageError, TryLaterError
-from limbeck.files import manifest, publish
+from limbeck.files import MANIFEST, manifest, publish
 from limbeck.models import CausalLM, PreTrainedTokenizerBase, evaluating
 from limbeck.recording.plan import Place, Plan, passes
 from limbeck.recording.progress import RecordingProgress
@@ -140,6 +141,20 @@ class Recorder:
 def save(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write a tokenizer's files."""
     tokenizer.save_pretrained(folder)
+
+
+def take_tokenizer(parts: Sequence[Path], out: Path) -> None:
+    """Copy the tokenizer of a store's parts into the whole."""
+    there = (part / TOKENIZER for part in parts if manifest(part / TOKENIZER) is not None)
+    source = next(there, None)
+    if source is not None and manifest(out / TOKENIZER) is None:
+        publish(out / TOKENIZER, partial(copy_files, source), {})
+
+
+def copy_files(source: Path, folder: Path) -> None:
+    """Copy a published folder's files, its manifest excepted."""
+    shutil.copytree(source, folder, dirs_exist_ok=True)
+    (folder / MANIFEST).unlink()
 
 
 def row_of(samples: Sequence[Sample]) -> Batch:
