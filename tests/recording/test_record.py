@@ -1,5 +1,6 @@
 """A recording is the same store however it is cut, stopped or killed."""
 
+import itertools
 import os
 import random
 import shutil
@@ -164,7 +165,7 @@ def test_a_part_that_is_none_is_refused(told):
 def test_parts_share_all_shards_and_no_shard_twice():
     for parts in (1, 2, 3, 7):
         shares = [own_shards(5, (number, parts)) for number in range(parts)]
-        assert sorted(sum(shares, [])) == list(range(5))
+        assert sorted(itertools.chain(*shares)) == list(range(5))
 
 
 def start(folder):

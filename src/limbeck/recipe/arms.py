@@ -22,8 +22,6 @@ from limbeck.models import Distiller
 from limbeck.recipe.judge import Judge
 from limbeck.recipe.parts import Parts
 from limbeck.recipe.score_files import read_scores, write_scores
-from limbeck.recipe.store_guards import require_compared
-from limbeck.teachers.stored import StoredTeacher
 from limbeck.train import MetricSink, TrainSetup, train
 
 
@@ -116,14 +114,6 @@ class Bench:
         if not broadcast_object(first.exists(), parts.world):
             self._write_scores(first, distiller)
         parts.teacher.ask(distiller.objective.needs)
-        if isinstance(parts.teacher, StoredTeacher):
-            require_compared(
-                parts.teacher,
-                distiller.objective,
-                parts.data,
-                parts.world.device,
-                parts.config.optim.steps,
-            )
         self._latest = None
         result = train(
             TrainSetup(

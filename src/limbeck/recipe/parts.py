@@ -34,6 +34,7 @@ from limbeck.recipe.store_guards import (
     recorded_tokenizer,
     require_covered,
     require_recorded_for,
+    require_served,
 )
 from limbeck.teachers import Place, Teacher, teachers
 from limbeck.teachers.stored import StoredTeacher
@@ -145,6 +146,8 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
     if isinstance(teacher, StoredTeacher):
         require_covered(teacher.store, data, held_out, vocabulary)
     shapes = shapes_of(student, teacher)
+    if isinstance(teacher, StoredTeacher):
+        require_served(teacher, config, shapes, data)
     if teacher.model is not None:
         # No other format than its own, which the recipe may have named.
         shard(teacher.model, teacher.model.blocks, world)

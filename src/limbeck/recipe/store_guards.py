@@ -12,11 +12,12 @@ from limbeck.errors import ConfigError, DataError
 from limbeck.files import manifest
 from limbeck.initialisers import InitialStudent
 from limbeck.models import PreTrainedTokenizerBase
-from limbeck.objective import Objective
+from limbeck.objective import PairShapes, build_objective
 from limbeck.recipe.held_out import HeldOut
 from limbeck.recording import TOKENIZER, window_of
 from limbeck.signals import TeacherSignal
 from limbeck.store import Store
+from limbeck.store.store import moved
 from limbeck.teachers.stored import StoredTeacher
 from limbeck.tokenizers import VocabularyProof, load_tokenizer, template_hash, tokenizer_hash
 
@@ -118,24 +119,25 @@ def require_windows(store: Store, data: TextData, windows: Iterable[int], option
     )
 
 
-@torch.no_grad()
-def require_compared(
-    teacher: StoredTeacher, objective: Objective, data: TextData, device: torch.device, steps: int
+def require_served(
+    teacher: StoredTeacher, config: RunConfig, shapes: PairShapes, data: TextData
 ) -> None:
-    """Try the objective on one recorded position, in the first, middle and last step.
+    """Try the recipe's objective on one recorded position, in the first, middle and last step.
 
     Raises:
-        ConfigError: The form does not serve a divergence, a temperature or a term.
+        ConfigError: The form does not serve a divergence, a temperature, a term or a layer of it.
     """
+    with torch.random.fork_rng(devices=[]):
+        objective = build_objective(config.objective, shapes, head_budget_mb=1)
+    teacher.ask(objective.needs)
     batch = data.batch([0])
     signal = teacher.signal(batch)
     if signal.distribution is None:
         return
-    targets = batch.targets()[:1].to(device)
-    one = TeacherSignal(signal.distribution.rows(slice(0, 1)), {})
-    logits = torch.zeros(1, teacher.store.header.vocabulary_size, device=device)
+    one = TeacherSignal(moved(signal.distribution.rows(slice(0, 1)), torch.device("cpu")), {})
+    logits = torch.zeros(1, teacher.store.header.vocabulary_size)
+    steps = config.optim.steps
     for step in (0, steps // 2, steps - 1):
         objective.set_step(step)
         for term in objective.logit_terms.values():
-            term(logits, targets, one)
-    objective.set_step(0)
+            term(logits, batch.targets()[:1], one)
