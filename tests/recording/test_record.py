@@ -112,7 +112,7 @@ def test_a_disk_with_too_little_room_is_refused_before_anything_is_written(tmp_p
     with Recording(load(path)) as recording:
         budget = recording.budget()
     full = type(budget)(**{**vars(budget), "free_bytes": 1000})
-    with pytest.raises(StorageError, match="1,000 are free. Free some space"):
+    with pytest.raises(StorageError, match=r"1,000 are free\. Free some space"):
         require_room(full, tmp_path / "store", 1.0, 0)
     require_room(full, tmp_path / "store", 0.0001, 0)
     assert not (tmp_path / "store").exists()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,6 +18,7 @@ from rich.text import Text
 from limbeck.commands.distill import Overrides, Recipe
 
 if TYPE_CHECKING:
+    from limbeck.distributed import StopSignals
     from limbeck.recording import Budget
 
 
@@ -48,44 +52,48 @@ def record(
     a whole teacher: torchrun --nproc-per-node 8 -m limbeck record recipe.yaml
     """
     from limbeck.distributed import StopSignals  # noqa: PLC0415  (help need not load torch)
-    from limbeck.distributed.stopping import reason  # noqa: PLC0415
-    from limbeck.errors import Stopped  # noqa: PLC0415
     from limbeck.recipe import Recording, load  # noqa: PLC0415
     from limbeck.recording import parse_part  # noqa: PLC0415
 
     part = parse_part(shards)
     with StopSignals() as stop, Recording(load(recipe, overrides or [])) as recording:
-
-        def check() -> None:
-            if number := reason(stop.counts()):
-                raise Stopped(
-                    f"{number.name} asked the recording to stop; finished shards are kept in "
-                    f"{recording.settings.output}. The same command goes on.",
-                    number,
-                )
-
+        check = partial(leave_if_asked, stop, recording.settings.output)
         check()
         budget = None if skip_budget else recording.budget()
         is_main = recording.world.is_main
-        if budget is not None and is_main:
+        if budget is not None and is_main and not (as_json and budget_only):
             Console(stderr=as_json).print(budget_table(budget))
+        told = None if budget is None else asdict(budget)
         if budget_only:
-            if as_json and is_main and budget is not None:
-                typer.echo(json.dumps(asdict(budget)))
+            if as_json and is_main:
+                typer.echo(json.dumps(told))
             return
         done = recording.record(part, budget, check)
-        if not is_main:
-            return
-        if as_json:
-            told = {**asdict(done), "store": str(done.store)}
-            told["budget"] = None if budget is None else asdict(budget)
-            typer.echo(json.dumps(told))
-            return
-        missing = f", {done.left} still missing" if done.left else ""
-        typer.echo(
-            f"store    {done.store}\n"
-            f"shards   {done.recorded} recorded now, {done.shards} in all{missing}\n"
-            f"tokens   {done.scored:,}"
+        if is_main and as_json:
+            typer.echo(json.dumps({**asdict(done), "store": str(done.store), "budget": told}))
+        elif is_main:
+            missing = f", {done.left} still missing" if done.left else ""
+            typer.echo(
+                f"store    {done.store}\n"
+                f"shards   {done.recorded} recorded now, {done.shards} in all{missing}\n"
+                f"tokens   {done.scored:,}"
+            )
+
+
+def leave_if_asked(stop: StopSignals, folder: Path) -> None:
+    """Leave between two passes of the teacher when a signal came.
+
+    Raises:
+        Stopped: One did.
+    """
+    from limbeck.distributed.stopping import reason  # noqa: PLC0415  (help need not load torch)
+    from limbeck.errors import Stopped  # noqa: PLC0415
+
+    if number := reason(stop.counts()):
+        raise Stopped(
+            f"{number.name} asked the recording to stop; finished shards are kept in {folder}. "
+            "The same command goes on.",
+            number,
         )
 
 
@@ -125,8 +133,7 @@ def budget_table(budget: Budget) -> RenderableType:
     )
 
 
-def in_words(form: object) -> str:
+def in_words(form: Mapping[str, object]) -> str:
     """A form with its options, as one would write it."""
-    assert isinstance(form, dict)
-    options = ", ".join(f"{k}: {list(v) if isinstance(v, tuple) else v}" for k, v in form.items())
-    return options.removeprefix("type: ")
+    options = {k: list(v) if isinstance(v, tuple) else v for k, v in form.items() if k != "type"}
+    return ", ".join([str(form["type"]), *(f"{k}: {v}" for k, v in options.items())])

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from limbeck.commands.record import in_words
 from limbeck.errors import DataError
 
 StorePath = Annotated[Path, typer.Argument(help="A store's folder.", show_default=False)]
@@ -42,7 +43,7 @@ def show(store: StorePath, as_json: AsJson = False) -> None:
     teacher = header.teacher
     per_token = counts["record_bytes"] / max(counts["scored"], 1)
     lines = {
-        "form": ", ".join(f"{k}: {v}" for k, v in header.form.items()).removeprefix("type: "),
+        "form": in_words(header.form),
         "teacher": f"{teacher.get('name', '?')} ({teacher.get('dtype', '?')}), weights "
         f"{str(teacher.get('weights_sha256', '?'))[:12]}",
         "tokens": f"{counts['scored']:,}, {per_token:.1f} bytes each",
