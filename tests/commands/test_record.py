@@ -7,7 +7,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
+from limbeck.recipe import Recording, load
+from tests.recipe.house import steps_of
 from tests.recipe.recordings import contents, recording_recipe
 
 TOP_K = {"type": "top_k", "k": 8}
@@ -82,3 +85,43 @@ def test_mistakes_leave_with_the_code_of_their_kind(tmp_path):
     assert "form.k must be less than the teacher's 320 tokens, got 400" in error
     _, error = limbeck(tmp_path, "store", "ls", "nowhere", code=3)
     assert "nowhere must be a store" in error
+
+
+@pytest.mark.slow
+def test_what_vllm_recorded_trains_a_student(tmp_path):
+    """One line a window, as vLLM says it: the distribution *of* token i stands at place i."""
+    path = recording_recipe(tmp_path, TOP_K)
+    recipe = json.loads(path.read_text())
+    recipe["evaluate"] = {}
+    recipe["data"]["pack"] = False
+    recipe["objective"]["temperature"] = 1.0
+    path.write_text(json.dumps(recipe))
+    lines = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LIMBECK_CACHE", str(tmp_path / "cache"))
+        with Recording(load(path)) as recording:
+            plan, model = recording.plan, recording.model
+            for shard in plan.shards:
+                for place in shard:
+                    tokens = plan.sample(place).tokens.tolist()
+                    with torch.no_grad():
+                        logits = model.logits(torch.tensor([tokens[:-1]]))[0]
+                    top = torch.log_softmax(logits, -1).topk(8)
+                    told = [
+                        {str(i): {"logprob": p} for i, p in zip(ids, ps, strict=True)}
+                        for ids, ps in zip(top.indices.tolist(), top.values.tolist(), strict=True)
+                    ]
+                    row = {"prompt_token_ids": tokens, "prompt_logprobs": [None, *told]}
+                    lines.append(json.dumps(row))
+    (tmp_path / "theirs.jsonl").write_text("\n".join(lines))
+    options = ["--output", "store", "--tokenizer", "teacher", "--k", "8"]
+    told, _ = limbeck(tmp_path, "store", "import", "theirs.jsonl", *options)
+    assert "store has 1 shard(s)." in told
+    from_it = ["teacher={type: stored, path: store}", "student.path=teacher"]
+    limbeck(tmp_path, "distill", "recipe.yaml", *from_it, "output=imported")
+    limbeck(tmp_path, "record", "recipe.yaml", "record.output=ours", "--no-budget")
+    ours = ["teacher={type: stored, path: ours}", "student.path=teacher"]
+    limbeck(tmp_path, "distill", "recipe.yaml", *ours, "output=recorded")
+    mine, theirs = steps_of(tmp_path / "imported"), steps_of(tmp_path / "recorded")
+    for a, b in zip(mine, theirs, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)

@@ -52,8 +52,8 @@ def demo(
     anchor: what distillation adds is the difference. An earlier demo in the run directory is
     continued if it was stopped, and replaced if it is done.
 
-    The second act, `--act 2`, takes about two minutes: the teacher is recorded once into a store,
-    and two students learn from it without the teacher.
+    The second act, `--act 2`, is a short one: the teacher is recorded once into a store, and two
+    students learn from it without the teacher.
     """
     console = Console()
     teacher = fetch_teacher(console)

@@ -46,8 +46,8 @@ def second_act(console: Console, say: Say, teacher: Path, output: Path) -> None:
     say(
         console,
         "3. Two students, no teacher",
-        "Both learn from the store, one at each temperature. The teacher's model is not loaded: a "
-        "step costs about what training without a teacher does.",
+        "Both learn from the store, one at each temperature. The teacher's model is not loaded, "
+        "and a step needs no pass of it.",
     )
     arms: dict[str, Any] = {}
     for temperature in TEMPERATURES:

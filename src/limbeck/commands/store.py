@@ -25,6 +25,7 @@ def build() -> typer.Typer:
     app.command(name="verify")(verify)
     app.command(name="repair")(repair)
     app.command(name="merge")(merge)
+    app.command(name="import")(take_in)
     return app
 
 
@@ -107,3 +108,49 @@ def merge(
     header = join(parts, output)
     take_tokenizer(parts, output)
     typer.echo(f"{output} has all {header.num_shards} shards.")
+
+
+def take_in(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help=".parquet (DistillKit's raw rows) or .jsonl (vLLM's prompt_logprobs), or a folder "
+            "of them.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The store to make.", show_default=False)
+    ],
+    tokenizer: Annotated[
+        str, typer.Option(help="Folder or hub name of the teacher.", show_default=False)
+    ],
+    k: Annotated[int, typer.Option(min=1, help="Tokens kept of each position.")] = 32,
+    temperature: Annotated[float, typer.Option(help="At which they were recorded.")] = 1.0,
+    sequence_length: Annotated[int, typer.Option(min=1, help="Positions of the longest row.")] = (
+        8192
+    ),
+) -> None:
+    """Make a store of what another tool recorded; its tokens must be those of the run's windows.
+
+    No weights are at hand, so the teacher is known by its configuration only.
+    """
+    from limbeck import __version__  # noqa: PLC0415  (help need not load torch)
+    from limbeck.recording import put_tokenizer, teacher_of  # noqa: PLC0415
+    from limbeck.store import StoreHeader  # noqa: PLC0415
+    from limbeck.store.importing import import_store  # noqa: PLC0415
+    from limbeck.tokenizers import load_tokenizer, template_hash, tokenizer_hash  # noqa: PLC0415
+
+    theirs = load_tokenizer(tokenizer)
+    header = StoreHeader(
+        form={"type": "top_k", "k": k, "temperatures": [temperature]},
+        vocabulary_size=1 + max(theirs.get_vocab().values()),
+        teacher=teacher_of(tokenizer),
+        tokenizer=tokenizer_hash(theirs),
+        template=template_hash(theirs),
+        sequence_length=sequence_length,
+        limbeck=__version__,
+    )
+    made = import_store(source, output, header)
+    put_tokenizer(output, theirs)
+    typer.echo(f"{output} has {made.num_shards} shard(s).")

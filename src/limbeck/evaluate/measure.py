@@ -18,9 +18,9 @@ from limbeck.evaluate.scores import CALIBRATION_BINS, Scores
 from limbeck.models import CausalLM, evaluating
 from limbeck.signals import (
     DenseLogits,
+    DrawnTokens,
     LazyLogits,
     LogProbPair,
-    Samples,
     TeacherDistribution,
     log_softmax,
 )
@@ -162,7 +162,7 @@ def token_values(chunk: Chunk) -> dict[str, Float[Tensor, " n"]]:
         for name, divergence in DIVERGENCES.items()
         if serves is None or name in serves
     }
-    if isinstance(chunk.teacher, Samples):
+    if isinstance(chunk.teacher, DrawnTokens):
         values["forward_kl"] = values["forward_kl"] + chunk.teacher.correction()
     values |= {
         "cross_entropy": -chunk.logp.gather(-1, targets)[:, 0],

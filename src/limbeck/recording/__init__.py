@@ -3,7 +3,7 @@
 from limbeck.recording.budget import Budget, Setting, make_budget, require_room
 from limbeck.recording.plan import Plan, Windows, own_shards, parse_part, plan_shards, window_of
 from limbeck.recording.progress import RecordingProgress
-from limbeck.recording.record import TOKENIZER, Recorder, take_tokenizer
+from limbeck.recording.record import TOKENIZER, Recorder, put_tokenizer, take_tokenizer, teacher_of
 
 __all__ = [
     "TOKENIZER",
@@ -17,7 +17,9 @@ __all__ = [
     "own_shards",
     "parse_part",
     "plan_shards",
+    "put_tokenizer",
     "require_room",
     "take_tokenizer",
+    "teacher_of",
     "window_of",
 ]

@@ -22,7 +22,7 @@ from limbeck.errors import StorageError
 from limbeck.models import CausalLM, evaluating
 from limbeck.recording.plan import Place, Plan
 from limbeck.recording.record import row_of
-from limbeck.signals import Head, LazyLogits, Samples, TeacherDistribution
+from limbeck.signals import DrawnTokens, Head, LazyLogits, TeacherDistribution
 from limbeck.store import Form, forms, generator_of
 from limbeck.store.ranks import Ranks
 
@@ -39,6 +39,7 @@ CHUNK = 32
 SETTINGS: tuple[Mapping[str, Any], ...] = (
     *({"type": "top_k", "k": k} for k in (16, 32, 64, 128)),
     *({"type": "samples", "num_draws": n} for n in (25, 50, 100)),
+    *({"type": "top_k_samples", "k": k, "num_draws": n} for k, n in ((16, 8), (32, 16))),
     *({"type": "hidden", "precision": p} for p in ("int8", "float16", "exact")),
 )
 """What is measured besides the recipe's own form."""
@@ -165,7 +166,7 @@ def temperature_of(form: Mapping[str, Any]) -> float:
 
 def with_temperature(form: Mapping[str, Any], temperature: float) -> Mapping[str, Any]:
     """A setting read at another temperature."""
-    if form["type"] == "samples":
+    if form["type"] in ("samples", "top_k_samples"):
         return {**form, "temperature": temperature}
     return {**form, "temperatures": (temperature,)} if form["type"] == "top_k" else form
 
@@ -261,6 +262,6 @@ def value(
         pair = distribution.compare(leaf, temperature)
         told = forward_kl(pair.student, pair.teacher)
         (gradient,) = torch.autograd.grad(told.sum(), leaf)
-    if isinstance(distribution, Samples):
+    if isinstance(distribution, DrawnTokens):
         told = told + distribution.correction()
     return told.detach(), gradient

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
@@ -13,7 +14,8 @@ from filelock import FileLock, Timeout
 from limbeck.batch import Batch
 from limbeck.errors import DataError, StorageError, TryLaterError
 from limbeck.files import MANIFEST, manifest, publish
-from limbeck.models import CausalLM, PreTrainedTokenizerBase, evaluating
+from limbeck.models import CausalLM, ModelSource, PreTrainedTokenizerBase, evaluating
+from limbeck.models.source import find, read_config
 from limbeck.recording.plan import Place, Plan, passes
 from limbeck.recording.progress import RecordingProgress
 from limbeck.signals import LazyLogits
@@ -63,8 +65,7 @@ class Recorder:
             self._folder.mkdir(parents=True, exist_ok=True)
             with FileLock(self._folder / ".lock"):
                 create(self._folder, self._header)
-                if manifest(self._folder / TOKENIZER) is None:
-                    publish(self._folder / TOKENIZER, partial(save, tokenizer), {})
+                put_tokenizer(self._folder, tokenizer)
                 if self._form.needs_head:
                     write_head(self._folder, self._teacher.head)
         except (DataError, StorageError):
@@ -136,6 +137,28 @@ class Recorder:
             writer.add(sample, signal, {layer: states[rows] for layer, states in layers.items()})
             start = rows.stop
         return start
+
+
+def put_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Publish the teacher's tokenizer in a store, unless one is there."""
+    if manifest(folder / TOKENIZER) is None:
+        publish(folder / TOKENIZER, partial(save, tokenizer), {})
+
+
+def teacher_of(path: str) -> dict[str, Any]:
+    """What a run must know of a teacher whose weights nobody loaded: name, shape, vocabulary.
+
+    Raises:
+        ConfigError: There is no configuration of that name.
+    """
+    source = ModelSource(path)
+    config = read_config(source, find(source))
+    return {
+        "name": path,
+        "layers": config.num_hidden_layers,
+        "width": config.hidden_size,
+        "vocabulary_rows": config.vocab_size,
+    }
 
 
 def save(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
