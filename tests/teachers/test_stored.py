@@ -146,6 +146,8 @@ def test_a_layer_that_was_not_recorded_is_refused(hidden):
         ConfigError, match=r"reads the teacher's layers \[4\].*holds layers \[0, 1, 2, 3"
     ):
         stored.ask(SignalNeeds(layers=frozenset({1, 4})))
+    with pytest.raises(ConfigError, match=r"queries, keys and values.*\[2\], and no store holds"):
+        stored.ask(SignalNeeds(projections=frozenset({2})))
 
 
 def student_logits(parts, batch):

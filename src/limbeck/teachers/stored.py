@@ -56,8 +56,14 @@ class StoredTeacher(Teacher):
         """Agree on what every signal must hold.
 
         Raises:
-            ConfigError: A layer is asked for that was not recorded.
+            ConfigError: A layer is asked for that was not recorded, or what no store holds.
         """
+        if needs.projections:
+            raise ConfigError(
+                "The objective reads queries, keys and values of the teacher's layers "
+                f"{sorted(needs.projections)}, and no store holds those ({self.store.path}). Use "
+                "`teacher: {type: online}`, or leave out the term that reads them."
+            )
         recorded = self.store.header.layers
         if absent := sorted(needs.layers - set(recorded)):
             raise ConfigError(
