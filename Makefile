@@ -8,10 +8,11 @@ SIZES ?=
 # Two idle threads that spin while they wait slow a busy machine down; these sleep.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help demo test check lint bench clean
+.PHONY: help demo demo-store test check lint bench clean
 
 help:
 	@echo "make demo [STEPS=n]  distil a real model on this machine, and open the report"
+	@echo "make demo-store      record that model once, and two students from the store"
 	@echo "make test            all tests"
 	@echo "make check           format, lint, types, floors, budgets, and the quick tests"
 	@echo "make bench           speed and memory of the loss, beside the peers (an hour or two)"
@@ -29,6 +30,9 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 
 demo: $(VENV)/.core
 	$(BIN)/limbeck demo $(if $(STEPS),--steps $(STEPS))
+
+demo-store: $(VENV)/.core
+	$(BIN)/limbeck demo --act 2
 
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2

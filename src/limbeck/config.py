@@ -167,6 +167,21 @@ class ParallelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RecordConfig:
+    """What `limbeck record` keeps of the teacher, and where; `distill` does not read it."""
+
+    __pydantic_config__ = STRICT
+    output: Annotated[Path, AfterValidator(Path.expanduser)]
+    """The store's folder."""
+    form: Component | str = "top_k"
+    """What is kept of each distribution: `{type: top_k, k: 32, temperatures: [1.0]}`, ..."""
+    layers: tuple[Annotated[int, Ge(0)], ...] = ()
+    """0-based teacher layers whose outputs are kept too, for terms that read hidden states."""
+    shard_tokens: Positive = 1 << 20
+    """Positions of a shard, the unit that is written whole and never recorded twice."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """A whole run."""
 
@@ -184,6 +199,8 @@ class RunConfig:
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    record: RecordConfig | None = None
+    """Of `limbeck record` only."""
     track: tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"], ...] = ()
     """Where metrics go besides metrics.jsonl."""
     device: str = "auto"

@@ -37,8 +37,9 @@ def recipe_schema(open_parts: Mapping[str, Registry[Any]]) -> dict[str, Any]:
 
 
 def follow(schema: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
-    """The definition a reference points to."""
-    found: dict[str, Any] = schema["$defs"][node["$ref"].rpartition("/")[2]]
+    """The definition a reference points to, in a union with null too."""
+    reference = next(each["$ref"] for each in [node, *node.get("anyOf", [])] if "$ref" in each)
+    found: dict[str, Any] = schema["$defs"][reference.rpartition("/")[2]]
     return found
 
 

@@ -18,7 +18,9 @@ from limbeck.errors import LimbeckError, RunError, Stopped
 LAUNCHED = "TORCHELASTIC_RUN_ID"
 """In the environment of a process that torchrun started."""
 
-VERBS = ("demo", "peek", "check", "distill", "evaluate", "report")
+VERBS = ("demo", "peek", "check", "record", "distill", "evaluate", "report")
+GROUPS = ("store",)
+"""Verbs with verbs of their own."""
 
 EXPLANATION = """Distils a large language model (the teacher) into a small one (the student).
 
@@ -29,6 +31,7 @@ student in safetensors and a report of what was kept and what was lost.
   limbeck demo                       the whole chain on this machine, in minutes
   limbeck peek TEACHER "some text"   what a teacher knows beyond the next token
   limbeck check recipe.yaml          everything that can be known before the first step
+  limbeck record recipe.yaml         the teacher's answers once, into a store
   limbeck distill recipe.yaml        the main job; add key=value to change the recipe
 
 Exit codes: 0 done; 2 the recipe is wrong; 3 the data is wrong or damaged; 4 failed, can be resumed;
@@ -50,6 +53,8 @@ def build() -> typer.Typer:
     for verb in VERBS:
         module = importlib.import_module(f"limbeck.commands.{verb}")
         app.command(name=verb)(vars(module)[verb])
+    for group in GROUPS:
+        app.add_typer(importlib.import_module(f"limbeck.commands.{group}").build(), name=group)
     return app
 
 

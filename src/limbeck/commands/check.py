@@ -54,6 +54,12 @@ def check(
                 f"check runs in one process, and torchrun started {run.world.size}. Start it as "
                 "limbeck check recipe.yaml."
             )
+        if run.parts.teacher.model is None:
+            raise ConfigError(
+                "check proves things of the teacher's model, and a recorded teacher has none. "
+                "distill checks a store by itself before its first step; to check the pair, name "
+                "the model: teacher='{type: online, path: ...}'."
+            )
         failing = tell(run, as_json=as_json)
     if failing:
         raise ConfigError(

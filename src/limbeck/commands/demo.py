@@ -35,8 +35,14 @@ def demo(
             min=5, help="Optimizer steps; more make a better student.", show_default=False
         ),
     ] = None,
-    output: Annotated[Path, typer.Option(help="Run directory.")] = Path("runs/demo"),
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Run directory; runs/demo or runs/demo-store.", show_default=False),
+    ] = None,
     show: Annotated[bool, typer.Option(help="Open the report in a browser at the end.")] = True,
+    act: Annotated[
+        int, typer.Option(min=1, max=2, help="2: record the teacher, then two students from it.")
+    ] = 1,
 ) -> None:
     """Distil a real model on this machine, in minutes, and open the report.
 
@@ -45,11 +51,19 @@ def demo(
     distributions. A twin trained on the plain text, the same tokens in the same order, is the
     anchor: what distillation adds is the difference. An earlier demo in the run directory is
     continued if it was stopped, and replaced if it is done.
+
+    The second act, `--act 2`, is a short one: the teacher is recorded once into a store, and two
+    students learn from it without the teacher.
     """
     console = Console()
     teacher = fetch_teacher(console)
+    if act == 2:
+        from limbeck.commands.demo_store import second_act  # noqa: PLC0415  (only here)
+
+        second_act(console, say, teacher, output or Path("runs/demo-store"))
+        return
     show_dark_knowledge(console, teacher)
-    config = configure(teacher, output, steps)
+    config = configure(teacher, output or Path("runs/demo"), steps)
     distil(console, config, show=show)
 
 

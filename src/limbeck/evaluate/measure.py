@@ -18,6 +18,7 @@ from limbeck.evaluate.scores import CALIBRATION_BINS, Scores
 from limbeck.models import CausalLM, evaluating
 from limbeck.signals import (
     DenseLogits,
+    DrawnTokens,
     LazyLogits,
     LogProbPair,
     TeacherDistribution,
@@ -25,6 +26,11 @@ from limbeck.signals import (
 )
 from limbeck.teachers import Teacher
 
+DIVERGENCES = {
+    "forward_kl": forward_kl,
+    "reverse_kl": reverse_kl,
+    "total_variation": total_variation,
+}
 CHUNK = 256
 """Scored tokens whose logits exist at once."""
 
@@ -57,6 +63,7 @@ class Chunk(NamedTuple):
 
     Attributes:
         window: Which of the N scored tokens.
+        teacher: The teacher's distribution.
         pair: Student and teacher at temperature 1, on the outcomes the teacher speaks about.
         logp: The student's log-probabilities over the vocabulary.
         targets: The tokens that really followed.
@@ -65,6 +72,7 @@ class Chunk(NamedTuple):
     """
 
     window: slice
+    teacher: TeacherDistribution
     pair: LogProbPair
     logp: Float[Tensor, "n V"]
     targets: Int[Tensor, " n"]
@@ -87,7 +95,7 @@ def measure(
     Args:
         student: The student; measured in eval mode, left in the mode it was in.
         teacher: A teacher. One that is not dense (a store's top-k) gives bounds of the divergences
-            and neither its own cross-entropy nor the agreement.
+            that are defined on it, and neither its own cross-entropy nor the agreement.
         data: The held-out text.
         rows: Rows to measure; with `reduce`, this rank's share of them.
         micro_batch: Rows of one forward pass.
@@ -118,9 +126,10 @@ def chunks(student: CausalLM, teacher: Teacher | CausalLM, batch: Batch) -> Iter
         logits = head(hidden[window])
         padded = student.padded_mass(logits)
         logits = logits[:, : student.vocabulary_size]
-        pair = distribution.rows(window).compare(logits, 1.0)
+        some = distribution.rows(window)
+        pair = some.compare(logits, 1.0)
         logp = pair.student if dense else log_softmax(logits, 1.0)
-        yield Chunk(window, pair, logp, targets[window], padded, dense)
+        yield Chunk(window, some, pair, logp, targets[window], padded, dense)
 
 
 def opinion(teacher: Teacher | CausalLM, batch: Batch) -> TeacherDistribution:
@@ -147,10 +156,15 @@ def token_values(chunk: Chunk) -> dict[str, Float[Tensor, " n"]]:
     student, teacher = chunk.pair
     targets = chunk.targets[:, None]
     confidence, first = chunk.logp.max(-1)
+    serves = chunk.teacher.serves
     values = {
-        "forward_kl": forward_kl(student, teacher),
-        "reverse_kl": reverse_kl(student, teacher),
-        "total_variation": total_variation(student, teacher),
+        name: divergence(student, teacher)
+        for name, divergence in DIVERGENCES.items()
+        if serves is None or name in serves
+    }
+    if isinstance(chunk.teacher, DrawnTokens):
+        values["forward_kl"] = values["forward_kl"] + chunk.teacher.correction()
+    values |= {
         "cross_entropy": -chunk.logp.gather(-1, targets)[:, 0],
         "student_confidence": confidence.exp(),
         "student_hit": (first == chunk.targets).to(confidence.dtype),

@@ -67,7 +67,7 @@ class Case:
     @property
     def teacher_model(self) -> CausalLM:
         """The teacher's model."""
-        assert self.teacher.model is not None, "the recipe refuses teachers without a model"
+        assert self.teacher.model is not None, "check refuses teachers without a model"
         return self.teacher.model
 
     @property

@@ -11,6 +11,7 @@ from limbeck.models import CausalLM
 from limbeck.recipe.held_out import HeldOut
 from limbeck.teachers import Teacher
 from limbeck.teachers.remembering import RememberingTeacher
+from limbeck.teachers.stored import StoredTeacher
 
 MEASURED_ROWS = 4
 """Rows of one forward pass. It keeps nothing for a backward pass, so it is not the recipe's
@@ -23,17 +24,20 @@ class Judge:
     def __init__(self, teacher: Teacher, held_out: HeldOut, world: World) -> None:
         """
         Args:
-            teacher: With a model.
+            teacher: With a model, or with the held-out windows recorded.
             held_out: The text, and which of it decides.
             world: The ranks, all of which measure together.
         """
-        assert teacher.model is not None, "the recipe refuses teachers without a model"
         self._held_out = held_out
         self._world = world
         # A teacher that remembers answers some rank without a pass, and a sharded model needs all
         # ranks in every pass. Its model is asked, because an objective may need no distributions.
-        alone = world.size == 1
-        self._teacher: Teacher | CausalLM = RememberingTeacher(teacher) if alone else teacher.model
+        # A store answers every rank by itself, and an objective may ask it for other things.
+        self._teacher: Teacher | CausalLM = teacher
+        if isinstance(teacher, StoredTeacher):
+            self._teacher = StoredTeacher(teacher.store, world.device)
+        elif teacher.model is not None:
+            self._teacher = RememberingTeacher(teacher) if world.size == 1 else teacher.model
 
     def deciding(self, student: CausalLM) -> Scores:
         """A student's figures on the documents that decide; every rank calls it."""

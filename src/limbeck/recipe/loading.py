@@ -14,6 +14,7 @@ from limbeck.objective import objective_problems, terms
 from limbeck.objective.positions import positions
 from limbeck.registry import Component, Problem, Registry, type_of
 from limbeck.schema import recipe_schema
+from limbeck.store import forms
 from limbeck.teachers import teachers
 from limbeck.train.schedule import schedule_problems
 
@@ -23,6 +24,7 @@ OPEN_PARTS: dict[str, Registry[Any]] = {
     "objective.divergence": divergences,
     "objective.extra[]": terms,
     "objective.positions": positions,
+    "record.form": forms,
 }
 """Where a recipe may name components, and of which registry."""
 
@@ -46,6 +48,7 @@ def problems(config: RunConfig) -> Iterator[Problem]:
     yield from schedule_problems(config.optim)
     yield from step_problems(config)
     yield from arm_problems(config)
+    yield from record_problems(config)
 
 
 def depth_problems(student: Component) -> Iterator[Problem]:
@@ -101,6 +104,16 @@ def step_problems(config: RunConfig) -> Iterator[Problem]:
             "optim.warmup_steps",
             f"must be less than optim.steps = {optim.steps}, got {optim.warmup_steps}.",
         )
+
+
+def record_problems(config: RunConfig) -> Iterator[Problem]:
+    """What is wrong with the form of a recording, and with its layers."""
+    if config.record is None:
+        return
+    yield from forms.problems(config.record.form, "record.form")
+    layers = list(config.record.layers)
+    if layers != sorted(set(layers)):
+        yield Problem("record.layers", f"must name each layer once and in order, got {layers}.")
 
 
 def schema() -> dict[str, Any]:

@@ -38,10 +38,12 @@ def compare(scores: Mapping[str, Scores]) -> dict[str, Any]:
     some = next(iter(scores.values()))
     found: dict[str, Any] = {
         "metrics": list(METRICS),
-        "arms": {**arms, "teacher": teacher_figures(some)},
+        "arms": arms,
         "padded_mass": {name: s.padded_mass for name, s in scores.items()},
         "held_out": {"documents": len(some.documents), "tokens": some.num_tokens},
     }
+    if "teacher_cross_entropy" in some.metrics:
+        found["arms"]["teacher"] = teacher_figures(some)
     if "initial" in scores and has_gap(scores["initial"]):
         found["gap_recovered_percent"] = {
             name: gap_recovered(scores["initial"], s)
@@ -52,6 +54,7 @@ def compare(scores: Mapping[str, Scores]) -> dict[str, Any]:
         found["difference"] = {
             metric: paired_difference(scores["cross_entropy"], scores["distilled"], metric)
             for metric in ("forward_kl", "total_variation", "top1_agreement", "cross_entropy")
+            if metric in some.metrics
         }
     return found
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from limbeck.config import DataConfig, ObjectiveConfig, RunConfig
 from limbeck.data import TextData, load_data, overlap
 from limbeck.distributed import World, barrier, shard
-from limbeck.errors import ConfigError, DataError
+from limbeck.errors import DataError
 from limbeck.files import publish
 from limbeck.initialisers import InitialStudent, Origin, initialisers
 from limbeck.models import (
@@ -30,7 +30,14 @@ from limbeck.models import (
 )
 from limbeck.objective import PairShapes, build_objective
 from limbeck.recipe.held_out import HeldOut
+from limbeck.recipe.store_guards import (
+    recorded_tokenizer,
+    require_covered,
+    require_recorded_for,
+    require_served,
+)
 from limbeck.teachers import Place, Teacher, teachers
+from limbeck.teachers.stored import StoredTeacher
 from limbeck.tokenizers import (
     VocabularyProof,
     load_tokenizer,
@@ -116,14 +123,12 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
     """
     with main_first(world):
         teacher = teachers.bind(config.teacher, "teacher")(Place(world.device))
-        tokenizer = load_tokenizer(
-            str(config.teacher["path"]),
-            revision=config.teacher.get("revision"),
-            trust_remote_code=bool(config.teacher.get("trust_remote_code", False)),
-        )
+        tokenizer = teacher_tokenizer(config, teacher)
     origin = Origin(teacher.model, tokenizer, world.device, STUDENT_DTYPE, config.seed)
     with main_first(world):
         student = initialisers.bind(config.student, "student")(origin)
+    if isinstance(teacher, StoredTeacher):
+        require_recorded_for(teacher.store, tokenizer, student, config)
     vocabulary = prove_pair(student, teacher, tokenizer)
     limit = shortest(teacher.model, student.model)
     with main_first(world):
@@ -138,7 +143,11 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
     notes = [*vocabulary.notes, *data_notes(data, held_out)]
     for text in [data, *([held_out.data] if held_out else [])]:
         require_known_tokens(text, vocabulary)
+    if isinstance(teacher, StoredTeacher):
+        require_covered(teacher.store, data, held_out, vocabulary)
     shapes = shapes_of(student, teacher)
+    if isinstance(teacher, StoredTeacher):
+        require_served(teacher, config, shapes, data)
     if teacher.model is not None:
         # No other format than its own, which the recipe may have named.
         shard(teacher.model, teacher.model.blocks, world)
@@ -153,16 +162,26 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
     )
 
 
+def teacher_tokenizer(config: RunConfig, teacher: Teacher) -> PreTrainedTokenizerBase:
+    """The teacher's tokenizer; a store has its own copy of it."""
+    if isinstance(teacher, StoredTeacher):
+        return recorded_tokenizer(teacher.store)
+    return load_tokenizer(
+        str(config.teacher["path"]),
+        revision=config.teacher.get("revision"),
+        trust_remote_code=bool(config.teacher.get("trust_remote_code", False)),
+    )
+
+
 def prove_pair(
     student: InitialStudent, teacher: Teacher, tokenizer: PreTrainedTokenizerBase
 ) -> VocabularyProof:
     """Prove that ids mean the same to both, and cut both heads to the ids that mean something."""
-    teacher_rows = teacher.model.vocabulary_rows if teacher.model else len(tokenizer)
     proof = prove_same_vocabulary(
         student.tokenizer,
         tokenizer,
         student_rows=student.model.vocabulary_rows,
-        teacher_rows=teacher_rows,
+        teacher_rows=int(teacher.facts["vocabulary_rows"]),
     )
     student.model.vocabulary_size = proof.size
     if teacher.model:
@@ -215,13 +234,11 @@ def shortest(*models: CausalLM | None) -> int | None:
 
 def shapes_of(student: InitialStudent, teacher: Teacher) -> PairShapes:
     """What terms must know of the two models."""
-    if teacher.model is None:
-        raise ConfigError("teacher: a run needs a teacher with a model. Use `type: online`.")
     return PairShapes(
         student_layers=student.model.num_layers,
-        teacher_layers=teacher.model.num_layers,
+        teacher_layers=int(teacher.facts["layers"]),
         student_width=student.model.width,
-        teacher_width=teacher.model.width,
+        teacher_width=int(teacher.facts["width"]),
         layer_map=student.layer_map,
     )
 

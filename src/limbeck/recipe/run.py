@@ -177,13 +177,11 @@ class Run:
 
     def _require_same_vocabulary(self, folder: Path, model: CausalLM) -> None:
         """Refuse a student to whose tokenizer the recipe's ids mean something else."""
-        teacher = self.parts.teacher.model
-        assert teacher is not None, "the recipe refuses teachers without a model"
         prove_same_vocabulary(
             load_tokenizer(str(folder)),
             self.parts.tokenizer,
             student_rows=model.vocabulary_rows,
-            teacher_rows=teacher.vocabulary_rows,
+            teacher_rows=int(self.parts.teacher.facts["vocabulary_rows"]),
         )
 
     def _open(self, folder: Path) -> CausalLM:
@@ -208,11 +206,11 @@ class Run:
         evaluation = compare({name: scores for name, scores in found.items() if scores})
         evaluation["learning_rate"] = {name: arm.learning_rate for name, arm in chosen.items()}
         held_out = self.parts.held_out
-        if held_out is not None and self.world.size == 1:
+        teacher = self.parts.teacher.model
+        # A recorded teacher cannot go on with a text, and has nothing to be shown beside.
+        if held_out is not None and teacher is not None and self.world.size == 1:
             students = {name: self._open(arm.folder / "student") for name, arm in chosen.items()}
             count = self.config.evaluate.continuations
-            teacher = self.parts.teacher.model
-            assert teacher is not None, "places are shown beside a teacher's model"
             with gathered(teacher):
                 evaluation |= places(self.parts, held_out, students, count)
         write_text(self.folder / "evaluation.json", json.dumps(evaluation, indent=1))

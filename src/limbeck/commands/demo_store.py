@@ -1,0 +1,104 @@
+"""The demo's second act: a teacher that speaks once, and two students that were not there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from limbeck.config import RunConfig
+
+TEMPERATURES = (1.0, 2.0)
+"""Of the two students; the store serves both."""
+
+Say = Callable[[Console, str, str], None]
+
+
+def second_act(console: Console, say: Say, teacher: Path, output: Path) -> None:
+    """Record the teacher, then train two students from the store.
+
+    Args:
+        console: Where to tell it.
+        say: Writes a heading and what there is to understand about it.
+        teacher: The teacher's folder.
+        output: Folder of the store and of both runs.
+    """
+    from limbeck.recipe import Recording, assemble  # noqa: PLC0415  (help need not load torch)
+
+    config = configure(teacher, output)
+    say(
+        console,
+        "2. Recorded once",
+        "The teacher reads each window of the text once. Of every distribution the 64 likeliest "
+        "tokens stay, with the mass of all others at two temperatures. Text that changes later is "
+        "missing from the store, never taken for another. Ctrl-C and the same command go on.",
+    )
+    with Recording(config) as recording:
+        done = recording.record((0, 1), None, lambda: None)
+    console.print(f"   store    {done.store}: {done.scored:,} tokens in {done.shards} shards")
+    say(
+        console,
+        "3. Two students, no teacher",
+        "Both learn from the store, one at each temperature. The teacher's model is not loaded, "
+        "and a step needs no pass of it.",
+    )
+    arms: dict[str, Any] = {}
+    for temperature in TEMPERATURES:
+        with assemble(learner(config, temperature)) as run:
+            outcome = run.train(overwrite=(run.folder / "recipe.yaml").exists())
+        arms.setdefault("as initialised", outcome.evaluation["arms"]["initial"])
+        arms[f"learnt at T = {temperature:g}"] = outcome.evaluation["arms"]["distilled"]
+    say(
+        console,
+        "4. What they learnt",
+        "On held-out text, recorded in the same store. A top-k store gives a lower bound of the "
+        "distance to the teacher. Eight steps are few: the first act's student learns longer.",
+    )
+    console.print(table(arms))
+
+
+def configure(teacher: Path, output: Path) -> RunConfig:
+    """The recipe that ships with the second act, with this machine's paths in it."""
+    from limbeck.data import corpus_path  # noqa: PLC0415  (help need not load torch)
+    from limbeck.recipe import load  # noqa: PLC0415
+
+    overrides = [
+        f"teacher.path={teacher}",
+        f"student.path={teacher}",
+        f"data.path={corpus_path('train')}",
+        f"evaluate.data={corpus_path('heldout')}",
+        f"record.output={output / 'store'}",
+        f"output={output}",
+    ]
+    with as_file(files("limbeck.commands") / "recipes" / "demo_store.yaml") as recipe:
+        return load(recipe, overrides)
+
+
+def learner(config: RunConfig, temperature: float) -> RunConfig:
+    """The recipe of one student that learns from the store."""
+    assert config.record is not None
+    return replace(
+        config,
+        teacher={"type": "stored", "path": str(config.record.output)},
+        objective=replace(config.objective, temperature=temperature),
+        output=config.output / f"student-{temperature:g}",
+    )
+
+
+def table(arms: dict[str, Any]) -> Table:
+    """Distance to the teacher and cross-entropy of every student."""
+    shown = Table(box=box.SIMPLE_HEAD, header_style="bold")
+    shown.add_column("student")
+    shown.add_column("KL, at least", justify="right")
+    shown.add_column("CE, nats", justify="right")
+    for name, figures in arms.items():
+        cells = [f"{figures[m]['value']:.3f}" for m in ("forward_kl", "cross_entropy")]
+        shown.add_row(name, *cells)
+    return shown

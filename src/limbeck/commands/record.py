@@ -1,0 +1,139 @@
+"""`limbeck record`: the teacher's signals for a data set, once, into a store."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from limbeck.commands.distill import Overrides, Recipe
+
+if TYPE_CHECKING:
+    from limbeck.distributed import StopSignals
+    from limbeck.recording import Budget
+
+
+def record(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    shards: Annotated[
+        str, typer.Option(help="Record only this part, as 3/16; every machine another one.")
+    ] = "1/1",
+    budget_only: Annotated[
+        bool, typer.Option("--budget", help="Print what it would take, and leave.")
+    ] = False,
+    skip_budget: Annotated[
+        bool, typer.Option("--no-budget", help="Begin at once, without measuring what it takes.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print budget and outcome as JSON.")
+    ] = False,
+) -> None:
+    """Read a data set with the teacher once, and keep what it says for any number of students.
+
+    The recipe's `record` section says in which form and where to. First a budget: bytes a token,
+    size, and error of several forms, measured with this teacher on this text. The recording can be
+    stopped or killed at any point and started again with the same command: finished shards stay.
+    Windows of evaluate.data that a run measures on are recorded as well.
+
+    Then: limbeck distill recipe.yaml teacher='{type: stored, path: stores/x}'
+
+    On several machines that share a folder, or whose parts `limbeck store merge` joins later:
+    limbeck record recipe.yaml --shards 1/16 (to 16/16). On several GPUs of one machine, each with
+    a whole teacher: torchrun --nproc-per-node 8 -m limbeck record recipe.yaml
+    """
+    from limbeck.distributed import StopSignals  # noqa: PLC0415  (help need not load torch)
+    from limbeck.recipe import Recording, load  # noqa: PLC0415
+    from limbeck.recording import parse_part  # noqa: PLC0415
+
+    part = parse_part(shards)
+    with StopSignals() as stop, Recording(load(recipe, overrides or [])) as recording:
+        check = partial(leave_if_asked, stop, recording.settings.output)
+        check()
+        budget = None if skip_budget else recording.budget()
+        is_main = recording.world.is_main
+        if budget is not None and is_main and not (as_json and budget_only):
+            Console(stderr=as_json).print(budget_table(budget))
+        told = None if budget is None else asdict(budget)
+        if budget_only:
+            if as_json and is_main:
+                typer.echo(json.dumps(told))
+            return
+        done = recording.record(part, budget, check)
+        if is_main and as_json:
+            typer.echo(json.dumps({**asdict(done), "store": str(done.store), "budget": told}))
+        elif is_main:
+            missing = f", {done.left} still missing" if done.left else ""
+            typer.echo(
+                f"store    {done.store}\n"
+                f"shards   {done.recorded} recorded now, {done.shards} in all{missing}\n"
+                f"tokens   {done.scored:,}"
+            )
+
+
+def leave_if_asked(stop: StopSignals, folder: Path) -> None:
+    """Leave between two passes of the teacher when a signal came.
+
+    Raises:
+        Stopped: One did.
+    """
+    from limbeck.distributed.stopping import reason  # noqa: PLC0415  (help need not load torch)
+    from limbeck.errors import Stopped  # noqa: PLC0415
+
+    if number := reason(stop.counts()):
+        raise Stopped(
+            f"{number.name} asked the recording to stop; finished shards are kept in {folder}. "
+            "The same command goes on.",
+            number,
+        )
+
+
+def budget_table(budget: Budget) -> RenderableType:
+    """Size and error of every setting, for the person who must choose."""
+    from limbeck.proofs.plan import size  # noqa: PLC0415
+
+    table = Table(
+        title=f"What a store of {budget.scored:,} tokens takes",
+        title_justify="left",
+        header_style="bold",
+        box=box.SIMPLE_HEAD,
+    )
+    table.add_column("form")
+    for heading in ("bytes/token", "size", "loss bias, nats", "gradient error"):
+        table.add_column(heading, justify="right")
+    for each in budget.settings:
+        table.add_row(
+            in_words(each.form),
+            f"{each.bytes_per_token:,.0f}",
+            size(each.total_bytes + budget.layers_bytes),
+            f"{each.loss_bias:+.4f}",
+            f"{each.gradient_error:.1%}",
+            style="bold green" if each.chosen else "",
+        )
+    loss = budget.settings[0].loss
+    return Group(
+        table,
+        Text(
+            f"Measured on {budget.measured_tokens:,} tokens of this text at temperature "
+            f"{budget.temperature:g}, against a stand-in student {loss:.3f} nats from the teacher. "
+            "In green the recipe's own. The errors of samples are chance and average out; those of "
+            "top_k do not. The bias of samples is one draw of an error whose mean is 0.\n"
+            f"{budget.windows:,} windows, {budget.positions:,} positions to read; "
+            f"{size(budget.free_bytes)} free on the disk."
+        ),
+    )
+
+
+def in_words(form: Mapping[str, object]) -> str:
+    """A form with its options, as one would write it."""
+    options = {k: list(v) if isinstance(v, tuple) else v for k, v in form.items() if k != "type"}
+    return ", ".join([str(form["type"]), *(f"{k}: {v}" for k, v in options.items())])

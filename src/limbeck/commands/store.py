@@ -1,0 +1,156 @@
+"""`limbeck store`: a store's own business."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from limbeck.commands.record import in_words
+from limbeck.errors import DataError
+
+StorePath = Annotated[Path, typer.Argument(help="A store's folder.", show_default=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
+
+
+def build() -> typer.Typer:
+    """The verbs of a store."""
+    app = typer.Typer(
+        help="Look at a store of recorded teacher signals, check it, mend it, join its parts.",
+        no_args_is_help=True,
+    )
+    app.command(name="ls")(show)
+    app.command(name="verify")(verify)
+    app.command(name="repair")(repair)
+    app.command(name="merge")(merge)
+    app.command(name="import")(take_in)
+    return app
+
+
+def show(store: StorePath, as_json: AsJson = False) -> None:
+    """Say what a store was recorded from, in which form, and how much of it is there."""
+    from limbeck.store import Shard, finished_shards, read_header  # noqa: PLC0415
+
+    header = read_header(store)
+    there = finished_shards(store, header)
+    facts = [Shard.open(store, shard, header).facts for shard in there]
+    counts = {name: sum(int(each[name]) for each in facts) for name in ("scored", "record_bytes")}
+    told: dict[str, Any] = {**header.to_json(), "finished_shards": len(there), **counts}
+    if as_json:
+        typer.echo(json.dumps(told))
+        return
+    teacher = header.teacher
+    per_token = counts["record_bytes"] / max(counts["scored"], 1)
+    lines = {
+        "form": in_words(header.form),
+        "teacher": f"{teacher.get('name', '?')} ({teacher.get('dtype', '?')}), weights "
+        f"{str(teacher.get('weights_sha256', '?'))[:12]}",
+        "tokens": f"{counts['scored']:,}, {per_token:.1f} bytes each",
+        "layers": ", ".join(map(str, header.layers)) or "none",
+        "shards": f"{len(there)} of {header.num_shards}",
+        "tokenizer": header.tokenizer[:12],
+        "template": header.template[:12],
+        "data": header.data[:12],
+        "sequence": f"{header.sequence_length} positions",
+        "recorded": f"by limbeck {header.limbeck or '?'}, seed {header.seed}",
+    }
+    for name, text in lines.items():
+        typer.echo(f"{name:<10} {text}")
+
+
+def verify(store: StorePath, as_json: AsJson = False) -> None:
+    """Check every file, record and token of a store; exit code 3 when something is damaged."""
+    from limbeck.store import verify as damage_of  # noqa: PLC0415
+
+    damages = damage_of(store)
+    if as_json:
+        typer.echo(json.dumps({"whole": not damages, "damage": [str(each) for each in damages]}))
+    else:
+        for each in damages:
+            typer.echo(str(each))
+    if damages:
+        raise DataError(
+            f"The store {store} must be as it was recorded, and {len(damages)} part(s) are not. "
+            f"Put them away with `limbeck store repair {store}`, and run the same `limbeck record` "
+            "again, which records just those."
+        )
+    if not as_json:
+        typer.echo(f"{store} is whole.")
+
+
+def repair(store: StorePath) -> None:
+    """Put damaged shards aside; the recording's own command then records just those again."""
+    from limbeck.store import repair as put_away  # noqa: PLC0415
+
+    damages = put_away(store)
+    for each in damages:
+        typer.echo(f"put aside: {each}")
+    if damages:
+        typer.echo("Run the same `limbeck record` again; it records just what is missing.")
+    else:
+        typer.echo(f"{store} is whole; nothing to do.")
+
+
+def merge(
+    parts: Annotated[
+        list[Path], typer.Argument(help="Folders of one recording.", show_default=False)
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The whole store.", show_default=False)
+    ],
+) -> None:
+    """Join the parts that several machines recorded into one store."""
+    from limbeck.recording import take_tokenizer  # noqa: PLC0415
+    from limbeck.store import merge as join  # noqa: PLC0415
+
+    header = join(parts, output)
+    take_tokenizer(parts, output)
+    typer.echo(f"{output} has all {header.num_shards} shards.")
+
+
+def take_in(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help=".parquet (DistillKit's raw rows) or .jsonl (vLLM's prompt_logprobs), or a folder "
+            "of them.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The store to make.", show_default=False)
+    ],
+    tokenizer: Annotated[
+        str, typer.Option(help="Folder or hub name of the teacher.", show_default=False)
+    ],
+    k: Annotated[int, typer.Option(min=1, help="Tokens kept of each position.")] = 32,
+    temperature: Annotated[float, typer.Option(help="At which they were recorded.")] = 1.0,
+    sequence_length: Annotated[int, typer.Option(min=1, help="Positions of the longest row.")] = (
+        8192
+    ),
+) -> None:
+    """Make a store of what another tool recorded; its tokens must be those of the run's windows.
+
+    No weights are at hand, so the teacher is known by its configuration only.
+    """
+    from limbeck import __version__  # noqa: PLC0415  (help need not load torch)
+    from limbeck.recording import put_tokenizer, teacher_of  # noqa: PLC0415
+    from limbeck.store import StoreHeader  # noqa: PLC0415
+    from limbeck.store.importing import import_store  # noqa: PLC0415
+    from limbeck.tokenizers import load_tokenizer, template_hash, tokenizer_hash  # noqa: PLC0415
+
+    theirs = load_tokenizer(tokenizer)
+    header = StoreHeader(
+        form={"type": "top_k", "k": k, "temperatures": [temperature]},
+        vocabulary_size=1 + max(theirs.get_vocab().values()),
+        teacher=teacher_of(tokenizer),
+        tokenizer=tokenizer_hash(theirs),
+        template=template_hash(theirs),
+        sequence_length=sequence_length,
+        limbeck=__version__,
+    )
+    made = import_store(source, output, header)
+    put_tokenizer(output, theirs)
+    typer.echo(f"{output} has {made.num_shards} shard(s).")

@@ -1,0 +1,25 @@
+"""A teacher over a data set, into a store: once, in parts, killed and gone on with at any point."""
+
+from limbeck.recording.budget import Budget, Setting, make_budget, require_room
+from limbeck.recording.plan import Plan, Windows, own_shards, parse_part, plan_shards, window_of
+from limbeck.recording.progress import RecordingProgress
+from limbeck.recording.record import TOKENIZER, Recorder, put_tokenizer, take_tokenizer, teacher_of
+
+__all__ = [
+    "TOKENIZER",
+    "Budget",
+    "Plan",
+    "Recorder",
+    "RecordingProgress",
+    "Setting",
+    "Windows",
+    "make_budget",
+    "own_shards",
+    "parse_part",
+    "plan_shards",
+    "put_tokenizer",
+    "require_room",
+    "take_tokenizer",
+    "teacher_of",
+    "window_of",
+]

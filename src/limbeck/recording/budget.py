@@ -1,0 +1,267 @@
+"""What each setting of each form would cost and how far off it would be, before recording.
+
+A store is read by students that do not exist yet, so a stand-in speaks for them: the teacher with
+noise in its last hidden states. How large the errors are depends on how near a student is; how
+the settings compare hardly does.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from limbeck.divergences.kl import forward_kl
+from limbeck.errors import StorageError
+from limbeck.models import CausalLM, evaluating
+from limbeck.recording.plan import Place, Plan
+from limbeck.recording.record import row_of
+from limbeck.signals import DrawnTokens, Head, LazyLogits, TeacherDistribution
+from limbeck.store import Form, forms, generator_of
+from limbeck.store.ranks import Ranks
+
+SAMPLED_WINDOWS = 8
+SAMPLED_POSITIONS = 64
+"""Of each window that is looked at: its first scored ones."""
+
+STAND_IN_NOISE = 0.5
+"""Of the stand-in student, as a share of the hidden states' root mean square."""
+
+CHUNK = 32
+"""Positions whose logits and gradients exist at once."""
+
+SETTINGS: tuple[Mapping[str, Any], ...] = (
+    *({"type": "top_k", "k": k} for k in (16, 32, 64, 128)),
+    *({"type": "samples", "num_draws": n} for n in (25, 50, 100)),
+    *({"type": "top_k_samples", "k": k, "num_draws": n} for k, n in ((16, 8), (32, 16))),
+    *({"type": "hidden", "precision": p} for p in ("int8", "float16", "exact")),
+)
+"""What is measured besides the recipe's own form."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What one setting would cost and how far off it would be.
+
+    Attributes:
+        form: The setting.
+        chosen: Whether it is the recipe's.
+        bytes_per_token: A scored token's share of its records.
+        total_bytes: Of all records.
+        loss: Dense forward KL to the stand-in student, nats a token.
+        loss_bias: Mean of the form's less the dense one, nats a token; of samples an estimate whose
+            mean is zero.
+        gradient_error: Norm of the difference of the gradients at the logits, as a share of the
+            dense gradient's norm.
+    """
+
+    form: Mapping[str, Any]
+    chosen: bool
+    bytes_per_token: float
+    total_bytes: int
+    loss: float
+    loss_bias: float
+    gradient_error: float
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a recording will take.
+
+    Attributes:
+        settings: The recipe's own first.
+        windows: Different windows.
+        positions: That the teacher reads.
+        scored: That the store will speak about.
+        measured_tokens: Scored positions the errors were measured on.
+        temperature: That they were measured at.
+        layers_bytes: Of recorded layers, in all settings alike.
+        free_bytes: Where the store will be.
+    """
+
+    settings: tuple[Setting, ...]
+    windows: int
+    positions: int
+    scored: int
+    measured_tokens: int
+    temperature: float
+    layers_bytes: int
+    free_bytes: int
+
+
+class Read(NamedTuple):
+    """The teacher at the first scored positions of one window."""
+
+    key: bytes
+    hidden: Float[Tensor, "n D"]
+
+
+def make_budget(
+    teacher: CausalLM, plan: Plan, form: Mapping[str, Any], layers: Sequence[int], folder: Path
+) -> Budget:
+    """Measure the recipe's form and several others on a few windows spread over the data."""
+    temperature = temperature_of(form)
+    reads = read_some(teacher, plan)
+    settings = [form, *(with_temperature(each, temperature) for each in SETTINGS)]
+    scored = plan.num_scored
+    measured = [
+        measure(teacher.head, reads, each, temperature, scored, chosen=index == 0)
+        for index, each in enumerate(settings)
+        if index == 0 or (full(each) != full(form) and fits(each, teacher.vocabulary_size))
+    ]
+    size = torch.empty((), dtype=teacher.hf_model.dtype).element_size()
+    return Budget(
+        tuple(measured),
+        plan.num_windows,
+        plan.num_positions,
+        scored,
+        sum(len(read.hidden) for read in reads),
+        temperature,
+        scored * len(layers) * teacher.width * size,
+        shutil.disk_usage(existing(folder)).free,
+    )
+
+
+def require_room(budget: Budget, folder: Path, share: float, there_bytes: int) -> None:
+    """Refuse a recording for which the disk has too little room.
+
+    Args:
+        budget: Its first setting is the one that is recorded.
+        folder: Of the store.
+        share: Of the recording that this process does.
+        there_bytes: What of it is there already.
+
+    Raises:
+        StorageError: It has.
+    """
+    whole = budget.settings[0].total_bytes + budget.layers_bytes
+    wanted = max(0, int(whole * share) - there_bytes)
+    if wanted > budget.free_bytes:
+        raise StorageError(
+            f"record.output: {folder} must have room for about {wanted:,} bytes more, and "
+            f"{budget.free_bytes:,} are free. Free some space, choose another place, or a form of "
+            "fewer bytes a token."
+        )
+
+
+def existing(folder: Path) -> Path:
+    """A folder, or the nearest one above it that is there."""
+    folder = folder.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return folder
+
+
+def temperature_of(form: Mapping[str, Any]) -> float:
+    """The first temperature a form is read at; 1 for one that serves all."""
+    several = form.get("temperatures")
+    return float(several[0]) if several else float(form.get("temperature", 1.0))
+
+
+def with_temperature(form: Mapping[str, Any], temperature: float) -> Mapping[str, Any]:
+    """A setting read at another temperature."""
+    if form["type"] in ("samples", "top_k_samples"):
+        return {**form, "temperature": temperature}
+    return {**form, "temperatures": (temperature,)} if form["type"] == "top_k" else form
+
+
+def full(form: Mapping[str, Any]) -> dict[str, Any]:
+    """A setting with its defaults written out."""
+    forms.names()
+    options = forms.options(form["type"]).items()
+    defaults = {name: parameter.default for name, (_, parameter) in options}
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in {**defaults, **form}.items()}
+
+
+def fits(form: Mapping[str, Any], vocabulary_size: int) -> bool:
+    """Whether a setting means anything for so small a vocabulary."""
+    return int(form.get("k", 0)) < vocabulary_size
+
+
+@torch.no_grad()
+def read_some(teacher: CausalLM, plan: Plan) -> list[Read]:
+    """The teacher at some positions of a few windows, spread over all that is recorded."""
+    places = [place for shard in plan.shards for place in shard]
+    count = min(SAMPLED_WINDOWS, len(places))
+    chosen: list[Place] = [places[i * len(places) // count] for i in range(count)]
+    found = []
+    for place in chosen:
+        sample = plan.sample(place)
+        with evaluating(teacher):
+            hidden, _ = teacher(row_of([sample]).to(teacher.hf_model.device))
+        found.append(Read(sample.key, hidden[:SAMPLED_POSITIONS]))
+    return found
+
+
+def measure(
+    head: Head,
+    reads: Sequence[Read],
+    form: Mapping[str, Any],
+    temperature: float,
+    scored: int,
+    *,
+    chosen: bool,
+) -> Setting:
+    """Encode, decode, and compare with the dense teacher."""
+    codec: Form = forms.bind(form, "record.form")(len(head.weight))
+    still = Head(
+        head.weight.detach(), None if head.bias is None else head.bias.detach(), head.finish
+    )
+    signals = [
+        codec.read_teacher(LazyLogits(read.hidden, still), generator_of(0, read.key))
+        for read in reads
+    ]
+    ranks = Ranks.learn([codec.ids_of(signal) for signal in signals], len(head.weight))
+    decoder = codec.with_head(still) if codec.needs_head else codec
+    size, dense_sum, bias, apart, norm, tokens = 0, 0.0, 0.0, 0.0, 0.0, 0
+    for read, signal in zip(reads, signals, strict=True):
+        coded = codec.encode(signal, ranks)
+        size += len(coded)
+        decoded = decoder.decode(memoryview(coded), len(read.hidden), ranks)
+        student = stand_in(read)
+        for start in range(0, len(read.hidden), CHUNK):
+            rows = slice(start, start + CHUNK)
+            logits = still(student[rows]).float()
+            exact, exact_gradient = value(LazyLogits(read.hidden[rows], still), logits, temperature)
+            near, gradient = value(decoded.rows(rows), logits, temperature)
+            dense_sum += float(exact.sum())
+            bias += float((near - exact).sum())
+            apart += float((gradient - exact_gradient).square().sum())
+            norm += float(exact_gradient.square().sum())
+            tokens += len(exact)
+    return Setting(
+        dict(form),
+        chosen,
+        size / tokens,
+        round(size / tokens * scored),
+        dense_sum / tokens,
+        bias / tokens,
+        (apart / max(norm, 1e-30)) ** 0.5,
+    )
+
+
+def stand_in(read: Read) -> Float[Tensor, "n D"]:
+    """A student's last hidden states: the teacher's with noise, always the same."""
+    hidden = read.hidden.float()
+    noise = torch.randn(hidden.shape, generator=generator_of(1, read.key)).to(hidden.device)
+    return hidden + STAND_IN_NOISE * hidden.square().mean(-1, keepdim=True).sqrt() * noise
+
+
+def value(
+    distribution: TeacherDistribution, logits: Float[Tensor, "n V"], temperature: float
+) -> tuple[Float[Tensor, " n"], Float[Tensor, "n V"]]:
+    """Forward KL of each position, and its gradient at the student's logits."""
+    leaf = logits.detach().requires_grad_()
+    with torch.enable_grad():
+        pair = distribution.compare(leaf, temperature)
+        told = forward_kl(pair.student, pair.teacher)
+        (gradient,) = torch.autograd.grad(told.sum(), leaf)
+    if isinstance(distribution, DrawnTokens):
+        told = told + distribution.correction()
+    return told.detach(), gradient

@@ -1,0 +1,197 @@
+"""Recording the shards of a plan, each whole or not at all."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+
+from limbeck.batch import Batch
+from limbeck.errors import DataError, StorageError, TryLaterError
+from limbeck.files import MANIFEST, manifest, publish
+from limbeck.models import CausalLM, ModelSource, PreTrainedTokenizerBase, evaluating
+from limbeck.models.source import find, read_config
+from limbeck.recording.plan import Place, Plan, passes
+from limbeck.recording.progress import RecordingProgress
+from limbeck.signals import LazyLogits
+from limbeck.store import (
+    Sample,
+    ShardWriter,
+    StoreHeader,
+    create,
+    finished_shards,
+    generator_of,
+    write_head,
+)
+
+TOKENIZER = "tokenizer"
+"""Folder of the teacher's tokenizer in a store."""
+
+
+class Recorder:
+    """Records shards that are not there yet.
+
+    A shard's bytes depend on the plan, the header and the teacher, not on who else records, what
+    was killed before, or in which order shards are made.
+    """
+
+    def __init__(self, teacher: CausalLM, plan: Plan, header: StoreHeader, folder: Path) -> None:
+        """
+        Args:
+            teacher: In eval mode, cut to the header's vocabulary.
+            plan: What to record.
+            header: What the store is recorded from.
+            folder: The store.
+        """
+        self._teacher = teacher
+        self._plan = plan
+        self._header = header
+        self._folder = folder
+        self._form = header.make_form()
+
+    def begin(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Make the store, or make sure that the one there is of the same teacher and data.
+
+        Raises:
+            DataError: It is of something else.
+            StorageError: The folder cannot be written.
+        """
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(self._folder / ".lock"):
+                create(self._folder, self._header)
+                put_tokenizer(self._folder, tokenizer)
+                if self._form.needs_head:
+                    write_head(self._folder, self._teacher.head)
+        except (DataError, StorageError):
+            raise
+        except OSError as error:
+            raise StorageError(
+                f"record.output: {self._folder} must be a folder that can be written, and is not "
+                f"({error}). Choose another place."
+            ) from error
+
+    def left(self, shards: Sequence[int]) -> list[int]:
+        """Those of some shards that are not finished."""
+        finished = set(finished_shards(self._folder, self._header))
+        return [shard for shard in shards if shard not in finished]
+
+    def record(
+        self, shards: Sequence[int], progress: RecordingProgress, check: Callable[[], None]
+    ) -> None:
+        """Record some shards, one after another.
+
+        Args:
+            shards: Their numbers; finished ones are left as they are.
+            progress: Told of every pass and every shard.
+            check: Called between passes; what it raises ends the recording, and the shard that was
+                being written leaves nothing.
+
+        Raises:
+            TryLaterError: Another process is writing one of them.
+            StorageError: The disk is full.
+        """
+        for shard in shards:
+            lock = FileLock(self._folder / f".lock-{shard:05d}", timeout=0)
+            try:
+                lock.acquire()
+            except Timeout:
+                raise TryLaterError(
+                    f"Only one process may record shard {shard} of {self._folder}, and another one "
+                    "does. Give each process its own part (--shards 1/2, --shards 2/2), or wait."
+                ) from None
+            try:
+                if self.left([shard]):
+                    self._record(shard, progress, check)
+            finally:
+                lock.release()
+
+    def _record(self, shard: int, progress: RecordingProgress, check: Callable[[], None]) -> None:
+        places = self._plan.shards[shard]
+        scored = 0
+        with ShardWriter(self._folder, shard, self._header) as writer:
+            for row in passes(places, self._header.sequence_length):
+                check()
+                scored += self._record_row(row, writer)
+                progress.advance(sum(place.positions for place in row))
+        progress.finished(shard, self._header.num_shards, scored, writer.record_bytes)
+
+    @torch.no_grad()
+    def _record_row(self, row: Sequence[Place], writer: ShardWriter) -> int:
+        """One forward pass over windows that do not see each other; the tokens it scored."""
+        samples = [self._plan.sample(place) for place in row]
+        batch = row_of(samples).to(self._teacher.hf_model.device)
+        with evaluating(self._teacher):
+            hidden, layers = self._teacher(batch, self._header.layers)
+        start = 0
+        for sample in samples:
+            rows = slice(start, start + sample.num_scored)
+            distribution = LazyLogits(hidden[rows], self._teacher.head)
+            generator = generator_of(self._header.seed, sample.key)
+            signal = self._form.read_teacher(distribution, generator)
+            writer.add(sample, signal, {layer: states[rows] for layer, states in layers.items()})
+            start = rows.stop
+        return start
+
+
+def put_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Publish the teacher's tokenizer in a store, unless one is there."""
+    if manifest(folder / TOKENIZER) is None:
+        publish(folder / TOKENIZER, partial(save, tokenizer), {})
+
+
+def teacher_of(path: str) -> dict[str, Any]:
+    """What a run must know of a teacher whose weights nobody loaded: name, shape, vocabulary.
+
+    Raises:
+        ConfigError: There is no configuration of that name.
+    """
+    source = ModelSource(path)
+    config = read_config(source, find(source))
+    return {
+        "name": path,
+        "layers": config.num_hidden_layers,
+        "width": config.hidden_size,
+        "vocabulary_rows": config.vocab_size,
+    }
+
+
+def save(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write a tokenizer's files."""
+    tokenizer.save_pretrained(folder)
+
+
+def take_tokenizer(parts: Sequence[Path], out: Path) -> None:
+    """Copy the tokenizer of a store's parts into the whole."""
+    there = (part / TOKENIZER for part in parts if manifest(part / TOKENIZER) is not None)
+    source = next(there, None)
+    if source is not None and manifest(out / TOKENIZER) is None:
+        publish(out / TOKENIZER, partial(copy_files, source), {})
+
+
+def copy_files(source: Path, folder: Path) -> None:
+    """Copy a published folder's files, its manifest excepted."""
+    shutil.copytree(source, folder, dirs_exist_ok=True)
+    (folder / MANIFEST).unlink()
+
+
+def row_of(samples: Sequence[Sample]) -> Batch:
+    """Samples side by side in one row, none of which sees another."""
+
+    def joined(parts: list[torch.Tensor]) -> torch.Tensor:
+        return torch.cat(parts)[None]
+
+    tokens = [torch.from_numpy(sample.tokens.astype("int64")) for sample in samples]
+    lengths = [len(sample.scored) for sample in samples]
+    return Batch(
+        input_ids=joined([each[:-1] for each in tokens]),
+        target_ids=joined([each[1:] for each in tokens]),
+        scored=joined([torch.from_numpy(sample.scored.astype("bool")) for sample in samples]),
+        position_ids=joined([torch.arange(length) for length in lengths]),
+        document_ids=joined([torch.full((n,), i) for i, n in enumerate(lengths)]),
+    )

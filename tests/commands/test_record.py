@@ -1,0 +1,127 @@
+"""`limbeck record` and `limbeck store` as a person or a scheduler calls them."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from limbeck.recipe import Recording, load
+from tests.recipe.house import steps_of
+from tests.recipe.recordings import contents, recording_recipe
+
+TOP_K = {"type": "top_k", "k": 8}
+
+
+def limbeck(folder, *arguments, code=0):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "LIMBECK_CACHE": str(folder / "cache")}
+    done = subprocess.run(
+        [sys.executable, "-m", "limbeck", *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == code, done.stderr
+    return done.stdout, done.stderr
+
+
+def damage(folder):
+    path = folder / "store" / "shard-00001" / "data.parquet"
+    if not path.exists():
+        path = max((folder / "store" / "shard-00001").iterdir(), key=lambda p: p.stat().st_size)
+    whole = bytearray(path.read_bytes())
+    whole[len(whole) // 2] ^= 4
+    path.write_bytes(whole)
+
+
+@pytest.mark.slow
+def test_a_store_is_budgeted_recorded_in_parts_joined_checked_and_mended(tmp_path):
+    recording_recipe(tmp_path, TOP_K)
+    told, _ = limbeck(tmp_path, "record", "recipe.yaml", "--budget", "--json")
+    budget = json.loads(told)
+    assert budget["settings"][0]["form"] == TOP_K
+    assert not (tmp_path / "store").exists()
+    told, progress = limbeck(tmp_path, "record", "recipe.yaml", "--no-budget")
+    assert "missing" not in told
+    assert "bytes/token" in progress
+    whole = contents(tmp_path / "store")
+    told, _ = limbeck(tmp_path, "store", "ls", "store", "--json")
+    shards = json.loads(told)["num_shards"]
+    assert json.loads(told)["finished_shards"] == shards > 2
+    told, _ = limbeck(tmp_path, "store", "ls", "store")
+    assert "form       top_k, k: 8" in told
+    told, _ = limbeck(tmp_path, "store", "verify", "store")
+    assert "store is whole." in told
+    damage(tmp_path)
+    told, error = limbeck(tmp_path, "store", "verify", "store", code=3)
+    assert "shard 1" in told
+    assert "limbeck store repair store" in error
+    told, _ = limbeck(tmp_path, "store", "repair", "store")
+    assert "put aside" in told
+    told, _ = limbeck(tmp_path, "record", "recipe.yaml", "--no-budget", "--json")
+    assert json.loads(told)["recorded"] == 1
+    for aside in (tmp_path / "store").glob("damaged-*"):
+        shutil.rmtree(aside)
+    assert contents(tmp_path / "store") == whole
+    for part in ("1/2", "2/2"):
+        output = f"record.output=part-{part[0]}"
+        limbeck(tmp_path, "record", "recipe.yaml", output, "--shards", part, "--no-budget")
+    limbeck(tmp_path, "store", "merge", "part-1", "part-2", "--output", "joined")
+    assert contents(tmp_path / "joined") == whole
+
+
+@pytest.mark.slow
+def test_mistakes_leave_with_the_code_of_their_kind(tmp_path):
+    recording_recipe(tmp_path, TOP_K)
+    _, error = limbeck(tmp_path, "record", "recipe.yaml", "--shards", "3/2", code=2)
+    assert "--shards must say which part of how many" in error
+    _, error = limbeck(tmp_path, "record", "recipe.yaml", "record.form.k=400", code=2)
+    assert "form.k must be less than the teacher's 320 tokens, got 400" in error
+    _, error = limbeck(tmp_path, "store", "ls", "nowhere", code=3)
+    assert "nowhere must be a store" in error
+
+
+@pytest.mark.slow
+def test_what_vllm_recorded_trains_a_student(tmp_path):
+    """One line a window, as vLLM says it: the distribution *of* token i stands at place i."""
+    path = recording_recipe(tmp_path, TOP_K)
+    recipe = json.loads(path.read_text())
+    recipe["evaluate"] = {}
+    recipe["data"]["pack"] = False
+    recipe["objective"]["temperature"] = 1.0
+    path.write_text(json.dumps(recipe))
+    lines = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LIMBECK_CACHE", str(tmp_path / "cache"))
+        with Recording(load(path)) as recording:
+            plan, model = recording.plan, recording.model
+            for shard in plan.shards:
+                for place in shard:
+                    tokens = plan.sample(place).tokens.tolist()
+                    with torch.no_grad():
+                        logits = model.logits(torch.tensor([tokens[:-1]]))[0]
+                    top = torch.log_softmax(logits, -1).topk(8)
+                    told = [
+                        {str(i): {"logprob": p} for i, p in zip(ids, ps, strict=True)}
+                        for ids, ps in zip(top.indices.tolist(), top.values.tolist(), strict=True)
+                    ]
+                    row = {"prompt_token_ids": tokens, "prompt_logprobs": [None, *told]}
+                    lines.append(json.dumps(row))
+    (tmp_path / "theirs.jsonl").write_text("\n".join(lines))
+    options = ["--output", "store", "--tokenizer", "teacher", "--k", "8"]
+    told, _ = limbeck(tmp_path, "store", "import", "theirs.jsonl", *options)
+    assert "store has 1 shard(s)." in told
+    from_it = ["teacher={type: stored, path: store}", "student.path=teacher"]
+    limbeck(tmp_path, "distill", "recipe.yaml", *from_it, "output=imported")
+    limbeck(tmp_path, "record", "recipe.yaml", "record.output=ours", "--no-budget")
+    ours = ["teacher={type: stored, path: ours}", "student.path=teacher"]
+    limbeck(tmp_path, "distill", "recipe.yaml", *ours, "output=recorded")
+    mine, theirs = steps_of(tmp_path / "imported"), steps_of(tmp_path / "recorded")
+    for a, b in zip(mine, theirs, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)

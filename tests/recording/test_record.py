@@ -1,0 +1,227 @@
+"""A recording is the same store however it is cut, stopped or killed."""
+
+import itertools
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from limbeck.errors import ConfigError, DataError, StorageError, TryLaterError
+from limbeck.recipe import Recording, load
+from limbeck.recording import own_shards, parse_part, plan_shards, require_room, window_of
+from limbeck.recording.plan import passes
+from limbeck.store import Store, read_header
+from tests.recipe.recordings import contents, record, recorded, recording_recipe
+
+TOP_K = {"type": "top_k", "k": 8, "temperatures": [2.0, 1.0]}
+SAMPLES = {"type": "samples", "num_draws": 20, "temperature": 2.0}
+FORMS = [TOP_K, SAMPLES, {"type": "hidden"}]
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("LIMBECK_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda f: f["type"])
+def test_parts_of_several_machines_make_the_store_of_one(tmp_path, form):
+    path = recorded(tmp_path, form, layers=(1, 3))
+    whole = contents(tmp_path / "store")
+    shutil.rmtree(tmp_path / "store")
+    for number in (1, 2, 0):
+        record(load(path), (number, 3))
+    assert contents(tmp_path / "store") == whole
+
+
+def test_a_stopped_recording_goes_on_and_finished_shards_are_never_recorded_again(tmp_path):
+    path = recorded(tmp_path, TOP_K)
+    whole = contents(tmp_path / "store")
+    shutil.rmtree(tmp_path / "store")
+    calls = 0
+
+    def stop():
+        nonlocal calls
+        calls += 1
+        if calls == 40:
+            raise KeyboardInterrupt
+
+    with Recording(load(path)) as recording, pytest.raises(KeyboardInterrupt):
+        recording.record((0, 1), None, stop)
+    finished = {p: p.stat().st_mtime_ns for p in (tmp_path / "store").glob("shard-*")}
+    assert 0 < len(finished) < read_header(tmp_path / "store").num_shards
+    told = record(load(path))
+    assert told.recorded == told.shards - len(finished)
+    assert all(p.stat().st_mtime_ns == at for p, at in finished.items())
+    assert contents(tmp_path / "store") == whole
+    assert record(load(path)).recorded == 0
+
+
+def test_every_different_window_stands_in_the_store_once(tmp_path):
+    path = recording_recipe(tmp_path, TOP_K)
+    text = (tmp_path / "train.jsonl").read_text()
+    (tmp_path / "train.jsonl").write_text(text + text)
+    with Recording(load(path)) as recording:
+        plan = recording.plan
+        recording.record((0, 1), None, lambda: None)
+    data = plan.texts[0].data
+    keys = {window_of(data, each).key for each in range(len(data.windows))}
+    keys |= {window_of(t.data, each).key for t in plan.texts for each in t.chosen}
+    assert plan.num_windows == len(keys) < len(data.windows) + len(plan.texts[1].chosen)
+    assert set(Store.open(tmp_path / "store").keys()) == keys
+
+
+def test_the_plan_does_not_depend_on_anything_but_the_text(tmp_path):
+    path = recording_recipe(tmp_path, TOP_K)
+    with Recording(load(path)) as recording:
+        plan = recording.plan
+    again = plan_shards(plan.texts, 600)
+    assert again == plan
+    assert all(sum(p.positions for p in shard) <= 600 for shard in plan.shards)
+    for row in passes(plan.shards[0], 32):
+        assert sum(place.positions for place in row) <= 32
+
+
+def test_another_teacher_does_not_go_on_with_a_store(tmp_path):
+    path = recorded(tmp_path, TOP_K)
+    with pytest.raises(DataError, match=r"form.k: 8 in the store, 9 wanted"):
+        record(load(path, ["record.form.k=9"]))
+    with pytest.raises(DataError, match="seed: 0 in the store, 1 wanted"):
+        record(load(path, ["seed=1"]))
+
+
+def test_a_shard_in_the_making_belongs_to_one_process(tmp_path):
+    path = recording_recipe(tmp_path, TOP_K)
+    with Recording(load(path)) as first:
+
+        def second():
+            with pytest.raises(TryLaterError, match="Only one process may record shard 0"):
+                record(load(path))
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            first.record((0, 1), None, second)
+
+
+def test_a_disk_with_too_little_room_is_refused_before_anything_is_written(tmp_path):
+    path = recording_recipe(tmp_path, TOP_K, layers=(0,))
+    with Recording(load(path)) as recording:
+        budget = recording.budget()
+    full = type(budget)(**{**vars(budget), "free_bytes": 1000})
+    with pytest.raises(StorageError, match=r"1,000 are free\. Free some space"):
+        require_room(full, tmp_path / "store", 1.0, 0)
+    require_room(full, tmp_path / "store", 0.0001, 0)
+    assert not (tmp_path / "store").exists()
+
+
+def test_the_budget_tells_exact_forms_from_approximate_ones(tmp_path):
+    path = recording_recipe(tmp_path, TOP_K)
+    with Recording(load(path)) as recording:
+        budget = recording.budget()
+        told = recording.record((0, 1), budget, lambda: None)
+    by_form = {tuple(map(str, each.form.values())): each for each in budget.settings}
+    exact = by_form["hidden", "exact"]
+    assert exact.gradient_error < 1e-5
+    assert abs(exact.loss_bias) < 1e-5
+    first = budget.settings[0]
+    assert first.chosen
+    assert first.loss_bias < 0  # merging outcomes can only shrink it
+    few, many = (by_form["top_k", str(k), "(2.0,)"] for k in (16, 128))
+    assert many.gradient_error < few.gradient_error
+    assert many.bytes_per_token > few.bytes_per_token
+    real = Store.open(tmp_path / "store")
+    assert real.num_scored == told.scored == budget.scored
+    # Records are longer by their seals, and windows here are short.
+    assert first.total_bytes < real.record_bytes < 2 * first.total_bytes
+
+
+def test_what_a_recipe_must_say_of_a_recording(tmp_path):
+    path = recording_recipe(tmp_path, TOP_K)
+    with pytest.raises(ConfigError, match="record: the recipe must say where"):
+        Recording(load(path, ["record=null"]))
+    with pytest.raises(ConfigError, match="a recording needs a teacher that can read"):
+        Recording(load(path, ["teacher={type: stored, path: x}"]))
+    with pytest.raises(ConfigError, match=r"layers of the teacher, 0 to 3, got \[4\]"):
+        Recording(load(path, ["record.layers=[4]"]))
+    with pytest.raises(ConfigError) as error:
+        load(path, ["record.form.q=1", "record.layers=[2,1]", "record.shard_tokens=0"])
+    assert "record.shard_tokens" in str(error.value)
+    with pytest.raises(ConfigError) as error:
+        load(path, ["record.form.q=1", "record.layers=[2,1]"])
+    assert "record.form.q: 'top_k' takes no such option" in str(error.value)
+    assert "record.layers: must name each layer once and in order, got [2, 1]" in str(error.value)
+
+
+@pytest.mark.parametrize("told", ["0/3", "4/3", "3", "a/b", "1/0", "-1/2"])
+def test_a_part_that_is_none_is_refused(told):
+    with pytest.raises(ConfigError, match="--shards must say which part of how many"):
+        parse_part(told)
+
+
+def test_parts_share_all_shards_and_no_shard_twice():
+    for parts in (1, 2, 3, 7):
+        shares = [own_shards(5, (number, parts)) for number in range(parts)]
+        assert sorted(itertools.chain(*shares)) == list(range(5))
+
+
+def start(folder):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "limbeck", "record", "recipe.yaml", "--no-budget"]
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+
+
+def kill_and_go_on(folder, dice, kills):
+    """Kill a recording some time after its store begins, several times; the moments."""
+    shutil.rmtree(folder / "store", ignore_errors=True)
+    moments = []
+    for _ in range(kills):
+        process = start(folder)
+        before = len(list((folder / "store").glob("shard-*")))
+        deadline = time.monotonic() + 120
+        grown = dice.randrange(1, 3)
+        while process.poll() is None and time.monotonic() < deadline:
+            if len(list((folder / "store").glob("shard-*"))) >= before + grown:
+                break
+            time.sleep(0.002)
+        time.sleep(dice.random() * 0.1)
+        process.kill()
+        process.communicate()
+        moments.append(len(list((folder / "store").glob("shard-*"))))
+    last = start(folder)
+    told = last.communicate(timeout=300)[1]
+    assert last.returncode == 0, told
+    return moments
+
+
+@pytest.mark.slow
+def test_a_recording_killed_three_times_ends_byte_identical(tmp_path):
+    recorded(tmp_path, TOP_K, layers=(2,))
+    whole = contents(tmp_path / "store")
+    moments = kill_and_go_on(tmp_path, random.Random(os.getpid()), kills=3)
+    assert contents(tmp_path / "store") == whole, moments
+
+
+@pytest.mark.slow
+def test_a_recording_asked_to_stop_leaves_nothing_unfinished(tmp_path):
+    recorded(tmp_path, TOP_K)
+    whole = contents(tmp_path / "store")
+    shutil.rmtree(tmp_path / "store")
+    process = start(tmp_path)
+    while not list((tmp_path / "store").glob("shard-*")) and process.poll() is None:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGTERM)
+    told = process.communicate(timeout=120)[1].decode()
+    if process.returncode != 0:  # it may have been done already
+        assert process.returncode == 143
+        assert "SIGTERM asked the recording to stop" in told
+    assert not list((tmp_path / "store").glob(".tmp-*"))
+    last = start(tmp_path)
+    last.communicate(timeout=300)
+    assert last.returncode == 0
+    assert contents(tmp_path / "store") == whole
