@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from limbeck.initialisers.calibration import Text
 from limbeck.layers import LayerMap
 from limbeck.models import CausalLM, PreTrainedTokenizerBase
 from limbeck.registry import Registry
@@ -23,6 +24,7 @@ class Origin:
         device: Where the student is to live.
         dtype: Its number format; float32 trains, narrower ones lose small updates.
         seed: Of whatever is random.
+        text: Reads the text on which the teacher's parts are weighed; None where there is none.
     """
 
     teacher: CausalLM | None
@@ -30,6 +32,7 @@ class Origin:
     device: torch.device
     dtype: torch.dtype = torch.float32
     seed: int = 0
+    text: Callable[[], Text] | None = None
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from limbeck.config import RunConfig, read
 from limbeck.data import data_problems, readers
 from limbeck.divergences import divergences
 from limbeck.initialisers import initialisers
+from limbeck.initialisers.depth import ways_problem
 from limbeck.objective import objective_problems, terms
 from limbeck.objective.positions import positions
 from limbeck.registry import Component, Problem, Registry, type_of
@@ -50,13 +51,10 @@ def problems(config: RunConfig) -> Iterator[Problem]:
 
 def depth_problems(student: Component) -> Iterator[Problem]:
     """Which layers a depth student keeps is said in one way."""
-    ways = [way for way in ("layers", "keep", "drop") if student.get(way) is not None]
-    if type_of(student) == "depth" and len(ways) != 1:
-        yield Problem(
-            "student",
-            "a depth student needs exactly one of layers (those kept), keep (how many, spread "
-            f"evenly) and drop (those left out), got {', '.join(ways) or 'none'}.",
-        )
+    ways = {way: student.get(way) for way in ("layers", "keep", "fraction", "drop")}
+    if type_of(student) == "depth":
+        told = ways_problem(by=str(student.get("by", "even")), **ways)
+        yield from [Problem("student", told)] if told else []
 
 
 def arm_problems(config: RunConfig) -> Iterator[Problem]:

@@ -121,13 +121,22 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
             revision=config.teacher.get("revision"),
             trust_remote_code=bool(config.teacher.get("trust_remote_code", False)),
         )
-    origin = Origin(teacher.model, tokenizer, world.device, STUDENT_DTYPE, config.seed)
+    cache = cache_folder() / "data"
+    origin = Origin(
+        teacher.model,
+        tokenizer,
+        world.device,
+        STUDENT_DTYPE,
+        config.seed,
+        lambda: load_data(
+            config.data, tokenizer, cache=cache, max_positions=shortest(teacher.model)
+        ),
+    )
     with main_first(world):
         student = initialisers.bind(config.student, "student")(origin)
     vocabulary = prove_pair(student, teacher, tokenizer)
     limit = shortest(teacher.model, student.model)
     with main_first(world):
-        cache = cache_folder() / "data"
         data = load_data(config.data, tokenizer, cache=cache, max_positions=limit)
         held_out = None
         if config.evaluate.data is not None:
