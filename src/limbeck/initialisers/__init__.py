@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -45,12 +45,14 @@ class InitialStudent:
         layer_map: Which of its layers answers to which of the teacher's; no pairs where the
             teacher is not there, or has fewer layers.
         facts: Where it comes from; JSON.
+        kept: What it kept of its teacher's insides, too long to be told with the facts; JSON.
     """
 
     model: CausalLM
     tokenizer: PreTrainedTokenizerBase
     layer_map: LayerMap
     facts: Mapping[str, Any]
+    kept: Mapping[str, Any] = field(default_factory=dict)
 
 
 initialisers: Registry[InitialStudent] = Registry("student", package="limbeck.initialisers")

@@ -17,6 +17,7 @@ from limbeck.layers import LayerMap
 from limbeck.models import (
     CausalLM,
     ModelSource,
+    PreTrainedTokenizerBase,
     copied_model,
     cut_config,
     load_model,
@@ -52,21 +53,9 @@ def depth(
     """Some of the teacher's layers, its embeddings and its head, copied."""
     if told := ways_problem(layers=layers, keep=keep, fraction=fraction, drop=drop, by=by):
         raise ConfigError(told)
-    source = None if path is None else ModelSource(path, revision, trust_remote_code)
-    teacher, tokenizer = origin.teacher, origin.tokenizer
-    facts: dict[str, Any] = {}
-    if source is not None:
-        # Loaded where it is cut, so that it never stands beside teacher and student on the device.
-        teacher = load_model(source, device=torch.device("cpu"), dtype=origin.dtype)
-        facts = {"cut_from": model_facts(source, teacher)}
-        tokenizer = load_tokenizer(
-            source.path, revision=revision, trust_remote_code=trust_remote_code
-        )
-    if teacher is None:
-        raise ConfigError(
-            "A depth student is cut out of the teacher's model, and there is only a record of it. "
-            "Give path: the teacher's folder or name."
-        )
+    teacher, tokenizer, facts = teacher_of(
+        origin, None if path is None else (path, revision, trust_remote_code)
+    )
     if fraction is not None:
         keep = max(round(fraction * teacher.num_layers), 1)
     if keep is not None and by != "even":
@@ -78,6 +67,29 @@ def depth(
     model = cut(teacher, kept, origin)
     facts = {"origin": "depth", "layers_kept": list(kept), **shape_facts(model), **facts}
     return InitialStudent(model, tokenizer, LayerMap.surviving(kept), facts)
+
+
+def teacher_of(
+    origin: Origin, place: tuple[str, str | None, bool] | None
+) -> tuple[CausalLM, PreTrainedTokenizerBase, dict[str, Any]]:
+    """The model a student is cut out of, its tokenizer, and facts where it is not the teacher.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if place is None:
+        if origin.teacher is None:
+            raise ConfigError(
+                "A student is cut out of the teacher's model, and there is only a record of it. "
+                "Give path: the teacher's folder or name."
+            )
+        return origin.teacher, origin.tokenizer, {}
+    source = ModelSource(*place)
+    # Loaded where it is cut, so that it never stands beside teacher and student on the device.
+    teacher = load_model(source, device=torch.device("cpu"), dtype=origin.dtype)
+    path, revision, trust_remote_code = place
+    tokenizer = load_tokenizer(path, revision=revision, trust_remote_code=trust_remote_code)
+    return teacher, tokenizer, {"cut_from": model_facts(source, teacher)}
 
 
 def ways_problem(*, by: str = "even", **ways: Any) -> str | None:
