@@ -60,7 +60,8 @@ def weigh(model: CausalLM, batches: Sequence[Batch]) -> Activations:
         return hook
 
     def length(seen: Tensor) -> Tensor:
-        return torch.linalg.vector_norm(seen.reshape(len(seen), widths.heads, -1), dim=-1)
+        lengths: Tensor = seen.reshape(len(seen), widths.heads, -1).norm(dim=-1)
+        return lengths
 
     with torch.no_grad(), evaluating(model):
         for batch in batches:

@@ -76,9 +76,9 @@ class Calibration:
         """How far a model is from the teacher, and from the text."""
         with torch.no_grad(), evaluating(model):
             pairs = zip(self.batches, self.states, strict=True)
-            parts = [costs(model, self.teacher, model(b)[0], s, b) for b, s in pairs]
+            parts = [costs(model, [model(b)[0]], (self.teacher, s), b) for b, s in pairs]
         total = torch.stack(parts).sum(0) / self.num_tokens
-        return Cost(float(total[0]), float(total[1]))
+        return Cost(*total[0].tolist())
 
 
 def calibrate(teacher: CausalLM, data: Text, tokens: int, *, held_out: bool = False) -> Calibration:
@@ -123,20 +123,28 @@ def rows_of(data: Text, tokens: int) -> list[int]:
 
 def costs(
     model: CausalLM,
-    teacher: CausalLM,
-    states: Float[Tensor, "N D"],
-    teacher_states: Float[Tensor, "N E"],
+    states: Sequence[Float[Tensor, "N D"]],
+    wanted: tuple[CausalLM, Float[Tensor, "N E"]],
     batch: Batch,
-) -> Float[Tensor, " 2"]:
-    """Forward KL and cross-entropy of a batch, summed over its scored tokens, in float64."""
+) -> Float[Tensor, "C 2"]:
+    """Forward KL and cross-entropy of a batch, summed over its scored tokens, in float64.
+
+    Args:
+        model: Whose head reads the states.
+        states: Last hidden states of C variants; the teacher's distribution serves them all.
+        wanted: The teacher and its last hidden states.
+        batch: The text.
+    """
+    teacher, teacher_states = wanted
     targets = batch.targets()
     size = min(model.vocabulary_size, teacher.vocabulary_size)
-    found = torch.zeros(2, dtype=torch.float64)
+    found = torch.zeros(len(states), 2, dtype=torch.float64)
     for window in windows(len(targets)):
-        student = log_softmax(model.head(states[window])[:, :size], 1.0)
-        wanted = log_softmax(teacher.head(teacher_states[window])[:, :size], 1.0)
-        found[0] += forward_kl(student, wanted).double().sum().cpu()
-        found[1] -= student.gather(1, targets[window, None]).double().sum().cpu()
+        logp = log_softmax(teacher.head(teacher_states[window])[:, :size], 1.0)
+        for at, state in enumerate(states):
+            student = log_softmax(model.head(state[window])[:, :size], 1.0)
+            found[at, 0] += forward_kl(student, logp).double().sum().cpu()
+            found[at, 1] -= student.gather(1, targets[window, None]).double().sum().cpu()
     return found
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.batch import Batch
-from limbeck.initialisers.calibration import Calibration, costs
+from limbeck.initialisers.calibration import Calibration, Cost, costs
 from limbeck.models import CausalLM
 
 Progress = Callable[[str], None]
@@ -50,7 +50,14 @@ def block_influence(calibration: Calibration) -> list[float]:
 def loss_without(
     calibration: Calibration, candidates: Sequence[tuple[int, ...]], gone: Sequence[int] = ()
 ) -> list[float]:
-    """Forward KL to the whole teacher without each of some groups of blocks, nats a token.
+    """Forward KL of `costs_without`."""
+    return [cost.forward_kl for cost in costs_without(calibration, candidates, gone)]
+
+
+def costs_without(
+    calibration: Calibration, candidates: Sequence[tuple[int, ...]], gone: Sequence[int] = ()
+) -> list[Cost]:
+    """What the teacher costs without each of some groups of blocks.
 
     What comes before a group is computed once for all of them.
 
@@ -59,28 +66,39 @@ def loss_without(
         candidates: Groups of blocks, each left out in turn.
         gone: Blocks left out in every case.
     """
-    teacher, totals = calibration.teacher, torch.zeros(len(candidates), dtype=torch.float64)
+    teacher, totals = calibration.teacher, torch.zeros(len(candidates), 2, dtype=torch.float64)
     with torch.no_grad():
         for batch, wanted in zip(calibration.batches, calibration.states, strict=True):
             with without(teacher, gone), inputs_kept(teacher) as inputs:
                 teacher(batch)
-            for at, group in enumerate(candidates):
+            states = []
+            for group in candidates:
                 with resumed(teacher, (*group, *gone), min(group), inputs):
-                    states, _ = teacher(batch)
-                totals[at] += costs(teacher, teacher, states, wanted, batch)[0]
-    return [float(total) / calibration.num_tokens for total in totals]
+                    states.append(teacher(batch)[0])
+            totals += costs(teacher, states, (teacher, wanted), batch)
+    return [Cost(*row) for row in (totals / calibration.num_tokens).tolist()]
 
 
 def greedy(
-    calibration: Calibration, keep: int, progress: Progress = lambda _: None
+    calibration: Calibration,
+    keep: int,
+    progress: Progress = lambda _: None,
+    known: Sequence[Mapping[str, Any]] = (),
 ) -> tuple[tuple[int, ...], list[dict[str, Any]]]:
     """Layers left when the one whose absence costs least is taken out, again and again.
+
+    Args:
+        calibration: The teacher and the text.
+        keep: Layers that stay.
+        progress: Told of every removal.
+        known: Removals of an earlier call on the same calibration, to go on from.
 
     Returns:
         The layers that stay; and of each removal the layer, and the forward KL after it.
     """
-    kept = list(range(calibration.teacher.num_layers))
-    removals: list[dict[str, Any]] = []
+    total = calibration.teacher.num_layers
+    removals = [dict(removal) for removal in known[: total - keep]]
+    kept = [i for i in range(total) if i not in {removal["layer"] for removal in removals}]
     while len(kept) > keep:
         gone = [removal["layer"] for removal in removals]
         found = loss_without(calibration, [(layer,) for layer in kept], gone)

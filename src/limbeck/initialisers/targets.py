@@ -6,10 +6,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 
-from transformers import PreTrainedConfig
-
 from limbeck.errors import ConfigError
 from limbeck.models import (
+    PreTrainedConfig,
     Widths,
     cut_config,
     narrow_config,
@@ -99,3 +98,9 @@ def group_counts(config: PreTrainedConfig) -> Iterator[Widths]:
         for kv_heads in range(old.kv_heads - 1, 0, -1):
             if old.width % (kv_heads * group) == 0:
                 yield replace(old, kv_heads=kv_heads, heads=kv_heads * group)
+
+
+def halfway_layers(config: PreTrainedConfig, target: int) -> int:
+    """Layers of a student that is cut in depth half of the way, by ratio, and in width the rest."""
+    whole = num_parameters(config)
+    return layers_for(config, round((whole * min(target, whole)) ** 0.5))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import Annotated, Any
 
-from annotated_types import Gt, Le
+from annotated_types import Ge, Gt, Le
 
 from limbeck.errors import ConfigError
 from limbeck.initialisers import InitialStudent, Origin, initialisers
@@ -17,6 +17,7 @@ from limbeck.initialisers.depth import (
     calibration_text,
     choose_layers,
     cut,
+    kept_layers,
     teacher_of,
 )
 from limbeck.initialisers.targets import count_of, widths_for
@@ -36,7 +37,7 @@ def width(
     hidden: Size = None,
     keep: Annotated[float, Gt(0), Le(1)] | None = None,
     params: int | str | None = None,
-    layers: Size = None,
+    layers: Annotated[int, Gt(0)] | tuple[Annotated[int, Ge(0)], ...] | None = None,
     by: By = "loss",
     calibration_tokens: Annotated[int, Gt(0)] = CALIBRATION_TOKENS,
     path: str | None = None,
@@ -55,28 +56,29 @@ def width(
     target = target if params is None else count_of(params)
     text = calibration_text(origin)
     calibration = calibrate(teacher, text, calibration_tokens)
-    kept_layers = tuple(range(teacher.num_layers))
-    model = teacher
-    if layers is not None and layers != teacher.num_layers:
-        kept_layers, chosen = choose_layers(calibration, layers, by)
-        model, facts = cut(teacher, kept_layers, origin), {**facts, "chosen": chosen}
+    if isinstance(layers, int) and layers != teacher.num_layers:
+        kept, chosen = choose_layers(calibration, layers, by)
+        facts = {**facts, "chosen": chosen}
+    elif isinstance(layers, tuple):
+        kept = kept_layers(teacher.num_layers, layers=layers, keep=None, drop=None)
+    else:
+        kept = tuple(range(teacher.num_layers))
+    model = teacher if len(kept) == teacher.num_layers else cut(teacher, kept, origin)
     old = widths_of(model.config)
     new = sized(old, **sizes) if target is None else widths_for(model.config, target)
     fits(old, new)
-    kept = largest(weigh(model, calibration.batches), old, new)
-    student = narrowed(model, kept, origin.device, origin.dtype)
+    parts = largest(weigh(model, calibration.batches), old, new)
+    student = narrowed(model, parts, origin.device, origin.dtype)
     facts = {
         "origin": "width",
-        "layers_kept": list(kept_layers),
+        "layers_kept": list(kept),
         "widths": asdict(new),
         "teacher_widths": asdict(old),
         "calibration_tokens": calibration.num_tokens,
         **shape_facts(student),
         **facts,
     }
-    return InitialStudent(
-        student, tokenizer, LayerMap.surviving(kept_layers), facts, plain(asdict(kept))
-    )
+    return InitialStudent(student, tokenizer, LayerMap.surviving(kept), facts, plain(asdict(parts)))
 
 
 def sizes_problem(*, keep: float | None, params: int | str | None, **sizes: Any) -> str | None:
