@@ -6,14 +6,25 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import limbeck
+from limbeck.data import corpus_path
 from limbeck.errors import ConfigError, DataError
 from limbeck.files import manifest
 from limbeck.initialisers import Origin, initialisers
 from limbeck.initialisers.provenance import read_provenance
 from limbeck.layers import LayerMap
-from limbeck.models import ModelSource, load_model, model_facts, num_parameters
+from limbeck.models import (
+    ModelSource,
+    cache_folder,
+    embedded_teacher,
+    load_model,
+    model_facts,
+    num_parameters,
+    save_student,
+    tensors_hash,
+)
 from limbeck.recipe import shrinking
-from tests.recipe.house import write_model, write_texts
+from tests.recipe.house import write_model, write_recipe, write_texts
 from tests.tokenizers.small import small
 
 CPU = torch.device("cpu")
@@ -112,3 +123,74 @@ def test_width_is_saved_with_what_it_kept(bench, tmp_path):
 def test_text_that_is_too_short_is_refused(bench):
     with pytest.raises(ConfigError, match=r"must have at least 2,000,000 tokens"):
         shrinking.calibrate(bench.teacher, bench.text, 1_000_000, held_out=True)
+
+
+@pytest.mark.parametrize(
+    "student",
+    [
+        {"type": "depth", "keep": 3, "by": "loss", "calibration_tokens": 64},
+        {"type": "width", "keep": 0.8, "calibration_tokens": 64},
+    ],
+)
+def test_a_recipe_measures_its_student_on_its_own_text(student, tmp_path, monkeypatch):
+    monkeypatch.setenv("LIMBECK_CACHE", str(tmp_path / "cache"))
+    path = write_recipe(tmp_path, optim={"steps": 2, "warmup_steps": 0}, evaluate={"every": 9})
+    recipe = json.loads(path.read_text()) | {"student": student}
+    path.write_text(json.dumps(recipe))
+    with limbeck.assemble(limbeck.load(path)) as run:
+        outcome = run.train()
+    AutoModelForCausalLM.from_pretrained(outcome.student)
+    facts = json.loads((tmp_path / "run" / "provenance.json").read_text())["student"]
+    assert facts["origin"] == student["type"]
+
+
+def test_the_report_of_a_shrunk_student_shows_what_it_kept(bench, tmp_path):
+    found = shrinking.shrink(bench, depth(layers=[0, 1, 4]))
+    shrinking.save_shrunk(bench, found, tmp_path / "student")
+    write_texts(tmp_path / "held.jsonl", 12, seed=2)
+    path = write_recipe(tmp_path, optim={"steps": 2, "warmup_steps": 0}, evaluate={"every": 9})
+    recipe = json.loads(path.read_text())
+    recipe["student"] = {"type": "pretrained", "path": str(tmp_path / "student")}
+    path.write_text(json.dumps(recipe))
+    with limbeck.assemble(limbeck.load(path)) as run:
+        outcome = run.train()
+    page = outcome.report.read_text()
+    facts = model_facts(bench.source, bench.teacher)
+    assert facts["weights_sha256"] in page
+    assert "shrunk" in page
+
+
+@pytest.mark.parametrize(
+    ("student", "message"),
+    [
+        ("{type: depth, keep: 2, layers: [0, 1]}", "exactly one of layers"),
+        ("{type: depth, drop: [1], by: loss}", "drop names them already, got by: loss"),
+        ("{type: depth, keep: 2, by: luck}", r"student\.by.*got 'luck'"),
+        ("{type: width}", "exactly one of the three, got none"),
+        ("{type: width, keep: 0.5, hidden: 16}", "got sizes, keep"),
+    ],
+)
+def test_a_size_told_wrongly_is_found_before_anything_loads(student, message, tmp_path):
+    path = write_recipe(tmp_path)
+    with pytest.raises(ConfigError, match=message):
+        limbeck.load(path, [f"student={student}"])
+
+
+@pytest.mark.slow
+def test_smollm2_made_narrow_and_shallow_is_itself_in_plain_transformers(tmp_path):
+    source = ModelSource(str(embedded_teacher(cache_folder(), print)))
+    teacher = load_model(source, device=CPU, dtype=torch.float32)
+    text = str(corpus_path("train"))
+    bench = shrinking.open_bench(source, kind="text", data=text, tokens=256, device=CPU)
+    before = tensors_hash(teacher)
+    same = bench.make({"type": "width", "keep": 1.0, "calibration_tokens": 256}).model
+    assert tensors_hash(same) == before
+    spec = {"type": "width", "params": "60M", "layers": 18, "by": "block_influence"}
+    made = bench.make({**spec, "calibration_tokens": 256})
+    save_student(made.model, made.tokenizer, tmp_path / "student")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "student", dtype=torch.float32).eval()
+    ids = bench.calibration.batches[0].input_ids[:, :64]
+    with torch.no_grad():
+        assert torch.equal(plain(ids).logits, made.model.hf_model(ids).logits)
+    assert 55e6 < plain.num_parameters() <= 60e6
+    assert plain.config.num_hidden_layers == 18
