@@ -1,8 +1,9 @@
 """Students of many shapes before and after healing: which start, and which loss, keeps most.
 
     python benchmarks/students.py --teacher FOLDER [--tokens 10000] [--seeds 3] [--work DIR]
-        [--shapes 24,20,15,10,24:even,24:block_influence,width:24,width:15] [--arms ce,kl,kl_ce]
-        [--arm "kl_cosine=objective.alpha=1 objective.extra=[{type: hidden_state, weight: 0.05}]"]
+        [--shapes 24,20,15,10,24:even,24:span,24:block_influence,width:24,width:15]
+        [--arms ce,kl,kl_ce,kl_cosine,kl_relations]
+        [--arm "kl_cka=objective.alpha=1 objective.extra=[{type: cka, weight: 0.1}]"]
 
 A shape is a number of layers chosen by loss (`24`), in another way (`24:even`), a student narrowed
 to as many parameters as that many layers have (`width:24`), or one cut in both (`both:15`). Every
@@ -39,12 +40,17 @@ from limbeck.recipe import assemble, load
 from limbeck.recipe.shrinking import Bench, listed, open_bench, save_shrunk, shrink
 from limbeck.report.run_files import lines
 
-SHAPES = "24,20,15,10,24:even,24:block_influence,15:even,15:block_influence,width:24,width:15"
+SHAPES = (
+    "24,20,15,10,24:even,24:block_influence,24:span,15:even,15:block_influence,15:span,"
+    "width:24,width:15,both:15"
+)
 ARMS = {
     "ce": "objective.alpha=0",
     "kl": "objective.alpha=1",
     "kl_ce": "objective.alpha=0.9",
-    "kl_mse": "objective.alpha=1 objective.extra=[{type: hidden_state, weight: 0.05}]",
+    "kl_cosine": "objective.alpha=1 "
+    "objective.extra=[{type: hidden_state, loss: cosine, weight: 0.5}]",
+    "kl_relations": "objective.alpha=1 objective.extra=[{type: relations, weight: 0.1}]",
 }
 RATES = {"ce": 3e-4}
 OTHER_RATE = 6e-4
@@ -82,7 +88,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--seeded", default="24,15", help="shapes that get every seed")
     parser.add_argument("--shapes", default=SHAPES)
-    parser.add_argument("--arms", default="ce,kl,kl_ce")
+    parser.add_argument("--arms", default=",".join(ARMS))
     parser.add_argument("--arm", action="append", default=[], help="NAME=OVERRIDES, a further arm")
     parser.add_argument("--rates", help="a grid for every arm")
     parser.add_argument("--calibration", type=int, default=2048, help="positions")

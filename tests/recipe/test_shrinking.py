@@ -59,6 +59,7 @@ def test_a_shrunk_folder_is_an_ordinary_model_that_says_where_it_is_from(bench, 
     assert told["made"]["layers_kept"] == kept
     facts = model_facts(bench.source, bench.teacher)
     assert told["teacher"]["weights_sha256"] == facts["weights_sha256"]
+    assert str(tmp_path) not in (folder / "limbeck.json").read_text()
     assert [each["layer"] for each in found.importance] == [0, 1, 2, 3, 4]
     assert {each["by"] for each in found.candidates} == {"even", "block_influence", "span", "loss"}
     by_loss = next(each for each in found.candidates if each["by"] == "loss")

@@ -237,7 +237,11 @@ def save_shrunk(bench: Bench, found: Shrunk, folder: Path) -> None:
     def write(place: Path) -> None:
         save_student(found.student.model, found.student.tokenizer, place)
         teacher = model_facts(bench.source, bench.teacher)
-        text = {key: bench.text.facts[key] for key in ("path", "sha256")}
+        # Students are handed on, and the folders of this machine are nobody's business.
+        if Path(bench.source.path).expanduser().exists():
+            teacher["name"] = Path(bench.source.path).name
+        facts = bench.text.facts
+        text = {"name": Path(facts["path"]).name, "sha256": facts["sha256"]}
         more = {"limbeck": __version__, "text": text}
         write_provenance(place, found.student, teacher, more)
         write_text(place / "importance.json", json.dumps(as_plain(found), indent=1))
