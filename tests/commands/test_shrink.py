@@ -1,6 +1,9 @@
 import json
+from importlib.resources import files
+from pathlib import Path
 
 import pytest
+import yaml
 
 from limbeck.commands.shrink import require_new, require_one_size
 from limbeck.errors import ConfigError
@@ -52,3 +55,11 @@ def test_an_output_is_asked_for_but_not_by_a_plan(tmp_path):
         require_new(None, plan=False)
     require_new(None, plan=True)
     require_new(tmp_path, plan=False)
+
+
+def test_the_demo_leaves_out_what_the_recorded_choice_takes_out_first():
+    recorded = Path(__file__).parents[2] / "docs" / "smollm2-135m-removals.json"
+    removed = {removal["layer"] for removal in json.loads(recorded.read_text())["removals"]}
+    demo = yaml.safe_load((files("limbeck.commands") / "recipes" / "demo.yaml").read_text())
+    assert not removed & set(demo["student"]["layers"])
+    assert len(removed) == 8

@@ -46,9 +46,7 @@ def shrink_plot(found: Mapping[str, Any]) -> str:
         ways = found["candidates"]
         told = [f"{way['by']}, {len(way['layers'])} layers" for way in ways]
         costs.barh(told, [way["forward_kl"] for way in ways], color=KEPT)
-        costs.set_title(
-            "Forward KL before healing, held-out rows, by the choice of layers", loc="left"
-        )
+        costs.set_title("Forward KL before healing, by choice of layers", loc="left")
         file = io.StringIO()
         figure.savefig(file, format="svg", metadata={"Date": None})
     return file.getvalue()
