@@ -27,7 +27,9 @@ def limbeck(*arguments, cwd, check_code=0):
     return done
 
 
-@pytest.mark.parametrize("verb", ["demo", "peek", "check", "distill", "evaluate", "report"])
+@pytest.mark.parametrize(
+    "verb", ["demo", "peek", "check", "shrink", "distill", "evaluate", "report"]
+)
 def test_every_verb_explains_itself(verb, tmp_path):
     told = limbeck(verb, "--help", cwd=tmp_path).stdout
     assert "Usage" in told

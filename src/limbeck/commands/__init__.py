@@ -18,7 +18,7 @@ from limbeck.errors import LimbeckError, RunError, Stopped
 LAUNCHED = "TORCHELASTIC_RUN_ID"
 """In the environment of a process that torchrun started."""
 
-VERBS = ("demo", "peek", "check", "record", "distill", "evaluate", "report")
+VERBS = ("demo", "peek", "check", "shrink", "record", "distill", "evaluate", "report")
 GROUPS = ("store",)
 """Verbs with verbs of their own."""
 
@@ -31,6 +31,7 @@ student in safetensors and a report of what was kept and what was lost.
   limbeck demo                       the whole chain on this machine, in minutes
   limbeck peek TEACHER "some text"   what a teacher knows beyond the next token
   limbeck check recipe.yaml          everything that can be known before the first step
+  limbeck shrink TEACHER --layers 20 a student out of the teacher, by measurement
   limbeck record recipe.yaml         the teacher's answers once, into a store
   limbeck distill recipe.yaml        the main job; add key=value to change the recipe
 

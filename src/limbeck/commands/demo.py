@@ -128,9 +128,9 @@ def distil(console: Console, config: RunConfig, *, show: bool) -> None:
         console,
         "3. The student",
         f"{len(config.student['layers'])} of the teacher's 30 layers, those whose absence hurts "
-        "least by measurement. That vocabulary, tokenizer and head are the teacher's is proven "
-        "before anything starts. The text: documentation and reference prose that ships with "
-        "limbeck.",
+        "least by measurement, as limbeck shrink --by loss chooses them. That vocabulary, "
+        "tokenizer and head are the teacher's is proven before anything starts. The text: "
+        "documentation and reference prose that ships with limbeck.",
     )
     resume, replaces = what_is_there(config)
     with assemble(config) as run:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from limbeck.initialisers.calibration import Text
 from limbeck.layers import LayerMap
 from limbeck.models import CausalLM, PreTrainedTokenizerBase
 from limbeck.registry import Registry
@@ -23,6 +24,7 @@ class Origin:
         device: Where the student is to live.
         dtype: Its number format; float32 trains, narrower ones lose small updates.
         seed: Of whatever is random.
+        text: Reads the text on which the teacher's parts are weighed; None where there is none.
     """
 
     teacher: CausalLM | None
@@ -30,6 +32,7 @@ class Origin:
     device: torch.device
     dtype: torch.dtype = torch.float32
     seed: int = 0
+    text: Callable[[], Text] | None = None
 
 
 @dataclass(frozen=True)
@@ -42,12 +45,14 @@ class InitialStudent:
         layer_map: Which of its layers answers to which of the teacher's; no pairs where the
             teacher is not there, or has fewer layers.
         facts: Where it comes from; JSON.
+        kept: What it kept of its teacher's insides, too long to be told with the facts; JSON.
     """
 
     model: CausalLM
     tokenizer: PreTrainedTokenizerBase
     layer_map: LayerMap
     facts: Mapping[str, Any]
+    kept: Mapping[str, Any] = field(default_factory=dict)
 
 
 initialisers: Registry[InitialStudent] = Registry("student", package="limbeck.initialisers")

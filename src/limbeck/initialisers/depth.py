@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
 from limbeck.errors import ConfigError
 from limbeck.initialisers import InitialStudent, Origin, initialisers
+from limbeck.initialisers.calibration import Calibration, Text, calibrate
+from limbeck.initialisers.importance import Progress, block_influence, cheapest_span, greedy
 from limbeck.layers import LayerMap
 from limbeck.models import (
     CausalLM,
     ModelSource,
+    PreTrainedTokenizerBase,
     copied_model,
     cut_config,
     load_model,
@@ -24,6 +27,13 @@ from limbeck.models import (
 from limbeck.tokenizers import load_tokenizer
 
 Layers = tuple[Annotated[int, Ge(0)], ...] | None
+By = Literal["even", "block_influence", "span", "loss"]
+"""How layers are chosen: evenly spaced; those that change their input most; all but the stretch of
+neighbours whose absence costs least; or without the one whose absence costs least, again and again.
+"""
+
+CALIBRATION_TOKENS = 2048
+"""Positions of calibration text; SmolLM2's greedy choice was made on as many (LOG.md)."""
 
 
 @initialisers.register("depth")
@@ -32,36 +42,110 @@ def depth(
     *,
     layers: Layers = None,
     keep: Annotated[int, Gt(0)] | None = None,
+    fraction: Annotated[float, Gt(0), Le(1)] | None = None,
     drop: Layers = None,
+    by: By = "even",
+    calibration_tokens: Annotated[int, Gt(0)] = CALIBRATION_TOKENS,
     path: str | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> InitialStudent:
     """Some of the teacher's layers, its embeddings and its head, copied."""
-    if [layers, keep, drop].count(None) != 2:
-        raise ConfigError(
-            "A depth student needs exactly one of layers (those kept), keep (how many, spread "
-            f"evenly) and drop (those left out), got layers {layers}, keep {keep}, drop {drop}."
-        )
-    source = None if path is None else ModelSource(path, revision, trust_remote_code)
-    teacher, tokenizer = origin.teacher, origin.tokenizer
-    facts: dict[str, Any] = {}
-    if source is not None:
-        # Loaded where it is cut, so that it never stands beside teacher and student on the device.
-        teacher = load_model(source, device=torch.device("cpu"), dtype=origin.dtype)
-        facts = {"cut_from": model_facts(source, teacher)}
-        tokenizer = load_tokenizer(
-            source.path, revision=revision, trust_remote_code=trust_remote_code
-        )
-    if teacher is None:
-        raise ConfigError(
-            "A depth student is cut out of the teacher's model, and there is only a record of it. "
-            "Give path: the teacher's folder or name."
-        )
+    if told := ways_problem(layers=layers, keep=keep, fraction=fraction, drop=drop, by=by):
+        raise ConfigError(told)
+    teacher, tokenizer, facts = teacher_of(
+        origin, None if path is None else (path, revision, trust_remote_code)
+    )
+    if fraction is not None:
+        keep = max(round(fraction * teacher.num_layers), 1)
+    if keep is not None and by != "even":
+        calibration = calibrate(teacher, calibration_text(origin), calibration_tokens)
+        layers, chosen = choose_layers(calibration, keep, by)
+        facts |= {"chosen": chosen}
+        keep = None
     kept = kept_layers(teacher.num_layers, layers=layers, keep=keep, drop=drop)
     model = cut(teacher, kept, origin)
     facts = {"origin": "depth", "layers_kept": list(kept), **shape_facts(model), **facts}
     return InitialStudent(model, tokenizer, LayerMap.surviving(kept), facts)
+
+
+def teacher_of(
+    origin: Origin, place: tuple[str, str | None, bool] | None
+) -> tuple[CausalLM, PreTrainedTokenizerBase, dict[str, Any]]:
+    """The model a student is cut out of, its tokenizer, and facts where it is not the teacher.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if place is None:
+        if origin.teacher is None:
+            raise ConfigError(
+                "A student is cut out of the teacher's model, and there is only a record of it. "
+                "Give path: the teacher's folder or name."
+            )
+        return origin.teacher, origin.tokenizer, {}
+    source = ModelSource(*place)
+    # Loaded where it is cut, so that it never stands beside teacher and student on the device.
+    teacher = load_model(source, device=torch.device("cpu"), dtype=origin.dtype)
+    path, revision, trust_remote_code = place
+    tokenizer = load_tokenizer(path, revision=revision, trust_remote_code=trust_remote_code)
+    return teacher, tokenizer, {"cut_from": model_facts(source, teacher)}
+
+
+def ways_problem(*, by: str = "even", **ways: Any) -> str | None:
+    """What is wrong with how a recipe says which layers stay; None where nothing is."""
+    given = [way for way, value in ways.items() if value is not None]
+    if len(given) != 1:
+        return (
+            "a depth student needs exactly one of layers (those kept), keep (how many), fraction "
+            f"(what share) and drop (those left out), got {', '.join(given) or 'none'}."
+        )
+    if by != "even" and given[0] in ("layers", "drop"):
+        return (
+            f"by says how layers are chosen, and {given[0]} names them already, got by: {by}. "
+            "Leave out one of them, or give keep."
+        )
+    return None
+
+
+def calibration_text(origin: Origin) -> Text:
+    """The text on which a teacher's parts are weighed.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if origin.text is None:
+        raise ConfigError(
+            "What matters in a teacher is measured on text, and there is none here. Choose "
+            "by: even, or give an Origin with text."
+        )
+    return origin.text()
+
+
+def choose_layers(
+    calibration: Calibration, keep: int, by: By, progress: Progress = lambda _: None
+) -> tuple[tuple[int, ...], dict[str, Any]]:
+    """The layers of a teacher that stay, and how they were found.
+
+    Raises:
+        ConfigError: It has not so many.
+    """
+    total = calibration.teacher.num_layers
+    even = even_layers(keep, total)
+    found: dict[str, Any] = {"by": by, "calibration_tokens": calibration.num_tokens}
+    if by == "loss":
+        kept, removals = greedy(calibration, keep, progress)
+        return kept, found | {"removals": removals}
+    if by == "span":
+        kept, kl = cheapest_span(calibration, keep)
+        return kept, found | {"forward_kl": round(kl, 5)}
+    if by == "block_influence":
+        influence = block_influence(calibration)
+        ranked = sorted(range(total), key=influence.__getitem__, reverse=True)
+        return tuple(sorted(ranked[:keep])), found | {
+            "block_influence": [round(value, 5) for value in influence]
+        }
+    return even, found
 
 
 def kept_layers(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from limbeck.initialisers import InitialStudent, Origin, initialisers, spread
+from limbeck.initialisers.provenance import read_provenance, surviving
 from limbeck.models import ModelSource, load_model, model_facts
 from limbeck.tokenizers import load_tokenizer
 
@@ -11,9 +12,13 @@ from limbeck.tokenizers import load_tokenizer
 def pretrained(
     origin: Origin, *, path: str, revision: str | None = None, trust_remote_code: bool = False
 ) -> InitialStudent:
-    """A smaller model, as published."""
+    """A smaller model, as published, or as `limbeck shrink` made it."""
     source = ModelSource(path, revision, trust_remote_code)
     model = load_model(source, device=origin.device, dtype=origin.dtype)
     tokenizer = load_tokenizer(path, revision=revision, trust_remote_code=trust_remote_code)
     facts = {"origin": "pretrained", **model_facts(source, model)}
-    return InitialStudent(model, tokenizer, spread(model, origin.teacher), facts)
+    told = read_provenance(path)
+    if told:
+        facts["shrunk"] = told
+    layer_map = surviving(told, model, origin.teacher) or spread(model, origin.teacher)
+    return InitialStudent(model, tokenizer, layer_map, facts)

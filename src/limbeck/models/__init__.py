@@ -10,6 +10,14 @@ from limbeck.models.facts import model_facts, shape_facts, tensors_hash
 from limbeck.models.layouts import Shape, cut_config, read_pattern, resized_config
 from limbeck.models.load import copied_model, enable_activation_checkpointing, load_model, new_model
 from limbeck.models.modes import evaluating
+from limbeck.models.narrow import (
+    Kept,
+    Widths,
+    narrow_config,
+    narrowed,
+    num_parameters,
+    widths_of,
+)
 from limbeck.models.projections import captured_projections
 from limbeck.models.prove import (
     HEAD_TOLERANCE,
@@ -19,6 +27,7 @@ from limbeck.models.prove import (
     prove_documents_apart,
     prove_head,
 )
+from limbeck.models.roles import Roles, roles_of
 from limbeck.models.save import save_student
 from limbeck.models.source import ModelSource
 
@@ -27,10 +36,13 @@ __all__ = [
     "TOLERANCE",
     "CausalLM",
     "Distiller",
+    "Kept",
     "ModelSource",
     "PreTrainedConfig",
     "PreTrainedTokenizerBase",
+    "Roles",
     "Shape",
+    "Widths",
     "cache_folder",
     "captured_projections",
     "choose_device",
@@ -43,13 +55,18 @@ __all__ = [
     "head_error",
     "load_model",
     "model_facts",
+    "narrow_config",
+    "narrowed",
     "neighbours_seen",
     "new_model",
+    "num_parameters",
     "prove_documents_apart",
     "prove_head",
     "read_pattern",
     "resized_config",
+    "roles_of",
     "save_student",
     "shape_facts",
     "tensors_hash",
+    "widths_of",
 ]

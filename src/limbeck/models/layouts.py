@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 
 from limbeck.errors import ConfigError
 from limbeck.models.causal_lm import option
-from limbeck.models.source import first_line, refuse_unknown_kinds
+from limbeck.models.source import first_line, last_line, refuse_unknown_kinds
 
 
 @dataclass(frozen=True)
@@ -120,8 +121,8 @@ def cut_config(config: PreTrainedConfig, layers: Sequence[int]) -> PreTrainedCon
     for name in layout.per_layer:
         if tree.get(name) is not None:
             tree[name] = [tree[name][i] for i in layers]
-    tree[_own(config, "num_hidden_layers")] = len(layers)
-    return _made(config, tree)
+    tree[own_name(config, "num_hidden_layers")] = len(layers)
+    return made_config(config, tree)
 
 
 def resized_config(
@@ -173,8 +174,8 @@ def resized_config(
     for name in ("head_dim", "query_pre_attn_scalar"):
         if tree.get(name) is not None:
             changed[name] = width // heads
-    tree.update({_own(config, name): value for name, value in changed.items()})
-    return _made(config, {k: v for k, v in tree.items() if k not in layout.per_layer})
+    tree.update({own_name(config, name): value for name, value in changed.items()})
+    return made_config(config, {k: v for k, v in tree.items() if k not in layout.per_layer})
 
 
 def read_pattern(path: Path) -> PreTrainedConfig:
@@ -193,14 +194,26 @@ def read_pattern(path: Path) -> PreTrainedConfig:
     return config
 
 
-def _own(config: PreTrainedConfig, name: str) -> str:
+def own_name(config: PreTrainedConfig, name: str) -> str:
     """The family's own name of a setting."""
     return str(config.attribute_map.get(name, name))
 
 
-def _made(config: PreTrainedConfig, tree: Mapping[str, Any]) -> PreTrainedConfig:
+def made_config(config: PreTrainedConfig, tree: Mapping[str, Any]) -> PreTrainedConfig:
+    """A configuration of the same family with other settings.
+
+    Raises:
+        ConfigError: The family refuses them.
+    """
     plain = {key: value for key, value in tree.items() if key != "_name_or_path"}
-    made: PreTrainedConfig = type(config).from_dict(plain)
+    try:
+        made: PreTrainedConfig = type(config).from_dict(plain)
+    except (ValueError, StrictDataclassError) as error:
+        shape = {key: plain.get(key) for key in ("hidden_size", "num_attention_heads")}
+        raise ConfigError(
+            f"{config.model_type} has no model of this shape, {shape}: "
+            f"{last_line(error)} Choose other sizes."
+        ) from error
     return made
 
 

@@ -185,3 +185,9 @@ def first_line(error: BaseException) -> str:
     """The first line of an error's message, ended with a full stop."""
     line = next((text.strip() for text in str(error).splitlines() if text.strip()), "")
     return f"{(line or type(error).__name__).rstrip('.')}."
+
+
+def last_line(error: BaseException) -> str:
+    """The last line of an error's message, where its reason stands below a heading."""
+    lines = [text.strip() for text in str(error).splitlines() if text.strip()]
+    return f"{(lines[-1] if lines else type(error).__name__).rstrip('.')}."

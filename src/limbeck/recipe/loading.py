@@ -10,6 +10,8 @@ from limbeck.config import RunConfig, read
 from limbeck.data import data_problems, readers
 from limbeck.divergences import divergences
 from limbeck.initialisers import initialisers
+from limbeck.initialisers.depth import ways_problem
+from limbeck.initialisers.width import sizes_problem
 from limbeck.objective import objective_problems, terms
 from limbeck.objective.positions import positions
 from limbeck.registry import Component, Problem, Registry, type_of
@@ -43,7 +45,7 @@ def problems(config: RunConfig) -> Iterator[Problem]:
     yield from teachers.problems(config.teacher, "teacher")
     yield from initialisers.problems(config.student, "student")
     yield from objective_problems(config.objective)
-    yield from depth_problems(config.student)
+    yield from size_problems(config.student)
     yield from data_problems(config.data)
     yield from schedule_problems(config.optim)
     yield from step_problems(config)
@@ -51,15 +53,16 @@ def problems(config: RunConfig) -> Iterator[Problem]:
     yield from record_problems(config)
 
 
-def depth_problems(student: Component) -> Iterator[Problem]:
-    """Which layers a depth student keeps is said in one way."""
-    ways = [way for way in ("layers", "keep", "drop") if student.get(way) is not None]
-    if type_of(student) == "depth" and len(ways) != 1:
-        yield Problem(
-            "student",
-            "a depth student needs exactly one of layers (those kept), keep (how many, spread "
-            f"evenly) and drop (those left out), got {', '.join(ways) or 'none'}.",
-        )
+def size_problems(student: Component) -> Iterator[Problem]:
+    """The size of a student cut out of its teacher is said in one way."""
+    ways = {way: student.get(way) for way in ("layers", "keep", "fraction", "drop")}
+    if type_of(student) == "depth":
+        told = ways_problem(by=str(student.get("by", "even")), **ways)
+        yield from [Problem("student", told)] if told else []
+    if type_of(student) == "width":
+        names = ("intermediate", "heads", "kv_heads", "hidden", "keep", "params")
+        told = sizes_problem(**{name: student.get(name) for name in names})
+        yield from [Problem("student", told)] if told else []
 
 
 def arm_problems(config: RunConfig) -> Iterator[Problem]:

@@ -124,7 +124,17 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
     with main_first(world):
         teacher = teachers.bind(config.teacher, "teacher")(Place(world.device))
         tokenizer = teacher_tokenizer(config, teacher)
-    origin = Origin(teacher.model, tokenizer, world.device, STUDENT_DTYPE, config.seed)
+    cache = cache_folder() / "data"
+    origin = Origin(
+        teacher.model,
+        tokenizer,
+        world.device,
+        STUDENT_DTYPE,
+        config.seed,
+        lambda: load_data(
+            config.data, tokenizer, cache=cache, max_positions=shortest(teacher.model)
+        ),
+    )
     with main_first(world):
         student = initialisers.bind(config.student, "student")(origin)
     if isinstance(teacher, StoredTeacher):
@@ -132,7 +142,6 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
     vocabulary = prove_pair(student, teacher, tokenizer)
     limit = shortest(teacher.model, student.model)
     with main_first(world):
-        cache = cache_folder() / "data"
         data = load_data(config.data, tokenizer, cache=cache, max_positions=limit)
         held_out = None
         if config.evaluate.data is not None:

@@ -196,7 +196,7 @@ def take(folder: Path, final: Path) -> None:
     if facts is None:
         raise DataError(
             f"{folder} must be whole to be merged, and is damaged. Call "
-            f"limbeck.store.repair on {folder.parent}, record what it names, and merge again."
+            f"limbeck store repair on {folder.parent}, record what it names, and merge again."
         )
     if final.exists():
         if sealed_manifest(final) != facts:

@@ -99,7 +99,7 @@ class Shard:
         except DataError as error:
             raise DataError(
                 f"{self.path / DATA}, byte {start:,}, sample {self.index.key(place).hex()}: "
-                f"{error}. `limbeck.store.repair` says what to record again."
+                f"{error}. `limbeck store repair` says what to record again."
             ) from error
         return parts
 

@@ -66,7 +66,7 @@ class ShardWriter:
         if self._final.exists():
             raise DataError(
                 f"{self._final} must not be there yet, and is. To record it again, let "
-                "`limbeck.store.repair` put it away first."
+                "`limbeck store repair` put it away first."
             )
         for stale in folder.glob(f".tmp-*{shard_name(shard)}-*"):
             shutil.rmtree(stale, ignore_errors=True)

@@ -1,0 +1,65 @@
+import json
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+import yaml
+
+from limbeck.commands.shrink import require_new, require_one_size
+from limbeck.errors import ConfigError
+from tests.commands.test_commands import limbeck
+from tests.recipe.house import write_model, write_texts
+from tests.tokenizers.small import small
+
+NOTHING = dict.fromkeys(("layers", "keep", "params", "intermediate", "heads", "kv_heads", "hidden"))
+
+
+def house(folder):
+    write_model(folder / "teacher", rows=len(small()), layers=4)
+    write_texts(folder / "train.jsonl", 40, 1)
+    return ("shrink", "teacher", "--data", "train.jsonl", "--tokens", "64")
+
+
+def test_a_student_is_made_planned_and_told(tmp_path):
+    start = house(tmp_path)
+    done = limbeck(*start, "--output", "student", "--layers", "3", cwd=tmp_path)
+    assert "taken out" in done.stdout
+    assert "before healing KL" in done.stdout
+    assert (tmp_path / "student" / "limbeck.json").is_file()
+    planned = json.loads(limbeck(*start, "--keep", "0.7", "--plan", "--json", cwd=tmp_path).stdout)
+    assert len(planned) == 3
+    again = limbeck(*start, "--output", "student", "--layers", "3", cwd=tmp_path, check_code=2)
+    assert "--output must be new" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("asked", "more", "message"),
+    [
+        ({}, {}, "got nothing. Give one of the three"),
+        ({"keep": 0.5, "layers": 3}, {}, "got --layers, --keep"),
+        ({"keep": 0.5, "params": "1M"}, {}, "got --keep, --params"),
+        ({"keep": 0.0}, {}, "must be above 0"),
+        ({"layers": 3}, {"plan": True}, "A plan needs a target.*got --layers"),
+        ({"layers": 3}, {"by": "luck"}, "--by must be one of even.*got 'luck'"),
+        ({"keep": 0.5}, {"shape": "round"}, "--shape must be one of depth"),
+    ],
+)
+def test_a_size_that_says_nothing_or_too_much_is_refused(asked, more, message):
+    options = {"shape": "depth", "by": "loss", "plan": False, **more}
+    with pytest.raises(ConfigError, match=message):
+        require_one_size({**NOTHING, **asked}, **options)
+
+
+def test_an_output_is_asked_for_but_not_by_a_plan(tmp_path):
+    with pytest.raises(ConfigError, match="--output must name a folder"):
+        require_new(None, plan=False)
+    require_new(None, plan=True)
+    require_new(tmp_path, plan=False)
+
+
+def test_the_demo_leaves_out_what_the_recorded_choice_takes_out_first():
+    recorded = Path(__file__).parents[2] / "docs" / "smollm2-135m-removals.json"
+    removed = {removal["layer"] for removal in json.loads(recorded.read_text())["removals"]}
+    demo = yaml.safe_load((files("limbeck.commands") / "recipes" / "demo.yaml").read_text())
+    assert not removed & set(demo["student"]["layers"])
+    assert len(removed) == 8
