@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import gc
 from collections.abc import Sequence
 
 import torch
@@ -59,6 +60,7 @@ def fill(
         layers = any("extra" in overrides for overrides in arms.values())
         print("recording the teacher, where it has not been recorded yet ...", flush=True)
         store = open_store(told, texts, steps_of(told), layers, here)
+        gc.collect()  # the teacher is not needed any more
         bench = Bench(told, texts, store, here)
         mine: list[dict[str, object]] = []
         for number, cell in enumerate(missing):

@@ -71,6 +71,7 @@ def measure(bench: Bench, cell: Cell, overrides: str) -> dict[str, Any]:
         "layers": best.layers,
         "steps": 0 if cell.arm == BEFORE else bench.steps,
         "learning_rate": rate,
+        "objective": {} if cell.arm == BEFORE else best.objective,
         "training_seconds": best.seconds,
         "seconds": time.perf_counter() - began,
         "scores": best.scores,
@@ -96,6 +97,7 @@ class Healed:
         seconds: In optimizer steps.
         deciding: Forward KL on the rows that choose a rate; 0 where there is nothing to choose.
         scores: On the rows that report.
+        objective: What was minimised.
     """
 
     parameters: int
@@ -103,6 +105,7 @@ class Healed:
     seconds: float
     deciding: float
     scores: Scores
+    objective: Mapping[str, Any]
 
 
 def heal(bench: Bench, cell: Cell, overrides: str, rate: float, decide: bool) -> Healed:
@@ -117,7 +120,8 @@ def heal(bench: Bench, cell: Cell, overrides: str, rate: float, decide: bool) ->
         seconds = take_steps(parts, distiller, rate, bench.steps)
     deciding = judge.deciding(model).mean("forward_kl") if decide else 0.0
     scores = judge.reporting(model)
-    return Healed(model.num_parameters, model.num_layers, seconds, deciding, scores)
+    objective = {"alpha": parts.config.objective.alpha, "extra": parts.config.objective.extra}
+    return Healed(model.num_parameters, model.num_layers, seconds, deciding, scores, objective)
 
 
 def take_steps(parts: Parts, distiller: Distiller, rate: float, steps: int) -> float:
