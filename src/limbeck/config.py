@@ -254,6 +254,7 @@ def parse(path: Path, overrides: Iterable[str]) -> dict[str, Any]:
         size = path.stat().st_size
         if size > MAX_RECIPE_BYTES:
             raise ConfigError(f"{path} has {size:,} bytes; a recipe has at most a million.")
+        overrides = list(overrides)  # read twice, and an iterator can be read once
         wrong = [o for o in overrides if "=" not in o]
         if wrong:
             raise ConfigError(f"An override reads key.sub=value, got {wrong[0]!r}.")

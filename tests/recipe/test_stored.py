@@ -7,10 +7,13 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 import limbeck
 from limbeck.errors import ConfigError, DataError
+from limbeck.models import ModelSource
 from limbeck.recipe import load
+from limbeck.recipe.shrinking import open_bench, save_shrunk, shrink
 from limbeck.store import Store
 from tests.recipe.house import steps_of, write_model, write_texts
 from tests.recipe.recordings import from_store, record, recorded
@@ -88,6 +91,36 @@ def test_what_the_form_does_not_serve_is_refused_before_the_first_step(tmp_path)
     extra = "objective.extra=[{type: hidden_state, weight: 0.1, layer_map: uniform}]"
     options = [*store, "objective.temperature=1.0", extra]
     refused(path, options, ConfigError, r"reads the teacher's layers \[0, 3\].*holds layers none")
+
+
+def test_a_shrunk_student_is_held_to_the_recorded_layers_that_it_kept(tmp_path):
+    """As beside the teacher's model: the same map, the same losses, the same student."""
+    path = recorded(tmp_path, HIDDEN, (0, 1, 3), data={"pack": False}, memory={"micro_batch": 1})
+    bench = open_bench(
+        ModelSource(str(tmp_path / "teacher")),
+        kind="text",
+        data=str(tmp_path / "train.jsonl"),
+        tokens=64,
+        device=torch.device("cpu"),
+    )
+    spec = {"type": "depth", "layers": (0, 1, 3)}
+    save_shrunk(bench, shrink(bench, spec), tmp_path / "shrunk")
+    options = [
+        f"student={{type: pretrained, path: {tmp_path / 'shrunk'}}}",
+        "objective.extra=[{type: hidden_state, weight: 0.5, layer_map: surviving}]",
+    ]
+    run(path, [*options, f"output={tmp_path / 'online'}"])
+    stored = [*options, f"teacher={{type: stored, path: {tmp_path / 'store'}}}"]
+    with limbeck.assemble(load(path, stored)) as whole:
+        assert whole.parts.shapes.layer_map.pairs == ((0, 0), (1, 1), (2, 3))
+        whole.train()
+    assert [r["loss"] for r in steps_of(tmp_path / "run")] == [
+        r["loss"] for r in steps_of(tmp_path / "online")
+    ]
+    uniform = [*stored, f"student.path={tmp_path / 'plain'}", f"output={tmp_path / 'other'}"]
+    write_model(tmp_path / "plain", rows=len(small()), layers=2, seed=5)
+    with limbeck.assemble(load(path, uniform)) as whole:
+        assert whole.parts.shapes.layer_map.pairs == ((0, 0), (1, 3)), "spread where none survived"
 
 
 def test_a_changed_document_is_missing_and_named(tmp_path):

@@ -32,6 +32,7 @@ def test_every_sample_comes_back_from_any_shard(form, tmp_path):
         teacher = teacher_at(each)
         assert record.num_scored == each.num_scored
         assert torch.equal(record.layers[4], teacher.hidden * 5)
+        assert store.read(each.key, {4, 7}).layers.keys() == {4}, "no others are decoded"
         signal = told.make_form().read_teacher(teacher, generator_of(0, each.key))
         student = torch.randn(each.num_scored, 300)
         ours, theirs = record.signal.compare(student, 1.0), signal.compare(student, 1.0)

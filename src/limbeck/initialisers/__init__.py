@@ -25,6 +25,7 @@ class Origin:
         dtype: Its number format; float32 trains, narrower ones lose small updates.
         seed: Of whatever is random.
         text: Reads the text on which the teacher's parts are weighed; None where there is none.
+        recorded: What is known of a teacher that is not there, but recorded; JSON.
     """
 
     teacher: CausalLM | None
@@ -33,6 +34,17 @@ class Origin:
     dtype: torch.dtype = torch.float32
     seed: int = 0
     text: Callable[[], Text] | None = None
+    recorded: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def teacher_layers(self) -> int | None:
+        """Layers of the teacher, or of the one that was recorded; None where nobody knows."""
+        return self.recorded.get("layers") if self.teacher is None else self.teacher.num_layers
+
+    @property
+    def teacher_family(self) -> str | None:
+        """Its model family; None where nobody knows."""
+        return self.recorded.get("family") if self.teacher is None else self.teacher.family
 
 
 @dataclass(frozen=True)
@@ -43,7 +55,7 @@ class InitialStudent:
         model: In eval mode; its parameters are its own.
         tokenizer: Its tokenizer.
         layer_map: Which of its layers answers to which of the teacher's; no pairs where the
-            teacher is not there, or has fewer layers.
+            teacher has fewer layers, or nobody knows how many.
         facts: Where it comes from; JSON.
         kept: What it kept of its teacher's insides, too long to be told with the facts; JSON.
     """
@@ -58,8 +70,9 @@ class InitialStudent:
 initialisers: Registry[InitialStudent] = Registry("student", package="limbeck.initialisers")
 
 
-def spread(student: CausalLM, teacher: CausalLM | None) -> LayerMap:
+def spread(student: CausalLM, origin: Origin) -> LayerMap:
     """The uniform layer map of a student that shares no layers with its teacher, if any."""
-    if teacher is None or teacher.num_layers < student.num_layers:
+    layers = origin.teacher_layers
+    if layers is None or layers < student.num_layers:
         return LayerMap(())
-    return LayerMap.uniform(student.num_layers, teacher.num_layers)
+    return LayerMap.uniform(student.num_layers, layers)

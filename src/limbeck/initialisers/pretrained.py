@@ -20,5 +20,5 @@ def pretrained(
     told = read_provenance(path)
     if told:
         facts["shrunk"] = told
-    layer_map = surviving(told, model, origin.teacher) or spread(model, origin.teacher)
+    layer_map = surviving(told, model, origin) or spread(model, origin)
     return InitialStudent(model, tokenizer, layer_map, facts)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.errors import DataError
-from limbeck.initialisers import InitialStudent
+from limbeck.initialisers import InitialStudent, Origin
 from limbeck.layers import LayerMap
 from limbeck.models import CausalLM
 
@@ -58,15 +58,13 @@ def read_provenance(path: str) -> dict[str, Any]:
     return told
 
 
-def surviving(
-    told: Mapping[str, Any], student: CausalLM, teacher: CausalLM | None
-) -> LayerMap | None:
+def surviving(told: Mapping[str, Any], student: CausalLM, origin: Origin) -> LayerMap | None:
     """The map to the layers a student was cut out of, if the teacher is built like the old one.
 
     The weights may be others by now: a teacher that was corrected first is still the right one.
     """
-    if not told or teacher is None:
+    if not told:
         return None
     kept, old = told["made"]["layers_kept"], told["teacher"]
-    same = (old["layers"], old["family"]) == (teacher.num_layers, teacher.family)
+    same = (old["layers"], old["family"]) == (origin.teacher_layers, origin.teacher_family)
     return LayerMap.surviving(kept) if same and len(kept) == student.num_layers else None

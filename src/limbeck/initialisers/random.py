@@ -48,7 +48,7 @@ def random(
     prove_head(model)
     prove_documents_apart(model)
     facts = {"origin": "random", "seed": origin.seed, **shape_facts(model)}
-    return InitialStudent(model, origin.tokenizer, spread(model, origin.teacher), facts)
+    return InitialStudent(model, origin.tokenizer, spread(model, origin), facts)
 
 
 def _pattern(origin: Origin, shape: Shape, rows: int, config: str | None) -> PreTrainedConfig:

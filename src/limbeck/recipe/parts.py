@@ -134,6 +134,7 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
         lambda: load_data(
             config.data, tokenizer, cache=cache, max_positions=shortest(teacher.model)
         ),
+        teacher.facts,
     )
     with main_first(world):
         student = initialisers.bind(config.student, "student")(origin)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ class Record:
     Attributes:
         num_scored: N.
         signal: The distribution at the N positions.
-        layers: Outputs of each recorded layer.
+        layers: Outputs of each recorded layer that was asked for.
     """
 
     num_scored: int
@@ -105,8 +105,12 @@ class Store:
     def __contains__(self, key: bytes) -> bool:
         return self._find(key) is not None
 
-    def read(self, key: bytes) -> Record:
+    def read(self, key: bytes, layers: Collection[int] | None = None) -> Record:
         """What was recorded of a sample, on the CPU.
+
+        Args:
+            key: Of the sample.
+            layers: Recorded layers to decode; all of them by default.
 
         Raises:
             DataError: The sample is not there, or its record is damaged.
@@ -124,11 +128,14 @@ class Store:
             if len(parts.layers) != len(self.header.layers):
                 raise DataError(f"the record has {len(parts.layers)} layers")
             signal = self._form.decode(parts.signal, parts.num_scored, shard.ranks)
-            outputs = [states.decode(each, parts.num_scored) for each in parts.layers]
+            outputs = {
+                layer: states.decode(coded, parts.num_scored)
+                for layer, coded in zip(self.header.layers, parts.layers, strict=True)
+                if layers is None or layer in layers
+            }
         except DataError as error:
             raise DataError(f"{shard.path / DATA}, sample {key.hex()}: {error}") from error
-        layers = dict(zip(self.header.layers, outputs, strict=True))
-        return Record(parts.num_scored, signal, layers)
+        return Record(parts.num_scored, signal, outputs)
 
     def distribution(
         self, keys: Sequence[bytes], device: torch.device = CPU

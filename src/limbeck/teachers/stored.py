@@ -82,9 +82,10 @@ class StoredTeacher(Teacher):
         """
         if not self._needs.distribution and not self._needs.layers:
             return TeacherSignal()
-        found = [self.store.read(sample.key) for sample in samples_of(batch)]
+        wanted = self._needs.layers
+        found = [self.store.read(sample.key, wanted) for sample in samples_of(batch)]
         # A rank without work has an empty batch, and an empty signal of the same form.
-        some = found or [self.store.read(next(self.store.keys()))]
+        some = found or [self.store.read(next(self.store.keys()), wanted)]
         signal = self._joined(some)
         if found:
             return signal

@@ -1,0 +1,88 @@
+"""The shapes, made once and saved; greedy removals begin with those that are known."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from limbeck import __version__
+from limbeck.data import corpus_path
+from limbeck.files import publish, write_text
+from limbeck.initialisers.provenance import write_provenance
+from limbeck.initialisers.targets import halfway_layers
+from limbeck.models import ModelSource, cut_config, model_facts, num_parameters, save_student
+from limbeck.recipe.shrinking import Bench, listed, open_bench
+
+KNOWN = Path(__file__).parent / "removals.json"
+"""Of the teacher, and on as much calibration text, as it says."""
+
+
+def shape_folder(told: argparse.Namespace, shape: str) -> Path:
+    """Where a shape is kept."""
+    folder: Path = told.work / f"shapes-{told.calibration}" / shape.replace(":", "-")
+    return folder
+
+
+def make_shapes(told: argparse.Namespace, shapes: list[str]) -> None:
+    """Every shape as a folder, those that are not there yet."""
+    missing = [shape for shape in shapes if not shape_folder(told, shape).exists()]
+    if not missing:
+        return
+    bench = open_bench(
+        ModelSource(told.teacher),
+        kind="text",
+        data=str(corpus_path("train")),
+        tokens=told.calibration,
+        device=torch.device("cpu"),
+    )
+    bench.removals.extend(known_removals(told, bench))
+    for shape in missing:
+        print(f"making {shape} ...", flush=True)
+        spec = listed(bench, spec_of(told, bench, shape))
+        write_text(removals_file(told), json.dumps(bench.removals))
+        save(bench, spec, shape_folder(told, shape))
+
+
+def spec_of(told: argparse.Namespace, bench: Bench, shape: str) -> dict[str, Any]:
+    """A shape as the `student:` of a recipe."""
+    config, common = bench.teacher.config, {"calibration_tokens": told.calibration}
+    first, _, second = shape.partition(":")
+    if first not in ("width", "both"):
+        return {"type": "depth", "keep": int(first), "by": second or "loss", **common}
+    target = num_parameters(cut_config(config, range(int(second))))
+    spec: dict[str, Any] = {"type": "width", "params": target, "by": "loss", **common}
+    return spec | ({"layers": halfway_layers(config, target)} if first == "both" else {})
+
+
+def save(bench: Bench, spec: dict[str, Any], folder: Path) -> None:
+    """As `limbeck shrink` saves a student, without its plots: they cost more than the student."""
+    student = bench.make(spec)
+    teacher = model_facts(bench.source, bench.teacher)
+
+    def write(place: Path) -> None:
+        save_student(student.model, student.tokenizer, place)
+        write_provenance(place, student, teacher, {"limbeck": __version__})
+
+    publish(folder, write, {"kind": "student"})
+
+
+def removals_file(told: argparse.Namespace) -> Path:
+    """Greedy removals that were found here."""
+    path: Path = told.work / f"removals-{told.calibration}.json"
+    return path
+
+
+def known_removals(told: argparse.Namespace, bench: Bench) -> list[dict[str, Any]]:
+    """Greedy removals found here before, or recorded for this very teacher and calibration."""
+    if removals_file(told).exists():
+        return list(json.loads(removals_file(told).read_text()))
+    recorded = json.loads(KNOWN.read_text())
+    teacher = model_facts(bench.source, bench.teacher)
+    same = (recorded["calibration_tokens"], recorded["weights_sha256"])
+    if same != (told.calibration, teacher["weights_sha256"]):
+        return []
+    return list(recorded["removals"])
