@@ -47,6 +47,7 @@ FORMULAS = {
         "the matrix products alone",
         {
             "products": lambda inputs: Products(inputs, with_teacher=True),
+            "products, chunk 512": lambda inputs: Products(inputs, with_teacher=True, most=512),
             "products, stored teacher": lambda inputs: Products(inputs, with_teacher=False),
         },
     ),

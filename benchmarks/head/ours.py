@@ -7,15 +7,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from head.inputs import Inputs
+from limbeck.config import HEAD_BUDGET_MB
 from limbeck.objective import Objective, StudentView, WeightedTerm
+from limbeck.objective.closed_form import closed_form
 from limbeck.objective.cross_entropy import CrossEntropyTerm
 from limbeck.objective.divergence import DivergenceTerm
-from limbeck.objective.fused import head_and_terms, head_chunk
-from limbeck.objective.objective import general_form
+from limbeck.objective.fused import ChunkBody, even_chunk, head_and_terms, head_chunk
+from limbeck.objective.general_form import GeneralForm
 from limbeck.signals import Head, LazyLogits, TeacherDistribution, TeacherSignal
-
-BUDGET_MB = 256
-"""Training's default."""
 
 
 def weighted(divergence: str, alpha: float, temperature: float) -> list[WeightedTerm]:
@@ -40,7 +39,7 @@ def gradients(loss: Tensor, inputs: Inputs) -> list[Tensor]:
 
 def closed(inputs: Inputs, teacher: TeacherDistribution, terms: list[WeightedTerm]) -> list[Tensor]:
     """What training runs."""
-    objective = Objective(terms, BUDGET_MB)
+    objective = Objective(terms, HEAD_BUDGET_MB)
     tokens = torch.tensor(len(inputs.hidden))
     loss, _ = objective(view(inputs), TeacherSignal(teacher), tokens)
     return gradients(loss, inputs)
@@ -50,10 +49,14 @@ def general(inputs: Inputs, terms: list[WeightedTerm]) -> list[Tensor]:
     """The same with autograd inside a chunk, as other divergences and other heads run."""
     student, signal = view(inputs), TeacherSignal(lazy(inputs))
     weights = [float(term.weight) for term in terms]
-    body = general_form([term.term for term in terms], weights, student, signal)
-    chunk = head_chunk(BUDGET_MB, len(inputs.weight), body.copies)
-    total, _ = head_and_terms(inputs.hidden, student.head, body, chunk)
+    body = GeneralForm([term.term for term in terms], weights, student, signal)
+    total, _ = head_and_terms(inputs.hidden, student.head, body, at_most(body, inputs))
     return gradients(total / len(inputs.hidden), inputs)
+
+
+def at_most(body: ChunkBody, inputs: Inputs) -> int:
+    """Tokens of a chunk by training's default budget."""
+    return head_chunk(HEAD_BUDGET_MB, len(inputs.weight), body.copies, body.scratch_bytes)
 
 
 def plain(inputs: Inputs, divergence: str, alpha: float, temperature: float) -> list[Tensor]:
@@ -86,10 +89,12 @@ class Products:
     for their gradient.
     """
 
-    def __init__(self, inputs: Inputs, with_teacher: bool) -> None:
+    def __init__(self, inputs: Inputs, with_teacher: bool, most: int | None = None) -> None:
         self.inputs, self.with_teacher = inputs, with_teacher
-        self.chunk = head_chunk(BUDGET_MB, len(inputs.weight), copies=2)
-        size = min(self.chunk, len(inputs.hidden)), len(inputs.weight)
+        body = closed_form([CrossEntropyTerm()], [1.0], view(inputs), TeacherSignal())
+        assert body is not None
+        self.chunk = even_chunk(len(inputs.hidden), most or at_most(body, inputs))
+        size = self.chunk, len(inputs.weight)
         self.student, self.teacher = torch.zeros(size), torch.zeros(size if with_teacher else 0)
         self.hidden_grad = torch.zeros_like(inputs.hidden)
         self.weight_grad = torch.zeros_like(inputs.weight)

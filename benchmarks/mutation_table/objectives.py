@@ -146,7 +146,7 @@ OBJECTIVES = (
     Mutation(
         "positions left out by a weight of zero, after all the work",
         OBJECTIVE,
-        "            student, signal = view_at(student, chosen), rows(signal, chosen)\n",
+        "            student, signal = view_at(student, chosen), signal.rows(chosen)\n",
         "            kept = torch.zeros(len(student.hidden), dtype=student.hidden.dtype)\n"
         "            kept[chosen] = 1\n"
         "            student = StudentView(\n"

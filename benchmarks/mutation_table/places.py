@@ -25,6 +25,7 @@ TV, LK, TODI = (
     "divergences/todi.py",
 )
 FUSED, CLOSED = "objective/fused.py", "objective/closed_form.py"
+GENERAL, BLOCKS = "objective/general_form.py", "objective/blocks.py"
 OBJECTIVE, BUILD, LOSS = "objective/objective.py", "objective/build.py", "objective/loss.py"
 TERM, TAID = "objective/divergence.py", "objective/taid.py"
 DECOUPLED, SCORE = "objective/decoupled.py", "objective/concrete_score.py"

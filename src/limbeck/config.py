@@ -24,6 +24,10 @@ from limbeck.varying import STRICT, Or, Shown, Told
 
 MAX_RECIPE_BYTES = 1 << 20
 
+HEAD_BUDGET_MB = 192
+"""492 tokens of 49,152 logits from both models at once on a CPU: more make the products no faster,
+and at 2,048 tokens a step takes 7 per cent of what whole logits do."""
+
 Positive = Annotated[int, Gt(0)]
 Rate = Annotated[float, Gt(0)]
 
@@ -138,8 +142,8 @@ class MemoryConfig:
     __pydantic_config__ = STRICT
     micro_batch: Positive | Literal["auto"] = "auto"
     """Rows of one forward and backward; `auto` finds what fits."""
-    head_budget_mb: Positive = 256
-    """Memory for the logits that exist at once."""
+    head_budget_mb: Positive = HEAD_BUDGET_MB
+    """Memory for the logits that exist at once, those of both models and what is done with them."""
     activation_checkpointing: bool = False
     """Compute activations twice instead of keeping them."""
 

@@ -1,7 +1,6 @@
 """The hot pairs without autograd: a divergence with a slope, cross-entropy, or both.
 
-Logits turn into their gradient in the buffer they came in, a few rows at a time, so that all passes
-over them find them in the processor's cache.
+Logits turn into their gradient in the buffer they came in, a few rows at a time.
 """
 
 from __future__ import annotations
@@ -13,9 +12,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from limbeck.divergences import Outcomes
+from limbeck.objective.blocks import ChunkTeacher, block_rows, blocks
 from limbeck.objective.cross_entropy import CrossEntropyTerm
 from limbeck.objective.divergence import DivergenceTerm
-from limbeck.objective.fused import ChunkBody, multiply
+from limbeck.objective.fused import ChunkBody
 from limbeck.objective.terms import LogitTerm, StudentView
 from limbeck.signals import (
     FLOOR,
@@ -29,8 +29,8 @@ from limbeck.signals import (
     require_served,
 )
 
-BLOCK_BYTES = 3 << 19
-"""Rows taken together on a CPU fill at most this much: 8 rows of 49,152 float32 logits."""
+WORKING_COPIES = 5
+"""Arrays of as many logits as are taken together: those of `Outcomes`."""
 
 
 def closed_form(
@@ -84,7 +84,6 @@ class ClosedForm(ChunkBody):
         self.weights = weights
         self.targets = student.targets
         self.token_weights = student.token_weights
-        self.distribution = distribution
         self.soft: DivergenceTerm | None = None
         self.soft_weight = self.hard_weight = 0.0
         for term, weight in zip(terms, weights, strict=True):
@@ -94,14 +93,15 @@ class ClosedForm(ChunkBody):
                 self.hard_weight = weight
         self.has_hard = any(isinstance(term, CrossEntropyTerm) for term in terms)
         self.places = [int(isinstance(term, CrossEntropyTerm)) for term in terms]
+        self.teacher = ChunkTeacher(distribution if self.soft is not None else None)
         vocabulary, hidden = len(student.head.weight), student.hidden
-        exact = torch.promote_types(hidden.dtype, torch.float32)
+        self.block = block_rows(hidden, vocabulary)
+        self.work = hidden.new_empty(0, dtype=torch.promote_types(hidden.dtype, torch.float32))
         in_blocks = hidden.device.type == "cpu"
-        self.copies = 2 if in_blocks else 7
-        row_bytes = vocabulary * exact.itemsize
-        self.block = max(1, BLOCK_BYTES // row_bytes) if in_blocks else max(1, len(hidden))
-        self.work = hidden.new_empty(0, dtype=exact)
-        self.teacher_buffer = hidden.new_empty(0)
+        self.copies = 2 if in_blocks else 2 + WORKING_COPIES
+        if in_blocks:
+            row_bytes = vocabulary * self.work.itemsize
+            self.scratch_bytes = WORKING_COPIES * self.block * row_bytes
 
     def __call__(
         self, products: Float[Tensor, "n V"], window: slice, wants_gradient: bool
@@ -109,33 +109,17 @@ class ClosedForm(ChunkBody):
         """Each term summed over the rows, and the gradient of their weighted sum, in `products`."""
         length, vocabulary = products.shape
         if self.work.numel() == 0:
-            self.work = self.work.new_empty(5, min(self.block, length), vocabulary)
-        teacher = self._teacher(window, vocabulary)
+            size = WORKING_COPIES, min(self.block, length), vocabulary
+            self.work = self.work.new_empty(size)
+        chunk = self.teacher.at(window)
         targets = self.targets[window, None]
         weights = None if self.token_weights is None else self.token_weights[window, None]
         sums = self.work.new_zeros(2)
-        for start in range(0, length, self.work.shape[1]):
-            few = slice(start, min(start + self.work.shape[1], length))
-            rows = None if teacher is None else teacher.rows(few)
+        for few in blocks(length, self.work.shape[1]):
+            teacher = None if chunk is None else chunk.rows(few)
             own = None if weights is None else weights[few].to(sums)
-            sums += self._rows(products[few], rows, targets[few], own, wants_gradient)
+            sums += self._rows(products[few], teacher, targets[few], own, wants_gradient)
         return torch.stack([sums[place] for place in self.places]), products
-
-    def _teacher(self, window: slice, vocabulary: int) -> TeacherDistribution | None:
-        """The teacher's distribution at a chunk; a lazy one's logits go to the one buffer."""
-        if self.soft is None or self.distribution is None:
-            return None
-        chunk = self.distribution.rows(window)
-        if not isinstance(chunk, LazyLogits):
-            return chunk
-        hidden, (weight, bias, finish) = chunk.hidden, chunk.head
-        if self.teacher_buffer.numel() == 0:
-            same = torch.promote_types(hidden.dtype, weight.dtype)
-            self.teacher_buffer = hidden.new_empty(len(hidden), vocabulary, dtype=same)
-        same = self.teacher_buffer.dtype
-        bias = None if bias is None else bias.to(same)
-        out = self.teacher_buffer[: len(hidden)]
-        return DenseLogits(finish(multiply(hidden.to(same), weight.to(same), bias, out)))
 
     def _rows(
         self,

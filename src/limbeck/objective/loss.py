@@ -10,6 +10,7 @@ from jaxtyping import Float, Int, Num
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
+from limbeck.config import HEAD_BUDGET_MB
 from limbeck.errors import ConfigError
 from limbeck.objective.cross_entropy import CrossEntropyTerm
 from limbeck.objective.divergence import DivergenceTerm
@@ -52,7 +53,7 @@ class DistillationLoss(nn.Module):
         alpha: float = 0.9,
         temperature: float = 1.0,
         divergence: Component | str = "forward_kl",
-        head_budget_mb: int = 256,
+        head_budget_mb: int = HEAD_BUDGET_MB,
     ) -> None:
         """
         Args:

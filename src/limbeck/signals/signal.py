@@ -9,7 +9,7 @@ from typing import NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
-from limbeck.signals.distribution import TeacherDistribution
+from limbeck.signals.distribution import Rows, TeacherDistribution
 
 
 class Projections(NamedTuple):
@@ -36,6 +36,13 @@ class TeacherSignal:
     distribution: TeacherDistribution | None = None
     layer_hidden: Mapping[int, Float[Tensor, "N D"]] = field(default_factory=dict)
     layer_projections: Mapping[int, Projections] = field(default_factory=dict)
+
+    def rows(self, window: Rows) -> TeacherSignal:
+        """The same signal at some of the positions, for logit terms: no projections."""
+        return TeacherSignal(
+            None if self.distribution is None else self.distribution.rows(window),
+            {layer: hidden[window] for layer, hidden in self.layer_hidden.items()},
+        )
 
 
 @dataclass(frozen=True)

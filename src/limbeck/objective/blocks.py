@@ -1,0 +1,77 @@
+"""A chunk a few rows at a time, so that all passes over them find them in the processor's cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from limbeck.objective.fused import multiply
+from limbeck.signals import DenseLogits, LazyLogits, TeacherDistribution
+
+BLOCK_BYTES = 3 << 19
+"""Rows taken together on a CPU fill at most this much: 8 rows of 49,152 float32 logits."""
+
+
+def block_rows(hidden: Tensor, vocabulary: int) -> int:
+    """Rows taken together; on an accelerator all of them."""
+    if hidden.device.type != "cpu":
+        return max(1, len(hidden))
+    exact = torch.promote_types(hidden.dtype, torch.float32)
+    return max(1, BLOCK_BYTES // (vocabulary * exact.itemsize))
+
+
+def blocks(length: int, rows: int) -> Iterator[slice]:
+    """The places of a chunk's blocks in it."""
+    for start in range(0, length, rows):
+        yield slice(start, min(start + rows, length))
+
+
+@dataclass(frozen=True)
+class Products:
+    """A lazy teacher's products with its head at a chunk.
+
+    Attributes:
+        products: `hidden @ weight.T + bias`.
+        finish: What its family does to them; to a few rows at a time, as a soft-cap makes copies.
+    """
+
+    products: Float[Tensor, "n V"]
+    finish: Callable[[Tensor], Tensor]
+
+    def rows(self, few: slice) -> DenseLogits:
+        """The distribution at some rows of the chunk."""
+        return DenseLogits(self.finish(self.products[few]))
+
+
+class ChunkTeacher:
+    """The teacher's distribution a chunk at a time; a lazy one's products go to one buffer.
+
+    Products of a few rows are slow, and a fresh buffer a chunk costs more than what is done to it.
+    """
+
+    def __init__(self, distribution: TeacherDistribution | None) -> None:
+        """
+        Args:
+            distribution: The teacher's at all N tokens; None where nobody reads it.
+        """
+        self.distribution = distribution
+        self.buffer: Tensor | None = None
+
+    def at(self, window: slice) -> TeacherDistribution | Products | None:
+        """What gives rows of a chunk; good until the next chunk is asked for."""
+        if self.distribution is None:
+            return None
+        chunk = self.distribution.rows(window)
+        if not isinstance(chunk, LazyLogits):
+            return chunk
+        hidden, (weight, bias, finish) = chunk.hidden, chunk.head
+        same = torch.promote_types(hidden.dtype, weight.dtype)
+        if self.buffer is None:
+            self.buffer = hidden.new_empty(len(hidden), len(weight), dtype=same)
+        bias = None if bias is None else bias.to(same)
+        out = self.buffer[: len(hidden)]
+        return Products(multiply(hidden.to(same), weight.to(same), bias, out), finish)
