@@ -33,7 +33,7 @@ from limbeck.recording import (
     require_room,
 )
 from limbeck.registry import type_of
-from limbeck.store import StoreHeader
+from limbeck.store import StoreHeader, require_store_or_new
 from limbeck.teachers import Place, teachers
 from limbeck.tokenizers import template_hash, tokenizer_hash
 
@@ -66,11 +66,13 @@ class Recording:
             config: With a `record` section and a teacher that has a model.
 
         Raises:
-            ConfigError: One of the two is missing, or teacher and text do not go together.
+            ConfigError: One of the two is missing, teacher and text do not go together, or the
+                folder to record to holds something else.
             DataError: The text cannot be used.
         """
         self.config = config
         self.settings = settings_of(config)
+        require_store_or_new(self.settings.output)
         self._stack = ExitStack()
         self.world = self._stack.enter_context(world(choose_device(config.device), "none"))
         try:

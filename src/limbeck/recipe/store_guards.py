@@ -14,9 +14,9 @@ from limbeck.initialisers import InitialStudent
 from limbeck.models import PreTrainedTokenizerBase
 from limbeck.objective import PairShapes, build_objective
 from limbeck.recipe.held_out import HeldOut
-from limbeck.recording import TOKENIZER, window_of
+from limbeck.recording import window_of
 from limbeck.signals import TeacherSignal
-from limbeck.store import Store
+from limbeck.store import TOKENIZER, Store
 from limbeck.store.store import moved
 from limbeck.teachers.stored import StoredTeacher
 from limbeck.tokenizers import VocabularyProof, load_tokenizer, template_hash, tokenizer_hash
