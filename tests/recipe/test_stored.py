@@ -90,6 +90,19 @@ def test_what_the_form_does_not_serve_is_refused_before_the_first_step(tmp_path)
     refused(path, options, ConfigError, r"reads the teacher's layers \[0, 3\].*holds layers none")
 
 
+@pytest.mark.parametrize(
+    "form",
+    [TOP_K | {"temperatures": [2.0]}, SAMPLES | {"temperature": 2.0}],
+    ids=lambda f: f["type"],
+)
+def test_a_store_that_cannot_be_measured_against_is_refused_before_the_first_step(tmp_path, form):
+    path = recorded(tmp_path, form)
+    told = "evaluate.data: students are measured at temperature 1, which the store"
+    refused(path, from_store(tmp_path), ConfigError, told)
+    outcome = run(path, [*from_store(tmp_path), "evaluate.data=null"])
+    assert outcome.student.exists()
+
+
 def test_a_changed_document_is_missing_and_named(tmp_path):
     path = recorded(tmp_path, TOP_K)
     lines = (tmp_path / "train.jsonl").read_text().splitlines()
