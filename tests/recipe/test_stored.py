@@ -45,7 +45,7 @@ def test_a_run_from_exact_hidden_states_is_the_online_run(tmp_path):
         for name, figure in figures.items():
             assert stored.evaluation["arms"][arm][name] == pytest.approx(figure, rel=1e-3)
     provenance = json.loads((tmp_path / "run" / "provenance.json").read_text())
-    assert provenance["teacher"]["recorded"]["form"] == HIDDEN
+    assert provenance["teacher"]["recorded"]["form"] == HIDDEN | {"precision": "exact"}
     assert provenance["teacher"]["weights_sha256"]
     assert stored.report.exists()
     with limbeck.assemble(load(path, overrides)) as whole:

@@ -151,13 +151,13 @@ def take_in(
     """
     from limbeck import __version__  # noqa: PLC0415  (help need not load torch)
     from limbeck.recording import put_tokenizer, teacher_of  # noqa: PLC0415
-    from limbeck.store import StoreHeader  # noqa: PLC0415
+    from limbeck.store import StoreHeader, written_out  # noqa: PLC0415
     from limbeck.store.importing import import_store  # noqa: PLC0415
     from limbeck.tokenizers import load_tokenizer, template_hash, tokenizer_hash  # noqa: PLC0415
 
     theirs = load_tokenizer(tokenizer)
     header = StoreHeader(
-        form={"type": "top_k", "k": k, "temperatures": [temperature]},
+        form=written_out({"type": "top_k", "k": k, "temperatures": [temperature]}),
         vocabulary_size=1 + max(theirs.get_vocab().values()),
         teacher=teacher_of(tokenizer),
         tokenizer=tokenizer_hash(theirs),

@@ -94,7 +94,7 @@ def compare(found: Mapping[str, Any], wanted: Mapping[str, Any], at: str) -> lis
         have = found.get(name)
         if isinstance(value, Mapping) and isinstance(have, Mapping):
             told += compare(have, value, f"{at}{name}.")
-        elif have != value:
+        elif json.dumps(have) != json.dumps(value):  # 1 and 1.0 are equal, and hash differently
             told.append(f"{at}{name}: {have!r} in the store, {value!r} wanted")
     return told
 
