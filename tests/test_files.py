@@ -118,3 +118,9 @@ def test_text_is_replaced_in_one_step(tmp_path):
 def test_text_that_cannot_be_written_is_a_storage_error(tmp_path):
     with pytest.raises(StorageError, match="could not be written"):
         write_text(tmp_path / "no" / "x.json", "")
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match="file must be a folder that can be written"):
+        publish(tmp_path / "file" / "x", lambda folder: None, {})

@@ -66,7 +66,13 @@ def publish(final: Path, write: Callable[[Path], None], facts: Mapping[str, Any]
     Raises:
         StorageError: The disk is full, or may not be written; nothing is left behind.
     """
-    final.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"{final.parent} must be a folder that can be written, and is none ({error}). Choose "
+            "another place."
+        ) from error
     temporary = staging(final)
     try:
         temporary.mkdir()

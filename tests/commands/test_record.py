@@ -45,7 +45,7 @@ def test_a_store_is_budgeted_recorded_in_parts_joined_checked_and_mended(tmp_pat
     recording_recipe(tmp_path, TOP_K)
     told, _ = limbeck(tmp_path, "record", "recipe.yaml", "--budget", "--json")
     budget = json.loads(told)
-    assert budget["settings"][0]["form"] == TOP_K
+    assert budget["settings"][0]["form"] == {**TOP_K, "least": 0.0, "temperatures": [1.0]}
     assert not (tmp_path / "store").exists()
     told, progress = limbeck(tmp_path, "record", "recipe.yaml", "--no-budget")
     assert "missing" not in told
@@ -63,7 +63,8 @@ def test_a_store_is_budgeted_recorded_in_parts_joined_checked_and_mended(tmp_pat
     assert "shard 1" in told
     assert "limbeck store repair store" in error
     told, _ = limbeck(tmp_path, "store", "repair", "store")
-    assert "put aside" in told
+    assert "shard 1: store/shard-00001" in told
+    assert "put aside as damaged-" in told
     told, _ = limbeck(tmp_path, "record", "recipe.yaml", "--no-budget", "--json")
     assert json.loads(told)["recorded"] == 1
     for aside in (tmp_path / "store").glob("damaged-*"):
@@ -72,6 +73,8 @@ def test_a_store_is_budgeted_recorded_in_parts_joined_checked_and_mended(tmp_pat
     for part in ("1/2", "2/2"):
         output = f"record.output=part-{part[0]}"
         limbeck(tmp_path, "record", "recipe.yaml", output, "--shards", part, "--no-budget")
+    _, error = limbeck(tmp_path, "store", "merge", "part-1", "--output", "joined", code=3)
+    assert "the parts together lack" in error
     limbeck(tmp_path, "store", "merge", "part-1", "part-2", "--output", "joined")
     assert contents(tmp_path / "joined") == whole
 
@@ -83,6 +86,8 @@ def test_mistakes_leave_with_the_code_of_their_kind(tmp_path):
     assert "--shards must say which part of how many" in error
     _, error = limbeck(tmp_path, "record", "recipe.yaml", "record.form.k=400", code=2)
     assert "form.k must be less than the teacher's 320 tokens, got 400" in error
+    _, error = limbeck(tmp_path, "record", "recipe.yaml", "record.output=teacher", code=2)
+    assert "teacher holds config.json, " in error
     _, error = limbeck(tmp_path, "store", "ls", "nowhere", code=3)
     assert "nowhere must be a store" in error
 

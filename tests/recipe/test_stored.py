@@ -48,7 +48,7 @@ def test_a_run_from_exact_hidden_states_is_the_online_run(tmp_path):
         for name, figure in figures.items():
             assert stored.evaluation["arms"][arm][name] == pytest.approx(figure, rel=1e-3)
     provenance = json.loads((tmp_path / "run" / "provenance.json").read_text())
-    assert provenance["teacher"]["recorded"]["form"] == HIDDEN
+    assert provenance["teacher"]["recorded"]["form"] == HIDDEN | {"precision": "exact"}
     assert provenance["teacher"]["weights_sha256"]
     assert stored.report.exists()
     with limbeck.assemble(load(path, overrides)) as whole:
@@ -121,6 +121,19 @@ def test_a_shrunk_student_is_held_to_the_recorded_layers_that_it_kept(tmp_path):
     write_model(tmp_path / "plain", rows=len(small()), layers=2, seed=5)
     with limbeck.assemble(load(path, uniform)) as whole:
         assert whole.parts.shapes.layer_map.pairs == ((0, 0), (1, 3)), "spread where none survived"
+
+
+@pytest.mark.parametrize(
+    "form",
+    [TOP_K | {"temperatures": [2.0]}, SAMPLES | {"temperature": 2.0}],
+    ids=lambda f: f["type"],
+)
+def test_a_store_that_cannot_be_measured_against_is_refused_before_the_first_step(tmp_path, form):
+    path = recorded(tmp_path, form)
+    told = "evaluate.data: students are measured at temperature 1, which the store"
+    refused(path, from_store(tmp_path), ConfigError, told)
+    outcome = run(path, [*from_store(tmp_path), "evaluate.data=null"])
+    assert outcome.student.exists()
 
 
 def test_a_changed_document_is_missing_and_named(tmp_path):

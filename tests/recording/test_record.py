@@ -94,6 +94,13 @@ def test_another_teacher_does_not_go_on_with_a_store(tmp_path):
         record(load(path, ["seed=1"]))
 
 
+def test_a_store_names_every_option_of_its_form(tmp_path):
+    """So that it reads the same when a default changes."""
+    recorded(tmp_path, "samples")
+    wanted = {"type": "samples", "num_draws": 50, "temperature": 1.0, "draw": "systematic"}
+    assert read_header(tmp_path / "store").form == wanted
+
+
 def test_a_shard_in_the_making_belongs_to_one_process(tmp_path):
     path = recording_recipe(tmp_path, TOP_K)
     with Recording(load(path)) as first:
@@ -118,6 +125,17 @@ def test_a_disk_with_too_little_room_is_refused_before_anything_is_written(tmp_p
     assert not (tmp_path / "store").exists()
 
 
+def test_what_others_recorded_into_the_folder_makes_this_part_no_smaller(tmp_path):
+    path = recording_recipe(tmp_path, TOP_K)
+    record(load(path), (0, 2))
+    with Recording(load(path)) as recording:
+        budget = recording.budget()
+        full = type(budget)(**{**vars(budget), "free_bytes": 100})
+        with pytest.raises(StorageError, match="must have room for about"):
+            recording.record((1, 2), full, lambda: None)
+        assert recording.record((0, 2), full, lambda: None).recorded == 0
+
+
 def test_the_budget_tells_exact_forms_from_approximate_ones(tmp_path):
     path = recording_recipe(tmp_path, TOP_K)
     with Recording(load(path)) as recording:
@@ -126,6 +144,9 @@ def test_the_budget_tells_exact_forms_from_approximate_ones(tmp_path):
     by_form = {tuple(map(str, each.form.values())): each for each in budget.settings}
     exact = by_form["hidden", "exact"]
     assert exact.gradient_error < 1e-5
+    head = recording.model.head.weight
+    records = budget.scored * exact.bytes_per_token
+    assert exact.total_bytes == pytest.approx(records + head.numel() * head.element_size(), abs=1)
     assert abs(exact.loss_bias) < 1e-5
     first = budget.settings[0]
     assert first.chosen

@@ -9,9 +9,9 @@ import pyarrow.parquet
 import pytest
 import torch
 
-from limbeck.errors import DataError
+from limbeck.errors import ConfigError, DataError, StorageError
 from limbeck.files import MANIFEST, seal, sealed_manifest
-from limbeck.store import Store, merge, repair, verify
+from limbeck.store import TOKENIZER, Store, merge, publish_once, repair, verify
 from limbeck.store.header import HEADER
 from limbeck.store.shard import DATA
 from tests.store.small import header, write
@@ -110,7 +110,7 @@ def test_repair_names_the_shard_and_recording_it_again_makes_the_store_whole(tmp
     write(tmp_path / "whole", told)
     shutil.copytree(tmp_path / "whole", tmp_path / "store")
     flip_record(Store.open(tmp_path / "store"), next(iter(Store.open(tmp_path / "store").keys())))
-    assert len({damage.shard for damage in repair(tmp_path / "store")}) == 1
+    assert len({damage.part for damage in repair(tmp_path / "store")}) == 1
     assert any(p.name.startswith("damaged-shard-") for p in (tmp_path / "store").iterdir())
     with pytest.raises(DataError, match="1 are missing or damaged"):
         Store.open(tmp_path / "store")
@@ -175,6 +175,33 @@ def test_a_missing_head_is_named(tmp_path):
         Store.open(tmp_path)
     (found,) = verify(tmp_path)
     assert str(found).startswith("the head: ")
+
+
+def test_a_damaged_tokenizer_is_found_put_away_and_taken_from_another_part(tmp_path):
+    for name in ("a", "b"):
+        write(tmp_path / name, header(FORMS[0]))
+        publish_once(tmp_path / name / TOKENIZER, lambda f: (f / "t.json").write_text("{}"))
+    (tmp_path / "a" / TOKENIZER / "t.json").write_text("[]")
+    (found,) = verify(tmp_path / "a")
+    assert str(found).startswith("the tokenizer: ")
+    with pytest.raises(DataError, match="must be as it was published, and is damaged"):
+        publish_once(tmp_path / "a" / TOKENIZER, lambda f: None)
+    assert repair(tmp_path / "a") == [found]
+    merge([tmp_path / "a", tmp_path / "b"], tmp_path / "a")
+    assert verify(tmp_path / "a") == []
+    assert (tmp_path / "a" / TOKENIZER / "t.json").read_text() == "{}"
+
+
+def test_a_store_is_not_mixed_with_other_files(tmp_path):
+    write(tmp_path / "a", header(FORMS[0]))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "weights").touch()
+    with pytest.raises(ConfigError, match=r"other holds weights and no store\.json"):
+        merge([tmp_path / "a"], tmp_path / "other")
+    assert [p.name for p in (tmp_path / "other").iterdir()] == ["weights"]
+    for place in (tmp_path / "other" / "weights", tmp_path / "other" / "weights" / "x"):
+        with pytest.raises(StorageError, match="needs a folder that can be written"):
+            merge([tmp_path / "a"], place)
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,12 @@ def test_another_recipe_does_not_go_on_with_a_store(tmp_path):
     write(tmp_path, header(FORMS[0]))
     with pytest.raises(DataError, match=r"form\.k: 8 in the store, 9 wanted"):
         ShardWriter(tmp_path, 0, header(FORMS[0] | {"k": 9}))
+    begun = header(FORMS[0], num_shards=2, teacher={"width": 1})
+    with ShardWriter(tmp_path / "begun", 0, begun):
+        pass
+    # Equal in Python, but the shards' seals would differ.
+    with pytest.raises(DataError, match=r"teacher\.width: 1 in the store, 1\.0 wanted"):
+        ShardWriter(tmp_path / "begun", 1, header(FORMS[0], num_shards=2, teacher={"width": 1.0}))
     with pytest.raises(DataError, match="must not be there yet, and is"):
         ShardWriter(tmp_path, 0, header(FORMS[0]))
 

@@ -108,11 +108,11 @@ def budget_table(budget: Budget) -> RenderableType:
         box=box.SIMPLE_HEAD,
     )
     table.add_column("form")
-    for heading in ("bytes/token", "size", "loss bias, nats", "gradient error"):
+    for heading in ("bytes/token", "size", "bias, nats", "gradient"):
         table.add_column(heading, justify="right")
     for each in budget.settings:
         table.add_row(
-            in_words(each.form),
+            in_words(each.form if each.chosen else without_temperature(each.form)),
             f"{each.bytes_per_token:,.0f}",
             size(each.total_bytes + budget.layers_bytes),
             f"{each.loss_bias:+.4f}",
@@ -125,12 +125,19 @@ def budget_table(budget: Budget) -> RenderableType:
         Text(
             f"Measured on {budget.measured_tokens:,} tokens of this text at temperature "
             f"{budget.temperature:g}, against a stand-in student {loss:.3f} nats from the teacher. "
-            "In green the recipe's own. The errors of samples are chance and average out; those of "
-            "top_k do not. The bias of samples is one draw of an error whose mean is 0.\n"
+            "In green the recipe's own. Bias is the loss's, less the dense teacher's; gradient the "
+            "error of its gradient at the logits. The errors of samples are chance and average "
+            "out; those of top_k do not. The bias of samples is one draw of an error whose mean is "
+            "0.\n"
             f"{budget.windows:,} windows, {budget.positions:,} positions to read; "
             f"{size(budget.free_bytes)} free on the disk."
         ),
     )
+
+
+def without_temperature(form: Mapping[str, object]) -> Mapping[str, object]:
+    """A form without what the line under the table says of all."""
+    return {k: v for k, v in form.items() if k not in ("temperature", "temperatures")}
 
 
 def in_words(form: Mapping[str, object]) -> str:

@@ -86,9 +86,12 @@ def repair(store: StorePath) -> None:
 
     damages = put_away(store)
     for each in damages:
-        typer.echo(f"put aside: {each}")
+        typer.echo(str(each))
     if damages:
-        typer.echo("Run the same `limbeck record` again; it records just what is missing.")
+        typer.echo(
+            "What was damaged is put aside as damaged-...; run the same `limbeck record` again, "
+            "which records just what is missing."
+        )
     else:
         typer.echo(f"{store} is whole; nothing to do.")
 
@@ -101,13 +104,24 @@ def merge(
         Path, typer.Option("--output", "-o", help="The whole store.", show_default=False)
     ],
 ) -> None:
-    """Join the parts that several machines recorded into one store."""
-    from limbeck.recording import take_tokenizer  # noqa: PLC0415
+    """Join the parts that several machines recorded; exit code 3 when a shard is in none."""
+    from limbeck.store import finished_shards  # noqa: PLC0415  (help need not load torch)
     from limbeck.store import merge as join  # noqa: PLC0415
 
     header = join(parts, output)
-    take_tokenizer(parts, output)
+    missing = sorted(set(range(header.num_shards)) - set(finished_shards(output, header)))
+    if missing:
+        raise DataError(
+            f"{output} must have {header.num_shards} shards, and the parts together lack "
+            f"{len(missing)}: {few(missing)}. What they hold is there; merge the other parts into "
+            "it with the same --output, or record them."
+        )
     typer.echo(f"{output} has all {header.num_shards} shards.")
+
+
+def few(numbers: list[int]) -> str:
+    """The first numbers of a list that may be long."""
+    return ", ".join(map(str, numbers[:8])) + (", ..." if len(numbers) > 8 else "")
 
 
 def take_in(
@@ -137,13 +151,13 @@ def take_in(
     """
     from limbeck import __version__  # noqa: PLC0415  (help need not load torch)
     from limbeck.recording import put_tokenizer, teacher_of  # noqa: PLC0415
-    from limbeck.store import StoreHeader  # noqa: PLC0415
+    from limbeck.store import StoreHeader, written_out  # noqa: PLC0415
     from limbeck.store.importing import import_store  # noqa: PLC0415
     from limbeck.tokenizers import load_tokenizer, template_hash, tokenizer_hash  # noqa: PLC0415
 
     theirs = load_tokenizer(tokenizer)
     header = StoreHeader(
-        form={"type": "top_k", "k": k, "temperatures": [temperature]},
+        form=written_out({"type": "top_k", "k": k, "temperatures": [temperature]}),
         vocabulary_size=1 + max(theirs.get_vocab().values()),
         teacher=teacher_of(tokenizer),
         tokenizer=tokenizer_hash(theirs),

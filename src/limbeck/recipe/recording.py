@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from rich.console import Console
 
@@ -33,7 +32,7 @@ from limbeck.recording import (
     require_room,
 )
 from limbeck.registry import type_of
-from limbeck.store import StoreHeader
+from limbeck.store import StoreHeader, require_store_or_new, shard_name, written_out
 from limbeck.teachers import Place, teachers
 from limbeck.tokenizers import template_hash, tokenizer_hash
 
@@ -66,11 +65,13 @@ class Recording:
             config: With a `record` section and a teacher that has a model.
 
         Raises:
-            ConfigError: One of the two is missing, or teacher and text do not go together.
+            ConfigError: One of the two is missing, teacher and text do not go together, or the
+                folder to record to holds something else.
             DataError: The text cannot be used.
         """
         self.config = config
         self.settings = settings_of(config)
+        require_store_or_new(self.settings.output)
         self._stack = ExitStack()
         self.world = self._stack.enter_context(world(choose_device(config.device), "none"))
         try:
@@ -107,7 +108,7 @@ class Recording:
         self.plan: Plan = self._plan(shortest(model))
         require_layers(self.settings.layers, model)
         self.header = StoreHeader(
-            form=plain(self.settings.form),
+            form=written_out(self.settings.form),
             vocabulary_size=model.vocabulary_size,
             num_shards=len(self.plan.shards),
             teacher=dict(teacher.facts),
@@ -159,7 +160,7 @@ class Recording:
         mine = own_shards(len(self.plan.shards), (number * size + rank, parts * size))
         if budget is not None:
             share = len(mine) / len(self.plan.shards)
-            require_room(budget, self.settings.output, share, self._there())
+            require_room(budget, self.settings.output, share, self._bytes_of(mine))
         recorder.begin(self.tokenizer)
         left = recorder.left(mine)
         total = sum(place.positions for shard in left for place in self.plan.shards[shard])
@@ -177,10 +178,10 @@ class Recording:
             self.plan.num_scored,
         )
 
-    def _there(self) -> int:
-        """Bytes of the store's folder."""
-        folder = self.settings.output
-        return sum(p.lstat().st_size for p in files_under(folder)) if folder.exists() else 0
+    def _bytes_of(self, shards: Sequence[int]) -> int:
+        """Bytes of those shards that are there; others' parts may stand beside them."""
+        folders = [self.settings.output / shard_name(shard) for shard in shards]
+        return sum(p.lstat().st_size for f in folders if f.exists() for p in files_under(f))
 
 
 def settings_of(config: RunConfig) -> RecordConfig:
@@ -209,9 +210,3 @@ def require_layers(layers: tuple[int, ...], model: CausalLM) -> None:
             f"record.layers must be layers of the teacher, 0 to {model.num_layers - 1}, got "
             f"{absent}. Leave them out."
         )
-
-
-def plain(form: Any) -> dict[str, Any]:
-    """A form as JSON keeps it."""
-    whole = {"type": form} if isinstance(form, str) else dict(form)
-    return {k: list(v) if isinstance(v, list | tuple) else v for k, v in whole.items()}

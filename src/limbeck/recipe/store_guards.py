@@ -14,9 +14,9 @@ from limbeck.initialisers import InitialStudent
 from limbeck.models import PreTrainedTokenizerBase
 from limbeck.objective import PairShapes, build_objective
 from limbeck.recipe.held_out import HeldOut
-from limbeck.recording import TOKENIZER, window_of
+from limbeck.recording import window_of
 from limbeck.signals import TeacherSignal
-from limbeck.store import Store
+from limbeck.store import TOKENIZER, Store
 from limbeck.store.store import moved
 from limbeck.teachers.stored import StoredTeacher
 from limbeck.tokenizers import VocabularyProof, load_tokenizer, template_hash, tokenizer_hash
@@ -125,8 +125,11 @@ def require_served(
     """Try the recipe's objective on one recorded position, in the first, middle and last step.
 
     Raises:
-        ConfigError: The form does not serve a divergence, a temperature, a term or a layer of it.
+        ConfigError: The form does not serve a divergence, a temperature, a term or a layer of it,
+            or not the temperature at which held-out text is measured.
     """
+    if config.evaluate.data is not None:
+        require_measurable(teacher.store)
     with torch.random.fork_rng(devices=[]):
         objective = build_objective(config.objective, shapes, head_budget_mb=1)
     teacher.ask(objective.needs)
@@ -141,3 +144,20 @@ def require_served(
         objective.set_step(step)
         for term in objective.logit_terms.values():
             term(logits, batch.targets()[:1], one)
+
+
+def require_measurable(store: Store) -> None:
+    """Refuse a store that a student cannot be measured against, before anything is trained.
+
+    Raises:
+        ConfigError: It does not serve temperature 1.
+    """
+    some = store.distribution([next(store.keys())]).rows(slice(0, 1))
+    try:
+        some.compare(torch.zeros(1, store.header.vocabulary_size), 1.0)
+    except ConfigError as error:
+        raise ConfigError(
+            f"evaluate.data: students are measured at temperature 1, which the store {store.path} "
+            "does not serve. Record with 1.0 among the temperatures, or set evaluate.data=null and "
+            "measure afterwards: limbeck evaluate, with the online teacher."
+        ) from error

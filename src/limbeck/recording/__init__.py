@@ -3,10 +3,9 @@
 from limbeck.recording.budget import Budget, Setting, make_budget, require_room
 from limbeck.recording.plan import Plan, Windows, own_shards, parse_part, plan_shards, window_of
 from limbeck.recording.progress import RecordingProgress
-from limbeck.recording.record import TOKENIZER, Recorder, put_tokenizer, take_tokenizer, teacher_of
+from limbeck.recording.record import Recorder, put_tokenizer, teacher_of
 
 __all__ = [
-    "TOKENIZER",
     "Budget",
     "Plan",
     "Recorder",
@@ -19,7 +18,6 @@ __all__ = [
     "plan_shards",
     "put_tokenizer",
     "require_room",
-    "take_tokenizer",
     "teacher_of",
     "window_of",
 ]

@@ -23,7 +23,7 @@ from limbeck.models import CausalLM, evaluating
 from limbeck.recording.plan import Place, Plan
 from limbeck.recording.record import row_of
 from limbeck.signals import DrawnTokens, Head, LazyLogits, TeacherDistribution
-from limbeck.store import Form, forms, generator_of
+from limbeck.store import Form, forms, generator_of, written_out
 from limbeck.store.ranks import Ranks
 
 SAMPLED_WINDOWS = 8
@@ -38,6 +38,7 @@ CHUNK = 32
 
 SETTINGS: tuple[Mapping[str, Any], ...] = (
     *({"type": "top_k", "k": k} for k in (16, 32, 64, 128)),
+    *({"type": "top_k", "k": 1024, "least": p} for p in (0.002, 0.0005)),
     *({"type": "samples", "num_draws": n} for n in (25, 50, 100)),
     *({"type": "top_k_samples", "k": k, "num_draws": n} for k, n in ((16, 8), (32, 16))),
     *({"type": "hidden", "precision": p} for p in ("int8", "float16", "exact")),
@@ -53,7 +54,7 @@ class Setting:
         form: The setting.
         chosen: Whether it is the recipe's.
         bytes_per_token: A scored token's share of its records.
-        total_bytes: Of all records.
+        total_bytes: Of all records, and of the head where the form needs it.
         loss: Dense forward KL to the stand-in student, nats a token.
         loss_bias: Mean of the form's less the dense one, nats a token; of samples an estimate whose
             mean is zero.
@@ -113,7 +114,8 @@ def make_budget(
     measured = [
         measure(teacher.head, reads, each, temperature, scored, chosen=index == 0)
         for index, each in enumerate(settings)
-        if index == 0 or (full(each) != full(form) and fits(each, teacher.vocabulary_size))
+        if index == 0
+        or (written_out(each) != written_out(form) and fits(each, teacher.vocabulary_size))
     ]
     size = torch.empty((), dtype=teacher.hf_model.dtype).element_size()
     return Budget(
@@ -169,14 +171,6 @@ def with_temperature(form: Mapping[str, Any], temperature: float) -> Mapping[str
     if form["type"] in ("samples", "top_k_samples"):
         return {**form, "temperature": temperature}
     return {**form, "temperatures": (temperature,)} if form["type"] == "top_k" else form
-
-
-def full(form: Mapping[str, Any]) -> dict[str, Any]:
-    """A setting with its defaults written out."""
-    forms.names()
-    options = forms.options(form["type"]).items()
-    defaults = {name: parameter.default for name, (_, parameter) in options}
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in {**defaults, **form}.items()}
 
 
 def fits(form: Mapping[str, Any], vocabulary_size: int) -> bool:
@@ -239,11 +233,17 @@ def measure(
         dict(form),
         chosen,
         size / tokens,
-        round(size / tokens * scored),
+        round(size / tokens * scored) + (size_of(head) if codec.needs_head else 0),
         dense_sum / tokens,
         bias / tokens,
         (apart / max(norm, 1e-30)) ** 0.5,
     )
+
+
+def size_of(head: Head) -> int:
+    """Bytes of a head."""
+    parts = [head.weight, *([] if head.bias is None else [head.bias])]
+    return sum(part.numel() * part.element_size() for part in parts)
 
 
 def stand_in(read: Read) -> Float[Tensor, "n D"]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,24 +12,22 @@ from filelock import FileLock, Timeout
 
 from limbeck.batch import Batch
 from limbeck.errors import DataError, StorageError, TryLaterError
-from limbeck.files import MANIFEST, manifest, publish
 from limbeck.models import CausalLM, ModelSource, PreTrainedTokenizerBase, evaluating
 from limbeck.models.source import find, read_config
 from limbeck.recording.plan import Place, Plan, passes
 from limbeck.recording.progress import RecordingProgress
 from limbeck.signals import LazyLogits
 from limbeck.store import (
+    TOKENIZER,
     Sample,
     ShardWriter,
     StoreHeader,
     create,
     finished_shards,
     generator_of,
+    publish_once,
     write_head,
 )
-
-TOKENIZER = "tokenizer"
-"""Folder of the teacher's tokenizer in a store."""
 
 
 class Recorder:
@@ -140,9 +137,8 @@ class Recorder:
 
 
 def put_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Publish the teacher's tokenizer in a store, unless one is there."""
-    if manifest(folder / TOKENIZER) is None:
-        publish(folder / TOKENIZER, partial(save, tokenizer), {})
+    """Publish the teacher's tokenizer in a store, unless one is there; see `publish_once`."""
+    publish_once(folder / TOKENIZER, partial(save, tokenizer))
 
 
 def teacher_of(path: str) -> dict[str, Any]:
@@ -164,20 +160,6 @@ def teacher_of(path: str) -> dict[str, Any]:
 def save(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write a tokenizer's files."""
     tokenizer.save_pretrained(folder)
-
-
-def take_tokenizer(parts: Sequence[Path], out: Path) -> None:
-    """Copy the tokenizer of a store's parts into the whole."""
-    there = (part / TOKENIZER for part in parts if manifest(part / TOKENIZER) is not None)
-    source = next(there, None)
-    if source is not None and manifest(out / TOKENIZER) is None:
-        publish(out / TOKENIZER, partial(copy_files, source), {})
-
-
-def copy_files(source: Path, folder: Path) -> None:
-    """Copy a published folder's files, its manifest excepted."""
-    shutil.copytree(source, folder, dirs_exist_ok=True)
-    (folder / MANIFEST).unlink()
 
 
 def row_of(samples: Sequence[Sample]) -> Batch:

@@ -4,16 +4,17 @@ A sample is found by its content, so that a store fits any order, packing, batch
 processes, and a text that changed is missing instead of misaligned.
 """
 
-from limbeck.store.care import Damage, merge, repair, verify
-from limbeck.store.forms import Form, forms
-from limbeck.store.head import read_head, write_head
-from limbeck.store.header import StoreHeader, create, read_header
+from limbeck.store.care import TOKENIZER, Damage, merge, repair, verify
+from limbeck.store.forms import Form, forms, written_out
+from limbeck.store.head import publish_once, read_head, write_head
+from limbeck.store.header import StoreHeader, create, read_header, require_store_or_new
 from limbeck.store.sample import Sample, generator_of, sample_key
-from limbeck.store.shard import Shard, finished_shards
+from limbeck.store.shard import Shard, finished_shards, shard_name
 from limbeck.store.store import Record, Store
 from limbeck.store.writer import ShardWriter
 
 __all__ = [
+    "TOKENIZER",
     "Damage",
     "Form",
     "Record",
@@ -27,10 +28,14 @@ __all__ = [
     "forms",
     "generator_of",
     "merge",
+    "publish_once",
     "read_head",
     "read_header",
     "repair",
+    "require_store_or_new",
     "sample_key",
+    "shard_name",
     "verify",
     "write_head",
+    "written_out",
 ]

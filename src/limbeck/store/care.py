@@ -20,24 +20,32 @@ from limbeck.store.header import StoreHeader, create, read_header
 from limbeck.store.sample import Sample
 from limbeck.store.shard import DATA, Shard, finished_shards, shard_name
 
+TOKENIZER = "tokenizer"
+"""Folder of the teacher's tokenizer in a store that was recorded by a recipe."""
+
 
 @dataclass(frozen=True)
 class Damage:
     """Something in a store that is not what was recorded.
 
     Attributes:
-        shard: Which shard must be recorded again; None where it is the head.
+        part: Which shard must be recorded again, or `head`, or `tokenizer`.
         place: File, and record where one is to blame.
         text: What is wrong.
     """
 
-    shard: int | None
+    part: int | str
     place: str
     text: str
 
     def __str__(self) -> str:
-        what = "the head" if self.shard is None else f"shard {self.shard}"
+        what = f"shard {self.part}" if isinstance(self.part, int) else f"the {self.part}"
         return f"{what}: {self.place}: {self.text}"
+
+    @property
+    def folder(self) -> str:
+        """Name of the folder in the store that holds the part."""
+        return shard_name(self.part) if isinstance(self.part, int) else self.part
 
 
 def verify(path: Path) -> list[Damage]:
@@ -50,12 +58,15 @@ def verify(path: Path) -> list[Damage]:
     """
     header = read_header(path)
     form, told = header.make_form(), []
+    if (path / TOKENIZER).exists() and manifest(path / TOKENIZER) is None:
+        text = "a file is not what its manifest says, is missing or is too many"
+        told.append(Damage(TOKENIZER, str(path / TOKENIZER), text))
     if form.needs_head:
         try:
             form = form.with_head(read_head(path))
         except DataError as error:
             # Without it nothing can be decoded; mend it first.
-            return [Damage(None, str(path / FOLDER), str(error))]
+            return [*told, Damage(FOLDER, str(path / FOLDER), str(error))]
     for shard in range(header.num_shards):
         told += verify_shard(path, shard, header, form)
     return told
@@ -135,8 +146,8 @@ def samples_of(file: pyarrow.parquet.ParquetFile, group: int) -> Iterator[Sample
 def repair(path: Path) -> list[Damage]:
     """Put every damaged shard away, so that recording fills just those in again.
 
-    A damaged shard becomes `damaged-...` beside its place; nothing is deleted. A damaged head is
-    put away likewise.
+    A damaged shard becomes `damaged-...` beside its place; nothing is deleted. A damaged head or
+    tokenizer is put away likewise.
 
     Returns:
         What was found; the shards it names must be recorded again.
@@ -145,8 +156,8 @@ def repair(path: Path) -> list[Damage]:
         DataError: There is no store, or its header is damaged.
     """
     told = verify(path)
-    for shard in sorted({-1 if damage.shard is None else damage.shard for damage in told}):
-        folder = path / (FOLDER if shard < 0 else shard_name(shard))
+    for name in sorted({damage.folder for damage in told}):
+        folder = path / name
         if folder.exists():
             folder.rename(free_name(path, folder.name))
     return told
@@ -164,11 +175,12 @@ def merge(parts: Sequence[Path], out: Path) -> StoreHeader:
     """Put the shards of several folders of one recording into one store.
 
     Files are linked where the disk allows, else copied. A shard that several parts hold must be the
-    same in all.
+    same in all. What no part holds stays missing, and `merge` may be called again with more parts.
 
     Raises:
+        ConfigError: `out` holds files that are no store.
         DataError: A part is not of the same recording, a shard is damaged, or two differ.
-        StorageError: The disk is full.
+        StorageError: The disk is full, or may not be written.
     """
     header = read_header(parts[0])
     for part in parts[1:]:
@@ -183,6 +195,10 @@ def merge(parts: Sequence[Path], out: Path) -> StoreHeader:
         names += [FOLDER] if (part / FOLDER).exists() else []
         for name in names:
             take(part / name, out / name)
+    # The header names the tokenizer, so any whole copy will do.
+    copies = (part / TOKENIZER for part in parts if manifest(part / TOKENIZER) is not None)
+    if not (out / TOKENIZER).exists() and (copy := next(copies, None)) is not None:
+        take(copy, out / TOKENIZER)
     return header
 
 

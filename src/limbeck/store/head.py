@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +24,7 @@ FINISHES: dict[str, type[Any]] = {
 
 
 def write_head(store: Path, head: Head) -> None:
-    """Publish a head in a store, unless one is there.
-
-    Raises:
-        StorageError: The disk is full.
-    """
-    if manifest(store / FOLDER) is not None:
-        return
+    """Publish a head in a store, unless one is there; see `publish_once`."""
     tensors = {"weight": head.weight.detach().cpu().contiguous()}
     if head.bias is not None:
         tensors["bias"] = head.bias.detach().cpu().contiguous()
@@ -37,7 +33,26 @@ def write_head(store: Path, head: Head) -> None:
     def write(folder: Path) -> None:
         save_file(tensors, folder / FILE, metadata=settings)
 
-    publish(store / FOLDER, write, {})
+    publish_once(store / FOLDER, write)
+
+
+def publish_once(final: Path, write: Callable[[Path], None]) -> None:
+    """Publish a folder of a store, unless it is there; the caller holds the store's lock.
+
+    Raises:
+        DataError: The one that is there is damaged.
+        StorageError: The disk is full.
+    """
+    if manifest(final) is not None:
+        return
+    if final.exists():
+        raise DataError(
+            f"{final} must be as it was published, and is damaged. Let `limbeck store repair "
+            f"{final.parent}` put it away, and run the same command again."
+        )
+    for stale in final.parent.glob(f".tmp-{final.name}-*"):
+        shutil.rmtree(stale, ignore_errors=True)
+    publish(final, write, {})
 
 
 def read_head(store: Path) -> Head:

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from limbeck.errors import ConfigError, DataError
+from limbeck.errors import ConfigError, DataError, StorageError
 from limbeck.files import write_text
 from limbeck.store.forms import Form, forms
 from limbeck.store.states import Precision
@@ -94,7 +94,7 @@ def compare(found: Mapping[str, Any], wanted: Mapping[str, Any], at: str) -> lis
         have = found.get(name)
         if isinstance(value, Mapping) and isinstance(have, Mapping):
             told += compare(have, value, f"{at}{name}.")
-        elif have != value:
+        elif json.dumps(have) != json.dumps(value):  # 1 and 1.0 are equal, and hash differently
             told.append(f"{at}{name}: {have!r} in the store, {value!r} wanted")
     return told
 
@@ -110,9 +110,18 @@ def create(folder: Path, header: StoreHeader) -> None:
     Several processes may do so at once.
 
     Raises:
+        ConfigError: The folder holds files that are no store.
         DataError: The folder holds a store recorded from something else.
+        StorageError: The folder cannot be made or written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"A store needs a folder that can be written, and {folder} is none ({error}). Choose "
+            "another place."
+        ) from error
+    require_store_or_new(folder)
     if (folder / HEADER).exists():
         found = read_header(folder)
         if told := found.differences(header.to_json()):
@@ -123,6 +132,22 @@ def create(folder: Path, header: StoreHeader) -> None:
         return
     body = canonical(header.to_json())
     write_text(folder / HEADER, f"{body}\n{header.sha256}\n")
+
+
+def require_store_or_new(folder: Path) -> None:
+    """Refuse a folder that holds something else, with which a store would be mixed.
+
+    Raises:
+        ConfigError: It has files, and no header among them.
+    """
+    if (folder / HEADER).exists() or not folder.is_dir():
+        return
+    if others := sorted(path.name for path in folder.iterdir() if path.name[0] != "."):
+        few = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
+        raise ConfigError(
+            f"A store is begun in a new folder, and {folder} holds {few} and no {HEADER}. Choose "
+            f"another folder; if a store lost its {HEADER}, copy that from another part of it."
+        )
 
 
 def read_header(folder: Path) -> StoreHeader:

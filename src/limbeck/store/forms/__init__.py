@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from limbeck.registry import Registry
+from limbeck.registry import Component, Registry
 from limbeck.signals import DenseLogits, Head, LazyLogits, TeacherDistribution
 from limbeck.store.ranks import Ranks
 
@@ -68,6 +68,20 @@ class Form(ABC):
 
 
 forms: Registry[Form] = Registry("store form", package="limbeck.store.forms")
+
+
+def written_out(form: Component | str) -> dict[str, Any]:
+    """A form with all its options, as JSON keeps it: a store reads the same if a default changes.
+
+    Example:
+        >>> written_out("hidden")
+        {'precision': 'exact', 'type': 'hidden'}
+    """
+    told = {"type": form} if isinstance(form, str) else dict(form)
+    forms.names()  # finds them
+    options = forms.options(str(told["type"])).items()
+    whole = {name: parameter.default for name, (_, parameter) in options} | told
+    return {k: list(v) if isinstance(v, list | tuple) else v for k, v in whole.items()}
 
 
 def logits_in_chunks(distribution: DenseLogits | LazyLogits) -> Iterator[Float[Tensor, "n V"]]:
