@@ -20,6 +20,7 @@ from pydantic import AfterValidator, TypeAdapter, ValidationError
 
 from limbeck.errors import ConfigError
 from limbeck.registry import Component, Problem, suggest
+from limbeck.trainable import TrainableConfig
 from limbeck.varying import STRICT, Or, Shown, Told
 
 MAX_RECIPE_BYTES = 1 << 20
@@ -199,6 +200,7 @@ class RunConfig:
     output: Annotated[Path, AfterValidator(Path.expanduser)]
     """Run directory: resolved recipe, provenance, metrics, checkpoints, student, report."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    trainable: TrainableConfig = field(default_factory=TrainableConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

@@ -58,6 +58,7 @@ class Plan:
 
     Attributes:
         parameters: By model.
+        trained_parameters: Of the student, and of what the objective's terms own.
         memory_bytes: By purpose, at the same time.
         free_memory_bytes: Where the models are, beside what is loaded already.
         disk: What will be written.
@@ -72,6 +73,7 @@ class Plan:
     """
 
     parameters: Mapping[str, int]
+    trained_parameters: int
     memory_bytes: Mapping[str, int]
     free_memory_bytes: int
     disk: Disk
@@ -106,6 +108,7 @@ def make_plan(
     state = state_bytes(case.distiller, config.optim)
     return Plan(
         parameters={who: model.num_parameters for who, model in case.models},
+        trained_parameters=sum(p.numel() for p in case.distiller.parameters() if p.requires_grad),
         memory_bytes={
             "teacher": held_bytes(case.teacher_model),
             "student": held_bytes(case.distiller),
@@ -170,10 +173,10 @@ def run_micro_batch(case: Case, cpu_batch: Batch) -> Measured:
 def plan_disk(distiller: Distiller, config: RunConfig, state: int, students: int) -> Disk:
     """What the checkpoints and students of a run need, and the room for them."""
     keep = config.checkpoint.keep + config.checkpoint.keep_best + 1  # one is being written
-    weights = trained_bytes(distiller)
+    weights, student = trained_bytes(distiller), held_bytes(distiller.student)
     kept = min(keep, -(-config.optim.steps // config.checkpoint.every) + 1)
     saved_students = students + (students > 1)  # several start from one that is saved
-    needed = students * kept * (weights + state) + saved_students * weights
+    needed = students * kept * (weights + state) + saved_students * student
     return Disk(weights + state, needed, shutil.disk_usage(existing(config.output)).free)
 
 

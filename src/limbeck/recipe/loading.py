@@ -19,6 +19,7 @@ from limbeck.schema import recipe_schema
 from limbeck.store import forms
 from limbeck.teachers import teachers
 from limbeck.train.schedule import schedule_problems
+from limbeck.trainable import trainable_problems
 
 OPEN_PARTS: dict[str, Registry[Any]] = {
     "teacher": teachers,
@@ -46,6 +47,7 @@ def problems(config: RunConfig) -> Iterator[Problem]:
     yield from initialisers.problems(config.student, "student")
     yield from objective_problems(config.objective)
     yield from size_problems(config.student)
+    yield from trainable_problems(config.trainable)
     yield from data_problems(config.data)
     yield from schedule_problems(config.optim)
     yield from step_problems(config)

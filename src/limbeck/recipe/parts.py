@@ -26,7 +26,9 @@ from limbeck.models import (
     cache_folder,
     choose_dtype,
     load_model,
+    make_trainable,
     save_student,
+    trained_facts,
 )
 from limbeck.objective import PairShapes, build_objective
 from limbeck.recipe.held_out import HeldOut
@@ -87,6 +89,7 @@ class Parts:
         source = ModelSource(str(saved))
         model = load_model(source, device=self.world.device, dtype=STUDENT_DTYPE)
         model.vocabulary_size = self.vocabulary.size
+        make_trainable(model, self.config.trainable, self.config.seed)
         return model
 
     def publish_student(
@@ -138,6 +141,7 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
     )
     with main_first(world):
         student = initialisers.bind(config.student, "student")(origin)
+        make_trainable(student.model, config.trainable, config.seed)
     if isinstance(teacher, StoredTeacher):
         require_recorded_for(teacher.store, tokenizer, student, config)
     vocabulary = prove_pair(student, teacher, tokenizer)
@@ -164,6 +168,7 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
     facts = {
         "teacher": teacher.facts,
         "student": student.facts,
+        "trained": trained_facts(student.model, config.trainable),
         "data": data.facts,
         "held_out": held_out.data.facts if held_out else None,
     }
