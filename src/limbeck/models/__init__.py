@@ -30,6 +30,7 @@ from limbeck.models.prove import (
 )
 from limbeck.models.roles import Roles, roles_of
 from limbeck.models.save import plain_weights, save_student
+from limbeck.models.shared import shared_model
 from limbeck.models.source import ModelSource
 
 __all__ = [
@@ -70,6 +71,7 @@ __all__ = [
     "roles_of",
     "save_student",
     "shape_facts",
+    "shared_model",
     "tensors_hash",
     "trained_facts",
     "widths_of",

@@ -48,6 +48,7 @@ def problems(config: RunConfig) -> Iterator[Problem]:
     yield from objective_problems(config.objective)
     yield from size_problems(config.student)
     yield from trainable_problems(config.trainable)
+    yield from shared_problems(config)
     yield from data_problems(config.data)
     yield from schedule_problems(config.optim)
     yield from step_problems(config)
@@ -65,6 +66,16 @@ def size_problems(student: Component) -> Iterator[Problem]:
         names = ("intermediate", "heads", "kv_heads", "hidden", "keep", "params")
         told = sizes_problem(**{name: student.get(name) for name in names})
         yield from [Problem("student", told)] if told else []
+
+
+def shared_problems(config: RunConfig) -> Iterator[Problem]:
+    """A student that shares its teacher's weights must not change them."""
+    if type_of(config.student) == "shared" and config.trainable.lora is None:
+        yield Problem(
+            "student.type",
+            "a shared student has the teacher's own weights, which stay as they are: it needs "
+            "trainable.lora, and there is none. Set trainable.lora={}, or use type: copy.",
+        )
 
 
 def arm_problems(config: RunConfig) -> Iterator[Problem]:
