@@ -136,4 +136,11 @@ def schema() -> dict[str, Any]:
     """JSON schema of a recipe, for editors."""
     whole = recipe_schema(OPEN_PARTS)
     whole["$defs"]["DataConfig"]["properties"]["type"]["enum"] = readers.names()
+    whole["properties"]["stages"] = {
+        "description": "Several runs: of each its name, and how it differs from the whole.",
+        "type": "array",
+        "minItems": 1,
+        "items": {"type": "object", "required": ["name"]},
+    }
+    whole["anyOf"] = [{"required": whole.pop("required")}, {"required": ["stages", "output"]}]
     return whole

@@ -136,12 +136,7 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
         ConfigError: Teacher, student and data do not go together; each reason says which.
         DataError: The text cannot be used.
     """
-    if is_shared(config) and world.size > 1:
-        raise ConfigError(
-            f"student.type: a shared student needs one process, and there are {world.size}: models "
-            "are spread over ranks each by itself. Start limbeck without torchrun, or use type: "
-            "copy."
-        )
+    require_alone_if_shared(config, world)
     with main_first(world):
         teacher = teachers.bind(config.teacher, "teacher")(Place(world.device))
         tokenizer = teacher_tokenizer(config, teacher)
@@ -198,6 +193,20 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
 def is_shared(config: RunConfig) -> bool:
     """Whether a recipe's student shares the teacher's weights."""
     return type_of(config.student) == "shared"
+
+
+def require_alone_if_shared(config: RunConfig, world: World) -> None:
+    """Refuse to spread a student that has its teacher's weights.
+
+    Raises:
+        ConfigError: There are several processes.
+    """
+    if is_shared(config) and world.size > 1:
+        raise ConfigError(
+            f"student.type: a shared student needs one process, and there are {world.size}: models "
+            "are spread over ranks each by itself. Start limbeck without torchrun, or use type: "
+            "copy."
+        )
 
 
 def teacher_tokenizer(config: RunConfig, teacher: Teacher) -> PreTrainedTokenizerBase:
