@@ -20,6 +20,7 @@ from pydantic import AfterValidator, TypeAdapter, ValidationError
 
 from limbeck.errors import ConfigError
 from limbeck.registry import Component, Problem, suggest
+from limbeck.trainable import TrainableConfig
 from limbeck.varying import STRICT, Or, Shown, Told
 
 MAX_RECIPE_BYTES = 1 << 20
@@ -199,6 +200,7 @@ class RunConfig:
     output: Annotated[Path, AfterValidator(Path.expanduser)]
     """Run directory: resolved recipe, provenance, metrics, checkpoints, student, report."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    trainable: TrainableConfig = field(default_factory=TrainableConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -228,16 +230,27 @@ def read(path: Path, overrides: Iterable[str] = (), check: Check = lambda _: ())
         ConfigError: With one line a mistake, each beginning with the path of the field.
     """
     tree = parse(path, overrides)
-    problems = list(not_finite(tree))
-    adapter = TypeAdapter(RunConfig)
-    try:
-        config = adapter.validate_python(tree)
-        problems += check(config)
-    except ValidationError as error:
-        problems += [explain(dict(e)) for e in error.errors()]
-    if problems:
+    if "stages" in tree:
+        raise ConfigError(
+            f"{path} has stages, and one run is asked for. `limbeck distill` runs them all, and "
+            "with --print-config prints the recipe of each."
+        )
+    config, problems = validated(tree, check)
+    if config is None or problems:
         raise ConfigError("\n  ".join([f"{path} cannot be run:", *one_line_each(problems)]))
     return config
+
+
+def validated(
+    tree: Mapping[str, Any], check: Check = lambda _: ()
+) -> tuple[RunConfig | None, list[Problem]]:
+    """The configuration a tree stands for, if its closed parts are right, and every mistake."""
+    problems = list(not_finite(tree))
+    try:
+        config = TypeAdapter(RunConfig).validate_python(tree)
+    except ValidationError as error:
+        return None, problems + [explain(dict(e)) for e in error.errors()]
+    return config, [*problems, *check(config)]
 
 
 def one_line_each(problems: Iterable[Problem]) -> list[str]:

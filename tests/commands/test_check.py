@@ -144,3 +144,14 @@ def test_a_wrong_recipe_is_listed_before_anything_loads(tmp_path):
 
 def test_the_room_exports_its_verb():
     assert vars(module)["check"] is check
+
+
+def test_adapters_are_proven_and_planned_as_they_are_trained(tmp_path):
+    lora = "trainable.lora={rank: 2, targets: [q_proj, lm_head]}"
+    told = json.loads(run(write_recipe(tmp_path), "--json", EVALUATE, lora))
+    assert told["holds"]
+    proofs = {proof["name"]: proof for proof in told["proofs"]}
+    assert "gradient 0.0e+00" not in proofs["micro-batches add up"]["found"]
+    plan = told["plan"]
+    assert 0 < plan["trained_parameters"] < plan["parameters"]["student"] / 4
+    assert plan["memory_bytes"]["gradients"] == 4 * plan["trained_parameters"]

@@ -208,6 +208,7 @@ def plan_table(plan: Plan) -> Table:
     table.add_column("", overflow="fold")
     for who, count in plan.parameters.items():
         table.add_row(f"{who}'s parameters", f"{count:,}")
+    table.add_row("parameters trained", f"{plan.trained_parameters:,}")
     for what, num_bytes in plan.memory_bytes.items():
         table.add_row(f"memory: {what}", size(num_bytes))
     table.add_row("memory: in all", size(sum(plan.memory_bytes.values())))

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from limbeck.commands.tables import outcome_table
 from limbeck.config import dump
+
+if TYPE_CHECKING:
+    from limbeck.recipe import RunResult, Stage
 
 Recipe = Annotated[Path, typer.Argument(help="The recipe, YAML.", show_default=False)]
 Overrides = Annotated[
@@ -39,12 +43,18 @@ def distill(
     holds the resolved recipe, metrics.jsonl, checkpoints, the student in safetensors, and
     report.html. Ctrl-C and SIGTERM save first; `--resume` goes on, on a CPU bit for bit.
 
+    A recipe with `stages` is several such runs, one after the other, each in stages/NAME.
+
     On several GPUs or processes: torchrun --nproc-per-node 8 -m limbeck distill recipe.yaml
     """
-    from limbeck.recipe import assemble, load  # noqa: PLC0415  (help need not load torch)
+    from limbeck.recipe import assemble, load, load_stages  # noqa: PLC0415  (help needs no torch)
 
+    if stages := load_stages(recipe, overrides or []):
+        distill_stages(
+            stages, resume=resume, overwrite=overwrite, print_config=print_config, as_json=as_json
+        )
+        return
     config = load(recipe, overrides or [])
-    console = Console()
     if print_config:
         typer.echo(dump(config), nl=False)
         return
@@ -55,7 +65,36 @@ def distill(
         if as_json:
             typer.echo(json.dumps(outcome.evaluation))
             return
-        console.print(outcome_table(outcome.evaluation))
-        console.print(f"student  {outcome.student}")
-        if outcome.report:
-            console.print(f"report   {outcome.report}")
+        show(outcome)
+
+
+def show(outcome: RunResult) -> None:
+    """What a run came to, on the terminal."""
+    console = Console()
+    console.print(outcome_table(outcome.evaluation))
+    console.print(f"student  {outcome.student}")
+    if outcome.report:
+        console.print(f"report   {outcome.report}")
+
+
+def distill_stages(
+    stages: Sequence[Stage], *, resume: bool, overwrite: bool, print_config: bool, as_json: bool
+) -> None:
+    """Run the stages of a recipe, or print what each of them would be."""
+    from limbeck.recipe import run_stages  # noqa: PLC0415  (help needs no torch)
+
+    if print_config:
+        for stage in stages:
+            typer.echo(f"---\n# stage {stage.name}\n{dump(stage.config)}", nl=False)
+        return
+    evaluations: dict[str, Any] = {}
+
+    def tell(stage: Stage, outcome: RunResult) -> None:
+        evaluations[stage.name] = outcome.evaluation
+        if not as_json:
+            Console().print(f"\nstage    {stage.name}", style="bold")
+            show(outcome)
+
+    run_stages(stages, tell, resume=resume, overwrite=overwrite)
+    if as_json and evaluations:
+        typer.echo(json.dumps({"stages": evaluations}))

@@ -37,7 +37,7 @@ from limbeck.distributed.ranks import World, broadcast_object, gather_objects, t
 from limbeck.errors import DataError, StorageError
 from limbeck.files import manifest, raise_if_storage, seal, staging, sync
 
-FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
+FLAT = StateDictOptions(flatten_optimizer_state_dict=True, strict=False)
 STATE = "state.json"
 FORMAT = 1
 
@@ -169,7 +169,7 @@ def load_checkpoint(
     }
     facts: dict[str, Any] = saved["facts"]
     if not optimizers:
-        distiller.load_state_dict(weights)
+        distiller.load_state_dict(weights, strict=False)  # `fill` was: frozen ones are not saved
         return facts
     state: dict[str, Any] = {
         name: parts.tensors[name] if name in parts.tensors else saved["numbers"][name]
@@ -288,13 +288,16 @@ def step_of(path: Path) -> int:
 
 
 def parts_of(distiller: nn.Module, optimizers: Optimizers) -> Parts:
-    """Everything to save, under flat names."""
+    """Everything to save, under flat names; weights that are not trained are none of it."""
     weights: dict[str, Any]
     state: dict[str, Any]
     if optimizers:
         weights, state = get_state_dict(distiller, list(optimizers), options=FLAT)
     else:
         weights, state = dict(distiller.state_dict()), {}
+    named_parameters = distiller.named_parameters(remove_duplicate=False)
+    frozen = {name for name, parameter in named_parameters if not parameter.requires_grad}
+    weights = {name: value for name, value in weights.items() if name not in frozen}
     tied = tied_names(distiller)
     named = {k: v for k, v in (weights | state).items() if k not in tied}
     tensors = {k: v for k, v in named.items() if isinstance(v, Tensor)}

@@ -7,6 +7,7 @@ from limbeck.models.device import choose_device, choose_dtype
 from limbeck.models.distiller import Distiller
 from limbeck.models.embedded import cache_folder, embedded_teacher
 from limbeck.models.facts import model_facts, shape_facts, tensors_hash
+from limbeck.models.freezing import make_trainable, trained_facts
 from limbeck.models.layouts import Shape, cut_config, read_pattern, resized_config
 from limbeck.models.load import copied_model, enable_activation_checkpointing, load_model, new_model
 from limbeck.models.modes import evaluating
@@ -28,7 +29,8 @@ from limbeck.models.prove import (
     prove_head,
 )
 from limbeck.models.roles import Roles, roles_of
-from limbeck.models.save import save_student
+from limbeck.models.save import plain_weights, save_student
+from limbeck.models.shared import shared_model
 from limbeck.models.source import ModelSource
 
 __all__ = [
@@ -54,12 +56,14 @@ __all__ = [
     "evaluating",
     "head_error",
     "load_model",
+    "make_trainable",
     "model_facts",
     "narrow_config",
     "narrowed",
     "neighbours_seen",
     "new_model",
     "num_parameters",
+    "plain_weights",
     "prove_documents_apart",
     "prove_head",
     "read_pattern",
@@ -67,6 +71,8 @@ __all__ = [
     "roles_of",
     "save_student",
     "shape_facts",
+    "shared_model",
     "tensors_hash",
+    "trained_facts",
     "widths_of",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from limbeck.batch import Batch
 from limbeck.errors import ConfigError
+from limbeck.models.adapters import INSIDE, Adapter
 from limbeck.models.heads import finish_of
 from limbeck.models.modes import evaluating
 from limbeck.signals import Head, log_softmax
@@ -25,6 +26,8 @@ class CausalLM(nn.Module):
     Attributes:
         hf_model: The model as transformers made it.
         blocks: The decoder blocks, first to last.
+        adapters: Low-rank changes of linear layers, by the layer's name in `hf_model`.
+        head_name: Of the layer that makes logits, in `hf_model`.
     """
 
     def __init__(self, hf_model: PreTrainedModel) -> None:
@@ -39,6 +42,9 @@ class CausalLM(nn.Module):
         self.hf_model = hf_model
         self._finish = finish_of(hf_model.config)
         self._blocks_name = find_blocks(hf_model)
+        self.adapters: Mapping[str, Adapter] = {}
+        head = output_layer(hf_model)
+        self.head_name = next(n for n, module in hf_model.named_modules() if module is head)
         self._vocabulary_size = self.vocabulary_rows
 
     @property
@@ -110,6 +116,12 @@ class CausalLM(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters())
 
     @property
+    def is_tied(self) -> bool:
+        """Whether the head's weight is the embedding's."""
+        weight = output_layer(self.hf_model).weight
+        return any(m.weight is weight for m in self.modules() if isinstance(m, nn.Embedding))
+
+    @property
     def head(self) -> Head:
         """The output head over the V real tokens; views of the model's own weights.
 
@@ -132,7 +144,11 @@ class CausalLM(nn.Module):
     def _head(self, size: int) -> Head:
         layer = output_layer(self.hf_model)
         bias = None if layer.bias is None else layer.bias[:size]
-        return Head(weight=layer.weight[:size], bias=bias, finish=self._finish)
+        weight: Tensor = layer.weight
+        if self.head_name in self.adapters:
+            tensors = dict(self.hf_model.named_parameters())
+            weight = self.adapters[self.head_name].weight(self.head_name, tensors)
+        return Head(weight=weight[:size], bias=bias, finish=self._finish)
 
     def forward(
         self, batch: Batch, layers: Iterable[int] = ()
@@ -272,6 +288,8 @@ def output_layer(hf_model: PreTrainedModel) -> nn.Linear:
     """
     typed: Any = hf_model  # its methods carry no types
     layer = typed.get_output_embeddings()
+    inside = INSIDE.removeprefix(".")
+    layer = dict(layer.named_children()).get(inside, layer) if layer is not None else layer
     if not isinstance(layer, nn.Linear):
         raise ConfigError(
             f"A model's head must be one linear layer, but that of {type(hf_model).__name__} "

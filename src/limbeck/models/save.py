@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from limbeck.models.adapters import merged
+from limbeck.models.build import empty
 from limbeck.models.causal_lm import CausalLM
 
 WRAPPED = "hf_model."
@@ -24,7 +27,8 @@ def save_student(
     """Write a Hugging Face folder: weights, configurations, tokenizer, chat template.
 
     Rows of the head beyond the vocabulary cannot be cut from an ordinary model, so its generation
-    configuration suppresses them.
+    configuration suppresses them. Adapters are merged into the weights they change, and all is then
+    written in float32: rounded to a narrower format, many of those changes would be none.
 
     Args:
         model: The student.
@@ -35,6 +39,8 @@ def save_student(
     """
     state = model.hf_model.state_dict() if weights is None else own_names(weights)
     hf_model = model.hf_model
+    if model.adapters:
+        hf_model, state = plain(model, state)
     owned = {name for name, _ in hf_model.named_parameters()}
     absent = owned - state.keys()
     assert not absent, f"weights to be saved must be all of the model's, without {sorted(absent)}"
@@ -57,6 +63,23 @@ def save_student(
     # safetensors makes files only their owner can read; a student is for whoever sees the folder.
     for path in folder.glob("*.safetensors"):
         path.chmod((folder / "config.json").stat().st_mode)
+
+
+def plain(
+    model: CausalLM, state: Mapping[str, Tensor]
+) -> tuple[PreTrainedModel, dict[str, Tensor]]:
+    """A model without weights, as one is without adapters, and the weights it should have."""
+    # The settings of a generation are not the architecture's, and are written by themselves.
+    with torch.device("meta"):
+        made = empty(model.config, torch.float32)
+    made.generation_config = model.hf_model.generation_config
+    found = merged(state, model.adapters)
+    return made, {n: t.float() if t.is_floating_point() else t for n, t in found.items()}
+
+
+def plain_weights(model: CausalLM) -> dict[str, Tensor]:
+    """A model's weights under the names they have without adapters, which are merged into them."""
+    return merged(model.hf_model.state_dict(), model.adapters)
 
 
 def own_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

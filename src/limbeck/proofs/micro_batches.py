@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from limbeck.batch import Batch
 from limbeck.models import CausalLM, evaluating
+from limbeck.models.adapters import UP
 from limbeck.proofs.case import Case, part
 from limbeck.proofs.proof import Finding, Proof, Unproven, distance
 
@@ -63,6 +64,8 @@ def share(
 
 
 def small_parameters(model: CausalLM) -> list[nn.Parameter]:
-    """Vectors among a model's parameters, or its smallest matrix where there are none."""
+    """Vectors among a model's trained parameters, its smallest matrix, or all B of its adapters."""
     trained = [p for p in model.parameters() if p.requires_grad]
+    if model.adapters:  # those of A are 0 as long as B is
+        return [p for n, p in model.named_parameters() if n.endswith(UP)]
     return [p for p in trained if p.ndim == 1] or [min(trained, key=Tensor.numel)]

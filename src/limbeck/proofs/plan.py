@@ -58,6 +58,7 @@ class Plan:
 
     Attributes:
         parameters: By model.
+        trained_parameters: Of the student, and of what the objective's terms own.
         memory_bytes: By purpose, at the same time.
         free_memory_bytes: Where the models are, beside what is loaded already.
         disk: What will be written.
@@ -72,6 +73,7 @@ class Plan:
     """
 
     parameters: Mapping[str, int]
+    trained_parameters: int
     memory_bytes: Mapping[str, int]
     free_memory_bytes: int
     disk: Disk
@@ -106,9 +108,10 @@ def make_plan(
     state = state_bytes(case.distiller, config.optim)
     return Plan(
         parameters={who: model.num_parameters for who, model in case.models},
+        trained_parameters=sum(p.numel() for p in case.distiller.parameters() if p.requires_grad),
         memory_bytes={
             "teacher": held_bytes(case.teacher_model),
-            "student": held_bytes(case.distiller),
+            "student": held_bytes(case.distiller, case.teacher_model),
             "gradients": trained_bytes(case.distiller),
             "optimizer state": state,
             "one micro-batch's activations": measured.saved_bytes
@@ -171,9 +174,10 @@ def plan_disk(distiller: Distiller, config: RunConfig, state: int, students: int
     """What the checkpoints and students of a run need, and the room for them."""
     keep = config.checkpoint.keep + config.checkpoint.keep_best + 1  # one is being written
     weights = trained_bytes(distiller)
+    student = sum(p.numel() * p.element_size() for p in distiller.student.parameters())
     kept = min(keep, -(-config.optim.steps // config.checkpoint.every) + 1)
     saved_students = students + (students > 1)  # several start from one that is saved
-    needed = students * kept * (weights + state) + saved_students * weights
+    needed = students * kept * (weights + state) + saved_students * student
     return Disk(weights + state, needed, shutil.disk_usage(existing(config.output)).free)
 
 
@@ -200,9 +204,15 @@ def plan_findings(plan: Plan) -> list[Proof]:
     ]
 
 
-def held_bytes(module: nn.Module) -> int:
-    """Bytes of a module's parameters and buffers, tied ones counted once."""
-    tensors = [*module.parameters(), *module.buffers()]
+def held_bytes(module: nn.Module, beside: nn.Module | None = None) -> int:
+    """Bytes of a module's parameters and buffers, tied ones counted once.
+
+    Args:
+        module: The module.
+        beside: Whose tensors are there already, and are not counted.
+    """
+    there = set() if beside is None else {*beside.parameters(), *beside.buffers()}
+    tensors = [t for t in (*module.parameters(), *module.buffers()) if t not in there]
     return sum(t.numel() * t.element_size() for t in tensors)
 
 

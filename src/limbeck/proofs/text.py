@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from limbeck.batch import Batch
-from limbeck.models import CausalLM, PreTrainedTokenizerBase, evaluating
+from limbeck.models import CausalLM, PreTrainedTokenizerBase, evaluating, plain_weights
 from limbeck.proofs.case import POSITIONS, Case, shortened, spread
 from limbeck.proofs.proof import Proof
 from limbeck.signals import log_softmax
@@ -74,7 +74,7 @@ def cross_entropy(model: CausalLM, batches: Iterable[Batch]) -> tuple[float, int
 
 def models_differ(case: Case) -> Proof:
     """The student's weights are not the teacher's; a warning if they are."""
-    teacher, student = (model.hf_model.state_dict() for _, model in case.models)
+    teacher, student = (plain_weights(model) for _, model in case.models)
     same = teacher.keys() == student.keys() and all(
         weight.shape == student[name].shape and bool((weight == student[name]).all())
         for name, weight in teacher.items()

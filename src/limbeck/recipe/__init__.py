@@ -3,5 +3,18 @@
 from limbeck.recipe.loading import load, problems, schema
 from limbeck.recipe.recording import Recorded, Recording
 from limbeck.recipe.run import Run, RunResult, assemble
+from limbeck.recipe.stages import Stage, load_stages, run_stages
 
-__all__ = ["Recorded", "Recording", "Run", "RunResult", "assemble", "load", "problems", "schema"]
+__all__ = [
+    "Recorded",
+    "Recording",
+    "Run",
+    "RunResult",
+    "Stage",
+    "assemble",
+    "load",
+    "load_stages",
+    "problems",
+    "run_stages",
+    "schema",
+]

@@ -181,13 +181,15 @@ def judge_of(parts: Parts) -> Judge | None:
 
 def fingerprint(parts: Parts, arm: Arm) -> dict[str, Any]:
     """What must not change between a run and its resumption."""
-    return {
+    told = {
         "recipe": lasting(parts.config),
         "arm": arm.name,
         "learning_rate": arm.learning_rate,
         "teacher": parts.teacher.facts,
         "data": parts.data.facts,
     }
+    frozen = parts.facts["trained"].get("frozen_sha256")
+    return told if frozen is None else told | {"frozen_sha256": frozen}
 
 
 def lasting(config: RunConfig) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from limbeck.schema import recipe_schema
 from limbeck.store import forms
 from limbeck.teachers import teachers
 from limbeck.train.schedule import schedule_problems
+from limbeck.trainable import trainable_problems
 
 OPEN_PARTS: dict[str, Registry[Any]] = {
     "teacher": teachers,
@@ -46,6 +47,8 @@ def problems(config: RunConfig) -> Iterator[Problem]:
     yield from initialisers.problems(config.student, "student")
     yield from objective_problems(config.objective)
     yield from size_problems(config.student)
+    yield from trainable_problems(config.trainable)
+    yield from shared_problems(config)
     yield from data_problems(config.data)
     yield from schedule_problems(config.optim)
     yield from step_problems(config)
@@ -63,6 +66,16 @@ def size_problems(student: Component) -> Iterator[Problem]:
         names = ("intermediate", "heads", "kv_heads", "hidden", "keep", "params")
         told = sizes_problem(**{name: student.get(name) for name in names})
         yield from [Problem("student", told)] if told else []
+
+
+def shared_problems(config: RunConfig) -> Iterator[Problem]:
+    """A student that shares its teacher's weights must not change them."""
+    if type_of(config.student) == "shared" and config.trainable.lora is None:
+        yield Problem(
+            "student.type",
+            "a shared student has the teacher's own weights, which stay as they are: it needs "
+            "trainable.lora, and there is none. Set trainable.lora={}, or use type: copy.",
+        )
 
 
 def arm_problems(config: RunConfig) -> Iterator[Problem]:
@@ -123,4 +136,11 @@ def schema() -> dict[str, Any]:
     """JSON schema of a recipe, for editors."""
     whole = recipe_schema(OPEN_PARTS)
     whole["$defs"]["DataConfig"]["properties"]["type"]["enum"] = readers.names()
+    whole["properties"]["stages"] = {
+        "description": "Several runs: of each its name, and how it differs from the whole.",
+        "type": "array",
+        "minItems": 1,
+        "items": {"type": "object", "required": ["name"]},
+    }
+    whole["anyOf"] = [{"required": whole.pop("required")}, {"required": ["stages", "output"]}]
     return whole

@@ -15,7 +15,7 @@ from torch import Tensor
 from limbeck.config import DataConfig, ObjectiveConfig, RunConfig
 from limbeck.data import TextData, load_data, overlap
 from limbeck.distributed import World, barrier, shard
-from limbeck.errors import DataError
+from limbeck.errors import ConfigError, DataError
 from limbeck.files import publish
 from limbeck.initialisers import InitialStudent, Origin, initialisers
 from limbeck.models import (
@@ -26,7 +26,10 @@ from limbeck.models import (
     cache_folder,
     choose_dtype,
     load_model,
+    make_trainable,
     save_student,
+    shared_model,
+    trained_facts,
 )
 from limbeck.objective import PairShapes, build_objective
 from limbeck.recipe.held_out import HeldOut
@@ -36,6 +39,7 @@ from limbeck.recipe.store_guards import (
     require_recorded_for,
     require_served,
 )
+from limbeck.registry import type_of
 from limbeck.teachers import Place, Teacher, teachers
 from limbeck.teachers.stored import StoredTeacher
 from limbeck.tokenizers import (
@@ -79,14 +83,24 @@ class Parts:
     facts: dict[str, Any]
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether the student's frozen weights are the teacher's, in memory once."""
+        return is_shared(self.config)
+
     def take_student(self, saved: Path) -> CausalLM:
         """A student as initialised: the one in memory the first time, then the one saved."""
         if self.student is not None:
             model, self.student = self.student.model, None
             return model
-        source = ModelSource(str(saved))
-        model = load_model(source, device=self.world.device, dtype=STUDENT_DTYPE)
+        if self.is_shared:
+            assert self.teacher.model is not None, "there was one to share the weights of"
+            model = shared_model(self.teacher.model)
+        else:
+            source = ModelSource(str(saved))
+            model = load_model(source, device=self.world.device, dtype=STUDENT_DTYPE)
         model.vocabulary_size = self.vocabulary.size
+        make_trainable(model, self.config.trainable, self.config.seed)
         return model
 
     def publish_student(
@@ -109,8 +123,9 @@ class Parts:
             built = build_objective(objective, self.shapes, head_budget_mb=budget)
         distiller = Distiller(student, built)
         distiller.to(self.world.device)
-        compute = choose_dtype("auto", self.world.device)
-        shard(distiller, student.blocks, self.world, compute_dtype=compute)
+        if not self.is_shared:  # FSDP2 would make each of the two its own copy
+            compute = choose_dtype("auto", self.world.device)
+            shard(distiller, student.blocks, self.world, compute_dtype=compute)
         return distiller
 
 
@@ -121,6 +136,7 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
         ConfigError: Teacher, student and data do not go together; each reason says which.
         DataError: The text cannot be used.
     """
+    require_alone_if_shared(config, world)
     with main_first(world):
         teacher = teachers.bind(config.teacher, "teacher")(Place(world.device))
         tokenizer = teacher_tokenizer(config, teacher)
@@ -138,6 +154,7 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
     )
     with main_first(world):
         student = initialisers.bind(config.student, "student")(origin)
+        make_trainable(student.model, config.trainable, config.seed)
     if isinstance(teacher, StoredTeacher):
         require_recorded_for(teacher.store, tokenizer, student, config)
     vocabulary = prove_pair(student, teacher, tokenizer)
@@ -158,18 +175,38 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
     shapes = shapes_of(student, teacher)
     if isinstance(teacher, StoredTeacher):
         require_served(teacher, config, shapes, data)
-    if teacher.model is not None:
+    if teacher.model is not None and not is_shared(config):
         # No other format than its own, which the recipe may have named.
         shard(teacher.model, teacher.model.blocks, world)
     facts = {
         "teacher": teacher.facts,
         "student": student.facts,
+        "trained": trained_facts(student.model, config.trainable),
         "data": data.facts,
         "held_out": held_out.data.facts if held_out else None,
     }
     return Parts(
         config, world, tokenizer, vocabulary, teacher, student, shapes, data, held_out, facts, notes
     )
+
+
+def is_shared(config: RunConfig) -> bool:
+    """Whether a recipe's student shares the teacher's weights."""
+    return type_of(config.student) == "shared"
+
+
+def require_alone_if_shared(config: RunConfig, world: World) -> None:
+    """Refuse to spread a student that has its teacher's weights.
+
+    Raises:
+        ConfigError: There are several processes.
+    """
+    if is_shared(config) and world.size > 1:
+        raise ConfigError(
+            f"student.type: a shared student needs one process, and there are {world.size}: models "
+            "are spread over ranks each by itself. Start limbeck without torchrun, or use type: "
+            "copy."
+        )
 
 
 def teacher_tokenizer(config: RunConfig, teacher: Teacher) -> PreTrainedTokenizerBase:

@@ -119,7 +119,7 @@ class Run:
             self._say_notes()
             arms = arms_of(self.config)
             initial = self.folder / "initial"
-            if len(arms) > 1:
+            if len(arms) > 1 and not self.parts.is_shared:
                 self._save_initial(initial)
             bench = Bench(self.parts, initial, stop)
             done = broadcast_object([arm.scores.exists() for arm in arms], self.world)

@@ -94,7 +94,10 @@ def run_page(run: RunFiles) -> str:
         "run": run,
         "evaluation": evaluation,
         "headline": story.headline(run.evaluation),
-        "lede": story.lede(run.evaluation),
+        "lede": [
+            *story.lede(run.evaluation),
+            *story.training(mapping(run.provenance.get("trained"))),
+        ],
         "names": {
             "teacher": name_of(facts["teacher"], "the teacher"),
             "student": name_of(facts["student"], f"{run.name}/student"),

@@ -99,6 +99,15 @@ def caution(evaluation: Evaluation) -> Iterator[str]:
         )
 
 
+def training(facts: Mapping[str, Any]) -> Iterator[str]:
+    """How much of the student was trained, where that was not all of it."""
+    trained, whole = facts.get("parameters"), facts.get("of")
+    if not isinstance(trained, int) or not isinstance(whole, int) or trained >= whole:
+        return
+    how = "in adapters, merged into it afterwards" if "lora" in facts else "and the rest was frozen"
+    yield f"{trained:,} of {whole:,} parameters were trained ({percent(trained / whole)}), {how}."
+
+
 def layers_kept(facts: Mapping[str, Any]) -> list[int]:
     """The teacher's layers a student was made of, wherever its facts tell them."""
     found = facts.get("layers_kept")

@@ -28,7 +28,7 @@ def make_optimizers(
     rate serves both.
 
     Raises:
-        ConfigError: Adafactor on several ranks.
+        ConfigError: Adafactor on several ranks; Muon where no matrix of a block is trained.
     """
     trained = [p for p in distiller.parameters() if p.requires_grad]
     match optim.type:
@@ -48,6 +48,11 @@ def make_optimizers(
             matrices = {p for p in distiller.student.blocks.parameters() if p.ndim == 2}
             mine = [p for p in trained if p in matrices]
             rest = [p for p in trained if p not in matrices]
+            if not mine:
+                raise ConfigError(
+                    "optim.type: muon serves the matrices of the student's blocks, and none of "
+                    "them is trained. Use adamw, or leave them out of trainable.freeze."
+                )
             muon = Muon(
                 mine,
                 lr=learning_rate,
@@ -55,7 +60,7 @@ def make_optimizers(
                 momentum=optim.momentum,
                 adjust_lr_fn="match_rms_adamw",
             )
-            return muon, adamw(rest, optim, learning_rate, device)
+            return (muon, adamw(rest, optim, learning_rate, device)) if rest else (muon,)
 
 
 def adamw(

@@ -1,0 +1,80 @@
+"""Low-rank changes of linear layers: where their tensors are, and the weights they come to.
+
+Torch alone: peft makes the adapters (`limbeck.models.lora`), and nobody needs it to read or to
+merge them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+INSIDE = ".base_layer"
+"""Where peft puts the layer that an adapter goes around."""
+
+DOWN, UP, LENGTHS = (
+    f".{part}.default.weight" for part in ("lora_A", "lora_B", "lora_magnitude_vector")
+)
+"""Ends of the names of A, B and DoRA's row lengths."""
+
+Tensors = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """How the change of one linear layer is put together.
+
+    Attributes:
+        scaling: Of B A.
+        transposed: The layer keeps its weight the other way round (GPT-2's Conv1D).
+        has_lengths: Rows are given lengths of their own (DoRA).
+    """
+
+    scaling: float
+    transposed: bool
+    has_lengths: bool
+
+    def weight(self, name: str, tensors: Tensors) -> Tensor:
+        """The weight this layer computes with, in at least float32; differentiable in A, B, m.
+
+        W + scaling B A; with lengths, each of its rows scaled to the length m. The length a row
+        had is a constant to the gradient.
+
+        Source: Hu et al., 2021, arXiv:2106.09685, eq. 3; Liu et al., 2024, arXiv:2402.09353,
+        eq. 5 and 11.
+
+        Args:
+            name: Of the layer.
+            tensors: With the layer's own and its adapter's, under peft's names.
+        """
+        base = tensors[f"{name}{INSIDE}.weight"]
+        exact = torch.promote_types(base.dtype, torch.float32)
+        base = base.to(exact).t() if self.transposed else base.to(exact)
+        change = tensors[name + UP].to(exact) @ tensors[name + DOWN].to(exact)
+        whole = base + self.scaling * change
+        if self.has_lengths:
+            lengths = torch.linalg.norm(whole, dim=1).detach()
+            whole = (tensors[name + LENGTHS].to(exact) / lengths)[:, None] * whole
+        return whole.t() if self.transposed else whole
+
+
+def merged(tensors: Tensors, adapters: Mapping[str, Adapter]) -> dict[str, Tensor]:
+    """The tensors of a plain model that computes the same, under a plain model's names.
+
+    Args:
+        tensors: All of a model with adapters.
+        adapters: By the name of the layer that each one changes.
+    """
+    plain: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if name.endswith((DOWN, UP, LENGTHS)):
+            continue
+        layer, inside, rest = name.partition(INSIDE)
+        if inside and rest == ".weight":
+            plain[layer + rest] = adapters[layer].weight(layer, tensors).detach().contiguous()
+        else:
+            plain[layer + rest] = tensor
+    return plain

@@ -1,0 +1,136 @@
+"""Which weights of a student are trained, and which stay as they are."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from limbeck.errors import ConfigError
+from limbeck.models.causal_lm import CausalLM, output_layer
+from limbeck.models.lora import add_adapters
+from limbeck.trainable import PARTS, TrainableConfig, layers_named
+
+
+def make_trainable(model: CausalLM, config: TrainableConfig, seed: int) -> None:
+    """Leave to be trained what a recipe says, of a model all of whose weights would be.
+
+    Args:
+        model: The student; with adapters afterwards, if the recipe asks for them.
+        config: What the recipe says.
+        seed: Of the adapters.
+
+    Raises:
+        ConfigError: It names what this model does not have, or nothing is left to train.
+    """
+    if config.lora is not None:
+        add_adapters(model, config.lora, seed)
+    elif config.freeze:
+        freeze(model, config.freeze)
+
+
+def freeze(model: CausalLM, parts: Sequence[str]) -> None:
+    """Switch the gradients of some parts off.
+
+    Args:
+        model: The student.
+        parts: Of `PARTS`, or `layers.3`, or `layers.0-3`.
+
+    Raises:
+        ConfigError: The model has no such part, or nothing is left to train.
+    """
+    there = parts_of(model)
+    if model.is_tied and ("embeddings" in parts) != ("head" in parts):
+        named = "head" if "head" in parts else "embeddings"
+        raise ConfigError(
+            f"trainable.freeze: embeddings and head of this {model.family} student are one weight "
+            f"(tied), which cannot be frozen as {named} alone. Name both, or neither."
+        )
+    for place, part in enumerate(parts):
+        for parameter in named_by(part, place, model, there):
+            parameter.requires_grad_(False)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ConfigError(
+            f"trainable.freeze: something must be left to train, and {', '.join(parts)} are the "
+            "whole student. Name less."
+        )
+
+
+def named_by(
+    part: str, place: int, model: CausalLM, there: Mapping[str, list[nn.Parameter]]
+) -> list[nn.Parameter]:
+    """The parameters a part's name stands for.
+
+    Raises:
+        ConfigError: The model has none of the name.
+    """
+    layers = layers_named(part)
+    if layers is not None and layers and layers[-1] < model.num_layers:
+        return [p for i in layers for p in model.blocks[i].parameters()]
+    if part in there:
+        return there[part]
+    if part == "head":  # the embedding, which `freeze` has seen to be named as well
+        return []
+    raise ConfigError(
+        f"trainable.freeze[{place}]: must name a part of the {model.family} student, which has "
+        f"{', '.join(there)} and layers.0-{model.num_layers - 1}, got {part!r}."
+    )
+
+
+def parts_of(model: CausalLM) -> dict[str, list[nn.Parameter]]:
+    """The parameters of each part there is; a weight of two parts is the first's."""
+    found: dict[str, list[nn.Parameter]] = {part: [] for part in PARTS}
+    seen: set[nn.Parameter] = set()
+    head = output_layer(model.hf_model)
+    for name, module in model.hf_model.named_modules():
+        for parameter in module.parameters(recurse=False):
+            part = "head" if module is head else part_of(name, module)
+            if parameter not in seen and part is not None:
+                found[part].append(parameter)
+            seen.add(parameter)
+    return {part: parameters for part, parameters in found.items() if parameters}
+
+
+def part_of(name: str, module: nn.Module) -> str | None:
+    """The part a module with weights of its own belongs to, by its kind and where it is."""
+    if isinstance(module, nn.Embedding):
+        return "embeddings"
+    if not isinstance(module, nn.Linear | Conv1D):
+        return "norms"
+    if "attn" in name or "attention" in name:
+        return "attention"
+    return "feed_forward"
+
+
+def trained_facts(model: CausalLM, config: TrainableConfig) -> dict[str, Any]:
+    """How much of a student is trained, and what the rest is; JSON.
+
+    The rest is in no checkpoint, so a run goes on only from where the same weights are made again:
+    their hash is among the facts.
+    """
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    facts: dict[str, Any] = {"parameters": trained, "of": model.num_parameters}
+    if config.lora is not None:
+        facts["lora"] = asdict(config.lora) | {"layers": len(model.adapters)}
+    if config.freeze:
+        facts["frozen_parts"] = list(config.freeze)
+    if trained < model.num_parameters:
+        facts["frozen_sha256"] = frozen_hash(model)
+    return facts
+
+
+def frozen_hash(model: CausalLM) -> str:
+    """sha256 over the weights that are not trained: names, shapes, formats and bytes."""
+    told = hashlib.sha256()
+    for name, parameter in model.hf_model.named_parameters():
+        if not parameter.requires_grad:
+            told.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}\n".encode())
+            told.update(
+                parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
+            )
+    return told.hexdigest()

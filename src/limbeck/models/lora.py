@@ -1,0 +1,140 @@
+"""Adapters of low rank in a student, by peft."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from limbeck.errors import ConfigError
+from limbeck.models.adapters import Adapter
+from limbeck.models.causal_lm import CausalLM
+from limbeck.registry import suggest
+from limbeck.trainable import LowRankConfig
+
+LINEAR = (nn.Linear, Conv1D)
+
+
+def add_adapters(model: CausalLM, lora: LowRankConfig, seed: int) -> None:
+    """Freeze a model's weights, and put adapters that change nothing yet around linear layers.
+
+    Args:
+        model: In eval mode, and left in it.
+        lora: Which layers, and how.
+        seed: Of the A matrices; B is zero. Equal seeds give equal adapters.
+
+    Raises:
+        ConfigError: peft is not installed, a target is not there, or cannot have such an adapter.
+    """
+    peft = require_peft()
+    names = target_names(model, lora.targets)
+    refuse_impossible(model, names, lora)
+    settings = peft.LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=names,
+        use_dora=lora.dora,
+        fan_in_fan_out=isinstance(model.hf_model.get_submodule(names[0]), Conv1D),
+    )
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        # Where GPT-2's head is adapted with its blocks, peft turns the setting round and says so.
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
+        torch.manual_seed(seed)
+        peft.inject_adapter_in_model(settings, model.hf_model)
+    model.adapters = {name: adapter_at(model.hf_model.get_submodule(name)) for name in names}
+    for parameter in model.parameters():
+        if parameter.requires_grad:  # narrower ones lose small updates
+            parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
+    model.eval()
+
+
+def adapter_at(layer: Any) -> Adapter:
+    """What peft made around a layer."""
+    return Adapter(
+        scaling=float(layer.scaling["default"]),
+        transposed=bool(layer.fan_in_fan_out),
+        has_lengths=bool(layer.use_dora["default"]),
+    )
+
+
+def require_peft() -> ModuleType:
+    """The library that makes adapters.
+
+    Raises:
+        ConfigError: It is not installed.
+    """
+    try:
+        import peft  # noqa: PLC0415  (an extra, and slow to import)
+    except ImportError as error:
+        raise ConfigError(
+            "trainable.lora needs peft, which is not installed here: pip install 'limbeck[lora]'."
+        ) from error
+    found: ModuleType = peft
+    return found
+
+
+def target_names(model: CausalLM, targets: Sequence[str]) -> list[str]:
+    """The linear layers that targets name by the ends of their names; all of the blocks' for none.
+
+    Raises:
+        ConfigError: A target names none.
+    """
+    linear = [n for n, m in model.hf_model.named_modules() if isinstance(m, LINEAR)]
+    if not targets:
+        return [name for name in linear if name.startswith(f"{model.blocks_name}.")]
+    known = list(dict.fromkeys(name.rpartition(".")[2] for name in linear))
+    for place, target in enumerate(targets):
+        if not any(is_named(name, target) for name in linear):
+            raise ConfigError(
+                f"trainable.lora.targets[{place}]: must be the end of a linear module's name, and "
+                f"no such module of the {model.family} student ends with "
+                f"{target!r}{suggest(target, known)}. It has: {', '.join(known)}."
+            )
+    return [name for name in linear if any(is_named(name, target) for target in targets)]
+
+
+def is_named(name: str, target: str) -> bool:
+    """Whether a module's name ends with these parts.
+
+    Example:
+        >>> is_named("model.layers.0.self_attn.q_proj", "self_attn.q_proj")
+        True
+    """
+    return name == target or name.endswith(f".{target}")
+
+
+def refuse_impossible(model: CausalLM, names: Sequence[str], lora: LowRankConfig) -> None:
+    """Refuse adapters that would be larger than what they change, or could not be merged.
+
+    Raises:
+        ConfigError: For the first such layer.
+    """
+    for name in names:
+        shape = tuple(model.hf_model.get_parameter(f"{name}.weight").shape)
+        narrow = min(shape)
+        if lora.rank > narrow:
+            raise ConfigError(
+                f"trainable.lora.rank: must be at most {narrow}, the narrower side of {name} "
+                f"{shape}, got {lora.rank}. Lower it, or leave that layer out of "
+                "lora.targets."
+            )
+    if model.head_name not in names:
+        return
+    if model.is_tied:
+        raise ConfigError(
+            f"trainable.lora.targets: {model.head_name} of this {model.family} student is its "
+            "embedding too (tied), so a change of the one cannot be merged without changing the "
+            f"other. Leave {model.head_name} out."
+        )
+    if lora.dropout > 0:
+        raise ConfigError(
+            f"trainable.lora.dropout: must be 0 where the head ({model.head_name}) is adapted, "
+            f"because logits are computed from one weight, got {lora.dropout}. Set it to 0, or "
+            f"leave {model.head_name} out of lora.targets."
+        )
