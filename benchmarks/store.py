@@ -1,6 +1,7 @@
 """The store: bytes a token against fidelity, and rates beside the teacher's.
 
-    python benchmarks/store.py TEACHER [--tokens 20480] [--drop 20] [--results FOLDER]
+    python benchmarks/store.py TEACHER [--tokens 20480] [--drop 20] [--temperatures 1 2]
+    python benchmarks/store.py TEACHER --rates                       # rates and access only
 
 TEACHER is a folder or name of a model, such as what `limbeck.models.embedded_teacher` makes.
 Real text (the embedded corpus' held-out part) is read by the teacher and by a student at a fixed
@@ -13,6 +14,9 @@ together (root of summed squares), and of the head's gradient summed over all to
 stays, noise averages out).
 
 Rates are of one process, one thread; only ratios to the teacher's mean something.
+
+What was measured is kept in RESULTS/store.json; a temperature, or the rates, measured anew takes
+the place of what is there, and the page and the plot are made of all.
 """
 
 from __future__ import annotations
@@ -29,7 +33,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet
 import torch
-from kept.cases import Kept, Sampled, all_kept, gradient_of, rows_of
+from kept.cases import Kept, Sampled, all_kept, gradient_of, stored
 from kept.distillkit import PUBLISHED, replace_all, round_trip_error
 from kept.plot import draw
 
@@ -37,12 +41,22 @@ from limbeck.batch import Batch
 from limbeck.initialisers import Origin
 from limbeck.initialisers.depth import depth
 from limbeck.models import CausalLM, ModelSource, load_model
-from limbeck.signals import LazyLogits
+from limbeck.signals import LazyLogits, TeacherDistribution
 from limbeck.store import Sample, Store, StoreHeader, generator_of
 from limbeck.store.ranks import Ranks
 from limbeck.tokenizers import load_tokenizer
 
-LENGTH, ROWS = 512, 64
+LENGTH, ROWS, BLOCK = 512, 256, 64
+"""Positions of a window, of a matrix product, and of what is computed between two."""
+
+
+RATED = (
+    {"type": "top_k", "k": 32, "temperatures": [1.0]},
+    {"type": "top_k", "k": 128, "temperatures": [1.0]},
+    {"type": "samples", "num_draws": 50, "temperature": 1.0},
+    {"type": "hidden", "precision": "int8"},
+)
+"""Forms whose speed is measured."""
 
 
 def windows(teacher: str, tokens: int) -> list[Sample]:
@@ -76,47 +90,63 @@ def read_all(model: CausalLM, samples: list[Sample]) -> tuple[list[LazyLogits], 
 def scores(kept: list[Kept], teacher: Sampled, student: list[LazyLogits], temperature: float):
     """The loss and gradients of each form, beside the exact ones."""
     head = student[0].head.weight
-    names = [each.name for each in kept]
-    sums = {name: {"loss": 0.0, "dz": 0.0, "dh": 0.0} for name in [*names, "exact"]}
-    at_head = {name: torch.zeros_like(head) for name in [*names, "exact"]}
-    count = 0
-    for index, (sample, exact) in enumerate(teacher):
+    sums = {each.name: Sums(head) for each in kept}
+    exact = Sums(head)
+    for index, (sample, right) in enumerate(teacher):
         print(f"  scoring sample {index + 1} of {len(teacher)}", flush=True)
         signals = {each.name: each.signals(index) for each in kept}
         for start in range(0, sample.num_scored, ROWS):
-            stop = min(start + ROWS, sample.num_scored)
-            hidden = student[index].hidden[start:stop]
+            rows = slice(start, min(start + ROWS, sample.num_scored))
+            hidden = student[index].hidden[rows]
             logits = student[index].head(hidden)
-            loss, right = gradient_of(rows_of(exact, start, stop), logits, temperature)
-            add(sums["exact"], loss, right, head)
-            at_head["exact"].addmm_(right.T, hidden)
-            count += stop - start
+            loss, wanted = gradients(right, logits, rows, temperature)
+            exact.add(loss, wanted, hidden)
             for name, signal in signals.items():
-                each, wrong = gradient_of(rows_of(signal, start, stop), logits, temperature)
-                wrong -= right
-                add(sums[name], each, wrong, head)
-                at_head[name].addmm_(wrong.T, hidden)
-    whole = sums["exact"]
-    rows = [
+                loss, found = gradients(signal, logits, rows, temperature)
+                sums[name].add(loss, found.sub_(wanted), hidden)
+    return [
         {
             "family": each.family,
             "name": each.name,
             "bytes": each.bytes_per_token,
-            "bias": (sums[each.name]["loss"] - whole["loss"]) / count,
-            "dz": (sums[each.name]["dz"] / whole["dz"]) ** 0.5,
-            "dh": (sums[each.name]["dh"] / whole["dh"]) ** 0.5,
-            "dw": float(at_head[each.name].norm() / at_head["exact"].norm()),
+            "bias": (sums[each.name].loss - exact.loss) / exact.count,
+            "dz": (sums[each.name].logits / exact.logits) ** 0.5,
+            "dh": (sums[each.name].hidden / exact.hidden) ** 0.5,
+            "dw": float(sums[each.name].head.norm() / exact.head.norm()),
         }
         for each in kept
-    ]
-    return rows, whole["loss"] / count
+    ], exact.loss / exact.count
 
 
-def add(sums: dict[str, float], loss: torch.Tensor, gradient: torch.Tensor, head: torch.Tensor):
-    """Add up losses, and squares of gradients."""
-    sums["loss"] += float(loss.double().sum())
-    sums["dz"] += float(gradient.double().square().sum())
-    sums["dh"] += float((gradient @ head).double().square().sum())
+def gradients(
+    distribution: TeacherDistribution, logits: torch.Tensor, rows: slice, temperature: float
+) -> tuple[float, torch.Tensor]:
+    """Forward KL summed over rows, and its gradient at the student's logits."""
+    loss, gradient = 0.0, torch.empty_like(logits)
+    for start in range(0, len(logits), BLOCK):
+        few = slice(start, min(start + BLOCK, len(logits)))
+        taken = distribution.rows(slice(rows.start + few.start, rows.start + few.stop))
+        each, gradient[few] = gradient_of(taken, logits[few], temperature)
+        loss += float(each.double().sum())
+    return loss, gradient
+
+
+class Sums:
+    """Losses and squares of gradients, added up over tokens; and the head's gradient itself."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        self.weight = weight
+        self.head = torch.zeros_like(weight)
+        self.loss = self.logits = self.hidden = 0.0
+        self.count = 0
+
+    def add(self, loss: float, gradient: torch.Tensor, hidden: torch.Tensor) -> None:
+        """Take more tokens in."""
+        self.loss += loss
+        self.count += len(hidden)
+        self.logits += sum(float(row.norm()) ** 2 for row in gradient)
+        self.hidden += float((gradient @ self.weight).double().square().sum())
+        self.head.addmm_(gradient.T, hidden)
 
 
 def rates(teacher: Sampled, folder: Path) -> list[str]:
@@ -124,14 +154,7 @@ def rates(teacher: Sampled, folder: Path) -> list[str]:
     lines = ["| form | read of logits | encode | decode | look up and decode, shuffled |",
              "|---|---|---|---|---|"]  # fmt: skip
     count = sum(sample.num_scored for sample, _ in teacher)
-    for number, form in enumerate(
-        (
-            {"type": "top_k", "k": 32, "temperatures": [1.0]},
-            {"type": "top_k", "k": 128, "temperatures": [1.0]},
-            {"type": "samples", "num_draws": 50, "temperature": 1.0},
-            {"type": "hidden", "precision": "int8"},
-        )
-    ):
+    for number, form in enumerate(RATED):
         told = StoreHeader(form=form, vocabulary_size=len(teacher[0][1].head.weight),
                            sequence_length=LENGTH).make_form()  # fmt: skip
         told = told.with_head(teacher[0][1].head)
@@ -149,8 +172,7 @@ def rates(teacher: Sampled, folder: Path) -> list[str]:
             told.decode(memoryview(each), sample.num_scored, ranks)
         marks.append(time.perf_counter())
         spans = [marks[1][0] - marks[0], marks[2] - marks[1][1], marks[3] - marks[2]]
-        path = next(p for p in sorted(folder.glob("1.0-*")) if recorded(p, form))
-        store, keys = Store.open(path), [sample.key for sample, _ in teacher]
+        store, keys = Store.open(folder / str(number)), [sample.key for sample, _ in teacher]
         random.Random(number).shuffle(keys)
         began = time.perf_counter()
         for key in keys:
@@ -159,11 +181,6 @@ def rates(teacher: Sampled, folder: Path) -> list[str]:
         shown = " | ".join(f"{count / span:,.0f}" for span in spans)
         lines.append(f"| {form['type']} {list(form.values())[1]} | {shown} |")
     return lines
-
-
-def recorded(path: Path, form: dict) -> bool:
-    """Whether a store holds this form."""
-    return dict(Store.open(path).header.form) == form
 
 
 def access(path: Path, folder: Path) -> list[str]:
@@ -206,54 +223,91 @@ def table_of(rows: list[dict]) -> list[str]:
     ]
 
 
-def main() -> None:
+def page(found: dict) -> list[str]:
+    """What was measured, as Markdown."""
+    lines = ["# What a store keeps", ""]
+    for temperature, told in sorted(found["fidelity"].items()):
+        lines += [
+            f"## Temperature {float(temperature):g}",
+            "",
+            f"{told['tokens']:,} tokens, student at forward KL {told['distance']:.3f} nats (the "
+            f"teacher without layers {told['drop']}).",
+            "",
+            *table_of(told["rows"]),
+            "",
+        ]
+    lines += ["## DistillKit's codec by itself", "",
+              "Mean error of its fitted log-probabilities on random logits, nats.", "",
+              "| setting | as published | normalised basis |", "|---|---|---|"]  # fmt: skip
+    for codec in PUBLISHED:
+        errors = [round_trip_error(each, 49152) for each in (codec, replace_all(codec))]
+        lines.append(f"| {codec.name} | {errors[0]:.4f} | {errors[1]:.4f} |")
+    return [*lines, "", *found.get("rates", [])]
+
+
+def options() -> argparse.Namespace:
+    """What the command line says."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("teacher")
     parser.add_argument("--tokens", type=int, default=20480)
     parser.add_argument("--drop", type=int, nargs="+", default=[20])
     parser.add_argument("--temperatures", type=float, nargs="+", default=[1.0, 2.0])
+    parser.add_argument("--rates", action="store_true", help="rates and access only")
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
-    chosen = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure, keep it, write the page and the plot."""
+    chosen = options()
     torch.set_num_threads(1)
     device = torch.device("cpu")
     model = load_model(ModelSource(chosen.teacher), device=device, dtype=torch.float32)
-    origin = Origin(model, load_tokenizer(chosen.teacher), device)
-    shorter = depth(origin, drop=tuple(chosen.drop)).model
-    samples = windows(chosen.teacher, chosen.tokens)
+    samples = windows(chosen.teacher, 2048 if chosen.rates else chosen.tokens)
     states, teacher_rate = read_all(model, samples)
-    student, _ = read_all(shorter, samples)
     teacher = list(zip(samples, states, strict=True))
-    lines = ["# What a store keeps", ""]
-    results: dict[float, list[dict]] = {}
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
+        if chosen.rates:
+            told = rates_and_access(teacher, teacher_rate, Path(temporary))
+            keep(chosen.results, {"rates": told})
+            return
+        origin = Origin(model, load_tokenizer(chosen.teacher), device)
+        student, _ = read_all(depth(origin, drop=tuple(chosen.drop)).model, samples)
         for temperature in chosen.temperatures:
             print(f"temperature {temperature}", flush=True)
-            kept = all_kept(teacher, temperature, folder)
-            results[temperature], distance = scores(kept, teacher, student, temperature)
+            kept = all_kept(teacher, temperature, Path(temporary) / str(temperature))
+            rows, distance = scores(kept, teacher, student, temperature)
             count = sum(sample.num_scored for sample in samples)
-            lines += [f"## Temperature {temperature:g}", "",
-                      f"{count:,} tokens, student at forward KL {distance:.3f} nats "
-                      f"(the teacher without layers {chosen.drop}).", "",
-                      *table_of(results[temperature]), ""]  # fmt: skip
-        lines += ["## DistillKit's codec by itself", "",
-                  "Mean error of its fitted log-probabilities on random logits, nats.", "",
-                  "| setting | as published | normalised basis |", "|---|---|---|"]  # fmt: skip
-        for codec in PUBLISHED:
-            errors = [round_trip_error(each, 49152) for each in (codec, replace_all(codec))]
-            lines.append(f"| {codec.name} | {errors[0]:.4f} | {errors[1]:.4f} |")
-        lines += [
-            "",
-            "## Rates, tokens a second, one thread",
-            "",
-            f"Teacher's backbone: {teacher_rate:,.0f}. Reading logits includes its head.",
-            "",
-        ]
-        lines += [*rates(teacher, folder), "", *access(folder / "1.0-1", folder), ""]
-    chosen.results.mkdir(parents=True, exist_ok=True)
-    (chosen.results / "store.md").write_text("\n".join(lines), encoding="utf-8")
-    draw(results, chosen.results / "store.svg")
-    print("\n".join(lines))
+            told = {"tokens": count, "distance": distance, "drop": chosen.drop, "rows": rows}
+            keep(chosen.results, {"fidelity": {str(temperature): told}})
+
+
+def rates_and_access(teacher: Sampled, teacher_rate: float, folder: Path) -> list[str]:
+    """The part of the page about speed."""
+    stored([("", form) for form in RATED], teacher, folder)
+    return [
+        "## Rates, tokens a second, one thread",
+        "",
+        f"Teacher's backbone: {teacher_rate:,.0f}. Reading logits includes its head.",
+        "",
+        *rates(teacher, folder),
+        "",
+        *access(folder / "0", folder),
+    ]
+
+
+def keep(results: Path, found: dict) -> None:
+    """Add to what was measured, and write it all out."""
+    results.mkdir(parents=True, exist_ok=True)
+    path = results / "store.json"
+    whole = json.loads(path.read_text()) if path.exists() else {"fidelity": {}}
+    whole["fidelity"] |= found.pop("fidelity", {})
+    whole |= found
+    path.write_text(json.dumps(whole, indent=1) + "\n")
+    (results / "store.md").write_text("\n".join(page(whole)) + "\n", encoding="utf-8")
+    if whole["fidelity"]:
+        rows = {float(t): told["rows"] for t, told in sorted(whole["fidelity"].items())}
+        draw(rows, results / "store.svg")
 
 
 if __name__ == "__main__":

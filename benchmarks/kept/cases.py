@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,9 +11,12 @@ import torch
 from torch import Tensor
 
 from kept.distillkit import PUBLISHED, Codec
-from limbeck.signals import LazyLogits, TeacherDistribution, TopK, TopKRenormalised
+from limbeck.signals import DenseLogits, LazyLogits, TeacherDistribution, TopK, TopKRenormalised
 from limbeck.signals.samples import DrawnTokens
 from limbeck.store import Sample, ShardWriter, Store, StoreHeader, generator_of, write_head
+
+SAME_FIT = 0.01
+"""Nats between two fits that count as one."""
 
 Sampled = list[tuple[Sample, LazyLogits]]
 
@@ -27,22 +31,39 @@ class Kept:
     signals: Callable[[int], TeacherDistribution]
 
 
-def stored(family: str, form: dict, samples: Sampled, folder: Path) -> Kept:
-    """A form of limbeck's, written to a real store and read from it."""
+def stored(families: list[tuple[str, dict]], samples: Sampled, folder: Path) -> list[Kept]:
+    """Forms of limbeck's, each written to a real store and read from it."""
     head = samples[0][1].head
-    header = StoreHeader(
-        form=form,
-        vocabulary_size=len(head.weight),
-        sequence_length=max(len(sample.scored) for sample, _ in samples),
-    )
-    told = header.make_form()
-    with ShardWriter(folder, 0, header) as writer:
-        for sample, teacher in samples:
-            writer.add(sample, told.read_teacher(teacher, generator_of(0, sample.key)))
-    if told.needs_head:
-        write_head(folder, head)
-    store = Store.open(folder)
-    kept_bytes = store.record_bytes + (folder / "shard-00000" / "ranks.bin").stat().st_size
+    longest = max(len(sample.scored) for sample, _ in samples)
+    headers = [
+        StoreHeader(form=form, vocabulary_size=len(head.weight), sequence_length=longest)
+        for _, form in families
+    ]
+    forms = [header.make_form() for header in headers]
+    folders = [folder / str(number) for number in range(len(families))]
+    with ExitStack() as stack:
+        writers = [
+            stack.enter_context(ShardWriter(place, 0, header))
+            for place, header in zip(folders, headers, strict=True)
+        ]
+        for number, (sample, teacher) in enumerate(samples):
+            print(f"  recording sample {number + 1} of {len(samples)}", flush=True)
+            dense = DenseLogits(teacher.logits())
+            for form, writer in zip(forms, writers, strict=True):
+                source = teacher if form.needs_head else dense
+                writer.add(sample, form.read_teacher(source, generator_of(0, sample.key)))
+    told = []
+    for (family, _), form, place in zip(families, forms, folders, strict=True):
+        if form.needs_head:
+            write_head(place, head)
+        told.append(reopened(family, Store.open(place), samples))
+    return told
+
+
+def reopened(family: str, store: Store, samples: Sampled) -> Kept:
+    """A store, ready to be scored."""
+    form = dict(store.header.form)
+    kept_bytes = store.record_bytes + (store.path / "shard-00000" / "ranks.bin").stat().st_size
     options = ", ".join(f"{k} {v}" for k, v in form.items() if k not in ("type", "temperatures"))
     return Kept(
         family,
@@ -52,44 +73,55 @@ def stored(family: str, form: dict, samples: Sampled, folder: Path) -> Kept:
     )
 
 
-def renormalised_top(samples: Sampled, k: int, temperature: float) -> Kept:
+def renormalised_top(tops: list[TopK], k: int, temperature: float) -> Kept:
     """The common form: k ids and half-precision log-probabilities, no tail; tempered as it is."""
 
     def signal(index: int) -> TeacherDistribution:
-        top = top_of(samples[index][1], k)
-        return TopKRenormalised(top.ids, top.logprobs.half().float() / temperature, temperature)
+        ids, logprobs = tops[index].ids[:, :k], tops[index].logprobs[:, :k]
+        return TopKRenormalised(ids, logprobs.half().float() / temperature, temperature)
 
     return Kept("top-k renormalised", f"top-{k} renormalised, raw", 4.0 * k, signal)
 
 
-def distillkit(samples: Sampled, codec: Codec, with_tail: bool, temperature: float) -> Kept:
-    """DistillKit's codec, under its own loss (renormalised) or with the mass left as a tail.
+def distillkit(
+    tops: list[TopK], codec: Codec, vocabulary_size: int, temperature: float
+) -> list[Kept]:
+    """DistillKit's codec, under its own loss (renormalised) and with the mass left as a tail.
 
     At another temperature the tail is tempered as one token, as its `symmetric_uniform` does.
     """
-    vocabulary_size = len(samples[0][1].head.weight)
     coded = [
-        codec.encode(*(getattr(top_of(teacher, codec.k), f) for f in ("ids", "logprobs")),
-                     vocabulary_size)
-        for _, teacher in samples
-    ]  # fmt: skip
+        codec.encode(top.ids[:, : codec.k], top.logprobs[:, : codec.k], vocabulary_size)
+        for top in tops
+    ]
     size = sum(part.shape[1] for part in coded[0])
+    decoded = [codec.decode(each, vocabulary_size) for each in coded]
+    basis = ", normalised basis" if codec.normalised else ""
 
-    def signal(index: int) -> TeacherDistribution:
-        ids, logprobs = codec.decode(coded[index], vocabulary_size)
-        logprobs = logprobs.clamp_max(0)
-        if not with_tail:
-            return TopKRenormalised(ids, logprobs / temperature, temperature)
+    def own(index: int) -> TeacherDistribution:
+        ids, logprobs = decoded[index]
+        return TopKRenormalised(ids, logprobs.clamp_max(0) / temperature, temperature)
+
+    def with_tail(index: int) -> TeacherDistribution:
+        ids, logprobs = decoded[index][0], decoded[index][1].clamp_max(0)
         left = (1 - logprobs.exp().sum(-1)).clamp_min(1e-6).log()
-        both = torch.cat([logprobs, left[:, None]], -1)
-        both = torch.log_softmax(both / temperature, -1)
+        both = torch.log_softmax(torch.cat([logprobs, left[:, None]], -1) / temperature, -1)
         return TopK(ids, both[:, :-1], both[:, -1], temperature)
 
-    loss = "with tail" if with_tail else "own loss"
-    basis = ", normalised basis" if codec.normalised else ""
-    return Kept(
-        f"DistillKit {loss}{basis}", f"DistillKit {codec.name}{basis}, {loss}", size, signal
-    )
+    return [
+        Kept(f"DistillKit {loss}{basis}", f"DistillKit {codec.name}{basis}, {loss}", size, signal)
+        for loss, signal in (("own loss", own), ("with tail", with_tail))
+    ]
+
+
+def worth_normalising(codec: Codec, top: TopK, vocabulary_size: int) -> bool:
+    """Whether a normalised basis fits another curve: where it does not, one row says both."""
+    ids, logprobs = top.ids[:, : codec.k], top.logprobs[:, : codec.k]
+    fitted = [
+        each.decode(each.encode(ids, logprobs, vocabulary_size), vocabulary_size)[1]
+        for each in (codec, replace(codec, normalised=True))
+    ]
+    return float((fitted[0] - fitted[1]).abs().max()) > SAME_FIT
 
 
 def top_of(teacher: LazyLogits, k: int) -> TopK:
@@ -115,7 +147,7 @@ def our_forms(temperature: float) -> list[tuple[str, dict]]:
             "probable enough with tail",
             {"type": "top_k", "k": 4096, "least": least, "temperatures": further},
         )
-        for least in (5e-3, 2e-3, 1e-3, 5e-4, 2e-4, 5e-5)
+        for least in (2e-3, 1e-3, 5e-4, 2e-4, 5e-5)
     ]
     told += [
         ("systematic samples", {"type": "samples", "num_draws": n, "temperature": temperature})
@@ -126,14 +158,14 @@ def our_forms(temperature: float) -> list[tuple[str, dict]]:
             "multinomial samples",
             {"type": "samples", "num_draws": n, "temperature": temperature, "draw": "multinomial"},
         )
-        for n in draws[1:3]
+        for n in draws[1:2]
     ]
     told += [
         (
             "top-k and sampled tail",
             {"type": "top_k_samples", "k": k, "num_draws": 8, "temperature": temperature},
         )
-        for k in (16, 32)
+        for k in (16,)
     ]
     told += [("hidden states", {"type": "hidden", "precision": p}) for p in ("int8", "float16")]
     return told
@@ -141,20 +173,16 @@ def our_forms(temperature: float) -> list[tuple[str, dict]]:
 
 def all_kept(samples: Sampled, temperature: float, folder: Path) -> list[Kept]:
     """Everything that is compared at a temperature."""
-    told = []
-    for number, (family, form) in enumerate(our_forms(temperature)):
-        print(f"  recording {form}", flush=True)
-        told.append(stored(family, form, samples, folder / f"{temperature}-{number}"))
-    told.append(renormalised_top(samples, 32, temperature))
+    told = stored(our_forms(temperature), samples, folder)
+    tops = [top_of(teacher, max(codec.k for codec in PUBLISHED)) for _, teacher in samples]
+    vocabulary_size = len(samples[0][1].head.weight)
+    told.append(renormalised_top(tops, 32, temperature))
     for codec in PUBLISHED:
-        for basis in (codec, replace(codec, normalised=True)):
-            told += [distillkit(samples, basis, tail, temperature) for tail in (False, True)]
+        told += distillkit(tops, codec, vocabulary_size, temperature)
+        if worth_normalising(codec, tops[0], vocabulary_size):
+            repaired = replace(codec, normalised=True)
+            told += distillkit(tops, repaired, vocabulary_size, temperature)
     return told
-
-
-def rows_of(distribution: TeacherDistribution, start: int, stop: int) -> TeacherDistribution:
-    """Some of the positions."""
-    return distribution.rows(slice(start, stop))
 
 
 def gradient_of(distribution: TeacherDistribution, logits: Tensor, temperature: float):
