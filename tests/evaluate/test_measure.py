@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -54,12 +56,35 @@ def test_scores_do_not_depend_on_micro_batch_or_chunk(
     student, teacher = pair()
     data = packed_rows()
     wanted = measured(student, teacher, data)
-    monkeypatch.setattr(room, "CHUNK", chunk)
+    monkeypatch.setattr(room, "head_chunk", lambda *_: chunk)
     scores = measured(student, teacher, data, micro_batch)
     for name, sums in wanted.metrics.items():
         np.testing.assert_allclose(scores.metrics[name], sums, rtol=1e-4, atol=1e-4, err_msg=name)
     np.testing.assert_array_equal(scores.counts, wanted.counts)
     np.testing.assert_allclose(scores.calibration, wanted.calibration, atol=1e-4)
+
+
+def test_the_budget_for_logits_says_how_many_are_measured_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    student, teacher = pair()
+    asked, sizes, added = [], [], room.add
+
+    def most(budget_mb: int, vocabulary: int, copies: int) -> int:
+        asked.append((budget_mb, vocabulary, copies))
+        return budget_mb
+
+    def watch(totals: dict[str, torch.Tensor], chunk: room.Chunk, *rest: Any) -> None:
+        sizes.append(len(chunk.targets))
+        added(totals, chunk, *rest)
+
+    monkeypatch.setattr(room, "head_chunk", most)
+    monkeypatch.setattr(room, "add", watch)
+    data = packed_rows()
+    measure(student, teacher, data, range(4), micro_batch=4, device=CPU, head_budget_mb=5)
+    assert asked == [(5, len(student.whole_head.weight), room.COPIES)]
+    assert max(sizes) == 5
+    assert sum(sizes) == int(data.batch(range(4)).scored.sum())
 
 
 def test_padded_vocabularies_leave_metrics_as_they_were_and_their_mass_is_told() -> None:

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from limbeck.batch import Batch
+from limbeck.config import HEAD_BUDGET_MB
 from limbeck.divergences.kl import forward_kl
 from limbeck.evaluate.measure import Chunk, Documents, chunks
 from limbeck.evaluate.text import Tokenizer, left_context, text_of, token_text
@@ -54,6 +55,7 @@ def disagreements(
     rows: Sequence[int],
     *,
     count: int,
+    head_budget_mb: int = HEAD_BUDGET_MB,
 ) -> list[dict[str, Any]]:
     """The tokens with the largest forward KL, at most one a document, largest first.
 
@@ -64,7 +66,7 @@ def disagreements(
     with torch.no_grad(), evaluating(student):
         for start in range(0, len(rows), ROWS_AT_ONCE):
             batch = data.batch(rows[start : start + ROWS_AT_ONCE])
-            for chunk in chunks(student, teacher, batch.to(device)):
+            for chunk in chunks(student, teacher, batch.to(device), head_budget_mb):
                 for place in worst_places(chunk, batch):
                     old = worst.get(place.document)
                     if old is None or place.forward_kl > old.forward_kl:

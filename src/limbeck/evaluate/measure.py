@@ -11,11 +11,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from limbeck.batch import Batch
+from limbeck.config import HEAD_BUDGET_MB
 from limbeck.divergences.kl import forward_kl, reverse_kl
 from limbeck.divergences.total_variation import total_variation
 from limbeck.errors import ConfigError
 from limbeck.evaluate.scores import CALIBRATION_BINS, Scores
 from limbeck.models import CausalLM, evaluating
+from limbeck.objective.fused import even_chunk, head_chunk
 from limbeck.signals import (
     DenseLogits,
     DrawnTokens,
@@ -31,8 +33,8 @@ DIVERGENCES = {
     "reverse_kl": reverse_kl,
     "total_variation": total_variation,
 }
-CHUNK = 256
-"""Scored tokens whose logits exist at once."""
+COPIES = 8
+"""Arrays of as many logits as a chunk has that exist at once while it is measured, about."""
 
 
 @runtime_checkable
@@ -89,6 +91,7 @@ def measure(
     micro_batch: int,
     device: torch.device,
     reduce: Callable[[Tensor], Tensor] | None = None,
+    head_budget_mb: int = HEAD_BUDGET_MB,
 ) -> Scores:
     """Sums of every metric over the scored tokens of some rows, by document.
 
@@ -102,27 +105,32 @@ def measure(
         device: Where the models are.
         reduce: Sums a tensor over the ranks. Ranks with fewer rows keep in step with empty batches,
             as sharded models need every rank in every forward pass.
+        head_budget_mb: Memory for the logits that exist at once.
     """
     totals: dict[str, Tensor] = {}
     with torch.no_grad(), evaluating(student):
         for mine in in_step(rows, micro_batch, device, reduce):
             batch = data.batch(mine).to(device)
             documents = batch.documents().cpu()
-            for chunk in chunks(student, teacher, batch):
+            for chunk in chunks(student, teacher, batch, head_budget_mb):
                 add(totals, chunk, documents[chunk.window], data.num_documents)
     if reduce is not None:
         totals = {name: reduce(total.to(device)).cpu() for name, total in totals.items()}
     return as_scores({name: total.numpy() for name, total in totals.items()}, data)
 
 
-def chunks(student: CausalLM, teacher: Teacher | CausalLM, batch: Batch) -> Iterator[Chunk]:
+def chunks(
+    student: CausalLM, teacher: Teacher | CausalLM, batch: Batch, head_budget_mb: int
+) -> Iterator[Chunk]:
     """The scored tokens of a batch, in order; one empty chunk when there are none."""
     hidden, _ = student(batch)
     distribution = opinion(teacher, batch)
     targets, head = batch.targets(), student.whole_head
     dense = isinstance(distribution, DenseLogits | LazyLogits)
-    for start in range(0, max(len(targets), 1), CHUNK):
-        window = slice(start, start + CHUNK)
+    most = head_chunk(head_budget_mb, len(head.weight), COPIES)
+    size = max(even_chunk(len(targets), most), 1)
+    for start in range(0, max(len(targets), 1), size):
+        window = slice(start, start + size)
         logits = head(hidden[window])
         padded = student.padded_mass(logits)
         logits = logits[:, : student.vocabulary_size]

@@ -132,6 +132,9 @@ class ClosedForm(ChunkBody):
         """Sums of divergence and cross-entropy over a few rows, whose logits become gradient."""
         work = Outcomes(*(each[: len(logits)] for each in self.work))
         temperature = 1.0 if self.soft is None else self.soft.temperature
+        if logits.dtype == self.work.dtype and (temperature in {1, 2} or not self.has_hard):
+            # The logits themselves are not read again.
+            work = work._replace(student=logits)
         hard = -log_softmax_into(work.student, logits, temperature).gather(-1, targets)
         torch.softmax(work.student.clamp_min_(FLOOR), -1, out=work.student_mass)
         soft, slope, mass_weight = hard.new_zeros(1), work.teacher_mass, hard.new_zeros(1)

@@ -10,7 +10,9 @@ from typing import NamedTuple
 import torch
 
 from limbeck.batch import Batch
+from limbeck.config import HEAD_BUDGET_MB
 from limbeck.models import CausalLM, PreTrainedTokenizerBase, evaluating, plain_weights
+from limbeck.objective.fused import head_chunk
 from limbeck.proofs.case import POSITIONS, Case, shortened, spread
 from limbeck.proofs.proof import Proof
 from limbeck.signals import log_softmax
@@ -18,8 +20,8 @@ from limbeck.signals import log_softmax
 ROWS = 8
 """Rows, of the length proofs read, that both models are measured on."""
 
-CHUNK = 128
-"""Scored tokens whose logits exist at once."""
+COPIES = 4
+"""Arrays of as many logits as a chunk has that exist at once, about."""
 
 SHOWN = 160
 """Tokens of a row that are shown."""
@@ -41,8 +43,9 @@ def teacher_reads_better(case: Case) -> Proof:
     """The teacher predicts the user's text better than the student does; a warning if not."""
     rows = case.data.batch(spread(case.data.num_rows, ROWS))
     batches = [shortened(rows, POSITIONS).to(case.device)]
-    teacher, count = cross_entropy(case.teacher_model, batches)
-    student, _ = cross_entropy(case.student, batches)
+    budget = case.distiller.objective.head_budget_mb
+    teacher, count = cross_entropy(case.teacher_model, batches, budget)
+    student, _ = cross_entropy(case.student, batches, budget)
     guess = math.log(case.vocabulary.size)
     return Proof(
         "teacher reads the text better",
@@ -57,15 +60,18 @@ def teacher_reads_better(case: Case) -> Proof:
     )
 
 
-def cross_entropy(model: CausalLM, batches: Iterable[Batch]) -> tuple[float, int]:
+def cross_entropy(
+    model: CausalLM, batches: Iterable[Batch], head_budget_mb: int = HEAD_BUDGET_MB
+) -> tuple[float, int]:
     """Mean negative log-likelihood of the scored tokens, nats, and their number."""
     total, count = 0.0, 0
+    rows = head_chunk(head_budget_mb, model.vocabulary_size, COPIES)
     with torch.no_grad(), evaluating(model):
         for batch in batches:
             hidden, _ = model(batch)
             targets = batch.targets()[:, None]
-            for start in range(0, len(targets), CHUNK):
-                window = slice(start, start + CHUNK)
+            for start in range(0, len(targets), rows):
+                window = slice(start, start + rows)
                 logp = log_softmax(model.head(hidden[window]), 1.0)
                 total -= float(logp.gather(-1, targets[window]).sum())
             count += len(targets)

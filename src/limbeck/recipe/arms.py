@@ -176,7 +176,10 @@ class Bench:
 
 def judge_of(parts: Parts) -> Judge | None:
     """Who measures the students of a run; None without held-out text."""
-    return None if parts.held_out is None else Judge(parts.teacher, parts.held_out, parts.world)
+    if parts.held_out is None:
+        return None
+    budget = parts.config.memory.head_budget_mb
+    return Judge(parts.teacher, parts.held_out, parts.world, budget)
 
 
 def fingerprint(parts: Parts, arm: Arm) -> dict[str, Any]:

@@ -21,15 +21,19 @@ MEASURED_ROWS = 4
 class Judge:
     """Measures students against a teacher, whatever an objective asks of that teacher."""
 
-    def __init__(self, teacher: Teacher, held_out: HeldOut, world: World) -> None:
+    def __init__(
+        self, teacher: Teacher, held_out: HeldOut, world: World, head_budget_mb: int
+    ) -> None:
         """
         Args:
             teacher: With a model, or with the held-out windows recorded.
             held_out: The text, and which of it decides.
             world: The ranks, all of which measure together.
+            head_budget_mb: Memory for the logits that exist at once.
         """
         self._held_out = held_out
         self._world = world
+        self._head_budget_mb = head_budget_mb
         # A teacher that remembers answers some rank without a pass, and a sharded model needs all
         # ranks in every pass. Its model is asked, because an objective may need no distributions.
         # A store answers every rank by itself, and an objective may ask it for other things.
@@ -57,4 +61,5 @@ class Judge:
             micro_batch=MEASURED_ROWS,
             device=self._world.device,
             reduce=all_sum if size > 1 else None,
+            head_budget_mb=self._head_budget_mb,
         )

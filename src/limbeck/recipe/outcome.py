@@ -96,7 +96,13 @@ def places(
     per_second = speeds(both)
     return {
         "disagreements": disagreements(
-            student, teacher, parts.tokenizer, held_out.data, rows, count=NUM_DISAGREEMENTS
+            student,
+            teacher,
+            parts.tokenizer,
+            held_out.data,
+            rows,
+            count=NUM_DISAGREEMENTS,
+            head_budget_mb=parts.config.memory.head_budget_mb,
         ),
         "continuations": continuations(
             {"teacher": teacher, **students},
