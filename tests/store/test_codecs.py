@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from limbeck.divergences import divergences
 from limbeck.errors import ConfigError, DataError
 from limbeck.signals import FLOOR, DenseLogits, Samples, TopK, TopKSamples, UnevenTopK
 from limbeck.store import forms, levels, states
@@ -82,6 +83,24 @@ def both_sum(signal):
 
 def kept_ids(signal, vocabulary):
     return torch.zeros(len(signal.ids), vocabulary).bool().scatter(-1, signal.ids, True)
+
+
+@pytest.mark.parametrize("spec", [{"k": 32}, {"k": 256}, {"k": 1000, "least": 0.0005}])
+@pytest.mark.parametrize("apart", [0.0, 0.05, 1.0])
+@pytest.mark.parametrize("scale", [1.0, 3.0, 6.0])
+def test_stored_top_k_bounds_the_dense_divergence_up_to_its_rounding(spec, apart, scale):
+    """1e-5 nats for each token kept, where the student is the teacher and the dense one is 0."""
+    draw = torch.Generator().manual_seed(2)
+    logits = scale * torch.randn(100, 2000, generator=draw)
+    student = logits + apart * torch.randn(logits.shape, generator=draw)
+    read, back = there_and_back({"type": "top_k", **spec}, logits)
+    stored, dense = back.compare(student, 1.0), DenseLogits(logits).compare(student, 1.0)
+    kept = float((read.compare(student, 1.0).teacher > FLOOR).sum(-1).float().mean())
+    rounding = {"total_variation": kept**0.5 / 448}
+    for name in ("forward_kl", "reverse_kl", "jensen_shannon", "total_variation"):
+        divergence = divergences.bind(name, "divergence")
+        low, high = (divergence(pair.student, pair.teacher).mean() for pair in (stored, dense))
+        assert low <= high + rounding.get(name, 1e-5 * kept), name
 
 
 def test_a_certain_teacher_keeps_finite_numbers():

@@ -92,13 +92,59 @@ def test_vllm_lines_become_a_store_one_position_on(tmp_path):
         ({"top_values": [[-1.0, -2.0, -3.0, 4.0]] * 8}, "must be numbers of at most 0"),
         ({"top_values": [[-1.0, -2.0, -3.0]] * 8}, "form.k is 4, and a position has 3 tokens"),
         ({"token_ids": [[1, 2, 3, 4]] * 5}, "must have top tokens at 8 positions.*got 5 and 8"),
+        (
+            {"input_ids": None},
+            r"a\.parquet, row 0: tokens, ids and log-probabilities must be lists",
+        ),
+        ({"token_ids": 3}, "must be lists"),
+        ({"input_ids": ["a"] * 9}, "tokens must be 9 whole numbers"),
+        ({"input_ids": [2**40] * 9}, "from 0 to 299.*got 2,147,483,647"),
+        ({"labels": [1, 2]}, "row 0: labels must be 9 whole numbers"),
+        ({"token_ids": [["a"] * 4] * 8}, "token ids must be 8 x 4 whole numbers"),
     ],
 )
 def test_wrong_rows_are_refused(change, told, tmp_path):
     write_parquet(tmp_path / "a.parquet", [parquet_rows([1])[0] | change])
     with pytest.raises(DataError, match=told):
         import_store(tmp_path / "a.parquet", tmp_path / "out", header({"type": "top_k", "k": K}))
-    assert [p.name for p in (tmp_path / "out").iterdir()] == ["store.json"]
+    assert [p.name for p in tmp_path.iterdir()] == ["a.parquet"]
+
+
+LINE = json.loads(vllm_line(1))
+TOP = {str(i): {"logprob": -3.0} for i in range(K)}
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"labels": [1, 2]}, r"a\.jsonl:2: labels must be 9 whole numbers"),
+        ({"labels": "no labels"}, "labels must be 9 whole numbers"),
+        ({"labels": [None] * 9}, "labels must be 9 whole numbers"),
+        ({"prompt_token_ids": [2**40] * 9}, "from 0 to 299"),
+        ({"prompt_token_ids": [1.5] * 9}, "tokens must be 9 whole numbers"),
+        ({"prompt_token_ids": [[1]] * 9}, "tokens must be 9 whole numbers"),
+        (
+            {"prompt_logprobs": [None, *[{str(int(i) + 2**70): v for i, v in TOP.items()}] * 8]},
+            "token ids must be 8 x 4 whole numbers",
+        ),
+    ],
+)
+def test_wrong_lines_are_refused_and_nothing_is_left(change, told, tmp_path):
+    (tmp_path / "a.jsonl").write_text(f"{vllm_line(2)}\n{json.dumps(LINE | change)}")
+    with pytest.raises(DataError, match=told):
+        import_store(tmp_path / "a.jsonl", tmp_path / "out", header({"type": "top_k", "k": K}))
+    assert [p.name for p in tmp_path.iterdir()] == ["a.jsonl"]
+
+
+def test_other_files_are_another_store_and_a_folder_that_holds_one_is_refused(tmp_path):
+    told = header({"type": "top_k", "k": K})
+    (tmp_path / "a.jsonl").write_text(vllm_line(1))
+    (tmp_path / "b.jsonl").write_text(vllm_line(2))
+    one, other = (import_store(tmp_path / f"{n}.jsonl", tmp_path / n, told) for n in "ab")
+    assert one.differences({"data": other.data})
+    with pytest.raises(ConfigError, match=r"needs a new folder, and .* holds something"):
+        import_store(tmp_path / "b.jsonl", tmp_path / "a", told)
+    assert_taught(Store.open(tmp_path / "a"), 1)
 
 
 def test_wrong_files_are_refused(tmp_path):

@@ -165,6 +165,5 @@ def take_in(
         sequence_length=sequence_length,
         limbeck=__version__,
     )
-    made = import_store(source, output, header)
-    put_tokenizer(output, theirs)
+    made = import_store(source, output, header, lambda folder: put_tokenizer(folder, theirs))
     typer.echo(f"{output} has {made.num_shards} shard(s).")
