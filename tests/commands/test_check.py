@@ -155,3 +155,14 @@ def test_adapters_are_proven_and_planned_as_they_are_trained(tmp_path):
     plan = told["plan"]
     assert 0 < plan["trained_parameters"] < plan["parameters"]["student"] / 4
     assert plan["memory_bytes"]["gradients"] == 4 * plan["trained_parameters"]
+
+
+def test_weights_that_are_shared_are_planned_once(tmp_path):
+    overrides = ("student={type: shared}", "trainable.lora={rank: 2}", EVALUATE)
+    told = json.loads(run(write_recipe(tmp_path), "--json", *overrides))
+    assert told["holds"]
+    plan = told["plan"]
+    assert plan["memory_bytes"]["student"] == 4 * plan["trained_parameters"]
+    assert plan["disk"]["checkpoint_bytes"] == 12 * plan["trained_parameters"]
+    (same,) = [p for p in told["proofs"] if p["name"] == "student differs from the teacher"]
+    assert same["found"].startswith("the same weights")

@@ -3,13 +3,17 @@
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed.device_mesh import init_device_mesh
 from transformers import AutoModelForCausalLM
 
 import limbeck
 from limbeck.distributed import World
+from limbeck.distributed.ranks import group_of_one
 from limbeck.errors import ConfigError
 from limbeck.models import ModelSource, load_model
 from limbeck.recipe.parts import gather_parts
+from limbeck.train import train_step
+from tests.distributed.processes import live
 from tests.recipe.house import steps_of, write_recipe
 from tests.recipe.test_trainable import stopping_after
 from tests.train.toy import Listener
@@ -92,3 +96,27 @@ def test_a_copy_begins_as_its_teacher(tmp_path):
     arms = outcome.evaluation["arms"]
     assert arms["initial"]["forward_kl"]["value"] == pytest.approx(0, abs=1e-6)
     assert arms["distilled"]["cross_entropy"]["value"] < arms["teacher"]["cross_entropy"]["value"]
+
+
+def alone_on_a_mesh(path):
+    with group_of_one("gloo"):
+        here = World(0, 1, torch.device("cpu"), init_device_mesh("cpu", (1,)))
+        config = limbeck.load(path, list(SHARED))
+        parts = gather_parts(config, here)
+        distiller = parts.distiller(parts.take_student(path), config.objective)
+        batch = parts.data.batch([0, 1])
+        optimizer = torch.optim.SGD([p for p in distiller.parameters() if p.requires_grad], lr=0.1)
+        teacher = parts.teacher
+        before = teacher.signal(batch).distribution
+        outcome = train_step(distiller, teacher, [optimizer], [batch], here)
+        assert outcome.is_finite
+        after = teacher.signal(batch).distribution
+        assert torch.equal(before.head(before.hidden), after.head(after.hidden))
+        both = {p.data_ptr() for p in teacher.model.parameters()}
+        assert both <= {p.data_ptr() for p in distiller.parameters()}
+
+
+@pytest.mark.slow
+def test_on_a_mesh_of_one_the_weights_are_one_copy_too(tmp_path):
+    """What a single GPU runs."""
+    assert live(alone_on_a_mesh, write_recipe(tmp_path)) == 0

@@ -231,7 +231,8 @@ def state_bytes(distiller: Distiller, optim: OptimConfig) -> int:
         case "sgd":
             return whole if optim.momentum else 0
         case "muon":
-            blocks = [p for p in distiller.student.blocks.parameters() if p.ndim == 2]
+            matrices = (p for p in distiller.student.blocks.parameters() if p.ndim == 2)
+            blocks = [p for p in matrices if p.requires_grad]
             return 2 * whole - sum(p.numel() * p.element_size() for p in blocks)
         case "adafactor":  # a row and a column of each matrix
             numbers = [sum(p.shape) if p.ndim > 1 else p.numel() for p in trained]
