@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -21,6 +20,8 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+
+from head.measure import resident_mb
 
 from limbeck.batch import Batch
 from limbeck.config import RunConfig
@@ -36,6 +37,7 @@ FORMS = {
     "samples": {"type": "samples", "num_draws": 50},
     "hidden": {"type": "hidden"},
 }
+STUDENT = "student"
 LAYERS = [0, 1, 2, 8, 9, 10, 11, 20, 21, 22, 23, 24, 27, 28, 29]
 
 
@@ -53,6 +55,10 @@ def main() -> None:
                 done = recording.record((0, 1), None, lambda: None)
                 per_second = done.scored / (time.perf_counter() - began)
             print(f"recorded {form}: {done.scored:,} tokens, {per_second:,.0f} a second")
+        # Cut once, so that no measured process ever opens the teacher's weights.
+        with assemble(config(folder, arguments.teacher, "top_k", stored=True)) as run:
+            assert run.parts.student is not None
+            run.parts.publish_student(run.parts.student.model, folder / STUDENT)
         ratios = alternate(folder, arguments.teacher, arguments.rounds)
         for form, found in ratios.items():
             spread = f"{min(found):.3f} to {max(found):.3f}"
@@ -61,7 +67,7 @@ def main() -> None:
             command = [sys.executable, __file__, "--teacher", arguments.teacher]
             command += ["--one", way, "--folder", name]
             done_ = subprocess.run(command, capture_output=True, text=True, check=True)
-            print(f"{way:14} peak {json.loads(done_.stdout.splitlines()[-1]):,.0f} MB")
+            print(f"{way:14} peak {float(done_.stdout.splitlines()[-1]):,.0f} MB")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -76,9 +82,13 @@ def parser() -> argparse.ArgumentParser:
 
 def config(folder: Path, teacher: str, form: str, *, stored: bool = False) -> RunConfig:
     """The recipe of a recording, or of a run that learns from it."""
+    cut = folder / STUDENT
+    student = {"type": "depth", "path": teacher, "layers": LAYERS}
+    if cut.exists():
+        student = {"type": "pretrained", "path": str(cut)}
     recipe = {
         "teacher": {"type": "online", "path": teacher},
-        "student": {"type": "depth", "path": teacher, "layers": LAYERS},
+        "student": student,
         "data": {
             "type": "text",
             "path": str(corpus_path("train")),
@@ -147,7 +157,7 @@ def one_process(way: str, folder: Path, teacher: str) -> None:
         parts.teacher.ask(distiller.objective.needs)
         for turn in range(3):
             step(distiller, parts.teacher, parts.data.batch([2 * turn, 2 * turn + 1]))
-    print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+    print(resident_mb("VmHWM"))
 
 
 if __name__ == "__main__":
