@@ -1,6 +1,6 @@
 """Seeds one bug after another, and sees whether the law that should catch it does.
 
-    python benchmarks/mutations.py [--check] [--only WORD] [--workers 2]
+    python benchmarks/mutations.py [--check] [--only WORD] [--since COMMIT]
 
 Each bug runs its own test in a copy of the tree, in a process forked from one that has loaded torch
 already. A bug counts as caught when its test fails; a test that cannot be collected, or a bug whose
@@ -13,6 +13,7 @@ import argparse
 import multiprocessing
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -119,6 +120,18 @@ def report(found: list[Verdict], seconds: float) -> str:
     return "\n".join(lines) + "\n"
 
 
+def tests_file(mutation: Mutation) -> str:
+    """Where the test stands that should turn red."""
+    return "tests/" + mutation.test.partition("::")[0]
+
+
+def changed_since(commit: str) -> set[str]:
+    """Files that are not as they were."""
+    command = ["git", "diff", "--name-only", commit]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
 def check() -> int:
     """Name every bug that fits no more; 1 if there is one."""
     problems = [(each, misfit(each)) for each in MUTATIONS]
@@ -134,6 +147,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="only look whether every bug fits")
     parser.add_argument("--only", default="", help="a word of the test's, file's or bug's name")
+    parser.add_argument("--since", help="only bugs whose file or test changed since this commit")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
     options = parser.parse_args()
@@ -145,6 +159,9 @@ def main() -> int:
 
     torch.set_num_threads(1)
     chosen = [m for m in MUTATIONS if any(options.only in each for each in (m.test, m.file, m.bug))]
+    if options.since:
+        changed = changed_since(options.since)
+        chosen = [m for m in chosen if changed & {f"src/limbeck/{m.file}", tests_file(m)}]
     started = time.perf_counter()
     found = []
     forks = multiprocessing.get_context("fork")
@@ -158,7 +175,7 @@ def main() -> int:
         for each in pool.imap(verdict, chosen, 1):
             found.append(each)
             print(f"{each.text:8} {each.mutation.test}: {each.mutation.bug}", flush=True)
-    if not options.only:
+    if not options.only and not options.since:
         options.results.mkdir(parents=True, exist_ok=True)
         path = options.results / "mutations.md"
         path.write_text(report(found, time.perf_counter() - started), encoding="utf-8")

@@ -16,7 +16,9 @@ from limbeck.objective import DistillationLoss
 from limbeck.signals import Head
 
 PAGE = (Path(__file__).parents[2] / "docs" / "loss-library.md").read_text()
-LOOP, HEAD, ACCUMULATION, TRAINER, TRL = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+LOOP, HEAD, ACCUMULATION, TRAINER, TRL, OBJECTIVE = re.findall(
+    r"```python\n(.*?)```", PAGE, re.DOTALL
+)
 VOCABULARY, LENGTH = 40, 12
 close = torch.testing.assert_close
 
@@ -93,6 +95,38 @@ def test_the_plain_loop_and_its_accumulation_train_as_full_logits_do():
         not torch.equal(a, b)
         for a, b in zip(tiny(1, 1, 8).parameters(), student.parameters(), strict=True)
     )
+
+
+def test_an_objective_of_ones_own_is_what_its_parts_say():
+    """A recorded teacher, a weight that grows, token weights, half of the positions; two steps."""
+    student, teacher, rows = tiny(1, 1, 8), tiny(2, 2, 16), texts(6)
+    other, first_step = copy.deepcopy(student), 40
+    batches = [together(rows[:3]), together(rows[3:])]
+    for batch in batches:
+        batch["weights"] = torch.rand(batch["labels"][:, 1:].shape)
+    space = {"student": student, "teacher": teacher, "batches": batches, "first_step": first_step}
+    exec(OBJECTIVE, space | {"optimizer": torch.optim.SGD(student.parameters(), lr=0.5)})
+    optimizer = torch.optim.SGD(other.parameters(), lr=0.5)
+    for step, batch in enumerate(batches, start=first_step):
+        scored = batch["labels"][:, 1:] != -100
+        targets, weights = batch["labels"][:, 1:][scored], batch["weights"][scored]
+        logits = other(batch["input_ids"]).logits[:, :-1][scored]
+        with torch.no_grad():
+            teacher_logits = teacher(batch["input_ids"]).logits[:, :-1][scored]
+        p = (teacher_logits / 2).softmax(-1)
+        kept = p.topk(8).indices
+        p, q = (
+            torch.cat([each.gather(-1, kept), 1 - each.gather(-1, kept).sum(-1, True)], -1)
+            for each in (p, (logits / 2).softmax(-1))
+        )
+        chosen = (-(p * p.log()).sum(-1)).topk(-(-len(targets) // 2)).indices
+        soft = 4 * (q * (q / p).log()).sum(-1)
+        hard = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+        loss = ((0.7 * soft + 0.3 * step / 100 * hard) * weights)[chosen].mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert_same_weights(student, other)
 
 
 def test_a_trainer_of_transformers_trains_as_full_logits_do(tmp_path):
