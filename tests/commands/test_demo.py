@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from limbeck.commands import demo_store
 from limbeck.commands.demo import configure, what_is_there
 from limbeck.config import dump
 from limbeck.errors import ConfigError
@@ -37,3 +38,12 @@ def test_a_run_that_is_no_demo_is_never_thrown_away(tmp_path):
     recipe.write_text(recipe.read_text().replace(config.data.path, "years/of/work.jsonl"))
     with pytest.raises(ConfigError, match=r"years/of/work\.jsonl"):
         what_is_there(config)
+
+
+def test_the_second_act_takes_as_many_steps_as_are_asked_for(tmp_path):
+    told = [demo_store.configure(Path("teacher"), tmp_path, steps) for steps in (None, 30)]
+    assert [config.optim.steps for config in told] == [8, 30]
+    students = [demo_store.learner(told[1], t) for t in demo_store.TEMPERATURES]
+    assert {each.teacher["path"] for each in students} == {str(tmp_path / "store")}
+    assert len({each.output for each in students}) == 2
+    assert told[1].record.form["temperatures"] == list(demo_store.TEMPERATURES)

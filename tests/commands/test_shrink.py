@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from limbeck.commands.shrink import require_new, require_one_size
-from limbeck.errors import ConfigError
+from limbeck.errors import ConfigError, StorageError
 from tests.commands.test_commands import limbeck
 from tests.recipe.house import write_model, write_texts
 from tests.tokenizers.small import small
@@ -55,6 +55,12 @@ def test_an_output_is_asked_for_but_not_by_a_plan(tmp_path):
         require_new(None, plan=False)
     require_new(None, plan=True)
     require_new(tmp_path, plan=False)
+    with pytest.raises(ConfigError, match="A plan writes nothing"):
+        require_new(tmp_path / "new", plan=True)
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match="file is none"):
+        require_new(tmp_path / "file" / "new", plan=False)
+    require_new(tmp_path / "a" / "b", plan=False)
 
 
 def test_the_demo_leaves_out_what_the_recorded_choice_takes_out_first():

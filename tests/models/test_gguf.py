@@ -22,9 +22,14 @@ NAMES = {
 }
 
 
-def write_gguf(path, layers=2, width=32):
+def add_words(writer):
+    """A list of tokens, and no tokenizer."""
+    writer.add_token_list([f"w{i}" for i in range(96)])
+
+
+def write_gguf(path, layers=2, width=32, vocabulary=96, add_tokens=add_words):
     """A tiny Llama as llama.cpp would write it, its matrices in 4 bits."""
-    model = tiny_llama(layers, width)
+    model = tiny_llama(layers, width, vocabulary=vocabulary)
     writer = GGUFWriter(path, "llama")
     writer.add_block_count(layers)
     writer.add_context_length(64)
@@ -34,8 +39,8 @@ def write_gguf(path, layers=2, width=32):
     writer.add_head_count_kv(2)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_freq_base(10000.0)
-    writer.add_vocab_size(96)
-    writer.add_token_list([f"w{i}" for i in range(96)])
+    writer.add_vocab_size(vocabulary)
+    add_tokens(writer)
     for name, tensor in model.hf_model.state_dict().items():
         own = name.removesuffix(".weight")
         own = {

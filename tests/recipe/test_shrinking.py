@@ -82,6 +82,10 @@ def test_a_run_maps_a_shrunk_student_to_the_layers_it_kept(bench, tmp_path):
         dtype=torch.float32,
     )
     assert make(Origin(other, bench.tokenizer, CPU)).layer_map == LayerMap.uniform(3, 3)
+    known = {"layers": bench.teacher.num_layers, "family": bench.teacher.family}
+    recorded = Origin(None, bench.tokenizer, CPU, recorded=known)
+    assert make(recorded).layer_map == student.layer_map
+    assert make(Origin(None, bench.tokenizer, CPU)).layer_map == LayerMap(())
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"made": {"layers_kept": ["x"]}}'])

@@ -8,15 +8,20 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 
 from limbeck.errors import ConfigError, DataError, StorageError, TryLaterError
-from limbeck.recipe import Recording, load
+from limbeck.recipe import Recording, assemble, load
 from limbeck.recording import own_shards, parse_part, plan_shards, require_room, window_of
 from limbeck.recording.plan import passes
-from limbeck.store import Store, read_header
+from limbeck.store import Store, read_header, verify
+from tests.models.test_gguf import write_gguf
+from tests.recipe.house import write_model
 from tests.recipe.recordings import contents, record, recorded, recording_recipe
+from tests.tokenizers.small import backend, small
+from tests.tokenizers.test_load import add_small
 
 TOP_K = {"type": "top_k", "k": 8, "temperatures": [2.0, 1.0]}
 SAMPLES = {"type": "samples", "num_draws": 20, "temperature": 2.0}
@@ -92,6 +97,31 @@ def test_another_teacher_does_not_go_on_with_a_store(tmp_path):
         record(load(path, ["record.form.k=9"]))
     with pytest.raises(DataError, match="seed: 0 in the store, 1 wanted"):
         record(load(path, ["seed=1"]))
+
+
+def test_a_teacher_in_a_gguf_file_is_recorded_and_learnt_from_without_it(tmp_path):
+    file = tmp_path / "teacher.gguf"
+    size = 1 + backend().get_vocab_size()  # transformers' reader adds a token to it
+    write_gguf(file, vocabulary=size, add_tokens=partial(add_small, pre="smollm"))
+    path = recorded(tmp_path, TOP_K, teacher={"path": str(file)}, student={"layers": [0, 1]})
+    store = Store.open(tmp_path / "store")
+    facts = store.header.teacher
+    assert (facts["name"], facts["layers"], len(facts["weights_sha256"])) == (str(file), 2, 64)
+    assert verify(tmp_path / "store") == []
+    overrides = [f"teacher={{type: stored, path: {tmp_path / 'store'}}}", f"student.path={file}"]
+    with assemble(load(path, overrides)) as run:
+        assert run.parts.teacher.model is None
+        signal = run.parts.teacher.signal(run.parts.data.batch([0]))
+        assert len(signal.distribution.ids) == int(run.parts.data.batch([0]).scored.sum())
+
+
+def test_a_tokenizer_with_more_ids_than_the_teacher_has_rows_is_refused(tmp_path):
+    path = recording_recipe(tmp_path, TOP_K)
+    shutil.rmtree(tmp_path / "teacher")
+    write_model(tmp_path / "teacher", rows=len(small()) - 1)
+    with pytest.raises(ConfigError, match=r"must have a row for each of the 320 token ids"):
+        Recording(load(path))
+    assert not (tmp_path / "store").exists()
 
 
 def test_a_store_names_every_option_of_its_form(tmp_path):

@@ -16,17 +16,25 @@ from tests.tokenizers.small import backend, small
 
 def write_gguf(path: Path, pre: str) -> None:
     """A GGUF file with the small tokenizer and no weights."""
-    model = backend()
-    vocabulary = model.get_vocab()
-    tokens = sorted(vocabulary, key=lambda token: vocabulary[token])
-    merges = [" ".join(pair) for pair in json.loads(model.to_str())["model"]["merges"]]
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(96)
     writer.add_embedding_length(32)
     writer.add_block_count(2)
     writer.add_feed_forward_length(64)
     writer.add_head_count(2)
-    writer.add_vocab_size(len(tokens))
+    writer.add_vocab_size(backend().get_vocab_size())
+    add_small(writer, pre)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+
+
+def add_small(writer: gguf.GGUFWriter, pre: str) -> None:
+    """The small tokenizer, as llama.cpp keeps one."""
+    model = backend()
+    vocabulary = model.get_vocab()
+    tokens = sorted(vocabulary, key=lambda token: vocabulary[token])
+    merges = [" ".join(pair) for pair in json.loads(model.to_str())["model"]["merges"]]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(pre)
     writer.add_token_list(tokens)
@@ -35,9 +43,6 @@ def write_gguf(path: Path, pre: str) -> None:
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(0)
     writer.add_pad_token_id(0)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.close()
 
 
 def test_a_saved_folder_loads_as_what_was_saved(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def demo(
     if act == 2:
         from limbeck.commands.demo_store import second_act  # noqa: PLC0415  (only here)
 
-        second_act(console, say, teacher, output or Path("runs/demo-store"))
+        second_act(console, say, teacher, output or Path("runs/demo-store"), steps)
         return
     show_dark_knowledge(console, teacher)
     config = configure(teacher, output or Path("runs/demo"), steps)

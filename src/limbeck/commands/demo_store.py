@@ -21,7 +21,7 @@ TEMPERATURES = (1.0, 2.0)
 Say = Callable[[Console, str, str], None]
 
 
-def second_act(console: Console, say: Say, teacher: Path, output: Path) -> None:
+def second_act(console: Console, say: Say, teacher: Path, output: Path, steps: int | None) -> None:
     """Record the teacher, then train two students from the store.
 
     Args:
@@ -29,10 +29,11 @@ def second_act(console: Console, say: Say, teacher: Path, output: Path) -> None:
         say: Writes a heading and what there is to understand about it.
         teacher: The teacher's folder.
         output: Folder of the store and of both runs.
+        steps: Of each student; the recipe's own by default.
     """
     from limbeck.recipe import Recording, assemble  # noqa: PLC0415  (help need not load torch)
 
-    config = configure(teacher, output)
+    config = configure(teacher, output, steps)
     say(
         console,
         "2. Recorded once",
@@ -46,8 +47,8 @@ def second_act(console: Console, say: Say, teacher: Path, output: Path) -> None:
     say(
         console,
         "3. Two students, no teacher",
-        "Both learn from the store, one at each temperature. The teacher's model is not loaded, "
-        "and a step needs no pass of it.",
+        "Both learn from the store, one at each temperature. They are cut out of the teacher's "
+        "weights, which are let go then: no step needs a pass of it.",
     )
     arms: dict[str, Any] = {}
     for temperature in TEMPERATURES:
@@ -59,12 +60,12 @@ def second_act(console: Console, say: Say, teacher: Path, output: Path) -> None:
         console,
         "4. What they learnt",
         "On held-out text, recorded in the same store. A top-k store gives a lower bound of the "
-        "distance to the teacher. Eight steps are few: the first act's student learns longer.",
+        "distance to the teacher, up to rounding. The first act's student learns longer.",
     )
     console.print(table(arms))
 
 
-def configure(teacher: Path, output: Path) -> RunConfig:
+def configure(teacher: Path, output: Path, steps: int | None) -> RunConfig:
     """The recipe that ships with the second act, with this machine's paths in it."""
     from limbeck.data import corpus_path  # noqa: PLC0415  (help need not load torch)
     from limbeck.recipe import load  # noqa: PLC0415
@@ -77,6 +78,8 @@ def configure(teacher: Path, output: Path) -> RunConfig:
         f"record.output={output / 'store'}",
         f"output={output}",
     ]
+    if steps is not None:
+        overrides.append(f"optim.steps={steps}")
     with as_file(files("limbeck.commands") / "recipes" / "demo_store.yaml") as recipe:
         return load(recipe, overrides)
 

@@ -72,7 +72,7 @@ def record(
         if is_main and as_json:
             typer.echo(json.dumps({**asdict(done), "store": str(done.store), "budget": told}))
         elif is_main:
-            missing = f", {done.left} still missing" if done.left else ""
+            missing = f", {done.left} not there yet" if done.left else ""
             typer.echo(
                 f"store    {done.store}\n"
                 f"shards   {done.recorded} recorded now, {done.shards} in all{missing}\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -12,7 +13,7 @@ from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
-from limbeck.errors import ConfigError
+from limbeck.errors import ConfigError, StorageError
 
 if TYPE_CHECKING:
     from rich.status import Status
@@ -154,17 +155,28 @@ def require_one_size(asked: Mapping[str, Any], *, shape: str, by: str, plan: boo
 
 
 def require_new(output: Path | None, *, plan: bool) -> None:
-    """Refuse an output that is missing, or would be written over, before anything is measured.
+    """Refuse an output that cannot be, or would be written over, before anything is measured.
 
     Raises:
-        ConfigError: It is.
+        ConfigError: It is missing, or there already; or a plan is to write something.
+        StorageError: It may not be written.
     """
+    if plan and output is not None:
+        raise ConfigError(
+            f"A plan writes nothing, and --output {output} was given. Leave out one of the two."
+        )
     if plan:
         return
     if output is None:
         raise ConfigError("--output must name a folder for the student. Or ask for a --plan only.")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError(f"--output must be new, and {output} holds something. Choose another.")
+    above = next(place for place in (output, *output.absolute().parents) if place.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise StorageError(
+            f"--output must be in a folder that can be written, and {above} is none. Choose "
+            "another place."
+        )
 
 
 def target_of(bench: Bench, asked: Mapping[str, Any]) -> int:

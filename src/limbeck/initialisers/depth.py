@@ -186,7 +186,8 @@ def even_layers(keep: int, num_layers: int) -> tuple[int, ...]:
     """
     if not 1 <= keep <= num_layers:
         raise ConfigError(
-            f"keep must be between 1 and the teacher's {num_layers} layers, got {keep}. Lower it."
+            f"A student keeps between 1 and the teacher's {num_layers} layers, got {keep}. Ask for "
+            "so many."
         )
     return tuple(teacher for _, teacher in LayerMap.uniform(keep, num_layers).pairs)
 

@@ -34,7 +34,7 @@ from limbeck.recording import (
 from limbeck.registry import type_of
 from limbeck.store import StoreHeader, require_store_or_new, shard_name, written_out
 from limbeck.teachers import Place, teachers
-from limbeck.tokenizers import template_hash, tokenizer_hash
+from limbeck.tokenizers import prove_same_vocabulary, template_hash, tokenizer_hash
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,9 @@ class Recording:
                 "teacher: a recording needs a teacher that can read, and this one is a store "
                 "already. Use `type: online`."
             )
-        model.vocabulary_size = min(1 + max(tokenizer.get_vocab().values()), model.vocabulary_rows)
+        rows = model.vocabulary_rows
+        proof = prove_same_vocabulary(tokenizer, tokenizer, student_rows=rows, teacher_rows=rows)
+        model.vocabulary_size = proof.size
         self.model: CausalLM = model
         self.tokenizer: PreTrainedTokenizerBase = tokenizer
         self.plan: Plan = self._plan(shortest(model))

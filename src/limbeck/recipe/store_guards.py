@@ -81,7 +81,7 @@ def require_covered(
     if recorded != vocabulary.size:
         raise ConfigError(
             f"vocabulary_size: {recorded:,} in the store {store.path}, and student and teacher "
-            f"share {vocabulary.size:,} tokens. Record again with this student in the recipe."
+            f"share {vocabulary.size:,} tokens. Record again with the tokenizer they share."
         )
     require_windows(store, data, range(len(data.windows)), "data")
     if held_out is not None:
