@@ -21,7 +21,7 @@ def test_student_is_the_saved_model_with_its_own_tokenizer(tmp_path):
 
 
 def test_every_initialiser_explains_itself():
-    assert initialisers.names() == ["depth", "pretrained", "random", "width"]
+    assert initialisers.names() == ["copy", "depth", "pretrained", "random", "shared", "width"]
     assert all(initialisers.describe(name) for name in initialisers.names())
 
 

@@ -215,7 +215,7 @@ def test_the_facts_name_the_model_and_what_was_kept_of_it(hidden):
     facts = dict(stored.facts)
     told = facts.pop("recorded")
     assert facts == dict(parts.teacher.facts)
-    assert told["form"] == {"type": "hidden"}
+    assert told["form"] == {"type": "hidden", "precision": "exact"}
     assert stored.model is None
     assert "stored" in teachers.names()
     assert isinstance(stored.signal(parts.data.batch([0])).distribution, LazyLogits)
