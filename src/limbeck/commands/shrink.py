@@ -51,7 +51,10 @@ Text = Annotated[
 ]
 Vocabulary = Annotated[
     list[str] | None,
-    typer.Option(help="Keep the tokens these data use; may be repeated.", show_default=False),
+    typer.Option(
+        help="Keep the tokens these data use, or a vocabulary.json says; repeatable.",
+        show_default=False,
+    ),
 ]
 Plan = Annotated[
     bool, typer.Option("--plan", help="Propose three shapes, measured; write nothing.")
@@ -98,26 +101,24 @@ def shrink(
     require_new(output, plan=plan)
     from limbeck.data import corpus_path  # noqa: PLC0415  (help need not load torch)
     from limbeck.models import ModelSource  # noqa: PLC0415
+    from limbeck.recipe.trimming import is_table  # noqa: PLC0415
 
     place = Place(
         ModelSource(teacher, revision, trust_remote_code),
         kind=data_type,
-        data=data or next(iter(trimmed), str(corpus_path("train"))),
+        data=data or next((p for p in trimmed if not is_table(p)), str(corpus_path("train"))),
         tokens=tokens,
         device=device,
         vocabulary=trimmed,
     )
     with Console(stderr=True).status("Loading the teacher ...") as status:
-        if trimmed and not plan and not any(v is not None for v in asked.values()):
+        if plan:
+            told: Outcome = propose(place.bench(), asked, way, status)
+        elif all(value is None for value in asked.values()):
             told = trim_only(place, output, status)
         else:
             bench = place.bench()
-            spec = None if plan else spec_of(bench, asked, shape, way)
-            told = (
-                propose(bench, asked, way, status)
-                if spec is None
-                else make(bench, spec, output, status)
-            )
+            told = make(bench, spec_of(bench, asked, shape, way), output, status)
     typer.echo(json.dumps(told.plain)) if as_json else Console().print(told.shown)
 
 
@@ -293,12 +294,12 @@ def vocabulary_told(trimming: Trimming) -> str:
     """What became of a vocabulary."""
     facts, mass = trimming.facts, trimming.facts["mass"]
     whole, left = trimming.teacher.model, trimming.model
+    used = f", {facts['used']:,} of them used by the data" if "used" in facts else ""
     return (
-        f"{facts['kept']:,} of {facts['of']:,} tokens kept, {facts['used']:,} of them used by the "
-        f"data, which are read as before; {left.num_parameters:,} of {whole.num_parameters:,} "
-        f"parameters, a head of {left.width} x {left.vocabulary_rows:,}.\nOf the whole teacher's "
-        f"probability {mass['kept']:.2%} is on them, at {mass['tokens']:,} positions of "
-        f"{mass['text']} ({mass['nats']:.4f} nats)."
+        f"{facts['kept']:,} of {facts['of']:,} tokens kept{used}; {left.num_parameters:,} of "
+        f"{whole.num_parameters:,} parameters, a head of {left.width} x {left.vocabulary_rows:,}.\n"
+        f"Of the whole teacher's probability {mass['kept']:.2%} is on them, at {mass['tokens']:,} "
+        f"positions of {mass['text']} ({mass['nats']:.4f} nats)."
     )
 
 

@@ -14,7 +14,7 @@ import torch
 from limbeck import __version__
 from limbeck.config import DataConfig
 from limbeck.data import TextData, load_data
-from limbeck.errors import ConfigError
+from limbeck.errors import ConfigError, DataError
 from limbeck.files import publish, sha256, write_text
 from limbeck.initialisers import InitialStudent
 from limbeck.initialisers.calibration import rows_of, windows
@@ -40,6 +40,7 @@ from limbeck.tokenizers import (
     load_tokenizer,
     prove_same_vocabulary,
     tokenizer_hash,
+    tokens_by_id,
     trimmed_tokenizer,
 )
 
@@ -48,6 +49,10 @@ LENGTH = 256
 
 TABLE = "vocabulary.json"
 """Beside a trimmed model: the old id of each of its tokens."""
+
+
+PROVEN = 64
+"""Tokens on which a trimmed model is compared with the whole one."""
 
 
 class Teacher(NamedTuple):
@@ -140,31 +145,90 @@ def trim(teacher: Teacher, paths: Sequence[str], kind: str) -> Trimming:
 
     Args:
         teacher: Not changed.
-        paths: The data, at least one.
-        kind: How a row of them reads, as `data.type` of a recipe.
+        paths: The data, at least one; or the vocabulary.json of a model that was trimmed before.
+        kind: How a row of the data reads, as `data.type` of a recipe.
 
     Raises:
         ConfigError: The tokenizer or the model cannot be trimmed, or would read the data otherwise.
+        DataError: A vocabulary.json is damaged.
     """
-    whole, limit = teacher.model, teacher.model.max_positions
+    if any(is_table(path) for path in paths):
+        return trim_alike(teacher, paths)
+    size, limit = teacher.model.vocabulary_size, teacher.model.max_positions
     before = [read(path, kind, teacher.tokenizer, limit) for path in paths]
     used = {int(i) for text in before for i in np.unique(text.tokens)}
-    size = whole.vocabulary_size
-    kept = kept_tokens(teacher.tokenizer, used | {i for i in named_ids(whole) if 0 <= i < size})
+    named = {i for i in named_ids(teacher.model) if 0 <= i < size}
+    kept = kept_tokens(teacher.tokenizer, used | named)
     tokenizer = trimmed_tokenizer(teacher.tokenizer, kept)
-    after = [read(path, kind, tokenizer, limit) for path in paths]
-    for old, new in zip(before, after, strict=True):
-        prove_same_reading(old, new, kept)
+    for old in before:
+        prove_same_reading(old, read(old.facts["path"], kind, tokenizer, limit), kept)
+    data = [{"name": Path(t.facts["path"]).name, "sha256": t.facts["sha256"]} for t in before]
+    return cut(teacher, tokenizer, kept, {"used": len(used), "data": data})
+
+
+def is_table(path: str) -> bool:
+    """Whether a path is another model's table and no data."""
+    return Path(path).name == TABLE
+
+
+def trim_alike(teacher: Teacher, paths: Sequence[str]) -> Trimming:
+    """Keep the tokens that another model with the same tokenizer kept.
+
+    Raises:
+        ConfigError: The tokenizer is another one, or there is more than the one table.
+        DataError: The table is damaged.
+    """
+    if len(paths) > 1:
+        raise ConfigError(
+            f"A vocabulary is trimmed to some data, or as one {TABLE} says, got "
+            f"{', '.join(paths)}. Leave out the others."
+        )
+    path = Path(paths[0]).expanduser()
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+        kept = tuple(int(i) for i in table["kept"])
+        whole, trimmed = str(table["whole_tokenizer_sha256"]), str(table["tokenizer_sha256"])
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise DataError(
+            f"{path} must say which tokens were kept, as limbeck shrink wrote it, and cannot be "
+            f"read: {error!r}. Name the data instead."
+        ) from error
+    own = tokenizer_hash(teacher.tokenizer)
+    if own != whole:
+        raise ConfigError(
+            f"Two models are trimmed alike where they have the same tokenizer, but that of "
+            f"{teacher.source.path} has the hash {own[:12]} and {path} is for {whole[:12]}. Take a "
+            "model of the same family, or trim each to the data."
+        )
+    known = tokens_by_id(teacher.tokenizer)
+    tokenizer = trimmed_tokenizer(teacher.tokenizer, kept) if known.keys() >= {*kept} else None
+    if tokenizer is None or tokenizer_hash(tokenizer) != trimmed:
+        raise DataError(
+            f"{path} must lead to the tokenizer with the hash {trimmed[:12]}, and its list of "
+            f"{len(kept):,} tokens leads to another. Fetch it again, or name the data instead."
+        )
+    return cut(teacher, tokenizer, kept, {})
+
+
+def cut(
+    teacher: Teacher,
+    tokenizer: PreTrainedTokenizerBase,
+    kept: tuple[int, ...],
+    more: Mapping[str, Any],
+) -> Trimming:
+    """The trimmed model beside its tokenizer, proven to say what the whole one says."""
+    whole = teacher.model
     model = with_tokens(whole, kept)
-    prove_same_logits(whole, model, kept, after[0].batch([0]).input_ids.to(whole.hf_model.device))
+    length = min(PROVEN, model.max_positions or PROVEN, len(kept))
+    ids = torch.linspace(0, len(kept) - 1, length, device=whole.hf_model.device).long()
+    prove_same_logits(whole, model, kept, ids[None])
     facts = {
         "kept": len(kept),
-        "used": len(used),
-        "of": size,
+        "of": whole.vocabulary_size,
         "tokenizer_sha256": tokenizer_hash(tokenizer),
         "whole_tokenizer_sha256": tokenizer_hash(teacher.tokenizer),
         "parameters_saved": whole.num_parameters - model.num_parameters,
-        "data": [{"name": Path(t.facts["path"]).name, "sha256": t.facts["sha256"]} for t in before],
+        **more,
     }
     return Trimming(teacher, model, tokenizer, kept, facts)
 

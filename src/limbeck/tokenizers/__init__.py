@@ -4,7 +4,7 @@ from limbeck.tokenizers.hub import hub_answers
 from limbeck.tokenizers.identity import template_difference, template_hash, tokenizer_hash
 from limbeck.tokenizers.load import backend_of, load_tokenizer
 from limbeck.tokenizers.trim import kept_tokens, trimmed_tokenizer
-from limbeck.tokenizers.vocabulary import VocabularyProof, prove_same_vocabulary
+from limbeck.tokenizers.vocabulary import VocabularyProof, prove_same_vocabulary, tokens_by_id
 
 __all__ = [
     "VocabularyProof",
@@ -16,5 +16,6 @@ __all__ = [
     "template_difference",
     "template_hash",
     "tokenizer_hash",
+    "tokens_by_id",
     "trimmed_tokenizer",
 ]
