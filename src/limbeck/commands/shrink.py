@@ -204,7 +204,7 @@ def require_one_size(
     given = [name for name, value in asked.items() if value is not None]
     targets = [name for name in ("keep", "params") if name in given]
     told = ", ".join(f"--{name.replace('_', '-')}" for name in given) or "nothing"
-    if plan and given != targets[:1]:
+    if plan and (not targets or given != targets[:1]):
         raise ConfigError(
             f"A plan needs a target, --keep 0.5 or --params 60M, and nothing else, got {told}."
         )
