@@ -15,7 +15,7 @@ from limbeck.models import ModelSource, cache_folder, embedded_teacher
 from limbeck.recipe import shrinking, trimming
 from limbeck.tokenizers import tokenizer_hash
 from tests.recipe.house import write_model, write_recipe, write_texts
-from tests.tokenizers.small import CHATML, SENTENCES, small
+from tests.tokenizers.small import CHATML, SENTENCES, edited, small
 
 CPU = torch.device("cpu")
 
@@ -90,6 +90,19 @@ def test_the_mass_is_that_of_the_whole_teachers_distribution(house):
         "least": pytest.approx(float(mass.min()), rel=1e-5),
         "nats": pytest.approx(float(-mass.log().mean()), rel=1e-5),
     }
+
+
+def test_an_id_in_the_configuration_that_is_no_token_becomes_none(house):
+    def hole(tree):
+        del tree["model"]["vocab"]["".join(tree["model"]["merges"].pop())]
+        tree["model"]["vocab"]["<last>"] = 320
+
+    edited(hole).save_pretrained(house / "teacher")
+    teacher = opened(house)
+    teacher.model.hf_model.config.pad_token_id = 319
+    made = trimming.trim(teacher, [str(house / "train.jsonl")], "text")
+    assert made.model.config.pad_token_id is None
+    assert made.tokenizer.eos_token_id == made.model.config.eos_token_id == 0
 
 
 def test_more_data_keep_more_tokens(house):

@@ -154,10 +154,10 @@ def trim(teacher: Teacher, paths: Sequence[str], kind: str) -> Trimming:
     """
     if any(is_table(path) for path in paths):
         return trim_alike(teacher, paths)
-    size, limit = teacher.model.vocabulary_size, teacher.model.max_positions
+    limit = teacher.model.max_positions
     before = [read(path, kind, teacher.tokenizer, limit) for path in paths]
     used = {int(i) for text in before for i in np.unique(text.tokens)}
-    named = {i for i in named_ids(teacher.model) if 0 <= i < size}
+    named = named_ids(teacher.model) & tokens_by_id(teacher.tokenizer).keys()
     kept = kept_tokens(teacher.tokenizer, used | named)
     tokenizer = trimmed_tokenizer(teacher.tokenizer, kept)
     for old in before:
