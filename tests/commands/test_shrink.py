@@ -32,6 +32,28 @@ def test_a_student_is_made_planned_and_told(tmp_path):
     assert "--output must be new" in again.stderr
 
 
+def test_a_vocabulary_is_trimmed_alone_and_before_layers_go(tmp_path):
+    start = house(tmp_path)
+    trim = (*start, "--vocabulary", "train.jsonl")
+    done = limbeck(*trim, "--output", "small", cwd=tmp_path)
+    assert "tokens kept" in done.stdout
+    assert "of the whole teacher's probability" in " ".join(done.stdout.lower().split())
+    kept = json.loads((tmp_path / "small" / "vocabulary.json").read_text())["kept"]
+    assert not (tmp_path / "small" / "importance.json").exists()
+    table = ("shrink", "teacher", "--vocabulary", "small/vocabulary.json", "--data", "train.jsonl")
+    more = ("--tokens", "64", "--layers", "3", "--output", "student", "--json")
+    told = json.loads(limbeck(*table, *more, cwd=tmp_path).stdout)
+    assert told["vocabulary"]["kept"] == told["made"]["vocabulary_rows"] == len(kept)
+    assert told["made"]["layers"] == 3
+
+
+def test_a_vocabulary_is_size_enough_but_not_for_a_plan():
+    options = {"shape": "depth", "by": "loss", "vocabulary": ("data.jsonl",)}
+    assert require_one_size(NOTHING, plan=False, **options) == "loss"
+    with pytest.raises(ConfigError, match="A plan needs a target"):
+        require_one_size(NOTHING, plan=True, **options)
+
+
 @pytest.mark.parametrize(
     ("asked", "more", "message"),
     [

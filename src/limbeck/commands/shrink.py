@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from rich.status import Status
 
     from limbeck.initialisers.depth import By
+    from limbeck.models import ModelSource
     from limbeck.recipe.shrinking import Bench, Shrunk
+    from limbeck.recipe.trimming import Trimming
     from limbeck.registry import Component
 
 WAYS = ("even", "block_influence", "span", "loss")
@@ -42,7 +44,17 @@ Way = Annotated[
 ]
 Text = Annotated[
     str | None,
-    typer.Option(help="Calibration text; what ships with limbeck.", show_default=False),
+    typer.Option(
+        help="Calibration text; that of --vocabulary, or what ships with limbeck.",
+        show_default=False,
+    ),
+]
+Vocabulary = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Keep the tokens these data use, or a vocabulary.json says; repeatable.",
+        show_default=False,
+    ),
 ]
 Plan = Annotated[
     bool, typer.Option("--plan", help="Propose three shapes, measured; write nothing.")
@@ -62,6 +74,7 @@ def shrink(
     kv_heads: Number = None,
     hidden: Number = None,
     by: Way = "loss",
+    vocabulary: Vocabulary = None,
     data: Text = None,
     data_type: Annotated[str, typer.Option(help="text, completion or chat.")] = "text",
     tokens: Annotated[int, typer.Option(min=2, help="Of calibration text.")] = 2048,
@@ -71,35 +84,67 @@ def shrink(
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
 ) -> None:
-    """Make a student out of a teacher: some of its layers, or its widest parts, by measurement.
+    """Make a student out of a teacher: some of its layers, its widest parts, or its used tokens.
 
     Writes an ordinary Hugging Face folder to start a distillation from (student: {type: pretrained,
-    path: DIR}), with limbeck.json (what was kept of whom), importance.json and importance.svg.
+    path: DIR}), with limbeck.json (what was kept of whom), importance.json and importance.svg, and
+    vocabulary.json where tokens were left out.
 
     Examples: limbeck shrink TEACHER --output student --layers 20;
-    limbeck shrink TEACHER --params 60M --plan
+    limbeck shrink TEACHER --params 60M --plan;
+    limbeck shrink TEACHER --vocabulary data.jsonl --output trimmed-teacher
     """
     widths = dict(zip(WIDTHS, (intermediate, heads, kv_heads, hidden), strict=True))
     asked = {"layers": layers, "keep": keep, "params": params, **widths}
-    way = require_one_size(asked, shape=shape, by=by, plan=plan)
+    trimmed = tuple(vocabulary or ())
+    way = require_one_size(asked, shape=shape, by=by, plan=plan, vocabulary=trimmed)
     require_new(output, plan=plan)
     from limbeck.data import corpus_path  # noqa: PLC0415  (help need not load torch)
-    from limbeck.models import ModelSource, choose_device  # noqa: PLC0415
-    from limbeck.recipe.shrinking import open_bench  # noqa: PLC0415
+    from limbeck.models import ModelSource  # noqa: PLC0415
+    from limbeck.recipe.trimming import is_table  # noqa: PLC0415
 
+    place = Place(
+        ModelSource(teacher, revision, trust_remote_code),
+        kind=data_type,
+        data=data or next((p for p in trimmed if not is_table(p)), str(corpus_path("train"))),
+        tokens=tokens,
+        device=device,
+        vocabulary=trimmed,
+    )
     with Console(stderr=True).status("Loading the teacher ...") as status:
-        bench = open_bench(
-            ModelSource(teacher, revision, trust_remote_code),
-            kind=data_type,
-            data=data or str(corpus_path("train")),
-            tokens=tokens,
-            device=choose_device(device),
-        )
         if plan:
-            told: Outcome = propose(bench, asked, way, status)
+            told: Outcome = propose(place.bench(), asked, way, status)
+        elif all(value is None for value in asked.values()):
+            told = trim_only(place, output, status)
         else:
+            bench = place.bench()
             told = make(bench, spec_of(bench, asked, shape, way), output, status)
     typer.echo(json.dumps(told.plain)) if as_json else Console().print(told.shown)
+
+
+class Place(NamedTuple):
+    """Where teacher and text are."""
+
+    source: ModelSource
+    kind: str
+    data: str
+    tokens: int
+    device: str
+    vocabulary: tuple[str, ...]
+
+    def bench(self) -> Bench:
+        """Both, opened; the vocabulary trimmed if asked for."""
+        from limbeck.models import choose_device  # noqa: PLC0415
+        from limbeck.recipe.shrinking import open_bench  # noqa: PLC0415
+
+        return open_bench(
+            self.source,
+            kind=self.kind,
+            data=self.data,
+            tokens=self.tokens,
+            device=choose_device(self.device),
+            vocabulary=self.vocabulary,
+        )
 
 
 class Outcome(NamedTuple):
@@ -107,6 +152,21 @@ class Outcome(NamedTuple):
 
     plain: Any
     shown: RenderableType
+
+
+def trim_only(place: Place, output: Path | None, status: Status) -> Outcome:
+    """The teacher with fewer tokens and all of its layers, measured and saved."""
+    from limbeck.models import choose_device  # noqa: PLC0415
+    from limbeck.recipe import trimming  # noqa: PLC0415
+
+    assert output is not None, "require_new asks for it"
+    teacher = trimming.open_teacher(place.source, choose_device(place.device))
+    status.update("Trimming the vocabulary ...")
+    made = trimming.trim(teacher, place.vocabulary, place.kind)
+    text = trimming.read(place.data, place.kind, made.tokenizer, made.model.max_positions)
+    made = trimming.measured(made, text, place.tokens)
+    trimming.save_trimmed(made, output)
+    return Outcome({"vocabulary": made.facts}, f"{vocabulary_told(made)}\nmodel  {output}")
 
 
 def propose(bench: Bench, asked: Mapping[str, Any], by: By, status: Status) -> Outcome:
@@ -124,11 +184,16 @@ def make(bench: Bench, spec: Component, output: Path | None, status: Status) -> 
     assert output is not None, "require_new asks for it"
     found = shrink(bench, spec, status.update)
     save_shrunk(bench, found, output)
-    return Outcome(as_plain(found), page(bench, found, output))
+    told = {} if bench.trimming is None else {"vocabulary": bench.trimming.facts}
+    return Outcome(as_plain(found) | told, page(bench, found, output))
 
 
-def require_one_size(asked: Mapping[str, Any], *, shape: str, by: str, plan: bool) -> By:
+def require_one_size(
+    asked: Mapping[str, Any], *, shape: str, by: str, plan: bool, vocabulary: Sequence[str] = ()
+) -> By:
     """How layers are chosen; a size told in no way, or in two that contradict, is refused.
+
+    A vocabulary that is trimmed is size enough.
 
     Raises:
         ConfigError: Naming what was told.
@@ -139,11 +204,11 @@ def require_one_size(asked: Mapping[str, Any], *, shape: str, by: str, plan: boo
     given = [name for name, value in asked.items() if value is not None]
     targets = [name for name in ("keep", "params") if name in given]
     told = ", ".join(f"--{name.replace('_', '-')}" for name in given) or "nothing"
-    if plan and given != targets[:1]:
+    if plan and (not targets or given != targets[:1]):
         raise ConfigError(
             f"A plan needs a target, --keep 0.5 or --params 60M, and nothing else, got {told}."
         )
-    if not given or (targets and len(given) > 1):
+    if (not given and not vocabulary) or (targets and len(given) > 1):
         raise ConfigError(
             "A student's size is told by --keep 0.5, or --params 60M, or --layers and --hidden, "
             f"--intermediate, --heads, --kv-heads as wanted, got {told}. Give one of the three."
@@ -221,7 +286,21 @@ def page(bench: Bench, found: Shrunk, output: Path) -> RenderableType:
         f"{bench.held_out.num_tokens:,} held-out tokens.\nstudent  {output}"
     )
     others = [choice_table(found.candidates)] if found.candidates else []
-    return Group(table, *others, told)
+    words = [] if bench.trimming is None else [vocabulary_told(bench.trimming)]
+    return Group(table, *others, *words, told)
+
+
+def vocabulary_told(trimming: Trimming) -> str:
+    """What became of a vocabulary."""
+    facts, mass = trimming.facts, trimming.facts["mass"]
+    whole, left = trimming.teacher.model, trimming.model
+    used = f", {facts['used']:,} of them used by the data" if "used" in facts else ""
+    return (
+        f"{facts['kept']:,} of {facts['of']:,} tokens kept{used}; {left.num_parameters:,} of "
+        f"{whole.num_parameters:,} parameters, a head of {left.width} x {left.vocabulary_rows:,}.\n"
+        f"Of the whole teacher's probability {mass['kept']:.2%} is on them, at {mass['tokens']:,} "
+        f"positions of {mass['text']} ({mass['nats']:.4f} nats)."
+    )
 
 
 def choice_table(candidates: Sequence[Mapping[str, Any]]) -> Table:

@@ -29,6 +29,7 @@ from limbeck.models.prove import (
     prove_head,
 )
 from limbeck.models.roles import Roles, roles_of
+from limbeck.models.rows import named_ids, prove_same_logits, with_tokens
 from limbeck.models.save import plain_weights, save_student
 from limbeck.models.shared import shared_model
 from limbeck.models.source import ModelSource
@@ -58,6 +59,7 @@ __all__ = [
     "load_model",
     "make_trainable",
     "model_facts",
+    "named_ids",
     "narrow_config",
     "narrowed",
     "neighbours_seen",
@@ -66,6 +68,7 @@ __all__ = [
     "plain_weights",
     "prove_documents_apart",
     "prove_head",
+    "prove_same_logits",
     "read_pattern",
     "resized_config",
     "roles_of",
@@ -75,4 +78,5 @@ __all__ = [
     "tensors_hash",
     "trained_facts",
     "widths_of",
+    "with_tokens",
 ]

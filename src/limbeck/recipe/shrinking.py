@@ -11,8 +11,7 @@ from typing import Any
 import torch
 
 from limbeck import __version__
-from limbeck.config import DataConfig
-from limbeck.data import TextData, load_data
+from limbeck.data import TextData
 from limbeck.errors import ConfigError
 from limbeck.evaluate.speed import speeds
 from limbeck.files import publish, write_text
@@ -26,17 +25,19 @@ from limbeck.models import (
     CausalLM,
     ModelSource,
     PreTrainedTokenizerBase,
-    cache_folder,
-    load_model,
-    model_facts,
     save_student,
+)
+from limbeck.recipe.trimming import (
+    Teacher,
+    Trimming,
+    measured,
+    open_teacher,
+    read,
+    trim,
+    write_table,
 )
 from limbeck.registry import Component
 from limbeck.report.shrink_plot import shrink_plot
-from limbeck.tokenizers import load_tokenizer, prove_same_vocabulary
-
-LENGTH = 256
-"""Positions of a calibration row, where the model reads so many."""
 
 SHAPES = ("depth", "both", "width")
 """What a number of parameters may be cut from."""
@@ -50,12 +51,13 @@ class Bench:
 
     Attributes:
         source: Where it is from.
-        teacher: In eval mode.
+        teacher: In eval mode; without some of its tokens where these were trimmed.
         tokenizer: Its tokenizer.
         text: Calibration text.
         tokens: Positions of it to weigh parts on.
         calibration: Its first rows, on which parts are weighed.
         held_out: The rows after them, on which candidates are compared.
+        trimming: What became of its vocabulary; None where it is whole.
         removals: Layers that were taken out one after the other by loss, as far as anybody asked.
     """
 
@@ -66,7 +68,15 @@ class Bench:
     tokens: int
     calibration: Calibration
     held_out: Calibration
+    trimming: Trimming | None = None
     removals: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def found_teacher(self) -> Teacher:
+        """The teacher as it was found, its vocabulary whole."""
+        if self.trimming is not None:
+            return self.trimming.teacher
+        return Teacher(self.source, self.teacher, self.tokenizer)
 
     @property
     def origin(self) -> Origin:
@@ -98,7 +108,13 @@ class Shrunk:
 
 
 def open_bench(
-    source: ModelSource, *, kind: str, data: str, tokens: int, device: torch.device
+    source: ModelSource,
+    *,
+    kind: str,
+    data: str,
+    tokens: int,
+    device: torch.device,
+    vocabulary: Sequence[str] = (),
 ) -> Bench:
     """Load a teacher and its calibration text.
 
@@ -108,26 +124,21 @@ def open_bench(
         data: The text.
         tokens: Positions to weigh parts on, and as many more to compare candidates on.
         device: Where to compute.
+        vocabulary: Data, as `kind` reads them, whose tokens the teacher is trimmed to first.
 
     Raises:
         ConfigError: The teacher or the text cannot be used, or the text is too short.
     """
-    teacher = load_model(source, device=device, dtype=torch.float32)
-    tokenizer = load_tokenizer(
-        source.path, revision=source.revision, trust_remote_code=source.trust_remote_code
-    )
-    rows = teacher.vocabulary_rows
-    proof = prove_same_vocabulary(tokenizer, tokenizer, student_rows=rows, teacher_rows=rows)
-    teacher.vocabulary_size = proof.size
-    length = min(LENGTH, teacher.max_positions or LENGTH)
-    config = DataConfig(type=kind, path=data, sequence_length=length)
-    text = load_data(
-        config, tokenizer, cache=cache_folder() / "data", max_positions=teacher.max_positions
-    )
+    opened = open_teacher(source, device)
+    trimming = trim(opened, vocabulary, kind) if vocabulary else None
+    teacher = opened.model if trimming is None else trimming.model
+    tokenizer = opened.tokenizer if trimming is None else trimming.tokenizer
+    text = read(data, kind, tokenizer, teacher.max_positions)
+    trimming = None if trimming is None else measured(trimming, text, tokens)
     calibration = calibrate(teacher, text, tokens)
     return Bench(
         source, teacher, tokenizer, text, tokens, calibration,
-        calibrate(teacher, text, tokens, held_out=True),
+        calibrate(teacher, text, tokens, held_out=True), trimming,
     )  # fmt: skip
 
 
@@ -236,14 +247,12 @@ def save_shrunk(bench: Bench, found: Shrunk, folder: Path) -> None:
 
     def write(place: Path) -> None:
         save_student(found.student.model, found.student.tokenizer, place)
-        teacher = model_facts(bench.source, bench.teacher)
-        # Students are handed on, and the folders of this machine are nobody's business.
-        if Path(bench.source.path).expanduser().exists():
-            teacher["name"] = Path(bench.source.path).name
         facts = bench.text.facts
         text = {"name": Path(facts["path"]).name, "sha256": facts["sha256"]}
         more = {"limbeck": __version__, "text": text}
-        write_provenance(place, found.student, teacher, more)
+        if bench.trimming is not None:
+            more["vocabulary"] = write_table(place, bench.trimming)
+        write_provenance(place, found.student, bench.found_teacher.facts, more)
         write_text(place / "importance.json", json.dumps(as_plain(found), indent=1))
         write_text(place / "importance.svg", shrink_plot(as_plain(found)))
 
