@@ -1,6 +1,7 @@
 """Time and memory of the output head with its loss, beside the peers and the products alone.
 
     python benchmarks/loss.py [--shapes small large] [--tokens 512 2048] [--repeats 5]
+        [--formulas kl_ce ...] [--forms "plain full logits" ...]    # some of them only
 
 Each form gives the gradients of the student's hidden states and head, from the same tensors,
 float32. Gradients are compared with ours first, and a form that gives others stops the run. Then
@@ -34,14 +35,16 @@ def peak_mb(formula: str, form: str, shape: str, tokens: int) -> float:
     return float(done.stdout.split()[-1])
 
 
-def measured(shape: str, tokens: int, formulas: list[str], repeats: int) -> dict[str, Any]:
-    """Everything about one size."""
+def measured(
+    shape: str, tokens: int, formulas: list[str], chosen: list[str], repeats: int
+) -> dict[str, Any]:
+    """Everything about one size, or about the forms that were chosen."""
     inputs = make_inputs(SHAPES[shape], tokens)
     forms, rows = {}, {formula: dict[str, dict[str, Any]]() for formula in formulas}
     for formula in formulas:
-        runs, distances, absent = differences(inputs, formula)
+        runs, distances, absent = differences(inputs, formula, chosen)
         forms |= {(formula, name): form for name, form in runs.items()}
-        for name in FORMULAS[formula].forms:
+        for name in [*runs, *absent]:
             row = {"absent": absent[name]} if name in absent else {}
             rows[formula][name] = row | ({"distance": distances[name]} if name in distances else {})
         print(f"{shape}, {tokens} tokens, {formula}: gradients agree, {distances}", flush=True)
@@ -73,6 +76,8 @@ def main() -> None:
     parser.add_argument("--tokens", nargs="+", type=int, default=[512, 2048])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--formulas", nargs="+", choices=FORMULAS, default=list(FORMULAS))
+    names = sorted({form for formula in FORMULAS.values() for form in formula.forms})
+    parser.add_argument("--forms", nargs="+", choices=names, default=names)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--memory-of", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -84,7 +89,7 @@ def main() -> None:
     results = json.loads(kept.read_text()) if kept.exists() else {}
     for shape in options.shapes:
         for tokens in options.tokens:
-            found = measured(shape, tokens, options.formulas, options.repeats)
+            found = measured(shape, tokens, options.formulas, options.forms, options.repeats)
             results[f"{shape} {tokens}"] = found
             kept.write_text(json.dumps(results, indent=1) + "\n")
             (options.out / "loss.md").write_text(table(results))

@@ -1,6 +1,7 @@
 """The store: bytes a token against fidelity, and rates beside the teacher's.
 
     python benchmarks/store.py TEACHER [--tokens 20480] [--drop 20] [--temperatures 1 2]
+    python benchmarks/store.py TEACHER --families "probable enough with tail"   # these alone
     python benchmarks/store.py TEACHER --rates                       # rates and access only
 
 TEACHER is a folder or name of a model, such as what `limbeck.models.embedded_teacher` makes.
@@ -15,8 +16,8 @@ stays, noise averages out).
 
 Rates are of one process, one thread; only ratios to the teacher's mean something.
 
-What was measured is kept in RESULTS/store.json; a temperature, or the rates, measured anew takes
-the place of what is there, and the page and the plot are made of all.
+What was measured is kept in RESULTS/store.json; a temperature, a family of it, or the rates,
+measured anew takes the place of what is there, and the page and the plot are made of all.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet
 import torch
-from kept.cases import Kept, Sampled, all_kept, gradient_of, stored
+from kept.cases import Kept, Sampled, all_kept, gradient_of, our_forms, stored
 from kept.distillkit import PUBLISHED, replace_all, round_trip_error
 from kept.plot import draw
 
@@ -252,6 +253,8 @@ def options() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=20480)
     parser.add_argument("--drop", type=int, nargs="+", default=[20])
     parser.add_argument("--temperatures", type=float, nargs="+", default=[1.0, 2.0])
+    parser.add_argument("--families", nargs="+", default=[], metavar="NAME",
+                        choices=sorted({name for name, _ in our_forms(1.0)}))  # fmt: skip
     parser.add_argument("--rates", action="store_true", help="rates and access only")
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
     return parser.parse_args()
@@ -275,10 +278,13 @@ def main() -> None:
         student, _ = read_all(depth(origin, drop=tuple(chosen.drop)).model, samples)
         for temperature in chosen.temperatures:
             print(f"temperature {temperature}", flush=True)
-            kept = all_kept(teacher, temperature, Path(temporary) / str(temperature))
+            place = Path(temporary) / str(temperature)
+            kept = all_kept(teacher, temperature, place, chosen.families)
             rows, distance = scores(kept, teacher, student, temperature)
             count = sum(sample.num_scored for sample in samples)
             told = {"tokens": count, "distance": distance, "drop": chosen.drop, "rows": rows}
+            if chosen.families:
+                told = beside(chosen.results, temperature, told)
             keep(chosen.results, {"fidelity": {str(temperature): told}})
 
 
@@ -294,6 +300,18 @@ def rates_and_access(teacher: Sampled, teacher_rate: float, folder: Path) -> lis
         "",
         *access(folder / "0", folder),
     ]
+
+
+def beside(results: Path, temperature: float, told: dict) -> dict:
+    """A few families measured anew, among the rows of the others at the same temperature."""
+    path = results / "store.json"
+    before = json.loads(path.read_text())["fidelity"][str(temperature)]
+    for name in ("tokens", "drop"):
+        assert before[name] == told[name], f"measured with {name} {before[name]}: measure all anew"
+    anew = {row["family"] for row in told["rows"]}
+    old = [row for row in before["rows"] if row["family"] not in anew]
+    place = next(n for n, row in enumerate(before["rows"]) if row["family"] in anew)
+    return told | {"rows": [*old[:place], *told["rows"], *old[place:]]}
 
 
 def keep(results: Path, found: dict) -> None:

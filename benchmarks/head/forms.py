@@ -10,6 +10,8 @@ from torch import Tensor
 from head import peers
 from head.inputs import KEPT, Inputs, recorded
 from head.ours import Products, closed, general, lazy, plain, weighted
+from limbeck.objective import Objective
+from limbeck.objective.workspace import Workspace
 
 Form = Callable[[], list[Tensor]]
 """Gradients of hidden states and head, from tensors it already holds."""
@@ -27,20 +29,27 @@ class Formula(NamedTuple):
 
 
 def stored(inputs: Inputs) -> Form:
-    teacher, terms = recorded(inputs, 2.0), weighted("forward_kl", 0.5, 2.0)
-    return lambda: closed(inputs, teacher, terms)
+    teacher, objective = recorded(inputs, 2.0), Objective(weighted("forward_kl", 0.5, 2.0))
+    return lambda: closed(inputs, teacher, objective)
+
+
+def autograd(inputs: Inputs) -> Form:
+    terms, workspace = weighted("forward_kl", 0.5, 2.0), Workspace()
+    return lambda: general(inputs, terms, workspace)
 
 
 def own(divergence: str, alpha: float, temperature: float) -> dict[str, Maker]:
     """Ours and the plain form of a loss."""
-    terms = weighted(divergence, alpha, temperature)
+
+    def ours(inputs: Inputs) -> Form:
+        objective = Objective(weighted(divergence, alpha, temperature))
+        return lambda: closed(inputs, lazy(inputs), objective)
+
     return {
-        OURS: lambda inputs: lambda: closed(inputs, lazy(inputs), terms),
+        OURS: ours,
         PLAIN: lambda inputs: lambda: plain(inputs, divergence, alpha, temperature),
     }
 
-
-MIXED = weighted("forward_kl", 0.5, 2.0)
 
 FORMULAS = {
     "products": Formula(
@@ -55,7 +64,7 @@ FORMULAS = {
         "0.5 T^2 KL + 0.5 CE, T = 2",
         own("forward_kl", 0.5, 2.0)
         | {
-            "limbeck, autograd in a chunk": lambda inputs: lambda: general(inputs, MIXED),
+            "limbeck, autograd in a chunk": autograd,
             "Liger, compiled": lambda inputs: lambda: peers.liger(inputs, 0.0, 0.5, 2.0, True),
             "Liger, eager": lambda inputs: lambda: peers.liger(inputs, 0.0, 0.5, 2.0, False),
         },

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -19,13 +20,17 @@ Key = tuple[str, str]
 """A formula's name and a form's."""
 
 
-def differences(inputs: Inputs, formula: str) -> tuple[dict[str, Form], dict[str, float], dict]:
-    """Forms that run here, by how much their gradients differ from ours, and why others do not."""
+def differences(
+    inputs: Inputs, formula: str, chosen: Sequence[str]
+) -> tuple[dict[str, Form], dict[str, float], dict]:
+    """Forms that run here, how far their gradients are from ours, and why others do not run."""
     runs: dict[str, Form] = {}
     apart: dict[str, float] = {}
     absent: dict[str, str] = {}
     reference: list[Tensor] = []
     for name, maker in FORMULAS[formula].forms.items():
+        if name not in chosen:
+            continue
         form = maker(inputs)
         try:
             gradients = form()  # also its first run: libraries are warm, compilers done

@@ -7,13 +7,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from head.inputs import Inputs
-from limbeck.config import HEAD_BUDGET_MB
 from limbeck.objective import Objective, StudentView, WeightedTerm
 from limbeck.objective.closed_form import closed_form
 from limbeck.objective.cross_entropy import CrossEntropyTerm
 from limbeck.objective.divergence import DivergenceTerm
 from limbeck.objective.fused import ChunkBody, even_chunk, head_and_terms, head_chunk
 from limbeck.objective.general_form import GeneralForm
+from limbeck.objective.workspace import Workspace
 from limbeck.signals import Head, LazyLogits, TeacherDistribution, TeacherSignal
 
 
@@ -37,26 +37,25 @@ def gradients(loss: Tensor, inputs: Inputs) -> list[Tensor]:
     return list(torch.autograd.grad(loss, [inputs.hidden, inputs.weight]))
 
 
-def closed(inputs: Inputs, teacher: TeacherDistribution, terms: list[WeightedTerm]) -> list[Tensor]:
-    """What training runs."""
-    objective = Objective(terms, HEAD_BUDGET_MB)
+def closed(inputs: Inputs, teacher: TeacherDistribution, objective: Objective) -> list[Tensor]:
+    """What training runs, with the objective that one step leaves to the next."""
     tokens = torch.tensor(len(inputs.hidden))
     loss, _ = objective(view(inputs), TeacherSignal(teacher), tokens)
     return gradients(loss, inputs)
 
 
-def general(inputs: Inputs, terms: list[WeightedTerm]) -> list[Tensor]:
+def general(inputs: Inputs, terms: list[WeightedTerm], workspace: Workspace) -> list[Tensor]:
     """The same with autograd inside a chunk, as other divergences and other heads run."""
     student, signal = view(inputs), TeacherSignal(lazy(inputs))
     weights = [float(term.weight) for term in terms]
-    body = GeneralForm([term.term for term in terms], weights, student, signal)
+    body = GeneralForm([term.term for term in terms], weights, student, signal, workspace)
     total, _ = head_and_terms(inputs.hidden, student.head, body, at_most(body, inputs))
     return gradients(total / len(inputs.hidden), inputs)
 
 
 def at_most(body: ChunkBody, inputs: Inputs) -> int:
     """Tokens of a chunk by training's default budget."""
-    return head_chunk(HEAD_BUDGET_MB, len(inputs.weight), body.copies, body.scratch_bytes)
+    return head_chunk("auto", inputs.weight, body.copies, body.scratch_bytes)
 
 
 def plain(inputs: Inputs, divergence: str, alpha: float, temperature: float) -> list[Tensor]:
@@ -91,7 +90,7 @@ class Products:
 
     def __init__(self, inputs: Inputs, with_teacher: bool, most: int | None = None) -> None:
         self.inputs, self.with_teacher = inputs, with_teacher
-        body = closed_form([CrossEntropyTerm()], [1.0], view(inputs), TeacherSignal())
+        body = closed_form([CrossEntropyTerm()], [1.0], view(inputs), TeacherSignal(), Workspace())
         assert body is not None
         self.chunk = even_chunk(len(inputs.hidden), most or at_most(body, inputs))
         size = self.chunk, len(inputs.weight)

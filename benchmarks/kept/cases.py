@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -147,7 +147,7 @@ def our_forms(temperature: float) -> list[tuple[str, dict]]:
             "probable enough with tail",
             {"type": "top_k", "k": 4096, "least": least, "temperatures": further},
         )
-        for least in (2e-3, 1e-3, 5e-4, 2e-4, 5e-5)
+        for least in (2e-3, 1e-3, 5e-4, 2e-4, 1.25e-4, 5e-5)
     ]
     told += [
         ("systematic samples", {"type": "samples", "num_draws": n, "temperature": temperature})
@@ -171,8 +171,13 @@ def our_forms(temperature: float) -> list[tuple[str, dict]]:
     return told
 
 
-def all_kept(samples: Sampled, temperature: float, folder: Path) -> list[Kept]:
-    """Everything that is compared at a temperature."""
+def all_kept(
+    samples: Sampled, temperature: float, folder: Path, families: Collection[str] = ()
+) -> list[Kept]:
+    """Everything that is compared at a temperature, or some of limbeck's families only."""
+    if families:
+        chosen = [each for each in our_forms(temperature) if each[0] in families]
+        return stored(chosen, samples, folder)
     told = stored(our_forms(temperature), samples, folder)
     tops = [top_of(teacher, max(codec.k for codec in PUBLISHED)) for _, teacher in samples]
     vocabulary_size = len(samples[0][1].head.weight)

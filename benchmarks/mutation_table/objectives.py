@@ -75,9 +75,8 @@ OBJECTIVES = (
     Mutation(
         "the teacher's logits overwritten",
         CLOSED,
-        "log_softmax_into(work.teacher, teacher.logits, term.temperature).clamp_min_(FLOOR)",
-        "log_softmax_into(work.teacher, teacher.logits.mul_(1.1), term.temperature)"
-        ".clamp_min_(FLOOR)",
+        "softmax_into(work.teacher, work.teacher_mass, teacher.logits, term.temperature)",
+        "softmax_into(work.teacher, work.teacher_mass, teacher.logits.mul_(1.1), term.temperature)",
         STEP + "inputs_survive",
     ),
     Mutation(

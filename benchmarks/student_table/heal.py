@@ -111,7 +111,8 @@ class Healed:
 def heal(bench: Bench, cell: Cell, overrides: str, rate: float, decide: bool) -> Healed:
     """Train a shape as `limbeck distill` would, but write no checkpoint, student or report."""
     parts = parts_of(bench, cell, recipe(bench, cell, overrides, rate or OTHER_RATE))
-    judge = Judge(parts.teacher, bench.texts.held_out, bench.world)
+    budget = parts.config.memory.head_budget_mb
+    judge = Judge(parts.teacher, bench.texts.held_out, bench.world, budget)
     model = parts.take_student(bench.told.work)
     seconds = 0.0
     if cell.arm != BEFORE:

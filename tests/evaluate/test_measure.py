@@ -70,8 +70,8 @@ def test_the_budget_for_logits_says_how_many_are_measured_at_once(
     student, teacher = pair()
     asked, sizes, added = [], [], room.add
 
-    def most(budget_mb: int, vocabulary: int, copies: int) -> int:
-        asked.append((budget_mb, vocabulary, copies))
+    def most(budget_mb: int, weight: torch.Tensor, copies: int) -> int:
+        asked.append((budget_mb, len(weight), copies))
         return budget_mb
 
     def watch(totals: dict[str, torch.Tensor], chunk: room.Chunk, *rest: Any) -> None:

@@ -125,6 +125,34 @@ def test_a_level_is_within_both_stated_errors(logprob):
     assert abs(np.exp(level / 2) - np.exp(exact[0] / 2)) <= levels.SQRT_ERROR + 1e-6
 
 
+@given(st.lists(st.floats(math.log(1e-4), 0), max_size=9), st.floats(1e-9, 1))
+def test_a_part_of_a_level_is_within_its_stated_error(logprobs, least):
+    exact = np.array(logprobs, np.float32)
+    told = levels.to_levels(exact)
+    fine = told >= levels.first_fine(least)
+    assert (levels.LEVELS[told[fine]] >= math.log(levels.FINE_RATIO * least) - 1e-5).all()
+    assert fine[exact > math.log(levels.FINE_RATIO * least) + 0.5].all() or least < 1e-5
+    packed = levels.to_parts(exact[fine], told[fine])
+    assert len(packed) == -(-int(fine.sum()) // 2)
+    roots = np.exp(levels.from_parts(told[fine], packed).astype(np.float64) / 2)
+    assert np.abs(roots - np.exp(exact[fine].astype(np.float64) / 2)).max(initial=0) <= (
+        levels.PART_ERROR + 1e-6
+    )
+    assert roots.max(initial=0) <= 1
+
+
+def test_large_probabilities_are_finer_where_small_ones_are_kept():
+    logits = logits_over(2000)
+    errors = {}
+    for least in (1e-4, 0.0):
+        read, back = there_and_back({"type": "top_k", "k": 200, "least": least}, logits)
+        ids = read.ids[:, :1]
+        assert torch.equal(read.ids[:, 0], logits.argmax(-1))
+        stored = torch.where(back.ids == ids, back.logprobs, -math.inf).amax(-1)
+        errors[least] = ((stored / 2).exp() - (read.logprobs[:, 0] / 2).exp()).abs().mean()
+    assert errors[1e-4] < errors[0.0] / 3
+
+
 def test_levels_are_ascending_and_their_own_nearest():
     assert (np.diff(levels.LEVELS) > 0).all()
     assert np.array_equal(levels.to_levels(levels.LEVELS), np.arange(256))

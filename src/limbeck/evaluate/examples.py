@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from limbeck.batch import Batch
-from limbeck.config import HEAD_BUDGET_MB
+from limbeck.config import HeadBudget
 from limbeck.divergences.kl import forward_kl
 from limbeck.evaluate.measure import Chunk, Documents, chunks
 from limbeck.evaluate.text import Tokenizer, left_context, text_of, token_text
@@ -55,7 +55,7 @@ def disagreements(
     rows: Sequence[int],
     *,
     count: int,
-    head_budget_mb: int = HEAD_BUDGET_MB,
+    head_budget_mb: HeadBudget = "auto",
 ) -> list[dict[str, Any]]:
     """The tokens with the largest forward KL, at most one a document, largest first.
 

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from limbeck.batch import Batch
-from limbeck.config import HEAD_BUDGET_MB
+from limbeck.config import HeadBudget
 from limbeck.divergences.kl import forward_kl, reverse_kl
 from limbeck.divergences.total_variation import total_variation
 from limbeck.errors import ConfigError
@@ -91,7 +91,7 @@ def measure(
     micro_batch: int,
     device: torch.device,
     reduce: Callable[[Tensor], Tensor] | None = None,
-    head_budget_mb: int = HEAD_BUDGET_MB,
+    head_budget_mb: HeadBudget = "auto",
 ) -> Scores:
     """Sums of every metric over the scored tokens of some rows, by document.
 
@@ -120,14 +120,14 @@ def measure(
 
 
 def chunks(
-    student: CausalLM, teacher: Teacher | CausalLM, batch: Batch, head_budget_mb: int
+    student: CausalLM, teacher: Teacher | CausalLM, batch: Batch, head_budget_mb: HeadBudget
 ) -> Iterator[Chunk]:
     """The scored tokens of a batch, in order; one empty chunk when there are none."""
     hidden, _ = student(batch)
     distribution = opinion(teacher, batch)
     targets, head = batch.targets(), student.whole_head
     dense = isinstance(distribution, DenseLogits | LazyLogits)
-    most = head_chunk(head_budget_mb, len(head.weight), COPIES)
+    most = head_chunk(head_budget_mb, head.weight, COPIES)
     size = max(even_chunk(len(targets), most), 1)
     for start in range(0, max(len(targets), 1), size):
         window = slice(start, start + size)

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 import torch
 
 from limbeck.batch import Batch
-from limbeck.config import HEAD_BUDGET_MB
 from limbeck.models import CausalLM, evaluating
 from limbeck.objective.fused import head_chunk
 
@@ -51,7 +50,7 @@ def forward_seconds(model: CausalLM, batch: Batch) -> float:
         start = time.perf_counter()
         hidden, _ = model(batch)
         head = model.head
-        for window in hidden.split(head_chunk(HEAD_BUDGET_MB, len(head.weight), copies=2)):
+        for window in hidden.split(head_chunk("auto", head.weight, copies=2)):
             head(window)
         finish(batch.input_ids.device)
         return time.perf_counter() - start

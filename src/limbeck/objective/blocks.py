@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from limbeck.objective.fused import multiply
+from limbeck.objective.workspace import Workspace
 from limbeck.signals import DenseLogits, LazyLogits, TeacherDistribution
 
 BLOCK_BYTES = 3 << 19
@@ -50,16 +51,17 @@ class Products:
 class ChunkTeacher:
     """The teacher's distribution a chunk at a time; a lazy one's products go to one buffer.
 
-    Products of a few rows are slow, and a fresh buffer a chunk costs more than what is done to it.
+    Products of a few rows are slow.
     """
 
-    def __init__(self, distribution: TeacherDistribution | None) -> None:
+    def __init__(self, distribution: TeacherDistribution | None, workspace: Workspace) -> None:
         """
         Args:
             distribution: The teacher's at all N tokens; None where nobody reads it.
+            workspace: Where products go.
         """
         self.distribution = distribution
-        self.buffer: Tensor | None = None
+        self.workspace = workspace
 
     def at(self, window: slice) -> TeacherDistribution | Products | None:
         """What gives rows of a chunk; good until the next chunk is asked for."""
@@ -70,8 +72,6 @@ class ChunkTeacher:
             return chunk
         hidden, (weight, bias, finish) = chunk.hidden, chunk.head
         same = torch.promote_types(hidden.dtype, weight.dtype)
-        if self.buffer is None:
-            self.buffer = hidden.new_empty(len(hidden), len(weight), dtype=same)
         bias = None if bias is None else bias.to(same)
-        out = self.buffer[: len(hidden)]
+        out = self.workspace.take("teacher", (len(hidden), len(weight)), hidden, same)
         return Products(multiply(hidden.to(same), weight.to(same), bias, out), finish)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from annotated_types import Ge
 from pydantic import TypeAdapter, ValidationError
 
-from limbeck.config import ObjectiveConfig
+from limbeck.config import HeadBudget, ObjectiveConfig
 from limbeck.divergences import divergences
 from limbeck.errors import ConfigError
 from limbeck.objective.cross_entropy import CrossEntropyTerm
@@ -27,7 +27,7 @@ WEIGHT = TypeAdapter(Annotated[float, Ge(0)])
 
 
 def build_objective(
-    config: ObjectiveConfig, shapes: PairShapes, *, head_budget_mb: int
+    config: ObjectiveConfig, shapes: PairShapes, *, head_budget_mb: HeadBudget
 ) -> Objective:
     """Alpha T^2 D(teacher, student) + (1 - alpha) CE + the extra terms.
 

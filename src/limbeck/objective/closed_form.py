@@ -17,6 +17,7 @@ from limbeck.objective.cross_entropy import CrossEntropyTerm
 from limbeck.objective.divergence import DivergenceTerm
 from limbeck.objective.fused import ChunkBody
 from limbeck.objective.terms import LogitTerm, StudentView
+from limbeck.objective.workspace import Workspace
 from limbeck.signals import (
     FLOOR,
     DenseLogits,
@@ -38,6 +39,7 @@ def closed_form(
     weights: Sequence[float],
     student: StudentView,
     signal: TeacherSignal,
+    workspace: Workspace,
 ) -> ChunkBody | None:
     """A body without autograd where the terms, the head and the teacher's form have one."""
     divergences = [term for term in terms if isinstance(term, DivergenceTerm)]
@@ -55,7 +57,7 @@ def closed_form(
             require_served(signal.distribution, divergences[0].name)
     if not is_hot:
         return None
-    return ClosedForm(terms, weights, student, signal.distribution)
+    return ClosedForm(terms, weights, student, signal.distribution, workspace)
 
 
 def does_nothing(finish: Callable[[Tensor], Tensor]) -> bool:
@@ -73,6 +75,7 @@ class ClosedForm(ChunkBody):
         weights: Sequence[float],
         student: StudentView,
         distribution: TeacherDistribution | None,
+        workspace: Workspace,
     ) -> None:
         """
         Args:
@@ -80,8 +83,10 @@ class ClosedForm(ChunkBody):
             weights: Weight of each.
             student: Gives targets, and the sizes of what is to come.
             distribution: The teacher's at the N tokens; not read without a divergence.
+            workspace: Where logits are, and what is worked with.
         """
         self.weights = weights
+        self.workspace = workspace
         self.targets = student.targets
         self.token_weights = student.token_weights
         self.soft: DivergenceTerm | None = None
@@ -93,14 +98,14 @@ class ClosedForm(ChunkBody):
                 self.hard_weight = weight
         self.has_hard = any(isinstance(term, CrossEntropyTerm) for term in terms)
         self.places = [int(isinstance(term, CrossEntropyTerm)) for term in terms]
-        self.teacher = ChunkTeacher(distribution if self.soft is not None else None)
+        self.teacher = ChunkTeacher(distribution if self.soft is not None else None, workspace)
         vocabulary, hidden = len(student.head.weight), student.hidden
         self.block = block_rows(hidden, vocabulary)
-        self.work = hidden.new_empty(0, dtype=torch.promote_types(hidden.dtype, torch.float32))
+        self.exact = torch.promote_types(hidden.dtype, torch.float32)
         in_blocks = hidden.device.type == "cpu"
         self.copies = 2 if in_blocks else 2 + WORKING_COPIES
         if in_blocks:
-            row_bytes = vocabulary * self.work.itemsize
+            row_bytes = vocabulary * self.exact.itemsize
             self.scratch_bytes = WORKING_COPIES * self.block * row_bytes
 
     def __call__(
@@ -108,35 +113,36 @@ class ClosedForm(ChunkBody):
     ) -> tuple[Float[Tensor, " terms"], Float[Tensor, "n V"]]:
         """Each term summed over the rows, and the gradient of their weighted sum, in `products`."""
         length, vocabulary = products.shape
-        if self.work.numel() == 0:
-            size = WORKING_COPIES, min(self.block, length), vocabulary
-            self.work = self.work.new_empty(size)
+        size = WORKING_COPIES, min(self.block, length), vocabulary
+        work = self.workspace.take("work", size, products, self.exact)
         chunk = self.teacher.at(window)
         targets = self.targets[window, None]
         weights = None if self.token_weights is None else self.token_weights[window, None]
-        sums = self.work.new_zeros(2)
-        for few in blocks(length, self.work.shape[1]):
+        sums = work.new_zeros(2)
+        for few in blocks(length, work.shape[1]):
             teacher = None if chunk is None else chunk.rows(few)
             own = None if weights is None else weights[few].to(sums)
-            sums += self._rows(products[few], teacher, targets[few], own, wants_gradient)
+            sums += self._rows(products[few], work, teacher, targets[few], own, wants_gradient)
         return torch.stack([sums[place] for place in self.places]), products
 
     def _rows(
         self,
         logits: Float[Tensor, "n V"],
+        room: Float[Tensor, "copies _ V"],
         teacher: TeacherDistribution | None,
         targets: Int[Tensor, "n 1"],
         weights: Float[Tensor, "n 1"] | None,
         wants_gradient: bool,
     ) -> Float[Tensor, " 2"]:
         """Sums of divergence and cross-entropy over a few rows, whose logits become gradient."""
-        work = Outcomes(*(each[: len(logits)] for each in self.work))
+        work = Outcomes(*(each[: len(logits)] for each in room))
         temperature = 1.0 if self.soft is None else self.soft.temperature
-        if logits.dtype == self.work.dtype and (temperature in {1, 2} or not self.has_hard):
+        if logits.dtype == room.dtype and (temperature in {1, 2} or not self.has_hard):
             # The logits themselves are not read again.
             work = work._replace(student=logits)
-        hard = -log_softmax_into(work.student, logits, temperature).gather(-1, targets)
-        torch.softmax(work.student.clamp_min_(FLOOR), -1, out=work.student_mass)
+        softmax_into(work.student, work.student_mass, logits, temperature)
+        hard = -work.student.gather(-1, targets)
+        work.student.clamp_min_(FLOOR)
         soft, slope, mass_weight = hard.new_zeros(1), work.teacher_mass, hard.new_zeros(1)
         if self.soft is None:
             slope.zero_()
@@ -155,8 +161,8 @@ class ClosedForm(ChunkBody):
             hard = 2 * hard + norm.log()
             slope.addcmul_(square, self.hard_weight / norm)
         elif self.has_hard and temperature != 1:
-            hard = -log_softmax_into(work.student, logits, 1.0).gather(-1, targets)
-            torch.softmax(work.student, -1, out=work.spare)
+            softmax_into(work.student, work.spare, logits, 1.0)
+            hard = -work.student.gather(-1, targets)
             slope.add_(work.spare, alpha=self.hard_weight)
         if wants_gradient:
             slope.scatter_add_(-1, targets, torch.full_like(hard, -self.hard_weight))
@@ -177,8 +183,8 @@ class ClosedForm(ChunkBody):
         if isinstance(teacher, DrawnTokens):
             return samples_slope(term, work, teacher)
         assert isinstance(teacher, DenseLogits)
-        log_softmax_into(work.teacher, teacher.logits, term.temperature).clamp_min_(FLOOR)
-        torch.softmax(work.teacher, -1, out=work.teacher_mass)
+        softmax_into(work.teacher, work.teacher_mass, teacher.logits, term.temperature)
+        work.teacher.clamp_min_(FLOOR)
         value = term.slope(outcomes=work)
         return value, work.teacher_mass.sum(-1, keepdim=True)
 
@@ -243,14 +249,28 @@ def samples_slope(
     return -likelihood - teacher.entropy_nats.to(shares), -shares.sum(-1, keepdim=True)
 
 
-def log_softmax_into(
-    out: Float[Tensor, "n V"], logits: Float[Tensor, "n V"], temperature: float
-) -> Float[Tensor, "n V"]:
-    """Log-probabilities at a temperature, written to `out`, which is exact whatever logits are."""
-    if temperature == 1 and logits.dtype == out.dtype:
-        return torch.log_softmax(logits, -1, out=out)
-    if logits.dtype == out.dtype:
-        torch.div(logits, temperature, out=out)
+def softmax_into(
+    logprobs: Float[Tensor, "n V"],
+    mass: Float[Tensor, "n V"],
+    logits: Float[Tensor, "n V"],
+    temperature: float,
+) -> None:
+    """Log-probabilities and probabilities at a temperature, with one exponential for both.
+
+    Args:
+        logprobs: Written to; exact whatever logits are, and may be the logits themselves.
+        mass: Written to.
+        logits: Read.
+        temperature: What they are divided by.
+    """
+    source = logprobs
+    if logits.dtype != logprobs.dtype:
+        logprobs.copy_(logits).div_(temperature)
+    elif temperature != 1:
+        torch.div(logits, temperature, out=logprobs)
     else:
-        out.copy_(logits).div_(temperature)
-    return torch.log_softmax(out, -1, out=out)
+        source = logits
+    torch.softmax(source, -1, out=mass)
+    # The largest probability is 1 / sum(exp(z - max z)).
+    norm = source.amax(-1, keepdim=True) - mass.amax(-1, keepdim=True).log_()
+    torch.sub(source, norm, out=logprobs)

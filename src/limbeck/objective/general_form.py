@@ -12,6 +12,7 @@ from torch import Tensor
 from limbeck.objective.blocks import ChunkTeacher, block_rows, blocks
 from limbeck.objective.fused import ChunkBody, weighted_sum
 from limbeck.objective.terms import LogitTerm, StudentView
+from limbeck.objective.workspace import Workspace
 from limbeck.signals import TeacherSignal
 
 GRAPH_COPIES = 16
@@ -27,6 +28,7 @@ class GeneralForm(ChunkBody):
         weights: Sequence[float],
         student: StudentView,
         signal: TeacherSignal,
+        workspace: Workspace,
     ) -> None:
         """
         Args:
@@ -34,13 +36,15 @@ class GeneralForm(ChunkBody):
             weights: Weight of each.
             student: Gives targets, and the sizes of what is to come.
             signal: The teacher's at the N tokens.
+            workspace: Where logits are.
         """
         self.weights = weights
+        self.workspace = workspace
         self.terms = terms
         self.student = student
         self.signal = signal
         reads = any(term.needs.distribution for term in terms)
-        self.teacher = ChunkTeacher(signal.distribution if reads else None)
+        self.teacher = ChunkTeacher(signal.distribution if reads else None, workspace)
         vocabulary, hidden = len(student.head.weight), student.hidden
         self.exact = torch.promote_types(hidden.dtype, torch.float32)
         self.block = block_rows(hidden, vocabulary)

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int, Num
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
-from limbeck.config import HEAD_BUDGET_MB
+from limbeck.config import HeadBudget
 from limbeck.errors import ConfigError
 from limbeck.objective.cross_entropy import CrossEntropyTerm
 from limbeck.objective.divergence import DivergenceTerm
@@ -53,14 +53,14 @@ class DistillationLoss(nn.Module):
         alpha: float = 0.9,
         temperature: float = 1.0,
         divergence: Component | str = "forward_kl",
-        head_budget_mb: int = HEAD_BUDGET_MB,
+        head_budget_mb: HeadBudget = "auto",
     ) -> None:
         """
         Args:
             alpha: Weight of the divergence; the cross-entropy has 1 - alpha.
             temperature: Softens both distributions in the divergence, never in the cross-entropy.
             divergence: Its name, or `{"type": name, **options}`; see `limbeck.divergences`.
-            head_budget_mb: Memory for the logits that exist at once.
+            head_budget_mb: Memory for the logits that exist at once; `auto` goes by the vocabulary.
 
         Raises:
             ConfigError: An option is out of its bounds.
@@ -68,7 +68,7 @@ class DistillationLoss(nn.Module):
         super().__init__()
         within("alpha", alpha, Annotated[float, Interval(ge=0, le=1)])
         within("temperature", temperature, Annotated[float, Gt(0)])
-        within("head_budget_mb", head_budget_mb, Annotated[int, Gt(0)])
+        within("head_budget_mb", head_budget_mb, HeadBudget)
         weighted = []
         if alpha > 0:
             term = DivergenceTerm(divergence=divergence, temperature=temperature)
@@ -232,7 +232,7 @@ def require_tokens(targets: Int[Tensor, " N"], size: int) -> None:
         )
 
 
-def within(name: str, value: float | int, bounds: Any) -> None:
+def within(name: str, value: float | int | str, bounds: Any) -> None:
     """Refuse an option out of its bounds.
 
     Raises:

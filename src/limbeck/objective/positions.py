@@ -11,6 +11,7 @@ from annotated_types import Interval
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from limbeck.config import HeadBudget
 from limbeck.objective.fused import head_chunk
 from limbeck.objective.terms import StudentView
 from limbeck.registry import Registry
@@ -28,7 +29,7 @@ class Positions(ABC):
 
     @abstractmethod
     def choose(
-        self, student: StudentView, signal: TeacherSignal, head_budget_mb: int
+        self, student: StudentView, signal: TeacherSignal, head_budget_mb: HeadBudget
     ) -> Int[Tensor, " n"]:
         """Indices of the positions to learn from, increasing.
 
@@ -61,12 +62,12 @@ class TeacherEntropy(Positions):
         self.share = share
 
     def choose(
-        self, student: StudentView, signal: TeacherSignal, head_budget_mb: int
+        self, student: StudentView, signal: TeacherSignal, head_budget_mb: HeadBudget
     ) -> Int[Tensor, " n"]:
         """Indices of the positions, increasing."""
         distribution = signal.distribution
         assert distribution is not None, "teacher ignored SignalNeeds"
-        rows = head_chunk(head_budget_mb, len(student.head.weight), copies=4)
+        rows = head_chunk(head_budget_mb, student.head.weight, copies=4)
         starts = range(0, max(len(student.hidden), 1), rows)
         parts = [distribution.rows(slice(start, start + rows)).entropy() for start in starts]
         return top_share(torch.cat(parts), self.share)
@@ -89,10 +90,10 @@ class StudentEntropy(Positions):
 
     @torch.no_grad()
     def choose(
-        self, student: StudentView, signal: TeacherSignal, head_budget_mb: int
+        self, student: StudentView, signal: TeacherSignal, head_budget_mb: HeadBudget
     ) -> Int[Tensor, " n"]:
         """Indices of the positions, increasing."""
-        rows = head_chunk(head_budget_mb, len(student.head.weight), copies=4)
+        rows = head_chunk(head_budget_mb, student.head.weight, copies=4)
         parts = torch.split(student.hidden, rows)
         entropies = [entropy_of(log_softmax(student.head(part), 1.0)) for part in parts]
         return top_share(torch.cat(entropies), self.share)

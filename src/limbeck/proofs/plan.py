@@ -16,6 +16,7 @@ from limbeck.batch import Batch
 from limbeck.config import OptimConfig, RunConfig
 from limbeck.errors import ConfigError
 from limbeck.models import CausalLM, Distiller
+from limbeck.objective.fused import head_bytes
 from limbeck.proofs.case import Case, spread
 from limbeck.proofs.proof import Proof
 
@@ -116,7 +117,9 @@ def make_plan(
             "optimizer state": state,
             "one micro-batch's activations": measured.saved_bytes
             + checkpointed_bytes(case.student, config, measured.rows),
-            "logits (head_budget_mb)": config.memory.head_budget_mb << 20,
+            "logits (head_budget_mb)": head_bytes(
+                config.memory.head_budget_mb, case.vocabulary.size, case.device
+            ),
         },
         free_memory_bytes=free_memory_bytes,
         disk=plan_disk(case.distiller, config, state, students),

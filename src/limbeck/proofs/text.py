@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from limbeck.batch import Batch
-from limbeck.config import HEAD_BUDGET_MB
+from limbeck.config import HeadBudget
 from limbeck.models import CausalLM, PreTrainedTokenizerBase, evaluating, plain_weights
 from limbeck.objective.fused import head_chunk
 from limbeck.proofs.case import POSITIONS, Case, shortened, spread
@@ -61,11 +61,11 @@ def teacher_reads_better(case: Case) -> Proof:
 
 
 def cross_entropy(
-    model: CausalLM, batches: Iterable[Batch], head_budget_mb: int = HEAD_BUDGET_MB
+    model: CausalLM, batches: Iterable[Batch], head_budget_mb: HeadBudget = "auto"
 ) -> tuple[float, int]:
     """Mean negative log-likelihood of the scored tokens, nats, and their number."""
     total, count = 0.0, 0
-    rows = head_chunk(head_budget_mb, model.vocabulary_size, COPIES)
+    rows = head_chunk(head_budget_mb, model.head.weight, COPIES)
     with torch.no_grad(), evaluating(model):
         for batch in batches:
             hidden, _ = model(batch)

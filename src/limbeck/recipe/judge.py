@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from limbeck.config import HeadBudget
 from limbeck.distributed import World, all_sum
 from limbeck.evaluate.measure import measure
 from limbeck.evaluate.scores import Scores
@@ -22,7 +23,7 @@ class Judge:
     """Measures students against a teacher, whatever an objective asks of that teacher."""
 
     def __init__(
-        self, teacher: Teacher, held_out: HeldOut, world: World, head_budget_mb: int
+        self, teacher: Teacher, held_out: HeldOut, world: World, head_budget_mb: HeadBudget
     ) -> None:
         """
         Args:

@@ -1,7 +1,9 @@
-"""Probabilities as one byte, with a stated error.
+"""Probabilities as one byte, or twelve bits, with a stated error.
 
 Large probabilities are even in their square root, which is even in Hellinger distance; small ones
-are even in their logarithm, so that no logarithm is far off.
+are even in their logarithm, so that no logarithm is far off. Where tokens of small probability are
+kept, the rounding of the few large ones would be most of what is lost: four bits more tell which
+sixteenth of its level a large one is in.
 """
 
 from __future__ import annotations
@@ -59,6 +61,51 @@ def to_levels(logprobs: Float[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shap
 def from_levels(levels: UInt8[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
     """Log-probabilities, within `LOG_ERROR`, their square roots within `SQRT_ERROR`."""
     return np.asarray(LEVELS[levels])
+
+
+PARTS = 16
+"""Of a level, where they are told apart."""
+
+PART_ERROR = SQRT_ERROR / PARTS
+"""Most a square root of a probability is off there."""
+
+FINE_RATIO = 50
+"""How many times the least probability kept a token needs to have twelve bits."""
+
+
+def first_fine(least: float) -> int:
+    """The lowest level whose parts are told apart, where probabilities from `least` on are kept.
+
+    Returns:
+        At least the lowest of those even in the square root; 256, which no level reaches, where
+        `FINE_RATIO` times `least` is more than 1.
+    """
+    found = int(np.searchsorted(LEVELS, np.log(FINE_RATIO * least)))
+    return max(found, 256 - (STEPS - LEAST_STEPS + 1))
+
+
+def to_parts(
+    logprobs: Float[np.ndarray, " N"], of_levels: UInt8[np.ndarray, " N"]
+) -> UInt8[np.ndarray, " bytes"]:
+    """Which part of its level each is in, two a byte, the first in the low bits."""
+    within = STEPS * np.exp(logprobs.astype(np.float64) / 2) - steps_of(of_levels) + 0.5
+    parts = np.clip(np.floor(PARTS * within), 0, PARTS - 1).astype(np.uint8)
+    pairs = np.append(parts, np.zeros(len(parts) % 2, np.uint8)).reshape(-1, 2)
+    return np.asarray(pairs[:, 0] | pairs[:, 1] << 4)
+
+
+def from_parts(
+    of_levels: UInt8[np.ndarray, " N"], packed: UInt8[np.ndarray, " bytes"]
+) -> Float32[np.ndarray, " N"]:
+    """Log-probabilities, their square roots within `PART_ERROR`."""
+    parts = np.stack([packed & 15, packed >> 4], -1).reshape(-1)[: len(of_levels)]
+    roots = (steps_of(of_levels) - 0.5 + (parts + 0.5) / PARTS) / STEPS
+    return np.asarray(np.minimum(2 * np.log(roots), 0), dtype=np.float32)
+
+
+def steps_of(of_levels: UInt8[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
+    """Square roots of levels that are even in it, in multiples of 1 / STEPS."""
+    return of_levels.astype(np.float64) - (255 - STEPS)
 
 
 MASS_STEPS = 65535

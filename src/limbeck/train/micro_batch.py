@@ -13,6 +13,7 @@ from limbeck.config import MemoryConfig
 from limbeck.distributed import World, gather_objects
 from limbeck.errors import RunError
 from limbeck.models import CausalLM
+from limbeck.objective.fused import head_bytes
 
 KNOBS = (
     "Lower memory.micro_batch, memory.head_budget_mb or data.sequence_length, or set "
@@ -48,7 +49,8 @@ def choose_micro_batch(
     """
     if memory.micro_batch != "auto":
         return min(memory.micro_batch, most_rows)
-    free = free_bytes(world.device) - (memory.head_budget_mb << 20)
+    room = head_bytes(memory.head_budget_mb, student.vocabulary_size, world.device)
+    free = free_bytes(world.device) - room
     each = row_bytes(student, sequence_length, memory.activation_checkpointing)
     rows = int(SHARE * free) // each
     if world.device.type == "cpu":

@@ -8,7 +8,7 @@ from typing import Annotated
 import numpy as np
 import torch
 from annotated_types import Ge, Gt, Lt, MinLen
-from jaxtyping import Int
+from jaxtyping import Float32, Int
 from torch import Tensor
 
 from limbeck.errors import ConfigError
@@ -23,8 +23,9 @@ from limbeck.store.ranks import Ranks
 class TopKForm(Form):
     """The k most probable tokens, or those probable enough, and the others' mass a temperature.
 
-    A log-probability is off by at most 0.5 nat, and its square root by 0.0023 before the k tokens
-    are scaled to the mass that the tail leaves; a tail's square root by 1e-5.
+    A log-probability is off by at most 0.5 nat, and the square root of a probability by 0.0023
+    before the k tokens are scaled to the mass that the tail leaves, by 0.00014 where the token is
+    50 times as probable as `least`; a tail's square root by 1e-5.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class TopKForm(Form):
             )
         self._vocabulary_size = vocabulary_size
         self._k, self._least = k, least
+        self._first_fine = levels.first_fine(least) if least > 0 else 256
         self._temperatures = tuple(float(each) for each in temperatures)
 
     def read_teacher(
@@ -96,7 +98,10 @@ class TopKForm(Form):
             known = np.take_along_axis(logprobs, order, -1).reshape(-1)
         tails = [signal.tail_logprob, *(signal.further_tails[t] for t in self._temperatures[1:])]
         masses = [levels.to_mass(tail.float().cpu().numpy()) for tail in tails]
-        return pack([*planes, levels.to_levels(known), *masses])
+        told = levels.to_levels(known)
+        fine = told >= self._first_fine
+        parts = [levels.to_parts(known[fine], told[fine])] if self._least > 0 else []
+        return pack([*planes, told, *parts, *masses])
 
     def decode(self, coded: memoryview, num_scored: int, ranks: Ranks) -> TopK | UnevenTopK:
         unpack = Unpacker(coded)
@@ -106,7 +111,7 @@ class TopKForm(Form):
             ids = id_sets.read_rows(unpack, num_scored, self._k, ranks)
             kept = np.ones(ids.shape, dtype=np.bool_)
         known = np.full(ids.shape, FLOOR, dtype=np.float32)
-        known[kept] = levels.from_levels(unpack.next(int(kept.sum())))
+        known[kept] = self._read_known(unpack, int(kept.sum()))
         tails = [levels.read_masses(unpack, num_scored) for _ in self._temperatures]
         unpack.finish()
         known = levels.beside_tail(known, tails[0])
@@ -117,6 +122,15 @@ class TopKForm(Form):
             there = torch.from_numpy(kept)
             return UnevenTopK(told, logprobs, there, first, self._temperatures[0], named)
         return TopK(told, logprobs, first, self._temperatures[0], named)
+
+    def _read_known(self, unpack: Unpacker, entries: int) -> Float32[np.ndarray, " entries"]:
+        """Log-probabilities of so many kept tokens."""
+        told = unpack.next(entries)
+        known = levels.from_levels(told)
+        if self._least > 0:
+            fine = told >= self._first_fine
+            known[fine] = levels.from_parts(told[fine], unpack.next(-(-int(fine.sum()) // 2)))
+        return known
 
     def join(self, signals: Sequence[TeacherDistribution]) -> TopK | UnevenTopK:
         parts = [signal for signal in signals if isinstance(signal, TopK | UnevenTopK)]
