@@ -140,7 +140,7 @@ FORMS = (
     Mutation(
         "kept tokens not tempered",
         TOP_K,
-        "known * (self.temperature / temperature)",
+        "known * (recorded / temperature)",
         "known",
         KEPT + "training_at_a_further_temperature_is_the_same",
     ),

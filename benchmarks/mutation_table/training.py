@@ -142,9 +142,8 @@ TRAINING = (
     Mutation(
         "an impossible token that costs infinity",
         CLOSED,
-        "torch.softmax(work.student.clamp_min_(FLOOR), -1, out=work.student_mass)",
-        "work.student.masked_fill_(work.student < -80, -torch.inf)\n"
-        "        torch.softmax(work.student, -1, out=work.student_mass)",
+        "        work.student.clamp_min_(FLOOR)\n",
+        "        work.student.masked_fill_(work.student < -80, -torch.inf)\n",
         DIST + "extreme_logits_stay_finite",
     ),
     Mutation(
@@ -157,9 +156,8 @@ TRAINING = (
     Mutation(
         "a tail read at the wrong temperature",
         TOP_K,
-        "            require_recorded(temperature, (self.temperature, *self.further_tails))\n"
-        "            tail = self.further_tails[temperature].to(exact)\n",
-        "            tail = tail * 1.0\n",
+        "    require_recorded(temperature, tuple(tails))\n",
+        "    temperature = recorded\n",
         DIST + "a_top_k_teacher_at_another_temperature_is_refused_in_training_too",
     ),
     Mutation(
@@ -271,8 +269,50 @@ TRAINING = (
     Mutation(
         "a chunk of the memory of one array, whatever it uses",
         FUSED,
-        "(max(vocabulary, 1) * 4 * copies)",
-        "(max(vocabulary, 1) * 4)",
+        "(max(len(weight), 1) * 4 * copies)",
+        "(max(len(weight), 1) * 4)",
         HEAD + "chunk_follows_the_budget_between_its_bounds",
+    ),
+    Mutation(
+        "a logarithm of a sum of two rows",
+        CLOSED,
+        "mass.amax(-1, keepdim=True).log_()",
+        "mass.amax().log()",
+        HEAD + "closed_form_equals_plain_logits_in_float64",
+    ),
+    Mutation(
+        "arrays of inference kept for training",
+        "objective/workspace.py",
+        " or kept.is_inference()",
+        "",
+        HEAD + "arrays_are_taken_once_for_all_steps_and_trained_after_inference",
+    ),
+    Mutation(
+        "arrays made anew for every micro-batch",
+        "objective/workspace.py",
+        "self._kept[name] = kept = like",
+        "kept = like",
+        HEAD + "arrays_are_taken_once_for_all_steps_and_trained_after_inference",
+    ),
+    Mutation(
+        "a text's weight on the text after it",
+        "data/text_data.py",
+        "weights[place] = self.document_weights[document]",
+        "weights[place] = self.document_weights[document - 1]",
+        "data/test_text_data.py::test_a_rows_weight_is_that_of_all_its_tokens_however_they_are_cut",
+    ),
+    Mutation(
+        "weights that nobody reads",
+        "models/distiller.py",
+        "token_weights=batch.token_weights(),",
+        "token_weights=None,",
+        "models/test_distiller.py::test_weights_of_positions_multiply_every_term_and_its_gradient",
+    ),
+    Mutation(
+        "parts of a level read in the other order",
+        "store/levels.py",
+        "np.stack([packed & 15, packed >> 4], -1)",
+        "np.stack([packed >> 4, packed & 15], -1)",
+        "store/test_codecs.py::test_a_part_of_a_level_is_within_its_stated_error",
     ),
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -26,6 +26,7 @@ class Batch:
             new piece begins, and attention does not look behind it; padding is a piece of its own.
         document_ids: Index, in the data set, of the document each position belongs to; -1 for
             padding.
+        weights: What multiplies every term of the objective at a position; None is 1 everywhere.
     """
 
     input_ids: Int[Tensor, "B T"]
@@ -33,6 +34,7 @@ class Batch:
     scored: Bool[Tensor, "B T"]
     position_ids: Int[Tensor, "B T"]
     document_ids: Int[Tensor, "B T"]
+    weights: Float[Tensor, "B T"] | None = None
 
     @classmethod
     def from_tokens(
@@ -67,6 +69,10 @@ class Batch:
         """Document index of the scored positions, in row-major order."""
         return self.document_ids[self.scored]
 
+    def token_weights(self) -> Float[Tensor, " N"] | None:
+        """Weights of the scored positions, in row-major order."""
+        return None if self.weights is None else self.weights[self.scored]
+
     def pieces(self) -> Int[Tensor, " N"]:
         """Number of the piece of text of the scored positions, in row-major order; never falls.
 
@@ -84,4 +90,5 @@ class Batch:
             self.scored.to(device),
             self.position_ids.to(device),
             self.document_ids.to(device),
+            None if self.weights is None else self.weights.to(device),
         )

@@ -42,7 +42,8 @@ class DataConfig:
     split: str = "train"
     """Split of a Hugging Face data set."""
     columns: Mapping[str, str] = field(default_factory=dict)
-    """Other names for the columns a type reads, e.g. `{text: body}`."""
+    """Other names for the columns a type reads, e.g. `{text: body}`; and `{weight: column}`, for a
+    number that multiplies the objective on every token of its row."""
     sequence_length: Annotated[int, Gt(1)] = 1024
     """Positions of a row; longer texts are cut into windows, none of their tokens dropped."""
     pack: bool = True

@@ -59,12 +59,16 @@ def test_a_store_is_budgeted_recorded_in_parts_joined_checked_and_mended(tmp_pat
     told, _ = limbeck(tmp_path, "store", "verify", "store")
     assert "store is whole." in told
     damage(tmp_path)
+    told, _ = limbeck(tmp_path, "store", "ls", "store", "--json")
+    assert json.loads(told)["finished_shards"] == shards  # what is inside them is for `verify`
     told, error = limbeck(tmp_path, "store", "verify", "store", code=3)
     assert "shard 1" in told
     assert "limbeck store repair store" in error
     told, _ = limbeck(tmp_path, "store", "repair", "store")
     assert "shard 1: store/shard-00001" in told
     assert "put aside as damaged-" in told
+    told, _ = limbeck(tmp_path, "store", "ls", "store")
+    assert f"shards     {shards - 1} of {shards}" in told
     told, _ = limbeck(tmp_path, "record", "recipe.yaml", "--no-budget", "--json")
     assert json.loads(told)["recorded"] == 1
     for aside in (tmp_path / "store").glob("damaged-*"):

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -256,3 +257,21 @@ def test_chat_needs_a_template(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", [{"messages": [USER, ANSWER]}])
     with pytest.raises(ConfigError, match="chat needs a tokenizer with a chat template"):
         load(path, kind="chat")
+
+
+@pytest.mark.parametrize("weight", [-1, True, "1", None, math.nan, math.inf, 2_000_000, [1]])
+def test_a_weight_that_cannot_be_one_is_refused_with_its_line(tmp_path: Path, weight: Any) -> None:
+    rows = [GOOD | {"weight": 1}, GOOD | {"weight": weight}]
+    path = write(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(DataError, match=r"rows.jsonl:2: column 'weight' must be a number from 0"):
+        load(path, columns={"weight": "weight"})
+    load(path)  # nobody asked for weights
+
+
+def test_a_weight_that_is_asked_for_must_be_there_and_not_always_zero(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", [GOOD])
+    with pytest.raises(DataError, match="column 'worth' is missing; the row has 'text'"):
+        load(path, columns={"weight": "worth"})
+    path = write(tmp_path / "zero.jsonl", [GOOD | {"weight": 0}] * 2)
+    with pytest.raises(DataError, match="weight is above 0, and all are 0"):
+        load(path, columns={"weight": "weight"})

@@ -306,3 +306,18 @@ def test_the_corpus_is_small_and_its_parts_are_disjoint() -> None:
 def test_the_corpus_has_two_parts() -> None:
     with pytest.raises(ConfigError, match="parts train, heldout, and no 'test'"):
         corpus_path("test")
+
+
+def test_a_rows_weight_is_that_of_all_its_tokens_however_they_are_cut(tmp_path: Path) -> None:
+    weights = [0.5, 2, 0, 1.25, 3]
+    rows = [row | {"worth": weight} for row, weight in zip(ROWS, weights, strict=True)]
+    path = write(tmp_path / "rows.jsonl", rows)
+    for pack in (True, False):
+        data = load(path, TOKENIZER, sequence_length=12, pack=pack, columns={"weight": "worth"})
+        batch = data.batch(range(data.num_rows))
+        found = batch.token_weights()
+        assert found is not None
+        assert found.tolist() == [weights[document] for document in batch.documents().tolist()]
+    plain = load(path, TOKENIZER, sequence_length=12)
+    assert plain.batch([0]).weights is None
+    assert np.array_equal(plain.document_hashes, data.document_hashes)

@@ -31,13 +31,13 @@ def build() -> typer.Typer:
 
 def show(store: StorePath, as_json: AsJson = False) -> None:
     """Say what a store was recorded from, in which form, and how much of it is there."""
-    from limbeck.store import Shard, finished_shards, read_header  # noqa: PLC0415
+    from limbeck.store import read_header, shard_facts  # noqa: PLC0415
 
     header = read_header(store)
-    there = finished_shards(store, header)
-    facts = [Shard.open(store, shard, header).facts for shard in there]
+    every = (shard_facts(store, shard) for shard in range(header.num_shards))
+    facts = [each for each in every if each is not None]
     counts = {name: sum(int(each[name]) for each in facts) for name in ("scored", "record_bytes")}
-    told: dict[str, Any] = {**header.to_json(), "finished_shards": len(there), **counts}
+    told: dict[str, Any] = {**header.to_json(), "finished_shards": len(facts), **counts}
     if as_json:
         typer.echo(json.dumps(told))
         return
@@ -49,7 +49,7 @@ def show(store: StorePath, as_json: AsJson = False) -> None:
         f"{str(teacher.get('weights_sha256', '?'))[:12]}",
         "tokens": f"{counts['scored']:,}, {per_token:.1f} bytes each",
         "layers": ", ".join(map(str, header.layers)) or "none",
-        "shards": f"{len(there)} of {header.num_shards}",
+        "shards": f"{len(facts)} of {header.num_shards}",
         "tokenizer": header.tokenizer[:12],
         "template": header.template[:12],
         "data": header.data[:12],

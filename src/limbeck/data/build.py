@@ -25,6 +25,10 @@ SHOWN = 5
 CHUNK_ROWS = 512
 CHUNK_CHARACTERS = 1 << 21
 
+WEIGHT = "weight"
+"""A column that any type reads where `data.columns` names it."""
+MOST_WEIGHT = 1e6
+
 TOO_SHORT = "less than two tokens"
 UNSCORED = "nothing to predict"
 UNSCORED_WINDOW = "windows with nothing to predict"
@@ -48,6 +52,7 @@ class Draft:
     sizes: list[int] = field(default_factory=list)
     num_scored: list[int] = field(default_factory=list)
     places: list[tuple[int, int]] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
     complaints: list[str] = field(default_factory=list)
     num_bad: int = 0
@@ -62,7 +67,7 @@ def build(
         DataError: Rows are bad, there are none, or none is left.
     """
     draft = Draft()
-    columns = {name: config.columns.get(name, name) for name in reader.columns}
+    columns = {name: name for name in reader.columns} | dict(config.columns)
     for rows in chunks(source.rows(tuple(columns.values())), config.max_documents):
         good = [
             (row, values)
@@ -107,10 +112,24 @@ def checked(
         complain(draft, source, row, problem)
         return None
     values = {name: row.values[column] for name, column in columns.items()}
-    if (told := reader.problem(values)) is not None:
+    if (told := reader.problem(values) or weight_problem(values)) is not None:
         complain(draft, source, row, told)
         return None
     return values
+
+
+def weight_problem(values: Values) -> str | None:
+    """Why a row's weight cannot be one; None when it can, or there is none.
+
+    Example:
+        >>> weight_problem({"weight": -1})
+        "column 'weight' must be a number from 0 to 1,000,000, got -1"
+    """
+    weight = values.get(WEIGHT, 1.0)
+    is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
+    if is_number and 0 <= weight <= MOST_WEIGHT:
+        return None
+    return f"column {WEIGHT!r} must be a number from 0 to 1,000,000, got {str(weight)[:40]}"
 
 
 def complain(draft: Draft, source: Source, row: Row, problem: str) -> None:
@@ -128,9 +147,11 @@ def add(
         complain(draft, source, row, piece)
         return
     document = len(draft.places)
-    body = json.dumps(dict(values), sort_keys=True, default=str)
+    content = {name: value for name, value in values.items() if name != WEIGHT}
+    body = json.dumps(content, sort_keys=True, default=str)
     draft.hashes.append(xxhash.xxh3_64_intdigest(body.encode()))
     draft.places.append((row.file, row.number))
+    draft.weights.append(float(values.get(WEIGHT, 1.0)))
     draft.num_scored.append(int(piece.scored.sum()))
     if not piece.scored.any():
         draft.sizes.append(0)
@@ -162,6 +183,8 @@ def refuse(draft: Draft, path: str) -> None:
         )
     if not draft.places:
         raise DataError(f"{path} must hold rows, and has none. Check the path and the split.")
+    if not any(draft.weights):
+        raise DataError(f"{path} must have a row whose weight is above 0, and all are 0.")
     if not draft.windows:
         table = [("rows read", len(draft.places)), *draft.dropped.items(), ("rows left", 0)]
         raise DataError(
@@ -191,6 +214,9 @@ def arrays(draft: Draft, config: DataConfig) -> Arrays:
         "document_bytes": np.array(draft.sizes, dtype=np.int64),
         "document_scored": np.array(draft.num_scored, dtype=np.int64),
         "document_places": np.array(draft.places, dtype=np.int64),
+        "document_weights": np.array(
+            draft.weights if WEIGHT in config.columns else [], dtype=np.float32
+        ),
     }
 
 

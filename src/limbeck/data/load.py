@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from transformers import PreTrainedTokenizerBase
 
 from limbeck.config import DataConfig
-from limbeck.data.build import Progress, build, save
+from limbeck.data.build import WEIGHT, Progress, build, save
 from limbeck.data.formats import Encoder, Reader, readers
 from limbeck.data.rows import Source, open_source
 from limbeck.data.text_data import ARRAYS, TextData
@@ -23,7 +23,7 @@ from limbeck.files import manifest, publish, sweep
 from limbeck.registry import Problem, suggest
 from limbeck.tokenizers import template_hash, tokenizer_hash
 
-FORMAT = 2
+FORMAT = 3
 """Raised whenever the same input would give other arrays."""
 LOCK_TIMEOUT_S = 3600
 
@@ -34,7 +34,7 @@ def data_problems(config: DataConfig) -> Iterator[Problem]:
     yield from wrong
     if wrong:
         return
-    known = readers.bind(config.type, "data")().columns
+    known = (*readers.bind(config.type, "data")().columns, WEIGHT)
     for name in config.columns:
         if name not in known:
             yield Problem(

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int32, Int64, UInt64
+from jaxtyping import Bool, Float32, Int32, Int64, UInt64
 
 from limbeck.batch import Batch
 
@@ -28,6 +28,7 @@ ARRAYS = (
     "document_bytes",
     "document_scored",
     "document_places",
+    "document_weights",
 )
 
 
@@ -48,6 +49,8 @@ class TextData:
         document_bytes: UTF-8 bytes of each document's scored text; 0 for one that fell out.
         document_scored: Scored tokens of each document.
         document_places: File and line of each document.
+        document_weights: What multiplies the objective on each document's tokens; of none where
+            nobody weighs them.
         names: Of the files, below the folder that was given.
         facts: Hashes, counts and what fell out and why; JSON.
     """
@@ -61,6 +64,7 @@ class TextData:
     document_bytes: Int64[np.ndarray, " documents"]
     document_scored: Int64[np.ndarray, " documents"]
     document_places: Int64[np.ndarray, "documents 2"]
+    document_weights: Float32[np.ndarray, " weighted"]
     names: tuple[str, ...]
     facts: Mapping[str, Any]
 
@@ -107,6 +111,7 @@ class TextData:
         inputs, targets, positions = (np.zeros(shape, dtype=np.int64) for _ in range(3))
         scored = np.zeros(shape, dtype=np.bool_)
         documents = np.full(shape, -1, dtype=np.int64)
+        weights = np.ones(shape, dtype=np.float32) if len(self.document_weights) else None
         for index, windows in enumerate(planned):
             at = 0
             for start, length, document in self.windows[windows].tolist():
@@ -116,6 +121,8 @@ class TextData:
                 scored[place] = self.scored[start + 1 : start + length + 1]
                 positions[place] = np.arange(length)
                 documents[place] = document
+                if weights is not None:
+                    weights[place] = self.document_weights[document]
                 at += length
             positions[index, at:] = np.arange(width - at)
         return Batch(
@@ -124,6 +131,7 @@ class TextData:
             scored=torch.from_numpy(scored),
             position_ids=torch.from_numpy(positions),
             document_ids=torch.from_numpy(documents),
+            weights=None if weights is None else torch.from_numpy(weights),
         )
 
     @property

@@ -37,6 +37,7 @@ class Distiller(nn.Module):
             self.student.head,
             layer_hidden,
             batch.targets(),
+            token_weights=batch.token_weights(),
             pieces=batch.pieces(),
             layer_projections=projections,
         )

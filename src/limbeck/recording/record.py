@@ -23,9 +23,9 @@ from limbeck.store import (
     ShardWriter,
     StoreHeader,
     create,
-    finished_shards,
     generator_of,
     publish_once,
+    shard_facts,
     write_head,
 )
 
@@ -75,8 +75,7 @@ class Recorder:
 
     def left(self, shards: Sequence[int]) -> list[int]:
         """Those of some shards that are not finished."""
-        finished = set(finished_shards(self._folder, self._header))
-        return [shard for shard in shards if shard not in finished]
+        return [shard for shard in shards if shard_facts(self._folder, shard) is None]
 
     def record(
         self, shards: Sequence[int], progress: RecordingProgress, check: Callable[[], None]

@@ -115,16 +115,8 @@ class TopK(KeptTokens):
         Raises:
             ConfigError: The teacher was not read at this temperature.
         """
-        exact = torch.promote_types(self.logprobs.dtype, torch.float32)
-        known, tail = self.logprobs.to(exact), self.tail_logprob.to(exact)
-        if temperature != self.temperature:
-            require_recorded(temperature, (self.temperature, *self.further_tails))
-            tail = self.further_tails[temperature].to(exact)
-            # What the k tokens hold together is what the tail leaves; their ratios are known.
-            known = torch.log_softmax(known * (self.temperature / temperature), dim=-1)
-            known = known + log_one_minus_exp(tail)[:, None]
-        both = torch.cat([known, tail[:, None]], dim=-1)
-        return both.detach().clamp_min(FLOOR)
+        tails = {self.temperature: self.tail_logprob, **self.further_tails}
+        return kept_and_tail(self.logprobs, tails, self.temperature, temperature).clamp_min(FLOOR)
 
 
 @dataclass(frozen=True)
@@ -169,6 +161,33 @@ class TopKRenormalised(KeptTokens):
         require_recorded(temperature, (self.temperature,))
         known = log_softmax(self.logprobs, 1.0)
         return torch.cat([known, torch.full_like(known[:, :1], FLOOR)], dim=-1).detach()
+
+
+def kept_and_tail(
+    known: Float[Tensor, "N k"],
+    tails: Mapping[float, Float[Tensor, " N"]],
+    recorded: float,
+    temperature: float,
+) -> Float[Tensor, "N k1"]:
+    """Log-probabilities of kept tokens at a temperature, then of the tail, without a gradient.
+
+    Args:
+        known: The tokens' at the temperature they were recorded at; -inf where there is none.
+        tails: The tail's at each temperature it was recorded at.
+        recorded: Where `known` was.
+        temperature: What is asked for.
+
+    Raises:
+        ConfigError: The teacher was not read there.
+    """
+    require_recorded(temperature, tuple(tails))
+    exact = torch.promote_types(known.dtype, torch.float32)
+    known, tail = known.to(exact), tails[temperature].to(exact)
+    if temperature != recorded:
+        # What the tokens hold together is what the tail leaves; their ratios are known.
+        known = torch.log_softmax(known * (recorded / temperature), dim=-1)
+        known = known + log_one_minus_exp(tail)[:, None]
+    return torch.cat([known, tail[:, None]], dim=-1).detach()
 
 
 def require_recorded(temperature: float, recorded: Sequence[float]) -> None:

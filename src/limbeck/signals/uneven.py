@@ -18,7 +18,7 @@ from limbeck.signals.distribution import (
     entropy_of,
     log_softmax,
 )
-from limbeck.signals.top_k import log_one_minus_exp, require_recorded
+from limbeck.signals.top_k import kept_and_tail
 
 
 @dataclass(frozen=True)
@@ -95,16 +95,9 @@ class UnevenTopK(TeacherDistribution):
         Raises:
             ConfigError: The teacher was not read at this temperature.
         """
-        exact = torch.promote_types(self.logprobs.dtype, torch.float32)
-        known, tail = self.logprobs.to(exact), self.tail_logprob.to(exact)
-        if temperature != self.temperature:
-            require_recorded(temperature, (self.temperature, *self.further_tails))
-            tail = self.further_tails[temperature].to(exact)
-            tempered = known * (self.temperature / temperature)
-            known = torch.log_softmax(tempered.masked_fill(~self.kept, -torch.inf), dim=-1)
-            known = known + log_one_minus_exp(tail)[:, None]
-        known = known.masked_fill(~self.kept, FLOOR)
-        return torch.cat([known, tail[:, None]], dim=-1).detach().clamp_min(FLOOR)
+        tails = {self.temperature: self.tail_logprob, **self.further_tails}
+        known = self.logprobs.masked_fill(~self.kept, -torch.inf)
+        return kept_and_tail(known, tails, self.temperature, temperature).clamp_min(FLOOR)
 
     def compare(self, student_logits: Float[Tensor, "N V"], temperature: float) -> LogProbPair:
         """Both models on the kept tokens and the rest."""

@@ -9,7 +9,7 @@ from limbeck.store.forms import Form, forms, written_out
 from limbeck.store.head import publish_once, read_head, write_head
 from limbeck.store.header import StoreHeader, create, read_header, require_store_or_new
 from limbeck.store.sample import Sample, generator_of, sample_key
-from limbeck.store.shard import Shard, finished_shards, shard_name
+from limbeck.store.shard import Shard, finished_shards, shard_facts, shard_name
 from limbeck.store.store import Record, Store
 from limbeck.store.writer import ShardWriter
 
@@ -34,6 +34,7 @@ __all__ = [
     "repair",
     "require_store_or_new",
     "sample_key",
+    "shard_facts",
     "shard_name",
     "verify",
     "write_head",

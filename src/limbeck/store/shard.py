@@ -23,13 +23,18 @@ def shard_name(shard: int) -> str:
     return f"shard-{shard:05d}"
 
 
+def shard_facts(folder: Path, shard: int) -> dict[str, Any] | None:
+    """What a published shard's manifest says; None without one that is whole.
+
+    Whether the shard's own files are whole is not looked at.
+    """
+    return sealed_manifest(folder / shard_name(shard))
+
+
 def finished_shards(folder: Path, header: StoreHeader) -> list[int]:
     """Shards that are published; whether their records are whole is not looked at."""
-    return [
-        shard
-        for shard in range(header.num_shards)
-        if sealed_manifest(folder / shard_name(shard)) is not None
-    ]
+    every = range(header.num_shards)
+    return [shard for shard in every if shard_facts(folder, shard) is not None]
 
 
 @dataclass(frozen=True)
@@ -57,8 +62,7 @@ class Shard:
         Raises:
             DataError: It is not there, damaged, or belongs to another store.
         """
-        path = folder / shard_name(shard)
-        facts = sealed_manifest(path)
+        path, facts = folder / shard_name(shard), shard_facts(folder, shard)
         if facts is None:
             raise DataError(
                 f"Shard {shard} of {folder} must be there and whole, but {path} has no valid "
