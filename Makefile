@@ -41,6 +41,8 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/mypy
+	MYPYPATH=benchmarks $(BIN)/mypy --config-file= --ignore-missing-imports --follow-imports=silent \
+		--explicit-package-bases --python-version 3.11 benchmarks
 	$(BIN)/lint-imports
 
 check: lint

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from head.forms import FORMULAS
+from head.forms import FORMULAS, Form
 from head.inputs import SHAPES, make_inputs
 from head.measure import Key, differences, medians, memory_of, timings
 from head.table import picture, table
@@ -40,7 +40,8 @@ def measured(
 ) -> dict[str, Any]:
     """Everything about one size, or about the forms that were chosen."""
     inputs = make_inputs(SHAPES[shape], tokens)
-    forms, rows = {}, {formula: dict[str, dict[str, Any]]() for formula in formulas}
+    forms: dict[Key, Form] = {}
+    rows: dict[str, dict[str, dict[str, Any]]] = {formula: {} for formula in formulas}
     for formula in formulas:
         runs, distances, absent = differences(inputs, formula, chosen)
         forms |= {(formula, name): form for name, form in runs.items()}
@@ -82,7 +83,8 @@ def main() -> None:
     parser.add_argument("--memory-of", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory_of:
-        print(memory_of(*options.memory_of, options.shapes[0], options.tokens[0]))
+        formula, form = options.memory_of
+        print(memory_of(formula, form, options.shapes[0], options.tokens[0]))
         return
     options.out.mkdir(exist_ok=True, parents=True)
     kept = options.out / "loss.json"

@@ -83,13 +83,13 @@ def main() -> None:
             distiller = parts.distiller(parts.take_student(Path(folder)), config.objective)
             distiller.train()
             parts.teacher.ask(distiller.objective.needs)
-            optimizers = make_optimizers(
-                distiller, config.optim, config.optim.learning_rate, world.device
-            )
-            parts.teacher.signal = named("teacher", parts.teacher.signal)
-            distiller.student.forward = named("student forward", distiller.student.forward)
-            distiller.objective.forward = named("loss", distiller.objective.forward)
-            torch.Tensor.backward = named("backward", torch.Tensor.backward)
+            rate = config.optim.learning_rate
+            assert isinstance(rate, float)
+            optimizers = make_optimizers(distiller, config.optim, rate, world.device)
+            parts.teacher.signal = named("teacher", parts.teacher.signal)  # type: ignore[method-assign]
+            distiller.student.forward = named("student forward", distiller.student.forward)  # type: ignore[method-assign]
+            distiller.objective.forward = named("loss", distiller.objective.forward)  # type: ignore[method-assign]
+            torch.Tensor.backward = named("backward", torch.Tensor.backward)  # type: ignore[method-assign]
 
             def step(number: int) -> None:
                 size, count = int(config.memory.micro_batch), parts.data.num_rows

@@ -30,6 +30,7 @@ import tempfile
 import time
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet
@@ -51,7 +52,7 @@ LENGTH, ROWS, BLOCK = 512, 256, 64
 """Positions of a window, of a matrix product, and of what is computed between two."""
 
 
-RATED = (
+RATED: tuple[dict[str, Any], ...] = (
     {"type": "top_k", "k": 32, "temperatures": [1.0]},
     {"type": "top_k", "k": 128, "temperatures": [1.0]},
     {"type": "samples", "num_draws": 50, "temperature": 1.0},
@@ -159,20 +160,20 @@ def rates(teacher: Sampled, folder: Path) -> list[str]:
         told = StoreHeader(form=form, vocabulary_size=len(teacher[0][1].head.weight),
                            sequence_length=LENGTH).make_form()  # fmt: skip
         told = told.with_head(teacher[0][1].head)
-        marks = [time.perf_counter()]
+        began = time.perf_counter()
         signals = [told.read_teacher(t, generator_of(0, s.key)) for s, t in teacher]
-        marks.append(time.perf_counter())
+        spans = [time.perf_counter() - began]
         ranks = Ranks.learn(
             [told.ids_of(each) for each in signals[:8]], len(teacher[0][1].head.weight)
         )
         _ = ranks.of_ids, ranks.ids
-        marks[-1] = marks[-1], time.perf_counter()
+        began = time.perf_counter()
         coded = [told.encode(each, ranks) for each in signals]
-        marks.append(time.perf_counter())
+        spans.append(time.perf_counter() - began)
+        began = time.perf_counter()
         for (sample, _), each in zip(teacher, coded, strict=True):
             told.decode(memoryview(each), sample.num_scored, ranks)
-        marks.append(time.perf_counter())
-        spans = [marks[1][0] - marks[0], marks[2] - marks[1][1], marks[3] - marks[2]]
+        spans.append(time.perf_counter() - began)
         store, keys = Store.open(folder / str(number)), [sample.key for sample, _ in teacher]
         random.Random(number).shuffle(keys)
         began = time.perf_counter()
@@ -271,8 +272,8 @@ def main() -> None:
     teacher = list(zip(samples, states, strict=True))
     with tempfile.TemporaryDirectory() as temporary:
         if chosen.rates:
-            told = rates_and_access(teacher, teacher_rate, Path(temporary))
-            keep(chosen.results, {"rates": told})
+            lines = rates_and_access(teacher, teacher_rate, Path(temporary))
+            keep(chosen.results, {"rates": lines})
             return
         origin = Origin(model, load_tokenizer(chosen.teacher), device)
         student, _ = read_all(depth(origin, drop=tuple(chosen.drop)).model, samples)

@@ -11,7 +11,6 @@ from head import peers
 from head.inputs import KEPT, Inputs, recorded
 from head.ours import Products, closed, general, lazy, plain, weighted
 from limbeck.objective import Objective
-from limbeck.objective.workspace import Workspace
 
 Form = Callable[[], list[Tensor]]
 """Gradients of hidden states and head, from tensors it already holds."""
@@ -34,8 +33,8 @@ def stored(inputs: Inputs) -> Form:
 
 
 def autograd(inputs: Inputs) -> Form:
-    terms, workspace = weighted("forward_kl", 0.5, 2.0), Workspace()
-    return lambda: general(inputs, terms, workspace)
+    objective = Objective(weighted("forward_kl", 0.5, 2.0))
+    return lambda: general(inputs, objective)
 
 
 def own(divergence: str, alpha: float, temperature: float) -> dict[str, Maker]:

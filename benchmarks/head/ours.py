@@ -44,11 +44,12 @@ def closed(inputs: Inputs, teacher: TeacherDistribution, objective: Objective) -
     return gradients(loss, inputs)
 
 
-def general(inputs: Inputs, terms: list[WeightedTerm], workspace: Workspace) -> list[Tensor]:
+def general(inputs: Inputs, objective: Objective) -> list[Tensor]:
     """The same with autograd inside a chunk, as other divergences and other heads run."""
     student, signal = view(inputs), TeacherSignal(lazy(inputs))
-    weights = [float(term.weight) for term in terms]
-    body = GeneralForm([term.term for term in terms], weights, student, signal, workspace)
+    names, terms = zip(*objective.logit_terms.items(), strict=True)
+    weights = [objective.weights[name] for name in names]
+    body = GeneralForm(terms, weights, student, signal, objective.workspace)
     total, _ = head_and_terms(inputs.hidden, student.head, body, at_most(body, inputs))
     return gradients(total / len(inputs.hidden), inputs)
 

@@ -130,8 +130,11 @@ def top_of(teacher: LazyLogits, k: int) -> TopK:
         TopK.from_logits(teacher.rows(slice(start, start + 128)).logits(), k)
         for start in range(0, len(teacher.hidden), 128)
     ]
-    return TopK(*(torch.cat([getattr(p, f) for p in parts]) for f in ("ids", "logprobs")),
-                torch.cat([p.tail_logprob for p in parts]))  # fmt: skip
+    return TopK(
+        torch.cat([part.ids for part in parts]),
+        torch.cat([part.logprobs for part in parts]),
+        torch.cat([part.tail_logprob for part in parts]),
+    )
 
 
 def our_forms(temperature: float) -> list[tuple[str, dict]]:

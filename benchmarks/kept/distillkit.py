@@ -42,7 +42,7 @@ class Codec:
         """The fitted functions at each of the fitted places."""
         places = self.k - self.exact_k
         at = torch.linspace(0, 1, places) if self.normalised else torch.arange(places).float()
-        return torch.stack([at.sqrt() if t == "sqrt" else at**t for t in self.terms], dim=-1)
+        return torch.stack([at.sqrt() if isinstance(t, str) else at**t for t in self.terms], dim=-1)
 
     def encode(self, ids: Tensor, logprobs: Tensor, vocabulary_size: int) -> list[Tensor]:
         """Bytes of each position, in parts [N, bytes].

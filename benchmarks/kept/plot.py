@@ -18,7 +18,7 @@ def draw(rows: dict[float, list[dict]], path: Path) -> None:
     for line, (temperature, told) in enumerate(rows.items()):
         for panel, (field, name) in enumerate(NAMES.items()):
             axis = axes[line][panel]
-            axis.set_prop_cycle(color=plt.get_cmap("tab20").colors)
+            axis.set_prop_cycle(color=[plt.get_cmap("tab20")(place) for place in range(20)])
             families: dict[str, list[dict]] = {}
             for row in told:
                 families.setdefault(row["family"], []).append(row)

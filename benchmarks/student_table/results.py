@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.figure import Figure
 
 from limbeck.evaluate.scores import Interval, Scores, paired_difference, summarise
@@ -76,13 +77,15 @@ class Cells:
         if not found:
             return None
         first = found[0]
-        metrics = {name: sum(each.metrics[name] for each in found) for name in first.metrics}
+        metrics = {
+            name: np.sum([each.metrics[name] for each in found], axis=0) for name in first.metrics
+        }
         return replace(
             first,
             metrics=metrics,
             counts=first.counts * len(found),
             bytes=first.bytes * len(found),
-            calibration=sum(each.calibration for each in found),
+            calibration=np.sum([each.calibration for each in found], axis=0),
         )
 
     def summary(self, shape: str, arm: str) -> dict[str, Interval] | None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Any
 from functools import partial
 
 import pytest
@@ -25,7 +26,7 @@ from tests.tokenizers.test_load import add_small
 
 TOP_K = {"type": "top_k", "k": 8, "temperatures": [2.0, 1.0]}
 SAMPLES = {"type": "samples", "num_draws": 20, "temperature": 2.0}
-FORMS = [TOP_K, SAMPLES, {"type": "hidden"}]
+FORMS: list[dict[str, Any]] = [TOP_K, SAMPLES, {"type": "hidden"}]
 
 
 @pytest.fixture(autouse=True)
