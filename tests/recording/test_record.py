@@ -8,8 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from typing import Any
 from functools import partial
+from typing import Any
 
 import pytest
 
