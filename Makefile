@@ -41,7 +41,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/mypy
-	MYPYPATH=benchmarks $(BIN)/mypy --config-file= --ignore-missing-imports --follow-imports=silent \
+	MYPYPATH=src:benchmarks $(BIN)/mypy --config-file= --ignore-missing-imports --follow-imports=silent \
 		--explicit-package-bases --python-version 3.11 benchmarks
 	$(BIN)/lint-imports
 
