@@ -29,6 +29,9 @@ Positive = Annotated[int, Gt(0)]
 HeadBudget = Positive | Literal["auto"]
 Rate = Annotated[float, Gt(0)]
 
+COUNTED = {"memory.micro_batch": "rows", "memory.head_budget_mb": "megabytes"}
+"""What is counted where a number may be `auto`."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
@@ -338,8 +341,8 @@ def explain(error: Mapping[str, Any]) -> Problem:
             return Problem(at, f"must be {bounds(where, error)}, got {got}.")
         case "literal_error":
             return Problem(at, f"must be {error['ctx']['expected']}, got {got!r}.")
-        case "int_parsing" if where == ("memory", "micro_batch"):
-            return Problem(at, f"must be a whole number of rows or 'auto', got {got!r}.")
+        case "int_parsing" if at in COUNTED:
+            return Problem(at, f"must be a whole number of {COUNTED[at]} or 'auto', got {got!r}.")
     return Problem(at, f"{error['msg'][:1].lower()}{error['msg'][1:]}, got {got!r}.")
 
 
