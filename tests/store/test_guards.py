@@ -215,7 +215,7 @@ def test_a_store_is_not_mixed_with_other_files(tmp_path):
         ("seed", 0.5, "seed"),
         ("form", {"type": "top_k", "k": 0}, "form.k"),
         ("form", {"type": "pickle"}, "no store form is called 'pickle'"),
-        ("format", 2, "this limbeck reads 1"),
+        ("format", 1, "this limbeck reads 2"),
     ],
 )
 def test_a_hostile_header_is_refused(field, value, told, tmp_path):

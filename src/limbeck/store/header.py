@@ -18,7 +18,7 @@ from limbeck.store.forms import Form, forms
 from limbeck.store.states import Precision
 
 HEADER = "store.json"
-FORMAT = 1
+FORMAT = 2
 """Version of the files; another one is refused."""
 
 MOST_HEADER_BYTES = 1 << 20
