@@ -86,10 +86,13 @@ def main() -> None:
             rate = config.optim.learning_rate
             assert isinstance(rate, float)
             optimizers = make_optimizers(distiller, config.optim, rate, world.device)
-            parts.teacher.signal = named("teacher", parts.teacher.signal)  # type: ignore[method-assign]
-            distiller.student.forward = named("student forward", distiller.student.forward)  # type: ignore[method-assign]
-            distiller.objective.forward = named("loss", distiller.objective.forward)  # type: ignore[method-assign]
-            torch.Tensor.backward = named("backward", torch.Tensor.backward)  # type: ignore[method-assign]
+            for owner, method, part in (
+                (parts.teacher, "signal", "teacher"),
+                (distiller.student, "forward", "student forward"),
+                (distiller.objective, "forward", "loss"),
+                (torch.Tensor, "backward", "backward"),
+            ):
+                setattr(owner, method, named(part, getattr(owner, method)))
 
             def step(number: int) -> None:
                 size, count = int(config.memory.micro_batch), parts.data.num_rows

@@ -24,8 +24,8 @@ class TopKForm(Form):
     """The k most probable tokens, or those probable enough, and the others' mass a temperature.
 
     A log-probability is off by at most 0.5 nat, and the square root of a probability by 0.0023
-    before the k tokens are scaled to the mass that the tail leaves, by 0.00014 where the token is
-    50 times as probable as `least`; a tail's square root by 1e-5.
+    before the k tokens are scaled to the mass that the tail leaves, by 0.00014 where what it is
+    rounded to is at least 50 times `least` and 0.0003; a tail's square root by 1e-5.
     """
 
     def __init__(
