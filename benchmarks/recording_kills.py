@@ -13,7 +13,7 @@ import random
 import tempfile
 from pathlib import Path
 
-from tests.recipe.recordings import contents, recorded
+from tests.experiment.recordings import contents, recorded
 from tests.recording.test_record import FORMS, kill_and_go_on
 
 

@@ -22,8 +22,8 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from limbeck.commands.demo import configure
 from limbeck.data.order import step_rows
 from limbeck.distributed.stopping import SIGNALS
+from limbeck.experiment import assemble
 from limbeck.models import cache_folder, embedded_teacher
-from limbeck.recipe import assemble
 from limbeck.train.optimizers import make_optimizers
 from limbeck.train.step import accumulate, apply, count_step
 

@@ -40,12 +40,12 @@ from kept.distillkit import PUBLISHED, replace_all, round_trip_error
 from kept.plot import draw
 
 from limbeck.batch import Batch
-from limbeck.initialisers import Origin
-from limbeck.initialisers.depth import depth
+from limbeck.losses.distributions import LazyLogits, TeacherDistribution
 from limbeck.models import CausalLM, ModelSource, load_model
-from limbeck.signals import LazyLogits, TeacherDistribution
 from limbeck.store import Sample, Store, StoreHeader, generator_of
 from limbeck.store.ranks import Ranks
+from limbeck.students import Origin
+from limbeck.students.depth import depth
 from limbeck.tokenizers import load_tokenizer
 
 LENGTH, ROWS, BLOCK = 512, 256, 64

@@ -26,10 +26,9 @@ from head.measure import resident_mb
 from limbeck.batch import Batch
 from limbeck.config import RunConfig
 from limbeck.data import corpus_path
+from limbeck.experiment import Recording, assemble, load
+from limbeck.losses import SignalNeeds, StudentView
 from limbeck.models import Distiller
-from limbeck.objective import StudentView
-from limbeck.recipe import Recording, assemble, load
-from limbeck.signals import SignalNeeds
 from limbeck.teachers import Teacher
 
 FORMS = {

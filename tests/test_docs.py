@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from limbeck.errors import ConfigError
-from limbeck.recipe import load, load_stages
+from limbeck.experiment import load, load_stages
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE = (DOCS / "troubleshooting.md").read_text()

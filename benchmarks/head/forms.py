@@ -10,7 +10,7 @@ from torch import Tensor
 from head import peers
 from head.inputs import KEPT, Inputs, recorded
 from head.ours import Products, closed, general, lazy, plain, weighted
-from limbeck.objective import Objective
+from limbeck.losses import Objective
 
 Form = Callable[[], list[Tensor]]
 """Gradients of hidden states and head, from tensors it already holds."""

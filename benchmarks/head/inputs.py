@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from limbeck.signals import TopK
+from limbeck.losses.distributions import TopK
 
 KEPT = 32
 """Tokens a position of the stored teacher."""

@@ -7,14 +7,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from head.inputs import Inputs
-from limbeck.objective import Objective, StudentView, WeightedTerm
-from limbeck.objective.closed_form import closed_form
-from limbeck.objective.cross_entropy import CrossEntropyTerm
-from limbeck.objective.divergence import DivergenceTerm
-from limbeck.objective.fused import ChunkBody, even_chunk, head_and_terms, head_chunk
-from limbeck.objective.general_form import GeneralForm
-from limbeck.objective.workspace import Workspace
-from limbeck.signals import Head, LazyLogits, TeacherDistribution, TeacherSignal
+from limbeck.losses import Head, Objective, StudentView, TeacherSignal, WeightedTerm
+from limbeck.losses.distributions import LazyLogits, TeacherDistribution
+from limbeck.losses.head.closed_form import closed_form
+from limbeck.losses.head.fused import ChunkBody, even_chunk, head_and_terms, head_chunk
+from limbeck.losses.head.general_form import GeneralForm
+from limbeck.losses.head.workspace import Workspace
+from limbeck.losses.terms.cross_entropy import CrossEntropyTerm
+from limbeck.losses.terms.divergence import DivergenceTerm
 
 
 def weighted(divergence: str, alpha: float, temperature: float) -> list[WeightedTerm]:

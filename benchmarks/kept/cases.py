@@ -11,8 +11,14 @@ import torch
 from torch import Tensor
 
 from kept.distillkit import PUBLISHED, Codec
-from limbeck.signals import DenseLogits, LazyLogits, TeacherDistribution, TopK, TopKRenormalised
-from limbeck.signals.samples import DrawnTokens
+from limbeck.losses.distributions import (
+    DenseLogits,
+    LazyLogits,
+    TeacherDistribution,
+    TopK,
+    TopKRenormalised,
+)
+from limbeck.losses.distributions.samples import DrawnTokens
 from limbeck.store import Sample, ShardWriter, Store, StoreHeader, generator_of, write_head
 
 SAME_FIT = 0.01

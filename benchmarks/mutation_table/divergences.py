@@ -183,7 +183,7 @@ DIVERGENCES = (
     ),
     Mutation(
         "the logarithm of a mixture that is zero",
-        "divergences/__init__.py",
+        "losses/divergences/base.py",
         ".clamp_min_(smallest)",
         "",
         SLOPES + "slope_of_opposite_certainties_is_finite",

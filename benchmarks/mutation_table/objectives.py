@@ -67,7 +67,7 @@ OBJECTIVES = (
     ),
     Mutation(
         "a teacher that is trained too",
-        "objective/hidden_state.py",
+        "losses/terms/hidden_state.py",
         "signal.layer_hidden[teacher_layer].detach().to(state.dtype)",
         "signal.layer_hidden[teacher_layer].to(state.dtype)",
         STEP + "a_teacher_is_left_alone",
@@ -102,7 +102,7 @@ OBJECTIVES = (
     ),
     Mutation(
         "a sum over layers instead of their mean",
-        "objective/hidden_state.py",
+        "losses/terms/hidden_state.py",
         "return loss / len(self.layer_map.pairs)",
         "return loss",
         STATES + "is_zero_where_projected_states_are_the_teachers_and_averages_over_pairs",
@@ -116,14 +116,14 @@ OBJECTIVES = (
     ),
     Mutation(
         "a bias forgotten",
-        "signals/head.py",
+        "losses/output_head.py",
         "self.weight.to(same), bias))",
         "self.weight.to(same)))",
         SAID + "a_head_is_product_bias_and_finish",
     ),
     Mutation(
         "the teacher's ids used for the student",
-        "signals/shared.py",
+        "losses/distributions/shared.py",
         "merge_rest(log_softmax(student_logits, temperature), self.student_ids)",
         "merge_rest(log_softmax(student_logits, temperature), self.teacher_ids)",
         SAID + "renaming_the_teachers_tokens_changes_nothing",
@@ -204,7 +204,7 @@ OBJECTIVES = (
     ),
     Mutation(
         "a schedule's values out of the number's bounds",
-        "varying.py",
+        "config/schedules.py",
         "values={step: check(v) for step, v in read.values.items()}",
         "values=dict(read.values)",
         TIMED + "a_schedule_that_cannot_be_is_refused",

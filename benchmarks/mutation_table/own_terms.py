@@ -72,7 +72,7 @@ OWN_TERMS = (
     ),
     Mutation(
         "a form without all logits let through",
-        "signals/full.py",
+        "losses/distributions/full.py",
         "    raise ConfigError(\n",
         "    if distribution is not None:\n"
         "        return torch.zeros(3, 6)\n"

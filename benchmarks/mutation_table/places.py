@@ -17,22 +17,27 @@ class Mutation(NamedTuple):
     """Under tests."""
 
 
-KL, SKEW, JSD = "divergences/kl.py", "divergences/skew.py", "divergences/jensen_shannon.py"
-AKL, AB = "divergences/adaptive_kl.py", "divergences/alpha_beta.py"
-TV, LK, TODI = (
-    "divergences/total_variation.py",
-    "divergences/acceptance.py",
-    "divergences/todi.py",
+KL, SKEW = "losses/divergences/kl.py", "losses/divergences/skew.py"
+JSD = "losses/divergences/jensen_shannon.py"
+    "losses/divergences/kl.py",
+    "losses/divergences/skew.py",
+    "losses/divergences/jensen_shannon.py",
 )
-FUSED, CLOSED = "objective/fused.py", "objective/closed_form.py"
-GENERAL, BLOCKS = "objective/general_form.py", "objective/blocks.py"
-OBJECTIVE, BUILD, LOSS = "objective/objective.py", "objective/build.py", "objective/loss.py"
-TERM, TAID = "objective/divergence.py", "objective/taid.py"
-DECOUPLED, SCORE = "objective/decoupled.py", "objective/concrete_score.py"
-POSITIONS, SCHEDULES = "objective/positions.py", "objective/schedules.py"
-SAMPLES, MIXED = "signals/samples.py", "signals/top_k_samples.py"
-SYSTEMATIC, UNEVEN = "signals/systematic.py", "signals/uneven.py"
-TOP_K, FORM = "signals/top_k.py", "signals/distribution.py"
+AKL, AB = "losses/divergences/adaptive_kl.py", "losses/divergences/alpha_beta.py"
+TV, LK, TODI = (
+    "losses/divergences/total_variation.py",
+    "losses/divergences/acceptance.py",
+    "losses/divergences/todi.py",
+)
+FUSED, CLOSED = "losses/head/fused.py", "losses/head/closed_form.py"
+GENERAL, BLOCKS = "losses/head/general_form.py", "losses/head/blocks.py"
+OBJECTIVE, BUILD, LOSS = "losses/objective.py", "losses/build.py", "losses/distillation_loss.py"
+TERM, TAID = "losses/terms/divergence.py", "losses/terms/taid.py"
+DECOUPLED, SCORE = "losses/terms/decoupled.py", "losses/terms/concrete_score.py"
+POSITIONS, SCHEDULES = "losses/positions.py", "losses/schedules.py"
+SAMPLES, MIXED = "losses/distributions/samples.py", "losses/distributions/top_k_samples.py"
+SYSTEMATIC, UNEVEN = "losses/distributions/systematic.py", "losses/distributions/uneven.py"
+TOP_K, FORM = "losses/distributions/top_k.py", "losses/distributions/base.py"
 
 LAWS = "laws/test_divergences.py::test_"
 DIST = "laws/test_distributions.py::test_"
@@ -42,11 +47,11 @@ DRAWN = "laws/test_samples.py::test_"
 SPLIT = "laws/test_top_k_samples.py::test_"
 KEPT = "laws/test_top_k.py::test_"
 TERMS = "laws/test_terms.py::test_"
-HEAD = "objective/test_fused.py::test_"
-STEP = "objective/test_objective.py::test_"
-CHOICE = "objective/test_positions.py::test_"
-TIMED = "objective/test_schedules.py::test_"
-BUILT = "objective/test_build.py::test_"
-SAID = "objective/test_signals.py::test_"
-STATES = "objective/test_hidden_state.py::test_"
+HEAD = "losses/test_fused.py::test_"
+STEP = "losses/test_objective.py::test_"
+CHOICE = "losses/test_positions.py::test_"
+TIMED = "losses/test_schedules.py::test_"
+BUILT = "losses/test_build.py::test_"
+SAID = "losses/test_signals.py::test_"
+STATES = "losses/test_hidden_state.py::test_"
 LIBRARY = "library/test_loss_library.py::test_"

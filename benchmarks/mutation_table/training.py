@@ -282,14 +282,14 @@ TRAINING = (
     ),
     Mutation(
         "arrays of inference kept for training",
-        "objective/workspace.py",
+        "losses/head/workspace.py",
         " or kept.is_inference()",
         "",
         HEAD + "arrays_are_taken_once_for_all_steps_and_trained_after_inference",
     ),
     Mutation(
         "arrays made anew for every micro-batch",
-        "objective/workspace.py",
+        "losses/head/workspace.py",
         "self._kept[name] = kept = like",
         "kept = like",
         HEAD + "arrays_are_taken_once_for_all_steps_and_trained_after_inference",

@@ -15,13 +15,13 @@ from limbeck.data import corpus_path
 from limbeck.data.order import step_rows
 from limbeck.distributed import World
 from limbeck.evaluate.scores import Scores
-from limbeck.initialisers import Origin, initialisers
+from limbeck.experiment import load
+from limbeck.experiment.evaluator import Judge
+from limbeck.experiment.parts import STUDENT_DTYPE, Parts, prove_pair, shapes_of
+from limbeck.experiment.store_guards import require_covered, require_served
 from limbeck.models import Distiller
-from limbeck.recipe import load
-from limbeck.recipe.judge import Judge
-from limbeck.recipe.parts import STUDENT_DTYPE, Parts, prove_pair, shapes_of
-from limbeck.recipe.store_guards import require_covered, require_served
 from limbeck.store import Store
+from limbeck.students import Origin, initialisers
 from limbeck.teachers.stored import StoredTeacher
 from limbeck.train import make_optimizers, make_schedule, train_step
 from limbeck.train.optimizers import set_rate
@@ -153,7 +153,7 @@ def take_steps(parts: Parts, distiller: Distiller, rate: float, steps: int) -> f
 
 
 def parts_of(bench: Bench, cell: Cell, config: RunConfig) -> Parts:
-    """What `limbeck.recipe.parts` gathers, from texts and a store that are open already."""
+    """What `limbeck.experiment.parts` gathers, from texts and a store that are open already."""
     teacher = StoredTeacher(bench.store, bench.world.device)
     texts = bench.texts
     student = initialisers.bind(config.student, "student")(

@@ -15,11 +15,11 @@ from rich.console import Console
 from limbeck import __version__
 from limbeck.config import DataConfig, EvaluateConfig
 from limbeck.data import TextData, corpus_path, load_data
+from limbeck.data.held_out import HeldOut
 from limbeck.data.order import order
 from limbeck.distributed import World
+from limbeck.experiment.store_guards import held_out_windows
 from limbeck.models import PreTrainedTokenizerBase, cache_folder
-from limbeck.recipe.held_out import HeldOut
-from limbeck.recipe.store_guards import held_out_windows
 from limbeck.recording import Recorder, RecordingProgress, Windows, plan_shards
 from limbeck.store import Store, StoreHeader
 from limbeck.teachers import Place, teachers

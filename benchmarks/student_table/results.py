@@ -14,8 +14,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from limbeck.evaluate.scores import Interval, Scores, paired_difference, summarise
+from limbeck.experiment.score_files import plain, scores
 from limbeck.files import write_text
-from limbeck.recipe.score_files import plain, scores
 from student_table.plan import BEFORE, MAIN, Cell, settings_of, shapes_of
 
 METRICS = ("forward_kl", "cross_entropy", "top1_agreement")

@@ -11,11 +11,12 @@ import torch
 
 from limbeck import __version__
 from limbeck.data import corpus_path
+from limbeck.experiment.shrink import Bench, listed, open_bench
 from limbeck.files import publish, write_text
-from limbeck.initialisers.provenance import write_provenance
-from limbeck.initialisers.targets import halfway_layers
-from limbeck.models import ModelSource, cut_config, model_facts, num_parameters, save_student
-from limbeck.recipe.shrinking import Bench, listed, open_bench
+from limbeck.models import ModelSource, model_facts, save_student
+from limbeck.prune import cut_config, num_parameters
+from limbeck.prune.targets import halfway_layers
+from limbeck.students.provenance import write_provenance
 
 KNOWN = Path(__file__).parent / "removals.json"
 """Of the teacher, and on as much calibration text, as it says."""

@@ -10,7 +10,7 @@ from limbeck.commands import check as module
 from limbeck.commands.check import check
 from limbeck.errors import ConfigError
 from limbeck.models.heads import Softcap
-from tests.recipe.house import write_model, write_recipe
+from tests.experiment.house import write_model, write_recipe
 from tests.tokenizers.small import small
 
 TEMPLATE = (
@@ -74,7 +74,7 @@ def test_overrides_reach_the_proofs(tmp_path):
 
 
 def test_what_does_not_hold_is_named_and_leaves_with_2(tmp_path, monkeypatch):
-    from limbeck.recipe import run as recipe_run
+    from limbeck.experiment import run as recipe_run
 
     gather = recipe_run.gather_parts
 

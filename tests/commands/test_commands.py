@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from limbeck import commands
-from tests.recipe.house import write_recipe
+from tests.experiment.house import write_recipe
 
 
 def limbeck(*arguments, cwd, check_code=0):

@@ -2,10 +2,10 @@
 
 import json
 
-from limbeck.recipe import load
+from limbeck.experiment import load
 from tests.commands.test_commands import limbeck
-from tests.recipe.house import steps_of
-from tests.recipe.test_stages import CASCADE, write_stages
+from tests.experiment.house import steps_of
+from tests.experiment.test_stages import CASCADE, write_stages
 
 
 def test_stages_run_one_after_the_other_and_each_is_told(tmp_path):

@@ -9,9 +9,9 @@ import sys
 import pytest
 import torch
 
-from limbeck.recipe import Recording, load
-from tests.recipe.house import steps_of
-from tests.recipe.recordings import contents, recording_recipe
+from limbeck.experiment import Recording, load
+from tests.experiment.house import steps_of
+from tests.experiment.recordings import contents, recording_recipe
 
 TOP_K = {"type": "top_k", "k": 8}
 

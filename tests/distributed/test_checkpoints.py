@@ -7,14 +7,7 @@ import pytest
 import torch
 
 from limbeck.config import OptimConfig
-from limbeck.distributed import (
-    latest,
-    load_checkpoint,
-    prune,
-    save_checkpoint,
-    shard,
-    together,
-)
+from limbeck.distributed import latest, load_checkpoint, prune, save_checkpoint, shard, together
 from limbeck.errors import DataError, RunError, StorageError
 from limbeck.files import manifest
 from limbeck.train import make_optimizers, train_step

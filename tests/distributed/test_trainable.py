@@ -7,10 +7,10 @@ import torch
 from safetensors.torch import load_file
 
 from limbeck.config import OptimConfig
+from limbeck.config.trainable import LowRankConfig, TrainableConfig
 from limbeck.distributed import full_weights, latest, load_checkpoint, save_checkpoint, shard
 from limbeck.models import make_trainable, save_student
 from limbeck.train import make_optimizers, train_step
-from limbeck.trainable import LowRankConfig, TrainableConfig
 from tests.distributed.processes import on_ranks
 from tests.models.tiny import tiny_tokenizer
 from tests.train.toy import ALONE, ToyBatches, toy_pair

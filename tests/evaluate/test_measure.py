@@ -8,8 +8,8 @@ from limbeck.errors import ConfigError
 from limbeck.evaluate import measure as room
 from limbeck.evaluate.measure import measure
 from limbeck.evaluate.scores import Scores, summarise
+from limbeck.losses import SignalNeeds
 from limbeck.models import CausalLM
-from limbeck.signals import SignalNeeds
 from limbeck.teachers.online import OnlineTeacher
 from tests.evaluate.held_out import Rows, packed_rows, reference
 from tests.models.tiny import tiny_llama

@@ -9,19 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from limbeck.divergences import divergences
-from limbeck.objective import Objective, StudentView, WeightedTerm
-from limbeck.objective.divergence import DivergenceTerm
-from limbeck.signals import (
+from limbeck.losses import Head, Objective, StudentView, TeacherSignal, WeightedTerm
+from limbeck.losses.distributions import (
     DenseLogits,
-    Head,
     LazyLogits,
     SharedVocabulary,
     TeacherDistribution,
-    TeacherSignal,
     TopK,
     UnevenTopK,
 )
+from limbeck.losses.divergences import divergences
+from limbeck.losses.terms.divergence import DivergenceTerm
 
 FURTHER = [
     {"type": "jensen_shannon", "beta": 0.1},

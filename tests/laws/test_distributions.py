@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from limbeck.divergences import divergences
-from limbeck.signals import DenseLogits, TopK
+from limbeck.losses.distributions import DenseLogits, TopK
+from limbeck.losses.divergences import divergences
 from tests.laws.cases import (
     DIFFERENTIABLE,
     F_DIVERGENCES,

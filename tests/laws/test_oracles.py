@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from limbeck.config import ObjectiveConfig
-from limbeck.divergences import divergences
-from limbeck.divergences.adaptive_kl import head_share
-from limbeck.divergences.alpha_beta import alpha_beta
-from limbeck.layers import LayerMap
-from limbeck.objective import PairShapes, StudentView, build_objective
-from limbeck.signals import DenseLogits, Head, TeacherSignal
+from limbeck.layer_map import LayerMap
+from limbeck.losses import Head, PairShapes, StudentView, TeacherSignal, build_objective
+from limbeck.losses.distributions import DenseLogits
+from limbeck.losses.divergences import divergences
+from limbeck.losses.divergences.adaptive_kl import head_share
+from limbeck.losses.divergences.alpha_beta import alpha_beta
 from tests.laws.cases import objective_of, over_paths
 
 ORACLES = json.loads((Path(__file__).parent / "oracles.json").read_text())

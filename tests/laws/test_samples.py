@@ -6,10 +6,10 @@ import math
 import pytest
 import torch
 
-from limbeck.divergences import divergences
 from limbeck.errors import ConfigError
-from limbeck.signals import DenseLogits, Samples
-from limbeck.signals.samples import systematic_counts
+from limbeck.losses.distributions import DenseLogits, Samples
+from limbeck.losses.distributions.samples import systematic_counts
+from limbeck.losses.divergences import divergences
 from tests.laws.cases import SPECS, objective_of, over_paths, over_specs, random_logits
 
 close = torch.testing.assert_close

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from limbeck.divergences import Outcomes, divergences, slopes
+from limbeck.losses.divergences import Outcomes, divergences, slopes
 from tests.laws.cases import SPECS, over_specs, random_logp
 
 WITH_SLOPE = [spec for spec in SPECS if spec["type"] in slopes.names()]

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from limbeck.signals import Samples
-from limbeck.signals.samples import systematic_counts
-from limbeck.signals.systematic import BLOCK, systematic_tokens
+from limbeck.losses.distributions import Samples
+from limbeck.losses.distributions.samples import systematic_counts
+from limbeck.losses.distributions.systematic import BLOCK, systematic_tokens
 
 
 @pytest.mark.parametrize("size", [1, 7, BLOCK - 1, BLOCK, BLOCK + 1, 5000])

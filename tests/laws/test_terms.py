@@ -5,13 +5,13 @@ import math
 import pytest
 import torch
 
-from limbeck.divergences.kl import forward_kl
 from limbeck.errors import ConfigError
-from limbeck.objective import Objective, StudentView, WeightedTerm
-from limbeck.objective.concrete_score import ConcreteScoreTerm
-from limbeck.objective.decoupled import DecoupledTerm, split
-from limbeck.objective.taid import TaidTerm
-from limbeck.signals import DenseLogits, Head, Samples, TeacherSignal, TopKRenormalised
+from limbeck.losses import Head, Objective, StudentView, TeacherSignal, WeightedTerm
+from limbeck.losses.distributions import DenseLogits, Samples, TopKRenormalised
+from limbeck.losses.divergences.kl import forward_kl
+from limbeck.losses.terms.concrete_score import ConcreteScoreTerm
+from limbeck.losses.terms.decoupled import DecoupledTerm, split
+from limbeck.losses.terms.taid import TaidTerm
 from tests.laws.cases import FORMS, objective_of, over_temperatures, random_logits, random_logp
 from tests.laws.test_oracles import ORACLES, over_columns, read
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from limbeck.divergences import divergences
 from limbeck.errors import ConfigError
-from limbeck.signals import DenseLogits, Samples, TopKSamples
-from limbeck.signals.samples import systematic_counts
+from limbeck.losses.distributions import DenseLogits, Samples, TopKSamples
+from limbeck.losses.distributions.samples import systematic_counts
+from limbeck.losses.divergences import divergences
 from tests.laws.cases import SPECS, objective_of, over_paths, over_specs, random_logits
 from tests.laws.test_samples import systematic_outcomes
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from limbeck.divergences import divergences
 from limbeck.errors import ConfigError
-from limbeck.signals import DenseLogits, TopK, UnevenTopK
+from limbeck.losses.distributions import DenseLogits, TopK, UnevenTopK
+from limbeck.losses.divergences import divergences
 from tests.laws.cases import (
     F_DIVERGENCES,
     SPECS,

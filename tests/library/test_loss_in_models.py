@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from limbeck.objective import DistillationLoss
-from limbeck.signals import Head
+from limbeck.losses import DistillationLoss, Head
 from tests.library.test_loss_library import plain_loss, texts, tiny, together
 
 close = torch.testing.assert_close

@@ -8,7 +8,7 @@ from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from limbeck.objective import DistillationLoss
+from limbeck.losses import DistillationLoss
 from tests.library.test_loss_library import TRL, VOCABULARY, texts, tiny, together, train_plainly
 
 

@@ -10,10 +10,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
 
-from limbeck.divergences import divergences
 from limbeck.errors import ConfigError
-from limbeck.objective import DistillationLoss
-from limbeck.signals import Head
+from limbeck.losses import DistillationLoss, Head
+from limbeck.losses.divergences import divergences
 
 PAGE = (Path(__file__).parents[2] / "docs" / "loss-library.md").read_text()
 LOOP, HEAD, ACCUMULATION, TRAINER, TRL, OBJECTIVE = re.findall(
@@ -331,7 +330,7 @@ def test_a_missing_teacher_and_labels_that_are_no_tokens_are_refused():
 def test_the_loss_has_no_parameters_and_needs_no_model_library():
     assert not DistillationLoss().state_dict()
     code = (
-        "import sys; from limbeck.objective import DistillationLoss as D; D(); "
+        "import sys; from limbeck.losses import DistillationLoss as D; D(); "
         "sys.exit('transformers' in sys.modules or 'omegaconf' not in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

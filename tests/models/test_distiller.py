@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from limbeck.config import ObjectiveConfig
-from limbeck.layers import LayerMap
+from limbeck.layer_map import LayerMap
+from limbeck.losses import PairShapes, build_objective
 from limbeck.models import Distiller
-from limbeck.objective import PairShapes, build_objective
 from limbeck.teachers.online import OnlineTeacher
 from tests.models.tiny import random_batch, tiny_llama, tiny_model
 

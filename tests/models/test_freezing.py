@@ -2,9 +2,9 @@
 
 import pytest
 
+from limbeck.config.trainable import TrainableConfig
 from limbeck.errors import ConfigError
 from limbeck.models.freezing import freeze, make_trainable, parts_of, trained_facts
-from limbeck.trainable import TrainableConfig
 from tests.models.tiny import FAMILIES, tiny_model
 
 

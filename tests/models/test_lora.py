@@ -9,14 +9,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 from limbeck.config import ObjectiveConfig
+from limbeck.config.trainable import LowRankConfig, TrainableConfig
 from limbeck.errors import ConfigError
-from limbeck.layers import LayerMap
+from limbeck.layer_map import LayerMap
+from limbeck.losses import PairShapes, build_objective
 from limbeck.models import Distiller, prove_head, save_student
 from limbeck.models.adapters import merged
 from limbeck.models.freezing import make_trainable, trained_facts
-from limbeck.objective import PairShapes, build_objective
 from limbeck.teachers.online import OnlineTeacher
-from limbeck.trainable import LowRankConfig, TrainableConfig
 from tests.models.tiny import VOCABULARY, random_batch, tiny_model, tiny_tokenizer
 
 EACH = [

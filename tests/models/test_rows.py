@@ -5,8 +5,8 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from limbeck.errors import ConfigError
-from limbeck.models import named_ids, prove_same_logits, with_tokens
-from limbeck.models.rows import cut_rows
+from limbeck.prune import named_ids, prove_same_logits, with_tokens
+from limbeck.prune.rows import cut_rows
 from tests.models.tiny import FAMILIES, VOCABULARY, tiny_llama, tiny_model
 
 KEPT = tuple(sorted(torch.randperm(VOCABULARY, generator=torch.Generator().manual_seed(0))[:61]))

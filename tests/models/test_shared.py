@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from limbeck.config import ObjectiveConfig
-from limbeck.layers import LayerMap
+from limbeck.config.trainable import LowRankConfig, TrainableConfig
+from limbeck.layer_map import LayerMap
+from limbeck.losses import PairShapes, build_objective
 from limbeck.models import Distiller, make_trainable, shared_model
-from limbeck.objective import PairShapes, build_objective
 from limbeck.teachers.online import OnlineTeacher
 from limbeck.train import train_step
-from limbeck.trainable import LowRankConfig, TrainableConfig
 from tests.models.tiny import random_batch, tiny_model
 from tests.train.toy import ALONE
 

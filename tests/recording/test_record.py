@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 
 from limbeck.errors import ConfigError, DataError, StorageError, TryLaterError
-from limbeck.recipe import Recording, assemble, load
+from limbeck.experiment import Recording, assemble, load
 from limbeck.recording import own_shards, parse_part, plan_shards, require_room, window_of
 from limbeck.recording.plan import passes
 from limbeck.store import Store, read_header, verify
+from tests.experiment.house import write_model
+from tests.experiment.recordings import contents, record, recorded, recording_recipe
 from tests.models.test_gguf import write_gguf
-from tests.recipe.house import write_model
-from tests.recipe.recordings import contents, record, recorded, recording_recipe
 from tests.tokenizers.small import backend, small
 from tests.tokenizers.test_load import add_small
 

@@ -3,7 +3,8 @@
 import numpy as np
 import torch
 
-from limbeck.signals import Head, LazyLogits
+from limbeck.losses import Head
+from limbeck.losses.distributions import LazyLogits
 from limbeck.store import Sample, ShardWriter, StoreHeader, generator_of, write_head
 
 VOCABULARY, WIDTH = 300, 16

@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from limbeck.divergences import divergences
 from limbeck.errors import ConfigError, DataError
-from limbeck.signals import FLOOR, DenseLogits, Samples, TopK, TopKSamples, UnevenTopK
+from limbeck.losses.distributions import FLOOR, DenseLogits, Samples, TopK, TopKSamples, UnevenTopK
+from limbeck.losses.divergences import divergences
 from limbeck.store import forms, levels, states
 from limbeck.store.planes import Unpacker, num_bytes, pack
 from limbeck.store.ranks import Ranks

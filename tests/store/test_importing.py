@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from limbeck.errors import ConfigError, DataError
-from limbeck.signals import TopK
+from limbeck.losses.distributions import TopK
 from limbeck.store import Sample, Store, verify
 from limbeck.store.importing import import_store
 from tests.store.small import header

@@ -2,8 +2,9 @@ import pytest
 import torch
 
 from limbeck.errors import ConfigError
+from limbeck.losses import SignalNeeds
+from limbeck.losses.distributions import LazyLogits
 from limbeck.models import save_student
-from limbeck.signals import LazyLogits, SignalNeeds
 from limbeck.teachers import Place, teachers
 from limbeck.teachers.online import OnlineTeacher
 from tests.models.tiny import random_batch, tiny_llama, tiny_model, tiny_tokenizer

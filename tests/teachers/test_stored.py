@@ -8,17 +8,18 @@ import torch
 
 import limbeck
 from limbeck.batch import Batch
-from limbeck.divergences import divergences
-from limbeck.divergences.kl import forward_kl
 from limbeck.errors import ConfigError, DataError
-from limbeck.objective.terms import StudentView
-from limbeck.recipe import load
-from limbeck.signals import LazyLogits, SignalNeeds
+from limbeck.experiment import load
+from limbeck.losses import SignalNeeds
+from limbeck.losses.distributions import LazyLogits
+from limbeck.losses.divergences import divergences
+from limbeck.losses.divergences.kl import forward_kl
+from limbeck.losses.terms.base import StudentView
 from limbeck.store import Store
 from limbeck.teachers import teachers
 from limbeck.teachers.online import OnlineTeacher
 from limbeck.teachers.stored import StoredTeacher, samples_of
-from tests.recipe.recordings import record, recorded
+from tests.experiment.recordings import record, recorded
 
 CPU = torch.device("cpu")
 BOTH = SignalNeeds(distribution=True, layers=frozenset({0, 3}))

@@ -9,9 +9,10 @@ from tokenizers import Tokenizer, decoders, models, normalizers, processors, tra
 from transformers import GPT2Tokenizer, LlamaTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
 
 from limbeck.errors import ConfigError
-from limbeck.tokenizers import kept_tokens, tokens_by_id, trimmed_tokenizer
+from limbeck.prune import kept_tokens, trimmed_tokenizer
+from limbeck.prune.tokenizer import BYTES, refuse_other_ids, special_ids, with_ids, with_parts
+from limbeck.tokenizers import tokens_by_id
 from limbeck.tokenizers.identity import serialisation
-from limbeck.tokenizers.trim import BYTES, refuse_other_ids, special_ids, with_ids, with_parts
 from tests.tokenizers.small import BEGIN, CHATML, END, SENTENCES, TURN, backend, edited, small, wrap
 
 ALL = "".join(chr(byte) for byte in range(32, 127)) + "Grüße déjà vu 日本語 🎉 \n\t Ω"

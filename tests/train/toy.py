@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 from limbeck.batch import Batch
 from limbeck.config import CheckpointConfig, MemoryConfig, ObjectiveConfig, OptimConfig
 from limbeck.distributed import World, latest
-from limbeck.layers import LayerMap
+from limbeck.layer_map import LayerMap
+from limbeck.losses import PairShapes, build_objective
 from limbeck.models import Distiller
-from limbeck.objective import PairShapes, build_objective
 from limbeck.teachers.online import OnlineTeacher
 from limbeck.train import TrainSetup
 from tests.models.tiny import tiny_llama

@@ -17,8 +17,8 @@ from limbeck.commands.distill import Overrides
 from limbeck.errors import ConfigError
 
 if TYPE_CHECKING:
-    from limbeck.proofs import Finding, Plan, Segment
-    from limbeck.recipe import Run
+    from limbeck.checks import Finding, Plan, Segment
+    from limbeck.experiment import Run
 
 NOTED_ROWS = 32
 """Rows, spread over the text, whose special tokens are looked at."""
@@ -40,8 +40,8 @@ def check(
     reads the text better; what is learnt of it; and a plan of memory, disk and time. Nothing is
     written to the run directory. Exit code 2 when something does not hold.
     """
-    from limbeck.recipe import assemble, load  # noqa: PLC0415  (help need not load torch)
-    from limbeck.recipe import schema as recipe_schema  # noqa: PLC0415
+    from limbeck.experiment import assemble, load  # noqa: PLC0415  (help need not load torch)
+    from limbeck.experiment import schema as recipe_schema  # noqa: PLC0415
 
     if schema:
         typer.echo(json.dumps(recipe_schema(), indent=1))
@@ -70,14 +70,8 @@ def check(
 
 def tell(run: Run, *, as_json: bool) -> list[str]:
     """Prove and print everything; the names of what keeps the run from starting."""
-    from limbeck.proofs import (  # noqa: PLC0415
-        Case,
-        plan_findings,
-        prove,
-        text_notes,
-        trained_on,
-    )
-    from limbeck.proofs.case import spread  # noqa: PLC0415
+    from limbeck.checks import Case, plan_findings, prove, text_notes, trained_on
+    from limbeck.checks.case import spread  # noqa: PLC0415
 
     parts, config = run.parts, run.config
     assert parts.student is not None, "nobody has taken it"
@@ -115,8 +109,8 @@ def tell(run: Run, *, as_json: bool) -> list[str]:
 
 def plan_of(run: Run, case: Any) -> Plan:
     """The plan of a run, after one of its micro-batches."""
-    from limbeck.proofs import make_plan  # noqa: PLC0415
-    from limbeck.recipe.arms import arms_of  # noqa: PLC0415
+    from limbeck.checks import make_plan  # noqa: PLC0415
+    from limbeck.experiment.trials import arms_of  # noqa: PLC0415
     from limbeck.train.micro_batch import choose_micro_batch, free_bytes  # noqa: PLC0415
 
     config, world = run.config, run.world
@@ -139,7 +133,7 @@ def plan_of(run: Run, case: Any) -> Plan:
 
 def is_failing(finding: Finding) -> bool:
     """Whether a finding keeps a run from starting."""
-    from limbeck.proofs import Proof  # noqa: PLC0415
+    from limbeck.checks import Proof  # noqa: PLC0415
 
     return isinstance(finding, Proof) and finding.fails
 
@@ -148,7 +142,7 @@ def as_plain(
     findings: Iterable[Finding], notes: list[str], example: list[Segment], plan: Plan
 ) -> dict[str, Any]:
     """All that was found, as what JSON can hold."""
-    from limbeck.proofs import Proof  # noqa: PLC0415
+    from limbeck.checks import Proof  # noqa: PLC0415
 
     findings = list(findings)
     return {
@@ -172,7 +166,7 @@ def page(
 
 def findings_table(findings: Iterable[Finding]) -> Table:
     """What was proven, with which number, and what was not."""
-    from limbeck.proofs import Proof  # noqa: PLC0415
+    from limbeck.checks import Proof  # noqa: PLC0415
 
     table = Table(title="Before the first step", title_justify="left", header_style="bold")
     for heading in ("", "what must hold", "found", "why it matters"):
@@ -200,7 +194,7 @@ def example_text(example: Iterable[Segment]) -> Text:
 
 def plan_table(plan: Plan) -> Table:
     """Memory, disk and time."""
-    from limbeck.proofs.plan import size  # noqa: PLC0415
+    from limbeck.checks.plan import size  # noqa: PLC0415
     from limbeck.report.words import duration  # noqa: PLC0415
 
     table = Table(title="\nThe plan (estimates)", title_justify="left", show_header=False)

@@ -107,7 +107,7 @@ def show_dark_knowledge(console: Console, teacher: Path) -> None:
 def configure(teacher: Path, output: Path, steps: int | None) -> RunConfig:
     """The recipe that ships with the demo, with this machine's paths in it."""
     from limbeck.data import corpus_path  # noqa: PLC0415  (help need not load torch)
-    from limbeck.recipe import load  # noqa: PLC0415
+    from limbeck.experiment import load  # noqa: PLC0415
 
     overrides = [
         f"teacher.path={teacher}",
@@ -122,7 +122,7 @@ def configure(teacher: Path, output: Path, steps: int | None) -> RunConfig:
 
 def distil(console: Console, config: RunConfig, *, show: bool) -> None:
     """Both students, the table, the report."""
-    from limbeck.recipe import assemble  # noqa: PLC0415  (help need not load torch)
+    from limbeck.experiment import assemble  # noqa: PLC0415  (help need not load torch)
 
     say(
         console,

@@ -31,7 +31,7 @@ def second_act(console: Console, say: Say, teacher: Path, output: Path, steps: i
         output: Folder of the store and of both runs.
         steps: Of each student; the recipe's own by default.
     """
-    from limbeck.recipe import Recording, assemble  # noqa: PLC0415  (help need not load torch)
+    from limbeck.experiment import Recording, assemble  # noqa: PLC0415  (help need not load torch)
 
     config = configure(teacher, output, steps)
     say(
@@ -68,7 +68,7 @@ def second_act(console: Console, say: Say, teacher: Path, output: Path, steps: i
 def configure(teacher: Path, output: Path, steps: int | None) -> RunConfig:
     """The recipe that ships with the second act, with this machine's paths in it."""
     from limbeck.data import corpus_path  # noqa: PLC0415  (help need not load torch)
-    from limbeck.recipe import load  # noqa: PLC0415
+    from limbeck.experiment import load  # noqa: PLC0415
 
     overrides = [
         f"teacher.path={teacher}",

@@ -14,7 +14,7 @@ from limbeck.commands.tables import outcome_table
 from limbeck.config import dump
 
 if TYPE_CHECKING:
-    from limbeck.recipe import RunResult, Stage
+    from limbeck.experiment import RunResult, Stage
 
 Recipe = Annotated[Path, typer.Argument(help="The recipe, YAML.", show_default=False)]
 Overrides = Annotated[
@@ -47,7 +47,7 @@ def distill(
 
     On several GPUs or processes: torchrun --nproc-per-node 8 -m limbeck distill recipe.yaml
     """
-    from limbeck.recipe import assemble, load, load_stages  # noqa: PLC0415  (help needs no torch)
+    from limbeck.experiment import assemble, load, load_stages  # noqa: PLC0415  (help needs no torch)
 
     if stages := load_stages(recipe, overrides or []):
         distill_stages(
@@ -81,7 +81,7 @@ def distill_stages(
     stages: Sequence[Stage], *, resume: bool, overwrite: bool, print_config: bool, as_json: bool
 ) -> None:
     """Run the stages of a recipe, or print what each of them would be."""
-    from limbeck.recipe import run_stages  # noqa: PLC0415  (help needs no torch)
+    from limbeck.experiment import run_stages  # noqa: PLC0415  (help needs no torch)
 
     if print_config:
         for stage in stages:

@@ -29,7 +29,7 @@ def evaluate(
     Forward and reverse KL, total variation, top-1 agreement, cross-entropy, perplexity and bits per
     byte, each with a bootstrap interval over documents. Nothing is trained, nothing is written.
     """
-    from limbeck.recipe import assemble, load  # noqa: PLC0415  (help need not load torch)
+    from limbeck.experiment import assemble, load  # noqa: PLC0415  (help need not load torch)
 
     with assemble(load(recipe, overrides or [])) as run:
         evaluation = run.evaluate(student)

@@ -52,7 +52,7 @@ def record(
     a whole teacher: torchrun --nproc-per-node 8 -m limbeck record recipe.yaml
     """
     from limbeck.distributed import StopSignals  # noqa: PLC0415  (help need not load torch)
-    from limbeck.recipe import Recording, load  # noqa: PLC0415
+    from limbeck.experiment import Recording, load  # noqa: PLC0415
     from limbeck.recording import parse_part  # noqa: PLC0415
 
     part = parse_part(shards)
@@ -99,7 +99,7 @@ def leave_if_asked(stop: StopSignals, folder: Path) -> None:
 
 def budget_table(budget: Budget) -> RenderableType:
     """Size and error of every setting, for the person who must choose."""
-    from limbeck.proofs.plan import size  # noqa: PLC0415
+    from limbeck.checks.plan import size  # noqa: PLC0415
 
     table = Table(
         title=f"What a store of {budget.scored:,} tokens takes",

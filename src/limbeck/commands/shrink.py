@@ -18,11 +18,11 @@ from limbeck.errors import ConfigError, StorageError
 if TYPE_CHECKING:
     from rich.status import Status
 
-    from limbeck.initialisers.depth import By
+    from limbeck.experiment.shrink import Bench, Shrunk
+    from limbeck.experiment.vocabulary import Trimming
     from limbeck.models import ModelSource
-    from limbeck.recipe.shrinking import Bench, Shrunk
-    from limbeck.recipe.trimming import Trimming
     from limbeck.registry import Component
+    from limbeck.students.depth import By
 
 WAYS = ("even", "block_influence", "span", "loss")
 SHAPES = ("depth", "width", "both")
@@ -100,8 +100,8 @@ def shrink(
     way = require_one_size(asked, shape=shape, by=by, plan=plan, vocabulary=trimmed)
     require_new(output, plan=plan)
     from limbeck.data import corpus_path  # noqa: PLC0415  (help need not load torch)
+    from limbeck.experiment.vocabulary import is_table  # noqa: PLC0415
     from limbeck.models import ModelSource  # noqa: PLC0415
-    from limbeck.recipe.trimming import is_table  # noqa: PLC0415
 
     place = Place(
         ModelSource(teacher, revision, trust_remote_code),
@@ -134,8 +134,8 @@ class Place(NamedTuple):
 
     def bench(self) -> Bench:
         """Both, opened; the vocabulary trimmed if asked for."""
+        from limbeck.experiment.shrink import open_bench  # noqa: PLC0415
         from limbeck.models import choose_device  # noqa: PLC0415
-        from limbeck.recipe.shrinking import open_bench  # noqa: PLC0415
 
         return open_bench(
             self.source,
@@ -156,8 +156,8 @@ class Outcome(NamedTuple):
 
 def trim_only(place: Place, output: Path | None, status: Status) -> Outcome:
     """The teacher with fewer tokens and all of its layers, measured and saved."""
+    from limbeck.experiment import vocabulary as trimming  # noqa: PLC0415
     from limbeck.models import choose_device  # noqa: PLC0415
-    from limbeck.recipe import trimming  # noqa: PLC0415
 
     assert output is not None, "require_new asks for it"
     teacher = trimming.open_teacher(place.source, choose_device(place.device))
@@ -171,7 +171,7 @@ def trim_only(place: Place, output: Path | None, status: Status) -> Outcome:
 
 def propose(bench: Bench, asked: Mapping[str, Any], by: By, status: Status) -> Outcome:
     """Three shapes, measured."""
-    from limbeck.recipe.shrinking import plan  # noqa: PLC0415
+    from limbeck.experiment.shrink import plan  # noqa: PLC0415
 
     found = plan(bench, target_of(bench, asked), by, status.update)
     return Outcome(found, plan_table(found))
@@ -179,7 +179,7 @@ def propose(bench: Bench, asked: Mapping[str, Any], by: By, status: Status) -> O
 
 def make(bench: Bench, spec: Component, output: Path | None, status: Status) -> Outcome:
     """A student, measured and saved."""
-    from limbeck.recipe.shrinking import as_plain, save_shrunk, shrink  # noqa: PLC0415
+    from limbeck.experiment.shrink import as_plain, save_shrunk, shrink  # noqa: PLC0415
 
     assert output is not None, "require_new asks for it"
     found = shrink(bench, spec, status.update)
@@ -246,7 +246,7 @@ def require_new(output: Path | None, *, plan: bool) -> None:
 
 def target_of(bench: Bench, asked: Mapping[str, Any]) -> int:
     """The number of parameters asked for."""
-    from limbeck.initialisers.targets import count_of  # noqa: PLC0415
+    from limbeck.prune.targets import count_of  # noqa: PLC0415
 
     if asked["params"] is not None:
         return count_of(asked["params"])
@@ -256,7 +256,7 @@ def target_of(bench: Bench, asked: Mapping[str, Any]) -> int:
 
 def spec_of(bench: Bench, asked: Mapping[str, Any], shape: str, by: By) -> dict[str, Any]:
     """The `student:` of a recipe that says the same."""
-    from limbeck.recipe.shrinking import spec_for  # noqa: PLC0415
+    from limbeck.experiment.shrink import spec_for  # noqa: PLC0415
 
     if asked["keep"] is not None or asked["params"] is not None:
         return spec_for(bench, target_of(bench, asked), shape, by)

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from limbeck.batch import Batch
 from limbeck.config import HeadBudget
-from limbeck.divergences.kl import forward_kl
 from limbeck.evaluate.measure import Chunk, Documents, chunks
 from limbeck.evaluate.text import Tokenizer, left_context, text_of, token_text
+from limbeck.losses.divergences.kl import forward_kl
 from limbeck.models import CausalLM, evaluating
 
 ROWS_AT_ONCE = 2

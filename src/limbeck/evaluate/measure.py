@@ -12,13 +12,9 @@ from torch import Tensor
 
 from limbeck.batch import Batch
 from limbeck.config import HeadBudget
-from limbeck.divergences.kl import forward_kl, reverse_kl
-from limbeck.divergences.total_variation import total_variation
 from limbeck.errors import ConfigError
 from limbeck.evaluate.scores import CALIBRATION_BINS, Scores
-from limbeck.models import CausalLM, evaluating
-from limbeck.objective.fused import even_chunk, head_chunk
-from limbeck.signals import (
+from limbeck.losses.distributions import (
     DenseLogits,
     DrawnTokens,
     LazyLogits,
@@ -26,6 +22,10 @@ from limbeck.signals import (
     TeacherDistribution,
     log_softmax,
 )
+from limbeck.losses.divergences.kl import forward_kl, reverse_kl
+from limbeck.losses.divergences.total_variation import total_variation
+from limbeck.losses.head.fused import even_chunk, head_chunk
+from limbeck.models import CausalLM, evaluating
 from limbeck.teachers import Teacher
 
 DIVERGENCES = {

@@ -11,12 +11,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from limbeck.divergences import expectation
-from limbeck.divergences.kl import forward_kl
 from limbeck.errors import ConfigError
 from limbeck.evaluate.text import Tokenizer, token_text
+from limbeck.losses.distributions import log_softmax
+from limbeck.losses.divergences import expectation
+from limbeck.losses.divergences.kl import forward_kl
 from limbeck.models import CausalLM, evaluating
-from limbeck.signals import log_softmax
 
 
 @dataclass(frozen=True)

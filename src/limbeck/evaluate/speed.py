@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import torch
 
 from limbeck.batch import Batch
+from limbeck.losses.head.fused import head_chunk
 from limbeck.models import CausalLM, evaluating
-from limbeck.objective.fused import head_chunk
 
 TOKENS = 256
 ROUNDS = 5

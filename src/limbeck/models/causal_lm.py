@@ -14,10 +14,11 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from limbeck.batch import Batch
 from limbeck.errors import ConfigError
+from limbeck.losses import Head
+from limbeck.losses.distributions import log_softmax
 from limbeck.models.adapters import INSIDE, Adapter
 from limbeck.models.heads import finish_of
 from limbeck.models.modes import evaluating
-from limbeck.signals import Head, log_softmax
 
 
 class CausalLM(nn.Module):

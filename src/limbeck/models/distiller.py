@@ -6,10 +6,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from limbeck.batch import Batch
+from limbeck.losses import Objective, StudentView, TeacherSignal
 from limbeck.models.causal_lm import CausalLM
 from limbeck.models.projections import captured_projections
-from limbeck.objective import Objective, StudentView
-from limbeck.signals import TeacherSignal
 
 
 class Distiller(nn.Module):

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from limbeck.config.trainable import PARTS, TrainableConfig, layers_named
 from limbeck.errors import ConfigError
 from limbeck.models.causal_lm import CausalLM, output_layer
 from limbeck.models.lora import add_adapters
-from limbeck.trainable import PARTS, TrainableConfig, layers_named
 
 
 def make_trainable(model: CausalLM, config: TrainableConfig, seed: int) -> None:

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from limbeck.config.trainable import LowRankConfig
 from limbeck.errors import ConfigError
 from limbeck.models.adapters import Adapter
 from limbeck.models.causal_lm import CausalLM
 from limbeck.registry import suggest
-from limbeck.trainable import LowRankConfig
 
 LINEAR = (nn.Linear, Conv1D)
 

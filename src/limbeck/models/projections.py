@@ -11,8 +11,8 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from limbeck.errors import ConfigError
+from limbeck.losses import Projections
 from limbeck.models.causal_lm import CausalLM
-from limbeck.signals import Projections
 
 APART = ("q_proj", "k_proj", "v_proj")
 """Where most families have one linear layer each."""

@@ -17,12 +17,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from limbeck.divergences.kl import forward_kl
 from limbeck.errors import StorageError
+from limbeck.losses import Head
+from limbeck.losses.distributions import DrawnTokens, LazyLogits, TeacherDistribution
+from limbeck.losses.divergences.kl import forward_kl
 from limbeck.models import CausalLM, evaluating
 from limbeck.recording.plan import Place, Plan
 from limbeck.recording.record import row_of
-from limbeck.signals import DrawnTokens, Head, LazyLogits, TeacherDistribution
 from limbeck.store import Form, forms, generator_of, written_out
 from limbeck.store.ranks import Ranks
 

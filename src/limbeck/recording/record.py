@@ -12,11 +12,11 @@ from filelock import FileLock, Timeout
 
 from limbeck.batch import Batch
 from limbeck.errors import DataError, StorageError, TryLaterError
+from limbeck.losses.distributions import LazyLogits
 from limbeck.models import CausalLM, ModelSource, PreTrainedTokenizerBase, evaluating
 from limbeck.models.source import find, read_config
 from limbeck.recording.plan import Place, Plan, passes
 from limbeck.recording.progress import RecordingProgress
-from limbeck.signals import LazyLogits
 from limbeck.store import (
     TOKENIZER,
     Sample,

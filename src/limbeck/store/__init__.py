@@ -5,7 +5,7 @@ processes, and a text that changed is missing instead of misaligned.
 """
 
 from limbeck.store.care import TOKENIZER, Damage, merge, repair, verify
-from limbeck.store.forms import Form, forms, written_out
+from limbeck.store.forms.base import Form, forms, written_out
 from limbeck.store.head import publish_once, read_head, write_head
 from limbeck.store.header import StoreHeader, create, read_header, require_store_or_new
 from limbeck.store.sample import Sample, generator_of, sample_key

@@ -14,7 +14,7 @@ import pyarrow.parquet
 from limbeck.errors import DataError
 from limbeck.files import MANIFEST, manifest, publish, sealed_manifest
 from limbeck.store import states
-from limbeck.store.forms import Form
+from limbeck.store.forms.base import Form
 from limbeck.store.head import FOLDER, read_head
 from limbeck.store.header import StoreHeader, create, read_header
 from limbeck.store.sample import Sample

@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 
 from limbeck.errors import DataError
 from limbeck.files import manifest, publish
+from limbeck.losses import Head, identity
 from limbeck.models.heads import Divided, Finish, Multiplied, Plain, Softcap
-from limbeck.signals import Head, identity
 
 FOLDER, FILE = "head", "head.safetensors"
 FINISHES: dict[str, type[Any]] = {

@@ -14,7 +14,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from limbeck.errors import ConfigError, DataError, StorageError
 from limbeck.files import write_text
-from limbeck.store.forms import Form, forms
+from limbeck.store.forms.base import Form, forms
 from limbeck.store.states import Precision
 
 HEADER = "store.json"

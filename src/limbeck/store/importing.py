@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float32, Int32, Int64
 
 from limbeck.errors import ConfigError, DataError
 from limbeck.files import sha256, staging
-from limbeck.signals import FLOOR, TopK
+from limbeck.losses.distributions import FLOOR, TopK
 from limbeck.store.header import StoreHeader
 from limbeck.store.sample import Sample
 from limbeck.store.writer import ShardWriter, storing

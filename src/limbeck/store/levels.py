@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
-from limbeck.signals import FLOOR
+from limbeck.losses.distributions import FLOOR
 from limbeck.store.planes import Unpacker
 
 STEPS = 224

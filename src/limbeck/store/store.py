@@ -14,7 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from limbeck.errors import DataError
-from limbeck.signals import Head, TeacherDistribution
+from limbeck.losses import Head
+from limbeck.losses.distributions import TeacherDistribution
 from limbeck.store import states
 from limbeck.store.head import read_head
 from limbeck.store.header import StoreHeader, read_header

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from limbeck.errors import DataError
 from limbeck.files import publish, raise_if_storage
-from limbeck.signals import TeacherDistribution
+from limbeck.losses.distributions import TeacherDistribution
 from limbeck.store import records, states
 from limbeck.store.header import StoreHeader, create
 from limbeck.store.index import Index

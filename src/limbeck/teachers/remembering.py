@@ -11,8 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from limbeck.batch import Batch
-from limbeck.signals import LazyLogits, SignalNeeds, TeacherSignal
-from limbeck.teachers import Teacher
+from limbeck.losses import SignalNeeds, TeacherSignal
+from limbeck.losses.distributions import LazyLogits
+from limbeck.teachers.base import Teacher
 
 
 class RememberingTeacher(Teacher):

@@ -12,9 +12,10 @@ import torch
 
 from limbeck.batch import Batch
 from limbeck.errors import ConfigError
-from limbeck.signals import LazyLogits, SignalNeeds, TeacherDistribution, TeacherSignal
+from limbeck.losses import SignalNeeds, TeacherSignal
+from limbeck.losses.distributions import LazyLogits, TeacherDistribution
 from limbeck.store import Record, Sample, Store
-from limbeck.teachers import Place, Teacher, teachers
+from limbeck.teachers.base import Place, Teacher, teachers
 
 
 class StoredTeacher(Teacher):

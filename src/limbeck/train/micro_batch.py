@@ -12,8 +12,8 @@ from torch import nn
 from limbeck.config import MemoryConfig
 from limbeck.distributed import World, gather_objects
 from limbeck.errors import RunError
+from limbeck.losses.head.fused import head_bytes
 from limbeck.models import CausalLM
-from limbeck.objective.fused import head_bytes
 
 KNOBS = (
     "Lower memory.micro_batch, memory.head_budget_mb or data.sequence_length, or set "

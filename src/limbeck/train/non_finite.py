@@ -11,8 +11,8 @@ import torch
 
 from limbeck.distributed import World, gather_objects
 from limbeck.files import write_text
+from limbeck.losses import TeacherSignal
 from limbeck.models import Distiller
-from limbeck.signals import TeacherSignal
 from limbeck.train.setup import Batches, SignalSource
 
 

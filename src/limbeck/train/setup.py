@@ -10,8 +10,8 @@ from typing import Any, Protocol, runtime_checkable
 from limbeck.batch import Batch
 from limbeck.config import CheckpointConfig, MemoryConfig, OptimConfig
 from limbeck.distributed import StopSignals, World
+from limbeck.losses import TeacherSignal
 from limbeck.models import Distiller
-from limbeck.signals import TeacherSignal
 from limbeck.train.metrics import MetricSink
 
 

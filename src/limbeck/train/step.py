@@ -21,8 +21,8 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from limbeck.batch import Batch
 from limbeck.distributed import World, all_sum
 from limbeck.distributed.stopping import SIGNALS, reason
+from limbeck.losses import TeacherSignal
 from limbeck.models import Distiller
-from limbeck.signals import TeacherSignal
 from limbeck.train.setup import SignalSource
 
 

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import torch
 
 from limbeck.errors import ConfigError, DataError
-from limbeck.signals import DenseLogits, Head, LazyLogits, TeacherDistribution
+from limbeck.losses import Head
+from limbeck.losses.distributions import DenseLogits, LazyLogits, TeacherDistribution
 from limbeck.store import states
-from limbeck.store.forms import Form, forms
+from limbeck.store.forms.base import Form, forms
 from limbeck.store.ranks import Ranks
 from limbeck.store.states import Precision
 

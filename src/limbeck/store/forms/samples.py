@@ -10,7 +10,7 @@ import torch
 from annotated_types import Ge, Gt, Le
 from jaxtyping import Int
 
-from limbeck.signals import DenseLogits, LazyLogits, Samples, TeacherDistribution
+from limbeck.losses.distributions import DenseLogits, LazyLogits, Samples, TeacherDistribution
 from limbeck.store.counts import (
     decode_counts,
     decode_entropy,
@@ -18,7 +18,7 @@ from limbeck.store.counts import (
     encode_entropy,
     widened,
 )
-from limbeck.store.forms import Form, forms, generator_on, logits_in_chunks
+from limbeck.store.forms.base import Form, forms, generator_on, logits_in_chunks
 from limbeck.store.planes import Unpacker, pack
 from limbeck.store.ranks import Ranks
 

@@ -12,9 +12,16 @@ from jaxtyping import Float32, Int
 from torch import Tensor
 
 from limbeck.errors import ConfigError
-from limbeck.signals import FLOOR, DenseLogits, LazyLogits, TeacherDistribution, TopK, UnevenTopK
+from limbeck.losses.distributions import (
+    FLOOR,
+    DenseLogits,
+    LazyLogits,
+    TeacherDistribution,
+    TopK,
+    UnevenTopK,
+)
 from limbeck.store import id_sets, levels
-from limbeck.store.forms import Form, forms, logits_in_chunks
+from limbeck.store.forms.base import Form, forms, logits_in_chunks
 from limbeck.store.planes import Unpacker, pack, to_planes
 from limbeck.store.ranks import Ranks
 

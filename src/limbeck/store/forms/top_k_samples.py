@@ -11,7 +11,7 @@ from annotated_types import Ge, Gt, Le
 from jaxtyping import Int
 
 from limbeck.errors import ConfigError
-from limbeck.signals import DenseLogits, LazyLogits, TeacherDistribution, TopKSamples
+from limbeck.losses.distributions import DenseLogits, LazyLogits, TeacherDistribution, TopKSamples
 from limbeck.store import id_sets, levels
 from limbeck.store.counts import (
     decode_counts,
@@ -20,7 +20,7 @@ from limbeck.store.counts import (
     encode_entropy,
     widened,
 )
-from limbeck.store.forms import Form, forms, generator_on, logits_in_chunks
+from limbeck.store.forms.base import Form, forms, generator_on, logits_in_chunks
 from limbeck.store.planes import Unpacker, pack, to_planes
 from limbeck.store.ranks import Ranks
 

@@ -1,0 +1,24 @@
+"""What `limbeck check` proves on the user's own pair, and the plan of memory, disk and time."""
+
+from limbeck.checks.case import Case, Rows
+from limbeck.checks.plan import Disk, Measured, Plan, make_plan, plan_findings
+from limbeck.checks.proof import Finding, Proof, Unproven
+from limbeck.checks.prove import prove
+from limbeck.checks.text import Segment, text_notes, trained_on
+
+__all__ = [
+    "Case",
+    "Disk",
+    "Finding",
+    "Measured",
+    "Plan",
+    "Proof",
+    "Rows",
+    "Segment",
+    "Unproven",
+    "make_plan",
+    "plan_findings",
+    "prove",
+    "text_notes",
+    "trained_on",
+]

@@ -1,0 +1,57 @@
+"""Proofs about one model on the user's text: its head, and texts that share a row."""
+
+from __future__ import annotations
+
+from limbeck.batch import Batch
+from limbeck.checks.proof import Proof
+from limbeck.models import HEAD_TOLERANCE, TOLERANCE, CausalLM, head_error, neighbours_seen
+
+READ = 64
+"""Positions whose logits are compared."""
+
+PIECE = 12
+"""Tokens of each of the texts that are put into one row."""
+
+
+def head_proof(who: str, model: CausalLM, batch: Batch) -> Proof:
+    """Decoder and head, called apart, give the whole model's logits on the user's text.
+
+    Args:
+        who: `teacher` or `student`.
+        model: The model.
+        batch: Its first row is read, as one text.
+    """
+    ids = batch.input_ids[:1, :READ]
+    error = head_error(model, ids)
+    allowed = HEAD_TOLERANCE[model.hf_model.dtype]
+    return Proof(
+        f"head of the {who}",
+        error <= allowed,
+        f"{error:.1e} of the largest of {ids.numel() * model.vocabulary_size:,} logits "
+        f"(allowed {allowed:.0e})",
+        f"head(hidden) is what {model.family} itself computes, so the loss is taken on the "
+        f"{who}'s true logits",
+    )
+
+
+def documents_proof(who: str, model: CausalLM, batch: Batch) -> Proof:
+    """A text in the middle of a row gives the hidden states it gives alone.
+
+    And they do not change at all when the texts beside it do.
+
+    Args:
+        who: `teacher` or `student`.
+        model: The model.
+        batch: The beginnings of its first and last row are put into one row.
+    """
+    length = min(PIECE, batch.input_ids.shape[1])
+    first, second = batch.input_ids[0, :length], batch.input_ids[-1, :length]
+    error, seen = neighbours_seen(model, [first, second, first])
+    allowed = TOLERANCE[model.hf_model.dtype]
+    return Proof(
+        f"documents apart in the {who}",
+        error <= allowed and seen == 0,
+        f"{error:.1e} from the text alone (allowed {allowed:.0e}); {seen:.0e} when its neighbours "
+        "change (allowed 0)",
+        "texts packed into one row do not see each other, so packing changes speed only",
+    )

@@ -1,0 +1,242 @@
+"""Proofs about the objective: zero at equality, true gradients, fused equal to plain logits.
+
+Where they can, they compute in float64, so that an error is an error and not rounding.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from limbeck.checks.case import Case, Views, at_some
+from limbeck.checks.proof import Finding, Proof, Unproven, distance
+from limbeck.losses import Head, Objective, StudentView, TeacherSignal, WeightedTerm
+from limbeck.losses.build import MAIN
+from limbeck.losses.distributions import DenseLogits, LazyLogits
+from limbeck.losses.divergences import divergences
+from limbeck.losses.terms.cross_entropy import CrossEntropyTerm
+
+FLOAT64_BYTES = 1 << 30
+"""Largest head that is copied in float64; above, proofs compute in float32."""
+
+ZERO = {torch.float64: 1e-9, torch.float32: 1e-5}
+"""What counts as zero: nats of a divergence, or parts of the cross-entropy's gradient."""
+
+SLOPE = {torch.float64: (1e-5, 1e-5), torch.float32: (1e-2, 5e-2)}
+"""Step of a finite difference in units of the hidden state's size, and the error allowed relative
+to the largest entry. float32 keeps 7 digits of a loss, so a difference over a step keeps two."""
+
+FUSED = {torch.float64: 1e-9, torch.float32: 2e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
+"""Largest difference from plain logits, by the coarsest format among both models' numbers."""
+
+NEAR = 3
+"""Positions, and entries of each, that finite differences visit."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A loss and its gradients.
+
+    Attributes:
+        loss: Mean over the positions.
+        hidden: Gradient with respect to the student's hidden states.
+        rows: Gradient with respect to the rows of the head that the targets name.
+    """
+
+    loss: Float[Tensor, ""]
+    hidden: Float[Tensor, "N D"]
+    rows: Float[Tensor, "R D"]
+
+
+def zero_at_equality(case: Case, views: Views) -> Finding:
+    """The teacher compared with itself, by the recipe's divergence, gives 0 and a gradient of 0."""
+    name = "student = teacher gives 0"
+    term = case.distiller.objective.logit_terms.get("divergence")
+    if term is None:
+        return Unproven(name, "objective.alpha is 0, so the run compares no distributions")
+    said, targets = views.distribution, views.student.targets
+    dtype = exact(said.head)
+    hidden, head = said.hidden.to(dtype), as_type(said.head, dtype)
+    alone = StudentView(hidden, head, {}, targets)
+    signal = TeacherSignal(LazyLogits(hidden, head))
+    soft = evaluate(Objective([WeightedTerm("divergence", 1.0, term)], 1), alone, signal)
+    hard = evaluate(Objective([WeightedTerm("hard", 1.0, CrossEntropyTerm())], 1), alone, signal)
+    value = float(soft.loss)
+    share = float(soft.hidden.norm() / hard.hidden.norm())
+    return Proof(
+        name,
+        abs(value) <= ZERO[dtype] and share <= ZERO[dtype],
+        f"{value:.1e} nats; gradient {share:.1e} of the cross-entropy's "
+        f"(allowed {ZERO[dtype]:.0e}, {named(dtype)}, {len(targets)} positions)",
+        "the divergence has its minimum where it should: at the teacher",
+    )
+
+
+def fused_against_plain(case: Case, views: Views) -> Proof:
+    """Loss and gradients equal those of whole logits, with the recipe's formula in the open."""
+    fused = evaluate(case.distiller.objective, views.student, views.signal)
+    plain = in_the_open(case, views)
+    formats = [each.dtype for each in (views.student.hidden, views.distribution.hidden)]
+    formats += [views.student.head.weight.dtype, views.distribution.head.weight.dtype]
+    allowed = max(FUSED[each] for each in formats)
+    errors = (
+        distance(fused.loss, plain.loss),
+        distance(fused.hidden, plain.hidden),
+        distance(fused.rows, plain.rows),
+    )
+    return Proof(
+        "fused equals plain logits",
+        all(error <= allowed for error in errors),
+        f"loss {errors[0]:.1e}, gradient of hidden states {errors[1]:.1e}, of the head "
+        f"{errors[2]:.1e}, relative (allowed {allowed:.0e})",
+        "computing logits a chunk at a time changes memory and speed only; alpha, T and T^2 are "
+        "where the formula has them",
+    )
+
+
+def finite_differences(case: Case, views: Views) -> Finding:
+    """The gradient is the slope of the loss, at a few entries of a few positions."""
+    name = "gradient is the loss's slope"
+    dtype = exact(views.student.head, views.distribution.head)
+    near = first(views, NEAR, dtype)
+    objective = copy.deepcopy(case.distiller.objective).to(dtype)
+    objective.positions = None
+    gradient = evaluate(objective, near.student, near.signal).hidden
+    step, allowed = SLOPE[dtype]
+    step *= float(near.student.hidden.square().mean().sqrt())
+    places = gradient.abs().topk(NEAR, dim=-1).indices
+    slopes = torch.zeros_like(gradient).scatter(
+        -1, places, slopes_at(objective, near, places, step)
+    )
+    error = distance(gradient.gather(-1, places), slopes.gather(-1, places))
+    found = (
+        f"{error:.1e} of the largest, central differences at {places.numel()} entries "
+        f"(allowed {allowed:.0e}, {named(dtype)})"
+    )
+    plain = in_the_open(case, near)
+    if not error <= allowed and distance(gradient, plain.hidden) <= FUSED[dtype]:
+        return Unproven(
+            name,
+            "the divergence holds a weight of its own constant, so its gradient is not meant to be "
+            f"the slope of its value; found {found}",
+        )
+    return Proof(
+        name, error <= allowed, found, "an optimizer that follows the gradient lowers this loss"
+    )
+
+
+def slopes_at(
+    objective: Objective, near: Views, places: Int[Tensor, "N k"], step: float
+) -> Float[Tensor, "N k"]:
+    """Central differences of the loss at some entries of each hidden state."""
+    slopes = torch.zeros_like(places, dtype=near.student.hidden.dtype)
+    for n, entries in enumerate(places.tolist()):
+        for k, d in enumerate(entries):
+            ends = []
+            for moved in (step, -step):
+                hidden = near.student.hidden.clone()
+                hidden[n, d] += moved
+                student = replace(near.student, hidden=hidden)
+                with torch.no_grad():
+                    ends.append(objective(student, near.signal, count(student))[0])
+            slopes[n, k] = (ends[0] - ends[1]) / (2 * step)
+    return slopes
+
+
+def evaluate(objective: Objective, student: StudentView, signal: TeacherSignal) -> Outcome:
+    """An objective's loss and gradients, through its fused head, in chunks as small as they get.
+
+    At every position: where the recipe learns from a choice of them, the formula is no other.
+    """
+    hidden = student.hidden.detach().requires_grad_()
+    weight = student.head.weight.detach().requires_grad_()
+    head = Head(weight, student.head.bias, student.head.finish)
+    budget, chosen = objective.head_budget_mb, objective.positions
+    objective.head_budget_mb, objective.positions = 0, None
+    try:
+        loss, _ = objective(replace(student, hidden=hidden, head=head), signal, count(student))
+    finally:
+        objective.head_budget_mb, objective.positions = budget, chosen
+    by_hidden, by_weight = torch.autograd.grad(loss, [hidden, weight])
+    return Outcome(loss.detach(), by_hidden, by_weight[distinct(student.targets)])
+
+
+def in_the_open(case: Case, views: Views) -> Outcome:
+    """The same with whole logits, autograd, and the formula of DESIGN written out.
+
+    alpha T^2 D(teacher_T, student_T) + (1 - alpha) CE, and the extra terms as they are.
+    """
+    student, recipe = views.student, case.recipe
+    dtype = exact(student.head, views.distribution.head)
+    hidden = student.hidden.to(dtype).requires_grad_()
+    head = as_type(student.head, dtype)
+    products = torch.nn.functional.linear(hidden, head.weight, head.bias)
+    logits = head.finish(products)
+    said = DenseLogits(views.distribution.head(views.distribution.hidden).to(dtype))
+    signal = replace(views.signal, distribution=said)
+    loss = (1 - recipe.alpha) * torch.nn.functional.cross_entropy(logits, student.targets)
+    if recipe.alpha > 0:
+        divergence = divergences.bind(recipe.divergence, at="objective.divergence")
+        pair = said.compare(logits, recipe.temperature)
+        soft = divergence(pair.student, pair.teacher).mean() * recipe.temperature**2
+        loss = loss + recipe.alpha * soft
+    objective = case.distiller.objective
+    for name, term in objective.logit_terms.items():
+        if name not in MAIN:
+            loss = loss + objective.weights[name] * term(logits, student.targets, signal).mean()
+    for name, state_term in objective.state_terms.items():
+        tokens = state_term(replace(student, hidden=hidden), signal)
+        loss = loss + objective.weights[name] * tokens.mean()
+    by_hidden, by_products = torch.autograd.grad(loss, [hidden, products])
+    rows = by_products[:, distinct(student.targets)].t() @ hidden.detach()
+    return Outcome(loss.detach(), by_hidden, rows)
+
+
+def first(views: Views, positions: int, dtype: torch.dtype) -> Views:
+    """The first few positions, in another number format."""
+    some = slice(0, positions)
+    old, said = views.student, views.distribution
+    student = StudentView(
+        old.hidden[some].to(dtype),
+        as_type(old.head, dtype),
+        {i: states[some].to(dtype) for i, states in old.layer_hidden.items()},
+        old.targets[some],
+        pieces=None if old.pieces is None else old.pieces[some],
+        layer_projections=at_some(old.layer_projections, some, dtype),
+    )
+    teacher = LazyLogits(said.hidden[some].to(dtype), as_type(said.head, dtype))
+    layers = {i: states[some].to(dtype) for i, states in views.signal.layer_hidden.items()}
+    projections = at_some(views.signal.layer_projections, some, dtype)
+    return Views(student, teacher, TeacherSignal(teacher, layers, projections))
+
+
+def exact(*heads: Head) -> torch.dtype:
+    """float64 where the device has it and the heads are small enough, else float32."""
+    too_big = any(head.weight.numel() * 8 > FLOAT64_BYTES for head in heads)
+    without = heads[0].weight.device.type == "mps"
+    return torch.float32 if too_big or without else torch.float64
+
+
+def as_type(head: Head, dtype: torch.dtype) -> Head:
+    """The same head in another number format."""
+    bias = None if head.bias is None else head.bias.to(dtype)
+    return Head(head.weight.to(dtype), bias, head.finish)
+
+
+def count(student: StudentView) -> Int[Tensor, ""]:
+    """Number of positions, as an objective wants it."""
+    return torch.tensor(len(student.targets), device=student.targets.device)
+
+
+def distinct(ids: Int[Tensor, " N"]) -> Int[Tensor, " R"]:
+    """Each id once, in order."""
+    return torch.tensor(sorted(set(ids.tolist())), device=ids.device)
+
+
+def named(dtype: torch.dtype) -> str:
+    """A number format's name."""
+    return str(dtype).removeprefix("torch.")

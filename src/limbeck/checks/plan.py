@@ -1,0 +1,269 @@
+"""What a run will take of memory, disk and time; estimates, from one real micro-batch."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from limbeck.batch import Batch
+from limbeck.checks.case import Case, spread
+from limbeck.checks.proof import Proof
+from limbeck.config import OptimConfig, RunConfig
+from limbeck.errors import ConfigError
+from limbeck.losses.head.fused import head_bytes
+from limbeck.models import CausalLM, Distiller
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One forward and backward pass of one micro-batch, the teacher's included.
+
+    Attributes:
+        rows: Rows of the micro-batch.
+        tokens: Scored tokens in it.
+        seconds: How long it took; the first of its shape, so later ones may be faster.
+        saved_bytes: What its forward pass kept for the backward pass.
+    """
+
+    rows: int
+    tokens: int
+    seconds: float
+    saved_bytes: int
+
+
+@dataclass(frozen=True)
+class Disk:
+    """What a run writes, and what there is room for.
+
+    Attributes:
+        checkpoint_bytes: One checkpoint: what is trained, in float32, and the optimizer's state.
+        needed_bytes: Every checkpoint kept, one being written, and the students.
+        free_bytes: Where the run directory will be.
+    """
+
+    checkpoint_bytes: int
+    needed_bytes: int
+    free_bytes: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will take; estimates.
+
+    Attributes:
+        parameters: By model.
+        trained_parameters: Of the student, and of what the objective's terms own.
+        memory_bytes: By purpose, at the same time.
+        free_memory_bytes: Where the models are, beside what is loaded already.
+        disk: What will be written.
+        micro_batch: Rows of one forward and backward pass.
+        micro_batches_per_step: Passes of one optimizer step.
+        steps: Optimizer steps of each student.
+        passes_over_text: How often each student reads the text.
+        students: Students trained: arms times learning rates.
+        tokens_per_second: Scored tokens, from the one pass that was measured.
+        seconds: Forward and backward passes of all steps; evaluation, saving and the optimizer's
+            own arithmetic are not in it.
+    """
+
+    parameters: Mapping[str, int]
+    trained_parameters: int
+    memory_bytes: Mapping[str, int]
+    free_memory_bytes: int
+    disk: Disk
+    micro_batch: int
+    micro_batches_per_step: int
+    steps: int
+    passes_over_text: float
+    students: int
+    tokens_per_second: float
+    seconds: float
+
+
+def make_plan(
+    case: Case, config: RunConfig, *, micro_batch: int, students: int, free_memory_bytes: int
+) -> Plan:
+    """Plan a run, after running one micro-batch of it.
+
+    Args:
+        case: The pair.
+        config: The recipe.
+        micro_batch: Rows of a micro-batch.
+        students: How many will be trained.
+        free_memory_bytes: Where the models are.
+
+    Raises:
+        ConfigError: The micro-batch does not fit into memory.
+    """
+    rows_per_step = config.optim.rows_per_step(config.data.sequence_length)
+    count, available = min(micro_batch, rows_per_step), case.data.num_rows
+    measured = run_micro_batch(case, case.data.batch(spread(available, count)))
+    passes = -(-rows_per_step // measured.rows)
+    state = state_bytes(case.distiller, config.optim)
+    return Plan(
+        parameters={who: model.num_parameters for who, model in case.models},
+        trained_parameters=sum(p.numel() for p in case.distiller.parameters() if p.requires_grad),
+        memory_bytes={
+            "teacher": held_bytes(case.teacher_model),
+            "student": held_bytes(case.distiller, case.teacher_model),
+            "gradients": trained_bytes(case.distiller),
+            "optimizer state": state,
+            "one micro-batch's activations": measured.saved_bytes
+            + checkpointed_bytes(case.student, config, measured.rows),
+            "logits (head_budget_mb)": head_bytes(
+                config.memory.head_budget_mb, case.vocabulary.size, case.device
+            ),
+        },
+        free_memory_bytes=free_memory_bytes,
+        disk=plan_disk(case.distiller, config, state, students),
+        micro_batch=measured.rows,
+        micro_batches_per_step=passes,
+        steps=config.optim.steps,
+        passes_over_text=rows_per_step * config.optim.steps / available,
+        students=students,
+        tokens_per_second=measured.tokens / measured.seconds,
+        seconds=measured.seconds * rows_per_step / measured.rows * config.optim.steps * students,
+    )
+
+
+def run_micro_batch(case: Case, cpu_batch: Batch) -> Measured:
+    """Forward and backward of one micro-batch, as training does it; no weight is changed.
+
+    Raises:
+        ConfigError: It does not fit into memory.
+    """
+    own = {p.untyped_storage().data_ptr() for p in case.distiller.parameters()}
+    saved: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    batch = cpu_batch.to(case.device)
+    case.teacher.ask(case.distiller.objective.needs)
+    tokens = int(batch.num_scored())
+    was_training = case.distiller.training
+    case.distiller.train()
+    began = time.perf_counter()
+    try:
+        with saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss, _ = case.distiller(batch, case.teacher.signal(batch), batch.num_scored())
+        loss.backward()
+        float(loss.detach())  # waits for the device
+        seconds = time.perf_counter() - began
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            f"memory: a micro-batch of {len(batch.scored)} rows of {batch.scored.shape[1]} "
+            "positions must fit beside both models, and does not. Lower memory.micro_batch, "
+            "memory.head_budget_mb or data.sequence_length, or set "
+            "memory.activation_checkpointing=true."
+        ) from error
+    finally:
+        case.distiller.zero_grad(set_to_none=True)
+        case.distiller.train(was_training)
+    return Measured(len(batch.scored), tokens, seconds, sum(saved.values()))
+
+
+def plan_disk(distiller: Distiller, config: RunConfig, state: int, students: int) -> Disk:
+    """What the checkpoints and students of a run need, and the room for them."""
+    keep = config.checkpoint.keep + config.checkpoint.keep_best + 1  # one is being written
+    weights = trained_bytes(distiller)
+    student = sum(p.numel() * p.element_size() for p in distiller.student.parameters())
+    kept = min(keep, -(-config.optim.steps // config.checkpoint.every) + 1)
+    saved_students = students + (students > 1)  # several start from one that is saved
+    needed = students * kept * (weights + state) + saved_students * student
+    return Disk(weights + state, needed, shutil.disk_usage(existing(config.output)).free)
+
+
+def plan_findings(plan: Plan) -> list[Proof]:
+    """Whether disk and memory suffice, as far as estimates can tell."""
+    memory = sum(plan.memory_bytes.values())
+    loaded = plan.memory_bytes["teacher"] + plan.memory_bytes["student"]
+    free = plan.free_memory_bytes + loaded
+    return [
+        Proof(
+            "disk",
+            plan.disk.needed_bytes <= plan.disk.free_bytes,
+            f"{size(plan.disk.needed_bytes)} needed, {size(plan.disk.free_bytes)} free (estimate)",
+            "checkpoints and students fit; lower checkpoint.keep, or write elsewhere, if not",
+        ),
+        Proof(
+            "memory",
+            memory <= free,
+            f"{size(memory)} needed, {size(free)} there (estimate)",
+            "models, gradients, optimizer state and one micro-batch fit; lower memory.micro_batch "
+            "or set memory.activation_checkpointing if not",
+            decides=False,
+        ),
+    ]
+
+
+def held_bytes(module: nn.Module, beside: nn.Module | None = None) -> int:
+    """Bytes of a module's parameters and buffers, tied ones counted once.
+
+    Args:
+        module: The module.
+        beside: Whose tensors are there already, and are not counted.
+    """
+    there = set() if beside is None else {*beside.parameters(), *beside.buffers()}
+    tensors = [t for t in (*module.parameters(), *module.buffers()) if t not in there]
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def trained_bytes(distiller: Distiller) -> int:
+    """Bytes of what is trained, and of its gradients."""
+    return sum(p.numel() * p.element_size() for p in distiller.parameters() if p.requires_grad)
+
+
+def state_bytes(distiller: Distiller, optim: OptimConfig) -> int:
+    """Bytes an optimizer keeps: its moments."""
+    trained = [p for p in distiller.parameters() if p.requires_grad]
+    whole = trained_bytes(distiller)
+    match optim.type:
+        case "adamw":
+            return 2 * whole
+        case "sgd":
+            return whole if optim.momentum else 0
+        case "muon":
+            matrices = (p for p in distiller.student.blocks.parameters() if p.ndim == 2)
+            blocks = [p for p in matrices if p.requires_grad]
+            return 2 * whole - sum(p.numel() * p.element_size() for p in blocks)
+        case "adafactor":  # a row and a column of each matrix
+            numbers = [sum(p.shape) if p.ndim > 1 else p.numel() for p in trained]
+            return sum(n * p.element_size() for n, p in zip(numbers, trained, strict=True))
+
+
+def checkpointed_bytes(student: CausalLM, config: RunConfig, rows: int) -> int:
+    """Inputs of the blocks, which activation checkpointing keeps out of autograd's sight."""
+    if not config.memory.activation_checkpointing:
+        return 0
+    element = next(student.parameters()).element_size()
+    return rows * config.data.sequence_length * student.num_layers * student.width * element
+
+
+def existing(path: Path) -> Path:
+    """The nearest directory above a path that exists."""
+    return next(place for place in (path, *path.absolute().parents) if place.exists())
+
+
+def size(num_bytes: int) -> str:
+    """Bytes for people.
+
+    Example:
+        >>> size(1536)
+        '1.5 KiB'
+    """
+    units = ("KiB", "MiB", "GiB", "TiB")
+    if num_bytes < 1024:
+        return f"{num_bytes:.0f} B"
+    power = next((p for p in range(1, len(units)) if num_bytes < 1024 ** (p + 1)), len(units))
+    return f"{num_bytes / 1024**power:.1f} {units[power - 1]}"

@@ -1,0 +1,30 @@
+"""Every proof, in the order a mistake in one would explain a mistake in the next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from limbeck.checks.case import Case, view
+from limbeck.checks.micro_batches import micro_batches_add_up
+from limbeck.checks.models import documents_proof, head_proof
+from limbeck.checks.objective import finite_differences, fused_against_plain, zero_at_equality
+from limbeck.checks.proof import Finding
+from limbeck.checks.text import models_differ, teacher_reads_better
+from limbeck.checks.vocabulary import padded_rows_proof, vocabulary_proof
+
+
+def prove(case: Case) -> Iterator[Finding]:
+    """Try every statement on the loaded weights and the user's text, one after another."""
+    batch = case.sample()
+    yield vocabulary_proof(case)
+    for who, model in case.models:
+        yield head_proof(who, model, batch)
+        yield documents_proof(who, model, batch)
+        yield padded_rows_proof(who, model, batch)
+    views = view(case, batch)
+    yield zero_at_equality(case, views)
+    yield fused_against_plain(case, views)
+    yield finite_differences(case, views)
+    yield micro_batches_add_up(case, batch)
+    yield models_differ(case)
+    yield teacher_reads_better(case)

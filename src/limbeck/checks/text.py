@@ -1,0 +1,158 @@
+"""Proofs and notes about the text: which model reads it better, and what of it is learnt."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from itertools import groupby
+from typing import NamedTuple
+
+import torch
+
+from limbeck.batch import Batch
+from limbeck.checks.case import POSITIONS, Case, shortened, spread
+from limbeck.checks.proof import Proof
+from limbeck.config import HeadBudget
+from limbeck.losses.distributions import log_softmax
+from limbeck.losses.head.fused import head_chunk
+from limbeck.models import CausalLM, PreTrainedTokenizerBase, evaluating, plain_weights
+
+ROWS = 8
+"""Rows, of the length proofs read, that both models are measured on."""
+
+COPIES = 4
+"""Arrays of as many logits as a chunk has that exist at once, about."""
+
+SHOWN = 160
+"""Tokens of a row that are shown."""
+
+
+class Segment(NamedTuple):
+    """Consecutive tokens of a row, as text.
+
+    Attributes:
+        text: The tokens.
+        scored: Whether the student is trained to predict them.
+    """
+
+    text: str
+    scored: bool
+
+
+def teacher_reads_better(case: Case) -> Proof:
+    """The teacher predicts the user's text better than the student does; a warning if not."""
+    rows = case.data.batch(spread(case.data.num_rows, ROWS))
+    batches = [shortened(rows, POSITIONS).to(case.device)]
+    budget = case.distiller.objective.head_budget_mb
+    teacher, count = cross_entropy(case.teacher_model, batches, budget)
+    student, _ = cross_entropy(case.student, batches, budget)
+    guess = math.log(case.vocabulary.size)
+    return Proof(
+        "teacher reads the text better",
+        teacher < student,
+        f"cross-entropy {teacher:.3f} against the student's {student:.3f} nats a token on "
+        f"{count:,} tokens; a uniform guess has {guess:.2f}",
+        "there is something to learn from this teacher on this text"
+        if teacher < student
+        else "a student that is better already may get worse: check the teacher, its template and "
+        "the text, or train with alpha: 0",
+        decides=False,
+    )
+
+
+def cross_entropy(
+    model: CausalLM, batches: Iterable[Batch], head_budget_mb: HeadBudget = "auto"
+) -> tuple[float, int]:
+    """Mean negative log-likelihood of the scored tokens, nats, and their number."""
+    total, count = 0.0, 0
+    rows = head_chunk(head_budget_mb, model.head.weight, COPIES)
+    with torch.no_grad(), evaluating(model):
+        for batch in batches:
+            hidden, _ = model(batch)
+            targets = batch.targets()[:, None]
+            for start in range(0, len(targets), rows):
+                window = slice(start, start + rows)
+                logp = log_softmax(model.head(hidden[window]), 1.0)
+                total -= float(logp.gather(-1, targets[window]).sum())
+            count += len(targets)
+    return total / max(count, 1), count
+
+
+def models_differ(case: Case) -> Proof:
+    """The student's weights are not the teacher's; a warning if they are."""
+    teacher, student = (plain_weights(model) for _, model in case.models)
+    same = teacher.keys() == student.keys() and all(
+        weight.shape == student[name].shape and bool((weight == student[name]).all())
+        for name, weight in teacher.items()
+    )
+    sizes = [f"{who} {model.num_parameters:,} parameters" for who, model in case.models]
+    return Proof(
+        "student differs from the teacher",
+        not same,
+        ("the same weights, " if same else "other weights, ") + ", ".join(sizes),
+        "the student is its teacher already: nothing can be learnt but what alpha < 1 takes from "
+        "the text"
+        if same
+        else "training starts from another function than the teacher's",
+        decides=False,
+    )
+
+
+def trained_on(tokenizer: PreTrainedTokenizerBase, batch: Batch) -> list[Segment]:
+    """The beginning of a batch's first row as text, told apart by what the student learns.
+
+    A token is learnt when the position before it is scored; the first of a piece of text has none
+    before it.
+    """
+    tokens: list[tuple[int, bool]] = []
+    columns = (batch.input_ids, batch.target_ids, batch.scored, batch.position_ids)
+    real = batch.document_ids[0] >= 0
+    for read, target, scored, place in zip(*(c[0, real].tolist() for c in columns), strict=True):
+        if place == 0:
+            tokens.append((read, False))
+        tokens.append((target, scored))
+    return [
+        Segment(str(tokenizer.decode([token for token, _ in run])), scored)
+        for scored, run in groupby(tokens[:SHOWN], key=lambda pair: pair[1])
+    ]
+
+
+def text_notes(
+    tokenizer: PreTrainedTokenizerBase, batches: Iterable[Batch], *, is_chat: bool
+) -> list[str]:
+    """What a user should know of templates and special tokens.
+
+    Args:
+        tokenizer: The one tokenizer of the pair.
+        batches: A sample of the text.
+        is_chat: Whether the text is conversations.
+    """
+    first, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+    doubled = ends = scored = unscored = 0
+    for batch in batches:
+        ids = batch.input_ids
+        if first is not None:
+            twice = (ids[:, :-1] == first) & (ids[:, 1:] == first)
+            doubled += int((twice & (batch.position_ids[:, :-1] == 0)).sum())
+        if end is not None:
+            ends += int((batch.targets() == end).sum())
+        scored += int(batch.num_scored())
+        unscored += int((~batch.scored & (batch.document_ids >= 0)).sum())
+    notes = []
+    if is_chat:
+        notes.append(
+            "Conversations are written with the teacher's chat template, for the student too; of "
+            f"the sample's {scored + unscored:,} tokens, {scored:,} are learnt."
+        )
+    if doubled:
+        notes.append(
+            f"{doubled} sampled texts begin with the beginning token twice: the text, or the chat "
+            "template, brings one of its own. Take it out of the text."
+        )
+    if end is not None and scored and not ends:
+        notes.append(
+            f"The end token is none of the {scored:,} sampled tokens to be learnt, so the student "
+            "may not learn to stop. Texts longer than the sample explain it; append_eos: false, or "
+            "a template that ends a turn with another token, do too."
+        )
+    return notes

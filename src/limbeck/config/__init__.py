@@ -1,0 +1,41 @@
+"""A recipe as checked data: sections, options, schedules, and the mistakes in them."""
+
+from limbeck.config.recipe import (
+    CheckpointConfig,
+    DataConfig,
+    EvaluateConfig,
+    HeadBudget,
+    MemoryConfig,
+    ObjectiveConfig,
+    OptimConfig,
+    RecordConfig,
+    RunConfig,
+    dotted,
+    dump,
+    leaves,
+    one_line_each,
+    parse,
+    read,
+    to_plain,
+    validated,
+)
+
+__all__ = [
+    "CheckpointConfig",
+    "DataConfig",
+    "EvaluateConfig",
+    "HeadBudget",
+    "MemoryConfig",
+    "ObjectiveConfig",
+    "OptimConfig",
+    "RecordConfig",
+    "RunConfig",
+    "dotted",
+    "dump",
+    "leaves",
+    "one_line_each",
+    "parse",
+    "read",
+    "to_plain",
+    "validated",
+]

@@ -1,0 +1,20 @@
+"""The one place where everything meets: a configuration becomes a run or a recording."""
+
+from limbeck.experiment.loading import load, problems, schema
+from limbeck.experiment.recording import Recorded, Recording
+from limbeck.experiment.run import Run, RunResult, assemble
+from limbeck.experiment.stages import Stage, load_stages, run_stages
+
+__all__ = [
+    "Recorded",
+    "Recording",
+    "Run",
+    "RunResult",
+    "Stage",
+    "assemble",
+    "load",
+    "load_stages",
+    "problems",
+    "run_stages",
+    "schema",
+]

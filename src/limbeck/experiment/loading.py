@@ -1,0 +1,146 @@
+"""A recipe's file into a configuration, with every mistake that can be known before loading."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from limbeck.config import RunConfig, read
+from limbeck.config.json_schema import recipe_schema
+from limbeck.config.trainable import trainable_problems
+from limbeck.data import data_problems, readers
+from limbeck.losses import objective_problems, terms
+from limbeck.losses.divergences import divergences
+from limbeck.losses.positions import positions
+from limbeck.registry import Component, Problem, Registry, type_of
+from limbeck.store import forms
+from limbeck.students import initialisers
+from limbeck.students.depth import ways_problem
+from limbeck.students.width import sizes_problem
+from limbeck.teachers import teachers
+from limbeck.train.schedule import schedule_problems
+
+OPEN_PARTS: dict[str, Registry[Any]] = {
+    "teacher": teachers,
+    "student": initialisers,
+    "objective.divergence": divergences,
+    "objective.extra[]": terms,
+    "objective.positions": positions,
+    "record.form": forms,
+}
+"""Where a recipe may name components, and of which registry."""
+
+
+def load(path: Path | str, overrides: Iterable[str] = ()) -> RunConfig:
+    """Read a recipe, apply `a.b=value` overrides, check everything.
+
+    Raises:
+        ConfigError: With one line a mistake, each beginning with the path of the field.
+    """
+    return read(Path(path), overrides, problems)
+
+
+def problems(config: RunConfig) -> Iterator[Problem]:
+    """Every mistake in the open parts, and in what parts say of each other."""
+    yield from teachers.problems(config.teacher, "teacher")
+    yield from initialisers.problems(config.student, "student")
+    yield from objective_problems(config.objective)
+    yield from size_problems(config.student)
+    yield from trainable_problems(config.trainable)
+    yield from shared_problems(config)
+    yield from data_problems(config.data)
+    yield from schedule_problems(config.optim)
+    yield from step_problems(config)
+    yield from arm_problems(config)
+    yield from record_problems(config)
+
+
+def size_problems(student: Component) -> Iterator[Problem]:
+    """The size of a student cut out of its teacher is said in one way."""
+    ways = {way: student.get(way) for way in ("layers", "keep", "fraction", "drop")}
+    if type_of(student) == "depth":
+        told = ways_problem(by=str(student.get("by", "even")), **ways)
+        yield from [Problem("student", told)] if told else []
+    if type_of(student) == "width":
+        names = ("intermediate", "heads", "kv_heads", "hidden", "keep", "params")
+        told = sizes_problem(**{name: student.get(name) for name in names})
+        yield from [Problem("student", told)] if told else []
+
+
+def shared_problems(config: RunConfig) -> Iterator[Problem]:
+    """A student that shares its teacher's weights must not change them."""
+    if type_of(config.student) == "shared" and config.trainable.lora is None:
+        yield Problem(
+            "student.type",
+            "a shared student has the teacher's own weights, which stay as they are: it needs "
+            "trainable.lora, and there is none. Set trainable.lora={}, or use type: copy.",
+        )
+
+
+def arm_problems(config: RunConfig) -> Iterator[Problem]:
+    """What the students a recipe asks for need: text to be held against, and rates of their own."""
+    held_out, grid = config.evaluate, config.optim.learning_rate
+    if held_out.baseline and not held_out.data:
+        yield Problem(
+            "evaluate.baseline",
+            "compares two students on held-out text, and evaluate.data names none.",
+        )
+    if held_out.baseline_learning_rate is not None and not held_out.baseline:
+        yield Problem(
+            "evaluate.baseline_learning_rate",
+            "is the baseline's, and evaluate.baseline asks for none. Set it to cross_entropy.",
+        )
+    if isinstance(grid, tuple) and not held_out.data:
+        yield Problem(
+            "optim.learning_rate",
+            "a grid is decided on held-out text, and evaluate.data names none. Give one number, "
+            "or held-out text.",
+        )
+    for at, rates in (
+        ("optim.learning_rate", grid),
+        ("evaluate.baseline_learning_rate", held_out.baseline_learning_rate),
+    ):
+        names = [f"{rate:g}" for rate in rates] if isinstance(rates, tuple) else []
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            yield Problem(at, f"must name each rate once, got {', '.join(twice)} twice.")
+
+
+def step_problems(config: RunConfig) -> Iterator[Problem]:
+    """What the size of a step and the length of the run say of each other."""
+    optim, length = config.optim, config.data.sequence_length
+    if optim.tokens_per_step < length:
+        yield Problem(
+            "optim.tokens_per_step",
+            f"must hold at least one row of data.sequence_length = {length}, "
+            f"got {optim.tokens_per_step}.",
+        )
+    if optim.warmup_steps >= optim.steps:
+        yield Problem(
+            "optim.warmup_steps",
+            f"must be less than optim.steps = {optim.steps}, got {optim.warmup_steps}.",
+        )
+
+
+def record_problems(config: RunConfig) -> Iterator[Problem]:
+    """What is wrong with the form of a recording, and with its layers."""
+    if config.record is None:
+        return
+    yield from forms.problems(config.record.form, "record.form")
+    layers = list(config.record.layers)
+    if layers != sorted(set(layers)):
+        yield Problem("record.layers", f"must name each layer once and in order, got {layers}.")
+
+
+def schema() -> dict[str, Any]:
+    """JSON schema of a recipe, for editors."""
+    whole = recipe_schema(OPEN_PARTS)
+    whole["$defs"]["DataConfig"]["properties"]["type"]["enum"] = readers.names()
+    whole["properties"]["stages"] = {
+        "description": "Several runs: of each its name, and how it differs from the whole.",
+        "type": "array",
+        "minItems": 1,
+        "items": {"type": "object", "required": ["name"]},
+    }
+    whole["anyOf"] = [{"required": whole.pop("required")}, {"required": ["stages", "output"]}]
+    return whole

@@ -1,0 +1,214 @@
+"""A recipe's teacher and text brought together for a recording."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from rich.console import Console
+
+from limbeck import __version__
+from limbeck.config import RecordConfig, RunConfig
+from limbeck.data import load_data
+from limbeck.data.held_out import HeldOut
+from limbeck.distributed import world
+from limbeck.errors import ConfigError
+from limbeck.experiment.parts import held_out_config, main_first, shortest, teacher_tokenizer
+from limbeck.experiment.store_guards import held_out_windows
+from limbeck.files import files_under
+from limbeck.models import CausalLM, PreTrainedTokenizerBase, cache_folder, choose_device
+from limbeck.recording import (
+    Budget,
+    Plan,
+    Recorder,
+    RecordingProgress,
+    Windows,
+    make_budget,
+    own_shards,
+    plan_shards,
+    require_room,
+)
+from limbeck.registry import type_of
+from limbeck.store import StoreHeader, require_store_or_new, shard_name, written_out
+from limbeck.teachers import Place, teachers
+from limbeck.tokenizers import prove_same_vocabulary, template_hash, tokenizer_hash
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What a recording process did.
+
+    Attributes:
+        store: The folder.
+        shards: Of the whole store.
+        recorded: Shards this process recorded.
+        left: Shards of the whole store that are not there yet.
+        scored: Tokens the whole store speaks about.
+    """
+
+    store: Path
+    shards: int
+    recorded: int
+    left: int
+    scored: int
+
+
+class Recording:
+    """A recipe's recording; use it as a context."""
+
+    def __init__(self, config: RunConfig) -> None:
+        """
+        Args:
+            config: With a `record` section and a teacher that has a model.
+
+        Raises:
+            ConfigError: One of the two is missing, teacher and text do not go together, or the
+                folder to record to holds something else.
+            DataError: The text cannot be used.
+        """
+        self.config = config
+        self.settings = settings_of(config)
+        require_store_or_new(self.settings.output)
+        self._stack = ExitStack()
+        self.world = self._stack.enter_context(world(choose_device(config.device), "none"))
+        try:
+            self._gather()
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def __enter__(self) -> Recording:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+    def _gather(self) -> None:
+        config = self.config
+        with main_first(self.world):
+            teacher = teachers.bind(config.teacher, "teacher")(Place(self.world.device))
+            tokenizer = teacher_tokenizer(config, teacher)
+        model = teacher.model
+        if model is None:
+            raise ConfigError(
+                "teacher: a recording needs a teacher that can read, and this one is a store "
+                "already. Use `type: online`."
+            )
+        rows = model.vocabulary_rows
+        proof = prove_same_vocabulary(tokenizer, tokenizer, student_rows=rows, teacher_rows=rows)
+        model.vocabulary_size = proof.size
+        self.model: CausalLM = model
+        self.tokenizer: PreTrainedTokenizerBase = tokenizer
+        self.plan: Plan = self._plan(shortest(model))
+        require_layers(self.settings.layers, model)
+        self.header = StoreHeader(
+            form=written_out(self.settings.form),
+            vocabulary_size=model.vocabulary_size,
+            num_shards=len(self.plan.shards),
+            teacher=dict(teacher.facts),
+            tokenizer=tokenizer_hash(tokenizer),
+            template=template_hash(tokenizer),
+            data=self.plan.data_hash,
+            sequence_length=config.data.sequence_length,
+            seed=config.seed,
+            layers=self.settings.layers,
+            limbeck=__version__,
+        )
+        self.header.make_form()
+
+    def _plan(self, limit: int | None) -> Plan:
+        """Every training window, and those held-out windows that a run measures on."""
+        config, cache = self.config, cache_folder() / "data"
+        with main_first(self.world):
+            data = load_data(config.data, self.tokenizer, cache=cache, max_positions=limit)
+            texts = [Windows(data, range(len(data.windows)))]
+            if config.evaluate.data is not None:
+                held = held_out_config(config, config.evaluate.data)
+                text = load_data(held, self.tokenizer, cache=cache, max_positions=limit)
+                texts.append(Windows(text, held_out_windows(HeldOut(text, config.evaluate))))
+        return plan_shards(texts, self.settings.shard_tokens)
+
+    def budget(self) -> Budget:
+        """What this recording and others would take, measured on a few windows."""
+        return make_budget(
+            self.model, self.plan, self.header.form, self.settings.layers, self.settings.output
+        )
+
+    def record(
+        self, part: tuple[int, int], budget: Budget | None, check: Callable[[], None]
+    ) -> Recorded:
+        """Record what is not there yet of a part; of several processes each takes its share.
+
+        Args:
+            part: Which part of how many, counted from 0.
+            budget: What it takes; the disk is not looked at without one.
+            check: Called between the teacher's passes; raises to stop.
+
+        Raises:
+            DataError: The folder holds a store of something else.
+            StorageError: The disk has too little room.
+        """
+        recorder = Recorder(self.model, self.plan, self.header, self.settings.output)
+        number, parts = part
+        rank, size = self.world.rank, self.world.size
+        mine = own_shards(len(self.plan.shards), (number * size + rank, parts * size))
+        if budget is not None:
+            share = len(mine) / len(self.plan.shards)
+            require_room(budget, self.settings.output, share, self._bytes_of(mine))
+        recorder.begin(self.tokenizer)
+        left = recorder.left(mine)
+        total = sum(place.positions for shard in left for place in self.plan.shards[shard])
+        progress = RecordingProgress(Console(stderr=True), total)
+        try:
+            recorder.record(left, progress, check)
+        finally:
+            progress.close()
+        everything = recorder.left(range(len(self.plan.shards)))
+        return Recorded(
+            self.settings.output,
+            len(self.plan.shards),
+            len(left),
+            len(everything),
+            self.plan.num_scored,
+        )
+
+    def _bytes_of(self, shards: Sequence[int]) -> int:
+        """Bytes of those shards that are there; others' parts may stand beside them."""
+        folders = [self.settings.output / shard_name(shard) for shard in shards]
+        return sum(p.lstat().st_size for f in folders if f.exists() for p in files_under(f))
+
+
+def settings_of(config: RunConfig) -> RecordConfig:
+    """What a recipe says of its recording.
+
+    Raises:
+        ConfigError: Nothing, or of a teacher that is recorded already.
+    """
+    if config.record is None:
+        raise ConfigError(
+            "record: the recipe must say where to record to and in which form, and has no such "
+            "section. Add record: {form: {type: top_k, k: 32}, output: stores/x}."
+        )
+    if type_of(config.teacher) == "stored":
+        raise ConfigError(
+            "teacher: a recording needs a teacher that can read, got {type: stored}. Name the "
+            "model: teacher='{type: online, path: ...}'."
+        )
+    return config.record
+
+
+def require_layers(layers: tuple[int, ...], model: CausalLM) -> None:
+    """Refuse layers the teacher does not have."""
+    if absent := [layer for layer in layers if layer >= model.num_layers]:
+        raise ConfigError(
+            f"record.layers must be layers of the teacher, 0 to {model.num_layers - 1}, got "
+            f"{absent}. Leave them out."
+        )

@@ -1,0 +1,125 @@
+"""What a run has shown: the figures of every arm beside each other, and places to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from limbeck.data.held_out import HeldOut
+from limbeck.evaluate.examples import continuations, disagreements
+from limbeck.evaluate.scores import Scores, gap_recovered, paired_difference, summarise
+from limbeck.evaluate.speed import speeds
+from limbeck.experiment.parts import Parts
+from limbeck.models import CausalLM
+
+METRICS = (
+    "forward_kl",
+    "reverse_kl",
+    "total_variation",
+    "top1_agreement",
+    "cross_entropy",
+    "perplexity",
+    "bits_per_byte",
+)
+NUM_DISAGREEMENTS = 8
+CONTINUED_TOKENS = 48
+
+
+def compare(scores: Mapping[str, Scores]) -> dict[str, Any]:
+    """The figures of every arm with intervals, the gap each closed, and their paired difference.
+
+    Args:
+        scores: By arm: `initial`, `distilled`, and `cross_entropy` where there is one, all measured
+            on the same tokens.
+    """
+    if not scores:
+        return {"metrics": list(METRICS), "arms": {}}
+    arms = {name: summarise(s) for name, s in scores.items()}
+    some = next(iter(scores.values()))
+    found: dict[str, Any] = {
+        "metrics": list(METRICS),
+        "arms": arms,
+        "padded_mass": {name: s.padded_mass for name, s in scores.items()},
+        "held_out": {"documents": len(some.documents), "tokens": some.num_tokens},
+    }
+    if "teacher_cross_entropy" in some.metrics:
+        found["arms"]["teacher"] = teacher_figures(some)
+    if "initial" in scores and has_gap(scores["initial"]):
+        found["gap_recovered_percent"] = {
+            name: gap_recovered(scores["initial"], s)
+            for name, s in scores.items()
+            if name != "initial"
+        }
+    if "cross_entropy" in scores and "distilled" in scores:
+        found["difference"] = {
+            metric: paired_difference(scores["cross_entropy"], scores["distilled"], metric)
+            for metric in ("forward_kl", "total_variation", "top1_agreement", "cross_entropy")
+            if metric in some.metrics
+        }
+    return found
+
+
+def has_gap(initial: Scores) -> bool:
+    """Whether a student began away from its teacher on every document.
+
+    A share of the distance means something only then: a copy of the teacher has none to close.
+    """
+    return bool((initial.metrics["forward_kl"] > 0).all())
+
+
+def teacher_figures(scores: Scores) -> dict[str, Any]:
+    """The teacher's own figures: its distance to itself is zero, its cross-entropy is not."""
+    exact = {"value": 0.0, "low": 0.0, "high": 0.0}
+    own = Scores(
+        metrics={**scores.metrics, "cross_entropy": scores.metrics["teacher_cross_entropy"]},
+        counts=scores.counts,
+        bytes=scores.bytes,
+        calibration=scores.calibration,
+        documents=scores.documents,
+    )
+    figures = summarise(own)
+    shown = {name: figures[name] for name in ("cross_entropy", "perplexity", "bits_per_byte")}
+    same = {"value": 1.0, "low": 1.0, "high": 1.0}
+    zeros = dict.fromkeys(("forward_kl", "reverse_kl", "total_variation"), exact)
+    return {**zeros, "top1_agreement": same, **shown}
+
+
+def places(
+    parts: Parts, held_out: HeldOut, students: Mapping[str, CausalLM], num_continuations: int
+) -> dict[str, Any]:
+    """What a reader looks at: disagreements, continuations, size and speed. One process only."""
+    teacher = parts.teacher.model
+    assert teacher is not None, "a run without a teacher's model has nothing to show side by side"
+    student = students["distilled"]
+    rows = held_out.reporting_rows
+    both = {"teacher": teacher, "student": student}
+    per_second = speeds(both)
+    return {
+        "disagreements": disagreements(
+            student,
+            teacher,
+            parts.tokenizer,
+            held_out.data,
+            rows,
+            count=NUM_DISAGREEMENTS,
+            head_budget_mb=parts.config.memory.head_budget_mb,
+        ),
+        "continuations": continuations(
+            {"teacher": teacher, **students},
+            parts.tokenizer,
+            held_out.data,
+            rows,
+            count=num_continuations,
+            max_new_tokens=CONTINUED_TOKENS,
+        ),
+        "models": {
+            name: {
+                "parameters": model.num_parameters,
+                "bytes": sum(p.numel() * p.element_size() for p in model.parameters()),
+                "layers": model.num_layers,
+                "width": model.width,
+                "tokens_per_second": per_second[name],
+            }
+            for name, model in both.items()
+        },
+    }

@@ -1,0 +1,300 @@
+"""A run: its parts, its students, its directory."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+
+from limbeck import __version__
+from limbeck.config import RunConfig, dump, read
+from limbeck.distributed import (
+    StopSignals,
+    World,
+    barrier,
+    broadcast_object,
+    gathered,
+    locked,
+    together,
+    world,
+)
+from limbeck.errors import ConfigError
+from limbeck.experiment.parts import STUDENT_DTYPE, Parts, gather_parts
+from limbeck.experiment.provenance import command_line, host_facts, now
+from limbeck.experiment.results import compare, places
+from limbeck.experiment.score_files import read_scores
+from limbeck.experiment.trials import Arm, Bench, arms_of, best, judge_of, lasting
+from limbeck.files import manifest, write_text
+from limbeck.models import CausalLM, ModelSource, choose_device, load_model
+from limbeck.report.run_files import lines
+from limbeck.report.run_report import write_report
+from limbeck.tokenizers import load_tokenizer, prove_same_vocabulary, template_hash, tokenizer_hash
+from limbeck.train import MetricSink, TerminalSink, make_sinks
+from limbeck.train.resume import require_same
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run leaves.
+
+    Attributes:
+        student: Folder that `AutoModelForCausalLM.from_pretrained` opens.
+        evaluation: What evaluation.json holds.
+        report: The page; None where this process did not write it.
+    """
+
+    student: Path
+    evaluation: dict[str, Any]
+    report: Path | None
+
+
+class Run:
+    """A recipe brought to life; use it as a context, or let the process end."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self._stack = ExitStack()
+        self._started = now()
+        self.world: World = self._stack.enter_context(
+            world(choose_device(config.device), config.parallel.shard)
+        )
+        try:
+            self.parts: Parts = gather_parts(config, self.world)
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes and talks."""
+        return self.world.is_main
+
+    @property
+    def folder(self) -> Path:
+        """The run directory."""
+        return self.config.output
+
+    def train(self, *, resume: bool = False, overwrite: bool = False) -> RunResult:
+        """Train every student the recipe asks for, measure them, write the report.
+
+        Args:
+            resume: Go on from the last checkpoint; arms that are done stay done.
+            overwrite: Remove what is in the run directory first.
+
+        Raises:
+            ConfigError: The run directory holds another run.
+            Stopped: A signal came; everything is saved.
+        """
+        require_directory(self.folder, resume=resume, overwrite=overwrite)
+        barrier()
+        with StopSignals() as stop, locked(self.folder, self.world):
+            together(
+                lambda: self._prepare(resume=resume, overwrite=overwrite),
+                self.world,
+                main_only=True,
+            )
+            self._say_notes()
+            arms = arms_of(self.config)
+            initial = self.folder / "initial"
+            if len(arms) > 1 and not self.parts.is_shared:
+                self._save_initial(initial)
+            bench = Bench(self.parts, initial, stop)
+            done = broadcast_object([arm.scores.exists() for arm in arms], self.world)
+            for arm, is_done in zip(arms, done, strict=True):
+                if not is_done:
+                    self._run_arm(bench, arm, resume=resume)
+            evaluation = self._conclude(arms)
+            return RunResult(self.folder / "student", evaluation, self._report())
+
+    def evaluate(self, student: Path | None = None) -> dict[str, Any]:
+        """Figures of a student's folder against the teacher, on the documents that report.
+
+        Args:
+            student: Any student with the recipe's tokenizer; the run's own by default.
+
+        Raises:
+            ConfigError: The recipe names no held-out text, or the student's tokens are others.
+        """
+        judge = judge_of(self.parts)
+        if judge is None:
+            raise ConfigError(
+                "evaluate.data must name held-out text to measure on, and names none. Add it to "
+                "the recipe."
+            )
+        model = self._open(student or self.folder / "student")
+        if student is not None:
+            self._require_same_vocabulary(student, model)
+        return compare({"distilled": judge.reporting(model)})
+
+    def _prepare(self, *, resume: bool, overwrite: bool) -> None:
+        """Make the run directory ready, on rank 0 while the others wait."""
+        if overwrite:
+            clear(self.folder)
+        if resume:
+            require_same_recipe(self.folder, self.config)
+        write_text(self.folder / "recipe.yaml", dump(self.config))
+        self._write_provenance({})
+
+    def _run_arm(self, bench: Bench, arm: Arm, *, resume: bool) -> None:
+        """Train an arm; the lines of a plain terminal go to its log.txt as well."""
+        if not self.is_main:
+            bench.run(arm, (), resume=resume)
+            return
+        arm.folder.mkdir(parents=True, exist_ok=True)
+        with (arm.folder / "log.txt").open("a", encoding="utf-8") as log:
+            consoles = (progress_console(), Console(file=log, width=200))
+            sinks: list[MetricSink] = [TerminalSink(each, arm.name) for each in consoles]
+            bench.run(arm, [*sinks, *make_sinks(self.config.track, arm.folder)], resume=resume)
+
+    def _save_initial(self, folder: Path) -> None:
+        student = self.parts.student
+        if self.is_main and student is not None and manifest(folder) is None:
+            self.parts.publish_student(student.model, folder)
+        barrier()
+
+    def _require_same_vocabulary(self, folder: Path, model: CausalLM) -> None:
+        """Refuse a student to whose tokenizer the recipe's ids mean something else."""
+        prove_same_vocabulary(
+            load_tokenizer(str(folder)),
+            self.parts.tokenizer,
+            student_rows=model.vocabulary_rows,
+            teacher_rows=int(self.parts.teacher.facts["vocabulary_rows"]),
+        )
+
+    def _open(self, folder: Path) -> CausalLM:
+        source, device = ModelSource(str(folder)), self.world.device
+        model = load_model(source, device=device, dtype=STUDENT_DTYPE)
+        model.vocabulary_size = self.parts.vocabulary.size
+        return model
+
+    def _conclude(self, arms: Sequence[Arm]) -> dict[str, Any]:
+        """Bring the best arms together: student, curves, figures, places to look at."""
+        if not self.is_main:
+            barrier()
+            return {}
+        chosen = best(arms)
+        main = chosen["distilled"]
+        if main.folder != self.folder:
+            shutil.copytree(main.folder / "student", self.folder / "student", dirs_exist_ok=True)
+            shutil.copy(main.folder / "metrics.jsonl", self.folder / "metrics.jsonl")
+        files = {"initial": self.folder / "initial.json"}
+        files |= {name: arm.scores for name, arm in chosen.items()}
+        found = {name: read_scores(path)[1] for name, path in files.items()}
+        evaluation = compare({name: scores for name, scores in found.items() if scores})
+        evaluation["learning_rate"] = {name: arm.learning_rate for name, arm in chosen.items()}
+        held_out = self.parts.held_out
+        teacher = self.parts.teacher.model
+        # A recorded teacher cannot go on with a text, and has nothing to be shown beside.
+        if held_out is not None and teacher is not None and self.world.size == 1:
+            students = {name: self._open(arm.folder / "student") for name, arm in chosen.items()}
+            count = self.config.evaluate.continuations
+            with gathered(teacher):
+                evaluation |= places(self.parts, held_out, students, count)
+        write_text(self.folder / "evaluation.json", json.dumps(evaluation, indent=1))
+        seconds = {f"training_{name}": step_seconds(arm.folder) for name, arm in chosen.items()}
+        self._write_provenance({"finished": now(), "timing": seconds})
+        barrier()
+        return evaluation
+
+    def _report(self) -> Path | None:
+        return write_report(self.folder) if self.is_main else None
+
+    def _say_notes(self) -> None:
+        if self.is_main:
+            for note in self.parts.notes:
+                progress_console().print(f"note: {note}", markup=False, highlight=False)
+
+    def _write_provenance(self, ending: Mapping[str, Any]) -> None:
+        """Where everything came from, and what is known when the run is over."""
+        tokenizer = self.parts.tokenizer
+        provenance = {
+            "limbeck": __version__,
+            "command": command_line(),
+            "started": self._started,
+            "host": host_facts(str(self.world.device), self.world.size),
+            "seed": self.config.seed,
+            "tokenizer": {"hash": tokenizer_hash(tokenizer), "template": template_hash(tokenizer)},
+            "vocabulary": {
+                "size": self.parts.vocabulary.size,
+                "same_tokenizer": self.parts.vocabulary.same_tokenizer,
+                "notes": self.parts.notes,
+            },
+            **self.parts.facts,
+            **ending,
+        }
+        write_text(self.folder / "provenance.json", json.dumps(provenance, indent=1))
+
+
+def assemble(config: RunConfig) -> Run:
+    """Load and prove everything a recipe names.
+
+    Raises:
+        ConfigError: Parts do not go together.
+        DataError: The text cannot be used.
+    """
+    return Run(config)
+
+
+def progress_console() -> Console:
+    """Where a run says how it goes: stdout is for the answer, which a program may read."""
+    return Console(stderr=True)
+
+
+def step_seconds(folder: Path) -> float:
+    """Time an arm spent in steps, over all its lives; 0 when it took none."""
+    records = lines(folder / "metrics.jsonl")
+    return max((r["seconds"] for r in records if r.get("kind") == "step"), default=0.0)
+
+
+def require_directory(folder: Path, *, resume: bool, overwrite: bool) -> None:
+    """Refuse a directory that holds another run, unless told what to do with it."""
+    begun = (folder / "recipe.yaml").exists()
+    if resume and overwrite:
+        raise ConfigError(
+            "A run is resumed or overwritten, and both were asked for. Leave out --resume or "
+            "--overwrite."
+        )
+    if begun and not (resume or overwrite):
+        raise ConfigError(
+            f"output: {folder} already holds a run. Add --resume to go on with it, --overwrite to "
+            "throw it away, or choose another output."
+        )
+    if not begun and folder.exists() and any(p.name[0] != "." for p in folder.iterdir()):
+        raise ConfigError(
+            f"output: {folder} holds files that are no run of limbeck's, and they would be mixed "
+            "with its own. Choose another output."
+        )
+
+
+def require_same_recipe(folder: Path, config: RunConfig) -> None:
+    """Refuse to go on with another recipe, before the one in the directory is written over."""
+    saved = folder / "recipe.yaml"
+    if saved.exists():
+        require_same({"recipe": lasting(read(saved))}, {"recipe": lasting(config)})
+
+
+def clear(folder: Path) -> None:
+    """Remove what a run left; the lock stays."""
+    for name in ("stages", "checkpoints", "student", "initial", "tensorboard"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for pattern in ("*.json*", "report.html", "log.txt"):
+        for path in folder.glob(pattern):
+            path.unlink()

@@ -1,0 +1,252 @@
+"""Several runs in one recipe, each of which may begin where an earlier one ended.
+
+A stage is a recipe of its own that says only how it differs from the whole. `stage:NAME`, wherever
+a path may stand, is the student of an earlier stage.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from limbeck.config import RunConfig, leaves, one_line_each, parse, validated
+from limbeck.distributed import World, locked
+from limbeck.errors import ConfigError
+from limbeck.experiment.loading import OPEN_PARTS, problems
+from limbeck.experiment.run import Run, RunResult, progress_console, require_same_recipe
+from limbeck.files import manifest
+from limbeck.registry import Problem
+
+REFERENCE = "stage:"
+"""What stands before an earlier stage's name in a path."""
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One run of several.
+
+    Attributes:
+        name: Of it, and of its run directory.
+        config: All of it: what the recipe says, changed by what the stage says.
+    """
+
+    name: str
+    config: RunConfig
+
+    @property
+    def is_done(self) -> bool:
+        """Whether its student is whole and its report, which is written last, is there."""
+        folder = self.config.output
+        return (folder / "report.html").exists() and manifest(folder / "student") is not None
+
+
+def load_stages(path: Path | str, overrides: Iterable[str] = ()) -> tuple[Stage, ...]:
+    """The stages of a recipe, all of them checked; none if it has no `stages`.
+
+    Args:
+        path: The recipe.
+        overrides: Each `a.b=value`, of what the stages inherit.
+
+    Raises:
+        ConfigError: With one line a mistake, each beginning with the path of the field.
+    """
+    path = Path(path)
+    tree = parse(path, overrides)
+    if "stages" not in tree:
+        return ()
+    told = tree.pop("stages")
+    wrong = list(list_problems(told))
+    output = Path(str(tree.get("output", "."))).expanduser()
+    stages = []
+    if not wrong:
+        names = [each["name"] for each in told]
+        trees = [inherited(tree, {k: v for k, v in each.items() if k != "name"}) for each in told]
+        found: list[list[Problem]] = []
+        for place, (name, whole) in enumerate(zip(names, trees, strict=True)):
+            if "output" in tree:
+                whole["output"] = str(output / "stages" / name)
+            known = {n: str(output / "stages" / n / "student") for n in names[:place]}
+            mistakes = list(reference_problems(whole, known))
+            config, others = validated(referred(whole, known), problems)
+            found.append([*mistakes, *others])
+            if config is not None:
+                stages.append(Stage(name, config))
+        wrong = gathered_problems(found)
+    if wrong:
+        raise ConfigError("\n  ".join([f"{path} cannot be run:", *one_line_each(wrong)]))
+    return tuple(stages)
+
+
+def list_problems(told: Any) -> Iterator[Problem]:
+    """What is wrong with the list of stages itself."""
+    if not isinstance(told, list) or not told:
+        yield Problem("stages", f"must be a list of stages, at least one, got {told!r}.")
+        return
+    seen: set[str] = set()
+    for place, stage in enumerate(told):
+        at = f"stages[{place}]"
+        if not isinstance(stage, Mapping) or "name" not in stage:
+            yield Problem(at, f"must be a mapping with a name, got {stage!r}.")
+            continue
+        name = stage["name"]
+        if not isinstance(name, str) or not NAME.fullmatch(name):
+            yield Problem(f"{at}.name", f"must be letters, digits, '.', '_' and '-', got {name!r}.")
+        elif name in seen:
+            yield Problem(f"{at}.name", f"must be no other stage's, got {name!r} again.")
+        seen.add(str(name))
+        for option in ("output", "stages"):
+            if option in stage:
+                yield Problem(
+                    f"{at}.{option}",
+                    f"is said once, of the whole recipe, got {stage[option]!r}. Leave it out: a "
+                    "stage's run directory is stages/NAME in output.",
+                )
+
+
+def inherited(whole: Mapping[str, Any], change: Mapping[str, Any], at: str = "") -> dict[str, Any]:
+    """A recipe changed by a stage: sections are merged, components of a named type replaced.
+
+    Example:
+        >>> inherited({"optim": {"steps": 9, "type": "sgd"}}, {"optim": {"steps": 3}})
+        {'optim': {'steps': 3, 'type': 'sgd'}}
+        >>> inherited({"student": {"type": "depth", "keep": 9}}, {"student": {"type": "copy"}})
+        {'student': {'type': 'copy'}}
+    """
+    merged = dict(whole)
+    for key, value in change.items():
+        place, old = f"{at}{key}", merged.get(key)
+        replaces = place in OPEN_PARTS and isinstance(value, Mapping) and "type" in value
+        if isinstance(value, Mapping) and isinstance(old, Mapping) and not replaces:
+            merged[key] = inherited(old, value, f"{place}.")
+        else:
+            merged[key] = value
+    return merged
+
+
+def reference_problems(tree: Mapping[str, Any], known: Mapping[str, str]) -> Iterator[Problem]:
+    """References to what is no earlier stage."""
+    for at, value in leaves(tree):
+        name = name_in(value)
+        if name is not None and name not in known:
+            before = f"Those before: {', '.join(known)}." if known else "It is the first."
+            yield Problem(at, f"must refer to an earlier stage, got {value!r}. {before}")
+
+
+def referred(tree: Any, known: Mapping[str, str]) -> Any:
+    """The same tree with each reference replaced by the folder it stands for."""
+    if isinstance(tree, Mapping):
+        return {key: referred(value, known) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [referred(value, known) for value in tree]
+    return known.get(name_in(tree) or "", tree)
+
+
+def name_in(value: Any) -> str | None:
+    """The stage a value refers to, if it does."""
+    if isinstance(value, str) and value.startswith(REFERENCE):
+        return value.removeprefix(REFERENCE)
+    return None
+
+
+def gathered_problems(found: Sequence[Sequence[Problem]]) -> list[Problem]:
+    """Problems of all stages; one that every stage has is of what they inherit, and told once."""
+    several = len(found) > 1
+    common = [p for p in found[0] if several and all(p in others for others in found)]
+    rest = [
+        Problem(f"stages[{place}].{problem.at}", problem.text)
+        for place, mistakes in enumerate(found)
+        for problem in mistakes
+        if problem not in common
+    ]
+    return [*common, *rest]
+
+
+def run_stages(
+    stages: Sequence[Stage],
+    tell: Callable[[Stage, RunResult], None],
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Run stages one after the other, each in its own run directory.
+
+    Killed at any moment, the same call with `resume` goes on: stages that are done stay done, the
+    one that was running goes on from its last checkpoint.
+
+    Args:
+        stages: From `load_stages`.
+        tell: Called with what each stage came to, those already done included; on rank 0.
+        resume: Go on.
+        overwrite: Remove what the stages left first.
+
+    Raises:
+        ConfigError: A stage's directory holds another run.
+        Stopped: A signal came; everything is saved.
+    """
+    output = stages[0].config.output.parent.parent
+    is_main = int(os.environ.get("RANK", "0")) == 0
+    with ExitStack() as stack:
+        if is_main:  # ranks know of each other within a stage only
+            stack.enter_context(locked(output, World(0, 1, torch.device("cpu"))))
+        require_stages(output, stages, resume=resume, overwrite=overwrite)
+        if overwrite and is_main:
+            shutil.rmtree(output / "stages", ignore_errors=True)
+        done = [stage.is_done and not overwrite for stage in stages]
+        for place, (stage, is_done) in enumerate(zip(stages, done, strict=True)):
+            if is_main:
+                said = "is done" if is_done else f"begins in {stage.config.output}"
+                text = f"stage {place + 1} of {len(stages)}, {stage.name}, {said}"
+                progress_console().print(text, markup=False, highlight=False)
+            result = left_by(stage) if is_done else run_stage(stage, resume=resume)
+            if is_main:
+                tell(stage, result)
+
+
+def require_stages(output: Path, stages: Sequence[Stage], *, resume: bool, overwrite: bool) -> None:
+    """Refuse a directory that holds something else, and stages begun with another recipe."""
+    if resume and overwrite:
+        raise ConfigError(
+            "A run is resumed or overwritten, and both were asked for. Leave out --resume or "
+            "--overwrite."
+        )
+    if (output / "recipe.yaml").exists():
+        raise ConfigError(
+            f"output: {output} already holds a run without stages. Choose another output."
+        )
+    begun = [stage.name for stage in stages if (stage.config.output / "recipe.yaml").exists()]
+    if begun and not (resume or overwrite):
+        raise ConfigError(
+            f"output: {output} already holds stages ({', '.join(begun)}). Add --resume to go on "
+            "with them, --overwrite to throw them away, or choose another output."
+        )
+    if resume:
+        for stage in stages:
+            require_same_recipe(stage.config.output, stage.config)
+
+
+def run_stage(stage: Stage, *, resume: bool) -> RunResult:
+    """Run one stage; nothing of it stays in memory."""
+    with Run(stage.config) as run:
+        result = run.train(resume=resume)
+    del run
+    gc.collect()  # models hold themselves in cycles, and the next stage needs the room
+    return result
+
+
+def left_by(stage: Stage) -> RunResult:
+    """What a stage that is done has left."""
+    folder = stage.config.output
+    evaluation = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    return RunResult(folder / "student", evaluation, folder / "report.html")

@@ -1,0 +1,203 @@
+"""The students a run trains: the distilled one, its cross-entropy anchor, each at every rate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from limbeck.config import ObjectiveConfig, RunConfig, to_plain
+from limbeck.distributed import (
+    StopSignals,
+    broadcast_object,
+    checkpoint_name,
+    full_weights,
+    gathered,
+    load_checkpoint,
+)
+from limbeck.evaluate.scores import Scores
+from limbeck.experiment.evaluator import Judge
+from limbeck.experiment.parts import Parts
+from limbeck.experiment.score_files import read_scores, write_scores
+from limbeck.models import Distiller
+from limbeck.train import MetricSink, TrainSetup, train
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One student to train.
+
+    Attributes:
+        name: `distilled` or `cross_entropy`.
+        learning_rate: Peak.
+        objective: What it minimises.
+        folder: Its run directory.
+    """
+
+    name: str
+    learning_rate: float
+    objective: ObjectiveConfig
+    folder: Path
+
+    @property
+    def scores(self) -> Path:
+        """Where its figures are kept once it is done."""
+        return self.folder / "scores.json"
+
+
+def arms_of(config: RunConfig) -> list[Arm]:
+    """Every student a recipe asks for; the distilled ones first."""
+    rates: dict[str, float | tuple[float, ...]] = {"distilled": config.optim.learning_rate}
+    objectives = {"distilled": config.objective}
+    if config.evaluate.baseline:
+        rates["cross_entropy"] = config.evaluate.baseline_learning_rate or rates["distilled"]
+        objectives["cross_entropy"] = replace(config.objective, alpha=0.0, extra=(), positions=None)
+    return [
+        Arm(name, rate, objective, arm_folder(config.output, name, rate, len(grid)))
+        for name, objective in objectives.items()
+        for grid in [grid_of(rates[name])]
+        for rate in grid
+    ]
+
+
+def grid_of(rates: float | tuple[float, ...]) -> tuple[float, ...]:
+    """One learning rate or several, as several."""
+    return rates if isinstance(rates, tuple) else (rates,)
+
+
+def arm_folder(output: Path, name: str, rate: float, grid_size: int) -> Path:
+    """The run directory of an arm: the run's own for the only distilled one."""
+    if grid_size > 1:
+        return output / "stages" / f"{name}-{rate:g}"
+    return output if name == "distilled" else output / "stages" / name
+
+
+def best(arms: Sequence[Arm]) -> dict[str, Arm]:
+    """Of each name the arm whose student is nearest to the teacher on the documents that decide."""
+    chosen: dict[str, Arm] = {}
+    for arm in arms:
+        if arm.name not in chosen or decision(arm) < decision(chosen[arm.name]):
+            chosen[arm.name] = arm
+    return chosen
+
+
+def decision(arm: Arm) -> float:
+    """Forward KL on the documents that decide; nothing was measured without held-out text."""
+    deciding, _ = read_scores(arm.scores)
+    return math.inf if deciding is None else deciding.mean("forward_kl")
+
+
+class Bench:
+    """Where arms are trained and measured, one after another, on the same parts."""
+
+    def __init__(self, parts: Parts, initial: Path, stop: StopSignals) -> None:
+        """
+        Args:
+            parts: Of the run.
+            initial: Where the student as initialised is saved, when a second arm needs it.
+            stop: Signals that training heeds.
+        """
+        self._parts = parts
+        self._initial = initial
+        self._stop = stop
+        self._judge = judge_of(parts)
+        self._latest: Scores | None = None
+
+    def run(self, arm: Arm, sinks: Sequence[MetricSink], *, resume: bool) -> None:
+        """Train an arm, keep its best student, and write down its figures."""
+        parts = self._parts
+        distiller = parts.distiller(parts.take_student(self._initial), arm.objective)
+        first = parts.config.output / "initial.json"
+        # Rank 0 looks for all: measuring needs every rank, and disks may show a file to some first.
+        if not broadcast_object(first.exists(), parts.world):
+            self._write_scores(first, distiller)
+        parts.teacher.ask(distiller.objective.needs)
+        self._latest = None
+        result = train(
+            TrainSetup(
+                distiller=distiller,
+                teacher=parts.teacher,
+                batches=parts.data,
+                optim=parts.config.optim,
+                learning_rate=arm.learning_rate,
+                checkpoint=parts.config.checkpoint,
+                memory=parts.config.memory,
+                world=parts.world,
+                folder=arm.folder,
+                seed=parts.config.seed,
+                sequence_length=parts.config.data.sequence_length,
+                evaluate=self._evaluator(distiller),
+                evaluate_every=parts.config.evaluate.every,
+                sinks=sinks,
+                resume=resume,
+                fingerprint=fingerprint(parts, arm),
+                stop=self._stop,
+            )
+        )
+        if result.best_step != result.step:
+            checkpoint = arm.folder / "checkpoints" / checkpoint_name(result.best_step)
+            load_checkpoint(checkpoint, distiller, (), parts.world)
+            self._latest = None
+        self._save(arm, distiller)
+        self._write_scores(arm.scores, distiller, self._latest)
+
+    def _save(self, arm: Arm, distiller: Distiller) -> None:
+        weights = full_weights(distiller.student.hf_model, self._parts.world)
+        if self._parts.world.is_main:
+            self._parts.publish_student(distiller.student, arm.folder / "student", weights)
+
+    def _write_scores(
+        self, path: Path, distiller: Distiller, deciding: Scores | None = None
+    ) -> None:
+        """Write a student's figures down; those that decide are measured unless they are given."""
+        reporting = None
+        if self._judge is not None:
+            with gathered(distiller):
+                if deciding is None:
+                    deciding = self._judge.deciding(distiller.student)
+                reporting = self._judge.reporting(distiller.student)
+        if self._parts.world.is_main:
+            write_scores(path, deciding, reporting)
+
+    def _evaluator(self, distiller: Distiller) -> Callable[[], Mapping[str, float]] | None:
+        """What the loop calls to measure; None without held-out text."""
+        judge = self._judge
+        if judge is None:
+            return None
+
+        def evaluate() -> Mapping[str, float]:
+            scores = self._latest = judge.deciding(distiller.student)
+            return {name: scores.mean(name) for name in scores.metrics}
+
+        return evaluate
+
+
+def judge_of(parts: Parts) -> Judge | None:
+    """Who measures the students of a run; None without held-out text."""
+    if parts.held_out is None:
+        return None
+    budget = parts.config.memory.head_budget_mb
+    return Judge(parts.teacher, parts.held_out, parts.world, budget)
+
+
+def fingerprint(parts: Parts, arm: Arm) -> dict[str, Any]:
+    """What must not change between a run and its resumption."""
+    told = {
+        "recipe": lasting(parts.config),
+        "arm": arm.name,
+        "learning_rate": arm.learning_rate,
+        "teacher": parts.teacher.facts,
+        "data": parts.data.facts,
+    }
+    frozen = parts.facts["trained"].get("frozen_sha256")
+    return told if frozen is None else told | {"frozen_sha256": frozen}
+
+
+def lasting(config: RunConfig) -> dict[str, Any]:
+    """What of a recipe must not change between a run and its resumption."""
+    plain = to_plain(config)
+    for section in ("output", "track", "device", "parallel", "evaluate", "memory", "checkpoint"):
+        del plain[section]
+    return plain

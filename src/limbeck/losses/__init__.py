@@ -1,0 +1,43 @@
+"""The loss core: divergences, distributions, terms, the fused head and the objective."""
+
+from limbeck.losses.build import (
+    build_objective,
+    objective_problems,
+)
+from limbeck.losses.distillation_loss import (
+    DistillationLoss,
+)
+from limbeck.losses.objective import (
+    Objective,
+)
+from limbeck.losses.output_head import (
+    Head,
+    identity,
+)
+from limbeck.losses.signal import (
+    Projections,
+    SignalNeeds,
+    TeacherSignal,
+)
+from limbeck.losses.terms.base import (
+    PairShapes,
+    StudentView,
+    WeightedTerm,
+    terms,
+)
+
+__all__ = [
+    "DistillationLoss",
+    "Head",
+    "Objective",
+    "PairShapes",
+    "Projections",
+    "SignalNeeds",
+    "StudentView",
+    "TeacherSignal",
+    "WeightedTerm",
+    "build_objective",
+    "identity",
+    "objective_problems",
+    "terms",
+]

@@ -1,0 +1,107 @@
+"""From what a recipe says of the objective to the objective."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Annotated, Any
+
+from annotated_types import Ge
+from pydantic import TypeAdapter, ValidationError
+
+from limbeck.config import HeadBudget, ObjectiveConfig
+from limbeck.errors import ConfigError
+from limbeck.losses.divergences.base import divergences
+from limbeck.losses.objective import Objective
+from limbeck.losses.positions import positions
+from limbeck.losses.schedules import at, largest
+from limbeck.losses.terms.base import PairShapes, WeightedTerm, terms
+from limbeck.losses.terms.cross_entropy import CrossEntropyTerm
+from limbeck.losses.terms.divergence import DivergenceTerm
+from limbeck.registry import Component, Problem, type_of
+
+MAIN = ("divergence", "cross_entropy")
+"""Names of the two terms alpha weighs."""
+
+WEIGHT = TypeAdapter(Annotated[float, Ge(0)])
+
+
+def build_objective(
+    config: ObjectiveConfig, shapes: PairShapes, *, head_budget_mb: HeadBudget
+) -> Objective:
+    """Alpha T^2 D(teacher, student) + (1 - alpha) CE + the extra terms.
+
+    A divergence of weight zero is left out, so that no teacher is asked for a distribution; a
+    cross-entropy of weight zero stays, because its value is worth reading.
+
+    Args:
+        config: The recipe's objective.
+        shapes: Layers and widths of student and teacher.
+        head_budget_mb: Memory for the logits that exist at once.
+
+    Raises:
+        ConfigError: What `objective_problems` would have listed.
+    """
+    problems = list(objective_problems(config))
+    if problems:
+        raise ConfigError("\n".join(map(str, problems)))
+    weighted, alpha = [], config.alpha
+    if largest(alpha) > 0:
+        term = DivergenceTerm(shapes, divergence=config.divergence, temperature=config.temperature)
+        weighted.append(WeightedTerm("divergence", partial(at, alpha), term))
+    weighted.append(
+        WeightedTerm("cross_entropy", partial(rest_at, alpha), CrossEntropyTerm(shapes))
+    )
+    for index, spec in enumerate(config.extra):
+        build = terms.bind(own_options(spec), at=f"objective.extra[{index}]")
+        weighted.append(WeightedTerm(name_of(spec), float(spec["weight"]), build(shapes)))
+    chosen = None
+    if config.positions is not None:
+        chosen = positions.bind(config.positions, at="objective.positions")()
+    return Objective(weighted, head_budget_mb, chosen)
+
+
+def rest_at(alpha: float, step: int) -> float:
+    """Weight of the cross-entropy in a step."""
+    return 1 - at(alpha, step)
+
+
+def objective_problems(config: ObjectiveConfig) -> Iterator[Problem]:
+    """Every mistake in the open parts of an objective: the divergence and the extra terms."""
+    yield from divergences.problems(config.divergence, at="objective.divergence")
+    if config.positions is not None:
+        yield from positions.problems(config.positions, at="objective.positions")
+    taken = list(MAIN)
+    for index, spec in enumerate(config.extra):
+        at = f"objective.extra[{index}]"
+        yield from weight_problems(spec, at)
+        yield from terms.problems(own_options(spec), at=at)
+        name = name_of(spec)
+        if name in taken:
+            cure = "Give it a `name` of its own."
+            yield Problem(f"{at}.name", f"another term is already logged as {name!r}. {cure}")
+        if not name.isidentifier() and type_of(spec):
+            found = f"got {spec.get('name')!r}"
+            yield Problem(f"{at}.name", f"must be a word of letters, digits and _, {found}.")
+        taken.append(name)
+
+
+def weight_problems(spec: Component, at: str) -> Iterator[Problem]:
+    """What is wrong with an extra term's weight."""
+    if "weight" not in spec:
+        yield Problem(f"{at}.weight", "is missing; weights are absolute, so each term needs one.")
+        return
+    try:
+        WEIGHT.validate_python(spec["weight"])
+    except ValidationError:
+        yield Problem(f"{at}.weight", f"must be a number, at least 0, got {spec['weight']!r}.")
+
+
+def own_options(spec: Component) -> Mapping[str, Any]:
+    """What is left of an extra term's mapping for the term itself."""
+    return {key: value for key, value in spec.items() if key not in {"weight", "name"}}
+
+
+def name_of(spec: Component) -> str:
+    """The name an extra term is logged under: its own, else its type."""
+    return str(spec.get("name", type_of(spec)))

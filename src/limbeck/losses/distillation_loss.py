@@ -1,0 +1,248 @@
+"""The distillation loss for anybody's training loop."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, NamedTuple
+
+import torch
+from annotated_types import Gt, Interval
+from jaxtyping import Float, Int, Num
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor, nn
+
+from limbeck.config import HeadBudget
+from limbeck.errors import ConfigError
+from limbeck.losses.distributions.base import TeacherDistribution
+from limbeck.losses.distributions.full import DenseLogits, LazyLogits
+from limbeck.losses.objective import Objective
+from limbeck.losses.output_head import Head
+from limbeck.losses.signal import TeacherSignal
+from limbeck.losses.terms.base import StudentView, WeightedTerm
+from limbeck.losses.terms.cross_entropy import CrossEntropyTerm
+from limbeck.losses.terms.divergence import DivergenceTerm
+from limbeck.registry import Component
+
+IGNORED = -100
+"""Label of a position that does not count, as in Hugging Face's models."""
+
+
+class LossParts(NamedTuple):
+    """A loss and what it is made of.
+
+    Attributes:
+        loss: To call `backward` on.
+        divergence: T^2 D, the mean over scored tokens, unweighted; zero if alpha is.
+        cross_entropy: Mean over scored tokens, nats, unweighted.
+    """
+
+    loss: Float[Tensor, ""]
+    divergence: Float[Tensor, ""]
+    cross_entropy: Float[Tensor, ""]
+
+
+class DistillationLoss(nn.Module):
+    """Mean over scored tokens of alpha T^2 D(teacher, student) + (1 - alpha) CE.
+
+    It takes hidden states and output heads, not logits, so that logits exist only for a chunk of
+    tokens at a time; its gradient is computed in the forward pass, and can be taken once. There is
+    nothing to train in it. Labels are those of Hugging Face: with `[B, T]` labels, position t is
+    compared with the label at t + 1, and the last position with none; with `[N]` labels, each row's
+    label is already what it must predict. -100 leaves a position out.
+    """
+
+    def __init__(
+        self,
+        *,
+        alpha: float = 0.9,
+        temperature: float = 1.0,
+        divergence: Component | str = "forward_kl",
+        head_budget_mb: HeadBudget = "auto",
+    ) -> None:
+        """
+        Args:
+            alpha: Weight of the divergence; the cross-entropy has 1 - alpha.
+            temperature: Softens both distributions in the divergence, never in the cross-entropy.
+            divergence: Its name, or `{"type": name, **options}`; see `limbeck.losses.divergences`.
+            head_budget_mb: Memory for the logits that exist at once; `auto` goes by the vocabulary.
+
+        Raises:
+            ConfigError: An option is out of its bounds.
+        """
+        super().__init__()
+        within("alpha", alpha, Annotated[float, Interval(ge=0, le=1)])
+        within("temperature", temperature, Annotated[float, Gt(0)])
+        within("head_budget_mb", head_budget_mb, HeadBudget)
+        weighted = []
+        if alpha > 0:
+            term = DivergenceTerm(divergence=divergence, temperature=temperature)
+            weighted.append(WeightedTerm("divergence", alpha, term))
+        weighted.append(WeightedTerm("cross_entropy", 1 - alpha, CrossEntropyTerm()))
+        self.objective = Objective(weighted, head_budget_mb)
+
+    def forward(
+        self,
+        student_hidden: Float[Tensor, "*batch D"],
+        student_head_weight: Float[Tensor, "V D"] | Head,
+        labels: Int[Tensor, "*batch"],
+        *,
+        teacher_hidden: Float[Tensor, "*batch E"] | None = None,
+        teacher_head_weight: Float[Tensor, "W E"] | Head | None = None,
+        token_weights: Float[Tensor, "*batch"] | None = None,
+        step_tokens: int | Num[Tensor, ""] | None = None,
+    ) -> Float[Tensor, ""]:
+        """The loss alone; see `parts`."""
+        return self.parts(
+            student_hidden,
+            student_head_weight,
+            labels,
+            teacher_hidden=teacher_hidden,
+            teacher_head_weight=teacher_head_weight,
+            token_weights=token_weights,
+            step_tokens=step_tokens,
+        ).loss
+
+    def parts(
+        self,
+        student_hidden: Float[Tensor, "*batch D"],
+        student_head_weight: Float[Tensor, "V D"] | Head,
+        labels: Int[Tensor, "*batch"],
+        *,
+        teacher_hidden: Float[Tensor, "*batch E"] | None = None,
+        teacher_head_weight: Float[Tensor, "W E"] | Head | None = None,
+        token_weights: Float[Tensor, "*batch"] | None = None,
+        step_tokens: int | Num[Tensor, ""] | None = None,
+    ) -> LossParts:
+        """The loss and its two terms, already divided by the number of scored tokens.
+
+        Args:
+            student_hidden: The student's last hidden states, after its final norm.
+            student_head_weight: Its output head: the matrix, or a `Head` with bias and soft-cap.
+            labels: Token ids; -100 where a position does not count.
+            teacher_hidden: The teacher's last hidden states at the same positions.
+            teacher_head_weight: Its output head. If one model has more rows, they are taken to be
+                padding, and are left out.
+            token_weights: Multiplies the loss at each label; aligned with `labels`.
+            step_tokens: Scored tokens of the whole optimizer step, where a step is more than this
+                call: gradients of several calls then add up to those of one. Of this call without.
+
+        Raises:
+            ConfigError: The teacher is missing, or a label is no token of both models.
+        """
+        scored, targets = aligned(labels)
+        student, teacher = as_head(student_head_weight), None
+        size = len(student.weight)
+        if teacher_head_weight is not None and teacher_hidden is not None:
+            teacher = as_head(teacher_head_weight)
+            size = min(size, len(teacher.weight))
+        require_tokens(targets, size)
+        signal = TeacherSignal()
+        if teacher is not None and teacher_hidden is not None:
+            hidden = positions_of(teacher_hidden, labels)[scored].detach()
+            signal = TeacherSignal(LazyLogits(hidden, first(teacher, size)))
+        self._require_teacher(signal.distribution)
+        view = StudentView(
+            positions_of(student_hidden, labels)[scored],
+            first(student, size),
+            {},
+            targets,
+            chosen_weights(token_weights, scored),
+        )
+        own = torch.tensor(len(targets), device=targets.device)
+        share = share_of_step(len(targets), step_tokens)
+        loss, shares = self.objective(view, signal, own)
+        soft = shares.get("divergence", torch.zeros_like(shares["cross_entropy"]))
+        return LossParts(loss * share, soft * share, shares["cross_entropy"] * share)
+
+    def from_logits(
+        self,
+        student_logits: Float[Tensor, "*batch V"],
+        labels: Int[Tensor, "*batch"],
+        teacher_logits: Float[Tensor, "*batch W"] | None = None,
+        *,
+        step_tokens: int | Num[Tensor, ""] | None = None,
+    ) -> Float[Tensor, ""]:
+        """The same loss where logits exist already, by ordinary autograd on all of them at once."""
+        scored, targets = aligned(labels)
+        size = student_logits.shape[-1]
+        distribution = None
+        if teacher_logits is not None:
+            size = min(size, teacher_logits.shape[-1])
+            distribution = DenseLogits(positions_of(teacher_logits, labels)[scored][:, :size])
+        require_tokens(targets, size)
+        self._require_teacher(distribution)
+        logits = positions_of(student_logits, labels)[scored][:, :size]
+        signal = TeacherSignal(distribution)
+        total = logits.sum() * 0  # a graph, whatever is scored
+        for name, term in self.objective.logit_terms.items():
+            total = total + self.objective.weights[name] * term(logits, targets, signal).sum()
+        return total / max(len(targets), 1) * share_of_step(len(targets), step_tokens)
+
+    def _require_teacher(self, distribution: TeacherDistribution | None) -> None:
+        if self.objective.needs.distribution and distribution is None:
+            raise ConfigError(
+                "A loss with alpha above 0 compares with a teacher, and none was given. Give its "
+                "hidden states and head, or its logits; or set alpha to 0."
+            )
+
+
+def aligned(labels: Int[Tensor, "*batch"]) -> tuple[Tensor, Int[Tensor, " N"]]:
+    """Which positions are scored, and the token each of them must predict."""
+    shifted = labels[:, 1:] if labels.ndim > 1 else labels
+    scored = shifted != IGNORED
+    return scored, shifted[scored]
+
+
+def positions_of(values: Tensor, labels: Tensor) -> Tensor:
+    """Values at the positions that predict something: all, or all but a row's last."""
+    return values[:, :-1] if labels.ndim > 1 else values
+
+
+def chosen_weights(weights: Tensor | None, scored: Tensor) -> Float[Tensor, " N"] | None:
+    """The weights of the labels that are scored."""
+    if weights is None:
+        return None
+    return (weights[:, 1:] if weights.ndim > 1 else weights)[scored]
+
+
+def share_of_step(own: int, step_tokens: int | Tensor | None) -> float | Tensor:
+    """How much of a step's scored tokens are these."""
+    if step_tokens is None or own == 0:
+        return 1.0
+    return own / step_tokens
+
+
+def as_head(head: Tensor | Head) -> Head:
+    """A matrix as the head it is."""
+    return head if isinstance(head, Head) else Head(head)
+
+
+def first(head: Head, size: int) -> Head:
+    """A head cut to its first tokens."""
+    bias = None if head.bias is None else head.bias[:size]
+    return Head(head.weight[:size], bias, head.finish)
+
+
+def require_tokens(targets: Int[Tensor, " N"], size: int) -> None:
+    """Refuse labels that are no token of both models.
+
+    Raises:
+        ConfigError: One is not.
+    """
+    if len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < size:
+        raise ConfigError(
+            f"Labels must be -100 or ids below {size}, the tokens both models have, but they reach "
+            f"from {int(targets.min())} to {int(targets.max())}. Do the two share a tokenizer?"
+        )
+
+
+def within(name: str, value: float | int | str, bounds: Any) -> None:
+    """Refuse an option out of its bounds.
+
+    Raises:
+        ConfigError: It is.
+    """
+    try:
+        TypeAdapter(bounds).validate_python(value)
+    except ValidationError as error:
+        told = error.errors()[0]["msg"]
+        raise ConfigError(f"{name}: {told}, got {value!r}.") from None

@@ -1,0 +1,99 @@
+"""The teacher's most probable tokens exactly, and draws from all the others: no bias.
+
+Source: Anshumann et al., "Sparse Logit Sampling: Accelerating Knowledge Distillation in LLMs",
+2025, arXiv:2503.16870, whose draws stand here for the tail alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from limbeck.losses.distributions.base import FLOOR, Rows, entropy_of, log_softmax
+from limbeck.losses.distributions.samples import DrawnTokens, systematic_draws
+
+
+@dataclass(frozen=True)
+class TopKSamples(DrawnTokens):
+    """The k most probable tokens, and draws from the tail, renormalised.
+
+    A drawn token's share is the tail's probability times its share of the draws, whose mean is the
+    token's own probability. With k = 0 these are `Samples`.
+
+    Attributes:
+        ids: The k token ids of each position, all different.
+        logprobs: Their log-probabilities under the *whole* vocabulary at `temperature`.
+        tail_logprob: Log of the probability of all other tokens.
+        drawn_ids: Tokens drawn from the tail, all different where their count is not 0.
+        counts: How often each was drawn; 0 fills rows that drew fewer tokens than others.
+        num_draws: Of each position; what the counts of a row add up to.
+        entropy_nats: Entropy of the whole distribution.
+        temperature: Temperature of that distribution; no other can be recovered.
+    """
+
+    ids: Int[Tensor, "N k"]
+    logprobs: Float[Tensor, "N k"]
+    tail_logprob: Float[Tensor, " N"]
+    drawn_ids: Int[Tensor, "N m"]
+    counts: Int[Tensor, "N m"]
+    num_draws: int
+    entropy_nats: Float[Tensor, " N"]
+    temperature: float = 1.0
+
+    @classmethod
+    def from_logits(
+        cls,
+        logits: Float[Tensor, "N V"],
+        k: int,
+        num_draws: int,
+        temperature: float = 1.0,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> TopKSamples:
+        """Keep the k largest logits of each row, and draw systematically from the rest.
+
+        Args:
+            logits: The teacher's.
+            k: Tokens kept of each row.
+            num_draws: Draws of each row.
+            temperature: Of the distribution kept and drawn from.
+            generator: Source of the random numbers, on the logits' device.
+        """
+        logp = log_softmax(logits.detach(), temperature)
+        top = logp.topk(k, dim=-1)
+        tail = logp.scatter(-1, top.indices, FLOOR).logsumexp(-1).clamp_min(FLOOR)
+        whole = logp.double().softmax(-1)
+        others = whole.scatter(-1, top.indices, 0.0)
+        # A tail without mass must still be drawn from; what is drawn there then has no share.
+        others = torch.where(others.sum(-1, keepdim=True) > 0, others, whole)
+        drawn_ids, counts = systematic_draws(others, num_draws, generator)
+        entropy = entropy_of(logp)
+        return cls(
+            top.indices, top.values, tail, drawn_ids, counts, num_draws, entropy, temperature
+        )
+
+    def rows(self, window: Rows) -> TopKSamples:
+        return TopKSamples(
+            self.ids[window],
+            self.logprobs[window],
+            self.tail_logprob[window],
+            self.drawn_ids[window],
+            self.counts[window],
+            self.num_draws,
+            self.entropy_nats[window],
+            self.temperature,
+        )
+
+    def tokens(self) -> Int[Tensor, "N km"]:
+        """The k tokens, then those drawn."""
+        return torch.cat([self.ids, self.drawn_ids], dim=-1)
+
+    def estimates(self) -> Float[Tensor, "N km"]:
+        """The k probabilities, then each drawn token's share of the tail's."""
+        exact = torch.promote_types(self.entropy_nats.dtype, torch.float32)
+        known, tail = self.logprobs.to(exact).exp(), self.tail_logprob.to(exact).exp()
+        drawn = self.counts.to(exact) / self.num_draws * tail[:, None]
+        return torch.cat([known, drawn], dim=-1)

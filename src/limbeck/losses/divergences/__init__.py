@@ -1,0 +1,15 @@
+"""Divergences between two distributions over the same outcomes, one family a file."""
+
+from limbeck.losses.divergences.base import (
+    Outcomes,
+    divergences,
+    expectation,
+    slopes,
+)
+
+__all__ = [
+    "Outcomes",
+    "divergences",
+    "expectation",
+    "slopes",
+]

@@ -1,0 +1,79 @@
+"""What a draft model for speculative decoding is trained for: that its tokens are accepted.
+
+Source: Samarin et al., "LK Losses: Direct Acceptance Rate Optimization for Speculative Decoding",
+2026, arXiv:2602.23881. Acceptance, the sum over outcomes of min(p, q), is 1 - total variation.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from annotated_types import Ge, Interval
+from jaxtyping import Float
+from torch import Tensor
+
+from limbeck.losses.divergences.base import Outcomes, divergences, slopes
+from limbeck.losses.divergences.kl import forward_kl
+from limbeck.losses.divergences.total_variation import total_variation
+
+
+@divergences.register("lk")
+def lk(student: Float[Tensor, "N K"], teacher: Float[Tensor, "N K"]) -> Float[Tensor, " N"]:
+    """Negative log of the acceptance: minus log of the sum of min(p, q), from 0 up.
+
+    The gradient is total variation's over the acceptance, so it does not fade where the student is
+    far off.
+    """
+    return -torch.minimum(student, teacher).logsumexp(-1)
+
+
+@divergences.register("lk_kl")
+def lk_kl(
+    student: Float[Tensor, "N K"],
+    teacher: Float[Tensor, "N K"],
+    *,
+    scale: Annotated[float, Interval(gt=0, le=1)] = 1.0,
+    decay: Annotated[float, Ge(0)] = 3.0,
+) -> Float[Tensor, " N"]:
+    """Weight w times KL(teacher || student), and 1 - w times the rejection 1 - acceptance.
+
+    w = scale exp(-decay acceptance), a constant to the gradient: far-off students learn by KL,
+    near ones by acceptance itself. From 0 up; nats and probability mixed, as published.
+
+    Args:
+        scale: Weight of KL where nothing is accepted.
+        decay: How fast that weight fades as acceptance grows; 0 keeps it constant.
+    """
+    rejection = total_variation(student, teacher)
+    weight = scale * (-decay * (1 - rejection.detach())).exp()
+    return weight * forward_kl(student, teacher) + (1 - weight) * rejection
+
+
+@slopes.register("lk")
+def lk_slope(outcomes: Outcomes) -> Float[Tensor, " N"]:
+    """Value of `lk`; slope -min(p, q) / acceptance where q < p, half of it where they tie."""
+    least = torch.minimum(outcomes.student, outcomes.teacher, out=outcomes.spare)
+    # sign is 1, 0, -1 where the student is below, at, above the teacher: (1 + sign) / 2 of it.
+    is_below = outcomes.teacher.sub_(outcomes.student).sign_()
+    total = least.logsumexp(-1, keepdim=True)
+    share = torch.exp(least.sub_(total), out=least)
+    torch.mul(share, is_below.add_(1), out=outcomes.teacher_mass).mul_(-0.5)
+    value: Tensor = -total.squeeze(-1)
+    return value
+
+
+@slopes.register("lk_kl")
+def lk_kl_slope(
+    outcomes: Outcomes, *, scale: float = 1.0, decay: float = 3.0
+) -> Float[Tensor, " N"]:
+    """Value of `lk_kl`; slope -w p + (1 - w) q sign(q - p) / 2."""
+    gap = torch.sub(outcomes.student_mass, outcomes.teacher_mass, out=outcomes.spare)
+    rejection: Tensor = 0.5 * torch.linalg.vector_norm(gap, ord=1, dim=-1)
+    weight = scale * (-decay * (1 - rejection)).exp()
+    ratio = outcomes.teacher.sub_(outcomes.student)
+    kl: Tensor = torch.linalg.vecdot(outcomes.teacher_mass, ratio)
+    outcomes.teacher_mass.mul_(-weight[:, None])
+    pull = gap.sign_().mul_(outcomes.student_mass)
+    outcomes.teacher_mass.addcmul_(pull, 0.5 * (1 - weight)[:, None])
+    return weight * kl + (1 - weight) * rejection

@@ -1,0 +1,51 @@
+"""The two Kullback-Leibler divergences.
+
+Source: Kullback & Leibler, "On Information and Sufficiency", 1951. Names as in knowledge
+distillation: *forward* takes the mean under the teacher, *reverse* under the student.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from limbeck.losses.divergences.base import Outcomes, divergences, expectation, slopes
+
+
+@divergences.register("forward_kl")
+def forward_kl(student: Float[Tensor, "N K"], teacher: Float[Tensor, "N K"]) -> Float[Tensor, " N"]:
+    """KL(teacher || student), nats, from 0 up. Covers the teacher's modes.
+
+    The sum over outcomes of p (log p - log q), p the teacher's and q the student's. Source: Hinton
+    et al., "Distilling the Knowledge in a Neural Network", 2015, arXiv:1503.02531.
+    """
+    return expectation(teacher, teacher - student)
+
+
+@divergences.register("reverse_kl")
+def reverse_kl(student: Float[Tensor, "N K"], teacher: Float[Tensor, "N K"]) -> Float[Tensor, " N"]:
+    """KL(student || teacher), nats, from 0 up. Seeks one of the teacher's modes.
+
+    The sum over outcomes of q (log q - log p). Source: Gu et al., "MiniLLM", 2023,
+    arXiv:2306.08543.
+    """
+    return expectation(student, student - teacher)
+
+
+@slopes.register("forward_kl")
+def forward_kl_slope(outcomes: Outcomes) -> Float[Tensor, " N"]:
+    """Value of `forward_kl`; slope -p."""
+    gap = outcomes.teacher.sub_(outcomes.student)
+    value: Tensor = torch.linalg.vecdot(outcomes.teacher_mass, gap)
+    outcomes.teacher_mass.neg_()
+    return value
+
+
+@slopes.register("reverse_kl")
+def reverse_kl_slope(outcomes: Outcomes) -> Float[Tensor, " N"]:
+    """Value of `reverse_kl`; slope q log(q / p)."""
+    gap = outcomes.student.sub_(outcomes.teacher)
+    value: Tensor = torch.linalg.vecdot(outcomes.student_mass, gap)
+    torch.mul(outcomes.student_mass, gap, out=outcomes.teacher_mass)
+    return value

@@ -1,0 +1,30 @@
+"""Total variation distance.
+
+Source: Wen et al., "f-Divergence Minimization for Sequence-Level Knowledge Distillation", 2023,
+arXiv:2307.15190.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from limbeck.losses.divergences.base import Outcomes, divergences, slopes
+
+
+@divergences.register("total_variation")
+def total_variation(
+    student: Float[Tensor, "N K"], teacher: Float[Tensor, "N K"]
+) -> Float[Tensor, " N"]:
+    """Half the sum over outcomes of |student - teacher|, from 0 to 1 (not nats)."""
+    return 0.5 * (student.exp() - teacher.exp()).abs().sum(-1)
+
+
+@slopes.register("total_variation")
+def total_variation_slope(outcomes: Outcomes) -> Float[Tensor, " N"]:
+    """Value of `total_variation`; slope q sign(q - p) / 2."""
+    gap = torch.sub(outcomes.student_mass, outcomes.teacher_mass, out=outcomes.spare)
+    value: Tensor = 0.5 * torch.linalg.vector_norm(gap, ord=1, dim=-1)
+    torch.mul(outcomes.student_mass, gap.sign_(), out=outcomes.teacher_mass).mul_(0.5)
+    return value

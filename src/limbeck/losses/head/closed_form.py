@@ -1,0 +1,271 @@
+"""The hot pairs without autograd: a divergence with a slope, cross-entropy, or both.
+
+Logits turn into their gradient in the buffer they came in, a few rows at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from limbeck.losses.distributions.base import FLOOR, TeacherDistribution, require_served
+from limbeck.losses.distributions.full import DenseLogits, LazyLogits
+from limbeck.losses.distributions.samples import DrawnTokens
+from limbeck.losses.distributions.top_k import KeptTokens
+from limbeck.losses.distributions.uneven import UnevenTopK
+from limbeck.losses.divergences.base import Outcomes
+from limbeck.losses.head.blocks import ChunkTeacher, block_rows, blocks
+from limbeck.losses.head.fused import ChunkBody
+from limbeck.losses.head.workspace import Workspace
+from limbeck.losses.signal import TeacherSignal
+from limbeck.losses.terms.base import LogitTerm, StudentView
+from limbeck.losses.terms.cross_entropy import CrossEntropyTerm
+from limbeck.losses.terms.divergence import DivergenceTerm
+
+WORKING_COPIES = 5
+"""Arrays of as many logits as are taken together: those of `Outcomes`."""
+
+
+def closed_form(
+    terms: Sequence[LogitTerm],
+    weights: Sequence[float],
+    student: StudentView,
+    signal: TeacherSignal,
+    workspace: Workspace,
+) -> ChunkBody | None:
+    """A body without autograd where the terms, the head and the teacher's form have one."""
+    divergences = [term for term in terms if isinstance(term, DivergenceTerm)]
+    num_hard = sum(isinstance(term, CrossEntropyTerm) for term in terms)
+    is_hot = (
+        does_nothing(student.head.finish)
+        and 1 <= len(terms) == len(divergences) + num_hard
+        and len(divergences) <= 1
+        and num_hard <= 1
+    )
+    if divergences:
+        forms = (DenseLogits, LazyLogits, KeptTokens, UnevenTopK, DrawnTokens)
+        is_hot &= divergences[0].slope is not None and isinstance(signal.distribution, forms)
+        if signal.distribution is not None:
+            require_served(signal.distribution, divergences[0].name)
+    if not is_hot:
+        return None
+    return ClosedForm(terms, weights, student, signal.distribution, workspace)
+
+
+def does_nothing(finish: Callable[[Tensor], Tensor]) -> bool:
+    """Whether a head hands its product back as it came; families without a soft-cap do."""
+    probe = torch.ones(1)
+    return finish(probe) is probe and bool((probe == 1).all())
+
+
+class ClosedForm(ChunkBody):
+    """At most one divergence and at most one cross-entropy, their gradient written out."""
+
+    def __init__(
+        self,
+        terms: Sequence[LogitTerm],
+        weights: Sequence[float],
+        student: StudentView,
+        distribution: TeacherDistribution | None,
+        workspace: Workspace,
+    ) -> None:
+        """
+        Args:
+            terms: One or two, of different kinds.
+            weights: Weight of each.
+            student: Gives targets, and the sizes of what is to come.
+            distribution: The teacher's at the N tokens; not read without a divergence.
+            workspace: Where logits are, and what is worked with.
+        """
+        self.weights = weights
+        self.workspace = workspace
+        self.targets = student.targets
+        self.token_weights = student.token_weights
+        self.soft: DivergenceTerm | None = None
+        self.soft_weight = self.hard_weight = 0.0
+        for term, weight in zip(terms, weights, strict=True):
+            if isinstance(term, DivergenceTerm):
+                self.soft, self.soft_weight = term, weight
+            else:
+                self.hard_weight = weight
+        self.has_hard = any(isinstance(term, CrossEntropyTerm) for term in terms)
+        self.places = [int(isinstance(term, CrossEntropyTerm)) for term in terms]
+        self.teacher = ChunkTeacher(distribution if self.soft is not None else None, workspace)
+        vocabulary, hidden = len(student.head.weight), student.hidden
+        self.block = block_rows(hidden, vocabulary)
+        self.exact = torch.promote_types(hidden.dtype, torch.float32)
+        in_blocks = hidden.device.type == "cpu"
+        self.copies = 2 if in_blocks else 2 + WORKING_COPIES
+        if in_blocks:
+            row_bytes = vocabulary * self.exact.itemsize
+            self.scratch_bytes = WORKING_COPIES * self.block * row_bytes
+
+    def __call__(
+        self, products: Float[Tensor, "n V"], window: slice, wants_gradient: bool
+    ) -> tuple[Float[Tensor, " terms"], Float[Tensor, "n V"]]:
+        """Each term summed over the rows, and the gradient of their weighted sum, in `products`."""
+        length, vocabulary = products.shape
+        size = WORKING_COPIES, min(self.block, length), vocabulary
+        work = self.workspace.take("work", size, products, self.exact)
+        chunk = self.teacher.at(window)
+        targets = self.targets[window, None]
+        weights = None if self.token_weights is None else self.token_weights[window, None]
+        sums = work.new_zeros(2)
+        for few in blocks(length, work.shape[1]):
+            teacher = None if chunk is None else chunk.rows(few)
+            own = None if weights is None else weights[few].to(sums)
+            sums += self._rows(products[few], work, teacher, targets[few], own, wants_gradient)
+        return torch.stack([sums[place] for place in self.places]), products
+
+    def _rows(
+        self,
+        logits: Float[Tensor, "n V"],
+        room: Float[Tensor, "copies _ V"],
+        teacher: TeacherDistribution | None,
+        targets: Int[Tensor, "n 1"],
+        weights: Float[Tensor, "n 1"] | None,
+        wants_gradient: bool,
+    ) -> Float[Tensor, " 2"]:
+        """Sums of divergence and cross-entropy over a few rows, whose logits become gradient."""
+        work = Outcomes(*(each[: len(logits)] for each in room))
+        temperature = 1.0 if self.soft is None else self.soft.temperature
+        if logits.dtype == room.dtype and (temperature in {1, 2} or not self.has_hard):
+            # The logits themselves are not read again.
+            work = work._replace(student=logits)
+        softmax_into(work.student, work.student_mass, logits, temperature)
+        hard = -work.student.gather(-1, targets)
+        work.student.clamp_min_(FLOOR)
+        soft, slope, mass_weight = hard.new_zeros(1), work.teacher_mass, hard.new_zeros(1)
+        if self.soft is None:
+            slope.zero_()
+        else:
+            soft, total = self._soft(self.soft, work, teacher)
+            scale = self.soft_weight * temperature
+            slope.mul_(scale)
+            mass_weight = total * -scale
+        if self.has_hard and temperature == 1:
+            mass_weight = mass_weight + self.hard_weight
+        slope.addcmul_(work.student_mass, mass_weight)
+        if self.has_hard and temperature == 2:
+            # softmax(z) is softmax(z / 2) squared, over its sum: no further exponential.
+            square = torch.mul(work.student_mass, work.student_mass, out=work.spare)
+            norm = square.sum(-1, keepdim=True)
+            hard = 2 * hard + norm.log()
+            slope.addcmul_(square, self.hard_weight / norm)
+        elif self.has_hard and temperature != 1:
+            softmax_into(work.student, work.spare, logits, 1.0)
+            hard = -work.student.gather(-1, targets)
+            slope.add_(work.spare, alpha=self.hard_weight)
+        if wants_gradient:
+            slope.scatter_add_(-1, targets, torch.full_like(hard, -self.hard_weight))
+            logits.copy_(slope if weights is None else slope.mul_(weights))
+        if weights is not None:
+            soft, hard = soft * weights.squeeze(-1), hard * weights
+        return torch.stack([soft.sum() * temperature**2, hard.sum()])
+
+    def _soft(
+        self, term: DivergenceTerm, work: Outcomes, teacher: TeacherDistribution | None
+    ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n 1"]]:
+        """Divergence of each row, and the sum of the slope left in `work.teacher_mass`."""
+        assert term.slope is not None
+        if isinstance(teacher, KeptTokens):
+            return top_k_slope(term, work, teacher)
+        if isinstance(teacher, UnevenTopK):
+            return uneven_slope(term, work, teacher)
+        if isinstance(teacher, DrawnTokens):
+            return samples_slope(term, work, teacher)
+        assert isinstance(teacher, DenseLogits)
+        softmax_into(work.teacher, work.teacher_mass, teacher.logits, term.temperature)
+        work.teacher.clamp_min_(FLOOR)
+        value = term.slope(outcomes=work)
+        return value, work.teacher_mass.sum(-1, keepdim=True)
+
+
+def top_k_slope(
+    term: DivergenceTerm, work: Outcomes, teacher: KeptTokens
+) -> tuple[Float[Tensor, " n"], Float[Tensor, "n 1"]]:
+    """The same for a teacher that merged its tail.
+
+    The slope of the tail's log-probability is shared out among its tokens as the student shares
+    the tail's mass.
+    """
+    student, share = with_tail(work, teacher.ids)
+    value, slope = merged_slope(term, student, teacher.at(term.temperature))
+    torch.mul(share, slope[:, -1:], out=work.teacher_mass).scatter_(-1, teacher.ids, slope[:, :-1])
+    return value, slope.sum(-1, keepdim=True)
+
+
+def uneven_slope(
+    term: DivergenceTerm, work: Outcomes, teacher: UnevenTopK
+) -> tuple[Float[Tensor, " n"], Float[Tensor, "n 1"]]:
+    """The same where rows keep different numbers of tokens; those not kept are no outcome."""
+    student, share = with_tail(work, teacher.ids)
+    absent = torch.nn.functional.pad(~teacher.kept, (0, 1))
+    student.masked_fill_(absent, FLOOR)
+    value, slope = merged_slope(term, student, teacher.at(term.temperature))
+    slope.masked_fill_(absent, 0)
+    torch.mul(share, slope[:, -1:], out=work.teacher_mass).scatter_(-1, teacher.ids, 0)
+    work.teacher_mass.scatter_add_(-1, teacher.ids, slope[:, :-1])
+    return value, slope.sum(-1, keepdim=True)
+
+
+def with_tail(
+    work: Outcomes, ids: Int[Tensor, "n k"]
+) -> tuple[Float[Tensor, "n k1"], Float[Tensor, "n V"]]:
+    """The student on some tokens and the rest, and how the rest is shared among its tokens."""
+    share = work.spare.copy_(work.student).scatter_(-1, ids, FLOOR)
+    tail = share.logsumexp(-1, keepdim=True)
+    torch.softmax(share, -1, out=share)
+    return torch.cat([work.student.gather(-1, ids), tail], dim=-1), share
+
+
+def merged_slope(
+    term: DivergenceTerm, student: Float[Tensor, "n k1"], teacher: Float[Tensor, "n k1"]
+) -> tuple[Float[Tensor, " n"], Float[Tensor, "n k1"]]:
+    """Divergence of each row over few outcomes, and its slope."""
+    assert term.slope is not None
+    recorded = teacher.to(student)
+    merged = Outcomes(student, recorded, student.exp(), recorded.exp(), torch.empty_like(student))
+    value = term.slope(outcomes=merged)
+    return value, merged.teacher_mass
+
+
+def samples_slope(
+    term: DivergenceTerm, work: Outcomes, teacher: DrawnTokens
+) -> tuple[Float[Tensor, " n"], Float[Tensor, "n 1"]]:
+    """The same for tokens drawn from the teacher, whose shares stand for its probabilities."""
+    shares = teacher.shares(term.temperature).to(work.student)
+    ids = teacher.tokens()
+    likelihood: Tensor = torch.linalg.vecdot(shares, work.student.gather(-1, ids))
+    work.teacher_mass.zero_().scatter_add_(-1, ids, -shares)
+    return -likelihood - teacher.entropy_nats.to(shares), -shares.sum(-1, keepdim=True)
+
+
+def softmax_into(
+    logprobs: Float[Tensor, "n V"],
+    mass: Float[Tensor, "n V"],
+    logits: Float[Tensor, "n V"],
+    temperature: float,
+) -> None:
+    """Log-probabilities and probabilities at a temperature, with one exponential for both.
+
+    Args:
+        logprobs: Written to; exact whatever logits are, and may be the logits themselves.
+        mass: Written to.
+        logits: Read.
+        temperature: What they are divided by.
+    """
+    source = logprobs
+    if logits.dtype != logprobs.dtype:
+        logprobs.copy_(logits).div_(temperature)
+    elif temperature != 1:
+        torch.div(logits, temperature, out=logprobs)
+    else:
+        source = logits
+    torch.softmax(source, -1, out=mass)
+    # The largest probability is 1 / sum(exp(z - max z)).
+    norm = source.amax(-1, keepdim=True) - mass.amax(-1, keepdim=True).log_()
+    torch.sub(source, norm, out=logprobs)

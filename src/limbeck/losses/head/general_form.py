@@ -1,0 +1,97 @@
+"""Any terms, any head, any form of teacher: the gradient by autograd, a few rows at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from limbeck.losses.head.blocks import ChunkTeacher, block_rows, blocks
+from limbeck.losses.head.fused import ChunkBody, weighted_sum
+from limbeck.losses.head.workspace import Workspace
+from limbeck.losses.signal import TeacherSignal
+from limbeck.losses.terms.base import LogitTerm, StudentView
+
+GRAPH_COPIES = 16
+"""Arrays of as many logits as the graph is taken of, which it holds at once, about."""
+
+
+class GeneralForm(ChunkBody):
+    """Any logit terms. Logits turn into their gradient in the buffer they came in."""
+
+    def __init__(
+        self,
+        terms: Sequence[LogitTerm],
+        weights: Sequence[float],
+        student: StudentView,
+        signal: TeacherSignal,
+        workspace: Workspace,
+    ) -> None:
+        """
+        Args:
+            terms: Any number.
+            weights: Weight of each.
+            student: Gives targets, and the sizes of what is to come.
+            signal: The teacher's at the N tokens.
+            workspace: Where logits are.
+        """
+        self.weights = weights
+        self.workspace = workspace
+        self.terms = terms
+        self.student = student
+        self.signal = signal
+        reads = any(term.needs.distribution for term in terms)
+        self.teacher = ChunkTeacher(signal.distribution if reads else None, workspace)
+        vocabulary, hidden = len(student.head.weight), student.hidden
+        self.exact = torch.promote_types(hidden.dtype, torch.float32)
+        self.block = block_rows(hidden, vocabulary)
+        in_blocks = hidden.device.type == "cpu"
+        self.copies = 2 if in_blocks else GRAPH_COPIES
+        if in_blocks:
+            row_bytes = vocabulary * self.exact.itemsize
+            self.scratch_bytes = GRAPH_COPIES * self.block * row_bytes
+
+    def __call__(
+        self, products: Float[Tensor, "n V"], window: slice, wants_gradient: bool
+    ) -> tuple[Float[Tensor, " terms"], Float[Tensor, "n V"]]:
+        """Each term summed over the rows, and the gradient of their weighted sum, in `products`."""
+        chunk = self.teacher.at(window)
+        sums = products.new_zeros(len(self.weights), dtype=self.exact)
+        for few in blocks(len(products), self.block):
+            place = slice(window.start + few.start, window.start + few.stop)
+            teacher = None if chunk is None else chunk.rows(few)
+            signal = replace(self.signal.rows(place), distribution=teacher)
+            sums += self._rows(products[few], place, signal, wants_gradient)
+        return sums, products
+
+    def _rows(
+        self, logits: Float[Tensor, "n V"], place: slice, signal: TeacherSignal, wants: bool
+    ) -> Float[Tensor, " terms"]:
+        """Each term summed over a few rows, whose logits become gradient where it is wanted."""
+        if not wants:
+            return self._sums(logits, place, signal)
+        with torch.enable_grad():
+            leaf = logits.detach().requires_grad_()
+            sums = self._sums(leaf, place, signal)
+            if not sums.requires_grad:
+                logits.zero_()
+                return sums
+            (gradient,) = torch.autograd.grad(weighted_sum(sums, self.weights), leaf)
+        logits.copy_(gradient)
+        return sums.detach()
+
+    def _sums(
+        self, products: Float[Tensor, "n V"], place: slice, signal: TeacherSignal
+    ) -> Float[Tensor, " terms"]:
+        """Each term summed over a few rows."""
+        logits, targets = self.student.head.finish(products), self.student.targets[place]
+        sums = [logits.new_zeros(0, dtype=self.exact)]
+        for term, weight in zip(self.terms, self.weights, strict=True):
+            # A term of weight zero is only read, so it needs no graph.
+            with torch.set_grad_enabled(torch.is_grad_enabled() and weight != 0):
+                values = self.student.weigh(term(logits, targets, signal), place)
+                sums.append(values.sum().to(self.exact)[None])
+        return torch.cat(sums)

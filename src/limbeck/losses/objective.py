@@ -1,0 +1,149 @@
+"""The objective: every term's sum over the scored tokens, weighted, divided once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from limbeck.config import HeadBudget
+from limbeck.losses.head.closed_form import closed_form
+from limbeck.losses.head.fused import ChunkBody, head_and_terms, head_chunk
+from limbeck.losses.head.general_form import GeneralForm
+from limbeck.losses.head.workspace import Workspace
+from limbeck.losses.positions import Positions
+from limbeck.losses.signal import SignalNeeds, TeacherSignal
+from limbeck.losses.terms.base import (
+    LearningTerm,
+    LogitTerm,
+    StateTerm,
+    SteppedTerm,
+    StudentView,
+    WeightedTerm,
+)
+
+
+class Objective(nn.Module):
+    """Sum over terms j of  weight_j / N  times  the sum over the N scored tokens of term_j.
+
+    N counts the whole optimizer step: all micro-batches on all ranks. Dividing by it here, and
+    nowhere else, is what makes the gradient independent of how a step was cut up.
+
+    Attributes:
+        weights: Of each term, in the present step.
+        needs: What the terms read from the teacher.
+        student_layers: Student layers whose block outputs they read, 0-based.
+        student_projections: Student layers whose queries, keys and values they read, 0-based.
+    """
+
+    def __init__(
+        self,
+        weighted: Iterable[WeightedTerm],
+        head_budget_mb: HeadBudget = "auto",
+        positions: Positions | None = None,
+    ) -> None:
+        """
+        Args:
+            weighted: The terms.
+            head_budget_mb: Memory for the logits that exist at once. Changes memory and speed, not
+                results.
+            positions: Where the logit terms are computed; everywhere without it. Their mean over
+                the chosen positions of a micro-batch then stands for the mean over all, so a step
+                does depend on how it was cut into micro-batches.
+        """
+        super().__init__()
+        weighted = list(weighted)
+        self.changing = {name: weight for name, weight, _ in weighted if callable(weight)}
+        self.weights = {n: w(0) if callable(w) else w for n, w, _ in weighted}
+        self.logit_terms = {n: t for n, _, t in weighted if isinstance(t, LogitTerm)}
+        self.state_terms = nn.ModuleDict({n: t for n, _, t in weighted if isinstance(t, StateTerm)})
+        self.stepped = [t for _, _, t in weighted if isinstance(t, SteppedTerm)]
+        self.learning = {n: t for n, _, t in weighted if isinstance(t, LearningTerm)}
+        self.memories = nn.ModuleDict({n: t.memory for n, t in self.learning.items()})
+        self.head_budget_mb = head_budget_mb
+        self.workspace = Workspace()
+        self.positions = positions
+        self.needs = SignalNeeds() if positions is None else positions.needs
+        self.student_layers: frozenset[int] = frozenset()
+        self.student_projections: frozenset[int] = frozenset()
+        for _, _, term in weighted:
+            self.needs |= term.needs
+            if isinstance(term, StateTerm):
+                self.student_layers |= term.student_layers
+                self.student_projections |= term.student_projections
+
+    def forward(
+        self, student: StudentView, signal: TeacherSignal, step_tokens: Int[Tensor, ""]
+    ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
+        """One micro-batch's share of the step's loss, and of each term unweighted.
+
+        Args:
+            student: The student's forward pass on this micro-batch.
+            signal: The teacher's.
+            step_tokens: N of the whole step.
+
+        Returns:
+            The loss to call `backward` on, and each term's share for logging. Summed over the
+            step's micro-batches and ranks they are the step's means. With nothing scored the loss
+            is zero but has a graph: every rank must run backward, or the others wait for its
+            gradients forever.
+        """
+        total, shares = self._logit_terms(student, signal)
+        everything = slice(None)
+        for name, term in self.state_terms.items():
+            state_sum = student.weigh(term(student, signal), everything).sum()
+            total = total + self.weights[name] * state_sum
+            shares[name] = state_sum.detach()
+        step = step_tokens.clamp_min(1)
+        return total / step, {name: shares[name] / step for name in self.weights}
+
+    def set_step(self, step: int) -> None:
+        """Become the objective of an optimizer step, counted from 0; before its first forward."""
+        for name, weight in self.changing.items():
+            self.weights[name] = weight(step)
+        for term in self.stepped:
+            term.set_step(step)
+
+    def learn(self, means: Mapping[str, float]) -> None:
+        """Let terms that follow the run take in a step's means; after a step that was taken.
+
+        Args:
+            means: Each term's mean over the scored tokens of the whole step, by name.
+        """
+        for name, term in self.learning.items():
+            term.learn(means[name])
+
+    def _logit_terms(
+        self, student: StudentView, signal: TeacherSignal
+    ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
+        """Weighted sum of all logit terms over the positions, and each one's own."""
+        scale = 1.0
+        if self.positions is not None:
+            chosen = self.positions.choose(student, signal, self.head_budget_mb)
+            scale = len(student.hidden) / max(len(chosen), 1)
+            student, signal = view_at(student, chosen), signal.rows(chosen)
+        body = self._body(student, signal)
+        weight = student.head.weight
+        chunk = head_chunk(self.head_budget_mb, weight, body.copies, body.scratch_bytes)
+        total, sums = head_and_terms(student.hidden, student.head, body, chunk)
+        return total * scale, dict(zip(self.logit_terms, sums * scale, strict=True))
+
+    def _body(self, student: StudentView, signal: TeacherSignal) -> ChunkBody:
+        terms = list(self.logit_terms.values())
+        weights = [self.weights[name] for name in self.logit_terms]
+        arguments = terms, weights, student, signal, self.workspace
+        fast = closed_form(*arguments)
+        return fast if fast is not None else GeneralForm(*arguments)
+
+
+def view_at(student: StudentView, chosen: Int[Tensor, " n"]) -> StudentView:
+    """The same view at some of the positions, for logit terms: no block outputs."""
+    weights = student.token_weights
+    return StudentView(
+        student.hidden[chosen],
+        student.head,
+        {},
+        student.targets[chosen],
+        None if weights is None else weights[chosen],
+    )

@@ -1,0 +1,106 @@
+"""Which of the scored positions the logit terms learn from, when not from all."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import Annotated
+
+import torch
+from annotated_types import Interval
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from limbeck.config import HeadBudget
+from limbeck.losses.distributions.base import entropy_of, log_softmax
+from limbeck.losses.head.fused import head_chunk
+from limbeck.losses.signal import SignalNeeds, TeacherSignal
+from limbeck.losses.terms.base import StudentView
+from limbeck.registry import Registry
+
+Share = Annotated[float, Interval(gt=0, le=1)]
+
+
+class Positions(ABC):
+    """A choice among the positions of a micro-batch."""
+
+    needs = SignalNeeds()
+    """What `choose` reads from the teacher."""
+
+    @abstractmethod
+    def choose(
+        self, student: StudentView, signal: TeacherSignal, head_budget_mb: HeadBudget
+    ) -> Int[Tensor, " n"]:
+        """Indices of the positions to learn from, increasing.
+
+        Args:
+            student: The student's forward pass.
+            signal: The teacher's.
+            head_budget_mb: Memory for the logits that exist at once.
+        """
+
+
+positions: Registry[Positions] = Registry("choice of positions", package="limbeck.losses")
+"""Components take options only."""
+
+
+@positions.register("teacher_entropy")
+class TeacherEntropy(Positions):
+    """The share of positions at which the teacher is least certain, by entropy, in nats.
+
+    The student's head is not computed anywhere else. A recorded teacher tells its entropy without
+    its head; an online one needs it at every position.
+    """
+
+    needs = SignalNeeds(distribution=True)
+
+    def __init__(self, *, share: Share = 0.2) -> None:
+        """
+        Args:
+            share: Of the positions of each micro-batch, rounded up.
+        """
+        self.share = share
+
+    def choose(
+        self, student: StudentView, signal: TeacherSignal, head_budget_mb: HeadBudget
+    ) -> Int[Tensor, " n"]:
+        """Indices of the positions, increasing."""
+        distribution = signal.distribution
+        assert distribution is not None, "teacher ignored SignalNeeds"
+        rows = head_chunk(head_budget_mb, student.head.weight, copies=4)
+        starts = range(0, max(len(student.hidden), 1), rows)
+        parts = [distribution.rows(slice(start, start + rows)).entropy() for start in starts]
+        return top_share(torch.cat(parts), self.share)
+
+
+@positions.register("student_entropy")
+class StudentEntropy(Positions):
+    """The share of positions at which the student is least certain, by entropy, in nats.
+
+    The teacher's head and both backward products are not computed anywhere else; the student's
+    own is, once more.
+    """
+
+    def __init__(self, *, share: Share = 0.2) -> None:
+        """
+        Args:
+            share: Of the positions of each micro-batch, rounded up.
+        """
+        self.share = share
+
+    @torch.no_grad()
+    def choose(
+        self, student: StudentView, signal: TeacherSignal, head_budget_mb: HeadBudget
+    ) -> Int[Tensor, " n"]:
+        """Indices of the positions, increasing."""
+        rows = head_chunk(head_budget_mb, student.head.weight, copies=4)
+        parts = torch.split(student.hidden, rows)
+        entropies = [entropy_of(log_softmax(student.head(part), 1.0)) for part in parts]
+        return top_share(torch.cat(entropies), self.share)
+
+
+def top_share(uncertainty: Float[Tensor, " N"], share: float) -> Int[Tensor, " n"]:
+    """Indices, increasing, of the largest values: a share of them, rounded up."""
+    # Rounding of the product must not add one: 0.07 times 100 is a little more than 7.
+    count = min(math.ceil(share * len(uncertainty) - 1e-9), len(uncertainty))
+    return uncertainty.detach().topk(count).indices.sort().values

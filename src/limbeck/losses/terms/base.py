@@ -1,0 +1,149 @@
+"""The contract of a term: one number per scored token, from logits or from hidden states."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from limbeck.layer_map import LayerMap
+from limbeck.losses.distributions.base import Rows
+from limbeck.losses.output_head import Head
+from limbeck.losses.signal import Projections, SignalNeeds, TeacherSignal
+from limbeck.registry import Registry
+
+
+@dataclass(frozen=True)
+class StudentView:
+    """The student's forward pass at the N scored positions, before its output head.
+
+    Attributes:
+        hidden: Last hidden states, after the final norm.
+        head: Output head. Called on a chunk at a time, so N x V logits never exist at once.
+        layer_hidden: Block outputs by 0-based student layer.
+        targets: Token id each position should predict.
+        token_weights: Multiplies every term at each position; None is 1 everywhere. The sum of the
+            terms is still divided by the number of scored tokens, not by the sum of the weights.
+        pieces: Number of the piece of text each position lies in, never falling; see
+            `Batch.pieces`. None only where no term compares positions with each other.
+        layer_projections: Queries, keys and values by 0-based student layer.
+    """
+
+    hidden: Float[Tensor, "N D"]
+    head: Head
+    layer_hidden: Mapping[int, Float[Tensor, "N D"]]
+    targets: Int[Tensor, " N"]
+    token_weights: Float[Tensor, " N"] | None = None
+    pieces: Int[Tensor, " N"] | None = None
+    layer_projections: Mapping[int, Projections] = field(default_factory=dict)
+
+    def weigh(self, values: Float[Tensor, " n"], window: Rows) -> Float[Tensor, " n"]:
+        """Values at some of the positions, each times its position's weight."""
+        if self.token_weights is None:
+            return values
+        return values * self.token_weights[window].to(values.dtype)
+
+
+@dataclass(frozen=True)
+class PairShapes:
+    """What a term may need to know of the two models before it is built.
+
+    Attributes:
+        student_layers: Number of the student's blocks.
+        teacher_layers: Number of the teacher's.
+        student_width: Hidden size of the student.
+        teacher_width: Hidden size of the teacher.
+        layer_map: Which student layer answers to which teacher layer, as the student was made.
+    """
+
+    student_layers: int
+    teacher_layers: int
+    student_width: int
+    teacher_width: int
+    layer_map: LayerMap
+
+
+class LogitTerm(ABC):
+    """One number per scored token, from logits; smaller is better.
+
+    A term does not average, weight, mask or chunk: it sees a chunk of rows at a time and holds no
+    parameters.
+    """
+
+    needs = SignalNeeds()
+    """What `__call__` reads from the teacher."""
+
+    @abstractmethod
+    def __call__(
+        self, logits: Float[Tensor, "N V"], targets: Int[Tensor, " N"], signal: TeacherSignal
+    ) -> Float[Tensor, " N"]:
+        """Loss of each of N tokens.
+
+        Args:
+            logits: The student's logits, computed once and shared by all logit terms.
+            targets: Token id each position should predict.
+            signal: The teacher's at the same tokens.
+        """
+
+
+class StateTerm(nn.Module, ABC):
+    """One number per scored token, from hidden states of the whole micro-batch.
+
+    It is a module because it may own parameters (a projector), which then are sharded, optimised
+    and saved with the student's.
+    """
+
+    needs = SignalNeeds()
+    """What `forward` reads from the teacher."""
+
+    student_layers: frozenset[int] = frozenset()
+    """Student layers whose block outputs `forward` reads, 0-based."""
+
+    student_projections: frozenset[int] = frozenset()
+    """Student layers whose queries, keys and values `forward` reads, 0-based."""
+
+    @abstractmethod
+    def forward(self, student: StudentView, signal: TeacherSignal) -> Float[Tensor, " N"]:
+        """Loss of each of N tokens."""
+
+
+class SteppedTerm(ABC):
+    """A term that is another one in each step, and always the same one in the same step."""
+
+    @abstractmethod
+    def set_step(self, step: int) -> None:
+        """Become the term of an optimizer step, counted from 0."""
+
+
+class LearningTerm(ABC):
+    """A term that changes with what it saw; what it remembers belongs to the checkpoint."""
+
+    memory: nn.Module
+    """Buffers, and nothing to train."""
+
+    @abstractmethod
+    def learn(self, mean: float) -> None:
+        """Take in the term's mean over a step's scored tokens, the same on every rank.
+
+        Only after steps that were taken.
+        """
+
+
+Term = LogitTerm | StateTerm
+terms: Registry[Term] = Registry("objective term", package="limbeck.losses.terms")
+"""Components take `(shapes: PairShapes, *, options...)`."""
+
+
+class WeightedTerm(NamedTuple):
+    """A term, its weight, and the name its value is logged under.
+
+    A weight that changes is a pure function of the optimizer step, counted from 0.
+    """
+
+    name: str
+    weight: float | Callable[[int], float]
+    term: Term

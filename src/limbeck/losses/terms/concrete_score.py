@@ -1,0 +1,50 @@
+"""Differences between logits, matched without a softmax."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from limbeck.losses.distributions.full import whole_logits
+from limbeck.losses.signal import SignalNeeds, TeacherSignal
+from limbeck.losses.terms.base import LogitTerm, PairShapes, terms
+
+
+@terms.register("concrete_score")
+class ConcreteScoreTerm(LogitTerm):
+    """Sample variance over the vocabulary of student logits less teacher logits, from 0 up.
+
+    It is the mean over all pairs of tokens i, j of half the squared gap between z_i - z_j of the
+    student and of the teacher, in O(V): a constant added to either model's logits changes nothing.
+    Logits, not nats; no temperature, which would only scale it. Tokens impossible for either model
+    (minus infinity) are left out.
+
+    Source: Kim et al., "Distillation of Large Language Models via Concrete Score Matching", 2025,
+    arXiv:2509.25837, with uniform weights.
+    """
+
+    needs = SignalNeeds(distribution=True)
+
+    def __init__(self, shapes: PairShapes | None = None) -> None:
+        """
+        Args:
+            shapes: Not needed; the same signature as every term's.
+        """
+
+    def __call__(
+        self, logits: Float[Tensor, "N V"], targets: Int[Tensor, " N"], signal: TeacherSignal
+    ) -> Float[Tensor, " N"]:
+        """Variance of each token's gaps.
+
+        Raises:
+            ConfigError: The teacher's form does not hold all logits.
+        """
+        teacher = whole_logits(signal.distribution, "concrete_score")
+        exact = torch.promote_types(logits.dtype, torch.float32)
+        possible = logits.isfinite() & teacher.isfinite()
+        gap = torch.where(possible, logits, 0).to(exact) - torch.where(possible, teacher, 0)
+        count = possible.sum(-1)
+        mean = gap.sum(-1) / count.clamp_min(1)
+        square = torch.where(possible, gap - mean[:, None], 0).square().sum(-1)
+        return square / (count - 1).clamp_min(1)

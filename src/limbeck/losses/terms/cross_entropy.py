@@ -1,0 +1,28 @@
+"""Hard labels: the ground truth, or text a teacher wrote (sequence-level distillation)."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from limbeck.losses.signal import TeacherSignal
+from limbeck.losses.terms.base import LogitTerm, PairShapes, terms
+
+
+@terms.register("cross_entropy")
+class CrossEntropyTerm(LogitTerm):
+    """Negative log-likelihood of the target token at temperature 1, nats."""
+
+    def __init__(self, shapes: PairShapes | None = None) -> None:
+        """
+        Args:
+            shapes: Not needed; the same signature as every term's.
+        """
+
+    def __call__(
+        self, logits: Float[Tensor, "N V"], targets: Int[Tensor, " N"], signal: TeacherSignal
+    ) -> Float[Tensor, " N"]:
+        """Loss of each token, in at least float32."""
+        exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return nn.functional.cross_entropy(exact, targets, reduction="none")

@@ -1,0 +1,72 @@
+"""Logit distillation: a divergence between the next-token distributions."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from annotated_types import Gt
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from limbeck.losses.distributions.base import require_served
+from limbeck.losses.distributions.samples import DrawnTokens
+from limbeck.losses.divergences.base import divergences, slopes
+from limbeck.losses.schedules import at
+from limbeck.losses.signal import SignalNeeds, TeacherSignal
+from limbeck.losses.terms.base import LogitTerm, PairShapes, SteppedTerm, terms
+from limbeck.registry import Component, type_of
+
+
+@terms.register("divergence")
+class DivergenceTerm(LogitTerm, SteppedTerm):
+    """Any divergence, at any temperature, from any form of teacher distribution.
+
+    Attributes:
+        name: The divergence's.
+        divergence: The pure function.
+        slope: Its closed-form derivative, if it has one.
+        temperature: Of both softmaxes, in the present step.
+    """
+
+    needs = SignalNeeds(distribution=True)
+
+    def __init__(
+        self,
+        shapes: PairShapes | None = None,
+        *,
+        divergence: Annotated[Component | str, divergences] = "forward_kl",
+        temperature: Annotated[float, Gt(0)] = 1.0,
+    ) -> None:
+        """
+        Args:
+            shapes: Not needed; the same signature as every term's.
+            divergence: Its name, or `{type: name, **options}`; see `limbeck.losses.divergences`.
+            temperature: Divides both models' logits. The loss is multiplied by its square, which
+                keeps the gradient's size (Hinton et al., 2015, arXiv:1503.02531, section 2).
+        """
+        self.name = type_of(divergence)
+        self.divergence = divergences.bind(divergence, at="divergence")
+        has_slope = self.name in slopes.names()
+        self.slope = slopes.bind(divergence, at="divergence") if has_slope else None
+        self._schedule = temperature
+        self.temperature = at(temperature, 0)
+
+    def set_step(self, step: int) -> None:
+        """Take the temperature of this step."""
+        self.temperature = at(self._schedule, step)
+
+    def __call__(
+        self, logits: Float[Tensor, "N V"], targets: Int[Tensor, " N"], signal: TeacherSignal
+    ) -> Float[Tensor, " N"]:
+        """Temperature squared times the divergence of each token.
+
+        Raises:
+            ConfigError: It is not defined on the teacher's form, or not at this temperature.
+        """
+        assert signal.distribution is not None, "teacher ignored SignalNeeds"
+        require_served(signal.distribution, self.name)
+        pair = signal.distribution.compare(logits, self.temperature)
+        value = self.divergence(pair.student, pair.teacher)
+        if isinstance(signal.distribution, DrawnTokens):
+            value = value + signal.distribution.correction()
+        return value * self.temperature**2

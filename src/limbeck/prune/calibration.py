@@ -1,0 +1,153 @@
+"""Text on which a teacher's parts are weighed, and how far a changed model is from it there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from limbeck.batch import Batch
+from limbeck.errors import ConfigError
+from limbeck.losses.distributions import log_softmax
+from limbeck.losses.divergences.kl import forward_kl
+from limbeck.models import CausalLM, evaluating
+
+CHUNK = 256
+"""Scored tokens whose logits exist at once."""
+
+
+@runtime_checkable
+class Text(Protocol):
+    """What calibration asks of a data set; `TextData` is one."""
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that batches are made of."""
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What is known of it: its `path`."""
+
+    def row_length(self, row: int) -> int:
+        """Positions of a row."""
+
+    def batch(self, rows: Sequence[int]) -> Batch:
+        """Some of the rows."""
+
+
+class Cost(NamedTuple):
+    """What a model says of some text, nats a token.
+
+    Attributes:
+        forward_kl: From the whole teacher's distribution.
+        cross_entropy: On the text itself.
+    """
+
+    forward_kl: float
+    cross_entropy: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Rows of text, and the teacher's last hidden states at their scored positions.
+
+    The states are kept and not the distributions: D numbers a token for V, and exact.
+
+    Attributes:
+        teacher: The whole model, in eval mode.
+        batches: One row each, on its device.
+        states: Of each batch.
+    """
+
+    teacher: CausalLM
+    batches: tuple[Batch, ...]
+    states: tuple[Tensor, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Scored tokens of all rows."""
+        return sum(len(state) for state in self.states)
+
+    def cost(self, model: CausalLM) -> Cost:
+        """How far a model is from the teacher, and from the text."""
+        with torch.no_grad(), evaluating(model):
+            pairs = zip(self.batches, self.states, strict=True)
+            parts = [costs(model, [model(b)[0]], (self.teacher, s), b) for b, s in pairs]
+        total = torch.stack(parts).sum(0) / self.num_tokens
+        return Cost(*total[0].tolist())
+
+
+def calibrate(teacher: CausalLM, data: Text, tokens: int, *, held_out: bool = False) -> Calibration:
+    """The first rows of a text with so many positions, or those that follow them.
+
+    Args:
+        teacher: The whole model.
+        data: The text.
+        tokens: Positions, at least; whole rows are taken.
+        held_out: Take as many from behind the first ones.
+
+    Raises:
+        ConfigError: The text has not so many.
+    """
+    device = teacher.hf_model.device
+    wanted = 2 * tokens if held_out else tokens
+    batches = [data.batch([row]).to(device) for row in rows_of(data, wanted)]
+    if held_out:
+        batches = batches[len(rows_of(data, tokens)) :]
+    batches = [batch for batch in batches if batch.scored.any()]
+    if not batches:
+        raise ConfigError(
+            f"Calibration text must have at least {wanted:,} tokens, and {data.facts['path']} has "
+            f"{sum(map(data.row_length, range(data.num_rows))):,}. Give more text, or lower the "
+            "number of tokens."
+        )
+    with torch.no_grad(), evaluating(teacher):
+        states = tuple(teacher(batch)[0] for batch in batches)
+    return Calibration(teacher, tuple(batches), states)
+
+
+def rows_of(data: Text, tokens: int) -> list[int]:
+    """The first rows that hold so many positions together, or all."""
+    rows, left = [], tokens
+    for row in range(data.num_rows):
+        if left <= 0:
+            break
+        rows.append(row)
+        left -= data.row_length(row)
+    return rows
+
+
+def costs(
+    model: CausalLM,
+    states: Sequence[Float[Tensor, "N D"]],
+    wanted: tuple[CausalLM, Float[Tensor, "N E"]],
+    batch: Batch,
+) -> Float[Tensor, "C 2"]:
+    """Forward KL and cross-entropy of a batch, summed over its scored tokens, in float64.
+
+    Args:
+        model: Whose head reads the states.
+        states: Last hidden states of C variants; the teacher's distribution serves them all.
+        wanted: The teacher and its last hidden states.
+        batch: The text.
+    """
+    teacher, teacher_states = wanted
+    targets = batch.targets()
+    size = min(model.vocabulary_size, teacher.vocabulary_size)
+    found = torch.zeros(len(states), 2, dtype=torch.float64)
+    for window in windows(len(targets)):
+        logp = log_softmax(teacher.head(teacher_states[window])[:, :size], 1.0)
+        for at, state in enumerate(states):
+            student = log_softmax(model.head(state[window])[:, :size], 1.0)
+            found[at, 0] += forward_kl(student, logp).double().sum().cpu()
+            found[at, 1] -= student.gather(1, targets[window, None]).double().sum().cpu()
+    return found
+
+
+def windows(count: int) -> Iterator[slice]:
+    """Stretches of so many tokens."""
+    return (slice(start, start + CHUNK) for start in range(0, count, CHUNK))

@@ -1,0 +1,223 @@
+"""What each family keeps once a layer, and how its size is written down.
+
+Making a smaller model of a larger one needs to know every setting that depends on the depth or the
+width; a family that is not here is refused, not guessed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, PreTrainedConfig
+
+from limbeck.errors import ConfigError
+from limbeck.models.causal_lm import option
+from limbeck.models.source import first_line, last_line, refuse_unknown_kinds
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a family writes down its shape.
+
+    Attributes:
+        per_layer: Settings that are lists with one entry a layer.
+        inner: Setting with the width inside a block's feed-forward part.
+        has_kv_heads: Whether keys and values may have fewer heads than queries.
+        refused: Settings under which a block depends on its place, and what they must be instead.
+    """
+
+    per_layer: tuple[str, ...] = ()
+    inner: str = "intermediate_size"
+    has_kv_heads: bool = True
+    refused: Mapping[str, Any] = field(default_factory=dict)
+
+
+LAYOUTS: Mapping[str, Layout] = {
+    "llama": Layout(),
+    "mistral": Layout(),
+    "qwen2": Layout(per_layer=("layer_types",)),
+    "qwen3": Layout(per_layer=("layer_types",)),
+    "gemma2": Layout(per_layer=("layer_types",)),
+    "gemma3_text": Layout(per_layer=("layer_types",)),
+    "smollm3": Layout(per_layer=("layer_types", "no_rope_layers")),
+    "granite": Layout(),
+    "cohere": Layout(),
+    "cohere2": Layout(per_layer=("layer_types",)),
+    "phi": Layout(),
+    "gpt2": Layout(
+        inner="n_inner", has_kv_heads=False, refused={"scale_attn_by_inverse_layer_idx": False}
+    ),
+    "gpt_neox": Layout(has_kv_heads=False),
+}
+"""By `config.model_type`."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The size of a new model; None takes what its pattern has, or what follows from the others.
+
+    Attributes:
+        layers: Decoder blocks.
+        width: Size of a hidden state.
+        heads: Attention heads of the queries.
+        kv_heads: Attention heads of keys and values.
+        intermediate: Width inside a block's feed-forward part.
+    """
+
+    layers: int | None = None
+    width: int | None = None
+    heads: int | None = None
+    kv_heads: int | None = None
+    intermediate: int | None = None
+
+
+def layout_of(config: PreTrainedConfig) -> Layout:
+    """A family's layout.
+
+    Raises:
+        ConfigError: There is no entry for it, or a setting makes its blocks depend on their place.
+    """
+    layout = LAYOUTS.get(config.model_type)
+    if layout is None:
+        raise ConfigError(
+            f"A smaller model can be made of {', '.join(sorted(LAYOUTS))}; limbeck has no entry "
+            f"for the layout of {config.model_type}. Use a pretrained student, or add the family "
+            "to limbeck.prune.layouts."
+        )
+    tree = config.to_dict()
+    for name, wanted in layout.refused.items():
+        if tree.get(name, wanted) != wanted:
+            raise ConfigError(
+                f"A block must compute the same at any place, but {config.model_type} has {name} = "
+                f"{tree[name]}. Use a pretrained student."
+            )
+    return layout
+
+
+def cut_config(config: PreTrainedConfig, layers: Sequence[int]) -> PreTrainedConfig:
+    """The configuration of a model that keeps only some of the layers, in this order.
+
+    Args:
+        config: Of the whole model; it is not changed.
+        layers: 0-based, each one there.
+
+    Raises:
+        ConfigError: There is no entry for the family.
+    """
+    layout, tree = layout_of(config), config.to_dict()
+    total = int(config.num_hidden_layers)
+    for name, value in tree.items():
+        listed = isinstance(value, list) and len(value) == total and "layer" in name
+        if listed and name not in layout.per_layer:
+            raise ConfigError(
+                f"Every setting that is a list over layers must be known, but {config.model_type} "
+                f"has {name} = {value}. Use a pretrained student, or add the setting to "
+                "limbeck.prune.layouts."
+            )
+    for name in layout.per_layer:
+        if tree.get(name) is not None:
+            tree[name] = [tree[name][i] for i in layers]
+    tree[own_name(config, "num_hidden_layers")] = len(layers)
+    return made_config(config, tree)
+
+
+def resized_config(
+    config: PreTrainedConfig, shape: Shape, vocabulary_rows: int
+) -> PreTrainedConfig:
+    """The configuration of a new model of the same family and another size.
+
+    Args:
+        config: The pattern; it is not changed.
+        shape: Its size. Without `heads` the size of a head stays; without `kv_heads` and
+            `intermediate` their ratios do, the latter rounded up to a multiple of 8.
+        vocabulary_rows: Rows of embedding and head.
+
+    Raises:
+        ConfigError: There is no entry for the family, or the numbers do not go together.
+    """
+    layout, tree = layout_of(config), config.to_dict()
+    old_width, old_heads = int(config.hidden_size), int(config.num_attention_heads)
+    old_head_width = int(option(config, "head_dim") or old_width // old_heads)
+    width = shape.width or old_width
+    heads = shape.heads or max(width // old_head_width, 1)
+    if width % heads or (width // heads) % 2:
+        raise ConfigError(
+            f"width must be heads times an even number, got width {width} and heads {heads}. "
+            f"Set heads, for example to {_heads_for(width)}."
+        )
+    old_kv_heads = int(option(config, "num_key_value_heads") or old_heads)
+    kv_heads = shape.kv_heads or max(heads * old_kv_heads // old_heads, 1)
+    if shape.kv_heads is None and heads % kv_heads:
+        kv_heads = heads
+    if heads % kv_heads:
+        raise ConfigError(f"heads must be a multiple of kv_heads, got {heads} and {kv_heads}.")
+    if shape.kv_heads not in (None, heads) and not layout.has_kv_heads:
+        raise ConfigError(
+            f"{config.model_type} models have as many kv_heads as heads ({heads}), got {kv_heads}. "
+            "Leave kv_heads out."
+        )
+    old_inner = int(tree.get(layout.inner) or 4 * old_width)
+    inner = shape.intermediate or -(-(old_inner * width // old_width) // 8) * 8
+    changed = {
+        "num_hidden_layers": shape.layers or int(config.num_hidden_layers),
+        "hidden_size": width,
+        "num_attention_heads": heads,
+        layout.inner: inner,
+        "vocab_size": vocabulary_rows,
+    }
+    if layout.has_kv_heads:
+        changed["num_key_value_heads"] = kv_heads
+    for name in ("head_dim", "query_pre_attn_scalar"):
+        if tree.get(name) is not None:
+            changed[name] = width // heads
+    tree.update({own_name(config, name): value for name, value in changed.items()})
+    return made_config(config, {k: v for k, v in tree.items() if k not in layout.per_layer})
+
+
+def read_pattern(path: Path) -> PreTrainedConfig:
+    """A configuration alone: a config.json, or the folder that holds one.
+
+    Raises:
+        ConfigError: It is not there, or of a kind limbeck refuses.
+    """
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(str(path), local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{path} must be a model's config.json, or a folder that holds one: {first_line(error)}"
+        ) from error
+    refuse_unknown_kinds(str(path), config)
+    return config
+
+
+def own_name(config: PreTrainedConfig, name: str) -> str:
+    """The family's own name of a setting."""
+    return str(config.attribute_map.get(name, name))
+
+
+def made_config(config: PreTrainedConfig, tree: Mapping[str, Any]) -> PreTrainedConfig:
+    """A configuration of the same family with other settings.
+
+    Raises:
+        ConfigError: The family refuses them.
+    """
+    plain = {key: value for key, value in tree.items() if key != "_name_or_path"}
+    try:
+        made: PreTrainedConfig = type(config).from_dict(plain)
+    except (ValueError, StrictDataclassError) as error:
+        shape = {key: plain.get(key) for key in ("hidden_size", "num_attention_heads")}
+        raise ConfigError(
+            f"{config.model_type} has no model of this shape, {shape}: "
+            f"{last_line(error)} Choose other sizes."
+        ) from error
+    return made
+
+
+def _heads_for(width: int) -> int:
+    return max(
+        (h for h in range(1, width + 1) if width % (2 * h) == 0 and width // h >= 32), default=1
+    )

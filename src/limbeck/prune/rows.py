@@ -1,0 +1,162 @@
+"""A model with the rows of some of its tokens only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers import GenerationConfig
+
+from limbeck.errors import ConfigError
+from limbeck.models.build import from_config
+from limbeck.models.causal_lm import CausalLM
+from limbeck.models.load import copied_model
+from limbeck.models.modes import evaluating
+from limbeck.models.prove import HEAD_TOLERANCE
+from limbeck.prune.layouts import made_config, own_name
+
+LISTS = ("suppress_tokens", "begin_suppress_tokens")
+"""Generation settings that are lists of ids, each on its own."""
+
+REFUSED = ("force_words_ids", "sequence_bias", "forced_decoder_ids")
+"""Generation settings that ask for tokens, and would ask for others with some of them gone."""
+
+
+def named_ids(model: CausalLM) -> frozenset[int]:
+    """Ids that a model's configuration or generation settings name: beginnings, ends, padding."""
+    trees = (model.config.to_dict(), generation_tree(model))
+    values = [v for tree in trees for name, v in tree.items() if name.endswith("token_id")]
+    listed = [i for value in values for i in (value if isinstance(value, list) else [value])]
+    return frozenset(i for i in listed if isinstance(i, int))
+
+
+def with_tokens(model: CausalLM, kept: Sequence[int]) -> CausalLM:
+    """A model of its own that knows the kept tokens only, each under its place as its id.
+
+    Its body is the model's own; its logits are the model's at the kept ids, so that its
+    distribution is the model's restricted to them and renormalised.
+
+    Args:
+        model: In eval mode; it is not changed.
+        kept: Ids in increasing order.
+
+    Raises:
+        ConfigError: More of the model depends on the vocabulary than rows, or its generation
+            settings ask for tokens.
+    """
+    new_id = {old: new for new, old in enumerate(kept)}
+    tree = with_new_ids(model.config.to_dict(), new_id)
+    tree[own_name(model.config, "vocab_size")] = len(kept)
+    config = made_config(model.config, tree)
+    with torch.device("meta"):
+        shapes = {n: t.shape for n, t in from_config(config, torch.float32).state_dict().items()}
+    weights = dict(cut_rows(model, kept, shapes))
+    hf_model = model.hf_model
+    made = copied_model(config, weights, device=hf_model.device, dtype=hf_model.dtype)
+    made.hf_model.generation_config = remapped_generation(model, new_id)
+    return made
+
+
+def cut_rows(
+    model: CausalLM, kept: Sequence[int], shapes: Mapping[str, torch.Size]
+) -> Iterator[tuple[str, Tensor]]:
+    """Every weight as it is, or its kept rows where the smaller model has as many.
+
+    Raises:
+        ConfigError: A weight depends on the vocabulary in another way.
+    """
+    state = model.hf_model.state_dict()
+    chosen = torch.tensor(kept, device=model.hf_model.device)
+    for name, tensor in state.items():
+        wanted = shapes.get(name)
+        if wanted == tensor.shape:
+            yield name, tensor
+            continue
+        rows = torch.Size([len(kept), *tensor.shape[1:]])
+        if wanted != rows or len(tensor) < model.vocabulary_size:
+            raise ConfigError(
+                "A vocabulary can be trimmed where weights have one row for each token, but "
+                f"{name} of this {model.family} model is {tuple(tensor.shape)} with "
+                f"{model.vocabulary_size:,} tokens and would be {wanted and tuple(wanted)} with "
+                f"{len(kept):,}. Leave its vocabulary whole."
+            )
+        yield name, tensor.index_select(0, chosen)
+
+
+def with_new_ids(tree: Mapping[str, Any], new_id: Mapping[int, int]) -> dict[str, Any]:
+    """Settings whose ids are new ones; an id of no kept token becomes none.
+
+    Example:
+        >>> with_new_ids({"pad_token_id": -1, "eos_token_id": [7, 9, 8], "width": 9}, {7: 0, 9: 1})
+        {'pad_token_id': None, 'eos_token_id': [0, 1], 'width': 9}
+    """
+    changed = dict(tree)
+    for name, value in tree.items():
+        if not name.endswith("token_id") or value is None:
+            continue
+        if isinstance(value, list):
+            changed[name] = [new_id[i] for i in value if i in new_id]
+        else:
+            changed[name] = new_id.get(value)
+    return changed
+
+
+def generation_tree(model: CausalLM) -> dict[str, Any]:
+    """A model's generation settings."""
+    settings = model.hf_model.generation_config
+    tree: dict[str, Any] = {} if settings is None else settings.to_dict()
+    return tree
+
+
+def remapped_generation(model: CausalLM, new_id: Mapping[int, int]) -> GenerationConfig:
+    """A model's generation settings with new ids; what forbade a token that is gone goes too.
+
+    Raises:
+        ConfigError: They ask for tokens, in ways that cannot be kept.
+    """
+    old = generation_tree(model)
+    if asked := [name for name in REFUSED if old.get(name) is not None]:
+        raise ConfigError(
+            f"Generation settings of a model whose vocabulary is trimmed must not ask for tokens, "
+            f"but those of this {model.family} model have {', '.join(asked)}. Remove it from "
+            "generation_config.json."
+        )
+    tree = with_new_ids(old, new_id)
+    for name in LISTS:
+        if tree.get(name) is not None:
+            tree[name] = [new_id[i] for i in tree[name] if i in new_id] or None
+    if tree.get("bad_words_ids") is not None:
+        words = [word for word in tree["bad_words_ids"] if new_id.keys() >= {*word}]
+        tree["bad_words_ids"] = [[new_id[i] for i in word] for word in words] or None
+    return GenerationConfig.from_dict(tree)
+
+
+def prove_same_logits(
+    whole: CausalLM, trimmed: CausalLM, kept: Sequence[int], input_ids: Int[Tensor, "B T"]
+) -> None:
+    """Check on some text that a trimmed model says of the kept tokens what the whole one says.
+
+    Args:
+        whole: The model.
+        trimmed: As `with_tokens` makes it.
+        kept: Ids in the whole model of the trimmed one's tokens.
+        input_ids: Text, as the trimmed model reads it.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    chosen = torch.tensor(kept, device=input_ids.device)
+    with torch.no_grad(), evaluating(whole), evaluating(trimmed):
+        wanted = whole.logits(chosen[input_ids])[..., chosen].float()
+        gap = (trimmed.logits(input_ids).float() - wanted).abs().max() / wanted.abs().max()
+    bound = HEAD_TOLERANCE[whole.hf_model.dtype]
+    if not gap <= bound:
+        raise ConfigError(
+            "A model with fewer tokens must say of them what it said before, but the logits of "
+            f"this {whole.family} model differ by up to {float(gap):.3g} of the largest (allowed: "
+            f"{bound:.3g}). It does more with token ids than look up rows: leave its vocabulary "
+            "whole."
+        )

@@ -1,0 +1,13 @@
+"""How a student's first weights are made, one file each."""
+
+from limbeck.students.base import (
+    InitialStudent,
+    Origin,
+    initialisers,
+)
+
+__all__ = [
+    "InitialStudent",
+    "Origin",
+    "initialisers",
+]

@@ -1,0 +1,78 @@
+"""How a student's first weights are made, one file each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from limbeck.layer_map import LayerMap
+from limbeck.models import CausalLM, PreTrainedTokenizerBase
+from limbeck.prune.calibration import Text
+from limbeck.registry import Registry
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a student may be made from.
+
+    Attributes:
+        teacher: None where only its recorded signals are there.
+        tokenizer: The teacher's.
+        device: Where the student is to live.
+        dtype: Its number format; float32 trains, narrower ones lose small updates.
+        seed: Of whatever is random.
+        text: Reads the text on which the teacher's parts are weighed; None where there is none.
+        recorded: What is known of a teacher that is not there, but recorded; JSON.
+    """
+
+    teacher: CausalLM | None
+    tokenizer: PreTrainedTokenizerBase
+    device: torch.device
+    dtype: torch.dtype = torch.float32
+    seed: int = 0
+    text: Callable[[], Text] | None = None
+    recorded: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def teacher_layers(self) -> int | None:
+        """Layers of the teacher, or of the one that was recorded; None where nobody knows."""
+        return self.recorded.get("layers") if self.teacher is None else self.teacher.num_layers
+
+    @property
+    def teacher_family(self) -> str | None:
+        """Its model family; None where nobody knows."""
+        return self.recorded.get("family") if self.teacher is None else self.teacher.family
+
+
+@dataclass(frozen=True)
+class InitialStudent:
+    """A student before its first step.
+
+    Attributes:
+        model: In eval mode; its parameters are its own.
+        tokenizer: Its tokenizer.
+        layer_map: Which of its layers answers to which of the teacher's; no pairs where the
+            teacher has fewer layers, or nobody knows how many.
+        facts: Where it comes from; JSON.
+        kept: What it kept of its teacher's insides, too long to be told with the facts; JSON.
+    """
+
+    model: CausalLM
+    tokenizer: PreTrainedTokenizerBase
+    layer_map: LayerMap
+    facts: Mapping[str, Any]
+    kept: Mapping[str, Any] = field(default_factory=dict)
+
+
+initialisers: Registry[InitialStudent] = Registry("student", package="limbeck.students")
+
+
+def spread(student: CausalLM, origin: Origin) -> LayerMap:
+    """The uniform layer map of a student that shares no layers with its teacher, if any."""
+    layers = origin.teacher_layers
+    if layers is None or layers < student.num_layers:
+        return LayerMap(())
+    return LayerMap.uniform(student.num_layers, layers)

@@ -1,0 +1,216 @@
+"""A student that is some of its teacher's layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+import torch
+from annotated_types import Ge, Gt, Le
+from torch import Tensor
+
+from limbeck.errors import ConfigError
+from limbeck.layer_map import LayerMap
+from limbeck.models import (
+    CausalLM,
+    ModelSource,
+    PreTrainedTokenizerBase,
+    copied_model,
+    load_model,
+    model_facts,
+    shape_facts,
+)
+from limbeck.prune import cut_config
+from limbeck.prune.calibration import Calibration, Text, calibrate
+from limbeck.prune.importance import Progress, block_influence, cheapest_span, greedy
+from limbeck.students.base import InitialStudent, Origin, initialisers
+from limbeck.tokenizers import load_tokenizer
+
+Layers = tuple[Annotated[int, Ge(0)], ...] | None
+By = Literal["even", "block_influence", "span", "loss"]
+"""How layers are chosen: evenly spaced; those that change their input most; all but the stretch of
+neighbours whose absence costs least; or without the one whose absence costs least, again and again.
+"""
+
+CALIBRATION_TOKENS = 2048
+"""Positions of calibration text; SmolLM2's greedy choice was made on as many (LOG.md)."""
+
+
+@initialisers.register("depth")
+def depth(
+    origin: Origin,
+    *,
+    layers: Layers = None,
+    keep: Annotated[int, Gt(0)] | None = None,
+    fraction: Annotated[float, Gt(0), Le(1)] | None = None,
+    drop: Layers = None,
+    by: By = "even",
+    calibration_tokens: Annotated[int, Gt(0)] = CALIBRATION_TOKENS,
+    path: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> InitialStudent:
+    """Some of the teacher's layers, its embeddings and its head, copied."""
+    if told := ways_problem(layers=layers, keep=keep, fraction=fraction, drop=drop, by=by):
+        raise ConfigError(told)
+    teacher, tokenizer, facts = teacher_of(
+        origin, None if path is None else (path, revision, trust_remote_code)
+    )
+    if fraction is not None:
+        keep = max(round(fraction * teacher.num_layers), 1)
+    if keep is not None and by != "even":
+        calibration = calibrate(teacher, calibration_text(origin), calibration_tokens)
+        layers, chosen = choose_layers(calibration, keep, by)
+        facts |= {"chosen": chosen}
+        keep = None
+    kept = kept_layers(teacher.num_layers, layers=layers, keep=keep, drop=drop)
+    model = cut(teacher, kept, origin)
+    facts = {"origin": "depth", "layers_kept": list(kept), **shape_facts(model), **facts}
+    return InitialStudent(model, tokenizer, LayerMap.surviving(kept), facts)
+
+
+def teacher_of(
+    origin: Origin, place: tuple[str, str | None, bool] | None
+) -> tuple[CausalLM, PreTrainedTokenizerBase, dict[str, Any]]:
+    """The model a student is cut out of, its tokenizer, and facts where it is not the teacher.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if place is None:
+        if origin.teacher is None:
+            raise ConfigError(
+                "A student is cut out of the teacher's model, and there is only a record of it. "
+                "Give path: the teacher's folder or name."
+            )
+        return origin.teacher, origin.tokenizer, {}
+    source = ModelSource(*place)
+    # Loaded where it is cut, so that it never stands beside teacher and student on the device.
+    teacher = load_model(source, device=torch.device("cpu"), dtype=origin.dtype)
+    path, revision, trust_remote_code = place
+    tokenizer = load_tokenizer(path, revision=revision, trust_remote_code=trust_remote_code)
+    return teacher, tokenizer, {"cut_from": model_facts(source, teacher)}
+
+
+def ways_problem(*, by: str = "even", **ways: Any) -> str | None:
+    """What is wrong with how a recipe says which layers stay; None where nothing is."""
+    given = [way for way, value in ways.items() if value is not None]
+    if len(given) != 1:
+        return (
+            "a depth student needs exactly one of layers (those kept), keep (how many), fraction "
+            f"(what share) and drop (those left out), got {', '.join(given) or 'none'}."
+        )
+    if by != "even" and given[0] in ("layers", "drop"):
+        return (
+            f"by says how layers are chosen, and {given[0]} names them already, got by: {by}. "
+            "Leave out one of them, or give keep."
+        )
+    return None
+
+
+def calibration_text(origin: Origin) -> Text:
+    """The text on which a teacher's parts are weighed.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if origin.text is None:
+        raise ConfigError(
+            "What matters in a teacher is measured on text, and there is none here. Choose "
+            "by: even, or give an Origin with text."
+        )
+    return origin.text()
+
+
+def choose_layers(
+    calibration: Calibration, keep: int, by: By, progress: Progress = lambda _: None
+) -> tuple[tuple[int, ...], dict[str, Any]]:
+    """The layers of a teacher that stay, and how they were found.
+
+    Raises:
+        ConfigError: It has not so many.
+    """
+    total = calibration.teacher.num_layers
+    even = even_layers(keep, total)
+    found: dict[str, Any] = {"by": by, "calibration_tokens": calibration.num_tokens}
+    if by == "loss":
+        kept, removals = greedy(calibration, keep, progress)
+        return kept, found | {"removals": removals}
+    if by == "span":
+        kept, kl = cheapest_span(calibration, keep)
+        return kept, found | {"forward_kl": round(kl, 5)}
+    if by == "block_influence":
+        influence = block_influence(calibration)
+        ranked = sorted(range(total), key=influence.__getitem__, reverse=True)
+        return tuple(sorted(ranked[:keep])), found | {
+            "block_influence": [round(value, 5) for value in influence]
+        }
+    return even, found
+
+
+def kept_layers(
+    num_layers: int, *, layers: Sequence[int] | None, keep: int | None, drop: Sequence[int] | None
+) -> tuple[int, ...]:
+    """The layers a student keeps, 0-based and increasing; exactly one of the three is given.
+
+    Raises:
+        ConfigError: A layer the teacher does not have, one twice, out of order, or none left.
+    """
+    if keep is not None:
+        return even_layers(keep, num_layers)
+    option, named = ("layers", layers) if layers is not None else ("drop", drop or ())
+    told = (
+        f"{option} must name layers of the teacher, 0 to {num_layers - 1}, each once and in order"
+    )
+    if absent := [i for i in named if not 0 <= i < num_layers]:
+        raise ConfigError(f"{told}, but it has no {absent} (got {list(named)}). Leave them out.")
+    if twice := sorted({i for i in named if list(named).count(i) > 1}):
+        raise ConfigError(f"{told}, but {twice} stand in it twice (got {list(named)}).")
+    if list(named) != sorted(named):
+        raise ConfigError(f"{told}, got {list(named)}. Sort them: {sorted(named)}.")
+    kept = tuple(named) if option == "layers" else tuple(sorted(set(range(num_layers)) - {*named}))
+    if not kept:
+        raise ConfigError(f"A student must keep at least one layer, but {option} leaves none.")
+    return kept
+
+
+def even_layers(keep: int, num_layers: int) -> tuple[int, ...]:
+    """Layers spread evenly over all, the first and the last among them.
+
+    Example:
+        >>> even_layers(4, 10)
+        (0, 3, 6, 9)
+
+    Raises:
+        ConfigError: There are not so many.
+    """
+    if not 1 <= keep <= num_layers:
+        raise ConfigError(
+            f"A student keeps between 1 and the teacher's {num_layers} layers, got {keep}. Ask for "
+            "so many."
+        )
+    return tuple(teacher for _, teacher in LayerMap.uniform(keep, num_layers).pairs)
+
+
+def cut(teacher: CausalLM, kept: Sequence[int], origin: Origin) -> CausalLM:
+    """A model of its own: copies of some of the teacher's blocks, and of all that is no block."""
+    config = cut_config(teacher.config, kept)
+    weights = dict(renumbered(teacher.hf_model.state_dict(), teacher.blocks_name, kept))
+    model = copied_model(config, weights, device=origin.device, dtype=origin.dtype)
+    model.end_like(teacher)
+    model.vocabulary_size = teacher.vocabulary_size
+    return model
+
+
+def renumbered(
+    state: Mapping[str, Tensor], blocks_name: str, kept: Sequence[int]
+) -> Iterator[tuple[str, Tensor]]:
+    """The weights of the kept blocks under their new numbers, and those of no block as they are."""
+    new_number = {str(old): new for new, old in enumerate(kept)}
+    for name, tensor in state.items():
+        if not name.startswith(f"{blocks_name}."):
+            yield name, tensor
+            continue
+        number, _, rest = name.removeprefix(f"{blocks_name}.").partition(".")
+        if number in new_number:
+            yield f"{blocks_name}.{new_number[number]}.{rest}", tensor

@@ -1,0 +1,24 @@
+"""A student that is a model of its own already."""
+
+from __future__ import annotations
+
+from limbeck.models import ModelSource, load_model, model_facts
+from limbeck.students.base import InitialStudent, Origin, initialisers, spread
+from limbeck.students.provenance import read_provenance, surviving
+from limbeck.tokenizers import load_tokenizer
+
+
+@initialisers.register("pretrained")
+def pretrained(
+    origin: Origin, *, path: str, revision: str | None = None, trust_remote_code: bool = False
+) -> InitialStudent:
+    """A smaller model, as published, or as `limbeck shrink` made it."""
+    source = ModelSource(path, revision, trust_remote_code)
+    model = load_model(source, device=origin.device, dtype=origin.dtype)
+    tokenizer = load_tokenizer(path, revision=revision, trust_remote_code=trust_remote_code)
+    facts = {"origin": "pretrained", **model_facts(source, model)}
+    told = read_provenance(path)
+    if told:
+        facts["shrunk"] = told
+    layer_map = surviving(told, model, origin) or spread(model, origin)
+    return InitialStudent(model, tokenizer, layer_map, facts)

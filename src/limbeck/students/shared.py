@@ -1,0 +1,22 @@
+"""A student that is its teacher under adapters, in one copy of the weights."""
+
+from __future__ import annotations
+
+from limbeck.errors import ConfigError
+from limbeck.layer_map import LayerMap
+from limbeck.models import shape_facts, shared_model
+from limbeck.students.base import InitialStudent, Origin, initialisers
+
+
+@initialisers.register("shared")
+def shared(origin: Origin) -> InitialStudent:
+    """The teacher's own frozen weights, in memory once; needs `trainable.lora`, one process."""
+    if origin.teacher is None:
+        raise ConfigError(
+            "student.type: a shared student has the weights of the teacher's model, and there is "
+            "only a record of it. Use an online teacher, or a pretrained student."
+        )
+    model = shared_model(origin.teacher)
+    layer_map = LayerMap.surviving(range(model.num_layers))
+    facts = {"origin": "shared", **shape_facts(model)}
+    return InitialStudent(model, origin.tokenizer, layer_map, facts)

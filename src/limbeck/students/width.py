@@ -1,0 +1,144 @@
+"""A student that is its teacher with fewer channels, heads and units, and perhaps fewer layers."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from typing import Annotated, Any
+
+from annotated_types import Ge, Gt, Le
+
+from limbeck.errors import ConfigError
+from limbeck.layer_map import LayerMap
+from limbeck.models import shape_facts
+from limbeck.prune import Widths, narrowed, widths_of
+from limbeck.prune.activations import largest, weigh
+from limbeck.prune.calibration import calibrate
+from limbeck.prune.targets import count_of, widths_for
+from limbeck.students.base import InitialStudent, Origin, initialisers
+from limbeck.students.depth import (
+    CALIBRATION_TOKENS,
+    By,
+    calibration_text,
+    choose_layers,
+    cut,
+    kept_layers,
+    teacher_of,
+)
+
+Size = Annotated[int, Gt(0)] | None
+
+
+@initialisers.register("width")
+def width(
+    origin: Origin,
+    *,
+    intermediate: Size = None,
+    heads: Size = None,
+    kv_heads: Size = None,
+    hidden: Size = None,
+    keep: Annotated[float, Gt(0), Le(1)] | None = None,
+    params: int | str | None = None,
+    layers: Annotated[int, Gt(0)] | tuple[Annotated[int, Ge(0)], ...] | None = None,
+    by: By = "loss",
+    calibration_tokens: Annotated[int, Gt(0)] = CALIBRATION_TOKENS,
+    path: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> InitialStudent:
+    """The teacher's largest channels, heads and units by activation, in all or fewer layers."""
+    sizes = {"intermediate": intermediate, "heads": heads, "kv_heads": kv_heads, "hidden": hidden}
+    if told := sizes_problem(**sizes, keep=keep, params=params):
+        raise ConfigError(told)
+    teacher, tokenizer, facts = teacher_of(
+        origin, None if path is None else (path, revision, trust_remote_code)
+    )
+    whole = teacher.num_parameters
+    target = None if keep is None else round(keep * whole)
+    target = target if params is None else count_of(params)
+    text = calibration_text(origin)
+    calibration = calibrate(teacher, text, calibration_tokens)
+    if isinstance(layers, int) and layers != teacher.num_layers:
+        kept, chosen = choose_layers(calibration, layers, by)
+        facts = {**facts, "chosen": chosen}
+    elif isinstance(layers, tuple):
+        kept = kept_layers(teacher.num_layers, layers=layers, keep=None, drop=None)
+    else:
+        kept = tuple(range(teacher.num_layers))
+    model = teacher if len(kept) == teacher.num_layers else cut(teacher, kept, origin)
+    old = widths_of(model.config)
+    new = sized(old, **sizes) if target is None else widths_for(model.config, target)
+    fits(old, new)
+    parts = largest(weigh(model, calibration.batches), old, new)
+    student = narrowed(model, parts, origin.device, origin.dtype)
+    facts = {
+        "origin": "width",
+        "layers_kept": list(kept),
+        "widths": asdict(new),
+        "teacher_widths": asdict(old),
+        "calibration_tokens": calibration.num_tokens,
+        **shape_facts(student),
+        **facts,
+    }
+    return InitialStudent(student, tokenizer, LayerMap.surviving(kept), facts, plain(asdict(parts)))
+
+
+def sizes_problem(*, keep: float | None, params: int | str | None, **sizes: Any) -> str | None:
+    """What is wrong with how a width student's size is said; None where nothing is."""
+    named = [name for name, value in sizes.items() if value is not None]
+    ways = [*(["sizes"] if named else []), *(["keep"] if keep is not None else [])]
+    ways += ["params"] if params is not None else []
+    if len(ways) == 1:
+        return None
+    return (
+        "a width student needs its sizes (intermediate, heads, kv_heads, hidden: one or more), or "
+        "keep (a share of the teacher's parameters), or params (how many, as 60M), and exactly one "
+        f"of the three, got {', '.join(ways) or 'none'}."
+    )
+
+
+def sized(old: Widths, **sizes: int | None) -> Widths:
+    """A model's widths with some of them changed; heads and their groups follow each other."""
+    new = replace(
+        old,
+        width=sizes["hidden"] or old.width,
+        inner=sizes["intermediate"] or old.inner,
+        heads=sizes["heads"] or old.heads,
+        kv_heads=sizes["kv_heads"] or old.kv_heads,
+    )
+    if sizes["heads"] is None and sizes["kv_heads"] is not None:
+        return replace(new, heads=old.heads // old.kv_heads * new.kv_heads)
+    if sizes["kv_heads"] is None and old.kv_heads == old.heads:
+        return replace(new, kv_heads=new.heads)
+    return new
+
+
+def fits(old: Widths, new: Widths) -> None:
+    """Refuse widths beyond the teacher's, and heads that do not fill their groups.
+
+    Raises:
+        ConfigError: One is.
+    """
+    options = {"hidden": "width", "intermediate": "inner", "heads": "heads", "kv_heads": "kv_heads"}
+    before, after = asdict(old), asdict(new)
+    wrong = [
+        f"{option} {after[name]} (teacher: {before[name]})"
+        for option, name in options.items()
+        if after[name] > before[name]
+    ]
+    if wrong:
+        raise ConfigError(
+            f"A width student keeps at most what its teacher has, got {', '.join(wrong)}. Lower it."
+        )
+    if new.heads % new.kv_heads or new.heads // new.kv_heads > old.heads // old.kv_heads:
+        raise ConfigError(
+            f"Query heads come in groups of equal size, one for each key and value head, at most "
+            f"{old.heads // old.kv_heads} in one, got heads {new.heads} and kv_heads "
+            f"{new.kv_heads}. Set heads to a multiple of kv_heads."
+        )
+
+
+def plain(tree: Any) -> Any:
+    """What JSON knows of a tree: lists for tuples."""
+    if isinstance(tree, dict):
+        return {key: plain(value) for key, value in tree.items()}
+    return [plain(each) for each in tree] if isinstance(tree, list | tuple) else tree

@@ -1,0 +1,97 @@
+"""What is said of the text: who reads it better, what is learnt, which tokens are odd."""
+
+import math
+
+import pytest
+import torch
+
+from limbeck.batch import Batch
+from limbeck.checks import text_notes, trained_on
+from limbeck.checks.case import POSITIONS, shortened, uneven
+from limbeck.checks.text import cross_entropy, teacher_reads_better
+from tests.checks.cases import tiny_case
+from tests.models.tiny import random_batch, tiny_model
+from tests.tokenizers.small import BEGIN, small
+
+
+def row_of(ids: list[int], scored: list[bool]) -> Batch:
+    return Batch.from_tokens(torch.tensor([ids]), torch.tensor([scored]))
+
+
+def test_cross_entropy_is_that_of_the_whole_model():
+    model, batch = tiny_model("llama"), random_batch(4, 30)
+    found, count = cross_entropy(model, [batch])
+    with torch.no_grad():
+        logits = model.hf_model(input_ids=batch.input_ids).logits[batch.scored]
+    expected = torch.nn.functional.cross_entropy(logits, batch.targets())
+    assert count == batch.num_scored()
+    assert found == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_a_teacher_that_read_the_text_before_reads_it_better():
+    case = tiny_case(teacher=tiny_model("llama", 2, seed=3, initializer_range=0.02))
+    assert teacher_reads_better(case).holds == (guess(case, 0) < guess(case, 1))
+    backwards = tiny_case(
+        teacher=case.student, student=tiny_model("llama", 2, seed=3, initializer_range=0.02)
+    )
+    assert teacher_reads_better(backwards).holds != teacher_reads_better(case).holds
+    assert f"{math.log(96):.2f}" in teacher_reads_better(case).found
+
+
+def guess(case, which):
+    return cross_entropy(case.models[which][1], [case.data.batch(range(6))])[0]
+
+
+def test_what_is_learnt_is_told_apart_and_nothing_of_the_text_is_lost():
+    tokenizer = small()
+    ids = tokenizer("the cat sat on the mat").input_ids
+    learnt = [i % 4 >= 2 for i in range(len(ids) - 1)]
+    segments = trained_on(tokenizer, row_of(ids, learnt))
+    assert "".join(s.text for s in segments) == tokenizer.decode(ids)
+    assert segments[0].scored is False
+    assert [s.scored for s in segments] == [i % 2 == 1 for i in range(len(segments))]
+    position = 1 + learnt.index(True)
+    assert tokenizer.decode(ids[:position]) == segments[0].text
+
+
+def test_texts_in_one_row_are_shown_whole_and_padding_is_not():
+    tokenizer = small()
+    first, second = tokenizer("a cat").input_ids, tokenizer("the mat").input_ids
+    ids = [*first[:-1], *second[:-1], 0, 0]
+    targets = [*first[1:], *second[1:], 0, 0]
+    places = [*range(len(first) - 1), *range(len(second) - 1), 0, 1]
+    documents = [0] * (len(first) - 1) + [1] * (len(second) - 1) + [-1, -1]
+    as_row = [torch.tensor([each]) for each in (ids, targets, places, documents)]
+    batch = Batch(as_row[0], as_row[1], as_row[3] >= 0, as_row[2], as_row[3])
+    told = "".join(segment.text for segment in trained_on(tokenizer, batch))
+    assert told == "a catthe mat"
+
+
+def test_a_doubled_beginning_and_a_missing_end_are_told():
+    tokenizer = small(begin=BEGIN)
+    first, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+    assert first is not None
+    assert end not in (None, first)
+    scored = [True] * 3
+    doubled = text_notes(tokenizer, [row_of([first, first, 5, 6], scored)], is_chat=False)
+    assert "twice" in doubled[0]
+    assert "learn to stop" in doubled[1]
+    assert text_notes(tokenizer, [row_of([first, 5, 6, end], scored)], is_chat=False) == []
+
+
+def test_a_chat_says_whose_template_writes_it_and_how_much_is_learnt():
+    tokenizer = small()
+    ids = [5, 6, 7, tokenizer.eos_token_id]
+    notes = text_notes(tokenizer, [row_of(ids, [False, True, True])], is_chat=True)
+    assert len(notes) == 1
+    assert "3 tokens, 2 are learnt" in notes[0]
+
+
+def test_a_row_whose_prompt_is_long_is_not_cut_before_what_is_learnt():
+    scored = torch.zeros(2, 400, dtype=torch.bool)
+    scored[0, 300:] = True
+    scored[1, 5:] = True
+    batch = Batch.from_tokens(torch.zeros(2, 401, dtype=torch.long), scored)
+    assert shortened(batch, POSITIONS).scored.any(1).all()
+    counts = uneven(batch).scored.sum(1).tolist()
+    assert counts == [100, 198]

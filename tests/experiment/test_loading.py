@@ -1,0 +1,39 @@
+"""What parts of a recipe say of each other, and the schema editors use."""
+
+import pytest
+
+import limbeck
+from limbeck.errors import ConfigError
+from limbeck.experiment import schema
+from tests.experiment.house import write_recipe
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["optim.learning_rate=[1e-3, 1e-3]"], "optim.learning_rate: must name each rate once"),
+        (
+            ["evaluate.baseline=cross_entropy", "evaluate.baseline_learning_rate=[1e-3, 0.001]"],
+            "evaluate.baseline_learning_rate: must name each rate once",
+        ),
+        (["evaluate.baseline_learning_rate=1e-3"], "evaluate.baseline asks for none"),
+        (["evaluate.data=null", "optim.learning_rate=[1e-3, 2e-3]"], "evaluate.data names none"),
+        (["evaluate.data=null", "evaluate.baseline=cross_entropy"], "evaluate.data names none"),
+        (
+            ["optim.schedule=cosine", "optim.schedule_options={a: 1, b: 2}"],
+            r"schedule_options\.a(.|\n)*schedule_options\.b",
+        ),
+    ],
+)
+def test_parts_that_do_not_go_together_are_all_said(tmp_path, overrides, told):
+    with pytest.raises(ConfigError, match=told):
+        limbeck.load(write_recipe(tmp_path), overrides)
+
+
+def test_the_schema_knows_every_open_part_and_allows_none_where_the_recipe_does():
+    choice = schema()["$defs"]["ObjectiveConfig"]["properties"]["positions"]["anyOf"]
+    kinds = [each["properties"]["type"]["const"] for each in choice if "properties" in each]
+    assert "teacher_entropy" in kinds
+    assert {"type": "null"} in choice
+    divergence = schema()["$defs"]["ObjectiveConfig"]["properties"]["divergence"]["anyOf"]
+    assert {"type": "null"} not in divergence

@@ -1,0 +1,77 @@
+"""The parts of a run: what is drawn at random, and in which numbers a teacher computes."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.distributed.device_mesh import init_device_mesh
+
+import limbeck
+from limbeck.batch import Batch
+from limbeck.config import ObjectiveConfig
+from limbeck.distributed import World
+from limbeck.distributed.ranks import group_of_one
+from limbeck.experiment.parts import gather_parts
+from tests.experiment.house import write_recipe, write_texts
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("LIMBECK_CACHE", str(tmp_path / "cache"))
+
+
+def one_process():
+    return World(0, 1, torch.device("cpu"))
+
+
+def test_what_terms_own_is_drawn_from_the_seed_alone(tmp_path):
+    """Else ranks that keep whole copies would each train projectors of their own."""
+    parts = gather_parts(limbeck.load(write_recipe(tmp_path)), one_process())
+    parts.shapes = replace(parts.shapes, teacher_width=48)
+    projected = ObjectiveConfig(extra=({"type": "hidden_state", "weight": 1.0},))
+    drawn = []
+    for other in (1, 2):
+        torch.manual_seed(other)
+        objective = parts.distiller(parts.student.model, projected).objective
+        drawn.append([p.clone() for p in objective.parameters()])
+    assert drawn[0]
+    for first, second in zip(*drawn, strict=True):
+        assert torch.equal(first, second)
+
+
+def test_a_sharded_teacher_computes_in_the_format_the_recipe_names(tmp_path):
+    path = write_recipe(tmp_path, teacher={"dtype": "bfloat16"})
+    with group_of_one("gloo"):
+        mesh = init_device_mesh("cpu", (1,))
+        parts = gather_parts(limbeck.load(path), World(0, 1, torch.device("cpu"), mesh))
+        batch = Batch.from_tokens(torch.arange(9)[None])
+        distribution = parts.teacher.signal(batch).distribution
+        assert distribution.hidden.dtype == torch.bfloat16
+
+
+def test_what_fell_out_of_the_text_is_told_once(tmp_path):
+    path = write_recipe(tmp_path)
+    with (tmp_path / "train.jsonl").open("a") as file:
+        file.write('{"text": "a still boils"}\n' * 2 + '{"text": "a"}\n')
+    parts = gather_parts(limbeck.load(path, ["data.append_eos=false"]), one_process())
+    assert parts.notes == [
+        "Of 43 training documents fell out: 1 less than two tokens.",
+        "1 training documents stand there more than once.",
+    ]
+
+
+def test_figures_come_from_documents_spread_over_the_whole_text(tmp_path):
+    write_recipe(tmp_path)
+    write_texts(tmp_path / "held.jsonl", 40, seed=5)
+    limits = ["evaluate.max_tokens=160", "evaluate.max_tokens_during=96"]
+    parts = gather_parts(limbeck.load(tmp_path / "recipe.yaml", limits), one_process())
+    held_out = parts.held_out
+    for rows in (held_out.deciding_rows, held_out.reporting_rows):
+        documents = held_out.data.row_documents[rows]
+        assert documents.min() < 10
+        assert documents.max() >= 30
+    deciding, reporting = (
+        set(held_out.data.row_documents[rows])
+        for rows in (held_out.deciding_rows, held_out.reporting_rows)
+    )
+    assert not deciding & reporting

@@ -1,0 +1,116 @@
+"""The command as schedulers treat it: several ranks, killed, stopped, resumed."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.experiment.house import steps_of, write_recipe
+
+pytestmark = pytest.mark.slow
+PATIENCE_S = 300
+
+
+def start(folder, *arguments, launcher=()):
+    environment = {**os.environ, "LIMBECK_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, *launcher, "-m", "limbeck", "distill", "recipe.yaml", *arguments],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process, code=0):
+    told, _ = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == code, told
+    return told
+
+
+def wait_for_step(process, folder, step):
+    """Until the log of a run says it has taken so many steps."""
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        path = folder / "run" / "metrics.jsonl"
+        if path.exists() and f'"step": {step},' in path.read_text():
+            return
+        if process.poll() is not None:
+            raise AssertionError(f"ended before step {step}: {process.communicate()[0]}")
+        time.sleep(0.005)
+    raise AssertionError(f"step {step} never came")
+
+
+def weights(folder):
+    return (folder / "run" / "student" / "model.safetensors").read_bytes()
+
+
+def whole(tmp_path, name):
+    folder = tmp_path / name
+    folder.mkdir()
+    # 40 documents, a few rows: 60 steps of 4 rows cross the end of an epoch more than once.
+    write_recipe(folder, optim={"steps": 60}, checkpoint={"every": 4}, evaluate={"every": 1000})
+    return folder
+
+
+def test_killed_three_times_and_resumed_the_student_is_the_same_to_the_byte(tmp_path):
+    untouched = whole(tmp_path, "untouched")
+    finish(start(untouched))
+    killed = whole(tmp_path, "killed")
+    dice = random.Random(os.getpid())
+    at = sorted(dice.sample(range(6, 40), 3))
+    for number, step in enumerate(at):
+        process = start(killed, *(["--resume"] if number else []))
+        wait_for_step(process, killed, step)
+        process.kill()
+        process.communicate()
+    told = finish(start(killed, "--resume"))
+    assert "resumed at" in told
+    assert "resumed at 0" not in told
+    assert weights(killed) == weights(untouched), f"killed at {at}"
+    assert [r["loss"] for r in steps_of(killed / "run")] == [
+        r["loss"] for r in steps_of(untouched / "run")
+    ]
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_run_that_is_asked_to_stop_saves_and_goes_on_later(tmp_path, sent, code):
+    untouched, stopped = whole(tmp_path, "untouched"), whole(tmp_path, "stopped")
+    finish(start(untouched))
+    process = start(stopped)
+    wait_for_step(process, stopped, 9)
+    process.send_signal(sent)
+    assert "saved at step" in finish(process, code)
+    finish(start(stopped, "--resume"))
+    assert weights(stopped) == weights(untouched)
+
+
+def test_two_ranks_take_the_steps_of_one_process(tmp_path):
+    """Three rows a step on two ranks: scored tokens differ, and one micro-batch is empty."""
+    folders = []
+    for name in ("one", "two"):
+        folder = tmp_path / name
+        folder.mkdir()
+        write_recipe(
+            folder,
+            optim={"tokens_per_step": 96},
+            memory={"micro_batch": 1},
+            evaluate={"baseline": "cross_entropy"},
+        )
+        folders.append(folder)
+    one, two = folders
+    finish(start(one))
+    finish(start(two, launcher=["-m", "torch.distributed.run", "--nproc-per-node", "2"]))
+    for record, expected in zip(steps_of(two / "run"), steps_of(one / "run"), strict=True):
+        for name in ("loss", "divergence", "cross_entropy", "grad_norm"):
+            assert record[name] == pytest.approx(expected[name], rel=1e-4)
+        assert record["tokens"] == expected["tokens"]
+    mine, theirs = (load_file(f / "run" / "student" / "model.safetensors") for f in (two, one))
+    for name, value in theirs.items():
+        assert (mine[name] - value).abs().max() < 1e-4, name

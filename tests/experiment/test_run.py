@@ -1,0 +1,245 @@
+"""The main job from a recipe to a report, on tiny models that take the real path."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import limbeck
+from limbeck.errors import ConfigError, DataError
+from tests.experiment.house import steps_of, write_model, write_recipe, write_texts
+from tests.tokenizers.small import edited, small
+
+OPEN_ELSEWHERE = """
+import sys
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+ids = tokenizer("a still boils", return_tensors="pt").input_ids
+out = model.generate(ids, max_new_tokens=4, do_sample=False, pad_token_id=0)
+assert "limbeck" not in sys.modules
+print(model.config.num_hidden_layers, out.shape[1] - ids.shape[1])
+"""
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("LIMBECK_CACHE", str(tmp_path / "cache"))
+
+
+def swap_two_ids(tree):
+    vocabulary = tree["model"]["vocab"]
+    a, b = sorted(vocabulary, key=vocabulary.get)[40:42]
+    vocabulary[a], vocabulary[b] = vocabulary[b], vocabulary[a]
+
+
+def run(path, *overrides, **options):
+    with limbeck.assemble(limbeck.load(path, overrides)) as whole:
+        return whole.train(**options)
+
+
+def test_a_recipe_becomes_a_student_a_table_and_a_report(tmp_path):
+    outcome = run(write_recipe(tmp_path), "evaluate.baseline=cross_entropy")
+    arms = outcome.evaluation["arms"]
+    assert arms.keys() == {"initial", "distilled", "cross_entropy", "teacher"}
+    assert arms["distilled"]["forward_kl"]["value"] < arms["initial"]["forward_kl"]["value"]
+    assert arms["teacher"]["forward_kl"]["value"] == 0
+    assert outcome.evaluation["difference"]["forward_kl"].keys() == {"value", "low", "high"}
+    assert outcome.evaluation == json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert outcome.report is not None
+    assert "<html" in outcome.report.read_text()
+    provenance = json.loads((tmp_path / "run" / "provenance.json").read_text())
+    assert provenance["student"]["layers_kept"] == [0, 3]
+    assert provenance["timing"].keys() == {"training_distilled", "training_cross_entropy"}
+    assert "step 6/6" in (tmp_path / "run" / "log.txt").read_text()
+    assert len(steps_of(tmp_path / "run")) == 6
+    stage = steps_of(tmp_path / "run" / "stages" / "cross_entropy")
+    assert "divergence" not in stage[0]
+    done = subprocess.run(
+        [sys.executable, "-c", OPEN_ELSEWHERE, outcome.student],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PATH": "", "HF_HUB_OFFLINE": "1"},
+    )
+    assert done.stdout.split() == ["2", "4"]
+
+
+def test_both_arms_read_the_same_tokens_in_the_same_order(tmp_path):
+    run(write_recipe(tmp_path), "evaluate.baseline=cross_entropy", "objective.alpha=0.0")
+    main = steps_of(tmp_path / "run")
+    anchor = steps_of(tmp_path / "run" / "stages" / "cross_entropy")
+    assert [r["cross_entropy"] for r in main] == [r["cross_entropy"] for r in anchor]
+
+
+def test_a_grid_keeps_the_rate_that_comes_nearest_to_the_teacher(tmp_path):
+    path = write_recipe(tmp_path)
+    outcome = run(path, "optim.learning_rate=[1e-6, 3e-3]")
+    assert outcome.evaluation["learning_rate"] == {"distilled": 3e-3}
+    kept = (outcome.student / "model.safetensors").read_bytes()
+    stages = tmp_path / "run" / "stages"
+    assert kept == (stages / "distilled-0.003" / "student" / "model.safetensors").read_bytes()
+    assert kept != (stages / "distilled-1e-06" / "student" / "model.safetensors").read_bytes()
+
+
+def test_the_anchor_may_have_a_grid_of_its_own(tmp_path):
+    outcome = run(
+        write_recipe(tmp_path),
+        "evaluate.baseline=cross_entropy",
+        "evaluate.baseline_learning_rate=[1e-6, 1e-3]",
+    )
+    assert outcome.evaluation["learning_rate"] == {"distilled": 3e-3, "cross_entropy": 1e-3}
+
+
+def test_evaluating_the_finished_student_again_gives_the_same_figures(tmp_path):
+    path = write_recipe(tmp_path)
+    first = run(path).evaluation
+    with limbeck.assemble(limbeck.load(path)) as whole:
+        again = whole.evaluate()
+    assert again["arms"]["distilled"]["forward_kl"] == pytest.approx(
+        first["arms"]["distilled"]["forward_kl"], rel=1e-4
+    )
+
+
+@pytest.mark.parametrize(("student_rows", "teacher_rows"), [(384, 448), (448, 384)])
+def test_padded_vocabularies_give_the_losses_of_unpadded_ones(tmp_path, student_rows, teacher_rows):
+    """Qwen2.5-7B has 152,064 rows for the tokens for which Qwen2.5-1.5B has 151,936."""
+    from transformers import AutoModelForCausalLM
+
+    real = len(small())
+    found = []
+    for name, rows_s, rows_t in (("plain", real, real), ("padded", student_rows, teacher_rows)):
+        folder = tmp_path / name
+        folder.mkdir()
+        plain = tmp_path / "plain"
+        like_t = like_s = None
+        if name == "padded":
+            like_t = AutoModelForCausalLM.from_pretrained(plain / "teacher")
+            like_s = AutoModelForCausalLM.from_pretrained(plain / "student")
+        write_model(folder / "teacher", rows=rows_t, like=like_t)
+        write_model(folder / "student", rows=rows_s, layers=2, seed=5, like=like_s)
+        write_texts(folder / "train.jsonl", 40, seed=1)
+        write_texts(folder / "held.jsonl", 12, seed=2)
+        student = {"type": "pretrained", "path": str(folder / "student"), "layers": None}
+        path = write_recipe(folder)
+        recipe = json.loads(path.read_text())
+        recipe["student"] = {k: v for k, v in student.items() if v is not None}
+        path.write_text(json.dumps(recipe))
+        outcome = run(path)
+        found.append(([r["loss"] for r in steps_of(folder / "run")], outcome.evaluation))
+    (plain_losses, plain_eval), (padded_losses, padded_eval) = found
+    assert padded_losses == pytest.approx(plain_losses, rel=1e-4)
+    kl = "distilled"
+    assert padded_eval["arms"][kl]["forward_kl"]["value"] == pytest.approx(
+        plain_eval["arms"][kl]["forward_kl"]["value"], rel=1e-3
+    )
+    assert padded_eval["padded_mass"]["initial"] > 0
+    assert plain_eval["padded_mass"]["initial"] == 0
+
+
+def test_a_student_with_other_ids_for_the_same_tokens_is_refused(tmp_path):
+    path = write_recipe(tmp_path)
+    student = write_model(tmp_path / "other", rows=len(small()), layers=2)
+    edited(swap_two_ids).save_pretrained(student)
+    recipe = json.loads(path.read_text())
+    recipe["student"] = {"type": "pretrained", "path": str(student)}
+    path.write_text(json.dumps(recipe))
+    with pytest.raises(ConfigError, match="40"):
+        run(path)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_directory_of_another_run_is_left_alone(tmp_path):
+    path = write_recipe(tmp_path)
+    run(path)
+    before = (tmp_path / "run" / "metrics.jsonl").read_text()
+    with pytest.raises(ConfigError, match="already holds a run"):
+        run(path)
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
+    assert run(path, overwrite=True).student.exists()
+
+
+def test_files_that_are_no_run_are_never_mixed_with_one(tmp_path):
+    path = write_recipe(tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("ten years of work")
+    for options in ({}, {"overwrite": True}, {"resume": True}):
+        with pytest.raises(ConfigError, match="no run of limbeck's"):
+            run(path, **options)
+    assert (tmp_path / "run" / "thesis.tex").read_text() == "ten years of work"
+
+
+def test_resuming_with_another_recipe_is_refused_with_the_difference(tmp_path):
+    path = write_recipe(tmp_path)
+    run(path)
+    (tmp_path / "run" / "scores.json").unlink()
+    with pytest.raises(ConfigError, match=r"temperature: was 2\.0, is 3\.0"):
+        run(path, "objective.temperature=3.0", resume=True)
+
+
+def test_resuming_a_finished_run_trains_nothing_and_says_the_same(tmp_path):
+    path = write_recipe(tmp_path)
+    first = run(path)
+    again = run(path, resume=True)
+    assert again.evaluation["arms"] == first.evaluation["arms"]
+    assert len(steps_of(tmp_path / "run")) == 6
+
+
+def test_too_few_held_out_documents_are_said(tmp_path):
+    path = write_recipe(tmp_path)
+    write_texts(tmp_path / "held.jsonl", 2, seed=3)
+    with pytest.raises(DataError, match="at least 4 documents"):
+        run(path)
+
+
+def test_without_held_out_text_there_is_a_student_and_no_claim(tmp_path):
+    path = write_recipe(tmp_path)
+    recipe = json.loads(path.read_text())
+    del recipe["evaluate"]
+    path.write_text(json.dumps(recipe))
+    outcome = run(path)
+    assert outcome.student.exists()
+    assert outcome.evaluation["arms"] == {}
+    assert outcome.report is not None
+    assert "what it kept is not known" in outcome.report.read_text()
+
+
+def test_refusing_to_resume_leaves_the_recipe_that_was_run(tmp_path):
+    path = write_recipe(tmp_path)
+    run(path)
+    before = (tmp_path / "run" / "recipe.yaml").read_text()
+    with pytest.raises(ConfigError, match="temperature"):
+        run(path, "objective.temperature=3.0", resume=True)
+    assert (tmp_path / "run" / "recipe.yaml").read_text() == before
+
+
+def test_overwriting_leaves_nothing_of_the_run_before(tmp_path):
+    path = write_recipe(tmp_path)
+    run(path, "track=[tensorboard]")
+    (tmp_path / "run" / "report.html").write_text("of the run before")
+    stale = set((tmp_path / "run" / "tensorboard").iterdir())
+    run(path, "track=[tensorboard]", overwrite=True)
+    assert (tmp_path / "run" / "report.html").read_text() != "of the run before"
+    assert not stale & set((tmp_path / "run" / "tensorboard").iterdir())
+
+
+def test_a_student_that_began_as_its_teacher_still_gets_its_figures(tmp_path):
+    path = write_recipe(tmp_path, student={"layers": [0, 1, 2, 3]})
+    outcome = run(path, "optim.steps=2")
+    assert outcome.evaluation["arms"]["initial"]["forward_kl"]["value"] == pytest.approx(
+        0, abs=1e-6
+    )
+    assert "gap_recovered_percent" not in outcome.evaluation
+    assert outcome.report is not None
+
+
+def test_evaluating_a_student_of_other_ids_is_refused(tmp_path):
+    path = write_recipe(tmp_path)
+    other = write_model(tmp_path / "other", rows=len(small()), layers=2)
+    edited(swap_two_ids).save_pretrained(other)
+    with (
+        limbeck.assemble(limbeck.load(path)) as whole,
+        pytest.raises(ConfigError, match="must mean the same to student and teacher"),
+    ):
+        whole.evaluate(other)

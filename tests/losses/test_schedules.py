@@ -1,0 +1,123 @@
+"""Alpha and temperature as functions of the optimizer step."""
+
+import copy
+import math
+
+import pytest
+import torch
+from pydantic import TypeAdapter, ValidationError
+
+from limbeck.config import ObjectiveConfig
+from limbeck.config.schedules import Schedule, Varying
+from limbeck.layer_map import LayerMap
+from limbeck.losses import Head, PairShapes, StudentView, TeacherSignal, build_objective
+from limbeck.losses.distributions import DenseLogits
+from limbeck.losses.schedules import at, largest
+
+READ = TypeAdapter(ObjectiveConfig)
+SHAPES = PairShapes(1, 1, 1, 1, LayerMap.uniform(1, 1))
+RAMP = {"type": "linear", "from": 0.2, "to": 1.0, "steps": 4}
+
+
+def build(**options):
+    return build_objective(READ.validate_python(options), SHAPES, head_budget_mb=1)
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        (RAMP, [0.2, 0.4, 0.6, 0.8, 1.0, 1.0]),
+        (
+            {**RAMP, "type": "cosine"},
+            [0.2, 0.6 - 0.4 * math.sqrt(0.5), 0.6, 0.6 + 0.4 * math.sqrt(0.5), 1, 1],
+        ),
+        ({"type": "table", "values": {0: 0.9, 3: 0.5, 5: 0.1}}, [0.9, 0.9, 0.9, 0.5, 0.5, 0.1]),
+        ({"type": "linear", "values": {1: 0.0, 3: 1.0, 5: 0.5}}, [0, 0, 0.5, 1, 0.75, 0.5]),
+        (0.7, [0.7] * 6),
+    ],
+)
+def test_a_schedule_is_a_function_of_the_step(spec, expected):
+    alpha = READ.validate_python({"alpha": spec}).alpha
+    assert [at(alpha, step) for step in range(6)] == pytest.approx(expected)
+    assert float(alpha) == pytest.approx(expected[0])
+    assert largest(alpha) == pytest.approx(max(expected))
+
+
+@pytest.mark.parametrize("spec", [RAMP, {"type": "table", "values": {0: 0.9, 3: 0.5}}, 0.7])
+def test_a_schedule_survives_saving_and_copying(spec):
+    config = READ.validate_python({"alpha": spec})
+    saved = READ.dump_python(config, mode="json")
+    for again in (READ.validate_python(saved), copy.deepcopy(config)):
+        assert [at(again.alpha, step) for step in range(9)] == [
+            at(config.alpha, step) for step in range(9)
+        ]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {**RAMP, "to": 1.1},
+        {**RAMP, "steps": 0},
+        {**RAMP, "steps": -3},
+        {**RAMP, "type": "square"},
+        {**RAMP, "stepz": 3},
+        {"type": "linear", "from": 0.1},
+        {"type": "linear", "values": {0: 0.5}},
+        {"type": "table", "values": {}},
+        {"type": "table", "values": {0: float("nan")}},
+        "much",
+    ],
+)
+def test_a_schedule_that_cannot_be_is_refused(wrong):
+    with pytest.raises(ValidationError, match="alpha"):
+        READ.validate_python({"alpha": wrong})
+    with pytest.raises(ValidationError, match="temperature"):
+        READ.validate_python({"temperature": {**RAMP, "from": 0.0}})
+
+
+def test_weights_and_temperature_are_those_of_the_step():
+    objective = build(alpha=RAMP, temperature={"type": "table", "values": {0: 4.0, 2: 1.0}})
+    assert objective.weights == pytest.approx({"divergence": 0.2, "cross_entropy": 0.8})
+    for step, alpha, temperature in [(3, 0.8, 1.0), (1, 0.4, 4.0), (0, 0.2, 4.0), (9, 1.0, 1.0)]:
+        objective.set_step(step)
+        expected = {"divergence": alpha, "cross_entropy": 1 - alpha}
+        assert objective.weights == pytest.approx(expected)
+        assert objective.logit_terms["divergence"].temperature == temperature
+
+
+@pytest.mark.parametrize("finish", [None, torch.clone])
+@pytest.mark.parametrize("step", [0, 2, 7])
+def test_a_scheduled_step_equals_an_objective_with_those_numbers(finish, step):
+    """Loss and gradient, on the closed form and on the general path."""
+    temperature = {"type": "cosine", "from": 4.0, "to": 1.0, "steps": 5}
+    alpha = {"type": "linear", "from": 0.0, "to": 0.9, "steps": 6}
+    scheduled = build(alpha=alpha, temperature=temperature)
+    scheduled.set_step(step)
+    numbers = {
+        "alpha": at(READ.validate_python({"alpha": alpha}).alpha, step),
+        "temperature": at(READ.validate_python({"temperature": temperature}).temperature, step),
+    }
+    weight = torch.randn(9, 4, dtype=torch.float64)
+    head = Head(weight) if finish is None else Head(weight, None, finish)
+    targets, teacher = torch.randint(9, (5,)), DenseLogits(torch.randn(5, 9).double())
+    start, results = torch.randn(5, 4, dtype=torch.float64), []
+    plain = build_objective(ObjectiveConfig(**numbers), SHAPES, head_budget_mb=1)
+    for objective in (scheduled, plain):
+        hidden = start.clone().requires_grad_()
+        view = StudentView(hidden, head, {}, targets)
+        loss, shares = objective(view, TeacherSignal(teacher), torch.tensor(5))
+        results.append([loss, *torch.autograd.grad(loss, hidden), shares["cross_entropy"]])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_teacher_is_asked_if_alpha_is_ever_more_than_zero():
+    late = {"type": "table", "values": {0: 0.0, 100: 0.5}}
+    assert build(alpha=late).needs.distribution
+    assert not build(alpha={"type": "table", "values": {0: 0.0, 100: 0.0}}).needs.distribution
+
+
+def test_a_number_with_a_schedule_is_its_first_value_to_all_others():
+    number = Varying(Schedule(type="linear", values={0: 0.25, 10: 1.0}))
+    assert 1 - number == 0.75
+    assert isinstance(number, float)
