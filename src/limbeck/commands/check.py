@@ -70,7 +70,7 @@ def check(
 
 def tell(run: Run, *, as_json: bool) -> list[str]:
     """Prove and print everything; the names of what keeps the run from starting."""
-    from limbeck.checks import Case, plan_findings, prove, text_notes, trained_on
+    from limbeck.checks import Case, plan_findings, prove, text_notes, trained_on  # noqa: PLC0415
     from limbeck.checks.case import spread  # noqa: PLC0415
 
     parts, config = run.parts, run.config
