@@ -19,10 +19,6 @@ class Mutation(NamedTuple):
 
 KL, SKEW = "losses/divergences/kl.py", "losses/divergences/skew.py"
 JSD = "losses/divergences/jensen_shannon.py"
-    "losses/divergences/kl.py",
-    "losses/divergences/skew.py",
-    "losses/divergences/jensen_shannon.py",
-)
 AKL, AB = "losses/divergences/adaptive_kl.py", "losses/divergences/alpha_beta.py"
 TV, LK, TODI = (
     "losses/divergences/total_variation.py",
