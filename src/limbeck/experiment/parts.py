@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from limbeck.config import ObjectiveConfig, RunConfig
-from limbeck.data import TextData, load_data, overlap
+from limbeck.data import BatchSource, SourceContext, TextData, load_data, overlap, sources
 from limbeck.data.held_out import HeldOut
 from limbeck.distributed import World, barrier, shard
 from limbeck.errors import ConfigError, DataError
@@ -64,6 +64,7 @@ class Parts:
         student: As initialised; whoever trains it takes it away (`take_student`).
         shapes: What terms must know of the two models.
         data: Training text.
+        source: The batches of each step, made from it.
         held_out: Held-out text, if the recipe names any.
         notes: What a user should hear, though nothing is wrong.
     """
@@ -76,6 +77,7 @@ class Parts:
     student: InitialStudent | None
     shapes: PairShapes
     data: TextData
+    source: BatchSource
     held_out: HeldOut | None
     facts: dict[str, Any]
     notes: list[str] = field(default_factory=list)
@@ -168,6 +170,15 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
         require_known_tokens(text, vocabulary)
     shapes = shapes_of(student, teacher)
     teacher.require(request_of(config, shapes, vocabulary, data, held_out))
+    source = sources.bind(config.data.source, "data.source")(
+        SourceContext(
+            data,
+            tokenizer,
+            config.seed,
+            config.optim.rows_per_step(config.data.sequence_length),
+            config.data.sequence_length,
+        )
+    )
     if not is_shared(config):
         teacher.shard(world)
     facts = {
@@ -178,7 +189,18 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
         "held_out": held_out.data.facts if held_out else None,
     }
     return Parts(
-        config, world, tokenizer, vocabulary, teacher, student, shapes, data, held_out, facts, notes
+        config=config,
+        world=world,
+        tokenizer=tokenizer,
+        vocabulary=vocabulary,
+        teacher=teacher,
+        student=student,
+        shapes=shapes,
+        data=data,
+        source=source,
+        held_out=held_out,
+        facts=facts,
+        notes=notes,
     )
 
 
