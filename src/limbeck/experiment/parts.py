@@ -170,15 +170,6 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
         require_known_tokens(text, vocabulary)
     shapes = shapes_of(student, teacher)
     teacher.require(request_of(config, shapes, vocabulary, data, held_out))
-    source = sources.bind(config.data.source, "data.source")(
-        SourceContext(
-            data,
-            tokenizer,
-            config.seed,
-            config.optim.rows_per_step(config.data.sequence_length),
-            config.data.sequence_length,
-        )
-    )
     if not is_shared(config):
         teacher.shard(world)
     facts = {
@@ -197,11 +188,20 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
         student=student,
         shapes=shapes,
         data=data,
-        source=source,
+        source=source_of(config, data, tokenizer),
         held_out=held_out,
         facts=facts,
         notes=notes,
     )
+
+
+def source_of(config: RunConfig, data: TextData, tokenizer: PreTrainedTokenizerBase) -> BatchSource:
+    """The recipe's batch source, over its text."""
+    length = config.data.sequence_length
+    context = SourceContext(
+        data, tokenizer, config.seed, config.optim.rows_per_step(length), length
+    )
+    return sources.bind(config.data.source, "data.source")(context)
 
 
 def request_of(
