@@ -11,7 +11,7 @@ from limbeck.data import TextData
 from limbeck.data.held_out import HeldOut
 from limbeck.errors import ConfigError, DataError
 from limbeck.files import manifest
-from limbeck.losses import PairShapes, TeacherSignal, build_objective
+from limbeck.losses import PairShapes, build_objective
 from limbeck.models import PreTrainedTokenizerBase
 from limbeck.recording import window_of
 from limbeck.store import TOKENIZER, Store
@@ -136,7 +136,7 @@ def require_served(
     signal = teacher.signal(batch)
     if signal.distribution is None:
         return
-    one = TeacherSignal(moved(signal.distribution.rows(slice(0, 1)), torch.device("cpu")), {})
+    one = moved(signal.distribution.rows(slice(0, 1)), torch.device("cpu"))
     logits = torch.zeros(1, teacher.store.header.vocabulary_size)
     steps = config.optim.steps
     for step in (0, steps // 2, steps - 1):

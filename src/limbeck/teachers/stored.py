@@ -91,7 +91,7 @@ class StoredTeacher(Teacher):
         if found:
             return signal
         nothing = slice(0, 0)
-        return TeacherSignal(
+        return TeacherSignal.from_distribution(
             None if signal.distribution is None else signal.distribution.rows(nothing),
             {layer: states[nothing] for layer, states in signal.layer_hidden.items()},
         )
@@ -109,7 +109,7 @@ class StoredTeacher(Teacher):
             layer: torch.cat([record.layers[layer] for record in found]).to(self._device)
             for layer in sorted(self._needs.layers)
         }
-        return TeacherSignal(distribution, layers)
+        return TeacherSignal.from_distribution(distribution, layers)
 
 
 def samples_of(batch: Batch) -> Iterator[Sample]:
