@@ -169,11 +169,17 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelConfig:
-    """How models are spread over the ranks torchrun starts."""
+    """How models are sharded over the ranks torchrun starts, and in which format they compute."""
 
     __pydantic_config__ = STRICT
-    shard: Literal["auto", "none"] = "auto"
-    """`auto` shards student, optimizer and teacher over all ranks (FSDP2)."""
+    shard: Literal["auto", "always", "none"] = "auto"
+    """`auto` shards student, optimizer and teacher over all ranks (FSDP2). `always` does so for a
+    single process too, which CUDA always does: the same code then runs on a CPU. `none` keeps a
+    whole copy of the models on each rank."""
+    compute_dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Format the student computes in; its weights, gradients and optimizer state are float32.
+    `auto` takes bfloat16 on CUDA devices that have it, and float32 elsewhere. `bfloat16` shards a
+    single process's models as well, because FSDP2 casts the weights."""
 
 
 @dataclass(frozen=True, kw_only=True)

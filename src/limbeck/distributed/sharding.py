@@ -1,13 +1,19 @@
-"""Models spread over ranks with FSDP2, and put together again."""
+"""Models sharded over ranks with FSDP2, and gathered again."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import (
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from torch.distributed.tensor import DTensor
 
 from limbeck.distributed.ranks import World
@@ -20,15 +26,18 @@ def shard(
     *,
     compute_dtype: torch.dtype | None = None,
 ) -> None:
-    """Spread a module over all ranks, each block on its own and the rest with the root.
+    """Shard a module over all ranks, each block on its own and the rest with the root.
 
-    The same call serves the Distiller and a frozen teacher. The root keeps what belongs to no block
-    (embedding, final norm, output head, projectors) gathered after its forward pass: a teacher's
-    head is read when its signal is compared, which is later, and a head gathered at every chunk
-    would cost a collective a chunk. That is memory for one embedding and one head, not for a model.
+    The root keeps what belongs to no block (embedding, final norm, output head, projectors)
+    gathered after its forward pass: a teacher's head is read when its signal is compared, which is
+    later, and gathering a head for every chunk would cost a collective a chunk. That is memory for
+    one embedding and one head, not for a model.
+
+    The root's inputs are not cast to `compute_dtype`: recorded log-probabilities and token weights
+    are among them, and reach the loss in float32. Those of blocks, which are hidden states, are.
 
     Args:
-        module: What is called: FSDP2 gathers weights when the forward pass of *this* module begins.
+        module: The root: FSDP2 gathers weights when the forward pass of *this* module begins.
         blocks: Its decoder blocks.
         world: The ranks; without a mesh nothing happens.
         compute_dtype: Type of the gathered weights and of the computation; gradients are summed in
@@ -40,26 +49,38 @@ def shard(
     policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=reduce_dtype)
     for block in blocks:
         fully_shard(block, mesh=world.mesh, mp_policy=policy)
+    policy = replace(policy, cast_forward_inputs=False)
     fully_shard(module, mesh=world.mesh, mp_policy=policy, reshard_after_forward=False)
 
 
 @contextmanager
-def gathered(module: nn.Module) -> Iterator[None]:
-    """A context in which parts of a sharded module may be called by themselves.
+def gathered(*modules: nn.Module) -> Iterator[None]:
+    """A context in which parts of sharded modules may be called and read by themselves.
 
     Evaluation runs `distiller.student`, and generation its decoder: neither begins with the root's
     forward pass. Every rank must then make the same calls, because blocks still gather their own.
+    Modules that are not sharded stay as they are.
     """
-    if not isinstance(module, FSDPModule):
-        yield
-        return
-    # The first forward pass decides who is the root; were it a block's, training would fail later.
-    fully_shard.state(module)._lazy_init()  # type: ignore[attr-defined]
-    module.unshard()
+    sharded = [module for module in modules if isinstance(module, FSDPModule)]
+    for module in modules:
+        gather_root(module)
     try:
         yield
     finally:
-        module.reshard()
+        for root in sharded:
+            root.reshard()
+
+
+def gather_root(module: nn.Module) -> None:
+    """Gather a root's own parameters, by a forward pass that computes nothing.
+
+    FSDP2 takes the first module whose forward pass runs for the root, and `unshard` is none: were
+    a block called first, training would fail later. Does nothing where nothing is sharded.
+    """
+    register_fsdp_forward_method(module, "extra_repr")
+    module.extra_repr()
+    if isinstance(module, FSDPModule):
+        del module.extra_repr  # the class's own is in place again
 
 
 def full_weights(model: nn.Module, world: World) -> dict[str, Tensor]:

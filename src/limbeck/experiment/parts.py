@@ -124,7 +124,7 @@ class Parts:
         distiller = Distiller(student, built)
         distiller.to(self.world.device)
         if not self.is_shared:  # FSDP2 would make each of the two its own copy
-            compute = choose_dtype("auto", self.world.device)
+            compute = choose_dtype(self.config.parallel.compute_dtype, self.world.device)
             shard(distiller, student.blocks, self.world, compute_dtype=compute)
         return distiller
 
