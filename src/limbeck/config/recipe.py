@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import AfterValidator, TypeAdapter, ValidationError
 
+from limbeck.config.plugins import import_plugins
 from limbeck.config.schedules import STRICT, Or, Shown, Told
 from limbeck.config.trainable import TrainableConfig
 from limbeck.errors import ConfigError
@@ -212,6 +213,8 @@ class RunConfig:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     record: RecordConfig | None = None
     """Of `limbeck record` only."""
+    plugins: tuple[Path, ...] = ()
+    """Python files that register components of your own; relative to the recipe's folder."""
     track: tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"], ...] = ()
     """Where metrics go besides metrics.jsonl."""
     device: str = "auto"
@@ -249,12 +252,17 @@ def read(path: Path, overrides: Iterable[str] = (), check: Check = lambda _: ())
 def validated(
     tree: Mapping[str, Any], check: Check = lambda _: ()
 ) -> tuple[RunConfig | None, list[Problem]]:
-    """The configuration a tree stands for, if its closed parts are right, and every mistake."""
+    """The configuration of a tree, if its closed parts are valid, and every mistake in it.
+
+    Plugins are imported before `check` looks at components.
+    """
     problems = list(not_finite(tree))
     try:
         config = TypeAdapter(RunConfig).validate_python(tree)
     except ValidationError as error:
         return None, problems + [explain(dict(e)) for e in error.errors()]
+    if failed := list(import_plugins(config.plugins)):
+        return config, [*problems, *failed]  # the names they register would all be unknown
     return config, [*problems, *check(config)]
 
 
@@ -305,6 +313,9 @@ def parse(path: Path, overrides: Iterable[str]) -> dict[str, Any]:
                 f"{path}: {at} refers to something outside ({value!r}); recipes are plain values, "
                 "so that the saved recipe is the whole truth and holds no secret."
             )
+    if isinstance(tree.get("plugins"), list):
+        folder = path.parent.resolve()
+        tree["plugins"] = [str(folder / Path(str(p)).expanduser()) for p in tree["plugins"]]
     return {str(key): value for key, value in tree.items()}
 
 
