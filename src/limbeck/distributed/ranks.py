@@ -102,7 +102,7 @@ def world(
 def process_group(backend: str, *, alone: bool) -> Iterator[None]:
     """The default process group: torchrun's, or of this process alone, which opens no port."""
     if alone:
-        store = dist.HashStore()  # type: ignore[attr-defined]  (documented, but not in its stubs)
+        store = dist.HashStore()  # type: ignore[attr-defined]  # documented, not re-exported
         dist.init_process_group(backend, store=store, rank=0, world_size=1)
     else:
         dist.init_process_group(backend)
