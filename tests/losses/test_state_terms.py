@@ -26,7 +26,7 @@ from limbeck.losses.terms.cka import cka
 from limbeck.losses.terms.hidden_state import HiddenStateTerm
 from limbeck.losses.terms.relations import relations
 from limbeck.models import Distiller
-from limbeck.teachers.online import OnlineTeacher
+from limbeck.teachers.local import LocalTeacher
 from tests.laws.test_oracles import ORACLES
 from tests.models.tiny import tiny_model
 
@@ -341,7 +341,7 @@ def test_packing_padding_and_cutting_a_batch_change_neither_loss_nor_gradient(na
     torch.manual_seed(3)
     objective = build_objective(config, PairShapes(2, 4, 32, 48, MAP), head_budget_mb=1)
     distiller = Distiller(student, objective)
-    online = OnlineTeacher(teacher, objective.needs)
+    online = LocalTeacher(teacher, objective.needs)
     alone = documents()
     step = torch.tensor(sum(int(b.num_scored()) for b in alone))
     ways = [alone, [packed(alone)], [packed(alone[:2]), padded(packed(alone[2:]), 3)]]
@@ -369,6 +369,6 @@ def test_a_real_student_that_is_its_teacher_pays_nothing(name, models):
     objective = build_objective(ObjectiveConfig(alpha=0.0, extra=extra), shapes, head_budget_mb=1)
     distiller = Distiller(copy.deepcopy(teacher), objective)
     batch = packed(documents())
-    online = OnlineTeacher(copy.deepcopy(teacher), objective.needs)
+    online = LocalTeacher(copy.deepcopy(teacher), objective.needs)
     _, shares = distiller(batch, online.signal(batch), batch.num_scored())
     assert float(shares["states"]) == pytest.approx(0, abs=1e-7)

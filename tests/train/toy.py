@@ -13,7 +13,7 @@ from limbeck.distributed import World, latest
 from limbeck.layer_map import LayerMap
 from limbeck.losses import PairShapes, build_objective
 from limbeck.models import Distiller
-from limbeck.teachers.online import OnlineTeacher
+from limbeck.teachers.local import LocalTeacher
 from limbeck.train import TrainSetup
 from tests.models.tiny import tiny_llama
 
@@ -29,14 +29,14 @@ EVERYTHING = ObjectiveConfig(
 
 def toy_pair(
     config: ObjectiveConfig = EVERYTHING, tied: bool = False
-) -> tuple[Distiller, OnlineTeacher]:
+) -> tuple[Distiller, LocalTeacher]:
     """A student of 2 layers and width 16, a teacher of 4 and 24, and what they are to agree on."""
     student = tiny_llama(2, 16, VOCABULARY, seed=1, tied=tied)
     teacher = tiny_llama(4, 24, VOCABULARY, seed=2)
     shapes = PairShapes(2, 4, 16, 24, LayerMap.uniform(2, 4))
     torch.manual_seed(3)
     objective = build_objective(config, shapes, head_budget_mb=1)
-    return Distiller(student, objective), OnlineTeacher(teacher, objective.needs)
+    return Distiller(student, objective), LocalTeacher(teacher, objective.needs)
 
 
 class ToyBatches:

@@ -22,6 +22,7 @@ from limbeck.experiment.evaluator import Judge
 from limbeck.experiment.parts import Parts
 from limbeck.experiment.score_files import read_scores, write_scores
 from limbeck.models import Distiller
+from limbeck.teachers import TeacherRequest
 from limbeck.train import MetricSink, TrainSetup, train
 
 
@@ -113,7 +114,7 @@ class Bench:
         # Rank 0 looks for all: measuring needs every rank, and disks may show a file to some first.
         if not broadcast_object(first.exists(), parts.world):
             self._write_scores(first, distiller)
-        parts.teacher.ask(distiller.objective.needs)
+        parts.teacher.require(TeacherRequest(needs=distiller.objective.needs))
         self._latest = None
         result = train(
             TrainSetup(
@@ -188,7 +189,7 @@ def fingerprint(parts: Parts, arm: Arm) -> dict[str, Any]:
         "recipe": lasting(parts.config),
         "arm": arm.name,
         "learning_rate": arm.learning_rate,
-        "teacher": parts.teacher.facts,
+        "teacher": parts.teacher.info.to_json(),
         "data": parts.data.facts,
     }
     frozen = parts.facts["trained"].get("frozen_sha256")
