@@ -17,7 +17,7 @@ from limbeck.distributed.ranks import (
     together,
     world,
 )
-from limbeck.distributed.sharding import full_weights, gathered, shard
+from limbeck.distributed.sharding import discard_backward, full_weights, gathered, shard
 from limbeck.distributed.stopping import StopSignals
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "barrier",
     "broadcast_object",
     "checkpoint_name",
+    "discard_backward",
     "full_weights",
     "gather_objects",
     "gathered",
