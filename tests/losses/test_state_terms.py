@@ -81,7 +81,7 @@ def view(student, window=slice(None)) -> StudentView:
 
 def said(teacher, window=slice(None)) -> TeacherSignal:
     cut = {i: h[window] for i, h in teacher.items()}
-    return TeacherSignal(None, cut, projections(cut))
+    return TeacherSignal((), cut, projections(cut))
 
 
 def make(name: str, student_width: int = 8, teacher_width: int = 8):
@@ -231,7 +231,7 @@ def test_the_reference_matrices_have_the_reference_values():
     mine, theirs = ({0: Projections(h, h, h)} for h in (student, teacher))
     head = Head(torch.zeros(5, 3).double())
     seen = StudentView(student, head, {0: student}, one, pieces=one, layer_projections=mine)
-    signal = TeacherSignal(None, {0: teacher}, theirs)
+    signal = TeacherSignal((), {0: teacher}, theirs)
     terms = {
         0.011611: HiddenStateTerm(shapes, loss="cosine"),
         1 - 0.994758: cka(shapes),

@@ -165,7 +165,9 @@ def view(case: Case, batch: Batch, count: int = SCORED) -> Views:
             layer_projections=at_some(projections, some),
         ),
         distribution,
-        TeacherSignal(distribution, teacher_chosen, at_some(teacher_projections, some)),
+        TeacherSignal.from_distribution(
+            distribution, teacher_chosen, at_some(teacher_projections, some)
+        ),
     )
 
 

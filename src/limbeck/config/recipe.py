@@ -55,6 +55,8 @@ class DataConfig:
     """End each `text` and `completion` with the tokenizer's end token."""
     max_documents: Positive | None = None
     """Use only the first so many rows of the file."""
+    source: Component | str = "shuffled"
+    """Batches of each step: the rows of the text, shuffled, or a batch source of your own."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from limbeck.losses.output_head import (
 from limbeck.losses.signal import (
     Projections,
     SignalNeeds,
+    SignalPart,
     TeacherSignal,
 )
 from limbeck.losses.terms.base import (
@@ -33,6 +34,7 @@ __all__ = [
     "PairShapes",
     "Projections",
     "SignalNeeds",
+    "SignalPart",
     "StudentView",
     "TeacherSignal",
     "WeightedTerm",

@@ -95,7 +95,7 @@ class LocalTeacher(Teacher):
         with captured_projections(self.model, batch.scored, needs.projections) as projections:
             hidden, layer_hidden = self.model(batch, sorted(needs.layers))
         distribution = LazyLogits(hidden, self.model.head) if needs.distribution else None
-        return TeacherSignal(distribution, layer_hidden, projections)
+        return TeacherSignal.from_distribution(distribution, layer_hidden, projections)
 
     def shard(self, world: World) -> None:
         """Spread the model over the ranks; it computes in its own data type."""

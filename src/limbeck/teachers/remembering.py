@@ -53,7 +53,7 @@ class RememberingTeacher(Teacher):
         key = fingerprint(batch)
         if key not in self._hidden:
             self._hidden[key], _ = model(batch)
-        return TeacherSignal(LazyLogits(self._hidden[key], model.head))
+        return TeacherSignal.from_distribution(LazyLogits(self._hidden[key], model.head))
 
 
 def for_measuring(teacher: Teacher, world: World) -> Teacher:

@@ -125,7 +125,7 @@ class StoredTeacher(Teacher):
         # A rank without work gets an empty signal of the same form.
         signal = self._joined([self.store.read(next(self.store.keys()), layers)])
         nothing = slice(0, 0)
-        return TeacherSignal(
+        return TeacherSignal.from_distribution(
             None if signal.distribution is None else signal.distribution.rows(nothing),
             {layer: states[nothing] for layer, states in signal.layer_hidden.items()},
         )
@@ -143,7 +143,7 @@ class StoredTeacher(Teacher):
             layer: torch.cat([record.layers[layer] for record in records]).to(self._device)
             for layer in sorted(self._needs.layers)
         }
-        return TeacherSignal(distribution, layers)
+        return TeacherSignal.from_distribution(distribution, layers)
 
     def _require_tokenizer(
         self, tokenizer: PreTrainedTokenizerBase, *, uses_template: bool
@@ -204,7 +204,7 @@ class StoredTeacher(Teacher):
         logits = torch.zeros(1, self.store.header.vocabulary_size)
         if self._needs.distribution:
             for term in objective.logit_terms.values():
-                term(logits, torch.zeros(1, dtype=torch.int64), TeacherSignal(position, {}))
+                term(logits, torch.zeros(1, dtype=torch.int64), position)
 
     def _require_temperatures(self, temperatures: tuple[float, ...]) -> None:
         position = self._one_position()
