@@ -17,7 +17,7 @@ from limbeck.distributed.ranks import (
     together,
     world,
 )
-from limbeck.distributed.sharding import discard_backward, full_weights, gathered, shard
+from limbeck.distributed.sharding import discard_backward, full_weights, gathered, shard, whole
 from limbeck.distributed.stopping import StopSignals
 
 __all__ = [
@@ -38,5 +38,6 @@ __all__ = [
     "save_checkpoint",
     "shard",
     "together",
+    "whole",
     "world",
 ]

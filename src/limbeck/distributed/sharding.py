@@ -78,6 +78,11 @@ def discard_backward(module: nn.Module) -> None:
     module.zero_grad(set_to_none=True)
 
 
+def whole(value: Tensor) -> Tensor:
+    """A tensor that may be sharded, gathered; every rank calls it."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
 def full_weights(model: nn.Module, world: World) -> dict[str, Tensor]:
     """Every weight whole and on the CPU, on rank 0; nothing on the others, which must call it too.
 
@@ -85,7 +90,7 @@ def full_weights(model: nn.Module, world: World) -> dict[str, Tensor]:
     """
     weights: dict[str, Tensor] = {}
     for name, value in model.state_dict().items():
-        whole = value.full_tensor() if isinstance(value, DTensor) else value
+        tensor = whole(value)
         if world.is_main:
-            weights[name] = whole.detach().to("cpu", copy=True)
+            weights[name] = tensor.detach().to("cpu", copy=True)
     return weights
