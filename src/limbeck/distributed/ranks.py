@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import HashStore
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from limbeck.errors import (
@@ -126,7 +127,7 @@ def alone(device: torch.device, shard: str = "auto") -> Iterator[World]:
 @contextmanager
 def group_of_one(backend: str) -> Iterator[None]:
     """A process group of this process alone; nothing listens anywhere."""
-    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     try:
         yield
     finally:
