@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.distributed.tensor import DTensor
 
 from limbeck.batch import Batch
 from limbeck.checks.case import Case, spread
 from limbeck.checks.proof import Proof
 from limbeck.config import OptimConfig, RunConfig
+from limbeck.distributed import is_sharded
 from limbeck.errors import ConfigError
 from limbeck.losses.head.fused import head_bytes
 from limbeck.models import CausalLM, Distiller
@@ -151,7 +151,7 @@ def run_micro_batch(case: Case, cpu_batch: Batch) -> Measured:
 
     def is_weight(pointer: int) -> bool:
         # A block's weights are gathered, to other storage, when its forward pass begins.
-        present = (p for p in case.distiller.parameters() if not isinstance(p, DTensor))
+        present = (p for p in case.distiller.parameters() if not is_sharded(p))
         return any(p.untyped_storage().data_ptr() == pointer for p in present)
 
     batch = cpu_batch.to(case.device)

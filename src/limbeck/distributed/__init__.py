@@ -17,7 +17,14 @@ from limbeck.distributed.ranks import (
     together,
     world,
 )
-from limbeck.distributed.sharding import discard_backward, full_weights, gathered, shard, whole
+from limbeck.distributed.sharding import (
+    discard_backward,
+    full_weights,
+    gathered,
+    is_sharded,
+    shard,
+    whole,
+)
 from limbeck.distributed.stopping import StopSignals
 
 __all__ = [
@@ -31,6 +38,7 @@ __all__ = [
     "full_weights",
     "gather_objects",
     "gathered",
+    "is_sharded",
     "latest",
     "load_checkpoint",
     "locked",

@@ -78,6 +78,11 @@ def discard_backward(module: nn.Module) -> None:
     module.zero_grad(set_to_none=True)
 
 
+def is_sharded(value: Tensor) -> bool:
+    """Whether a tensor is spread over the ranks."""
+    return isinstance(value, DTensor)
+
+
 def whole(value: Tensor) -> Tensor:
     """A tensor that may be sharded, gathered; every rank calls it."""
     return value.full_tensor() if isinstance(value, DTensor) else value
