@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -33,9 +32,6 @@ def shard(
     later, and gathering a head for every chunk would cost a collective a chunk. That is memory for
     one embedding and one head, not for a model.
 
-    The root's inputs are not cast to `compute_dtype`: recorded log-probabilities and token weights
-    are among them, and reach the loss in float32. Those of blocks, which are hidden states, are.
-
     Args:
         module: The root: FSDP2 gathers weights when the forward pass of *this* module begins.
         blocks: Its decoder blocks.
@@ -46,10 +42,13 @@ def shard(
     if world.mesh is None:
         return
     reduce_dtype = torch.float32 if compute_dtype in (torch.bfloat16, torch.float16) else None
-    policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=reduce_dtype)
+    # Inputs stay as they are: a teacher's log-probabilities and token weights must reach the loss
+    # in float32, and hidden states already have the compute data type.
+    policy = MixedPrecisionPolicy(
+        param_dtype=compute_dtype, reduce_dtype=reduce_dtype, cast_forward_inputs=False
+    )
     for block in blocks:
         fully_shard(block, mesh=world.mesh, mp_policy=policy)
-    policy = replace(policy, cast_forward_inputs=False)
     fully_shard(module, mesh=world.mesh, mp_policy=policy, reshard_after_forward=False)
 
 
@@ -83,6 +82,32 @@ def gather_root(module: nn.Module) -> None:
         del module.extra_repr  # the class's own is in place again
 
 
+def abandon_pass(module: nn.Module) -> None:
+    """Make a module fit for its next forward pass, after one or its backward pass raised.
+
+    All gradients are dropped, those of gathered weights included, which FSDP2 would else add to the
+    next ones. It keeps the state of the failed pass until `reset_iter_state`: without that, later
+    gradients land on gathered copies and no optimizer sees them.
+
+    Args:
+        module: What was called; the root where it is sharded.
+    """
+    module.zero_grad(set_to_none=True)  # of weights that are gathered now
+    if isinstance(module, FSDPModule):
+        module.reset_iter_state()
+    module.zero_grad(set_to_none=True)
+
+
+def is_sharded(value: Tensor) -> bool:
+    """Whether a tensor is spread over the ranks."""
+    return isinstance(value, DTensor)
+
+
+def whole(value: Tensor) -> Tensor:
+    """A tensor that may be sharded, gathered; every rank calls it."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
 def full_weights(model: nn.Module, world: World) -> dict[str, Tensor]:
     """Every weight whole and on the CPU, on rank 0; nothing on the others, which must call it too.
 
@@ -90,7 +115,7 @@ def full_weights(model: nn.Module, world: World) -> dict[str, Tensor]:
     """
     weights: dict[str, Tensor] = {}
     for name, value in model.state_dict().items():
-        whole = value.full_tensor() if isinstance(value, DTensor) else value
+        tensor = whole(value)
         if world.is_main:
-            weights[name] = whole.detach().to("cpu", copy=True)
+            weights[name] = tensor.detach().to("cpu", copy=True)
     return weights
