@@ -24,6 +24,7 @@ from limbeck.data.order import step_rows
 from limbeck.distributed.stopping import SIGNALS
 from limbeck.experiment import assemble
 from limbeck.models import cache_folder, embedded_teacher
+from limbeck.teachers import TeacherRequest
 from limbeck.train.optimizers import make_optimizers
 from limbeck.train.step import accumulate, apply, count_step
 
@@ -82,7 +83,7 @@ def main() -> None:
             parts, world = run.parts, run.world
             distiller = parts.distiller(parts.take_student(Path(folder)), config.objective)
             distiller.train()
-            parts.teacher.ask(distiller.objective.needs)
+            parts.teacher.require(TeacherRequest(needs=distiller.objective.needs))
             rate = config.optim.learning_rate
             assert isinstance(rate, float)
             optimizers = make_optimizers(distiller, config.optim, rate, world.device)

@@ -29,7 +29,7 @@ from limbeck.data import corpus_path
 from limbeck.experiment import Recording, assemble, load
 from limbeck.losses import SignalNeeds, StudentView
 from limbeck.models import Distiller
-from limbeck.teachers import Teacher
+from limbeck.teachers import Teacher, TeacherRequest
 
 FORMS = {
     "top_k": {"type": "top_k", "k": 64, "temperatures": [1.0]},
@@ -134,9 +134,9 @@ def alternate(folder: Path, teacher: str, rounds: int) -> dict[str, list[float]]
         rows = [(2 * turn) % first.data.num_rows, (2 * turn + 1) % first.data.num_rows]
         batch = first.data.batch(rows)
         for form, run in runs.items():
-            run.parts.teacher.ask(silent)
+            run.parts.teacher.require(TeacherRequest(needs=silent))
             plain = step(cross_entropy, run.parts.teacher, batch)
-            run.parts.teacher.ask(soft[form].objective.needs)
+            run.parts.teacher.require(TeacherRequest(needs=soft[form].objective.needs))
             took = step(soft[form], run.parts.teacher, batch)
             if turn:  # the first round warms up
                 found[form].append(plain / took)
@@ -153,7 +153,7 @@ def one_process(way: str, folder: Path, teacher: str) -> None:
         parts = run.parts
         assert parts.student is not None
         distiller = parts.distiller(parts.student.model, recipe.objective)
-        parts.teacher.ask(distiller.objective.needs)
+        parts.teacher.require(TeacherRequest(needs=distiller.objective.needs))
         for turn in range(3):
             step(distiller, parts.teacher, parts.data.batch([2 * turn, 2 * turn + 1]))
     print(resident_mb("VmHWM"))

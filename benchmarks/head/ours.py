@@ -10,7 +10,7 @@ from head.inputs import Inputs
 from limbeck.losses import Head, Objective, StudentView, TeacherSignal, WeightedTerm
 from limbeck.losses.distributions import LazyLogits, TeacherDistribution
 from limbeck.losses.head.closed_form import closed_form
-from limbeck.losses.head.fused import ChunkBody, even_chunk, head_and_terms, head_chunk
+from limbeck.losses.head.fused import ChunkBody, Segment, even_chunk, head_and_terms, head_chunk
 from limbeck.losses.head.general_form import GeneralForm
 from limbeck.losses.head.workspace import Workspace
 from limbeck.losses.terms.cross_entropy import CrossEntropyTerm
@@ -40,17 +40,19 @@ def gradients(loss: Tensor, inputs: Inputs) -> list[Tensor]:
 def closed(inputs: Inputs, teacher: TeacherDistribution, objective: Objective) -> list[Tensor]:
     """What training runs, with the objective that one step leaves to the next."""
     tokens = torch.tensor(len(inputs.hidden))
-    loss, _ = objective(view(inputs), TeacherSignal(teacher), tokens)
+    loss, _ = objective(view(inputs), TeacherSignal.from_distribution(teacher), tokens)
     return gradients(loss, inputs)
 
 
 def general(inputs: Inputs, objective: Objective) -> list[Tensor]:
     """The same with autograd inside a chunk, as other divergences and other heads run."""
-    student, signal = view(inputs), TeacherSignal(lazy(inputs))
+    student = view(inputs)
     names, terms = zip(*objective.logit_terms.items(), strict=True)
     weights = [objective.weights[name] for name in names]
-    body = GeneralForm(terms, weights, student, signal, objective.workspace)
-    total, _ = head_and_terms(inputs.hidden, student.head, body, at_most(body, inputs))
+    body = GeneralForm(terms, weights, student, lazy(inputs), objective.workspace)
+    rows = slice(0, len(inputs.hidden))
+    segment = Segment(rows, body, at_most(body, inputs))
+    total, _ = head_and_terms(inputs.hidden, student.head, [segment])
     return gradients(total / len(inputs.hidden), inputs)
 
 
@@ -91,7 +93,7 @@ class Products:
 
     def __init__(self, inputs: Inputs, with_teacher: bool, most: int | None = None) -> None:
         self.inputs, self.with_teacher = inputs, with_teacher
-        body = closed_form([CrossEntropyTerm()], [1.0], view(inputs), TeacherSignal(), Workspace())
+        body = closed_form([CrossEntropyTerm()], [1.0], view(inputs), None, Workspace())
         assert body is not None
         self.chunk = even_chunk(len(inputs.hidden), most or at_most(body, inputs))
         size = self.chunk, len(inputs.weight)

@@ -12,16 +12,16 @@ from typing import Any
 
 from limbeck.config import RunConfig
 from limbeck.data import corpus_path
-from limbeck.data.order import step_rows
+from limbeck.data.source import ShuffledRows
 from limbeck.distributed import World
 from limbeck.evaluate.scores import Scores
 from limbeck.experiment import load
 from limbeck.experiment.evaluator import Judge
-from limbeck.experiment.parts import STUDENT_DTYPE, Parts, prove_pair, shapes_of
-from limbeck.experiment.store_guards import require_covered, require_served
+from limbeck.experiment.parts import STUDENT_DTYPE, Parts, prove_pair, request_of, shapes_of
 from limbeck.models import Distiller
 from limbeck.store import Store
 from limbeck.students import Origin, initialisers
+from limbeck.teachers import TeacherRequest
 from limbeck.teachers.stored import StoredTeacher
 from limbeck.train import make_optimizers, make_schedule, train_step
 from limbeck.train.optimizers import set_rate
@@ -117,7 +117,7 @@ def heal(bench: Bench, cell: Cell, overrides: str, rate: float, decide: bool) ->
     seconds = 0.0
     if cell.arm != BEFORE:
         distiller = parts.distiller(model, parts.config.objective)
-        parts.teacher.ask(distiller.objective.needs)
+        parts.teacher.require(TeacherRequest(needs=distiller.objective.needs))
         seconds = take_steps(parts, distiller, rate, bench.steps)
     deciding = judge.deciding(model).mean("forward_kl") if decide else 0.0
     scores = judge.reporting(model)
@@ -127,22 +127,19 @@ def heal(bench: Bench, cell: Cell, overrides: str, rate: float, decide: bool) ->
 
 def take_steps(parts: Parts, distiller: Distiller, rate: float, steps: int) -> float:
     """Every optimizer step of a cell, as the training loop takes them; returns their seconds."""
-    optim, world, seed = parts.config.optim, parts.world, parts.config.seed
+    optim, world = parts.config.optim, parts.world
     optimizers = make_optimizers(distiller, optim, rate, world.device)
     schedule = make_schedule(optim, rate)
     distiller.train()
     began = time.perf_counter()
     for step in range(steps):
-        rows = step_rows(
-            step, 0, 1, seed=seed, num_rows=parts.data.num_rows, rows_per_step=STEP // ROW
-        )
         set_rate(optimizers, schedule(step))
         distiller.objective.set_step(step)
         outcome = train_step(
             distiller,
             parts.teacher,
             optimizers,
-            [parts.data.batch(rows)],
+            parts.source.step(step, world).cut(STEP // ROW),
             world,
             max_grad_norm=optim.max_grad_norm,
         )
@@ -157,16 +154,21 @@ def parts_of(bench: Bench, cell: Cell, config: RunConfig) -> Parts:
     teacher = StoredTeacher(bench.store, bench.world.device)
     texts = bench.texts
     student = initialisers.bind(config.student, "student")(
-        Origin(None, texts.tokenizer, bench.world.device, STUDENT_DTYPE, recorded=teacher.facts)
+        Origin(
+            None,
+            texts.tokenizer,
+            bench.world.device,
+            STUDENT_DTYPE,
+            recorded=teacher.info.to_json(),
+        )
     )
-    vocabulary = prove_pair(student, teacher, texts.tokenizer)
+    vocabulary = prove_pair(student, teacher)
     shapes = shapes_of(student, teacher)
     data = texts.some(cell.seed, bench.steps)
-    require_covered(bench.store, data, texts.held_out, vocabulary)
-    require_served(teacher, config, shapes, data)
+    teacher.require(request_of(config, shapes, vocabulary, data, texts.held_out))
     return Parts(
         config, bench.world, texts.tokenizer, vocabulary, teacher, student, shapes, data,
-        texts.held_out, {},
+        ShuffledRows(data, seed=config.seed, rows_per_step=STEP // ROW), texts.held_out, {},
     )  # fmt: skip
 
 

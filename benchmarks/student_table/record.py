@@ -18,11 +18,10 @@ from limbeck.data import TextData, corpus_path, load_data
 from limbeck.data.held_out import HeldOut
 from limbeck.data.order import order
 from limbeck.distributed import World
-from limbeck.experiment.store_guards import held_out_windows
 from limbeck.models import PreTrainedTokenizerBase, cache_folder
 from limbeck.recording import Recorder, RecordingProgress, Windows, plan_shards
 from limbeck.store import Store, StoreHeader
-from limbeck.teachers import Place, teachers
+from limbeck.teachers import require_local, teachers
 from limbeck.tokenizers import load_tokenizer, template_hash, tokenizer_hash
 from student_table.plan import ROW, STEP
 
@@ -93,20 +92,17 @@ def open_store(
     learnt = [texts.some(seed, steps) for seed in range(told.seeds)]
     every: Iterable[Windows] = (Windows(text, range(len(text.windows))) for text in learnt)
     held = texts.held_out
-    plan = plan_shards([*every, Windows(held.data, held_out_windows(held))], SHARD)
+    plan = plan_shards([*every, Windows(held.data, held.windows)], SHARD)
     name = hashlib.sha256(f"{plan.data_hash} {layers} {told.teacher}".encode()).hexdigest()[:12]
     folder = told.work / f"store-{name}"
-    teacher = teachers.bind({"type": "online", "path": str(told.teacher)}, "teacher")(
-        Place(world.device)
-    )
-    model = teacher.model
-    assert model is not None
+    teacher = teachers.bind({"type": "online", "path": str(told.teacher)}, "teacher")(world.device)
+    model = require_local(teacher, "recording").model
     model.vocabulary_size = 1 + max(texts.tokenizer.get_vocab().values())
     header = StoreHeader(
         form={"type": "hidden", "precision": "exact"},
         vocabulary_size=model.vocabulary_size,
         num_shards=len(plan.shards),
-        teacher=dict(teacher.facts),
+        teacher=teacher.info.to_json(),
         tokenizer=tokenizer_hash(texts.tokenizer),
         template=template_hash(texts.tokenizer),
         data=plan.data_hash,

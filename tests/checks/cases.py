@@ -10,7 +10,7 @@ from limbeck.config import ObjectiveConfig
 from limbeck.layer_map import LayerMap
 from limbeck.losses import PairShapes, build_objective
 from limbeck.models import CausalLM, Distiller
-from limbeck.teachers.online import OnlineTeacher
+from limbeck.teachers.local import LocalTeacher
 from limbeck.tokenizers import VocabularyProof
 from tests.models.tiny import VOCABULARY, random_batch, tiny_model
 
@@ -57,7 +57,7 @@ def tiny_case(
     distiller = Distiller(student, build_objective(recipe, shapes, head_budget_mb=64))
     proof = VocabularyProof(size=vocabulary, same_tokenizer=True, notes=())
     return Case(
-        distiller, recipe, OnlineTeacher(teacher), RandomRows(vocabulary), vocabulary - 1, proof
+        distiller, recipe, LocalTeacher(teacher), RandomRows(vocabulary), vocabulary - 1, proof
     )
 
 

@@ -105,7 +105,7 @@ def test_a_scheduled_step_equals_an_objective_with_those_numbers(finish, step):
     for objective in (scheduled, plain):
         hidden = start.clone().requires_grad_()
         view = StudentView(hidden, head, {}, targets)
-        loss, shares = objective(view, TeacherSignal(teacher), torch.tensor(5))
+        loss, shares = objective(view, TeacherSignal.from_distribution(teacher), torch.tensor(5))
         results.append([loss, *torch.autograd.grad(loss, hidden), shares["cross_entropy"]])
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b)

@@ -6,6 +6,7 @@ from limbeck.evaluate.examples import beginnings, continuations, disagreements
 from limbeck.evaluate.measure import measure
 from limbeck.evaluate.speed import speed, speeds
 from limbeck.evaluate.text import left_context, token_text
+from limbeck.teachers import LocalTeacher
 from tests.evaluate.held_out import Rows, packed_rows
 from tests.evaluate.words import Words
 from tests.models.tiny import tiny_llama
@@ -27,7 +28,7 @@ def per_token_kl(student, teacher, data: Rows) -> dict[tuple[int, int], float]:
 def test_disagreements_are_the_worst_token_of_each_document_worst_first() -> None:
     student, teacher = tiny_llama(2, 32, seed=1), tiny_llama(2, 32, seed=2)
     data, words = packed_rows(), Words()
-    told = disagreements(student, teacher, words, data, range(6), count=4)
+    told = disagreements(student, LocalTeacher(teacher), words, data, range(6), count=4)
     worst: dict[int, tuple[float, int, int]] = {}
     for (row, t), kl in per_token_kl(student, teacher, data).items():
         document = int(data.whole.document_ids[row, t])
@@ -45,7 +46,9 @@ def test_disagreements_are_the_worst_token_of_each_document_worst_first() -> Non
 
 def test_a_disagreement_tells_the_likeliest_tokens_of_both_in_order() -> None:
     student, teacher = tiny_llama(2, 32, seed=1), tiny_llama(2, 32, seed=2)
-    place = disagreements(student, teacher, Words(), packed_rows(), range(6), count=1)[0]
+    place = disagreements(
+        student, LocalTeacher(teacher), Words(), packed_rows(), range(6), count=1
+    )[0]
     for who in ("teacher", "student"):
         probabilities = [p for _, p in place[who]]
         assert len(probabilities) == 5
@@ -125,8 +128,12 @@ def test_long_contexts_are_cut_at_a_word() -> None:
 def test_measured_tokens_and_disagreements_agree_on_the_largest() -> None:
     student, teacher = tiny_llama(2, 32, seed=1), tiny_llama(2, 32, seed=2)
     data = packed_rows()
-    scores = measure(student, teacher, data, range(6), micro_batch=3, device=torch.device("cpu"))
-    top = disagreements(student, teacher, Words(), data, range(6), count=1)[0]["forward_kl"]
+    scores = measure(
+        student, LocalTeacher(teacher), data, range(6), micro_batch=3, device=torch.device("cpu")
+    )
+    top = disagreements(student, LocalTeacher(teacher), Words(), data, range(6), count=1)[0][
+        "forward_kl"
+    ]
     assert top >= scores.mean("forward_kl")
 
 

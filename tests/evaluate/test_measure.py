@@ -10,7 +10,7 @@ from limbeck.evaluate.measure import measure
 from limbeck.evaluate.scores import Scores, summarise
 from limbeck.losses import SignalNeeds
 from limbeck.models import CausalLM
-from limbeck.teachers.online import OnlineTeacher
+from limbeck.teachers.local import LocalTeacher
 from tests.evaluate.held_out import Rows, packed_rows, reference
 from tests.models.tiny import tiny_llama
 
@@ -19,7 +19,12 @@ CPU = torch.device("cpu")
 
 def measured(student: CausalLM, teacher: CausalLM, data: Rows, micro_batch: int = 2) -> Scores:
     return measure(
-        student, teacher, data, range(data.num_rows), micro_batch=micro_batch, device=CPU
+        student,
+        LocalTeacher(teacher),
+        data,
+        range(data.num_rows),
+        micro_batch=micro_batch,
+        device=CPU,
     )
 
 
@@ -81,7 +86,9 @@ def test_the_budget_for_logits_says_how_many_are_measured_at_once(
     monkeypatch.setattr(room, "head_chunk", most)
     monkeypatch.setattr(room, "add", watch)
     data = packed_rows()
-    measure(student, teacher, data, range(4), micro_batch=4, device=CPU, head_budget_mb=5)
+    measure(
+        student, LocalTeacher(teacher), data, range(4), micro_batch=4, device=CPU, head_budget_mb=5
+    )
     assert asked == [(5, len(student.whole_head.weight), room.COPIES)]
     assert max(sizes) == 5
     assert sum(sizes) == int(data.batch(range(4)).scored.sum())
@@ -134,7 +141,15 @@ def test_ranks_with_different_shares_give_the_sums_of_one() -> None:
             heard[rank].append(tensor)
             return tensor
 
-        measure(student, teacher, data, shares[rank], micro_batch=1, device=CPU, reduce=reduce)
+        measure(
+            student,
+            LocalTeacher(teacher),
+            data,
+            shares[rank],
+            micro_batch=1,
+            device=CPU,
+            reduce=reduce,
+        )
 
     alone(0)
     alone(1)
@@ -145,7 +160,9 @@ def test_ranks_with_different_shares_give_the_sums_of_one() -> None:
     def reduce(tensor: torch.Tensor) -> torch.Tensor:
         return tensor if tensor.ndim == 0 else next(sums)
 
-    both = measure(student, teacher, data, shares[0], micro_batch=1, device=CPU, reduce=reduce)
+    both = measure(
+        student, LocalTeacher(teacher), data, shares[0], micro_batch=1, device=CPU, reduce=reduce
+    )
     np.testing.assert_array_equal(both.counts, whole.counts)
     np.testing.assert_allclose(both.metrics["forward_kl"], whole.metrics["forward_kl"], rtol=1e-6)
     np.testing.assert_allclose(both.bytes, whole.bytes)
@@ -156,7 +173,7 @@ def test_bytes_are_the_share_of_the_document_that_was_measured() -> None:
     data = packed_rows(rows=3)  # documents 0 | 0+1 | 1+2 | 3 over the rows' halves
     scored = data.whole.scored
     halves = {(r, h): int(scored[r, 8 * h : 8 * h + 8].sum()) for r in range(3) for h in (0, 1)}
-    part = measure(student, teacher, data, [0], micro_batch=1, device=CPU)
+    part = measure(student, LocalTeacher(teacher), data, [0], micro_batch=1, device=CPU)
     assert part.documents.tolist() == [0, 1]
     wanted = [10.0, 11 * halves[0, 1] / (halves[0, 1] + halves[1, 0])]
     np.testing.assert_allclose(part.bytes, wanted)
@@ -177,7 +194,7 @@ def test_dropout_is_off_while_measuring_and_the_mode_is_restored() -> None:
 def test_a_teacher_is_asked_for_signals_and_gives_what_its_model_gives() -> None:
     student, model = pair()
     data = packed_rows()
-    teacher = OnlineTeacher(model)
+    teacher = LocalTeacher(model)
     scores = measure(student, teacher, data, range(6), micro_batch=2, device=CPU)
     wanted = measured(student, model, data)
     np.testing.assert_array_equal(scores.metrics["forward_kl"], wanted.metrics["forward_kl"])
@@ -185,6 +202,6 @@ def test_a_teacher_is_asked_for_signals_and_gives_what_its_model_gives() -> None
 
 def test_a_teacher_that_gives_no_distribution_is_refused() -> None:
     student, model = pair()
-    teacher = OnlineTeacher(model, SignalNeeds(layers=frozenset({0})))
+    teacher = LocalTeacher(model, SignalNeeds(layers=frozenset({0})))
     with pytest.raises(ConfigError, match="must give distributions"):
         measure(student, teacher, packed_rows(), [0], micro_batch=1, device=CPU)

@@ -12,6 +12,7 @@ from limbeck.data import load_data
 from limbeck.evaluate.examples import continuations, disagreements
 from limbeck.evaluate.measure import Documents, measure
 from limbeck.evaluate.scores import summarise
+from limbeck.teachers import LocalTeacher
 from tests.models.tiny import tiny_llama
 from tests.tokenizers.small import small
 
@@ -30,7 +31,9 @@ def test_bits_per_byte_is_counted_over_the_text_that_was_scored(data: Documents)
     tokenizer = small()
     student, teacher = (tiny_llama(2, 32, vocabulary=len(tokenizer), seed=s) for s in (1, 2))
     rows = range(data.num_rows)
-    scores = measure(student, teacher, data, rows, micro_batch=3, device=torch.device("cpu"))
+    scores = measure(
+        student, LocalTeacher(teacher), data, rows, micro_batch=3, device=torch.device("cpu")
+    )
     ids = [tokenizer.encode(text) for text in TEXTS]
     assert scores.counts.tolist() == [len(i) - 1 for i in ids]  # a first token follows nothing
     scored = [len(tokenizer.decode(i[1:]).encode()) for i in ids]
@@ -42,7 +45,9 @@ def test_bits_per_byte_is_counted_over_the_text_that_was_scored(data: Documents)
 def test_places_of_real_text_are_named_and_readable(data: Documents) -> None:
     tokenizer = small()
     student, teacher = (tiny_llama(2, 32, vocabulary=len(tokenizer), seed=s) for s in (1, 2))
-    told = disagreements(student, teacher, tokenizer, data, range(data.num_rows), count=9)
+    told = disagreements(
+        student, LocalTeacher(teacher), tokenizer, data, range(data.num_rows), count=9
+    )
     assert len(told) == 3
     # What is shared names the file and no folder of this machine.
     assert {place["document"] for place in told} == {f"held.jsonl:{line}" for line in (1, 2, 3)}

@@ -10,7 +10,7 @@ from limbeck.distributed import World
 from limbeck.layer_map import LayerMap
 from limbeck.losses import PairShapes, build_objective
 from limbeck.models import Distiller
-from limbeck.teachers.online import OnlineTeacher
+from limbeck.teachers.local import LocalTeacher
 from limbeck.train import accumulate, count_step
 from limbeck.train.step import SIGNALS
 from tests.data.made import load
@@ -31,7 +31,7 @@ def gradients(data, micro_batch, head_budget_mb):
     shapes = PairShapes(2, 4, 16, 24, LayerMap.uniform(2, 4))
     torch.manual_seed(3)
     objective = build_objective(OBJECTIVE, shapes, head_budget_mb=head_budget_mb)
-    distiller, teacher = Distiller(student, objective), OnlineTeacher(model, objective.needs)
+    distiller, teacher = Distiller(student, objective), LocalTeacher(model, objective.needs)
     rows = list(range(data.num_rows))
     parts = [rows[i : i + micro_batch] for i in range(0, len(rows), micro_batch)]
     batches = [data.batch(part) for part in parts]

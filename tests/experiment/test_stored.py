@@ -93,6 +93,17 @@ def test_what_the_form_does_not_serve_is_refused_before_the_first_step(tmp_path)
     refused(path, options, ConfigError, r"reads the teacher's layers \[0, 3\].*holds layers none")
 
 
+def test_a_temperature_of_any_step_that_was_not_recorded_is_refused_before_the_first_step(tmp_path):
+    """Step 100 alone: neither the first, the middle nor the last of the run."""
+    path = recorded(tmp_path, TOP_K | {"temperatures": [1.0]})
+    schedule = "{type: table, values: {0: 1.0, 100: 2.0, 200: 1.0}}"
+    options = [*from_store(tmp_path), f"objective.temperature={schedule}", "optim.steps=400"]
+    refused(path, options, ConfigError, r"recorded at temperature 1\.0, so it cannot .*2\.0")
+    schedule = "{type: cosine, from: 1.0, to: 2.0, steps: 50}"
+    options = [*from_store(tmp_path), f"objective.temperature={schedule}", "optim.steps=400"]
+    refused(path, options, ConfigError, r"recorded at temperature 1\.0")
+
+
 def test_a_shrunk_student_is_held_to_the_recorded_layers_that_it_kept(tmp_path):
     """As beside the teacher's model: the same map, the same losses, the same student."""
     path = recorded(tmp_path, HIDDEN, (0, 1, 3), data={"pack": False}, memory={"micro_batch": 1})
@@ -205,7 +216,7 @@ def test_check_and_a_student_cut_from_no_teacher_say_what_to_do(tmp_path):
     refused(path, [store], ConfigError, "there is only a record of it. Give path:")
     from limbeck.commands.check import check
 
-    with pytest.raises(ConfigError, match="check proves things of the teacher's model"):
+    with pytest.raises(ConfigError, match="check needs the weights of the teacher's model"):
         check(path, from_store(tmp_path))
 
 
@@ -214,10 +225,11 @@ import gc, sys
 import limbeck
 from limbeck.models import CausalLM
 from limbeck.experiment import load
+from limbeck.teachers import find_local
 with limbeck.assemble(load("recipe.yaml", sys.argv[1:])) as run:
     run.train()
     models = [o for o in gc.get_objects() if isinstance(o, CausalLM)]
-    assert run.parts.teacher.model is None
+    assert find_local(run.parts.teacher) is None
     print(max((m.num_layers for m in models), default=0))
 """
 

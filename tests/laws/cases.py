@@ -115,7 +115,9 @@ def objective_of(
     objective = Objective([WeightedTerm("divergence", 1.0, term)])
     targets = torch.zeros(len(logits), dtype=torch.long)
     view = StudentView(hidden, head, {}, targets)
-    loss, _ = objective(view, TeacherSignal(distribution), torch.tensor(len(logits)))
+    loss, _ = objective(
+        view, TeacherSignal.from_distribution(distribution), torch.tensor(len(logits))
+    )
     (gradient,) = torch.autograd.grad(loss, hidden)
     return loss.detach(), gradient
 

@@ -70,7 +70,9 @@ def mix(column: str, alpha: float) -> tuple[torch.Tensor, dict, torch.Tensor]:
     objective = build_objective(config, SHAPES, head_budget_mb=1)
     hidden = student.clone().requires_grad_()
     view = StudentView(hidden, Head(torch.eye(student.shape[1]).double()), {}, target)
-    loss, shares = objective(view, TeacherSignal(DenseLogits(teacher)), torch.tensor(1))
+    loss, shares = objective(
+        view, TeacherSignal.from_distribution(DenseLogits(teacher)), torch.tensor(1)
+    )
     (gradient,) = torch.autograd.grad(loss, hidden)
     return loss.detach(), shares, gradient
 

@@ -34,7 +34,9 @@ def taken(logits, distribution, term, targets=None):
     targets = torch.arange(len(logits)) % logits.shape[-1] if targets is None else targets
     objective = Objective([WeightedTerm("term", 1.0, term)])
     view = StudentView(hidden, head, {}, targets)
-    loss, _ = objective(view, TeacherSignal(distribution), torch.tensor(len(logits)))
+    loss, _ = objective(
+        view, TeacherSignal.from_distribution(distribution), torch.tensor(len(logits))
+    )
     (gradient,) = torch.autograd.grad(loss, hidden)
     return loss.detach(), gradient
 
@@ -116,9 +118,7 @@ def test_bfloat16_is_within_a_hundredth_of_float64(make):
 @over_makers
 def test_values_are_float32_where_logits_are_not(make):
     logits, teacher = random_logits(4, 9).bfloat16(), random_logits(4, 9).bfloat16()
-    values = make(2.0)(
-        logits, torch.zeros(4, dtype=torch.long), TeacherSignal(DenseLogits(teacher))
-    )
+    values = make(2.0)(logits, torch.zeros(4, dtype=torch.long), DenseLogits(teacher))
     assert values.dtype == torch.float32
 
 

@@ -43,7 +43,9 @@ def test_a_frozen_head_costs_one_product_less_and_changes_no_other_gradient(fini
         targets = torch.zeros(TOKENS, dtype=torch.long)
         with Products() as counter:
             view = StudentView(states, head, {}, targets)
-            loss, _ = objective(view, TeacherSignal(teacher), torch.tensor(TOKENS))
+            loss, _ = objective(
+                view, TeacherSignal.from_distribution(teacher), torch.tensor(TOKENS)
+            )
             loss.backward()
         costs.append(counter.count)
         gradients.append(states.grad)

@@ -9,6 +9,7 @@ from limbeck.losses.divergences import divergences
 from limbeck.losses.head.closed_form import ClosedForm, closed_form
 from limbeck.losses.head.fused import (
     Gradients,
+    Segment,
     even_chunk,
     head_and_terms,
     head_bytes,
@@ -55,10 +56,14 @@ def plain(hidden, head, targets, spec, teacher, temperature):
 
 def fused(form, hidden, head, targets, spec, teacher, temperature, chunk):
     weighted = terms(spec, temperature)
-    view, signal = StudentView(hidden, head, {}, targets), TeacherSignal(teacher)
+    view = StudentView(hidden, head, {}, targets)
     arguments = [each.term for each in weighted], [each.weight for each in weighted]
-    body = form(*arguments, view, signal, Workspace())
-    return head_and_terms(hidden, head, body, chunk)
+    body = form(*arguments, view, teacher, Workspace())
+    return one_segment(hidden, head, body, chunk)
+
+
+def one_segment(hidden, head, body, chunk):
+    return head_and_terms(hidden, head, [Segment(slice(0, len(hidden)), body, chunk)])
 
 
 @over_specs(SPECS)
@@ -131,8 +136,8 @@ def test_closed_form_of_one_term_or_in_either_order(which, temperature):
     results = []
     for form in (closed_form, GeneralForm):
         view = StudentView(hidden, Head(weight), {}, targets)
-        body = form(*arguments, view, TeacherSignal(teacher), Workspace())
-        total, sums = head_and_terms(hidden, Head(weight), body, 4)
+        body = form(*arguments, view, teacher, Workspace())
+        total, sums = one_segment(hidden, Head(weight), body, 4)
         results.append([total, sums, *torch.autograd.grad(total, [hidden, weight])])
     for a, b in zip(*results, strict=True):
         close(a, b)
@@ -164,17 +169,17 @@ def test_tokens_a_bias_of_minus_infinity_forbids_are_not_there(spec, form, name)
         close(a, b)
 
 
-def chosen(head, signal, *weighted):
+def chosen(head, distribution, *weighted):
     hidden, _, _, targets = student()
     view = StudentView(hidden, head, {}, targets)
     ones = [1.0] * len(weighted)
-    return closed_form([each.term for each in weighted], ones, view, signal, Workspace())
+    return closed_form([each.term for each in weighted], ones, view, distribution, Workspace())
 
 
 def test_closed_form_is_chosen_where_there_is_one_and_only_there():
     _, weight, _, _ = student()
-    dense = TeacherSignal(FORMS["dense"](torch.randn(TOKENS, VOCABULARY).double(), 1.0))
-    shared = TeacherSignal(FORMS["shared"](torch.randn(TOKENS, VOCABULARY).double(), 1.0))
+    dense = FORMS["dense"](torch.randn(TOKENS, VOCABULARY).double(), 1.0)
+    shared = FORMS["shared"](torch.randn(TOKENS, VOCABULARY).double(), 1.0)
     hard, soft = terms({"type": "forward_kl"}, 1.0)
     _, other = terms({"type": "todi"}, 1.0)
     head = Head(weight)
@@ -182,7 +187,7 @@ def test_closed_form_is_chosen_where_there_is_one_and_only_there():
     assert isinstance(chosen(head, dense, soft), ClosedForm)
     assert isinstance(chosen(Head(weight, None, lambda product: product), dense, soft), ClosedForm)
     assert chosen(Head(weight, None, torch.tanh_), dense, soft) is None
-    assert isinstance(chosen(head, TeacherSignal(), hard), ClosedForm)
+    assert isinstance(chosen(head, None, hard), ClosedForm)
     assert chosen(Head(weight, None, soft_cap), dense, soft, hard) is None
     assert chosen(head, shared, soft, hard) is None
     assert chosen(head, dense, other, hard) is None
@@ -306,7 +311,7 @@ def body_of(form, head, weighted, teacher):
     hidden, _, _, targets = student()
     view = StudentView(hidden, head, {}, targets)
     arguments = [each.term for each in weighted], [each.weight for each in weighted]
-    return hidden, form(*arguments, view, TeacherSignal(teacher), Workspace())
+    return hidden, form(*arguments, view, teacher, Workspace())
 
 
 @pytest.mark.parametrize("form", [closed_form, GeneralForm])
@@ -322,7 +327,7 @@ def test_a_lazy_teachers_head_is_multiplied_once_a_chunk_into_one_buffer(form, m
     teacher = FORMS["lazy"](torch.randn(TOKENS, VOCABULARY, dtype=torch.float64), 1.0)
     head = Head(student()[1])
     hidden, body = body_of(form, head, terms({"type": "forward_kl"}, 1.0), teacher)
-    head_and_terms(hidden, head, body, 4)
+    one_segment(hidden, head, body, 4)
     assert [rows for rows, _ in made] == [4, 4, 3]
     assert len({place for _, place in made}) == 1
 
@@ -334,7 +339,7 @@ def test_a_teacher_no_term_reads_is_not_multiplied(monkeypatch):
     head = Head(student()[1])
     for form in (closed_form, GeneralForm):
         hidden, body = body_of(form, head, [hard], teacher)
-        total, _ = head_and_terms(hidden, head, body, 4)
+        total, _ = one_segment(hidden, head, body, 4)
         assert total.isfinite()
 
 
@@ -360,7 +365,7 @@ def test_the_default_budget_holds_what_it_says():
     for tokens, chunk in ((2048, 410), (480, 240)):
         hidden, targets = torch.zeros(tokens, 1), torch.zeros(tokens).long()
         view = StudentView(hidden, Head(weight), {}, targets)
-        teacher = TeacherSignal(LazyLogits(hidden, Head(weight)))
+        teacher = LazyLogits(hidden, Head(weight))
         both = terms({"type": "forward_kl"}, 2.0)
         arguments = [each.term for each in both], [0.5, 0.5], view, teacher
         for form in (closed_form, GeneralForm):
@@ -370,7 +375,7 @@ def test_the_default_budget_holds_what_it_says():
             assert 179 < held / 2**20 <= 180
             assert even_chunk(tokens, most) == chunk
     body = closed_form(*arguments, Workspace())
-    head_and_terms(hidden, Head(weight), body, head_chunk("auto", weight, 2, body.scratch_bytes))
+    one_segment(hidden, Head(weight), body, head_chunk("auto", weight, 2, body.scratch_bytes))
     assert body.workspace._kept["work"].nbytes == body.scratch_bytes > 0
 
 
@@ -390,13 +395,10 @@ def test_micro_batches_share_their_arrays_and_nothing_else():
         for form in (closed_form, GeneralForm):
             got, expected = (
                 torch.autograd.grad(
-                    head_and_terms(hidden, Head(weight), form(*arguments, signal, room), 4)[0],
+                    one_segment(hidden, Head(weight), form(*arguments, teacher, room), 4)[0],
                     [hidden, weight],
                 )
-                for signal, room in (
-                    (TeacherSignal(teacher), shared),
-                    (TeacherSignal(teacher), Workspace()),
-                )
+                for room in (shared, Workspace())
             )
             assert all(map(torch.equal, got, expected))
 
@@ -405,7 +407,9 @@ def test_arrays_are_taken_once_for_all_steps_and_trained_after_inference():
     hidden, weight, _, targets = student()
     objective = Objective(terms({"type": "forward_kl"}, 2.0))
     view = StudentView(hidden, Head(weight), {}, targets)
-    signal = TeacherSignal(FORMS["lazy"](torch.randn(TOKENS, VOCABULARY).double(), 1.0))
+    signal = TeacherSignal.from_distribution(
+        FORMS["lazy"](torch.randn(TOKENS, VOCABULARY).double(), 1.0)
+    )
     places = []
     with torch.inference_mode():
         objective(view, signal, torch.tensor(TOKENS))

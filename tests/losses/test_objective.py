@@ -52,7 +52,7 @@ class Pair:
             logits = distribution.head(distribution.hidden)
             distribution = TopK.from_logits(logits, 8, 2.0)
         layers = {layer: self.teacher_layers[layer, window] for layer in (0, 3)}
-        return view, TeacherSignal(distribution, layers)
+        return view, TeacherSignal.from_distribution(distribution, layers)
 
 
 def objective(divergence="forward_kl", budget: int = 256, alpha: float = 0.7) -> Objective:
@@ -167,7 +167,7 @@ def test_inputs_survive():
     logits = torch.randn(TOKENS, VOCABULARY, dtype=torch.float64)
     view, signal = pair.cut(slice(0, TOKENS))
     before = [logits.clone(), pair.hidden.detach().clone(), pair.weight.detach().clone()]
-    dense = TeacherSignal(DenseLogits(logits), signal.layer_hidden)
+    dense = TeacherSignal.from_distribution(DenseLogits(logits), signal.layer_hidden)
     objective()(view, dense, torch.tensor(TOKENS))[0].backward()
     for kept, now in zip(before, [logits, pair.hidden, pair.weight], strict=True):
         assert torch.equal(kept, now)

@@ -57,7 +57,7 @@ class Step:
         head = Head(self.weight, None, finish)
         self.view = StudentView(self.hidden, head, {0: self.layer}, targets)
         lazy = LazyLogits(teacher, Head(teacher_weight, None, teacher_finish))
-        self.signal = TeacherSignal(lazy, {0: teacher})
+        self.signal = TeacherSignal.from_distribution(lazy, {0: teacher})
 
     def gradients(self, objective, view=None):
         loss, shares = objective(view or self.view, self.signal, torch.tensor(TOKENS))
@@ -101,7 +101,7 @@ def test_the_least_certain_positions_are_learnt_from_and_no_others(choice, finis
         {0: step.layer[expected]},
         step.view.targets[expected],
     )
-    said = TeacherSignal(
+    said = TeacherSignal.from_distribution(
         step.signal.distribution.rows(expected), {0: step.signal.layer_hidden[0][expected]}
     )
     _, alone = objective()(few, said, torch.tensor(count))
@@ -139,7 +139,7 @@ def test_a_recorded_teacher_tells_its_entropy_itself(kind):
     if kind == "samples":
         recorded = Samples.from_logits(logits, 5, 2.0)
     close(recorded.entropy(), entropies(logits / 2))
-    step.signal = TeacherSignal(recorded, step.signal.layer_hidden)
+    step.signal = TeacherSignal.from_distribution(recorded, step.signal.layer_hidden)
     step.view = replace(step.view, head=Head(step.weight, None, student))
     step.gradients(objective(TeacherEntropy(share=0.1)))
     assert student.rows == TOKENS // 10
@@ -169,7 +169,7 @@ def test_nothing_scored_still_has_a_graph(choice):
     view = StudentView(
         step.hidden[nothing], step.view.head, {0: step.layer[nothing]}, step.view.targets[nothing]
     )
-    said = TeacherSignal(
+    said = TeacherSignal.from_distribution(
         step.signal.distribution.rows(nothing), {0: step.signal.layer_hidden[0][nothing]}
     )
     loss, shares = objective(choice)(view, said, torch.tensor(0))
@@ -187,7 +187,7 @@ def test_token_weights_multiply_each_positions_terms(finish, divergence, kind):
     weights[::4] = 0
     if kind == "top_k":
         kept = TopK.from_logits(step.signal.distribution.logits(), 4, 2.0)
-        step.signal = TeacherSignal(kept, step.signal.layer_hidden)
+        step.signal = TeacherSignal.from_distribution(kept, step.signal.layer_hidden)
     chosen = objective(divergence=divergence)
     weighted = replace(step.view, token_weights=weights)
     loss, shares, gradients = step.gradients(chosen, weighted)
@@ -197,7 +197,7 @@ def test_token_weights_multiply_each_positions_terms(finish, divergence, kind):
         view = StudentView(
             step.hidden[one], step.view.head, {0: step.layer[one]}, step.view.targets[one]
         )
-        said = TeacherSignal(
+        said = TeacherSignal.from_distribution(
             step.signal.distribution.rows(one), {0: step.signal.layer_hidden[0][one]}
         )
         part, parts = chosen(view, said, torch.tensor(TOKENS))

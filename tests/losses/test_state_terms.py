@@ -26,7 +26,7 @@ from limbeck.losses.terms.cka import cka
 from limbeck.losses.terms.hidden_state import HiddenStateTerm
 from limbeck.losses.terms.relations import relations
 from limbeck.models import Distiller
-from limbeck.teachers.online import OnlineTeacher
+from limbeck.teachers.local import LocalTeacher
 from tests.laws.test_oracles import ORACLES
 from tests.models.tiny import tiny_model
 
@@ -81,7 +81,7 @@ def view(student, window=slice(None)) -> StudentView:
 
 def said(teacher, window=slice(None)) -> TeacherSignal:
     cut = {i: h[window] for i, h in teacher.items()}
-    return TeacherSignal(None, cut, projections(cut))
+    return TeacherSignal((), cut, projections(cut))
 
 
 def make(name: str, student_width: int = 8, teacher_width: int = 8):
@@ -231,7 +231,7 @@ def test_the_reference_matrices_have_the_reference_values():
     mine, theirs = ({0: Projections(h, h, h)} for h in (student, teacher))
     head = Head(torch.zeros(5, 3).double())
     seen = StudentView(student, head, {0: student}, one, pieces=one, layer_projections=mine)
-    signal = TeacherSignal(None, {0: teacher}, theirs)
+    signal = TeacherSignal((), {0: teacher}, theirs)
     terms = {
         0.011611: HiddenStateTerm(shapes, loss="cosine"),
         1 - 0.994758: cka(shapes),
@@ -341,7 +341,7 @@ def test_packing_padding_and_cutting_a_batch_change_neither_loss_nor_gradient(na
     torch.manual_seed(3)
     objective = build_objective(config, PairShapes(2, 4, 32, 48, MAP), head_budget_mb=1)
     distiller = Distiller(student, objective)
-    online = OnlineTeacher(teacher, objective.needs)
+    online = LocalTeacher(teacher, objective.needs)
     alone = documents()
     step = torch.tensor(sum(int(b.num_scored()) for b in alone))
     ways = [alone, [packed(alone)], [packed(alone[:2]), padded(packed(alone[2:]), 3)]]
@@ -369,6 +369,6 @@ def test_a_real_student_that_is_its_teacher_pays_nothing(name, models):
     objective = build_objective(ObjectiveConfig(alpha=0.0, extra=extra), shapes, head_budget_mb=1)
     distiller = Distiller(copy.deepcopy(teacher), objective)
     batch = packed(documents())
-    online = OnlineTeacher(copy.deepcopy(teacher), objective.needs)
+    online = LocalTeacher(copy.deepcopy(teacher), objective.needs)
     _, shares = distiller(batch, online.signal(batch), batch.num_scored())
     assert float(shares["states"]) == pytest.approx(0, abs=1e-7)

@@ -7,7 +7,7 @@ from limbeck.config import ObjectiveConfig
 from limbeck.layer_map import LayerMap
 from limbeck.losses import PairShapes, build_objective
 from limbeck.models import Distiller
-from limbeck.teachers.online import OnlineTeacher
+from limbeck.teachers.local import LocalTeacher
 from tests.models.tiny import random_batch, tiny_llama, tiny_model
 
 
@@ -16,7 +16,7 @@ def test_loss_is_the_textbook_formula_on_the_models_own_logits():
     shapes = PairShapes(2, 3, 32, 32, LayerMap.uniform(2, 3))
     config = ObjectiveConfig(alpha=0.7, temperature=2.0)
     distiller = Distiller(student, build_objective(config, shapes, head_budget_mb=1))
-    online = OnlineTeacher(teacher, distiller.objective.needs)
+    online = LocalTeacher(teacher, distiller.objective.needs)
     loss, shares = distiller(batch, online.signal(batch), batch.num_scored())
 
     def logits(model):
@@ -41,7 +41,7 @@ def test_weights_of_positions_multiply_every_term_and_its_gradient(extra):
     shapes = PairShapes(2, 3, 32, 32, LayerMap.uniform(2, 3))
     config = ObjectiveConfig(alpha=0.7, temperature=2.0, extra=extra)
     distiller = Distiller(student, build_objective(config, shapes, head_budget_mb=1))
-    online = OnlineTeacher(teacher, distiller.objective.needs)
+    online = LocalTeacher(teacher, distiller.objective.needs)
 
     def outcome(weights):
         student.zero_grad()

@@ -16,7 +16,7 @@ from limbeck.losses import PairShapes, build_objective
 from limbeck.models import Distiller, prove_head, save_student
 from limbeck.models.adapters import merged
 from limbeck.models.freezing import make_trainable, trained_facts
-from limbeck.teachers.online import OnlineTeacher
+from limbeck.teachers.local import LocalTeacher
 from tests.models.tiny import VOCABULARY, random_batch, tiny_model, tiny_tokenizer
 
 EACH = [
@@ -135,7 +135,7 @@ def distil(model, temperature=2.0):
     shapes = PairShapes(2, 2, model.width, 32, LayerMap.uniform(2, 2))
     recipe = ObjectiveConfig(alpha=0.7, temperature=temperature)
     distiller = Distiller(model, build_objective(recipe, shapes, head_budget_mb=1))
-    teacher = OnlineTeacher(tiny_model("llama", seed=9))
+    teacher = LocalTeacher(tiny_model("llama", seed=9))
     batch = random_batch()
     loss, _ = distiller(batch, teacher.signal(batch), batch.num_scored())
     loss.backward()

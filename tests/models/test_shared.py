@@ -8,7 +8,7 @@ from limbeck.config.trainable import LowRankConfig, TrainableConfig
 from limbeck.layer_map import LayerMap
 from limbeck.losses import PairShapes, build_objective
 from limbeck.models import Distiller, make_trainable, shared_model
-from limbeck.teachers.online import OnlineTeacher
+from limbeck.teachers.local import LocalTeacher
 from limbeck.train import train_step
 from tests.models.tiny import random_batch, tiny_model
 from tests.train.toy import ALONE
@@ -24,7 +24,7 @@ def storages(model):
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
 def test_there_is_one_copy_of_the_weights(family, tied):
-    teacher = OnlineTeacher(tiny_model(family, tie_word_embeddings=tied))
+    teacher = LocalTeacher(tiny_model(family, tie_word_embeddings=tied))
     student = shared_model(teacher.model)
     assert storages(student) == storages(teacher.model)
     make_trainable(student, LORA, 0)
@@ -37,8 +37,8 @@ def test_there_is_one_copy_of_the_weights(family, tied):
 
 
 def test_the_teacher_says_bit_for_bit_at_every_step_what_it_says_alone():
-    alone = OnlineTeacher(tiny_model("llama", tie_word_embeddings=False))
-    teacher = OnlineTeacher(tiny_model("llama", tie_word_embeddings=False))
+    alone = LocalTeacher(tiny_model("llama", tie_word_embeddings=False))
+    teacher = LocalTeacher(tiny_model("llama", tie_word_embeddings=False))
     student = shared_model(teacher.model)
     make_trainable(student, LORA, 0)
     shapes = PairShapes(2, 2, 32, 32, LayerMap.uniform(2, 2))

@@ -15,9 +15,11 @@ import pytest
 
 from limbeck.errors import ConfigError, DataError, StorageError, TryLaterError
 from limbeck.experiment import Recording, assemble, load
-from limbeck.recording import own_shards, parse_part, plan_shards, require_room, window_of
+from limbeck.recording import own_shards, parse_part, plan_shards, require_room
 from limbeck.recording.plan import passes
 from limbeck.store import Store, read_header, verify
+from limbeck.teachers import find_local
+from limbeck.teachers.stored import window_of
 from tests.experiment.house import write_model
 from tests.experiment.recordings import contents, record, recorded, recording_recipe
 from tests.models.test_gguf import write_gguf
@@ -111,7 +113,7 @@ def test_a_teacher_in_a_gguf_file_is_recorded_and_learnt_from_without_it(tmp_pat
     assert verify(tmp_path / "store") == []
     overrides = [f"teacher={{type: stored, path: {tmp_path / 'store'}}}", f"student.path={file}"]
     with assemble(load(path, overrides)) as run:
-        assert run.parts.teacher.model is None
+        assert find_local(run.parts.teacher) is None
         signal = run.parts.teacher.signal(run.parts.data.batch([0]))
         assert len(signal.distribution.ids) == int(run.parts.data.batch([0]).scored.sum())
 

@@ -16,8 +16,8 @@ from limbeck.losses.divergences import divergences
 from limbeck.losses.divergences.kl import forward_kl
 from limbeck.losses.terms.base import StudentView
 from limbeck.store import Store
-from limbeck.teachers import teachers
-from limbeck.teachers.online import OnlineTeacher
+from limbeck.teachers import TeacherRequest, find_local, teachers
+from limbeck.teachers.local import LocalTeacher
 from limbeck.teachers.stored import StoredTeacher, samples_of
 from tests.experiment.recordings import record, recorded
 
@@ -65,11 +65,11 @@ def objective_of(parts):
 
 def test_exact_hidden_states_give_the_online_teachers_losses_and_gradients_bitwise(hidden):
     parts, stored = hidden
-    online = OnlineTeacher(parts.teacher.model)
+    online = LocalTeacher(parts.teacher.model)
     distiller = parts.distiller(parts.student.model, objective_of(parts))
     assert distiller.objective.needs.layers
     for teacher in (stored, online):
-        teacher.ask(BOTH)
+        teacher.require(TeacherRequest(needs=BOTH))
     # One row a micro-batch: the teacher read each window in a pass of its own, as here.
     for row in range(0, parts.data.num_rows, 7):
         batch = parts.data.batch([row])
@@ -87,7 +87,7 @@ def test_exact_hidden_states_give_the_online_teachers_losses_and_gradients_bitwi
 def test_in_larger_micro_batches_they_agree_to_rounding(hidden):
     parts, stored = hidden
     batch = parts.data.batch([0, 5, 9, 2])
-    mine, theirs = stored.signal(batch), OnlineTeacher(parts.teacher.model).signal(batch)
+    mine, theirs = stored.signal(batch), LocalTeacher(parts.teacher.model).signal(batch)
     torch.testing.assert_close(mine.distribution.logits(), theirs.distribution.logits())
 
 
@@ -97,7 +97,7 @@ def test_packing_and_order_do_not_change_what_is_found(hidden, folder):
         packed = run.parts.data
     assert packed.num_rows < parts.data.num_rows
     batch = packed.batch([3, 0, 1])
-    mine, theirs = stored.signal(batch), OnlineTeacher(parts.teacher.model).signal(batch)
+    mine, theirs = stored.signal(batch), LocalTeacher(parts.teacher.model).signal(batch)
     torch.testing.assert_close(mine.distribution.logits(), theirs.distribution.logits())
 
 
@@ -117,17 +117,17 @@ def test_a_batch_is_cut_into_the_windows_it_was_made_of():
 
 def test_a_batch_without_rows_gets_an_empty_signal(hidden):
     parts, stored = hidden
-    stored.ask(BOTH)
+    stored.require(TeacherRequest(needs=BOTH))
     signal = stored.signal(parts.data.batch([]))
     assert len(signal.distribution.rows(slice(None)).hidden) == 0
     assert signal.layer_hidden[3].shape == (0, 32)
-    stored.ask(SignalNeeds())
+    stored.require(TeacherRequest(needs=SignalNeeds()))
     assert stored.signal(parts.data.batch([0])).distribution is None
 
 
 def test_one_changed_token_is_missing_and_not_misaligned(hidden):
     parts, stored = hidden
-    stored.ask(SignalNeeds(distribution=True))
+    stored.require(TeacherRequest(needs=SignalNeeds(distribution=True)))
     batch = parts.data.batch([0])
     tokens = torch.cat([batch.input_ids, batch.target_ids[:, -1:]], 1)
     tokens[0, 3] += 1
@@ -146,9 +146,9 @@ def test_a_layer_that_was_not_recorded_is_refused(hidden):
     with pytest.raises(
         ConfigError, match=r"reads the teacher's layers \[4\].*holds layers \[0, 1, 2, 3"
     ):
-        stored.ask(SignalNeeds(layers=frozenset({1, 4})))
+        stored.require(TeacherRequest(needs=SignalNeeds(layers=frozenset({1, 4}))))
     with pytest.raises(ConfigError, match=r"queries, keys and values.*\[2\], and no store holds"):
-        stored.ask(SignalNeeds(projections=frozenset({2})))
+        stored.require(TeacherRequest(needs=SignalNeeds(projections=frozenset({2}))))
 
 
 def student_logits(parts, batch):
@@ -164,7 +164,7 @@ F_DIVERGENCES = ("forward_kl", "reverse_kl", "jensen_shannon", "total_variation"
 def test_a_top_k_store_is_never_above_the_dense_teacher(hidden, tmp_path, temperature):
     parts, exact = hidden
     recorded(tmp_path, {"type": "top_k", "k": 16, "temperatures": [1.0, 2.0]}, data={"pack": False})
-    exact.ask(SignalNeeds(distribution=True))
+    exact.require(TeacherRequest(needs=SignalNeeds(distribution=True)))
     kept = StoredTeacher(Store.open(tmp_path / "store"), CPU)
     batch = parts.data.batch(list(range(8)))
     logits = student_logits(parts, batch)
@@ -184,7 +184,7 @@ def test_a_top_k_store_is_never_above_the_dense_teacher(hidden, tmp_path, temper
 def test_samples_from_a_store_are_unbiased_in_value_and_gradient(hidden, tmp_path, draw):
     """Every seed is another recording; their mean is the dense teacher within 4 sigma."""
     parts, exact = hidden
-    exact.ask(SignalNeeds(distribution=True))
+    exact.require(TeacherRequest(needs=SignalNeeds(distribution=True)))
     batch = parts.data.batch([0, 4])
     logits = student_logits(parts, batch).requires_grad_()
     pair = exact.signal(batch).distribution.compare(logits, 2.0)
@@ -213,10 +213,10 @@ def test_samples_from_a_store_are_unbiased_in_value_and_gradient(hidden, tmp_pat
 
 def test_the_facts_name_the_model_and_what_was_kept_of_it(hidden):
     parts, stored = hidden
-    facts = dict(stored.facts)
+    facts = stored.info.to_json()
     told = facts.pop("recorded")
-    assert facts == dict(parts.teacher.facts)
+    assert facts == parts.teacher.info.to_json()
     assert told["form"] == {"type": "hidden", "precision": "exact"}
-    assert stored.model is None
+    assert find_local(stored) is None
     assert "stored" in teachers.names()
     assert isinstance(stored.signal(parts.data.batch([0])).distribution, LazyLogits)

@@ -14,7 +14,7 @@ from limbeck.config import ObjectiveConfig
 from limbeck.losses import Head, Projections, StudentView, TeacherSignal
 from limbeck.losses.distributions import LazyLogits
 from limbeck.models import CausalLM, Distiller, captured_projections, evaluating
-from limbeck.teachers import Teacher
+from limbeck.teachers import LocalTeacher
 from limbeck.tokenizers import VocabularyProof
 
 ROWS = 4
@@ -46,7 +46,7 @@ class Case:
     Attributes:
         distiller: Student and objective, on their device, whole (not sharded).
         recipe: What the recipe says the objective is; proofs compute it in the open.
-        teacher: A teacher with a model.
+        teacher: Its weights are in this process.
         data: Training text.
         largest_token_id: In the whole text.
         vocabulary: What the two tokenizers share.
@@ -54,7 +54,7 @@ class Case:
 
     distiller: Distiller
     recipe: ObjectiveConfig
-    teacher: Teacher
+    teacher: LocalTeacher
     data: Rows
     largest_token_id: int
     vocabulary: VocabularyProof
@@ -67,7 +67,6 @@ class Case:
     @property
     def teacher_model(self) -> CausalLM:
         """The teacher's model."""
-        assert self.teacher.model is not None, "check refuses teachers without a model"
         return self.teacher.model
 
     @property
@@ -166,7 +165,9 @@ def view(case: Case, batch: Batch, count: int = SCORED) -> Views:
             layer_projections=at_some(projections, some),
         ),
         distribution,
-        TeacherSignal(distribution, teacher_chosen, at_some(teacher_projections, some)),
+        TeacherSignal.from_distribution(
+            distribution, teacher_chosen, at_some(teacher_projections, some)
+        ),
     )
 
 

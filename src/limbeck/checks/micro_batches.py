@@ -10,6 +10,7 @@ from limbeck.checks.case import Case, part
 from limbeck.checks.proof import Finding, Proof, Unproven, distance
 from limbeck.models import CausalLM, evaluating
 from limbeck.models.adapters import UP
+from limbeck.teachers import TeacherRequest
 
 ALLOWED = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 2e-2}
 """Largest relative difference: rows are summed in another order, through every layer."""
@@ -57,7 +58,7 @@ def share(
     case: Case, batch: Batch, step_tokens: Tensor, parameters: list[nn.Parameter]
 ) -> tuple[Tensor, Tensor]:
     """A micro-batch's share of the loss, and of the gradient of some parameters, in one row."""
-    case.teacher.ask(case.distiller.objective.needs)
+    case.teacher.require(TeacherRequest(needs=case.distiller.objective.needs))
     loss, _ = case.distiller(batch, case.teacher.signal(batch), step_tokens)
     gradients = torch.autograd.grad(loss, parameters)
     return loss.detach(), torch.cat([each.flatten() for each in gradients])

@@ -63,7 +63,7 @@ def zero_at_equality(case: Case, views: Views) -> Finding:
     dtype = exact(said.head)
     hidden, head = said.hidden.to(dtype), as_type(said.head, dtype)
     alone = StudentView(hidden, head, {}, targets)
-    signal = TeacherSignal(LazyLogits(hidden, head))
+    signal = TeacherSignal.from_distribution(LazyLogits(hidden, head))
     soft = evaluate(Objective([WeightedTerm("divergence", 1.0, term)], 1), alone, signal)
     hard = evaluate(Objective([WeightedTerm("hard", 1.0, CrossEntropyTerm())], 1), alone, signal)
     value = float(soft.loss)
@@ -178,7 +178,6 @@ def in_the_open(case: Case, views: Views) -> Outcome:
     products = torch.nn.functional.linear(hidden, head.weight, head.bias)
     logits = head.finish(products)
     said = DenseLogits(views.distribution.head(views.distribution.hidden).to(dtype))
-    signal = replace(views.signal, distribution=said)
     alpha, temperature = value_at(recipe.alpha, 0), value_at(recipe.temperature, 0)
     loss = (1 - alpha) * torch.nn.functional.cross_entropy(logits, student.targets)
     if alpha > 0:
@@ -189,9 +188,9 @@ def in_the_open(case: Case, views: Views) -> Outcome:
     objective = case.distiller.objective
     for name, term in objective.logit_terms.items():
         if name not in MAIN:
-            loss = loss + objective.weights[name] * term(logits, student.targets, signal).mean()
+            loss = loss + objective.weights[name] * term(logits, student.targets, said).mean()
     for name, state_term in objective.state_terms.items():
-        tokens = state_term(replace(student, hidden=hidden), signal)
+        tokens = state_term(replace(student, hidden=hidden), views.signal)
         loss = loss + objective.weights[name] * tokens.mean()
     by_hidden, by_products = torch.autograd.grad(loss, [hidden, products])
     rows = by_products[:, distinct(student.targets)].t() @ hidden.detach()
@@ -213,7 +212,7 @@ def first(views: Views, positions: int, dtype: torch.dtype) -> Views:
     teacher = LazyLogits(said.hidden[some].to(dtype), as_type(said.head, dtype))
     layers = {i: states[some].to(dtype) for i, states in views.signal.layer_hidden.items()}
     projections = at_some(views.signal.layer_projections, some, dtype)
-    return Views(student, teacher, TeacherSignal(teacher, layers, projections))
+    return Views(student, teacher, TeacherSignal.from_distribution(teacher, layers, projections))
 
 
 def exact(*heads: Head) -> torch.dtype:

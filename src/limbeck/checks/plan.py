@@ -19,6 +19,7 @@ from limbeck.config import OptimConfig, RunConfig
 from limbeck.errors import ConfigError
 from limbeck.losses.head.fused import head_bytes
 from limbeck.models import CausalLM, Distiller
+from limbeck.teachers import TeacherRequest
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ def run_micro_batch(case: Case, cpu_batch: Batch) -> Measured:
         return tensor
 
     batch = cpu_batch.to(case.device)
-    case.teacher.ask(case.distiller.objective.needs)
+    case.teacher.require(TeacherRequest(needs=case.distiller.objective.needs))
     tokens = int(batch.num_scored())
     was_training = case.distiller.training
     case.distiller.train()

@@ -54,12 +54,6 @@ def check(
                 f"check runs in one process, and torchrun started {run.world.size}. Start it as "
                 "limbeck check recipe.yaml."
             )
-        if run.parts.teacher.model is None:
-            raise ConfigError(
-                "check proves things of the teacher's model, and a recorded teacher has none. "
-                "distill checks a store by itself before its first step; to check the pair, name "
-                "the model: teacher='{type: online, path: ...}'."
-            )
         failing = tell(run, as_json=as_json)
     if failing:
         raise ConfigError(
@@ -72,6 +66,7 @@ def tell(run: Run, *, as_json: bool) -> list[str]:
     """Prove and print everything; the names of what keeps the run from starting."""
     from limbeck.checks import Case, plan_findings, prove, text_notes, trained_on  # noqa: PLC0415
     from limbeck.checks.case import spread  # noqa: PLC0415
+    from limbeck.teachers import require_local  # noqa: PLC0415
 
     parts, config = run.parts, run.config
     assert parts.student is not None, "nobody has taken it"
@@ -79,7 +74,7 @@ def tell(run: Run, *, as_json: bool) -> list[str]:
     case = Case(
         distiller,
         config.objective,
-        parts.teacher,
+        require_local(parts.teacher, "check"),
         parts.data,
         int(parts.data.facts["largest_token_id"]),
         parts.vocabulary,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any, Literal
 
-from annotated_types import BaseMetadata, Ge, MinLen
+from annotated_types import BaseMetadata, Ge, GroupedMetadata, MinLen
 from pydantic import (
     ConfigDict,
     GetCoreSchemaHandler,
@@ -88,7 +88,7 @@ class Scheduled:
         >>> temperature: Annotated[float | Schedule, Scheduled(Gt(0))]
     """
 
-    bounds: BaseMetadata
+    bounds: BaseMetadata | GroupedMetadata
 
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler

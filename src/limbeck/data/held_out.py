@@ -39,3 +39,9 @@ class HeldOut:
         decides = np.arange(len(documents)) % DECIDES == 0
         self.deciding_rows = data.token_rows(config.max_tokens_during, documents[decides])
         self.reporting_rows = data.token_rows(config.max_tokens, documents[~decides])
+
+    @property
+    def windows(self) -> list[int]:
+        """Indices of the windows that a run measures on."""
+        rows = sorted({*self.deciding_rows, *self.reporting_rows})
+        return [int(self.data.row_windows[row]) for row in rows]

@@ -16,6 +16,7 @@ from limbeck.evaluate.measure import Chunk, Documents, chunks
 from limbeck.evaluate.text import Tokenizer, left_context, text_of, token_text
 from limbeck.losses.divergences.kl import forward_kl
 from limbeck.models import CausalLM, evaluating
+from limbeck.teachers import Teacher
 
 ROWS_AT_ONCE = 2
 SHOWN = 5
@@ -49,7 +50,7 @@ class Place:
 
 def disagreements(
     student: CausalLM,
-    teacher: CausalLM,
+    teacher: Teacher,
     tokenizer: Tokenizer,
     data: Documents,
     rows: Sequence[int],

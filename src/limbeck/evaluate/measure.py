@@ -84,7 +84,7 @@ class Chunk(NamedTuple):
 
 def measure(
     student: CausalLM,
-    teacher: Teacher | CausalLM,
+    teacher: Teacher,
     data: Documents,
     rows: Sequence[int],
     *,
@@ -120,7 +120,7 @@ def measure(
 
 
 def chunks(
-    student: CausalLM, teacher: Teacher | CausalLM, batch: Batch, head_budget_mb: HeadBudget
+    student: CausalLM, teacher: Teacher, batch: Batch, head_budget_mb: HeadBudget
 ) -> Iterator[Chunk]:
     """The scored tokens of a batch, in order; one empty chunk when there are none."""
     hidden, _ = student(batch)
@@ -140,16 +140,12 @@ def chunks(
         yield Chunk(window, some, pair, logp, targets[window], padded, dense)
 
 
-def opinion(teacher: Teacher | CausalLM, batch: Batch) -> TeacherDistribution:
+def opinion(teacher: Teacher, batch: Batch) -> TeacherDistribution:
     """The teacher's distribution at the scored tokens.
 
     Raises:
         ConfigError: The teacher was not asked for distributions.
     """
-    if isinstance(teacher, CausalLM):
-        with evaluating(teacher):
-            hidden, _ = teacher(batch)
-        return LazyLogits(hidden, teacher.head)
     distribution = teacher.signal(batch).distribution
     if distribution is None:
         raise ConfigError(

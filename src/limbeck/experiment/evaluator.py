@@ -11,8 +11,7 @@ from limbeck.evaluate.measure import measure
 from limbeck.evaluate.scores import Scores
 from limbeck.models import CausalLM
 from limbeck.teachers import Teacher
-from limbeck.teachers.remembering import RememberingTeacher
-from limbeck.teachers.stored import StoredTeacher
+from limbeck.teachers.remembering import for_measuring
 
 MEASURED_ROWS = 4
 """Rows of one forward pass. It keeps nothing for a backward pass, so it is not the recipe's
@@ -35,14 +34,7 @@ class Judge:
         self._held_out = held_out
         self._world = world
         self._head_budget_mb = head_budget_mb
-        # A teacher that remembers answers some rank without a pass, and a sharded model needs all
-        # ranks in every pass. Its model is asked, because an objective may need no distributions.
-        # A store answers every rank by itself, and an objective may ask it for other things.
-        self._teacher: Teacher | CausalLM = teacher
-        if isinstance(teacher, StoredTeacher):
-            self._teacher = StoredTeacher(teacher.store, world.device)
-        elif teacher.model is not None:
-            self._teacher = RememberingTeacher(teacher) if world.size == 1 else teacher.model
+        self._teacher = for_measuring(teacher, world)
 
     def deciding(self, student: CausalLM) -> Scores:
         """A student's figures on the documents that decide; every rank calls it."""

@@ -13,16 +13,11 @@ import torch
 from torch import Tensor
 
 from limbeck.config import DataConfig, ObjectiveConfig, RunConfig
-from limbeck.data import TextData, load_data, overlap
+from limbeck.config.schedules import values_over
+from limbeck.data import BatchSource, SourceContext, TextData, load_data, overlap, sources
 from limbeck.data.held_out import HeldOut
 from limbeck.distributed import World, barrier, shard
 from limbeck.errors import ConfigError, DataError
-from limbeck.experiment.store_guards import (
-    recorded_tokenizer,
-    require_covered,
-    require_recorded_for,
-    require_served,
-)
 from limbeck.files import publish
 from limbeck.losses import PairShapes, build_objective
 from limbeck.models import (
@@ -40,9 +35,15 @@ from limbeck.models import (
 )
 from limbeck.registry import type_of
 from limbeck.students import InitialStudent, Origin, initialisers
-from limbeck.teachers import Place, Teacher, teachers
-from limbeck.teachers.stored import StoredTeacher
-from limbeck.tokenizers import VocabularyProof, load_tokenizer, prove_same_vocabulary
+from limbeck.teachers import (
+    Teacher,
+    TeacherRequest,
+    TextWindows,
+    find_local,
+    require_local,
+    teachers,
+)
+from limbeck.tokenizers import VocabularyProof, prove_same_vocabulary
 
 STUDENT_DTYPE = torch.float32
 """Format of the weights being trained, wherever the computation may be less: sharded, FSDP2
@@ -63,6 +64,7 @@ class Parts:
         student: As initialised; whoever trains it takes it away (`take_student`).
         shapes: What terms must know of the two models.
         data: Training text.
+        source: The batches of each step, made from it.
         held_out: Held-out text, if the recipe names any.
         notes: What a user should hear, though nothing is wrong.
     """
@@ -75,6 +77,7 @@ class Parts:
     student: InitialStudent | None
     shapes: PairShapes
     data: TextData
+    source: BatchSource
     held_out: HeldOut | None
     facts: dict[str, Any]
     notes: list[str] = field(default_factory=list)
@@ -90,8 +93,9 @@ class Parts:
             model, self.student = self.student.model, None
             return model
         if self.is_shared:
-            assert self.teacher.model is not None, "there was one to share the weights of"
-            model = shared_model(self.teacher.model)
+            model = shared_model(
+                require_local(self.teacher, "student.type: a shared student").model
+            )
         else:
             source = ModelSource(str(saved))
             model = load_model(source, device=self.world.device, dtype=STUDENT_DTYPE)
@@ -126,7 +130,7 @@ class Parts:
 
 
 def gather_parts(config: RunConfig, world: World) -> Parts:
-    """Load everything, and prove that it belongs together.
+    """Load everything, and check that it belongs together.
 
     Raises:
         ConfigError: Teacher, student and data do not go together; each reason says which.
@@ -134,55 +138,90 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
     """
     require_alone_if_shared(config, world)
     with main_first(world):
-        teacher = teachers.bind(config.teacher, "teacher")(Place(world.device))
-        tokenizer = teacher_tokenizer(config, teacher)
-    cache = cache_folder() / "data"
+        teacher = teachers.bind(config.teacher, "teacher")(world.device)
+        tokenizer = teacher.tokenizer
+    teacher_limit = teacher.info.max_positions
+    local = find_local(teacher)
     origin = Origin(
-        teacher.model,
+        local.model if local else None,
         tokenizer,
         world.device,
         STUDENT_DTYPE,
         config.seed,
-        lambda: load_data(
-            config.data, tokenizer, cache=cache, max_positions=shortest(teacher.model)
-        ),
-        teacher.facts,
+        lambda: load_text(config.data, tokenizer, teacher_limit),
+        teacher.info.to_json(),
     )
     with main_first(world):
         student = initialisers.bind(config.student, "student")(origin)
         make_trainable(student.model, config.trainable, config.seed)
-    if isinstance(teacher, StoredTeacher):
-        require_recorded_for(teacher.store, tokenizer, student, config)
-    vocabulary = prove_pair(student, teacher, tokenizer)
-    limit = shortest(teacher.model, student.model)
+    is_chat = config.data.type == "chat"
+    teacher.require(TeacherRequest(student_tokenizer=student.tokenizer, uses_template=is_chat))
+    vocabulary = prove_pair(student, teacher)
+    limit = shortest(teacher_limit, student.model.max_positions)
     with main_first(world):
-        data = load_data(config.data, tokenizer, cache=cache, max_positions=limit)
-        held_out = None
-        if config.evaluate.data is not None:
-            held = held_out_config(config, config.evaluate.data)
-            held_out = HeldOut(
-                load_data(held, tokenizer, cache=cache, max_positions=limit), config.evaluate
-            )
-    notes = [*vocabulary.notes, *data_notes(data, held_out)]
-    for text in [data, *([held_out.data] if held_out else [])]:
-        require_known_tokens(text, vocabulary)
-    if isinstance(teacher, StoredTeacher):
-        require_covered(teacher.store, data, held_out, vocabulary)
+        data = load_text(config.data, tokenizer, limit)
+        held_out = load_held_out(config, tokenizer, limit)
+    require_known_tokens(data, vocabulary)
+    if held_out is not None:
+        require_known_tokens(held_out.data, vocabulary)
     shapes = shapes_of(student, teacher)
-    if isinstance(teacher, StoredTeacher):
-        require_served(teacher, config, shapes, data)
-    if teacher.model is not None and not is_shared(config):
-        # No other format than its own, which the recipe may have named.
-        shard(teacher.model, teacher.model.blocks, world)
-    facts = {
-        "teacher": teacher.facts,
-        "student": student.facts,
-        "trained": trained_facts(student.model, config.trainable),
-        "data": data.facts,
-        "held_out": held_out.data.facts if held_out else None,
-    }
+    teacher.require(request_of(config, shapes, vocabulary, data, held_out))
+    if not is_shared(config):
+        teacher.shard(world)
     return Parts(
-        config, world, tokenizer, vocabulary, teacher, student, shapes, data, held_out, facts, notes
+        config=config,
+        world=world,
+        tokenizer=tokenizer,
+        vocabulary=vocabulary,
+        teacher=teacher,
+        student=student,
+        shapes=shapes,
+        data=data,
+        source=source_of(config, data, tokenizer),
+        held_out=held_out,
+        facts={
+            "teacher": teacher.info.to_json(),
+            "student": student.facts,
+            "trained": trained_facts(student.model, config.trainable),
+            "data": data.facts,
+            "held_out": held_out.data.facts if held_out else None,
+        },
+        notes=[*vocabulary.notes, *data_notes(data, held_out)],
+    )
+
+
+def source_of(config: RunConfig, data: TextData, tokenizer: PreTrainedTokenizerBase) -> BatchSource:
+    """The recipe's batch source, over its text."""
+    length = config.data.sequence_length
+    context = SourceContext(
+        data, tokenizer, config.seed, config.optim.rows_per_step(length), length
+    )
+    return sources.bind(config.data.source, "data.source")(context)
+
+
+def request_of(
+    config: RunConfig,
+    shapes: PairShapes,
+    vocabulary: VocabularyProof,
+    data: TextData,
+    held_out: HeldOut | None,
+) -> TeacherRequest:
+    """Everything the teacher must provide in any step of the run."""
+    with torch.random.fork_rng(devices=[]):
+        objective = build_objective(config.objective, shapes, head_budget_mb=1)
+    temperatures: tuple[float, ...] = ()
+    if objective.needs.distribution:
+        temperatures = values_over(config.objective.temperature, config.optim.steps)
+    texts = [TextWindows("data", data, range(len(data.windows)))]
+    if held_out is not None:
+        texts.append(TextWindows("evaluate.data", held_out.data, held_out.windows))
+    return TeacherRequest(
+        needs=objective.needs,
+        temperatures=temperatures,
+        objective=objective,
+        texts=tuple(texts),
+        vocabulary_size=vocabulary.size,
+        measured=held_out is not None,
     )
 
 
@@ -205,30 +244,15 @@ def require_alone_if_shared(config: RunConfig, world: World) -> None:
         )
 
 
-def teacher_tokenizer(config: RunConfig, teacher: Teacher) -> PreTrainedTokenizerBase:
-    """The teacher's tokenizer; a store has its own copy of it."""
-    if isinstance(teacher, StoredTeacher):
-        return recorded_tokenizer(teacher.store)
-    return load_tokenizer(
-        str(config.teacher["path"]),
-        revision=config.teacher.get("revision"),
-        trust_remote_code=bool(config.teacher.get("trust_remote_code", False)),
-    )
-
-
-def prove_pair(
-    student: InitialStudent, teacher: Teacher, tokenizer: PreTrainedTokenizerBase
-) -> VocabularyProof:
-    """Prove that ids mean the same to both, and cut both heads to the ids that mean something."""
+def prove_pair(student: InitialStudent, teacher: Teacher) -> VocabularyProof:
+    """Prove that ids mean the same to both, and cut the student's head to the shared ids."""
     proof = prove_same_vocabulary(
         student.tokenizer,
-        tokenizer,
+        teacher.tokenizer,
         student_rows=student.model.vocabulary_rows,
-        teacher_rows=int(teacher.facts["vocabulary_rows"]),
+        teacher_rows=teacher.info.vocabulary_rows,
     )
     student.model.vocabulary_size = proof.size
-    if teacher.model:
-        teacher.model.vocabulary_size = proof.size
     return proof
 
 
@@ -258,30 +282,41 @@ def require_known_tokens(data: TextData, vocabulary: VocabularyProof) -> None:
         )
 
 
-def held_out_config(config: RunConfig, path: str) -> DataConfig:
-    """Held-out text read as the training text is, one window a row so that documents stay apart."""
-    return replace(
+def load_text(
+    config: DataConfig, tokenizer: PreTrainedTokenizerBase, limit: int | None
+) -> TextData:
+    """A text through the cache; its rows have at most `limit` positions."""
+    return load_data(config, tokenizer, cache=cache_folder() / "data", max_positions=limit)
+
+
+def load_held_out(
+    config: RunConfig, tokenizer: PreTrainedTokenizerBase, limit: int | None
+) -> HeldOut | None:
+    """The held-out text, one window a row so that documents stay apart; None if none is named."""
+    if config.evaluate.data is None:
+        return None
+    held_out = replace(
         config.data,
-        path=path,
+        path=config.evaluate.data,
         split=config.evaluate.split,
         max_documents=config.evaluate.max_documents,
         pack=False,
     )
+    return HeldOut(load_text(held_out, tokenizer, limit), config.evaluate)
 
 
-def shortest(*models: CausalLM | None) -> int | None:
-    """The longest sequence that every one of the models was made for."""
-    limits = [m.max_positions for m in models if m is not None and m.max_positions is not None]
-    return min(limits, default=None)
+def shortest(*limits: int | None) -> int | None:
+    """The longest sequence within all of the limits; None when there is none."""
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def shapes_of(student: InitialStudent, teacher: Teacher) -> PairShapes:
-    """What terms must know of the two models."""
+    """Layers and widths of the two models."""
     return PairShapes(
         student_layers=student.model.num_layers,
-        teacher_layers=int(teacher.facts["layers"]),
+        teacher_layers=teacher.info.layers,
         student_width=student.model.width,
-        teacher_width=int(teacher.facts["width"]),
+        teacher_width=teacher.info.width,
         layer_map=student.layer_map,
     )
 

@@ -12,14 +12,11 @@ from rich.console import Console
 
 from limbeck import __version__
 from limbeck.config import RecordConfig, RunConfig
-from limbeck.data import load_data
-from limbeck.data.held_out import HeldOut
 from limbeck.distributed import world
 from limbeck.errors import ConfigError
-from limbeck.experiment.parts import held_out_config, main_first, shortest, teacher_tokenizer
-from limbeck.experiment.store_guards import held_out_windows
+from limbeck.experiment.parts import load_held_out, load_text, main_first
 from limbeck.files import files_under
-from limbeck.models import CausalLM, PreTrainedTokenizerBase, cache_folder, choose_device
+from limbeck.models import choose_device
 from limbeck.recording import (
     Budget,
     Plan,
@@ -33,7 +30,7 @@ from limbeck.recording import (
 )
 from limbeck.registry import type_of
 from limbeck.store import StoreHeader, require_store_or_new, shard_name, written_out
-from limbeck.teachers import Place, teachers
+from limbeck.teachers import TeacherRequest, require_local, teachers
 from limbeck.tokenizers import prove_same_vocabulary, template_hash, tokenizer_hash
 
 
@@ -94,26 +91,19 @@ class Recording:
     def _gather(self) -> None:
         config = self.config
         with main_first(self.world):
-            teacher = teachers.bind(config.teacher, "teacher")(Place(self.world.device))
-            tokenizer = teacher_tokenizer(config, teacher)
-        model = teacher.model
-        if model is None:
-            raise ConfigError(
-                "teacher: a recording needs a teacher that can read, and this one is a store "
-                "already. Use `type: online`."
-            )
-        rows = model.vocabulary_rows
+            teacher = teachers.bind(config.teacher, "teacher")(self.world.device)
+        self.model = require_local(teacher, "record").model
+        tokenizer = self.tokenizer = teacher.tokenizer
+        rows = teacher.info.vocabulary_rows
         proof = prove_same_vocabulary(tokenizer, tokenizer, student_rows=rows, teacher_rows=rows)
-        model.vocabulary_size = proof.size
-        self.model: CausalLM = model
-        self.tokenizer: PreTrainedTokenizerBase = tokenizer
-        self.plan: Plan = self._plan(shortest(model))
-        require_layers(self.settings.layers, model)
+        teacher.require(TeacherRequest(vocabulary_size=proof.size))
+        require_layers(self.settings.layers, teacher.info.layers)
+        self.plan: Plan = self._plan(teacher.info.max_positions)
         self.header = StoreHeader(
             form=written_out(self.settings.form),
-            vocabulary_size=model.vocabulary_size,
+            vocabulary_size=proof.size,
             num_shards=len(self.plan.shards),
-            teacher=dict(teacher.facts),
+            teacher=teacher.info.to_json(),
             tokenizer=tokenizer_hash(tokenizer),
             template=template_hash(tokenizer),
             data=self.plan.data_hash,
@@ -126,14 +116,12 @@ class Recording:
 
     def _plan(self, limit: int | None) -> Plan:
         """Every training window, and those held-out windows that a run measures on."""
-        config, cache = self.config, cache_folder() / "data"
+        config = self.config
         with main_first(self.world):
-            data = load_data(config.data, self.tokenizer, cache=cache, max_positions=limit)
+            data = load_text(config.data, self.tokenizer, limit)
             texts = [Windows(data, range(len(data.windows)))]
-            if config.evaluate.data is not None:
-                held = held_out_config(config, config.evaluate.data)
-                text = load_data(held, self.tokenizer, cache=cache, max_positions=limit)
-                texts.append(Windows(text, held_out_windows(HeldOut(text, config.evaluate))))
+            if held_out := load_held_out(config, self.tokenizer, limit):
+                texts.append(Windows(held_out.data, held_out.windows))
         return plan_shards(texts, self.settings.shard_tokens)
 
     def budget(self) -> Budget:
@@ -205,10 +193,10 @@ def settings_of(config: RunConfig) -> RecordConfig:
     return config.record
 
 
-def require_layers(layers: tuple[int, ...], model: CausalLM) -> None:
+def require_layers(layers: tuple[int, ...], num_layers: int) -> None:
     """Refuse layers the teacher does not have."""
-    if absent := [layer for layer in layers if layer >= model.num_layers]:
+    if absent := [layer for layer in layers if layer >= num_layers]:
         raise ConfigError(
-            f"record.layers must be layers of the teacher, 0 to {model.num_layers - 1}, got "
-            f"{absent}. Leave them out."
+            f"record.layers must be layers of the teacher, 0 to {num_layers - 1}, got {absent}. "
+            "Leave them out."
         )

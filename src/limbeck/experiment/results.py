@@ -11,6 +11,7 @@ from limbeck.evaluate.scores import Scores, gap_recovered, paired_difference, su
 from limbeck.evaluate.speed import speeds
 from limbeck.experiment.parts import Parts
 from limbeck.models import CausalLM
+from limbeck.teachers import DISTRIBUTION, LocalTeacher
 
 METRICS = (
     "forward_kl",
@@ -85,19 +86,21 @@ def teacher_figures(scores: Scores) -> dict[str, Any]:
 
 
 def places(
-    parts: Parts, held_out: HeldOut, students: Mapping[str, CausalLM], num_continuations: int
+    parts: Parts,
+    teacher: LocalTeacher,
+    held_out: HeldOut,
+    students: Mapping[str, CausalLM],
+    num_continuations: int,
 ) -> dict[str, Any]:
     """What a reader looks at: disagreements, continuations, size and speed. One process only."""
-    teacher = parts.teacher.model
-    assert teacher is not None, "a run without a teacher's model has nothing to show side by side"
     student = students["distilled"]
     rows = held_out.reporting_rows
-    both = {"teacher": teacher, "student": student}
+    both = {"teacher": teacher.model, "student": student}
     per_second = speeds(both)
     return {
         "disagreements": disagreements(
             student,
-            teacher,
+            teacher.with_needs(DISTRIBUTION),
             parts.tokenizer,
             held_out.data,
             rows,
@@ -105,7 +108,7 @@ def places(
             head_budget_mb=parts.config.memory.head_budget_mb,
         ),
         "continuations": continuations(
-            {"teacher": teacher, **students},
+            {"teacher": teacher.model, **students},
             parts.tokenizer,
             held_out.data,
             rows,

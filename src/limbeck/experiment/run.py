@@ -35,6 +35,7 @@ from limbeck.files import manifest, write_text
 from limbeck.models import CausalLM, ModelSource, choose_device, load_model
 from limbeck.report.run_files import lines
 from limbeck.report.run_report import write_report
+from limbeck.teachers import find_local
 from limbeck.tokenizers import load_tokenizer, prove_same_vocabulary, template_hash, tokenizer_hash
 from limbeck.train import MetricSink, TerminalSink, make_sinks
 from limbeck.train.resume import require_same
@@ -176,7 +177,7 @@ class Run:
             load_tokenizer(str(folder)),
             self.parts.tokenizer,
             student_rows=model.vocabulary_rows,
-            teacher_rows=int(self.parts.teacher.facts["vocabulary_rows"]),
+            teacher_rows=self.parts.teacher.info.vocabulary_rows,
         )
 
     def _open(self, folder: Path) -> CausalLM:
@@ -201,13 +202,13 @@ class Run:
         evaluation = compare({name: scores for name, scores in found.items() if scores})
         evaluation["learning_rate"] = {name: arm.learning_rate for name, arm in chosen.items()}
         held_out = self.parts.held_out
-        teacher = self.parts.teacher.model
+        teacher = find_local(self.parts.teacher)
         # A recorded teacher cannot go on with a text, and has nothing to be shown beside.
         if held_out is not None and teacher is not None and self.world.size == 1:
             students = {name: self._open(arm.folder / "student") for name, arm in chosen.items()}
             count = self.config.evaluate.continuations
-            with gathered(teacher):
-                evaluation |= places(self.parts, held_out, students, count)
+            with gathered(teacher.model):
+                evaluation |= places(self.parts, teacher, held_out, students, count)
         write_text(self.folder / "evaluation.json", json.dumps(evaluation, indent=1))
         seconds = {f"training_{name}": step_seconds(arm.folder) for name, arm in chosen.items()}
         self._write_provenance({"finished": now(), "timing": seconds})

@@ -22,6 +22,7 @@ from limbeck.experiment.evaluator import Judge
 from limbeck.experiment.parts import Parts
 from limbeck.experiment.score_files import read_scores, write_scores
 from limbeck.models import Distiller
+from limbeck.teachers import TeacherRequest
 from limbeck.train import MetricSink, TrainSetup, train
 
 
@@ -113,20 +114,19 @@ class Bench:
         # Rank 0 looks for all: measuring needs every rank, and disks may show a file to some first.
         if not broadcast_object(first.exists(), parts.world):
             self._write_scores(first, distiller)
-        parts.teacher.ask(distiller.objective.needs)
+        parts.teacher.require(TeacherRequest(needs=distiller.objective.needs))
         self._latest = None
         result = train(
             TrainSetup(
                 distiller=distiller,
                 teacher=parts.teacher,
-                batches=parts.data,
+                source=parts.source,
                 optim=parts.config.optim,
                 learning_rate=arm.learning_rate,
                 checkpoint=parts.config.checkpoint,
                 memory=parts.config.memory,
                 world=parts.world,
                 folder=arm.folder,
-                seed=parts.config.seed,
                 sequence_length=parts.config.data.sequence_length,
                 evaluate=self._evaluator(distiller),
                 evaluate_every=parts.config.evaluate.every,
@@ -188,7 +188,7 @@ def fingerprint(parts: Parts, arm: Arm) -> dict[str, Any]:
         "recipe": lasting(parts.config),
         "arm": arm.name,
         "learning_rate": arm.learning_rate,
-        "teacher": parts.teacher.facts,
+        "teacher": parts.teacher.info.to_json(),
         "data": parts.data.facts,
     }
     frozen = parts.facts["trained"].get("frozen_sha256")
@@ -198,6 +198,7 @@ def fingerprint(parts: Parts, arm: Arm) -> dict[str, Any]:
 def lasting(config: RunConfig) -> dict[str, Any]:
     """What of a recipe must not change between a run and its resumption."""
     plain = to_plain(config)
-    for section in ("output", "track", "device", "parallel", "evaluate", "memory", "checkpoint"):
+    transient = ("output", "track", "device", "parallel", "evaluate", "memory", "checkpoint")
+    for section in (*transient, "plugins"):
         del plain[section]
     return plain

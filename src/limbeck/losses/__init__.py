@@ -17,10 +17,13 @@ from limbeck.losses.output_head import (
 from limbeck.losses.signal import (
     Projections,
     SignalNeeds,
+    SignalPart,
     TeacherSignal,
 )
 from limbeck.losses.terms.base import (
+    LogitTerm,
     PairShapes,
+    StateTerm,
     StudentView,
     WeightedTerm,
     terms,
@@ -29,10 +32,13 @@ from limbeck.losses.terms.base import (
 __all__ = [
     "DistillationLoss",
     "Head",
+    "LogitTerm",
     "Objective",
     "PairShapes",
     "Projections",
     "SignalNeeds",
+    "SignalPart",
+    "StateTerm",
     "StudentView",
     "TeacherSignal",
     "WeightedTerm",

@@ -138,7 +138,7 @@ class DistillationLoss(nn.Module):
         signal = TeacherSignal()
         if teacher is not None and teacher_hidden is not None:
             hidden = positions_of(teacher_hidden, labels)[scored].detach()
-            signal = TeacherSignal(LazyLogits(hidden, first(teacher, size)))
+            signal = TeacherSignal.from_distribution(LazyLogits(hidden, first(teacher, size)))
         self._require_teacher(signal.distribution)
         view = StudentView(
             positions_of(student_hidden, labels)[scored],
@@ -171,10 +171,9 @@ class DistillationLoss(nn.Module):
         require_tokens(targets, size)
         self._require_teacher(distribution)
         logits = positions_of(student_logits, labels)[scored][:, :size]
-        signal = TeacherSignal(distribution)
         total = logits.sum() * 0  # a graph, whatever is scored
         for name, term in self.objective.logit_terms.items():
-            total = total + self.objective.weights[name] * term(logits, targets, signal).sum()
+            total = total + self.objective.weights[name] * term(logits, targets, distribution).sum()
         return total / max(len(targets), 1) * share_of_step(len(targets), step_tokens)
 
     def _require_teacher(self, distribution: TeacherDistribution | None) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from limbeck.config import HeadBudget
+from limbeck.losses.distributions.base import Rows, TeacherDistribution
 from limbeck.losses.head.closed_form import closed_form
-from limbeck.losses.head.fused import ChunkBody, head_and_terms, head_chunk
+from limbeck.losses.head.fused import Segment, head_and_terms, head_chunk
 from limbeck.losses.head.general_form import GeneralForm
 from limbeck.losses.head.workspace import Workspace
 from limbeck.losses.positions import Positions
@@ -117,33 +119,68 @@ class Objective(nn.Module):
     def _logit_terms(
         self, student: StudentView, signal: TeacherSignal
     ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
-        """Weighted sum of all logit terms over the positions, and each one's own."""
+        """Weighted sum of all logit terms over the positions, and each term's sum."""
+        if not self.logit_terms:
+            # Zero, with the same graph as ever: the head gets a gradient of zero.
+            return student.hidden[:0].sum() + student.head.weight[:0].sum(), {}
         scale = 1.0
         if self.positions is not None:
+            num_positions = len(student.hidden)
             chosen = self.positions.choose(student, signal, self.head_budget_mb)
-            scale = len(student.hidden) / max(len(chosen), 1)
-            student, signal = view_at(student, chosen), signal.rows(chosen)
-        body = self._body(student, signal)
-        weight = student.head.weight
-        chunk = head_chunk(self.head_budget_mb, weight, body.copies, body.scratch_bytes)
-        total, sums = head_and_terms(student.hidden, student.head, body, chunk)
+            scale = num_positions / max(len(chosen), 1)
+            student, signal = view_at(student, chosen), signal.select(chosen, num_positions)
+        student, parts = self._ordered(student, signal)
+        segments, start = [], 0
+        for distribution, length in parts:
+            rows = slice(start, start + length)
+            segments.append(self._segment(view_at(student, rows), distribution, rows))
+            start += length
+        total, sums = head_and_terms(student.hidden, student.head, segments)
         return total * scale, dict(zip(self.logit_terms, sums * scale, strict=True))
 
-    def _body(self, student: StudentView, signal: TeacherSignal) -> ChunkBody:
+    def _ordered(
+        self, student: StudentView, signal: TeacherSignal
+    ) -> tuple[StudentView, list[tuple[TeacherDistribution | None, int]]]:
+        """The view with its positions sorted by part, and each part's distribution and length.
+
+        Positions in no part come last, where a term reads no distribution; else they are left out.
+        """
+        num_positions = len(student.hidden)
+        if not self.needs.distribution or not signal.parts:
+            return student, [(None, num_positions)]
+        if signal.parts[0].positions is None:
+            return student, [(signal.parts[0].distribution, num_positions)]
+        each = [part.positions for part in signal.parts if part.positions is not None]
+        parts: list[tuple[TeacherDistribution | None, int]] = [
+            (part.distribution, len(positions))
+            for part, positions in zip(signal.parts, each, strict=True)
+        ]
+        if not all(term.needs.distribution for term in self.logit_terms.values()):
+            rest = signal.uncovered(num_positions, student.hidden.device)
+            each.append(rest)
+            parts.append((None, len(rest)))
+        return view_at(student, torch.cat(each)), parts
+
+    def _segment(
+        self, student: StudentView, distribution: TeacherDistribution | None, rows: slice
+    ) -> Segment:
         terms = list(self.logit_terms.values())
         weights = [self.weights[name] for name in self.logit_terms]
-        arguments = terms, weights, student, signal, self.workspace
-        fast = closed_form(*arguments)
-        return fast if fast is not None else GeneralForm(*arguments)
+        arguments = terms, weights, student, distribution, self.workspace
+        body = closed_form(*arguments) or GeneralForm(*arguments)
+        weight = student.head.weight
+        chunk = head_chunk(self.head_budget_mb, weight, body.copies, body.scratch_bytes)
+        return Segment(rows, body, chunk)
 
 
-def view_at(student: StudentView, chosen: Int[Tensor, " n"]) -> StudentView:
+def view_at(student: StudentView, rows: Rows) -> StudentView:
     """The same view at some of the positions, for logit terms: no block outputs."""
     weights = student.token_weights
+    hidden = student.hidden
     return StudentView(
-        student.hidden[chosen],
+        hidden[rows] if isinstance(rows, slice) else hidden.index_select(0, rows),
         student.head,
         {},
-        student.targets[chosen],
-        None if weights is None else weights[chosen],
+        student.targets[rows],
+        None if weights is None else weights[rows],
     )

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from limbeck.config import HeadBudget
 from limbeck.losses.distributions.base import entropy_of, log_softmax
-from limbeck.losses.head.fused import head_chunk
+from limbeck.losses.head.fused import chunks, head_chunk
 from limbeck.losses.signal import SignalNeeds, TeacherSignal
 from limbeck.losses.terms.base import StudentView
 from limbeck.registry import Registry
@@ -48,8 +48,9 @@ positions: Registry[Positions] = Registry("choice of positions", package="limbec
 class TeacherEntropy(Positions):
     """The share of positions at which the teacher is least certain, by entropy, in nats.
 
-    The student's head is not computed anywhere else. A recorded teacher tells its entropy without
-    its head; an online one needs it at every position.
+    The student's head is computed at the chosen positions only. Recorded distributions have their
+    entropy without a head; an online teacher's head is computed at every position. Positions
+    without a distribution are chosen last.
     """
 
     needs = SignalNeeds(distribution=True)
@@ -65,12 +66,17 @@ class TeacherEntropy(Positions):
         self, student: StudentView, signal: TeacherSignal, head_budget_mb: HeadBudget
     ) -> Int[Tensor, " n"]:
         """Indices of the positions, increasing."""
-        distribution = signal.distribution
-        assert distribution is not None, "teacher ignored SignalNeeds"
-        rows = head_chunk(head_budget_mb, student.head.weight, copies=4)
-        starts = range(0, max(len(student.hidden), 1), rows)
-        parts = [distribution.rows(slice(start, start + rows)).entropy() for start in starts]
-        return top_share(torch.cat(parts), self.share)
+        most = head_chunk(head_budget_mb, student.head.weight, copies=4)
+        size, device = (len(student.hidden),), student.hidden.device
+        entropies = torch.full(size, -torch.inf, device=device)
+        for part in signal.parts:
+            positions = torch.arange(*size, device=device)
+            if part.positions is not None:
+                positions = part.positions
+            for rows in chunks(len(positions), most):
+                values = part.distribution.rows(rows).entropy()
+                entropies[positions[rows]] = values.to(entropies)
+        return top_share(entropies, self.share)
 
 
 @positions.register("student_entropy")

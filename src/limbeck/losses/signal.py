@@ -1,4 +1,4 @@
-"""All that a teacher says, and all that it will be asked."""
+"""What a teacher says about a batch, and what an objective reads of it."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from limbeck.losses.distributions.base import Rows, TeacherDistribution
+from limbeck.errors import DataError
+from limbeck.losses.distributions.base import TeacherDistribution
 
 
 class Projections(NamedTuple):
-    """What a block's attention makes of its input, before norms and rotation, heads side by side.
+    """Outputs of a block's query, key and value projections, before norms and rotation.
 
-    Grouped-query attention has fewer keys and values than queries.
+    Heads are concatenated. Grouped-query attention has fewer keys and values than queries.
     """
 
     query: Float[Tensor, "N Q"]
@@ -24,30 +26,99 @@ class Projections(NamedTuple):
 
 
 @dataclass(frozen=True)
-class TeacherSignal:
-    """All that a teacher says about one batch.
+class SignalPart:
+    """One distribution at some of the N scored positions.
 
     Attributes:
-        distribution: Next-token distribution at the N scored positions, if it was asked for.
+        positions: Index of each row of `distribution` among the N; None is all N, in order.
+        distribution: Held in one form, as one head call or one comparison handles it.
+    """
+
+    positions: Int[Tensor, " n"] | None
+    distribution: TeacherDistribution
+
+
+@dataclass(frozen=True)
+class TeacherSignal:
+    """What a teacher says about one batch.
+
+    Attributes:
+        parts: Next-token distributions. No position may be in two parts; a position in no part
+            learns from the text only: terms that read a distribution are 0 there.
         layer_hidden: Block outputs at the N scored positions, by 0-based teacher layer.
         layer_projections: Queries, keys and values there, by 0-based teacher layer.
     """
 
-    distribution: TeacherDistribution | None = None
+    parts: tuple[SignalPart, ...] = ()
     layer_hidden: Mapping[int, Float[Tensor, "N D"]] = field(default_factory=dict)
     layer_projections: Mapping[int, Projections] = field(default_factory=dict)
 
-    def rows(self, window: Rows) -> TeacherSignal:
-        """The same signal at some of the positions, for logit terms: no projections."""
-        return TeacherSignal(
-            None if self.distribution is None else self.distribution.rows(window),
-            {layer: hidden[window] for layer, hidden in self.layer_hidden.items()},
-        )
+    def __post_init__(self) -> None:
+        whole = any(part.positions is None for part in self.parts)
+        assert not whole or len(self.parts) == 1, "a part with all positions must be the only one"
+
+    @classmethod
+    def from_distribution(
+        cls,
+        distribution: TeacherDistribution | None,
+        layer_hidden: Mapping[int, Float[Tensor, "N D"]] | None = None,
+        layer_projections: Mapping[int, Projections] | None = None,
+    ) -> TeacherSignal:
+        """A signal with one distribution for all N positions, or with none."""
+        parts = () if distribution is None else (SignalPart(None, distribution),)
+        return cls(parts, layer_hidden or {}, layer_projections or {})
+
+    @property
+    def distribution(self) -> TeacherDistribution | None:
+        """The distribution of all N positions; None without parts.
+
+        Raises:
+            DataError: There are several parts, or one that covers some of the positions.
+        """
+        if not self.parts:
+            return None
+        if len(self.parts) > 1 or self.parts[0].positions is not None:
+            raise DataError(
+                f"This needs one distribution for all scored positions, and the teacher gave "
+                f"{len(self.parts)} parts. Use a teacher that covers every position in one form."
+            )
+        return self.parts[0].distribution
+
+    def select(self, chosen: Int[Tensor, " n"], num_positions: int) -> TeacherSignal:
+        """The parts at `chosen`, whose order becomes that of the positions; no layers.
+
+        With more than one part this waits for the device: how many of a part's positions are
+        chosen is not known on the host.
+        """
+        index = chosen.new_full((num_positions,), -1)
+        index[chosen] = torch.arange(len(chosen), device=chosen.device)
+        parts = []
+        for part in self.parts:
+            if part.positions is None:
+                parts.append(SignalPart(None, part.distribution.rows(chosen)))
+            else:
+                positions = index[part.positions]
+                kept = (positions >= 0).nonzero().squeeze(-1)
+                parts.append(SignalPart(positions[kept], part.distribution.rows(kept)))
+        return TeacherSignal(tuple(parts))
+
+    def uncovered(self, num_positions: int, device: torch.device) -> Int[Tensor, " n"]:
+        """Positions in no part, increasing; their number is computed on the host."""
+        if any(part.positions is None for part in self.parts):
+            return torch.empty(0, dtype=torch.long, device=device)
+        covered = torch.zeros(num_positions, dtype=torch.uint8, device=device)
+        count = num_positions
+        for part in self.parts:
+            assert part.positions is not None
+            covered[part.positions] = 1
+            count -= len(part.positions)
+        assert count >= 0, "the parts of a teacher's signal overlap"
+        return covered.argsort(stable=True)[:count]
 
 
 @dataclass(frozen=True)
 class SignalNeeds:
-    """What an objective will ask of its teacher; agreed before the first step.
+    """What an objective reads of its teacher's signals; fixed before the first step.
 
     Attributes:
         distribution: Whether next-token distributions are read.

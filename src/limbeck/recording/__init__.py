@@ -1,7 +1,7 @@
 """A teacher over a data set, into a store: once, in parts, killed and gone on with at any point."""
 
 from limbeck.recording.budget import Budget, Setting, make_budget, require_room
-from limbeck.recording.plan import Plan, Windows, own_shards, parse_part, plan_shards, window_of
+from limbeck.recording.plan import Plan, Windows, own_shards, parse_part, plan_shards
 from limbeck.recording.progress import RecordingProgress
 from limbeck.recording.record import Recorder, put_tokenizer, teacher_of
 
@@ -19,5 +19,4 @@ __all__ = [
     "put_tokenizer",
     "require_room",
     "teacher_of",
-    "window_of",
 ]

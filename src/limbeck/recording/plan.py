@@ -8,11 +8,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
-
 from limbeck.data import TextData
 from limbeck.errors import ConfigError
 from limbeck.store import Sample
+from limbeck.teachers.stored import window_of
 
 
 class Windows(NamedTuple):
@@ -87,15 +86,6 @@ def plan_shards(texts: Sequence[Windows], shard_tokens: int) -> Plan:
             shards[-1].append(Place(number, window, length))
             filled += length
     return Plan(tuple(texts), tuple(map(tuple, shards)), told.hexdigest())
-
-
-def window_of(data: TextData, window: int) -> Sample:
-    """A window of a text as the store knows it."""
-    start, length, _ = data.windows[window].tolist()
-    return Sample(
-        np.asarray(data.tokens[start : start + length + 1]),
-        np.asarray(data.scored[start + 1 : start + length + 1]),
-    )
 
 
 def passes(shard: Sequence[Place], capacity: int) -> Iterator[list[Place]]:

@@ -1,55 +1,157 @@
-"""Where a teacher's signal comes from, one file each."""
+"""The interface of a teacher, what is known about it, and what a run requires of it."""
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from limbeck.batch import Batch
-from limbeck.losses import SignalNeeds, TeacherSignal
-from limbeck.models import CausalLM
+from limbeck.data import TextData
+from limbeck.distributed import World
+from limbeck.errors import DataError
+from limbeck.losses import Objective, SignalNeeds, TeacherSignal
+from limbeck.models import PreTrainedTokenizerBase
 from limbeck.registry import Registry
+
+DISTRIBUTION = SignalNeeds(distribution=True)
+"""Next-token distributions only."""
+NOTHING = SignalNeeds()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherInfo:
+    """What a report, a checkpoint and a student's layer map need to know about a teacher.
+
+    Attributes:
+        layers: Number of transformer blocks.
+        width: Hidden size.
+        vocabulary_rows: Rows of its head, padding included.
+        name: Path or hub name it was loaded from.
+        revision: Commit of a hub model.
+        weights_sha256: Hash of its weight files.
+        family: Model type of its configuration.
+        parameters: Number of parameters.
+        bytes: Bytes of its parameters.
+        dtype: Data type of its weights.
+        max_positions: Longest sequence it was made for.
+        recorded: Form, number of tokens and hash of the store, for a stored teacher.
+    """
+
+    layers: int
+    width: int
+    vocabulary_rows: int
+    name: str | None = None
+    revision: str | None = None
+    weights_sha256: str | None = None
+    family: str | None = None
+    parameters: int | None = None
+    bytes: int | None = None
+    dtype: str | None = None
+    max_positions: int | None = None
+    recorded: Mapping[str, Any] | None = None
+
+    @classmethod
+    def from_json(cls, facts: Mapping[str, Any]) -> TeacherInfo:
+        """The info in a JSON object; keys it does not know are dropped.
+
+        Raises:
+            DataError: `layers`, `width` or `vocabulary_rows` is missing.
+        """
+        if missing := sorted({"layers", "width", "vocabulary_rows"} - facts.keys()):
+            raise DataError(
+                f"The description of a teacher must have layers, width and vocabulary_rows, and "
+                f"has no {', '.join(missing)}. Record the store again."
+            )
+        names = {field.name for field in dataclasses.fields(cls)}
+        return cls(**{name: value for name, value in facts.items() if name in names})
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields that are known, as JSON."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a teacher is to live.
+class TextWindows:
+    """Windows of a text that a run will read.
 
     Attributes:
-        device: Computes there, and its signals lie there.
+        option: The recipe's option that names the text, for messages.
+        data: The text.
+        windows: Indices into `data.windows`.
     """
 
-    device: torch.device
+    option: str
+    data: TextData
+    windows: Sequence[int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherRequest:
+    """What a run requires of its teacher. A field left at its default requires nothing.
+
+    Attributes:
+        needs: What every signal must hold.
+        temperatures: Every temperature at which distributions are compared in any step.
+        objective: Its logit terms must accept the teacher's form of distribution.
+        texts: Windows the teacher will be asked for.
+        vocabulary_size: Number of token ids that student and teacher share.
+        student_tokenizer: Must read text as the teacher's does.
+        uses_template: Whether the text is chats, so that the chat template counts too.
+        measured: Whether students are measured against the teacher, at temperature 1.
+    """
+
+    needs: SignalNeeds = NOTHING
+    temperatures: tuple[float, ...] = ()
+    objective: Objective | None = None
+    texts: tuple[TextWindows, ...] = ()
+    vocabulary_size: int | None = None
+    student_tokenizer: PreTrainedTokenizerBase | None = None
+    uses_template: bool = False
+    measured: bool = False
 
 
 class Teacher(ABC):
-    """A source of signals. It is asked once per micro-batch, before the student's forward pass."""
+    """A source of `TeacherSignal`s, called once per micro-batch before the student's forward."""
 
     @property
     @abstractmethod
-    def model(self) -> CausalLM | None:
-        """The model behind it; None where it only repeats what a model once said."""
+    def info(self) -> TeacherInfo:
+        """Name, hash and shape of the model that answers."""
 
     @property
     @abstractmethod
-    def facts(self) -> Mapping[str, Any]:
-        """What a report says of it; JSON."""
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Tokenizer of that model."""
 
     @abstractmethod
-    def ask(self, needs: SignalNeeds) -> None:
-        """Agree, before the first step, on what every signal must hold.
+    def require(self, request: TeacherRequest) -> None:
+        """Prepare for a run before step 0: from here on every signal holds `request.needs`.
 
         Raises:
-            ConfigError: This teacher cannot give it.
+            ConfigError: The teacher cannot provide what is requested.
+            DataError: Windows are missing from it.
         """
+
+    def prefetch(self, batches: Sequence[Batch]) -> None:  # noqa: B027  (optional)
+        """Start work on batches that `signal` will be called with next. Does nothing by default."""
 
     @abstractmethod
     def signal(self, batch: Batch) -> TeacherSignal:
-        """What the teacher says about a batch; it holds all that was asked for."""
+        """Distributions and hidden states at the scored positions of a batch, without gradients."""
+
+    def shard(self, world: World) -> None:  # noqa: B027  (optional)
+        """Spread its weights over the ranks. Does nothing for a teacher without weights here."""
+
+    def with_needs(self, needs: SignalNeeds) -> Teacher:
+        """The same teacher with needs of its own; weights and stores are shared, not copied."""
+        other = copy.copy(self)
+        other.require(TeacherRequest(needs=needs))
+        return other
 
 
 teachers: Registry[Teacher] = Registry("teacher", package="limbeck.teachers")
+"""Factories `(device: torch.device, *, options) -> Teacher`."""

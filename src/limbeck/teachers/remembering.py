@@ -1,64 +1,75 @@
-"""A teacher that answers the same batch from memory the second time."""
+"""A local teacher whose last hidden states are cached by batch."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from limbeck.batch import Batch
-from limbeck.losses import SignalNeeds, TeacherSignal
+from limbeck.distributed import World
+from limbeck.losses import TeacherSignal
 from limbeck.losses.distributions import LazyLogits
-from limbeck.teachers.base import Teacher
+from limbeck.models import PreTrainedTokenizerBase
+from limbeck.teachers.base import DISTRIBUTION, Teacher, TeacherInfo, TeacherRequest
+from limbeck.teachers.local import LocalTeacher
 
 
 class RememberingTeacher(Teacher):
-    """Last hidden states kept in memory, for text that is measured again and again.
+    """Caches last hidden states, for text that is measured again and again.
 
-    Held-out text is read by every student and many times during a run; the teacher reads it once.
-    What is kept is D numbers a token, not V, and the answer is exact.
+    D numbers a token are kept, not V, and the distributions are exact. Do not cache across ranks: a
+    hit would skip collectives the other ranks wait in.
     """
 
-    def __init__(self, teacher: Teacher) -> None:
+    def __init__(self, teacher: LocalTeacher) -> None:
         """
         Args:
-            teacher: Who answers the first time.
+            teacher: Runs once for each batch.
         """
         self._teacher = teacher
         self._hidden: dict[bytes, Float[Tensor, "N D"]] = {}
 
     @property
-    def model(self) -> None:
-        """None: what remembers is asked for signals."""
-        return None
+    def info(self) -> TeacherInfo:
+        """Info of the teacher behind the cache."""
+        return self._teacher.info
 
     @property
-    def facts(self) -> Mapping[str, Any]:
-        """Those of the teacher."""
-        return self._teacher.facts
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Tokenizer of the teacher behind the cache."""
+        return self._teacher.tokenizer
 
-    def ask(self, needs: SignalNeeds) -> None:
-        """Distributions are all that is remembered, and they are given unasked."""
-        assert not needs.layers | needs.projections, "hidden states of layers are not remembered"
+    def require(self, request: TeacherRequest) -> None:
+        """Nothing to prepare: signals always hold distributions, and nothing else."""
+        assert request.needs == DISTRIBUTION, "only distributions are cached"
 
     @torch.no_grad()
     def signal(self, batch: Batch) -> TeacherSignal:
         """The teacher's distribution at the scored positions of a batch."""
         model = self._teacher.model
-        if model is None:
-            return self._teacher.signal(batch)
         key = fingerprint(batch)
         if key not in self._hidden:
             self._hidden[key], _ = model(batch)
-        return TeacherSignal(LazyLogits(self._hidden[key], model.head))
+        return TeacherSignal.from_distribution(LazyLogits(self._hidden[key], model.head))
+
+
+def for_measuring(teacher: Teacher, world: World) -> Teacher:
+    """The teacher with distributions as its only needs, cached where that is possible.
+
+    Independent of what the objective requires of `teacher`: weights and stores are shared, needs
+    are not.
+    """
+    measuring = teacher.with_needs(DISTRIBUTION)
+    if world.size == 1 and isinstance(measuring, LocalTeacher):
+        return RememberingTeacher(measuring)
+    return measuring
 
 
 def fingerprint(batch: Batch) -> bytes:
-    """A hash of all that a model reads of a batch."""
+    """A hash of everything a model reads of a batch."""
     digest = hashlib.blake2b(digest_size=16)
     for part in (batch.input_ids, batch.position_ids, batch.scored):
         digest.update(str(tuple(part.shape)).encode())

@@ -23,7 +23,7 @@ from limbeck.distributed import World, all_sum
 from limbeck.distributed.stopping import SIGNALS, reason
 from limbeck.losses import TeacherSignal
 from limbeck.models import Distiller
-from limbeck.train.setup import SignalSource
+from limbeck.teachers import Teacher
 
 
 @dataclass(frozen=True)
@@ -60,22 +60,6 @@ class StepOutcome:
     suspects: tuple[int, ...]
 
 
-def cut(rows: Sequence[int], micro_batch: int, most_rows: int) -> list[Sequence[int]]:
-    """A rank's rows in micro-batches, as many on every rank; the last ones may be empty.
-
-    Args:
-        rows: Rows of this rank.
-        micro_batch: Rows of a micro-batch, at most.
-        most_rows: Rows of the rank that has most.
-
-    Example:
-        >>> cut([7, 8, 9], 2, most_rows=5)
-        [[7, 8], [9], []]
-    """
-    starts = range(0, max(1, most_rows), micro_batch)
-    return [list(rows[start : start + micro_batch]) for start in starts]
-
-
 def count_step(
     micro_batches: Iterable[Batch], stop_counts: Sequence[int], world: World
 ) -> tuple[Int[Tensor, ""], signal.Signals | None]:
@@ -94,7 +78,7 @@ def count_step(
 
 def accumulate(
     distiller: Distiller,
-    teacher: SignalSource | None,
+    teacher: Teacher | None,
     micro_batches: Iterable[Batch],
     step_tokens: Int[Tensor, ""],
     world: World,
@@ -143,7 +127,7 @@ def apply(
 
 def train_step(
     distiller: Distiller,
-    teacher: SignalSource | None,
+    teacher: Teacher | None,
     optimizers: Iterable[torch.optim.Optimizer],
     micro_batches: Sequence[Batch],
     world: World,

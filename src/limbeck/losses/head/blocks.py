@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -24,12 +24,6 @@ def block_rows(hidden: Tensor, vocabulary: int) -> int:
         return max(1, len(hidden))
     exact = torch.promote_types(hidden.dtype, torch.float32)
     return max(1, BLOCK_BYTES // (vocabulary * exact.itemsize))
-
-
-def blocks(length: int, rows: int) -> Iterator[slice]:
-    """The places of a chunk's blocks in it."""
-    for start in range(0, length, rows):
-        yield slice(start, min(start + rows, length))
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,9 @@ from limbeck.losses.distributions.samples import DrawnTokens
 from limbeck.losses.distributions.top_k import KeptTokens
 from limbeck.losses.distributions.uneven import UnevenTopK
 from limbeck.losses.divergences.base import Outcomes
-from limbeck.losses.head.blocks import ChunkTeacher, block_rows, blocks
-from limbeck.losses.head.fused import ChunkBody
+from limbeck.losses.head.blocks import ChunkTeacher, block_rows
+from limbeck.losses.head.fused import ChunkBody, chunks
 from limbeck.losses.head.workspace import Workspace
-from limbeck.losses.signal import TeacherSignal
 from limbeck.losses.terms.base import LogitTerm, StudentView
 from limbeck.losses.terms.cross_entropy import CrossEntropyTerm
 from limbeck.losses.terms.divergence import DivergenceTerm
@@ -33,7 +32,7 @@ def closed_form(
     terms: Sequence[LogitTerm],
     weights: Sequence[float],
     student: StudentView,
-    signal: TeacherSignal,
+    distribution: TeacherDistribution | None,
     workspace: Workspace,
 ) -> ChunkBody | None:
     """A body without autograd where the terms, the head and the teacher's form have one."""
@@ -45,14 +44,11 @@ def closed_form(
         and len(divergences) <= 1
         and num_hard <= 1
     )
-    if divergences:
+    if divergences and distribution is not None:
         forms = (DenseLogits, LazyLogits, KeptTokens, UnevenTopK, DrawnTokens)
-        is_hot &= divergences[0].slope is not None and isinstance(signal.distribution, forms)
-        if signal.distribution is not None:
-            require_served(signal.distribution, divergences[0].name)
-    if not is_hot:
-        return None
-    return ClosedForm(terms, weights, student, signal.distribution, workspace)
+        is_hot &= divergences[0].slope is not None and isinstance(distribution, forms)
+        require_served(distribution, divergences[0].name)
+    return ClosedForm(terms, weights, student, distribution, workspace) if is_hot else None
 
 
 def does_nothing(finish: Callable[[Tensor], Tensor]) -> bool:
@@ -77,7 +73,7 @@ class ClosedForm(ChunkBody):
             terms: One or two, of different kinds.
             weights: Weight of each.
             student: Gives targets, and the sizes of what is to come.
-            distribution: The teacher's at the N tokens; not read without a divergence.
+            distribution: The teacher's at the N tokens; without one the divergence is 0.
             workspace: Where logits are, and what is worked with.
         """
         self.weights = weights
@@ -87,10 +83,10 @@ class ClosedForm(ChunkBody):
         self.soft: DivergenceTerm | None = None
         self.soft_weight = self.hard_weight = 0.0
         for term, weight in zip(terms, weights, strict=True):
-            if isinstance(term, DivergenceTerm):
-                self.soft, self.soft_weight = term, weight
-            else:
+            if isinstance(term, CrossEntropyTerm):
                 self.hard_weight = weight
+            elif isinstance(term, DivergenceTerm) and distribution is not None:
+                self.soft, self.soft_weight = term, weight
         self.has_hard = any(isinstance(term, CrossEntropyTerm) for term in terms)
         self.places = [int(isinstance(term, CrossEntropyTerm)) for term in terms]
         self.teacher = ChunkTeacher(distribution if self.soft is not None else None, workspace)
@@ -114,7 +110,7 @@ class ClosedForm(ChunkBody):
         targets = self.targets[window, None]
         weights = None if self.token_weights is None else self.token_weights[window, None]
         sums = work.new_zeros(2)
-        for few in blocks(length, work.shape[1]):
+        for few in chunks(length, work.shape[1]):
             teacher = None if chunk is None else chunk.rows(few)
             own = None if weights is None else weights[few].to(sums)
             sums += self._rows(products[few], work, teacher, targets[few], own, wants_gradient)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -88,8 +88,22 @@ class ChunkBody(ABC):
         """
 
 
+class Segment(NamedTuple):
+    """Consecutive rows that one body computes.
+
+    Attributes:
+        rows: Where they are among the N.
+        body: Computes their terms.
+        chunk_tokens: Rows of a chunk, at most; they are cut evenly.
+    """
+
+    rows: slice
+    body: ChunkBody
+    chunk_tokens: int
+
+
 def head_and_terms(
-    hidden: Float[Tensor, "N D"], head: Head, body: ChunkBody, chunk_tokens: int
+    hidden: Float[Tensor, "N D"], head: Head, segments: Sequence[Segment]
 ) -> tuple[Float[Tensor, ""], Float[Tensor, " terms"]]:
     """Weighted sum of the terms over all N rows, and each term's sum.
 
@@ -99,8 +113,7 @@ def head_and_terms(
     Args:
         hidden: Of all rows.
         head: What makes logits of them; its `finish` is the body's business.
-        body: The terms.
-        chunk_tokens: Rows of a chunk, at most; they are cut evenly.
+        segments: At least one; together they hold every row once. All have the same terms.
 
     Returns:
         The weighted sum, differentiable in `hidden`, `head.weight` and `head.bias`, one backward
@@ -111,8 +124,7 @@ def head_and_terms(
         hidden.to(same),
         head.weight.to(same),
         None if head.bias is None else head.bias.to(same),
-        body,
-        chunk_tokens,
+        segments,
         torch.is_grad_enabled(),
     )
     return weighted, sums
@@ -152,6 +164,12 @@ class Gradients(NamedTuple):
             self.bias.add_(gradient.sum(0, dtype=self.bias.dtype))
 
 
+def chunks(length: int, size: int) -> Iterator[slice]:
+    """Consecutive windows of at most `size` rows."""
+    for start in range(0, length, max(size, 1)):
+        yield slice(start, min(start + size, length))
+
+
 class _HeadAndTerms(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -159,31 +177,32 @@ class _HeadAndTerms(torch.autograd.Function):
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        body: ChunkBody,
-        chunk_tokens: int,
+        segments: Sequence[Segment],
         is_training: bool,
     ) -> tuple[Tensor, Tensor]:
         inputs = (hidden, weight, bias)
         gradients = Gradients.wanted(*inputs) if is_training else Gradients(None, None, None)
         wants_gradient = any(gradient is not None for gradient in gradients)
         exact = torch.promote_types(hidden.dtype, torch.float32)
-        sums = hidden.new_zeros(len(body.weights), dtype=exact)
-        chunk_tokens = even_chunk(len(hidden), chunk_tokens)
-        size = chunk_tokens, len(weight)
-        buffer = body.workspace.take("student", size, hidden, hidden.dtype)
-        for start in range(0, len(hidden), max(chunk_tokens, 1)):
-            window = slice(start, start + chunk_tokens)
-            rows = hidden[window]
-            products = multiply(rows, weight, bias, buffer[: len(rows)])
-            chunk_sums, gradient = body(products, window, wants_gradient)
-            sums += chunk_sums
-            if wants_gradient:
-                gradients.add(gradient, rows, weight, window)
+        weights = segments[0].body.weights
+        sums = hidden.new_zeros(len(weights), dtype=exact)
+        for place, body, most in segments:
+            length = place.stop - place.start
+            size = even_chunk(length, most)
+            buffer = body.workspace.take("student", (size, len(weight)), hidden, hidden.dtype)
+            for window in chunks(length, size):
+                inside = slice(place.start + window.start, place.start + window.stop)
+                rows = hidden[inside]
+                products = multiply(rows, weight, bias, buffer[: len(rows)])
+                chunk_sums, gradient = body(products, window, wants_gradient)
+                sums += chunk_sums
+                if wants_gradient:
+                    gradients.add(gradient, rows, weight, inside)
         # Not `save_for_backward`: backward takes the only reference, scales in place and hands it
         # on, so that the head's gradient never exists twice.
         ctx.gradients, ctx.dtype = gradients, hidden.dtype
         ctx.mark_non_differentiable(sums)
-        return weighted_sum(sums, body.weights), sums
+        return weighted_sum(sums, weights), sums
 
     @staticmethod
     @once_differentiable
@@ -195,7 +214,7 @@ class _HeadAndTerms(torch.autograd.Function):
                 "them. Run the objective forward again instead of retaining its graph."
             )
         scaled = (None if g is None else g.mul_(scale).to(ctx.dtype) for g in gradients)
-        return (*scaled, None, None, None)
+        return (*scaled, None, None)
 
 
 def weighted_sum(sums: Float[Tensor, " terms"], weights: Sequence[float]) -> Float[Tensor, ""]:

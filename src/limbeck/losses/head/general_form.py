@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from limbeck.losses.head.blocks import ChunkTeacher, block_rows, blocks
-from limbeck.losses.head.fused import ChunkBody, weighted_sum
+from limbeck.losses.distributions.base import TeacherDistribution
+from limbeck.losses.head.blocks import ChunkTeacher, block_rows
+from limbeck.losses.head.fused import ChunkBody, chunks, weighted_sum
 from limbeck.losses.head.workspace import Workspace
-from limbeck.losses.signal import TeacherSignal
 from limbeck.losses.terms.base import LogitTerm, StudentView
 
 GRAPH_COPIES = 16
@@ -27,7 +26,7 @@ class GeneralForm(ChunkBody):
         terms: Sequence[LogitTerm],
         weights: Sequence[float],
         student: StudentView,
-        signal: TeacherSignal,
+        distribution: TeacherDistribution | None,
         workspace: Workspace,
     ) -> None:
         """
@@ -35,16 +34,15 @@ class GeneralForm(ChunkBody):
             terms: Any number.
             weights: Weight of each.
             student: Gives targets, and the sizes of what is to come.
-            signal: The teacher's at the N tokens.
+            distribution: The teacher's at the N tokens; without one, terms that read it are 0.
             workspace: Where logits are.
         """
         self.weights = weights
         self.workspace = workspace
         self.terms = terms
         self.student = student
-        self.signal = signal
         reads = any(term.needs.distribution for term in terms)
-        self.teacher = ChunkTeacher(signal.distribution if reads else None, workspace)
+        self.teacher = ChunkTeacher(distribution if reads else None, workspace)
         vocabulary, hidden = len(student.head.weight), student.hidden
         self.exact = torch.promote_types(hidden.dtype, torch.float32)
         self.block = block_rows(hidden, vocabulary)
@@ -60,22 +58,25 @@ class GeneralForm(ChunkBody):
         """Each term summed over the rows, and the gradient of their weighted sum, in `products`."""
         chunk = self.teacher.at(window)
         sums = products.new_zeros(len(self.weights), dtype=self.exact)
-        for few in blocks(len(products), self.block):
+        for few in chunks(len(products), self.block):
             place = slice(window.start + few.start, window.start + few.stop)
             teacher = None if chunk is None else chunk.rows(few)
-            signal = replace(self.signal.rows(place), distribution=teacher)
-            sums += self._rows(products[few], place, signal, wants_gradient)
+            sums += self._rows(products[few], place, teacher, wants_gradient)
         return sums, products
 
     def _rows(
-        self, logits: Float[Tensor, "n V"], place: slice, signal: TeacherSignal, wants: bool
+        self,
+        logits: Float[Tensor, "n V"],
+        place: slice,
+        teacher: TeacherDistribution | None,
+        wants_gradient: bool,
     ) -> Float[Tensor, " terms"]:
         """Each term summed over a few rows, whose logits become gradient where it is wanted."""
-        if not wants:
-            return self._sums(logits, place, signal)
+        if not wants_gradient:
+            return self._sums(logits, place, teacher)
         with torch.enable_grad():
             leaf = logits.detach().requires_grad_()
-            sums = self._sums(leaf, place, signal)
+            sums = self._sums(leaf, place, teacher)
             if not sums.requires_grad:
                 logits.zero_()
                 return sums
@@ -84,14 +85,17 @@ class GeneralForm(ChunkBody):
         return sums.detach()
 
     def _sums(
-        self, products: Float[Tensor, "n V"], place: slice, signal: TeacherSignal
+        self, products: Float[Tensor, "n V"], place: slice, teacher: TeacherDistribution | None
     ) -> Float[Tensor, " terms"]:
         """Each term summed over a few rows."""
         logits, targets = self.student.head.finish(products), self.student.targets[place]
         sums = [logits.new_zeros(0, dtype=self.exact)]
         for term, weight in zip(self.terms, self.weights, strict=True):
+            if teacher is None and term.needs.distribution:
+                sums.append(logits.new_zeros(1, dtype=self.exact))
+                continue
             # A term of weight zero is only read, so it needs no graph.
             with torch.set_grad_enabled(torch.is_grad_enabled() and weight != 0):
-                values = self.student.weigh(term(logits, targets, signal), place)
+                values = self.student.weigh(term(logits, targets, teacher), place)
                 sums.append(values.sum().to(self.exact)[None])
         return torch.cat(sums)

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from limbeck.layer_map import LayerMap
-from limbeck.losses.distributions.base import Rows
+from limbeck.losses.distributions.base import Rows, TeacherDistribution
 from limbeck.losses.output_head import Head
 from limbeck.losses.signal import Projections, SignalNeeds, TeacherSignal
 from limbeck.registry import Registry
@@ -79,14 +79,18 @@ class LogitTerm(ABC):
 
     @abstractmethod
     def __call__(
-        self, logits: Float[Tensor, "N V"], targets: Int[Tensor, " N"], signal: TeacherSignal
+        self,
+        logits: Float[Tensor, "N V"],
+        targets: Int[Tensor, " N"],
+        teacher: TeacherDistribution | None,
     ) -> Float[Tensor, " N"]:
         """Loss of each of N tokens.
 
         Args:
             logits: The student's logits, computed once and shared by all logit terms.
             targets: Token id each position should predict.
-            signal: The teacher's at the same tokens.
+            teacher: The teacher's distribution at the same tokens; never None for a term whose
+                `needs` has one: where the teacher has none, the term is 0 without being called.
         """
 
 

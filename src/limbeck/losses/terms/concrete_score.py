@@ -6,8 +6,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from limbeck.losses.distributions.base import TeacherDistribution
 from limbeck.losses.distributions.full import whole_logits
-from limbeck.losses.signal import SignalNeeds, TeacherSignal
+from limbeck.losses.signal import SignalNeeds
 from limbeck.losses.terms.base import LogitTerm, PairShapes, terms
 
 
@@ -33,17 +34,20 @@ class ConcreteScoreTerm(LogitTerm):
         """
 
     def __call__(
-        self, logits: Float[Tensor, "N V"], targets: Int[Tensor, " N"], signal: TeacherSignal
+        self,
+        logits: Float[Tensor, "N V"],
+        targets: Int[Tensor, " N"],
+        teacher: TeacherDistribution | None,
     ) -> Float[Tensor, " N"]:
         """Variance of each token's gaps.
 
         Raises:
             ConfigError: The teacher's form does not hold all logits.
         """
-        teacher = whole_logits(signal.distribution, "concrete_score")
+        whole = whole_logits(teacher, "concrete_score")
         exact = torch.promote_types(logits.dtype, torch.float32)
-        possible = logits.isfinite() & teacher.isfinite()
-        gap = torch.where(possible, logits, 0).to(exact) - torch.where(possible, teacher, 0)
+        possible = logits.isfinite() & whole.isfinite()
+        gap = torch.where(possible, logits, 0).to(exact) - torch.where(possible, whole, 0)
         count = possible.sum(-1)
         mean = gap.sum(-1) / count.clamp_min(1)
         square = torch.where(possible, gap - mean[:, None], 0).square().sum(-1)

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from limbeck.losses.signal import TeacherSignal
+from limbeck.losses.distributions.base import TeacherDistribution
 from limbeck.losses.terms.base import LogitTerm, PairShapes, terms
 
 
@@ -21,7 +21,10 @@ class CrossEntropyTerm(LogitTerm):
         """
 
     def __call__(
-        self, logits: Float[Tensor, "N V"], targets: Int[Tensor, " N"], signal: TeacherSignal
+        self,
+        logits: Float[Tensor, "N V"],
+        targets: Int[Tensor, " N"],
+        teacher: TeacherDistribution | None,
     ) -> Float[Tensor, " N"]:
         """Loss of each token, in at least float32."""
         exact = logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -9,10 +9,10 @@ from annotated_types import Ge, Gt
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from limbeck.losses.distributions.base import FLOOR
+from limbeck.losses.distributions.base import FLOOR, TeacherDistribution
 from limbeck.losses.distributions.full import DenseLogits, whole_logits
 from limbeck.losses.divergences.kl import forward_kl
-from limbeck.losses.signal import SignalNeeds, TeacherSignal
+from limbeck.losses.signal import SignalNeeds
 from limbeck.losses.terms.base import LogitTerm, PairShapes, terms
 
 
@@ -51,15 +51,18 @@ class DecoupledTerm(LogitTerm):
         self.temperature = temperature
 
     def __call__(
-        self, logits: Float[Tensor, "N V"], targets: Int[Tensor, " N"], signal: TeacherSignal
+        self,
+        logits: Float[Tensor, "N V"],
+        targets: Int[Tensor, " N"],
+        teacher: TeacherDistribution | None,
     ) -> Float[Tensor, " N"]:
         """Temperature squared times the sum, of each token.
 
         Raises:
             ConfigError: The teacher's form does not say how probable the target is.
         """
-        teacher = DenseLogits(whole_logits(signal.distribution, "decoupled"))
-        pair = teacher.compare(logits, self.temperature)
+        whole = DenseLogits(whole_logits(teacher, "decoupled"))
+        pair = whole.compare(logits, self.temperature)
         student_hit, student_rest = split(pair.student, targets)
         teacher_hit, teacher_rest = split(pair.teacher, targets)
         target = forward_kl(student_hit, teacher_hit)

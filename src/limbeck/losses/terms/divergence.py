@@ -9,10 +9,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from limbeck.config.schedules import Schedule, Scheduled, value_at
-from limbeck.losses.distributions.base import require_served
+from limbeck.losses.distributions.base import TeacherDistribution, require_served
 from limbeck.losses.distributions.samples import DrawnTokens
 from limbeck.losses.divergences.base import divergences, slopes
-from limbeck.losses.signal import SignalNeeds, TeacherSignal
+from limbeck.losses.signal import SignalNeeds
 from limbeck.losses.terms.base import LogitTerm, PairShapes, SteppedTerm, terms
 from limbeck.registry import Component, type_of
 
@@ -56,17 +56,20 @@ class DivergenceTerm(LogitTerm, SteppedTerm):
         self.temperature = value_at(self._schedule, step)
 
     def __call__(
-        self, logits: Float[Tensor, "N V"], targets: Int[Tensor, " N"], signal: TeacherSignal
+        self,
+        logits: Float[Tensor, "N V"],
+        targets: Int[Tensor, " N"],
+        teacher: TeacherDistribution | None,
     ) -> Float[Tensor, " N"]:
         """Temperature squared times the divergence of each token.
 
         Raises:
             ConfigError: It is not defined on the teacher's form, or not at this temperature.
         """
-        assert signal.distribution is not None, "teacher ignored SignalNeeds"
-        require_served(signal.distribution, self.name)
-        pair = signal.distribution.compare(logits, self.temperature)
+        assert teacher is not None, "a term that needs a distribution is not called without one"
+        require_served(teacher, self.name)
+        pair = teacher.compare(logits, self.temperature)
         value = self.divergence(pair.student, pair.teacher)
-        if isinstance(signal.distribution, DrawnTokens):
-            value = value + signal.distribution.correction()
+        if isinstance(teacher, DrawnTokens):
+            value = value + teacher.correction()
         return value * self.temperature**2

@@ -11,9 +11,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from limbeck.errors import ConfigError
-from limbeck.losses.distributions.base import require_served
+from limbeck.losses.distributions.base import TeacherDistribution, require_served
 from limbeck.losses.divergences.kl import forward_kl
-from limbeck.losses.signal import SignalNeeds, TeacherSignal
+from limbeck.losses.signal import SignalNeeds
 from limbeck.losses.terms.base import LearningTerm, LogitTerm, PairShapes, SteppedTerm, terms
 
 Share = Annotated[float, Interval(ge=0, le=1)]
@@ -115,16 +115,19 @@ class TaidTerm(LogitTerm, SteppedTerm, LearningTerm):
         memory.previous.fill_(mean)
 
     def __call__(
-        self, logits: Float[Tensor, "N V"], targets: Int[Tensor, " N"], signal: TeacherSignal
+        self,
+        logits: Float[Tensor, "N V"],
+        targets: Int[Tensor, " N"],
+        teacher: TeacherDistribution | None,
     ) -> Float[Tensor, " N"]:
         """Temperature squared times the divergence of each token.
 
         Raises:
             ConfigError: The teacher's form cannot be interpolated.
         """
-        assert signal.distribution is not None, "teacher ignored SignalNeeds"
-        require_served(signal.distribution, "taid")
-        pair = signal.distribution.compare(logits, self.temperature)
+        assert teacher is not None, "a term that needs a distribution is not called without one"
+        require_served(teacher, "taid")
+        pair = teacher.compare(logits, self.temperature)
         t = self.share().to(pair.teacher)
         target = torch.lerp(pair.student.detach(), pair.teacher, t).log_softmax(-1)
         return forward_kl(pair.student, target) * self.temperature**2

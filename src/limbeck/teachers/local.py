@@ -1,0 +1,143 @@
+"""A teacher whose weights are in this process."""
+
+from __future__ import annotations
+
+import torch
+
+from limbeck.batch import Batch
+from limbeck.distributed import World, shard
+from limbeck.errors import ConfigError
+from limbeck.losses import SignalNeeds, TeacherSignal
+from limbeck.losses.distributions import LazyLogits
+from limbeck.models import (
+    CausalLM,
+    ModelSource,
+    PreTrainedTokenizerBase,
+    captured_projections,
+    choose_dtype,
+    load_model,
+    model_facts,
+    shape_facts,
+)
+from limbeck.teachers.base import (
+    DISTRIBUTION,
+    NOTHING,
+    Teacher,
+    TeacherInfo,
+    TeacherRequest,
+    teachers,
+)
+from limbeck.tokenizers import load_tokenizer
+
+
+class LocalTeacher(Teacher):
+    """A frozen model that runs beside the student; the only teacher with weights here.
+
+    Attributes:
+        model: In eval mode, without gradients.
+    """
+
+    def __init__(
+        self,
+        model: CausalLM,
+        needs: SignalNeeds = DISTRIBUTION,
+        *,
+        info: TeacherInfo | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> None:
+        """
+        Args:
+            model: The teacher. It is put in eval mode and its gradients are switched off.
+            needs: What every signal must hold.
+            info: Its name, hash and shape; the shape alone by default.
+            tokenizer: Its tokenizer, if anything will ask for it.
+        """
+        self.model = model.eval().requires_grad_(False)
+        self._info = info or TeacherInfo.from_json(
+            {**shape_facts(model), "max_positions": model.max_positions}
+        )
+        self._tokenizer = tokenizer
+        self.require(TeacherRequest(needs=needs))
+
+    @property
+    def info(self) -> TeacherInfo:
+        """Name, commit, hash and shape of the model."""
+        return self._info
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer it was made with."""
+        assert self._tokenizer is not None, "this teacher was made without a tokenizer"
+        return self._tokenizer
+
+    def require(self, request: TeacherRequest) -> None:
+        """Check that the layers exist, and cut the head to the shared vocabulary.
+
+        Raises:
+            ConfigError: The model does not have a layer that is read.
+        """
+        read = request.needs.layers | request.needs.projections
+        if absent := sorted(i for i in read if not 0 <= i < self.model.num_layers):
+            raise ConfigError(
+                f"The teacher has layers 0 to {self.model.num_layers - 1}, but the objective "
+                f"reads layers {absent}. Correct the layer_map of the term that reads them."
+            )
+        if request.vocabulary_size is not None:
+            self.model.vocabulary_size = request.vocabulary_size
+        self._needs = request.needs
+
+    @torch.no_grad()
+    def signal(self, batch: Batch) -> TeacherSignal:
+        """Last hidden states with the head, and the chosen layers, of one forward pass."""
+        needs = self._needs
+        if needs == NOTHING:
+            return TeacherSignal()
+        with captured_projections(self.model, batch.scored, needs.projections) as projections:
+            hidden, layer_hidden = self.model(batch, sorted(needs.layers))
+        distribution = LazyLogits(hidden, self.model.head) if needs.distribution else None
+        return TeacherSignal.from_distribution(distribution, layer_hidden, projections)
+
+    def shard(self, world: World) -> None:
+        """Spread the model over the ranks; it computes in its own data type."""
+        shard(self.model, self.model.blocks, world)
+
+
+def find_local(teacher: Teacher) -> LocalTeacher | None:
+    """The teacher if its weights are in this process."""
+    return teacher if isinstance(teacher, LocalTeacher) else None
+
+
+def require_local(teacher: Teacher, purpose: str) -> LocalTeacher:
+    """The teacher, whose weights must be in this process.
+
+    Args:
+        teacher: Any teacher.
+        purpose: What needs the weights, as the subject of the message.
+
+    Raises:
+        ConfigError: The teacher has no weights here.
+    """
+    if isinstance(teacher, LocalTeacher):
+        return teacher
+    raise ConfigError(
+        f"{purpose} needs the weights of the teacher's model, and a teacher that is stored or "
+        "runs elsewhere has none in this process. Name the model: "
+        "teacher='{type: online, path: ...}'."
+    )
+
+
+@teachers.register("online")
+def online(
+    device: torch.device,
+    *,
+    path: str,
+    dtype: str = "auto",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> LocalTeacher:
+    """A model that runs beside the student: nothing to record, one more forward pass a step."""
+    source = ModelSource(path, revision, trust_remote_code)
+    model = load_model(source, device=device, dtype=choose_dtype(dtype, device))
+    facts = {**model_facts(source, model), "max_positions": model.max_positions}
+    tokenizer = load_tokenizer(path, revision=revision, trust_remote_code=trust_remote_code)
+    return LocalTeacher(model, info=TeacherInfo.from_json(facts), tokenizer=tokenizer)
