@@ -159,11 +159,21 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelConfig:
-    """How models are spread over the ranks torchrun starts."""
+    """How models are sharded over the ranks torchrun starts, and the data type they compute in."""
 
     __pydantic_config__ = STRICT
-    shard: Literal["auto", "none"] = "auto"
-    """`auto` shards student, optimizer and teacher over all ranks (FSDP2)."""
+    shard: Literal["auto", "always", "none"] = "auto"
+    """`auto` shards student, optimizer and teacher over all ranks (FSDP2), and over the one GPU of
+    a single process; `always` does so on a single CPU process too; `none` keeps whole copies."""
+    compute_dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Data type of the student's forward and backward pass under FSDP2; weights and optimizer state
+    stay float32. `auto` is bfloat16 on GPUs that support it, else float32."""
+
+    @property
+    def mesh(self) -> str:
+        """`shard`, or `always` where the compute data type needs FSDP2."""
+        reduced = self.compute_dtype == "bfloat16" and self.shard == "auto"
+        return "always" if reduced else self.shard
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -124,7 +124,7 @@ class Parts:
         distiller = Distiller(student, built)
         distiller.to(self.world.device)
         if not self.is_shared:  # FSDP2 would make each of the two its own copy
-            compute = choose_dtype("auto", self.world.device)
+            compute = choose_dtype(self.config.parallel.compute_dtype, self.world.device)
             shard(distiller, student.blocks, self.world, compute_dtype=compute)
         return distiller
 
@@ -241,6 +241,11 @@ def require_alone_if_shared(config: RunConfig, world: World) -> None:
             f"student.type: a shared student needs one process, and there are {world.size}: models "
             "are spread over ranks each by itself. Start limbeck without torchrun, or use type: "
             "copy."
+        )
+    if is_shared(config) and config.parallel.compute_dtype == "bfloat16":
+        raise ConfigError(
+            "parallel.compute_dtype: a shared student computes in its teacher's data type, got "
+            "bfloat16. Set teacher.dtype=bfloat16, or use type: copy."
         )
 
 
