@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from limbeck.batch import Batch
 from limbeck.data.order import order_digest, step_rows
+from limbeck.data.text_data import TextData
 from limbeck.distributed import World
 from limbeck.errors import DataError
 from limbeck.registry import Registry
@@ -80,7 +81,7 @@ class SourceContext:
         sequence_length: Positions of a row, at most.
     """
 
-    data: Rows
+    data: TextData
     tokenizer: PreTrainedTokenizerBase
     seed: int
     rows_per_step: int

@@ -17,7 +17,14 @@ from limbeck.distributed.ranks import (
     together,
     world,
 )
-from limbeck.distributed.sharding import full_weights, gathered, shard
+from limbeck.distributed.sharding import (
+    discard_backward,
+    full_weights,
+    gathered,
+    is_sharded,
+    shard,
+    whole,
+)
 from limbeck.distributed.stopping import StopSignals
 
 __all__ = [
@@ -27,9 +34,11 @@ __all__ = [
     "barrier",
     "broadcast_object",
     "checkpoint_name",
+    "discard_backward",
     "full_weights",
     "gather_objects",
     "gathered",
+    "is_sharded",
     "latest",
     "load_checkpoint",
     "locked",
@@ -37,5 +46,6 @@ __all__ = [
     "save_checkpoint",
     "shard",
     "together",
+    "whole",
     "world",
 ]

@@ -28,6 +28,9 @@ from limbeck.errors import (
     TryLaterError,
 )
 
+BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
+"""Communication library by device type."""
+
 KINDS = (ConfigError, DataError, RunError, NonFiniteError, StorageError, TryLaterError)
 """Errors that are raised on every rank as what they are."""
 
@@ -65,13 +68,14 @@ def world(device: torch.device, shard: str = "auto") -> Iterator[World]:
 
     Args:
         device: What to compute on; with several CUDA ranks each takes its own card.
-        shard: `auto` shards models over all ranks; `none` keeps a whole copy on each.
+        shard: `auto` shards models over all ranks; `none` keeps a whole copy on each; `always`
+            gives a single process a mesh of one too.
 
     Raises:
-        ConfigError: Several ranks on a device that cannot talk to others.
+        ConfigError: A mesh on a device that cannot communicate.
     """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
-        with alone(device) as here:
+        with alone(device, shard) as here:
             yield here
         return
     size = int(os.environ["WORLD_SIZE"])
@@ -83,7 +87,7 @@ def world(device: torch.device, shard: str = "auto") -> Iterator[World]:
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group(BACKENDS[device.type])
     try:
         if shard == "none":
             # Replicas are the other extreme of the same FSDP2: groups of one, kept in step.
@@ -97,18 +101,26 @@ def world(device: torch.device, shard: str = "auto") -> Iterator[World]:
 
 
 @contextmanager
-def alone(device: torch.device) -> Iterator[World]:
+def alone(device: torch.device, shard: str = "auto") -> Iterator[World]:
     """A world of one process.
 
-    On a GPU it still has a mesh, of one: FSDP2 then keeps float32 weights and computes in bfloat16
-    by the same code that many GPUs run.
+    On a GPU, and elsewhere with `shard="always"`, it has a mesh of one: FSDP2 keeps float32 weights
+    and computes in bfloat16 with the code that many GPUs run.
+
+    Raises:
+        ConfigError: A mesh is required on a device that has none.
     """
-    if device.type != "cuda":
+    if device.type != "cuda" and shard != "always":
         yield World(0, 1, device)
         return
+    if device.type not in BACKENDS:
+        raise ConfigError(
+            f"parallel.shard: always needs a CPU or CUDA device, got {device.type!r}. Set "
+            "parallel.shard=auto and parallel.compute_dtype=auto, or device=cpu."
+        )
     if device.index is not None:
-        torch.cuda.set_device(device)  # a mesh of one lies on the current card
-    with group_of_one("nccl"):
+        torch.cuda.set_device(device)  # the mesh uses the current device
+    with group_of_one(BACKENDS[device.type]):
         yield World(0, 1, device, init_device_mesh(device.type, (1,)))
 
 

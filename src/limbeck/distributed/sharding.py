@@ -37,7 +37,11 @@ def shard(
     if world.mesh is None:
         return
     reduce_dtype = torch.float32 if compute_dtype in (torch.bfloat16, torch.float16) else None
-    policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=reduce_dtype)
+    # Inputs stay as they are: a teacher's log-probabilities and token weights must reach the loss
+    # in float32, and hidden states already have the compute data type.
+    policy = MixedPrecisionPolicy(
+        param_dtype=compute_dtype, reduce_dtype=reduce_dtype, cast_forward_inputs=False
+    )
     for block in blocks:
         fully_shard(block, mesh=world.mesh, mp_policy=policy)
     fully_shard(module, mesh=world.mesh, mp_policy=policy, reshard_after_forward=False)
@@ -62,6 +66,28 @@ def gathered(module: nn.Module) -> Iterator[None]:
         module.reshard()
 
 
+def discard_backward(module: nn.Module) -> None:
+    """Drop gradients and gathered weights after a failed backward pass.
+
+    The sharded weights are intact and may be saved. The module cannot be trained further: FSDP2
+    keeps its blocks in the state of the failed pass, and later gradients would be lost.
+    """
+    for each in module.modules():
+        if isinstance(each, FSDPModule):
+            each.reshard()
+    module.zero_grad(set_to_none=True)
+
+
+def is_sharded(value: Tensor) -> bool:
+    """Whether a tensor is spread over the ranks."""
+    return isinstance(value, DTensor)
+
+
+def whole(value: Tensor) -> Tensor:
+    """A tensor that may be sharded, gathered; every rank calls it."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
 def full_weights(model: nn.Module, world: World) -> dict[str, Tensor]:
     """Every weight whole and on the CPU, on rank 0; nothing on the others, which must call it too.
 
@@ -69,7 +95,7 @@ def full_weights(model: nn.Module, world: World) -> dict[str, Tensor]:
     """
     weights: dict[str, Tensor] = {}
     for name, value in model.state_dict().items():
-        whole = value.full_tensor() if isinstance(value, DTensor) else value
+        tensor = whole(value)
         if world.is_main:
-            weights[name] = whole.detach().to("cpu", copy=True)
+            weights[name] = tensor.detach().to("cpu", copy=True)
     return weights

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from limbeck.config import DataConfig, ObjectiveConfig, RunConfig
+from limbeck.config.schedules import values_over
 from limbeck.data import BatchSource, SourceContext, TextData, load_data, overlap, sources
 from limbeck.data.held_out import HeldOut
 from limbeck.distributed import World, barrier, shard
 from limbeck.errors import ConfigError, DataError
 from limbeck.files import publish
 from limbeck.losses import PairShapes, build_objective
-from limbeck.losses.schedules import at
 from limbeck.models import (
     CausalLM,
     Distiller,
@@ -124,7 +124,7 @@ class Parts:
         distiller = Distiller(student, built)
         distiller.to(self.world.device)
         if not self.is_shared:  # FSDP2 would make each of the two its own copy
-            compute = choose_dtype("auto", self.world.device)
+            compute = choose_dtype(self.config.parallel.compute_dtype, self.world.device)
             shard(distiller, student.blocks, self.world, compute_dtype=compute)
         return distiller
 
@@ -211,8 +211,7 @@ def request_of(
         objective = build_objective(config.objective, shapes, head_budget_mb=1)
     temperatures: tuple[float, ...] = ()
     if objective.needs.distribution:
-        temperature = config.objective.temperature
-        temperatures = tuple({at(temperature, step) for step in range(config.optim.steps)})
+        temperatures = values_over(config.objective.temperature, config.optim.steps)
     texts = [TextWindows("data", data, range(len(data.windows)))]
     if held_out is not None:
         texts.append(TextWindows("evaluate.data", held_out.data, held_out.windows))
@@ -242,6 +241,11 @@ def require_alone_if_shared(config: RunConfig, world: World) -> None:
             f"student.type: a shared student needs one process, and there are {world.size}: models "
             "are spread over ranks each by itself. Start limbeck without torchrun, or use type: "
             "copy."
+        )
+    if is_shared(config) and config.parallel.compute_dtype == "bfloat16":
+        raise ConfigError(
+            "parallel.compute_dtype: a shared student computes in its teacher's data type, got "
+            "bfloat16. Set teacher.dtype=bfloat16, or use type: copy."
         )
 
 

@@ -198,6 +198,7 @@ def fingerprint(parts: Parts, arm: Arm) -> dict[str, Any]:
 def lasting(config: RunConfig) -> dict[str, Any]:
     """What of a recipe must not change between a run and its resumption."""
     plain = to_plain(config)
-    for section in ("output", "track", "device", "parallel", "evaluate", "memory", "checkpoint"):
+    transient = ("output", "track", "device", "parallel", "evaluate", "memory", "checkpoint")
+    for section in (*transient, "plugins"):
         del plain[section]
     return plain

@@ -15,11 +15,10 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from limbeck.batch import Batch
-from limbeck.distributed import World, all_sum
+from limbeck.distributed import World, all_sum, whole
 from limbeck.distributed.stopping import SIGNALS, reason
 from limbeck.losses import TeacherSignal
 from limbeck.models import Distiller
@@ -143,8 +142,3 @@ def train_step(
 def gradients(distiller: Distiller) -> Iterator[Tensor]:
     """Every gradient there is."""
     return (p.grad for p in distiller.parameters() if p.grad is not None)
-
-
-def whole(value: Tensor) -> Tensor:
-    """A scalar that may lie in parts on several ranks."""
-    return value.full_tensor() if isinstance(value, DTensor) else value
