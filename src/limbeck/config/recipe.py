@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Interval, MinLen
 from pydantic import AfterValidator
 
-from limbeck.config.schedules import STRICT, Or, Shown, Told
+from limbeck.config.schedules import STRICT, Schedule, Scheduled
 from limbeck.config.trainable import TrainableConfig
 from limbeck.registry import Component
 
@@ -54,9 +54,9 @@ class ObjectiveConfig:
     """alpha T^2 D(teacher, student) + (1 - alpha) CE + the extra terms."""
 
     __pydantic_config__ = STRICT
-    alpha: Annotated[float, Interval(ge=0, le=1), Or, Told, Shown] = 0.9
+    alpha: Annotated[float | Schedule, Scheduled(Interval(ge=0, le=1))] = 0.9
     """Weight of the teacher's distribution; the data's own next token has 1 - alpha."""
-    temperature: Annotated[float, Gt(0), Or, Told, Shown] = 1.0
+    temperature: Annotated[float | Schedule, Scheduled(Gt(0))] = 1.0
     """Softens both distributions in the divergence, never in the cross-entropy."""
     divergence: Component | str = "forward_kl"
     """How far apart two distributions are."""
