@@ -1,13 +1,23 @@
 """The documentation says what the program does: its commands are run, its answers compared."""
 
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
+import limbeck
+from limbeck.data import sources
 from limbeck.errors import ConfigError
 from limbeck.experiment import load, load_stages
+from limbeck.losses import terms
+from limbeck.losses.divergences import divergences
+from limbeck.teachers import teachers
+from tests.experiment.house import steps_of, write_recipe
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE = (DOCS / "troubleshooting.md").read_text()
@@ -48,3 +58,67 @@ def test_every_recipe_shown_is_a_recipe(page, tmp_path):
 @pytest.mark.parametrize("path", sorted((DOCS.parent / "recipes").glob("*.yaml")), ids=str)
 def test_every_recipe_that_ships_is_right(path):
     load(path)
+
+
+PLUGINS = re.findall(
+    r"```python\n# (\w+\.py)\n(.*?)```\n\n```yaml\n(.*?)```",
+    (DOCS / "extending.md").read_text(),
+    re.DOTALL,
+)
+
+
+@pytest.fixture
+def _registered_for_one_test(monkeypatch):
+    for registry in (divergences, terms, teachers, sources):
+        registry.names()
+        monkeypatch.setattr(registry, "_components", dict(registry._components))
+
+
+def extended(folder, file, code, changes):
+    """The recipe of a page's example over tiny models, beside the page's own file."""
+    (folder / file).write_text(code)
+    path = write_recipe(folder)
+    recipe = yaml.safe_load(path.read_text())
+    for section, value in yaml.safe_load(changes.replace("TEACHER", f"{folder}/teacher")).items():
+        merge = isinstance(value, dict) and "type" not in value
+        recipe[section] = {**recipe[section], **value} if merge else value
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+def test_there_is_an_example_of_every_open_interface():
+    assert [file for file, _, _ in PLUGINS] == [
+        "my_divergence.py",
+        "my_term.py",
+        "my_teacher.py",
+        "my_source.py",
+    ]
+
+
+@pytest.mark.usefixtures("_registered_for_one_test")
+@pytest.mark.parametrize(("file", "code", "changes"), PLUGINS, ids=[p[0] for p in PLUGINS])
+def test_a_file_of_ones_own_trains_and_resumes(file, code, changes, tmp_path, monkeypatch):
+    monkeypatch.setenv("LIMBECK_CACHE", str(tmp_path / "cache"))
+    path = extended(tmp_path, file, code, changes)
+    for overrides, resume in ((["optim.steps=4"], False), ([], True)):
+        if resume:  # the run directory's recipe finds the file by itself
+            path = tmp_path / "run" / "recipe.yaml"
+        with limbeck.assemble(load(path, overrides)) as run:
+            run.train(resume=resume)
+    assert [r["step"] for r in steps_of(tmp_path / "run")] == [1, 2, 3, 4]
+
+
+@pytest.mark.slow
+def test_every_rank_imports_the_file_from_the_command_line(tmp_path):
+    path = extended(tmp_path, *PLUGINS[0])
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*launcher, "-m", "limbeck", "distill", str(path)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "LIMBECK_CACHE": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(steps_of(tmp_path / "run")) == 6

@@ -12,7 +12,7 @@ from typing import Any
 
 from limbeck.config import RunConfig
 from limbeck.data import corpus_path
-from limbeck.data.order import step_rows
+from limbeck.data.source import ShuffledRows
 from limbeck.distributed import World
 from limbeck.evaluate.scores import Scores
 from limbeck.experiment import load
@@ -127,22 +127,19 @@ def heal(bench: Bench, cell: Cell, overrides: str, rate: float, decide: bool) ->
 
 def take_steps(parts: Parts, distiller: Distiller, rate: float, steps: int) -> float:
     """Every optimizer step of a cell, as the training loop takes them; returns their seconds."""
-    optim, world, seed = parts.config.optim, parts.world, parts.config.seed
+    optim, world = parts.config.optim, parts.world
     optimizers = make_optimizers(distiller, optim, rate, world.device)
     schedule = make_schedule(optim, rate)
     distiller.train()
     began = time.perf_counter()
     for step in range(steps):
-        rows = step_rows(
-            step, 0, 1, seed=seed, num_rows=parts.data.num_rows, rows_per_step=STEP // ROW
-        )
         set_rate(optimizers, schedule(step))
         distiller.objective.set_step(step)
         outcome = train_step(
             distiller,
             parts.teacher,
             optimizers,
-            [parts.data.batch(rows)],
+            parts.source.step(step, world).cut(STEP // ROW),
             world,
             max_grad_norm=optim.max_grad_norm,
         )
@@ -171,7 +168,7 @@ def parts_of(bench: Bench, cell: Cell, config: RunConfig) -> Parts:
     teacher.require(request_of(config, shapes, vocabulary, data, texts.held_out))
     return Parts(
         config, bench.world, texts.tokenizer, vocabulary, teacher, student, shapes, data,
-        texts.held_out, {},
+        ShuffledRows(data, seed=config.seed, rows_per_step=STEP // ROW), texts.held_out, {},
     )  # fmt: skip
 
 

@@ -57,6 +57,21 @@ class Batch:
             document_ids=torch.arange(rows, device=tokens.device)[:, None].expand(rows, length),
         )
 
+    def __len__(self) -> int:
+        """B."""
+        return len(self.input_ids)
+
+    def rows(self, rows: slice) -> Batch:
+        """Some of the rows."""
+        return Batch(
+            self.input_ids[rows],
+            self.target_ids[rows],
+            self.scored[rows],
+            self.position_ids[rows],
+            self.document_ids[rows],
+            None if self.weights is None else self.weights[rows],
+        )
+
     def num_scored(self) -> Int[Tensor, ""]:
         """N, as a tensor so that counting does not wait for the device."""
         return self.scored.sum()

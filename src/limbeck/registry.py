@@ -65,8 +65,10 @@ class Registry(Generic[T]):
         """Decorator: make a callable available as `type: name`."""
 
         def add(component: F) -> F:
+            if not component.__module__.startswith("limbeck."):
+                self._import_package()  # so that a plugin cannot take a built-in name
             if name in self._components:
-                raise ValueError(f"{self.kind} {name!r} is already registered")
+                raise ValueError(f"a {self.kind} {name!r} is already registered")
             self._components[name] = component
             return component
 
@@ -74,10 +76,13 @@ class Registry(Generic[T]):
 
     def names(self) -> list[str]:
         """Every registered name, sorted."""
+        self._import_package()
+        return sorted(self._components)
+
+    def _import_package(self) -> None:
         package = importlib.import_module(self._package)
         for module in pkgutil.iter_modules(package.__path__):
             importlib.import_module(f"{self._package}.{module.name}")
-        return sorted(self._components)
 
     def options(self, name: str) -> dict[str, tuple[Any, inspect.Parameter]]:
         """The options of a registered component: type with its bounds, and the parameter."""

@@ -14,7 +14,7 @@ from limbeck.distributed.checkpoints import step_of
 from limbeck.errors import Stopped
 from limbeck.train import train
 from tests.distributed.processes import live, ranks
-from tests.train.toy import ALONE, Listener, fingerprint, toy_pair, toy_setup
+from tests.train.toy import ALONE, FakeTeacher, Listener, fingerprint, toy_pair, toy_setup
 
 
 def life(folder, kill_at):
@@ -93,15 +93,19 @@ def sharded_life(world: World, folder, signalled_rank, signal_at):
     shard(distiller, distiller.student.blocks, world)
     shard(teacher.model, teacher.model.blocks, world)
 
-    class Told:
+    class Told(FakeTeacher):
+        calls = 0
+
         def signal(self, batch):
-            self.calls = getattr(self, "calls", 0) + 1
+            self.calls += 1
             if world.rank == signalled_rank and self.calls == signal_at:
                 os.kill(os.getpid(), signal.SIGTERM)
             return teacher.signal(batch)
 
     with StopSignals() as stop:
-        setup = toy_setup(folder, pair=(distiller, Told()), world=world, resume=True, stop=stop)
+        setup = toy_setup(
+            folder, pair=(distiller, Told(teacher)), world=world, resume=True, stop=stop
+        )
         if signal_at:
             with pytest.raises(Stopped) as told:
                 train(setup)

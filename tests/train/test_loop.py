@@ -18,6 +18,7 @@ from limbeck.train.schedule import make_schedule
 from tests.train.toy import (
     ALONE,
     LENGTH,
+    FakeTeacher,
     Listener,
     ToyBatches,
     fingerprint,
@@ -145,11 +146,12 @@ def test_a_bad_step_is_named_dumped_and_not_taken(tmp_path):
     assert dumped["input_ids"] == ToyBatches().batch(sorted(rows)).input_ids.tolist()
 
 
-class PoisonedTeacher:
+class PoisonedTeacher(FakeTeacher):
     """Says NaN of one row."""
 
     def __init__(self, teacher, row_tokens) -> None:
-        self._teacher, self._row_tokens = teacher, row_tokens
+        super().__init__(teacher)
+        self._row_tokens = row_tokens
 
     def signal(self, batch):
         said = self._teacher.signal(batch)
@@ -246,13 +248,13 @@ def test_no_rows_are_refused(tmp_path):
 
 
 def test_memory_that_runs_out_is_told_with_the_knobs_to_turn(tmp_path):
-    class Greedy:
+    class Greedy(FakeTeacher):
         def signal(self, batch):
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to ...")
 
-    distiller, _ = toy_pair()
+    distiller, teacher = toy_pair()
     with pytest.raises(RunError, match=r"2 rows of 12 .*memory.micro_batch.*head_budget_mb"):
-        train(toy_setup(tmp_path, pair=(distiller, Greedy())))
+        train(toy_setup(tmp_path, pair=(distiller, Greedy(teacher))))
 
 
 def test_an_automatic_micro_batch_is_kept_when_resuming(tmp_path):

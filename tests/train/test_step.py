@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from limbeck.train import accumulate, count_step, cut, train_step
+from limbeck.data.source import RowsOfStep
+from limbeck.train import accumulate, count_step, train_step
 from tests.train.toy import ALONE, ToyBatches, toy_pair
 
 ROWS = [0, 1, 2, 3, 4, 5]
@@ -122,7 +123,7 @@ def test_a_step_with_nothing_scored_has_no_gradient_and_a_loss_of_zero():
 
 
 def test_every_rank_gets_as_many_micro_batches():
-    cuts = [cut(rows, 2, most_rows=3) for rows in ([1, 2, 3], [4, 5], [6])]
-    assert [len(parts) for parts in cuts] == [2, 2, 2]
-    assert cuts[1] == [[4, 5], []]
-    assert cut([], 4, most_rows=0) == [[]]
+    shares = [RowsOfStep(ToyBatches(), rows, most_rows=3) for rows in ([1, 2, 3], [4, 5], [6])]
+    assert [len(share.cut(2)) for share in shares] == [2, 2, 2]
+    assert shares[1].row_numbers(2) == [[4, 5], []]
+    assert RowsOfStep(ToyBatches(), [], most_rows=0).row_numbers(4) == [[]]

@@ -9,11 +9,12 @@ from safetensors.torch import load_file
 
 from limbeck.batch import Batch
 from limbeck.config import CheckpointConfig, MemoryConfig, ObjectiveConfig, OptimConfig
+from limbeck.data.source import ShuffledRows
 from limbeck.distributed import World, latest
 from limbeck.layer_map import LayerMap
-from limbeck.losses import PairShapes, build_objective
+from limbeck.losses import PairShapes, TeacherSignal, build_objective
 from limbeck.models import Distiller
-from limbeck.teachers.local import LocalTeacher
+from limbeck.teachers import LocalTeacher, Teacher, TeacherInfo, TeacherRequest
 from limbeck.train import TrainSetup
 from tests.models.tiny import tiny_llama
 
@@ -65,21 +66,44 @@ def toy_setup(folder: Path, **changes) -> TrainSetup:
     optim |= {"learning_rate": 0.01, **changes.pop("optim", {})}
     checkpoint = {"every": 4, "keep": 2, **changes.pop("checkpoint", {})}
     distiller, teacher = changes.pop("pair", None) or toy_pair()
+    rows = changes.pop("batches", ToyBatches())
+    per_step = optim["tokens_per_step"] // LENGTH
+    source = ShuffledRows(rows, seed=changes.pop("seed", 11), rows_per_step=per_step)
     given = {
         "distiller": distiller,
         "teacher": teacher,
-        "batches": ToyBatches(),
+        "source": source,
         "optim": OptimConfig(**optim),
         "learning_rate": 0.01,
         "checkpoint": CheckpointConfig(**checkpoint),
         "memory": MemoryConfig(micro_batch=2),
         "world": ALONE,
         "folder": folder,
-        "seed": 11,
         "sequence_length": LENGTH,
         "fingerprint": {"optim": {"steps": 24}},
     }
     return TrainSetup(**{**given, **changes})
+
+
+class FakeTeacher(Teacher):
+    """A teacher for tests that override `signal`, in front of a real one."""
+
+    def __init__(self, teacher: Teacher) -> None:
+        self._teacher = teacher
+
+    @property
+    def info(self) -> TeacherInfo:
+        return self._teacher.info
+
+    @property
+    def tokenizer(self):
+        return self._teacher.tokenizer
+
+    def require(self, request: TeacherRequest) -> None:
+        self._teacher.require(request)
+
+    def signal(self, batch: Batch) -> TeacherSignal:
+        return self._teacher.signal(batch)
 
 
 class Listener:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from limbeck.batch import Batch
 from limbeck.checks.case import Case, part
 from limbeck.checks.proof import Finding, Proof, Unproven, distance
+from limbeck.distributed import whole
 from limbeck.models import CausalLM, evaluating
 from limbeck.models.adapters import UP
 from limbeck.teachers import TeacherRequest
@@ -16,7 +17,7 @@ ALLOWED = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch
 """Largest relative difference: rows are summed in another order, through every layer."""
 
 
-def micro_batches_add_up(case: Case, batch: Batch) -> Finding:
+def micro_batches_add_up(case: Case, batch: Batch, dtype: torch.dtype) -> Finding:
     """Loss and gradient of all rows at once are the sums of those of the rows one by one.
 
     The gradient is taken with respect to the student's norms and biases, which are small and sit in
@@ -25,6 +26,7 @@ def micro_batches_add_up(case: Case, batch: Batch) -> Finding:
     Args:
         case: The pair.
         batch: A few rows, scored unevenly, so that a mean of means would show.
+        dtype: Data type of the computation, which bounds the rounding.
     """
     name = "micro-batches add up"
     rows = len(batch.scored)
@@ -37,14 +39,14 @@ def micro_batches_add_up(case: Case, batch: Batch) -> Finding:
     step_tokens = batch.num_scored()
     parameters = small_parameters(case.student)
     with evaluating(case.distiller):
-        whole, whole_gradient = share(case, batch, step_tokens, parameters)
+        whole_loss, whole_gradient = share(case, batch, step_tokens, parameters)
         parts = [
             share(case, part(batch, slice(i, i + 1)), step_tokens, parameters) for i in range(rows)
         ]
     loss = torch.stack([each for each, _ in parts]).sum()
     gradient = torch.stack([each for _, each in parts]).sum(0)
-    allowed = ALLOWED[case.student.hf_model.dtype]
-    errors = distance(loss, whole), distance(gradient, whole_gradient)
+    allowed = ALLOWED[dtype]
+    errors = distance(loss, whole_loss), distance(gradient, whole_gradient)
     return Proof(
         name,
         all(error <= allowed for error in errors),
@@ -60,8 +62,10 @@ def share(
     """A micro-batch's share of the loss, and of the gradient of some parameters, in one row."""
     case.teacher.require(TeacherRequest(needs=case.distiller.objective.needs))
     loss, _ = case.distiller(batch, case.teacher.signal(batch), step_tokens)
-    gradients = torch.autograd.grad(loss, parameters)
-    return loss.detach(), torch.cat([each.flatten() for each in gradients])
+    loss.backward()
+    gradients = [whole(p.grad).flatten() for p in parameters if p.grad is not None]
+    case.distiller.zero_grad(set_to_none=True)
+    return loss.detach(), torch.cat(gradients)
 
 
 def small_parameters(model: CausalLM) -> list[nn.Parameter]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from limbeck.checks.case import Case, Views, at_some
 from limbeck.checks.proof import Finding, Proof, Unproven, distance
+from limbeck.config.schedules import value_at
 from limbeck.losses import Head, Objective, StudentView, TeacherSignal, WeightedTerm
 from limbeck.losses.build import MAIN
 from limbeck.losses.distributions import DenseLogits, LazyLogits
@@ -177,12 +178,13 @@ def in_the_open(case: Case, views: Views) -> Outcome:
     products = torch.nn.functional.linear(hidden, head.weight, head.bias)
     logits = products if head.transform is None else head.transform(products)
     said = DenseLogits(views.distribution.head(views.distribution.hidden).to(dtype))
-    loss = (1 - recipe.alpha) * torch.nn.functional.cross_entropy(logits, student.targets)
-    if recipe.alpha > 0:
+    alpha, temperature = value_at(recipe.alpha, 0), value_at(recipe.temperature, 0)
+    loss = (1 - alpha) * torch.nn.functional.cross_entropy(logits, student.targets)
+    if alpha > 0:
         divergence = divergences.bind(recipe.divergence, at="objective.divergence")
-        pair = said.compare(logits, recipe.temperature)
-        soft = divergence(pair.student, pair.teacher).mean() * recipe.temperature**2
-        loss = loss + recipe.alpha * soft
+        pair = said.compare(logits, temperature)
+        soft = divergence(pair.student, pair.teacher).mean() * temperature**2
+        loss = loss + alpha * soft
     objective = case.distiller.objective
     for name, term in objective.logit_terms.items():
         if name not in MAIN:

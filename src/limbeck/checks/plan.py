@@ -16,6 +16,7 @@ from limbeck.batch import Batch
 from limbeck.checks.case import Case, spread
 from limbeck.checks.proof import Proof
 from limbeck.config import OptimConfig, RunConfig
+from limbeck.distributed import is_sharded
 from limbeck.errors import ConfigError
 from limbeck.losses.head.fused import head_bytes
 from limbeck.models import CausalLM, Distiller
@@ -140,14 +141,18 @@ def run_micro_batch(case: Case, cpu_batch: Batch) -> Measured:
     Raises:
         ConfigError: It does not fit into memory.
     """
-    own = {p.untyped_storage().data_ptr() for p in case.distiller.parameters()}
     saved: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
+        if storage.data_ptr() not in saved and not is_weight(storage.data_ptr()):
             saved[storage.data_ptr()] = storage.nbytes()
         return tensor
+
+    def is_weight(pointer: int) -> bool:
+        # A block's weights are gathered, to other storage, when its forward pass begins.
+        present = (p for p in case.distiller.parameters() if not is_sharded(p))
+        return any(p.untyped_storage().data_ptr() == pointer for p in present)
 
     batch = cpu_batch.to(case.device)
     case.teacher.require(TeacherRequest(needs=case.distiller.objective.needs))

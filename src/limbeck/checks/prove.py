@@ -11,20 +11,28 @@ from limbeck.checks.objective import finite_differences, fused_against_plain, ze
 from limbeck.checks.proof import Finding
 from limbeck.checks.text import models_differ, teacher_reads_better
 from limbeck.checks.vocabulary import padded_rows_proof, vocabulary_proof
+from limbeck.distributed import gathered
 
 
 def prove(case: Case) -> Iterator[Finding]:
-    """Try every statement on the loaded weights and the user's text, one after another."""
+    """Check every statement on the loaded weights and the user's text, one after another.
+
+    Sharded models are gathered while their parts are called. The check of micro-batches runs whole
+    forward and backward passes, which gather by themselves, as in training; reading a state dict
+    ends the gathering.
+    """
     batch = case.sample()
-    yield vocabulary_proof(case)
-    for who, model in case.models:
-        yield head_proof(who, model, batch)
-        yield documents_proof(who, model, batch)
-        yield padded_rows_proof(who, model, batch)
-    views = view(case, batch)
-    yield zero_at_equality(case, views)
-    yield fused_against_plain(case, views)
-    yield finite_differences(case, views)
-    yield micro_batches_add_up(case, batch)
+    with gathered(case.distiller), gathered(case.teacher_model):
+        yield vocabulary_proof(case)
+        for who, model in case.models:
+            yield head_proof(who, model, batch)
+            yield documents_proof(who, model, batch)
+            yield padded_rows_proof(who, model, batch)
+        views = view(case, batch)
+        yield zero_at_equality(case, views)
+        yield fused_against_plain(case, views)
+        yield finite_differences(case, views)
+    yield micro_batches_add_up(case, batch, views.student.hidden.dtype)
     yield models_differ(case)
-    yield teacher_reads_better(case)
+    with gathered(case.distiller), gathered(case.teacher_model):
+        yield teacher_reads_better(case)

@@ -13,6 +13,7 @@ from limbeck.batch import Batch
 from limbeck.checks.case import POSITIONS, Case, shortened, spread
 from limbeck.checks.proof import Proof
 from limbeck.config import HeadBudget
+from limbeck.distributed import whole
 from limbeck.losses.distributions import log_softmax
 from limbeck.losses.head.fused import head_chunk
 from limbeck.models import CausalLM, PreTrainedTokenizerBase, evaluating, plain_weights
@@ -82,7 +83,8 @@ def models_differ(case: Case) -> Proof:
     """The student's weights are not the teacher's; a warning if they are."""
     teacher, student = (plain_weights(model) for _, model in case.models)
     same = teacher.keys() == student.keys() and all(
-        weight.shape == student[name].shape and bool((weight == student[name]).all())
+        weight.shape == student[name].shape
+        and bool((whole(weight) == whole(student[name]).to(weight.dtype)).all())
         for name, weight in teacher.items()
     )
     sizes = [f"{who} {model.num_parameters:,} parameters" for who, model in case.models]

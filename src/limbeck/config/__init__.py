@@ -1,5 +1,15 @@
 """A recipe as checked data: sections, options, schedules, and the mistakes in them."""
 
+from limbeck.config.reading import (
+    dotted,
+    dump,
+    leaves,
+    one_line_each,
+    parse,
+    read,
+    to_plain,
+    validated,
+)
 from limbeck.config.recipe import (
     CheckpointConfig,
     DataConfig,
@@ -10,14 +20,6 @@ from limbeck.config.recipe import (
     OptimConfig,
     RecordConfig,
     RunConfig,
-    dotted,
-    dump,
-    leaves,
-    one_line_each,
-    parse,
-    read,
-    to_plain,
-    validated,
 )
 
 __all__ = [

@@ -1,36 +1,26 @@
-"""A run's configuration: what YAML may say, and every mistake in it at once.
+"""The sections of a recipe: every option with its type, range and default.
 
-Closed parts are dataclasses. Open parts (`teacher`, `divergence`, ...) are mappings with a `type`,
-checked against the signature of the component they name. All before any model loads.
+Closed sections are dataclasses. Open ones (`teacher`, `divergence`, ...) are mappings with a
+`type`, checked against the signature of the component they name.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Interval, MinLen
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from pydantic import AfterValidator, TypeAdapter, ValidationError
+from pydantic import AfterValidator
 
-from limbeck.config.schedules import STRICT, Or, Shown, Told
+from limbeck.config.schedules import STRICT, Schedule, Scheduled
 from limbeck.config.trainable import TrainableConfig
-from limbeck.errors import ConfigError
-from limbeck.registry import Component, Problem, suggest
-
-MAX_RECIPE_BYTES = 1 << 20
+from limbeck.registry import Component
 
 Positive = Annotated[int, Gt(0)]
 HeadBudget = Positive | Literal["auto"]
 Rate = Annotated[float, Gt(0)]
-
-COUNTED = {"memory.micro_batch": "rows", "memory.head_budget_mb": "megabytes"}
-"""What is counted where a number may be `auto`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +45,8 @@ class DataConfig:
     """End each `text` and `completion` with the tokenizer's end token."""
     max_documents: Positive | None = None
     """Use only the first so many rows of the file."""
+    source: Component | str = "shuffled"
+    """Batches of each step: the rows of the text, shuffled, or a batch source of your own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,9 +54,9 @@ class ObjectiveConfig:
     """alpha T^2 D(teacher, student) + (1 - alpha) CE + the extra terms."""
 
     __pydantic_config__ = STRICT
-    alpha: Annotated[float, Interval(ge=0, le=1), Or, Told, Shown] = 0.9
+    alpha: Annotated[float | Schedule, Scheduled(Interval(ge=0, le=1))] = 0.9
     """Weight of the teacher's distribution; the data's own next token has 1 - alpha."""
-    temperature: Annotated[float, Gt(0), Or, Told, Shown] = 1.0
+    temperature: Annotated[float | Schedule, Scheduled(Gt(0))] = 1.0
     """Softens both distributions in the divergence, never in the cross-entropy."""
     divergence: Component | str = "forward_kl"
     """How far apart two distributions are."""
@@ -167,11 +159,17 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelConfig:
-    """How models are spread over the ranks torchrun starts."""
+    """How models are sharded over the ranks torchrun starts, and in which format they compute."""
 
     __pydantic_config__ = STRICT
-    shard: Literal["auto", "none"] = "auto"
-    """`auto` shards student, optimizer and teacher over all ranks (FSDP2)."""
+    shard: Literal["auto", "always", "none"] = "auto"
+    """`auto` shards student, optimizer and teacher over all ranks (FSDP2). `always` does so for a
+    single process too, which CUDA always does: the same code then runs on a CPU. `none` keeps a
+    whole copy of the models on each rank."""
+    compute_dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Format the student computes in; its weights, gradients and optimizer state are float32.
+    `auto` takes bfloat16 on CUDA devices that have it, and float32 elsewhere. `bfloat16` shards a
+    single process's models as well, because FSDP2 casts the weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,183 +208,11 @@ class RunConfig:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     record: RecordConfig | None = None
     """Of `limbeck record` only."""
+    plugins: tuple[Path, ...] = ()
+    """Python files that register components of your own; relative to the recipe's folder."""
     track: tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"], ...] = ()
     """Where metrics go besides metrics.jsonl."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `mps`."""
     seed: Annotated[int, Ge(0)] = 0
     """Of the sample order and of random weights."""
-
-
-Check = Callable[[RunConfig], Iterable[Problem]]
-
-
-def read(path: Path, overrides: Iterable[str] = (), check: Check = lambda _: ()) -> RunConfig:
-    """Read YAML, apply `a.b=value` overrides, check everything.
-
-    Args:
-        path: The recipe.
-        overrides: Each `a.b=value`, the value in YAML.
-        check: Further mistakes of a configuration whose closed parts are right.
-
-    Raises:
-        ConfigError: With one line a mistake, each beginning with the path of the field.
-    """
-    tree = parse(path, overrides)
-    if "stages" in tree:
-        raise ConfigError(
-            f"{path} has stages, and one run is asked for. `limbeck distill` runs them all, and "
-            "with --print-config prints the recipe of each."
-        )
-    config, problems = validated(tree, check)
-    if config is None or problems:
-        raise ConfigError("\n  ".join([f"{path} cannot be run:", *one_line_each(problems)]))
-    return config
-
-
-def validated(
-    tree: Mapping[str, Any], check: Check = lambda _: ()
-) -> tuple[RunConfig | None, list[Problem]]:
-    """The configuration a tree stands for, if its closed parts are right, and every mistake."""
-    problems = list(not_finite(tree))
-    try:
-        config = TypeAdapter(RunConfig).validate_python(tree)
-    except ValidationError as error:
-        return None, problems + [explain(dict(e)) for e in error.errors()]
-    return config, [*problems, *check(config)]
-
-
-def one_line_each(problems: Iterable[Problem]) -> list[str]:
-    """Problems as lines, a place's first only; a list's own is left out when an item has one."""
-    first: dict[str, Problem] = {}
-    for problem in problems:
-        first.setdefault(problem.at, problem)
-    return [str(p) for at, p in first.items() if not any(o.startswith(f"{at}[") for o in first)]
-
-
-def parse(path: Path, overrides: Iterable[str]) -> dict[str, Any]:
-    """The plain tree a recipe and its overrides stand for.
-
-    Raises:
-        ConfigError: It cannot be read, is not a mapping, or wants to look outside itself.
-    """
-    try:
-        size = path.stat().st_size
-        if size > MAX_RECIPE_BYTES:
-            raise ConfigError(f"{path} has {size:,} bytes; a recipe has at most a million.")
-        overrides = list(overrides)  # read twice, and an iterator can be read once
-        wrong = [o for o in overrides if "=" not in o]
-        if wrong:
-            raise ConfigError(f"An override reads key.sub=value, got {wrong[0]!r}.")
-        base = OmegaConf.create(path.read_text(encoding="utf-8"))
-        if not OmegaConf.is_dict(base):
-            raise ConfigError(f"{path} must hold a mapping of sections.")
-        for override in overrides:
-            key = override.partition("=")[0]
-            value = OmegaConf.select(OmegaConf.from_dotlist([override]), key)
-            OmegaConf.update(base, key, value, merge=False)
-        tree = OmegaConf.to_container(base, resolve=False)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}.") from None
-    except (OmegaConfBaseException, ValueError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(f"{path} is not a recipe: {error}") from None
-    except Exception as error:  # the YAML parser's own errors share no base with OmegaConf's
-        if type(error).__module__.split(".")[0] not in {"yaml", "omegaconf"}:
-            raise
-        raise ConfigError(f"{path} is not YAML: {error}") from None
-    assert isinstance(tree, dict), "OmegaConf keeps a mapping a mapping"
-    for at, value in leaves(tree):
-        if isinstance(value, str) and "${" in value:
-            raise ConfigError(
-                f"{path}: {at} refers to something outside ({value!r}); recipes are plain values, "
-                "so that the saved recipe is the whole truth and holds no secret."
-            )
-    return {str(key): value for key, value in tree.items()}
-
-
-def leaves(tree: Any, at: tuple[int | str, ...] = ()) -> Iterator[tuple[str, Any]]:
-    """Every value in nested mappings and lists, with its path."""
-    children: Iterable[tuple[Any, Any]] = ()
-    if isinstance(tree, Mapping):
-        children = tree.items()
-    elif isinstance(tree, list | tuple):
-        children = enumerate(tree)
-    else:
-        yield dotted(at), tree
-    for key, child in children:
-        yield from leaves(child, (*at, key))
-
-
-def not_finite(tree: Any) -> Iterator[Problem]:
-    """A problem for every NaN and infinity."""
-    for at, value in leaves(tree):
-        if isinstance(value, float) and not math.isfinite(value):
-            yield Problem(at, f"must be a finite number, got {value}.")
-
-
-def explain(error: Mapping[str, Any]) -> Problem:
-    """One of pydantic's errors, in our words."""
-    where = tuple(part for part in error["loc"] if not is_branch(part))
-    at, got = dotted(where), error["input"]
-    match error["type"]:
-        case "unexpected_keyword_argument" | "extra_forbidden":
-            at = dotted(error["loc"])
-            known = fields_at(error["loc"][:-1])
-            return Problem(at, f"no such option{suggest(str(error['loc'][-1]), known)}.")
-        case "missing" | "missing_keyword_only_argument" | "missing_argument":
-            return Problem(at, "is missing, and a run needs it.")
-        case "greater_than" | "greater_than_equal" | "less_than" | "less_than_equal":
-            return Problem(at, f"must be {bounds(where, error)}, got {got}.")
-        case "literal_error":
-            return Problem(at, f"must be {error['ctx']['expected']}, got {got!r}.")
-        case "int_parsing" if at in COUNTED:
-            return Problem(at, f"must be a whole number of {COUNTED[at]} or 'auto', got {got!r}.")
-    return Problem(at, f"{error['msg'][:1].lower()}{error['msg'][1:]}, got {got!r}.")
-
-
-def is_branch(part: int | str) -> bool:
-    """Whether a part of pydantic's location names a branch of a union, not a field."""
-    return isinstance(part, str) and (part in {"float", "int", "str"} or not part.isidentifier())
-
-
-def bounds(where: tuple[int | str, ...], error: Mapping[str, Any]) -> str:
-    """The whole range an option must lie in, as words."""
-    if where == ("objective", "alpha"):
-        return "between 0 and 1"
-    words = {"gt": "greater than", "ge": "at least", "lt": "less than", "le": "at most"}
-    return " and ".join(f"{words[k]} {v:g}" for k, v in error["ctx"].items() if k in words)
-
-
-def fields_at(where: Iterable[int | str]) -> list[str]:
-    """Names of the options a section of `RunConfig` takes; none for an open part."""
-    section: Any = RunConfig
-    for part in where:
-        if not dataclasses.is_dataclass(section):
-            return []
-        section = get_type_hints(section).get(str(part))
-    known = dataclasses.fields(section) if dataclasses.is_dataclass(section) else ()
-    return [f.name for f in known]
-
-
-def dotted(location: Iterable[int | str]) -> str:
-    """Write a path into nested data as it is written in Python.
-
-    Example:
-        >>> dotted(("objective", "extra", 1, "weight"))
-        'objective.extra[1].weight'
-    """
-    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
-    return "".join(parts).lstrip(".")
-
-
-def dump(config: RunConfig) -> str:
-    """The resolved configuration as YAML; reading it back gives the same configuration."""
-    return str(OmegaConf.to_yaml(OmegaConf.create(to_plain(config))))
-
-
-def to_plain(config: RunConfig) -> dict[str, Any]:
-    """The resolved configuration as what JSON can hold."""
-    plain: dict[str, Any] = TypeAdapter(RunConfig).dump_python(config, mode="json")
-    return plain

@@ -4,9 +4,14 @@ from limbeck.data.corpus import corpus_path
 from limbeck.data.formats import readers
 from limbeck.data.load import data_problems, load_data
 from limbeck.data.order import order, order_digest, step_rows
+from limbeck.data.source import BatchSource, RowsOfStep, SourceContext, StepData, sources
 from limbeck.data.text_data import TextData, overlap
 
 __all__ = [
+    "BatchSource",
+    "RowsOfStep",
+    "SourceContext",
+    "StepData",
     "TextData",
     "corpus_path",
     "data_problems",
@@ -15,5 +20,6 @@ __all__ = [
     "order_digest",
     "overlap",
     "readers",
+    "sources",
     "step_rows",
 ]

@@ -17,6 +17,7 @@ from limbeck.config import DataConfig
 from limbeck.data.build import WEIGHT, Progress, build, save
 from limbeck.data.formats import Encoder, Reader, readers
 from limbeck.data.rows import Source, open_source
+from limbeck.data.source import sources
 from limbeck.data.text_data import ARRAYS, TextData
 from limbeck.errors import ConfigError, StorageError, TryLaterError
 from limbeck.files import manifest, publish, sweep
@@ -30,6 +31,7 @@ LOCK_TIMEOUT_S = 3600
 
 def data_problems(config: DataConfig) -> Iterator[Problem]:
     """Every mistake in what a configuration says of the data, but for what is in the files."""
+    yield from sources.problems(config.source, "data.source")
     wrong = readers.problems(config.type, "data")
     yield from wrong
     if wrong:

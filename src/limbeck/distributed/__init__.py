@@ -17,12 +17,20 @@ from limbeck.distributed.ranks import (
     together,
     world,
 )
-from limbeck.distributed.sharding import full_weights, gathered, shard
+from limbeck.distributed.sharding import (
+    abandon_pass,
+    full_weights,
+    gathered,
+    is_sharded,
+    shard,
+    whole,
+)
 from limbeck.distributed.stopping import StopSignals
 
 __all__ = [
     "StopSignals",
     "World",
+    "abandon_pass",
     "all_sum",
     "barrier",
     "broadcast_object",
@@ -30,6 +38,7 @@ __all__ = [
     "full_weights",
     "gather_objects",
     "gathered",
+    "is_sharded",
     "latest",
     "load_checkpoint",
     "locked",
@@ -37,5 +46,6 @@ __all__ = [
     "save_checkpoint",
     "shard",
     "together",
+    "whole",
     "world",
 ]

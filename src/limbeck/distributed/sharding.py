@@ -1,4 +1,4 @@
-"""Models spread over ranks with FSDP2, and put together again."""
+"""Models sharded over ranks with FSDP2, and gathered again."""
 
 from __future__ import annotations
 
@@ -7,7 +7,12 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import (
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from torch.distributed.tensor import DTensor
 
 from limbeck.distributed.ranks import World
@@ -20,15 +25,15 @@ def shard(
     *,
     compute_dtype: torch.dtype | None = None,
 ) -> None:
-    """Spread a module over all ranks, each block on its own and the rest with the root.
+    """Shard a module over all ranks, each block on its own and the rest with the root.
 
-    The same call serves the Distiller and a frozen teacher. The root keeps what belongs to no block
-    (embedding, final norm, output head, projectors) gathered after its forward pass: a teacher's
-    head is read when its signal is compared, which is later, and a head gathered at every chunk
-    would cost a collective a chunk. That is memory for one embedding and one head, not for a model.
+    The root keeps what belongs to no block (embedding, final norm, output head, projectors)
+    gathered after its forward pass: a teacher's head is read when its signal is compared, which is
+    later, and gathering a head for every chunk would cost a collective a chunk. That is memory for
+    one embedding and one head, not for a model.
 
     Args:
-        module: What is called: FSDP2 gathers weights when the forward pass of *this* module begins.
+        module: The root: FSDP2 gathers weights when the forward pass of *this* module begins.
         blocks: Its decoder blocks.
         world: The ranks; without a mesh nothing happens.
         compute_dtype: Type of the gathered weights and of the computation; gradients are summed in
@@ -37,29 +42,70 @@ def shard(
     if world.mesh is None:
         return
     reduce_dtype = torch.float32 if compute_dtype in (torch.bfloat16, torch.float16) else None
-    policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=reduce_dtype)
+    # Inputs stay as they are: a teacher's log-probabilities and token weights must reach the loss
+    # in float32, and hidden states already have the compute data type.
+    policy = MixedPrecisionPolicy(
+        param_dtype=compute_dtype, reduce_dtype=reduce_dtype, cast_forward_inputs=False
+    )
     for block in blocks:
         fully_shard(block, mesh=world.mesh, mp_policy=policy)
     fully_shard(module, mesh=world.mesh, mp_policy=policy, reshard_after_forward=False)
 
 
 @contextmanager
-def gathered(module: nn.Module) -> Iterator[None]:
-    """A context in which parts of a sharded module may be called by themselves.
+def gathered(*modules: nn.Module) -> Iterator[None]:
+    """A context in which parts of sharded modules may be called and read by themselves.
 
     Evaluation runs `distiller.student`, and generation its decoder: neither begins with the root's
     forward pass. Every rank must then make the same calls, because blocks still gather their own.
+    Modules that are not sharded stay as they are.
     """
-    if not isinstance(module, FSDPModule):
-        yield
-        return
-    # The first forward pass decides who is the root; were it a block's, training would fail later.
-    fully_shard.state(module)._lazy_init()  # type: ignore[attr-defined]
-    module.unshard()
+    sharded = [module for module in modules if isinstance(module, FSDPModule)]
+    for module in modules:
+        gather_root(module)
     try:
         yield
     finally:
-        module.reshard()
+        for root in sharded:
+            root.reshard()
+
+
+def gather_root(module: nn.Module) -> None:
+    """Gather a root's own parameters, by a forward pass that computes nothing.
+
+    FSDP2 takes the first module whose forward pass runs for the root, and `unshard` is none: were
+    a block called first, training would fail later. Does nothing where nothing is sharded.
+    """
+    register_fsdp_forward_method(module, "extra_repr")
+    module.extra_repr()
+    if isinstance(module, FSDPModule):
+        del module.extra_repr  # the class's own is in place again
+
+
+def abandon_pass(module: nn.Module) -> None:
+    """Make a module fit for its next forward pass, after one or its backward pass raised.
+
+    All gradients are dropped, those of gathered weights included, which FSDP2 would else add to the
+    next ones. It keeps the state of the failed pass until `reset_iter_state`: without that, later
+    gradients land on gathered copies and no optimizer sees them.
+
+    Args:
+        module: What was called; the root where it is sharded.
+    """
+    module.zero_grad(set_to_none=True)  # of weights that are gathered now
+    if isinstance(module, FSDPModule):
+        module.reset_iter_state()
+    module.zero_grad(set_to_none=True)
+
+
+def is_sharded(value: Tensor) -> bool:
+    """Whether a tensor is spread over the ranks."""
+    return isinstance(value, DTensor)
+
+
+def whole(value: Tensor) -> Tensor:
+    """A tensor that may be sharded, gathered; every rank calls it."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def full_weights(model: nn.Module, world: World) -> dict[str, Tensor]:
@@ -69,7 +115,7 @@ def full_weights(model: nn.Module, world: World) -> dict[str, Tensor]:
     """
     weights: dict[str, Tensor] = {}
     for name, value in model.state_dict().items():
-        whole = value.full_tensor() if isinstance(value, DTensor) else value
+        tensor = whole(value)
         if world.is_main:
-            weights[name] = whole.detach().to("cpu", copy=True)
+            weights[name] = tensor.detach().to("cpu", copy=True)
     return weights

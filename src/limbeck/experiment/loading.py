@@ -9,7 +9,7 @@ from typing import Any
 from limbeck.config import RunConfig, read
 from limbeck.config.json_schema import recipe_schema
 from limbeck.config.trainable import trainable_problems
-from limbeck.data import data_problems, readers
+from limbeck.data import data_problems, readers, sources
 from limbeck.losses import objective_problems, terms
 from limbeck.losses.divergences import divergences
 from limbeck.losses.positions import positions
@@ -27,6 +27,7 @@ OPEN_PARTS: dict[str, Registry[Any]] = {
     "objective.divergence": divergences,
     "objective.extra[]": terms,
     "objective.positions": positions,
+    "data.source": sources,
     "record.form": forms,
 }
 """Where a recipe may name components, and of which registry."""
@@ -75,6 +76,12 @@ def shared_problems(config: RunConfig) -> Iterator[Problem]:
             "student.type",
             "a shared student has the teacher's own weights, which stay as they are: it needs "
             "trainable.lora, and there is none. Set trainable.lora={}, or use type: copy.",
+        )
+    if type_of(config.student) == "shared" and config.parallel.compute_dtype != "auto":
+        yield Problem(
+            "parallel.compute_dtype",
+            "must be auto for a shared student, which computes in its teacher's dtype, got "
+            f"{config.parallel.compute_dtype}. Set teacher.dtype instead, or use type: copy.",
         )
 
 

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from limbeck.config import ObjectiveConfig, RunConfig
-from limbeck.data import TextData, load_data, overlap
+from limbeck.config import DataConfig, ObjectiveConfig, RunConfig
+from limbeck.config.schedules import values_over
+from limbeck.data import BatchSource, SourceContext, TextData, load_data, overlap, sources
 from limbeck.data.held_out import HeldOut
 from limbeck.distributed import World, barrier, shard
 from limbeck.errors import ConfigError, DataError
 from limbeck.files import publish
 from limbeck.losses import PairShapes, build_objective
-from limbeck.losses.schedules import at
 from limbeck.models import (
     CausalLM,
     Distiller,
@@ -64,6 +64,7 @@ class Parts:
         student: As initialised; whoever trains it takes it away (`take_student`).
         shapes: What terms must know of the two models.
         data: Training text.
+        source: The batches of each step, made from it.
         held_out: Held-out text, if the recipe names any.
         notes: What a user should hear, though nothing is wrong.
     """
@@ -76,6 +77,7 @@ class Parts:
     student: InitialStudent | None
     shapes: PairShapes
     data: TextData
+    source: BatchSource
     held_out: HeldOut | None
     facts: dict[str, Any]
     notes: list[str] = field(default_factory=list)
@@ -122,7 +124,7 @@ class Parts:
         distiller = Distiller(student, built)
         distiller.to(self.world.device)
         if not self.is_shared:  # FSDP2 would make each of the two its own copy
-            compute = choose_dtype("auto", self.world.device)
+            compute = choose_dtype(self.config.parallel.compute_dtype, self.world.device)
             shard(distiller, student.blocks, self.world, compute_dtype=compute)
         return distiller
 
@@ -138,7 +140,6 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
     with main_first(world):
         teacher = teachers.bind(config.teacher, "teacher")(world.device)
         tokenizer = teacher.tokenizer
-    cache = cache_folder() / "data"
     teacher_limit = teacher.info.max_positions
     local = find_local(teacher)
     origin = Origin(
@@ -147,39 +148,55 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
         world.device,
         STUDENT_DTYPE,
         config.seed,
-        lambda: load_data(config.data, tokenizer, cache=cache, max_positions=teacher_limit),
+        lambda: load_text(config.data, tokenizer, teacher_limit),
         teacher.info.to_json(),
     )
     with main_first(world):
         student = initialisers.bind(config.student, "student")(origin)
         make_trainable(student.model, config.trainable, config.seed)
-    teacher.require(
-        TeacherRequest(
-            student_tokenizer=student.tokenizer, uses_template=config.data.type == "chat"
-        )
-    )
+    is_chat = config.data.type == "chat"
+    teacher.require(TeacherRequest(student_tokenizer=student.tokenizer, uses_template=is_chat))
     vocabulary = prove_pair(student, teacher)
     limit = shortest(teacher_limit, student.model.max_positions)
     with main_first(world):
-        data = load_data(config.data, tokenizer, cache=cache, max_positions=limit)
+        data = load_text(config.data, tokenizer, limit)
         held_out = load_held_out(config, tokenizer, limit)
-    notes = [*vocabulary.notes, *data_notes(data, held_out)]
-    for text in [data, *([held_out.data] if held_out else [])]:
-        require_known_tokens(text, vocabulary)
+    require_known_tokens(data, vocabulary)
+    if held_out is not None:
+        require_known_tokens(held_out.data, vocabulary)
     shapes = shapes_of(student, teacher)
     teacher.require(request_of(config, shapes, vocabulary, data, held_out))
     if not is_shared(config):
         teacher.shard(world)
-    facts = {
-        "teacher": teacher.info.to_json(),
-        "student": student.facts,
-        "trained": trained_facts(student.model, config.trainable),
-        "data": data.facts,
-        "held_out": held_out.data.facts if held_out else None,
-    }
     return Parts(
-        config, world, tokenizer, vocabulary, teacher, student, shapes, data, held_out, facts, notes
+        config=config,
+        world=world,
+        tokenizer=tokenizer,
+        vocabulary=vocabulary,
+        teacher=teacher,
+        student=student,
+        shapes=shapes,
+        data=data,
+        source=source_of(config, data, tokenizer),
+        held_out=held_out,
+        facts={
+            "teacher": teacher.info.to_json(),
+            "student": student.facts,
+            "trained": trained_facts(student.model, config.trainable),
+            "data": data.facts,
+            "held_out": held_out.data.facts if held_out else None,
+        },
+        notes=[*vocabulary.notes, *data_notes(data, held_out)],
     )
+
+
+def source_of(config: RunConfig, data: TextData, tokenizer: PreTrainedTokenizerBase) -> BatchSource:
+    """The recipe's batch source, over its text."""
+    length = config.data.sequence_length
+    context = SourceContext(
+        data, tokenizer, config.seed, config.optim.rows_per_step(length), length
+    )
+    return sources.bind(config.data.source, "data.source")(context)
 
 
 def request_of(
@@ -194,8 +211,7 @@ def request_of(
         objective = build_objective(config.objective, shapes, head_budget_mb=1)
     temperatures: tuple[float, ...] = ()
     if objective.needs.distribution:
-        temperature = config.objective.temperature
-        temperatures = tuple({at(temperature, step) for step in range(config.optim.steps)})
+        temperatures = values_over(config.objective.temperature, config.optim.steps)
     texts = [TextWindows("data", data, range(len(data.windows)))]
     if held_out is not None:
         texts.append(TextWindows("evaluate.data", held_out.data, held_out.windows))
@@ -225,6 +241,11 @@ def require_alone_if_shared(config: RunConfig, world: World) -> None:
             f"student.type: a shared student needs one process, and there are {world.size}: models "
             "are spread over ranks each by itself. Start limbeck without torchrun, or use type: "
             "copy."
+        )
+    if is_shared(config) and config.parallel.compute_dtype == "bfloat16":
+        raise ConfigError(
+            "parallel.compute_dtype: a shared student computes in its teacher's data type, got "
+            "bfloat16. Set teacher.dtype=bfloat16, or use type: copy."
         )
 
 
@@ -266,6 +287,13 @@ def require_known_tokens(data: TextData, vocabulary: VocabularyProof) -> None:
         )
 
 
+def load_text(
+    config: DataConfig, tokenizer: PreTrainedTokenizerBase, limit: int | None
+) -> TextData:
+    """A text through the cache; its rows have at most `limit` positions."""
+    return load_data(config, tokenizer, cache=cache_folder() / "data", max_positions=limit)
+
+
 def load_held_out(
     config: RunConfig, tokenizer: PreTrainedTokenizerBase, limit: int | None
 ) -> HeldOut | None:
@@ -279,8 +307,7 @@ def load_held_out(
         max_documents=config.evaluate.max_documents,
         pack=False,
     )
-    data = load_data(held_out, tokenizer, cache=cache_folder() / "data", max_positions=limit)
-    return HeldOut(data, config.evaluate)
+    return HeldOut(load_text(held_out, tokenizer, limit), config.evaluate)
 
 
 def shortest(*limits: int | None) -> int | None:

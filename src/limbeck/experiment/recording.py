@@ -12,12 +12,11 @@ from rich.console import Console
 
 from limbeck import __version__
 from limbeck.config import RecordConfig, RunConfig
-from limbeck.data import load_data
 from limbeck.distributed import world
 from limbeck.errors import ConfigError
-from limbeck.experiment.parts import load_held_out, main_first
+from limbeck.experiment.parts import load_held_out, load_text, main_first
 from limbeck.files import files_under
-from limbeck.models import cache_folder, choose_device
+from limbeck.models import choose_device
 from limbeck.recording import (
     Budget,
     Plan,
@@ -119,9 +118,7 @@ class Recording:
         """Every training window, and those held-out windows that a run measures on."""
         config = self.config
         with main_first(self.world):
-            data = load_data(
-                config.data, self.tokenizer, cache=cache_folder() / "data", max_positions=limit
-            )
+            data = load_text(config.data, self.tokenizer, limit)
             texts = [Windows(data, range(len(data.windows)))]
             if held_out := load_held_out(config, self.tokenizer, limit):
                 texts.append(Windows(held_out.data, held_out.windows))

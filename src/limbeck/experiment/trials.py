@@ -120,14 +120,13 @@ class Bench:
             TrainSetup(
                 distiller=distiller,
                 teacher=parts.teacher,
-                batches=parts.data,
+                source=parts.source,
                 optim=parts.config.optim,
                 learning_rate=arm.learning_rate,
                 checkpoint=parts.config.checkpoint,
                 memory=parts.config.memory,
                 world=parts.world,
                 folder=arm.folder,
-                seed=parts.config.seed,
                 sequence_length=parts.config.data.sequence_length,
                 evaluate=self._evaluator(distiller),
                 evaluate_every=parts.config.evaluate.every,
@@ -199,6 +198,7 @@ def fingerprint(parts: Parts, arm: Arm) -> dict[str, Any]:
 def lasting(config: RunConfig) -> dict[str, Any]:
     """What of a recipe must not change between a run and its resumption."""
     plain = to_plain(config)
-    for section in ("output", "track", "device", "parallel", "evaluate", "memory", "checkpoint"):
+    transient = ("output", "track", "device", "parallel", "evaluate", "memory", "checkpoint")
+    for section in (*transient, "plugins"):
         del plain[section]
     return plain

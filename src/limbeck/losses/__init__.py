@@ -21,7 +21,9 @@ from limbeck.losses.signal import (
     TeacherSignal,
 )
 from limbeck.losses.terms.base import (
+    LogitTerm,
     PairShapes,
+    StateTerm,
     StudentView,
     WeightedTerm,
     terms,
@@ -30,11 +32,13 @@ from limbeck.losses.terms.base import (
 __all__ = [
     "DistillationLoss",
     "Head",
+    "LogitTerm",
     "Objective",
     "PairShapes",
     "Projections",
     "SignalNeeds",
     "SignalPart",
+    "StateTerm",
     "StudentView",
     "TeacherSignal",
     "Transform",

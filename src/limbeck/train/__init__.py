@@ -4,17 +4,15 @@ from limbeck.train.loop import train
 from limbeck.train.metrics import JsonlSink, MetricSink, Record
 from limbeck.train.optimizers import make_optimizers
 from limbeck.train.schedule import make_schedule
-from limbeck.train.setup import Batches, SignalSource, TrainResult, TrainSetup
-from limbeck.train.step import StepOutcome, accumulate, apply, count_step, cut, train_step
+from limbeck.train.setup import TrainResult, TrainSetup
+from limbeck.train.step import StepOutcome, accumulate, apply, count_step, train_step
 from limbeck.train.terminal import TerminalSink
 from limbeck.train.trackers import make_sinks
 
 __all__ = [
-    "Batches",
     "JsonlSink",
     "MetricSink",
     "Record",
-    "SignalSource",
     "StepOutcome",
     "TerminalSink",
     "TrainResult",
@@ -22,7 +20,6 @@ __all__ = [
     "accumulate",
     "apply",
     "count_step",
-    "cut",
     "make_optimizers",
     "make_schedule",
     "make_sinks",

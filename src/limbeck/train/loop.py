@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from limbeck.data.order import order_digest, step_rows
+from limbeck.batch import Batch
+from limbeck.data.source import StepData
 from limbeck.distributed import (
     broadcast_object,
     gathered,
@@ -21,17 +21,17 @@ from limbeck.distributed import (
     together,
 )
 from limbeck.distributed.stopping import SIGNALS
-from limbeck.errors import ConfigError, DataError, NonFiniteError, Stopped
+from limbeck.errors import ConfigError, NonFiniteError, Stopped
 from limbeck.files import sweep
 from limbeck.models import enable_activation_checkpointing
 from limbeck.train.metrics import JsonlSink, MetricSink
 from limbeck.train.micro_batch import choose_micro_batch, is_out_of_memory, out_of_memory
-from limbeck.train.non_finite import blame, dump, narrow
+from limbeck.train.non_finite import bad_rows, documents_of, dump, narrow
 from limbeck.train.optimizers import make_optimizers, set_rate
 from limbeck.train.resume import Totals, require_same
 from limbeck.train.schedule import make_schedule
 from limbeck.train.setup import TrainResult, TrainSetup
-from limbeck.train.step import Accumulated, StepOutcome, accumulate, apply, count_step, cut
+from limbeck.train.step import Accumulated, StepOutcome, accumulate, apply, count_step
 
 
 def train(setup: TrainSetup) -> TrainResult:
@@ -61,8 +61,6 @@ class Loop:
     """A run in progress."""
 
     def __init__(self, setup: TrainSetup) -> None:
-        if setup.batches.num_rows < 1:
-            raise DataError("A run needs at least one row of data, got none. See data.path.")
         self.totals = Totals()
         self._setup = setup
         self._rate = make_schedule(setup.optim, setup.learning_rate)
@@ -76,8 +74,7 @@ class Loop:
             self._sinks = [JsonlSink(setup.folder / "metrics.jsonl"), *setup.sinks]
         self._resumed_from: int | None = None
         self._saved_at: int | None = None
-        digest = order_digest(setup.seed, setup.batches.num_rows)
-        self._fingerprint = {**setup.fingerprint, "sample_order": digest}
+        self._fingerprint = {**setup.fingerprint, "sample_order": setup.source.fingerprint}
 
     @property
     def _most_rows(self) -> int:
@@ -117,23 +114,16 @@ class Loop:
         """One optimizer step, and what is due after it."""
         setup, totals = self._setup, self.totals
         started = time.perf_counter()
-        rows = step_rows(
-            totals.step,
-            setup.world.rank,
-            setup.world.size,
-            seed=setup.seed,
-            num_rows=setup.batches.num_rows,
-            rows_per_step=setup.rows_per_step,
-        )
+        data = setup.source.step(totals.step, setup.world)
         rate = self._rate(totals.step)
         set_rate(self._optimizers, rate)
         setup.distiller.objective.set_step(totals.step)
-        outcome, parts, num_scored = self._learn(rows)
+        outcome, micro_batches, num_scored = self._learn(data)
         seconds = time.perf_counter() - started
         totals.step += 1
         totals.seconds += seconds
         if not outcome.is_finite:
-            self._not_a_number(outcome, parts)
+            self._not_a_number(outcome, data, micro_batches)
         else:
             totals.bad_in_row = 0
             totals.tokens += num_scored
@@ -154,15 +144,16 @@ class Loop:
         if keep_now or self._is_due(setup.checkpoint.every):
             self._save()
 
-    def _learn(self, rows: Sequence[int]) -> tuple[StepOutcome, list[Sequence[int]], int]:
-        """Take one step; returns what came of it, its micro-batches, and its scored tokens."""
+    def _learn(self, data: StepData) -> tuple[StepOutcome, list[Batch], int]:
+        """Take one step; returns its outcome, its micro-batches, and its scored tokens."""
         setup = self._setup
-        parts = cut(rows, self.totals.micro_batch, self._most_rows)
-        micro_batches = [setup.batches.batch(part) for part in parts]
+        micro_batches = data.cut(self.totals.micro_batch)
         asked = [0] * len(SIGNALS) if setup.stop is None else setup.stop.counts()
         step_tokens, stop = count_step(micro_batches, asked, setup.world)
         if stop is not None:
             self._stop(stop)
+        if setup.teacher is not None:
+            setup.teacher.prefetch(micro_batches)
         try:
             accumulated: Accumulated = accumulate(
                 setup.distiller, setup.teacher, micro_batches, step_tokens, setup.world
@@ -181,10 +172,10 @@ class Loop:
                 setup.world,
                 max_grad_norm=setup.optim.max_grad_norm,
             )
-            return outcome, parts, int(step_tokens)
+            return outcome, micro_batches, int(step_tokens)
         # Outside the handler, whose traceback holds the memory that is to be freed.
         self._halve()
-        return self._learn(rows)
+        return self._learn(data)
 
     def _may_halve(self) -> bool:
         """Whether to try a smaller micro-batch; ranks cannot, who would wait for each other."""
@@ -204,28 +195,32 @@ class Loop:
         text = f"out of memory: micro-batch is {self.totals.micro_batch} rows from here on"
         self._say(kind="note", step=self.totals.step, text=text)
 
-    def _not_a_number(self, outcome: StepOutcome, parts: list[Sequence[int]]) -> None:
+    def _not_a_number(
+        self, outcome: StepOutcome, data: StepData, micro_batches: list[Batch]
+    ) -> None:
         """Name and dump the rows, and give up after too many such steps."""
         setup, totals = self._setup, self.totals
         totals.bad_in_row += 1
-        blamed = blame(parts, outcome.suspects, setup.batches, setup.world)
-        if setup.world.mesh is None:
-            rows = narrow(
-                setup.distiller, setup.teacher, blamed["rows"], setup.batches, setup.world
-            )
-            if rows:
-                blamed = blame([rows], [0], setup.batches, setup.world)
-        self._say(kind="non_finite", step=totals.step, **blamed)
+        suspects, numbers = outcome.suspects, data.row_numbers(totals.micro_batch)
+        if setup.world.mesh is None and suspects:
+            chosen = [micro_batches[i] for i in suspects]
+            single, guilty = narrow(setup.distiller, setup.teacher, chosen, setup.world)
+            if guilty:
+                micro_batches, suspects = single, tuple(guilty)
+                numbers = [[row] for i in outcome.suspects for row in numbers[i]]
+        rows = bad_rows(micro_batches, numbers, suspects, setup.source, setup.world)
+        named, documents = [row.row for row in rows], documents_of(rows)
+        self._say(kind="non_finite", step=totals.step, rows=named, documents=documents)
         together(
-            lambda: dump(setup.folder, totals.step, blamed, setup.batches),
+            lambda: dump(setup.folder, totals.step, rows),
             setup.world,
             main_only=True,
         )
         if totals.bad_in_row >= setup.optim.max_bad_steps:
             raise NonFiniteError(
                 f"Losses and gradients must be numbers; {totals.bad_in_row} steps in a row up to "
-                f"step {totals.step} had some that are not. Rows {blamed['rows']} of "
-                f"{', '.join(blamed['documents'])} are in {setup.folder}/non_finite-*.json. "
+                f"step {totals.step} had some that are not. Rows {named} of "
+                f"{', '.join(documents)} are in {setup.folder}/non_finite-*.json. "
                 "Look at them, lower optim.learning_rate, or resume from an earlier checkpoint."
             )
 

@@ -1,72 +1,117 @@
-"""Finding and keeping what made a loss or a gradient stop being a number."""
+"""Finding and saving the rows that made a loss or a gradient non-finite."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from limbeck.batch import Batch
+from limbeck.data.source import BatchSource
 from limbeck.distributed import World, gather_objects
 from limbeck.files import write_text
 from limbeck.losses import TeacherSignal
 from limbeck.models import Distiller
-from limbeck.train.setup import Batches, SignalSource
+from limbeck.teachers import Teacher
 
 
-def blame(
-    micro_batches: Sequence[Sequence[int]],
+@dataclass(frozen=True)
+class BadRow:
+    """A row of a step that was not finite.
+
+    Attributes:
+        row: Its number; see `StepData.row_numbers`.
+        documents: Names of the documents in it.
+        input_ids: Token ids that were read.
+        target_ids: Token ids to predict.
+        scored: Which positions count.
+    """
+
+    row: int
+    documents: list[str]
+    input_ids: list[int]
+    target_ids: list[int]
+    scored: list[bool]
+
+
+def bad_rows(
+    micro_batches: Sequence[Batch],
+    row_numbers: Sequence[Sequence[int]],
     suspects: Sequence[int],
-    batches: Batches,
+    source: BatchSource,
     world: World,
-) -> dict[str, list[Any]]:
-    """Rows and documents of the micro-batches that failed, over all ranks.
+) -> list[BadRow]:
+    """Rows of the micro-batches that failed, over all ranks, by number.
 
     Args:
-        micro_batches: Rows of each of this rank's micro-batches.
-        suspects: Those whose loss was not finite. When no rank has any, the gradients alone were
-            at fault, and every row of the step is named.
-        batches: Knows the documents.
+        micro_batches: All of this rank.
+        row_numbers: Numbers of the rows in each of them.
+        suspects: Indices of those whose loss was not finite. When no rank has any, the gradients
+            alone were at fault, and every row of the step is returned.
+        source: Names the documents.
         world: The ranks.
     """
-    rows = [row for i in suspects for row in micro_batches[i]]
-    every = [row for part in micro_batches for row in part]
-    told = gather_objects([rows, every], world)
-    named = sorted({row for mine, _ in told for row in mine})
-    named = named or sorted({row for _, mine in told for row in mine})
-    ids = sorted(set(batches.batch(named).document_ids.flatten().tolist()))
-    return {"rows": named, "documents": [batches.document_name(i) for i in ids if i >= 0]}
+    if not any(gather_objects(len(suspects), world)):
+        suspects = range(len(micro_batches))
+    mine = [
+        bad_row(micro_batches[i], at, row, source)
+        for i in suspects
+        for at, row in enumerate(row_numbers[i])
+    ]
+    gathered = gather_objects([asdict(row) for row in mine], world)
+    by_number = {row["row"]: BadRow(**row) for rows in gathered for row in rows}
+    return [by_number[number] for number in sorted(by_number)]
+
+
+def bad_row(batch: Batch, at: int, row: int, source: BatchSource) -> BadRow:
+    """One row of a batch, for a file."""
+    documents = sorted(set(batch.document_ids[at].tolist()) - {-1})
+    return BadRow(
+        row,
+        [source.document_name(document) for document in documents],
+        batch.input_ids[at].tolist(),
+        batch.target_ids[at].tolist(),
+        batch.scored[at].tolist(),
+    )
 
 
 def narrow(
     distiller: Distiller,
-    teacher: SignalSource | None,
-    rows: Iterable[int],
-    batches: Batches,
+    teacher: Teacher | None,
+    micro_batches: Sequence[Batch],
     world: World,
-) -> list[int]:
-    """The rows whose own loss is not finite; in a world of one only, where no rank waits."""
+) -> tuple[list[Batch], list[int]]:
+    """Every row as a batch of its own, and the indices of those whose own loss is not finite.
+
+    For a world of one only, where no rank waits.
+    """
+    single = [batch.rows(slice(i, i + 1)) for batch in micro_batches for i in range(len(batch))]
     guilty = []
-    for row in rows:
-        batch = batches.batch([row]).to(world.device)
-        said = TeacherSignal() if teacher is None else teacher.signal(batch)
-        loss, _ = distiller(batch, said, batch.num_scored())
+    for index, row in enumerate(single):
+        batch = row.to(world.device)
+        signal = TeacherSignal() if teacher is None else teacher.signal(batch)
+        loss, _ = distiller(batch, signal, batch.num_scored())
         if not bool(torch.isfinite(loss.detach())):
-            guilty.append(row)
-    return guilty
+            guilty.append(index)
+    return single, guilty
 
 
-def dump(folder: Path, step: int, blamed: dict[str, list[Any]], batches: Batches) -> None:
-    """Write the rows that failed beside the metrics, tokens and all, to be looked at."""
-    batch = batches.batch(blamed["rows"])
-    path = folder / f"non_finite-{step:06d}.json"
+def documents_of(rows: Sequence[BadRow]) -> list[str]:
+    """Names of the documents in some rows, each once."""
+    return list(dict.fromkeys(name for row in rows for name in row.documents))
+
+
+def dump(folder: Path, step: int, rows: Sequence[BadRow]) -> None:
+    """Write the rows that failed beside the metrics."""
     body = {
         "step": step,
-        **blamed,
-        "input_ids": batch.input_ids.tolist(),
-        "target_ids": batch.target_ids.tolist(),
-        "scored": batch.scored.tolist(),
+        "rows": [row.row for row in rows],
+        "documents": documents_of(rows),
+        "input_ids": [row.input_ids for row in rows],
+        "target_ids": [row.target_ids for row in rows],
+        "scored": [row.scored for row in rows],
     }
-    write_text(path, json.dumps(body))
+    write_text(folder / f"non_finite-{step:06d}.json", json.dumps(body))

@@ -5,37 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
-from limbeck.batch import Batch
 from limbeck.config import CheckpointConfig, MemoryConfig, OptimConfig
+from limbeck.data.source import BatchSource
 from limbeck.distributed import StopSignals, World
-from limbeck.losses import TeacherSignal
 from limbeck.models import Distiller
+from limbeck.teachers import Teacher
 from limbeck.train.metrics import MetricSink
-
-
-@runtime_checkable
-class Batches(Protocol):
-    """Rows to train on; the loop chooses which, and when."""
-
-    @property
-    def num_rows(self) -> int:
-        """Number of rows."""
-
-    def batch(self, rows: Sequence[int]) -> Batch:
-        """Some rows; for none, one row with nothing scored."""
-
-    def document_name(self, document: int) -> str:
-        """Where a document came from, for people."""
-
-
-@runtime_checkable
-class SignalSource(Protocol):
-    """Any teacher, as the loop sees it."""
-
-    def signal(self, batch: Batch) -> TeacherSignal:
-        """What the teacher says about a batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,15 +21,14 @@ class TrainSetup:
 
     Attributes:
         distiller: Student and objective, on their device and already sharded.
-        teacher: Asked once a micro-batch; None when the objective reads nothing of a teacher.
-        batches: The rows.
+        teacher: Called once a micro-batch; None when the objective reads nothing of a teacher.
+        source: The batches of each step.
         optim: Optimizer, schedule, steps and step size.
         learning_rate: Peak, one number of `optim.learning_rate`.
         checkpoint: When to save and how much to keep.
         memory: Micro-batch and activation checkpointing.
         world: The ranks.
         folder: Run directory, which the caller has locked: metrics.jsonl and checkpoints/ go there.
-        seed: Of the sample order.
         sequence_length: Positions of a row.
         fingerprint: Everything the numbers depend on, JSON. A checkpoint of another is refused.
         evaluate: Measures the student; its `forward_kl`, or `cross_entropy` where there is none,
@@ -64,15 +40,14 @@ class TrainSetup:
     """
 
     distiller: Distiller
-    teacher: SignalSource | None
-    batches: Batches
+    teacher: Teacher | None
+    source: BatchSource
     optim: OptimConfig
     learning_rate: float
     checkpoint: CheckpointConfig
     memory: MemoryConfig
     world: World
     folder: Path
-    seed: int
     sequence_length: int
     fingerprint: Mapping[str, Any] = field(default_factory=dict)
     evaluate: Callable[[], Mapping[str, float]] | None = None

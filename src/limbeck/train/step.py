@@ -15,15 +15,14 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from limbeck.batch import Batch
-from limbeck.distributed import World, all_sum
+from limbeck.distributed import World, all_sum, whole
 from limbeck.distributed.stopping import SIGNALS, reason
 from limbeck.losses import TeacherSignal
 from limbeck.models import Distiller
-from limbeck.train.setup import SignalSource
+from limbeck.teachers import Teacher
 
 
 @dataclass(frozen=True)
@@ -60,22 +59,6 @@ class StepOutcome:
     suspects: tuple[int, ...]
 
 
-def cut(rows: Sequence[int], micro_batch: int, most_rows: int) -> list[Sequence[int]]:
-    """A rank's rows in micro-batches, as many on every rank; the last ones may be empty.
-
-    Args:
-        rows: Rows of this rank.
-        micro_batch: Rows of a micro-batch, at most.
-        most_rows: Rows of the rank that has most.
-
-    Example:
-        >>> cut([7, 8, 9], 2, most_rows=5)
-        [[7, 8], [9], []]
-    """
-    starts = range(0, max(1, most_rows), micro_batch)
-    return [list(rows[start : start + micro_batch]) for start in starts]
-
-
 def count_step(
     micro_batches: Iterable[Batch], stop_counts: Sequence[int], world: World
 ) -> tuple[Int[Tensor, ""], signal.Signals | None]:
@@ -94,7 +77,7 @@ def count_step(
 
 def accumulate(
     distiller: Distiller,
-    teacher: SignalSource | None,
+    teacher: Teacher | None,
     micro_batches: Iterable[Batch],
     step_tokens: Int[Tensor, ""],
     world: World,
@@ -143,7 +126,7 @@ def apply(
 
 def train_step(
     distiller: Distiller,
-    teacher: SignalSource | None,
+    teacher: Teacher | None,
     optimizers: Iterable[torch.optim.Optimizer],
     micro_batches: Sequence[Batch],
     world: World,
@@ -159,8 +142,3 @@ def train_step(
 def gradients(distiller: Distiller) -> Iterator[Tensor]:
     """Every gradient there is."""
     return (p.grad for p in distiller.parameters() if p.grad is not None)
-
-
-def whole(value: Tensor) -> Tensor:
-    """A scalar that may lie in parts on several ranks."""
-    return value.full_tensor() if isinstance(value, DTensor) else value
