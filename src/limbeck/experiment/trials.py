@@ -129,6 +129,7 @@ class Bench:
                 world=parts.world,
                 folder=arm.folder,
                 sequence_length=parts.config.data.sequence_length,
+                dropout_seed=parts.config.seed,
                 evaluate=self._evaluator(distiller),
                 evaluate_every=parts.config.evaluate.every,
                 sinks=sinks,
