@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -71,7 +71,24 @@ def require_served(distribution: TeacherDistribution, divergence: str) -> None:
 def log_softmax(logits: Float[Tensor, "N V"], temperature: float) -> Float[Tensor, "N V"]:
     """Log-probabilities at a temperature, in at least float32 whatever the model computes in."""
     exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return torch.log_softmax(exact / temperature, dim=-1).clamp_min(FLOOR)
+    logp: Tensor = _Floor.apply(torch.log_softmax(exact / temperature, dim=-1))  # type: ignore[no-untyped-call]
+    return logp
+
+
+class _Floor(torch.autograd.Function):
+    """Clamp log-probabilities at `FLOOR` and pass every gradient.
+
+    `clamp_min` drops the gradient of a token the student gives less than e^-10000, which is the one
+    that must rise most.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logp: Tensor) -> Tensor:
+        return logp.clamp_min(FLOOR)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient
 
 
 def merge_rest(logp: Float[Tensor, "N V"], kept: Int[Tensor, " S"]) -> Float[Tensor, "N S1"]:
