@@ -198,9 +198,13 @@ class Run:
             shutil.copy(main.folder / "metrics.jsonl", self.folder / "metrics.jsonl")
         files = {"initial": self.folder / "initial.json"}
         files |= {name: arm.scores for name, arm in chosen.items()}
+        by_kl = best(arms, "forward_kl").get("cross_entropy")
+        if by_kl is not None and by_kl != chosen["cross_entropy"]:
+            files["cross_entropy_by_kl"] = by_kl.scores
         found = {name: read_scores(path)[1] for name, path in files.items()}
         evaluation = compare({name: scores for name, scores in found.items() if scores})
         evaluation["learning_rate"] = {name: arm.learning_rate for name, arm in chosen.items()}
+        evaluation["selected_by"] = {name: arm.selected_by for name, arm in chosen.items()}
         held_out = self.parts.held_out
         teacher = find_local(self.parts.teacher)
         # A recorded teacher cannot go on with a text, and has nothing to be shown beside.
