@@ -49,8 +49,8 @@ TRAINING = (
     Mutation(
         "alpha and 1 - alpha exchanged",
         BUILD,
-        "return 1 - at(alpha, step)",
-        "return at(alpha, step)",
+        "return 1 - value_at(alpha, step)",
+        "return value_at(alpha, step)",
         ORACLES + "at_temperature_one_the_mix_is_cross_entropy_against_a_mixed_target",
     ),
     Mutation(

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,10 @@ from limbeck.errors import StorageError
 
 MANIFEST = "manifest.json"
 
-MOST_MANIFEST_BYTES = 64 << 20
+MAX_MANIFEST_BYTES = 64 << 20
+
+MAX_JSON_DEPTH = 32
+"""Levels of nesting in a manifest or a header; real ones have at most five."""
 
 
 def sha256(path: Path) -> str:
@@ -48,9 +52,7 @@ def seal(directory: Path, facts: Mapping[str, Any]) -> None:
         p.relative_to(directory).as_posix(): [p.stat().st_size, sha256(p)]
         for p in files_under(directory)
     }
-    body = json.dumps({"files": sums, **facts}, sort_keys=True)
-    stamp = hashlib.sha256(body.encode()).hexdigest()
-    (directory / MANIFEST).write_text(f"{body}\n{stamp}\n", encoding="utf-8")
+    (directory / MANIFEST).write_text(sealed_text({"files": sums, **facts}), encoding="utf-8")
     for path in [*directory.rglob("*"), directory]:
         sync(path)
 
@@ -110,33 +112,107 @@ def raise_if_storage(error: BaseException, final: Path, temporary: Path) -> None
     ) from error
 
 
-def sealed_manifest(path: Path) -> dict[str, Any] | None:
-    """What a directory's manifest says, if the manifest itself is whole; no other file is read."""
+def sealed_text(facts: Mapping[str, Any]) -> str:
+    """JSON on one line, and its sha256 on the next; `read_sealed` reads it."""
+    body = json.dumps(facts, sort_keys=True)
+    return f"{body}\n{hashlib.sha256(body.encode()).hexdigest()}\n"
+
+
+def read_sealed(path: Path, max_bytes: int) -> dict[str, Any]:
+    """The JSON object that `sealed_text` wrote to a file.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It is not a regular file, too large, changed, or nested too deeply.
+    """
+    facts = path.stat()
+    if not stat.S_ISREG(facts.st_mode):
+        raise ValueError("it is not a regular file")
+    if facts.st_size > max_bytes:
+        raise ValueError(f"{facts.st_size:,} bytes, at most {max_bytes:,} are read")
+    body, digest, _ = path.read_text(encoding="utf-8").split("\n")
+    if hashlib.sha256(body.encode()).hexdigest() != digest:
+        raise ValueError("its own checksum does not match")
     try:
-        if (path / MANIFEST).stat().st_size > MOST_MANIFEST_BYTES:
-            return None
-        body, stamp, _ = (path / MANIFEST).read_text(encoding="utf-8").split("\n")
-        wanted: dict[str, Any] = json.loads(body)
-    except (OSError, ValueError):
+        value = json.loads(body)
+    except RecursionError as error:
+        raise ValueError("its JSON is nested too deeply") from error
+    if not isinstance(value, dict):
+        raise ValueError("it is not a JSON object")
+    require_shallow(value)
+    return value
+
+
+def require_shallow(value: Mapping[str, Any]) -> None:
+    """Refuse JSON that is nested so deeply that recursive code could fail on it.
+
+    Raises:
+        ValueError: It has more than `MAX_JSON_DEPTH` levels.
+    """
+    level: list[Any] = [value]
+    for _ in range(MAX_JSON_DEPTH):
+        lists = (each.values() if isinstance(each, dict) else each for each in level)
+        level = [child for each in lists for child in each if isinstance(child, dict | list)]
+        if not level:
+            return
+    raise ValueError(f"its JSON is nested more than {MAX_JSON_DEPTH} levels deep")
+
+
+def raise_if_too_many_open(error: Exception) -> None:
+    """Turn an error about file descriptors into a `StorageError`; return for any other.
+
+    Raises:
+        StorageError: The limit of open files is reached.
+    """
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        raise StorageError(
+            f"A file could not be opened, but is not damaged: {error}. Raise the limit of open "
+            "files (`ulimit -n`), or close what else the process has open."
+        ) from error
+
+
+def sealed_manifest(path: Path) -> dict[str, Any] | None:
+    """A directory's manifest, if it is intact; the files it names are not read.
+
+    Raises:
+        StorageError: The limit of open files is reached.
+    """
+    try:
+        facts = read_sealed(path / MANIFEST, MAX_MANIFEST_BYTES)
+    except (OSError, ValueError) as error:
+        raise_if_too_many_open(error)
         return None
-    return wanted if hashlib.sha256(body.encode()).hexdigest() == stamp else None
+    return facts if isinstance(facts.get("files"), dict) else None
 
 
 def manifest(path: Path) -> dict[str, Any] | None:
-    """The manifest of a whole, unchanged directory; None for anything else."""
-    wanted = sealed_manifest(path)
-    try:
-        if wanted is None:
-            return None
-        found = {p.relative_to(path).as_posix(): p for p in files_under(path)}
-        found.pop(MANIFEST)
-        whole = found.keys() == wanted["files"].keys() and all(
-            not p.is_symlink() and [p.stat().st_size, sha256(p)] == wanted["files"][name]
-            for name, p in found.items()
-        )
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    """The manifest of a complete, unchanged directory; None for anything else.
+
+    Raises:
+        StorageError: The limit of open files is reached.
+    """
+    facts = sealed_manifest(path)
+    if facts is None:
         return None
-    return wanted if whole else None
+    try:
+        present = {p.relative_to(path).as_posix(): p for p in files_under(path)}
+        del present[MANIFEST]
+        intact = present.keys() == facts["files"].keys() and all(
+            has_content(p, *facts["files"][name]) for name, p in present.items()
+        )
+    except (OSError, LookupError, TypeError, ValueError) as error:
+        raise_if_too_many_open(error)
+        return None
+    return facts if intact else None
+
+
+def has_content(path: Path, size_bytes: int, digest: str) -> bool:
+    """Whether a path is a regular file, not a link, of this size and sha256."""
+    facts = path.lstat()
+    # The type and the size are compared first: reading a FIFO would block for ever.
+    if not stat.S_ISREG(facts.st_mode) or facts.st_size != size_bytes:
+        return False
+    return sha256(path) == digest
 
 
 def sweep(parent: Path) -> None:

@@ -90,14 +90,14 @@ def test_a_damaged_record_is_named_and_the_others_are_read(tmp_path):
     for other in list(store.keys())[1:]:
         store.read(other)
     (found,) = verify(tmp_path)
-    assert str(damaged) in found.place
+    assert str(damaged) in found.location
     assert key.hex() in found.text
 
 
 def flip_record(store, key):
     """Damage one record; the file it is in."""
     at = store._find(key)
-    shard, place = store._shards[store._shard_of[at]], store._place_of[at]
+    shard, place = store._shards[store._shard_of[at]], store._entry_of[at]
     path = shard.path / DATA
     body = bytearray(path.read_bytes())
     body[int(shard.index.offsets[place]) + 40] ^= 4

@@ -6,6 +6,7 @@ import torch
 
 from limbeck.errors import DataError
 from limbeck.store import Sample, ShardWriter, Store, forms, generator_of
+from limbeck.store.ranks import Ranks
 from tests.store.small import header, sample, teacher_at, write
 
 FORMS = [
@@ -125,3 +126,16 @@ def test_samples_that_do_not_fit_are_refused(tmp_path):
 
 def test_the_forms_are_these():
     assert set(forms.names()) >= {"top_k", "samples", "hidden"}
+
+
+@pytest.mark.parametrize("form", FORMS, ids=by_name)
+def test_no_rows_are_read_encoded_and_decoded(form):
+    told = header(form)
+    each = Sample(np.arange(4, dtype=np.int32), np.zeros(3, bool))
+    signal = told.make_form().read_teacher(teacher_at(each), generator_of(0, each.key))
+    ranks = Ranks.learn([told.make_form().ids_of(signal)], 300)
+    coded = told.make_form()
+    if coded.needs_head:
+        coded = coded.with_head(teacher_at(each).head)
+    back = coded.decode(memoryview(coded.encode(signal, ranks)), 0, ranks)
+    assert back.compare(torch.zeros(0, 300), 1.0).teacher.shape[0] == 0

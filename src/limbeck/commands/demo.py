@@ -122,7 +122,8 @@ def configure(teacher: Path, output: Path, steps: int | None) -> RunConfig:
 
 def distil(console: Console, config: RunConfig, *, show: bool) -> None:
     """Both students, the table, the report."""
-    from limbeck.experiment import assemble  # noqa: PLC0415  (help need not load torch)
+    from limbeck.config.schedules import value_at  # noqa: PLC0415  (help need not load torch)
+    from limbeck.experiment import assemble  # noqa: PLC0415
 
     say(
         console,
@@ -134,7 +135,7 @@ def distil(console: Console, config: RunConfig, *, show: bool) -> None:
     )
     resume, replaces = what_is_there(config)
     with assemble(config) as run:
-        alpha = config.objective.alpha
+        alpha = value_at(config.objective.alpha, 0)
         say(
             console,
             "4. Two students, the same tokens",

@@ -36,7 +36,10 @@ def show(store: StorePath, as_json: AsJson = False) -> None:
     header = read_header(store)
     every = (shard_facts(store, shard) for shard in range(header.num_shards))
     facts = [each for each in every if each is not None]
-    counts = {name: sum(int(each[name]) for each in facts) for name in ("scored", "record_bytes")}
+    counts = {
+        "scored": sum(each.scored for each in facts),
+        "record_bytes": sum(each.record_bytes for each in facts),
+    }
     told: dict[str, Any] = {**header.to_json(), "finished_shards": len(facts), **counts}
     if as_json:
         typer.echo(json.dumps(told))
@@ -61,22 +64,38 @@ def show(store: StorePath, as_json: AsJson = False) -> None:
 
 
 def verify(store: StorePath, as_json: AsJson = False) -> None:
-    """Check every file, record and token of a store; exit code 3 when something is damaged."""
+    """Check every file, record and token of a store; exit code 3 when something is damaged.
+
+    Shards that are absent, as in the part of one machine, are listed and are no damage.
+    """
+    from limbeck.store import absent_shards, read_header  # noqa: PLC0415
     from limbeck.store import verify as damage_of  # noqa: PLC0415
 
     damages = damage_of(store)
+    header = read_header(store)
+    absent = absent_shards(store, header)
     if as_json:
-        typer.echo(json.dumps({"whole": not damages, "damage": [str(each) for each in damages]}))
+        whole = not damages and not absent
+        texts = [str(each) for each in damages]
+        typer.echo(json.dumps({"whole": whole, "damage": texts, "absent_shards": absent}))
     else:
         for each in damages:
             typer.echo(str(each))
     if damages:
+        parts = len({each.part for each in damages})
         raise DataError(
-            f"The store {store} must be as it was recorded, and {len(damages)} part(s) are not. "
-            f"Put them away with `limbeck store repair {store}`, and run the same `limbeck record` "
-            "again, which records just those."
+            f"The store {store} must be as it was recorded, and {parts} part(s) are not. Set them "
+            f"aside with `limbeck store repair {store}`, and run the same `limbeck record` again, "
+            "which records only those."
         )
-    if not as_json:
+    if as_json:
+        return
+    if absent:
+        typer.echo(
+            f"{store} is a part: {header.num_shards - len(absent)} of {header.num_shards} shards "
+            f"are here, none damaged. Absent: {few(absent)}. Merge the other parts, or record them."
+        )
+    else:
         typer.echo(f"{store} is whole.")
 
 

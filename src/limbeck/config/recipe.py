@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Interval, MinLen
 from pydantic import AfterValidator
 
-from limbeck.config.schedules import STRICT, Or, Shown, Told
+from limbeck.config.schedules import STRICT, Schedule, Scheduled
 from limbeck.config.trainable import TrainableConfig
 from limbeck.registry import Component
 
@@ -54,9 +54,9 @@ class ObjectiveConfig:
     """alpha T^2 D(teacher, student) + (1 - alpha) CE + the extra terms."""
 
     __pydantic_config__ = STRICT
-    alpha: Annotated[float, Interval(ge=0, le=1), Or, Told, Shown] = 0.9
+    alpha: Annotated[float | Schedule, Scheduled(Interval(ge=0, le=1))] = 0.9
     """Weight of the teacher's distribution; the data's own next token has 1 - alpha."""
-    temperature: Annotated[float, Gt(0), Or, Told, Shown] = 1.0
+    temperature: Annotated[float | Schedule, Scheduled(Gt(0))] = 1.0
     """Softens both distributions in the divergence, never in the cross-entropy."""
     divergence: Component | str = "forward_kl"
     """How far apart two distributions are."""
@@ -159,21 +159,17 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelConfig:
-    """How models are sharded over the ranks torchrun starts, and the data type they compute in."""
+    """How models are sharded over the ranks torchrun starts, and in which format they compute."""
 
     __pydantic_config__ = STRICT
     shard: Literal["auto", "always", "none"] = "auto"
-    """`auto` shards student, optimizer and teacher over all ranks (FSDP2), and over the one GPU of
-    a single process; `always` does so on a single CPU process too; `none` keeps whole copies."""
+    """`auto` shards student, optimizer and teacher over all ranks (FSDP2). `always` does so for a
+    single process too, which CUDA always does: the same code then runs on a CPU. `none` keeps a
+    whole copy of the models on each rank."""
     compute_dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    """Data type of the student's forward and backward pass under FSDP2; weights and optimizer state
-    stay float32. `auto` is bfloat16 on GPUs that support it, else float32."""
-
-    @property
-    def mesh(self) -> str:
-        """`shard`, or `always` where the compute data type needs FSDP2."""
-        reduced = self.compute_dtype == "bfloat16" and self.shard == "auto"
-        return "always" if reduced else self.shard
+    """Format the student computes in; its weights, gradients and optimizer state are float32.
+    `auto` takes bfloat16 on CUDA devices that have it, and float32 elsewhere. `bfloat16` shards a
+    single process's models as well, because FSDP2 casts the weights."""
 
 
 @dataclass(frozen=True, kw_only=True)

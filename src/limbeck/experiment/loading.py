@@ -77,6 +77,12 @@ def shared_problems(config: RunConfig) -> Iterator[Problem]:
             "a shared student has the teacher's own weights, which stay as they are: it needs "
             "trainable.lora, and there is none. Set trainable.lora={}, or use type: copy.",
         )
+    if type_of(config.student) == "shared" and config.parallel.compute_dtype != "auto":
+        yield Problem(
+            "parallel.compute_dtype",
+            "must be auto for a shared student, which computes in its teacher's dtype, got "
+            f"{config.parallel.compute_dtype}. Set teacher.dtype instead, or use type: copy.",
+        )
 
 
 def arm_problems(config: RunConfig) -> Iterator[Problem]:

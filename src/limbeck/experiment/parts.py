@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from limbeck.config import DataConfig, ObjectiveConfig, RunConfig
+from limbeck.config.schedules import values_over
 from limbeck.data import BatchSource, SourceContext, TextData, load_data, overlap, sources
 from limbeck.data.held_out import HeldOut
 from limbeck.distributed import World, barrier, shard
 from limbeck.errors import ConfigError, DataError
 from limbeck.files import publish
 from limbeck.losses import PairShapes, build_objective
-from limbeck.losses.schedules import at
 from limbeck.models import (
     CausalLM,
     Distiller,
@@ -211,8 +211,7 @@ def request_of(
         objective = build_objective(config.objective, shapes, head_budget_mb=1)
     temperatures: tuple[float, ...] = ()
     if objective.needs.distribution:
-        temperature = config.objective.temperature
-        temperatures = tuple({at(temperature, step) for step in range(config.optim.steps)})
+        temperatures = values_over(config.objective.temperature, config.optim.steps)
     texts = [TextWindows("data", data, range(len(data.windows)))]
     if held_out is not None:
         texts.append(TextWindows("evaluate.data", held_out.data, held_out.windows))

@@ -64,7 +64,9 @@ class Run:
         self._stack = ExitStack()
         self._started = now()
         self.world: World = self._stack.enter_context(
-            world(choose_device(config.device), config.parallel.mesh)
+            world(
+                choose_device(config.device), config.parallel.shard, config.parallel.compute_dtype
+            )
         )
         try:
             self.parts: Parts = gather_parts(config, self.world)

@@ -10,11 +10,11 @@ from annotated_types import Ge
 from pydantic import TypeAdapter, ValidationError
 
 from limbeck.config import HeadBudget, ObjectiveConfig
+from limbeck.config.schedules import Schedule, largest, value_at
 from limbeck.errors import ConfigError
 from limbeck.losses.divergences.base import divergences
 from limbeck.losses.objective import Objective
 from limbeck.losses.positions import positions
-from limbeck.losses.schedules import at, largest
 from limbeck.losses.terms.base import PairShapes, WeightedTerm, terms
 from limbeck.losses.terms.cross_entropy import CrossEntropyTerm
 from limbeck.losses.terms.divergence import DivergenceTerm
@@ -48,9 +48,9 @@ def build_objective(
     weighted, alpha = [], config.alpha
     if largest(alpha) > 0:
         term = DivergenceTerm(shapes, divergence=config.divergence, temperature=config.temperature)
-        weighted.append(WeightedTerm("divergence", partial(at, alpha), term))
+        weighted.append(WeightedTerm("divergence", partial(value_at, alpha), term))
     weighted.append(
-        WeightedTerm("cross_entropy", partial(rest_at, alpha), CrossEntropyTerm(shapes))
+        WeightedTerm("cross_entropy", partial(complement_at, alpha), CrossEntropyTerm(shapes))
     )
     for index, spec in enumerate(config.extra):
         build = terms.bind(own_options(spec), at=f"objective.extra[{index}]")
@@ -61,9 +61,9 @@ def build_objective(
     return Objective(weighted, head_budget_mb, chosen)
 
 
-def rest_at(alpha: float, step: int) -> float:
-    """Weight of the cross-entropy in a step."""
-    return 1 - at(alpha, step)
+def complement_at(alpha: float | Schedule, step: int) -> float:
+    """Weight of the cross-entropy at an optimizer step."""
+    return 1 - value_at(alpha, step)
 
 
 def objective_problems(config: ObjectiveConfig) -> Iterator[Problem]:

@@ -1,15 +1,15 @@
-"""A teacher's signals on disk: recorded once, read by any number of students.
+"""A store: a teacher's signals on disk, recorded once and read by any number of students.
 
-A sample is found by its content, so that a store fits any order, packing, batch and number of
-processes, and a text that changed is missing instead of misaligned.
+A sample is looked up by a hash of its tokens. A store therefore works with any order, packing,
+batch size and number of processes, and a changed text is a missing sample, never a wrong one.
 """
 
-from limbeck.store.care import TOKENIZER, Damage, merge, repair, verify
 from limbeck.store.forms.base import Form, forms, written_out
 from limbeck.store.head import publish_once, read_head, write_head
 from limbeck.store.header import StoreHeader, create, read_header, require_store_or_new
+from limbeck.store.maintenance import TOKENIZER, Damage, merge, repair, verify
 from limbeck.store.sample import Sample, generator_of, sample_key
-from limbeck.store.shard import Shard, finished_shards, shard_facts, shard_name
+from limbeck.store.shard import Shard, absent_shards, finished_shards, shard_facts, shard_name
 from limbeck.store.store import Record, Store
 from limbeck.store.writer import ShardWriter
 
@@ -23,6 +23,7 @@ __all__ = [
     "ShardWriter",
     "Store",
     "StoreHeader",
+    "absent_shards",
     "create",
     "finished_shards",
     "forms",

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter
 
 from limbeck.errors import ConfigError, DataError, StorageError
-from limbeck.files import write_text
+from limbeck.files import raise_if_too_many_open, read_sealed, sealed_text, write_text
 from limbeck.store.forms.base import Form, forms
 from limbeck.store.states import Precision
 
@@ -21,7 +21,7 @@ HEADER = "store.json"
 FORMAT = 2
 """Version of the files; another one is refused."""
 
-MOST_HEADER_BYTES = 1 << 20
+MAX_HEADER_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,35 +73,55 @@ class StoreHeader:
         return dataclasses.asdict(self)
 
     @property
-    def sha256(self) -> str:
-        """Hash of all of it; every shard names the header it belongs to."""
-        return hashlib.sha256(canonical(self.to_json()).encode()).hexdigest()
+    def identity(self) -> dict[str, Any]:
+        """The fields that determine the recorded numbers, as JSON.
 
-    def differences(self, wanted: Mapping[str, Any], at: str = "") -> list[str]:
-        """Fields that are not as wanted, as `field: 3 in the store, 4 wanted`.
-
-        Args:
-            wanted: Some of the fields; of nested ones too only those that are given are compared.
-            at: What the names of the fields begin with.
+        The version that recorded them is not among them, nor the path and the revision of the
+        teacher: its weights are identified by their hash.
         """
-        return compare(json.loads(canonical(self.to_json())), json.loads(canonical(wanted)), at)
+        facts: dict[str, Any] = json.loads(json.dumps(self.to_json()))
+        del facts["limbeck"]
+        for name in ("name", "revision"):
+            facts["teacher"].pop(name, None)
+        return facts
+
+    @property
+    def sha256(self) -> str:
+        """Hash of `identity`; every shard names the header it belongs to."""
+        return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
+
+    def owns(self, sha256: str) -> bool:
+        """Whether a shard with this header hash belongs to the same recording.
+
+        Shards of earlier releases hold a hash of all fields, the version and the path included.
+        """
+        return sha256 in (self.sha256, hashlib.sha256(canonical(self).encode()).hexdigest())
+
+    def conflicts(self, other: StoreHeader) -> list[str]:
+        """Where another recording would hold other numbers; `other` is what is wanted."""
+        return compare(self.identity, other.identity)
+
+    def differences(self, wanted: Mapping[str, Any]) -> list[str]:
+        """Those of the wanted fields that differ, as `field: 3 in the store, 4 wanted`."""
+        facts = json.loads(json.dumps(self.to_json()))
+        return compare({name: facts.get(name) for name in wanted}, wanted)
 
 
-def compare(found: Mapping[str, Any], wanted: Mapping[str, Any], at: str) -> list[str]:
-    """Where a mapping is not as wanted."""
-    told = []
-    for name, value in wanted.items():
-        have = found.get(name)
-        if isinstance(value, Mapping) and isinstance(have, Mapping):
-            told += compare(have, value, f"{at}{name}.")
-        elif json.dumps(have) != json.dumps(value):  # 1 and 1.0 are equal, and hash differently
-            told.append(f"{at}{name}: {have!r} in the store, {value!r} wanted")
-    return told
+def compare(recorded: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Where two nested mappings differ; `prefix` precedes the names of the fields."""
+    differing = []
+    for name in sorted({*recorded, *wanted}):
+        ours, theirs = recorded.get(name), wanted.get(name)
+        if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
+            differing += compare(ours, theirs, f"{prefix}{name}.")
+        elif json.dumps(ours) != json.dumps(theirs):  # 1 and 1.0 are equal, and hash differently
+            differing.append(f"{prefix}{name}: {ours!r} in the store, {theirs!r} wanted")
+    return differing
 
 
-def canonical(facts: Mapping[str, Any]) -> str:
-    """JSON that is equal where the facts are."""
-    return json.dumps(facts, sort_keys=True)
+def canonical(header: StoreHeader) -> str:
+    """The header as JSON with sorted keys."""
+    return json.dumps(header.to_json(), sort_keys=True)
 
 
 def create(folder: Path, header: StoreHeader) -> None:
@@ -124,14 +144,13 @@ def create(folder: Path, header: StoreHeader) -> None:
     require_store_or_new(folder)
     if (folder / HEADER).exists():
         found = read_header(folder)
-        if told := found.differences(header.to_json()):
+        if differing := found.conflicts(header):
             raise DataError(
-                f"The store {folder} was begun from something else ({'; '.join(told)}). "
+                f"The store {folder} was begun from something else ({'; '.join(differing)}). "
                 "Change the recipe to match, or record into another folder."
             )
         return
-    body = canonical(header.to_json())
-    write_text(folder / HEADER, f"{body}\n{header.sha256}\n")
+    write_text(folder / HEADER, sealed_text(header.to_json()))
 
 
 def require_store_or_new(folder: Path) -> None:
@@ -158,17 +177,10 @@ def read_header(folder: Path) -> StoreHeader:
     """
     path = folder / HEADER
     try:
-        if path.stat().st_size > MOST_HEADER_BYTES:
-            raise ValueError(
-                f"{path.stat().st_size:,} bytes, at most {MOST_HEADER_BYTES:,} are read"
-            )
-        body, stamp, _ = path.read_text(encoding="utf-8").split("\n")
-        if hashlib.sha256(body.encode()).hexdigest() != stamp:
-            raise ValueError("its own checksum does not match")
-        told = json.loads(body)
-        if told.get("format") != FORMAT:
-            raise ValueError(f"format {told.get('format')!r}, this limbeck reads {FORMAT}")
-        header: StoreHeader = TypeAdapter(StoreHeader).validate_json(body)
+        facts = read_sealed(path, MAX_HEADER_BYTES)
+        if facts.get("format") != FORMAT:
+            raise ValueError(f"format {facts.get('format')!r}, this limbeck reads {FORMAT}")
+        header: StoreHeader = TypeAdapter(StoreHeader).validate_json(json.dumps(facts))
         check_bounds(header)
         header.make_form()
     except FileNotFoundError as error:
@@ -176,7 +188,8 @@ def read_header(folder: Path) -> StoreHeader:
             f"{folder} must be a store, but has no {HEADER}. Name the folder that was "
             "recorded into."
         ) from error
-    except (OSError, ValueError, LookupError, TypeError, ValidationError, ConfigError) as error:
+    except (OSError, ValueError, LookupError, TypeError, ConfigError) as error:
+        raise_if_too_many_open(error)
         raise DataError(
             f"{path} must be a store's header, but cannot be read: {error}. Copy it from another "
             "part of the same recording, or record again."

@@ -1,10 +1,9 @@
-"""Where each record of a shard lies, by the key of its sample."""
+"""The index of a shard: where in its Parquet file the record of each sample is."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt32, UInt64
@@ -16,12 +15,12 @@ ENTRY_BYTES = 32
 
 @dataclass(frozen=True)
 class Index:
-    """Records of a shard in the order of their keys, as it stands in the file, column by column.
+    """The records of a shard, sorted by key; one array a column, as in the file.
 
     Attributes:
         high: First 8 bytes of each key, as a big-endian number.
         low: Last 8 bytes.
-        offsets: Where in the shard's Parquet file the record begins.
+        offsets: Byte offset of the record in the shard's Parquet file.
         lengths: Bytes of the record.
         rows: Its row in the Parquet file.
     """
@@ -34,7 +33,7 @@ class Index:
 
     @classmethod
     def make(cls, keys: Sequence[bytes], offsets: Sequence[int], lengths: Sequence[int]) -> Index:
-        """The index of records in the order of their rows."""
+        """The index of records that are listed in the order of their rows."""
         halves = np.frombuffer(b"".join(keys), ">u8").reshape(-1, 2).astype(np.uint64)
         order = np.lexsort((halves[:, 1], halves[:, 0]))
         return cls(
@@ -46,44 +45,40 @@ class Index:
         )
 
     def to_bytes(self) -> bytes:
-        """The columns, one after the other, little-endian."""
+        """The columns one after the other, little-endian."""
         columns = [self.high, self.low, self.offsets, self.lengths, self.rows]
         return b"".join(
             column.astype(column.dtype.newbyteorder("<")).tobytes() for column in columns
         )
 
     @classmethod
-    def load(cls, path: Path, num_records: int, data_bytes: int) -> Index:
-        """An index from its file, whose hash has been checked.
+    def from_bytes(cls, content: bytes, num_records: int, data_bytes: int) -> Index:
+        """The index that `to_bytes` wrote, for a Parquet file of `data_bytes`.
 
         Raises:
-            DataError: It does not fit the shard.
+            DataError: Its size is wrong, a record lies outside the file, or rows repeat.
         """
-        told = np.memmap(path, np.uint8, mode="r") if num_records else np.empty(0, np.uint8)
-        if len(told) != ENTRY_BYTES * num_records:
+        if len(content) != ENTRY_BYTES * num_records:
             raise DataError(
-                f"{path} must have {ENTRY_BYTES} bytes for each of {num_records:,} records, and "
-                f"has {len(told):,}."
+                f"the index must have {ENTRY_BYTES} bytes for each of {num_records:,} records, "
+                f"and has {len(content):,}"
             )
         ends = np.cumsum([8, 8, 8, 4, 4]) * num_records
-        high, low, offsets, lengths, rows = np.split(told, ends[:-1])
-        index = cls(
-            high.view("<u8"),
-            low.view("<u8"),
-            offsets.view("<u8"),
-            lengths.view("<u4"),
-            rows.view("<u4"),
-        )
-        beyond = (index.offsets > data_bytes) | (index.lengths > data_bytes - index.offsets)
-        if bool(beyond.any()):
+        columns = np.split(np.frombuffer(content, np.uint8), ends[:-1])
+        types = ("<u8", "<u8", "<u8", "<u4", "<u4")
+        index = cls(*(part.view(kind) for part, kind in zip(columns, types, strict=True)))
+        outside = (index.offsets > data_bytes) | (index.lengths > data_bytes - index.offsets)
+        if bool(outside.any()):
             raise DataError(
-                f"{path} names a record that lies beyond the shard's {data_bytes:,} bytes."
+                f"the index names a record that lies beyond the shard's {data_bytes:,} bytes"
             )
+        if not np.array_equal(np.sort(index.rows), np.arange(num_records)):
+            raise DataError(f"the index must name each of {num_records:,} rows once")
         return index
 
     def __len__(self) -> int:
         return len(self.high)
 
-    def key(self, place: int) -> bytes:
-        """The key at a place of the index."""
-        return np.array([self.high[place], self.low[place]], dtype=">u8").tobytes()
+    def key(self, entry: int) -> bytes:
+        """The key of an entry."""
+        return np.array([self.high[entry], self.low[entry]], dtype=">u8").tobytes()

@@ -1,132 +1,188 @@
-"""One published shard: a Parquet file, an index into it, and what its codec learnt."""
+"""One published shard: a Parquet file, an index into it, and its table of frequent tokens."""
 
 from __future__ import annotations
 
 import hashlib
-import mmap
+import json
+import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+import pyarrow
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from limbeck.errors import DataError
-from limbeck.files import sealed_manifest
+from limbeck.files import raise_if_too_many_open, sealed_manifest
 from limbeck.store.header import StoreHeader
 from limbeck.store.index import Index
 from limbeck.store.ranks import Ranks
-from limbeck.store.records import Parts, unseal
+from limbeck.store.records import EncodedRecord, unseal
 
 DATA, INDEX, RANKS = "data.parquet", "index.bin", "ranks.bin"
 
+SCHEMA = pyarrow.schema(
+    [
+        ("key", pyarrow.binary(16)),
+        ("tokens", pyarrow.list_(pyarrow.int32())),
+        ("scored", pyarrow.list_(pyarrow.bool_())),
+        ("record", pyarrow.binary()),
+    ]
+)
+"""Columns of the Parquet file."""
+
+
+@dataclass(frozen=True)
+class ShardFacts:
+    """The manifest of a published shard.
+
+    Attributes:
+        header: `StoreHeader.sha256` of the store.
+        shard: Its number.
+        samples: Number of records.
+        positions: Positions of all samples.
+        scored: Scored positions of all samples.
+        record_bytes: Size of all records.
+        files: Size in bytes and sha256 of each file.
+    """
+
+    __pydantic_config__ = ConfigDict(strict=True)
+
+    header: str
+    shard: int
+    samples: int
+    positions: int
+    scored: int
+    record_bytes: int
+    files: dict[str, tuple[int, str]]
+
 
 def shard_name(shard: int) -> str:
-    """A shard's folder in its store."""
+    """Name of a shard's folder in its store."""
     return f"shard-{shard:05d}"
 
 
-def shard_facts(folder: Path, shard: int) -> dict[str, Any] | None:
-    """What a published shard's manifest says; None without one that is whole.
-
-    Whether the shard's own files are whole is not looked at.
-    """
-    return sealed_manifest(folder / shard_name(shard))
+def shard_facts(folder: Path, shard: int) -> ShardFacts | None:
+    """The manifest of a published shard, None without a valid one; no other file is read."""
+    facts = sealed_manifest(folder / shard_name(shard))
+    try:
+        # As JSON: in strict mode a list is a tuple only there.
+        return TypeAdapter(ShardFacts).validate_json(json.dumps(facts))
+    except ValidationError:
+        return None
 
 
 def finished_shards(folder: Path, header: StoreHeader) -> list[int]:
-    """Shards that are published; whether their records are whole is not looked at."""
-    every = range(header.num_shards)
-    return [shard for shard in every if shard_facts(folder, shard) is not None]
+    """Published shards; their records are not verified."""
+    shards = range(header.num_shards)
+    return [shard for shard in shards if shard_facts(folder, shard) is not None]
+
+
+def absent_shards(folder: Path, header: StoreHeader) -> list[int]:
+    """Shards that are not in the folder at all, as in the part that one machine recorded."""
+    shards = range(header.num_shards)
+    return [shard for shard in shards if not os.path.lexists(folder / shard_name(shard))]
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A shard, open for reading; no record has been read yet.
+    """A shard, open for reading. It holds no file descriptor: each read opens the file again.
 
     Attributes:
         path: Its folder.
-        facts: What its manifest says.
-        index: Where each record lies.
-        ranks: What its codec learnt.
-        data: The Parquet file, memory-mapped.
+        facts: Its manifest.
+        index: Where each record is.
+        ranks: Its table of frequent tokens.
     """
 
     path: Path
-    facts: dict[str, Any]
+    facts: ShardFacts
     index: Index
     ranks: Ranks
-    data: mmap.mmap | bytes
 
     @classmethod
     def open(cls, folder: Path, shard: int, header: StoreHeader) -> Shard:
-        """A shard of a store: manifest, sizes, index and ranks are checked, records when read.
+        """A shard of a store: manifest, sizes, index and ranks are verified, records when read.
 
         Raises:
-            DataError: It is not there, damaged, or belongs to another store.
+            DataError: It is absent, damaged, or belongs to another store.
+            StorageError: The process has too many open files.
         """
         path, facts = folder / shard_name(shard), shard_facts(folder, shard)
         if facts is None:
             raise DataError(
-                f"Shard {shard} of {folder} must be there and whole, but {path} has no valid "
-                "manifest. Record that shard again."
+                f"Shard {shard} of {folder} must be complete, but {path} has no valid manifest. "
+                "Record that shard again."
             )
         try:
-            if facts["header"] != header.sha256 or facts["shard"] != shard:
+            if not header.owns(facts.header) or facts.shard != shard:
                 raise DataError("it belongs to another recording")
-            samples = int(facts["samples"])
-            for name in (DATA, INDEX, RANKS):
-                check_size(path / name, facts["files"][name][0])
-            for name in (INDEX, RANKS):
-                check_hash(path / name, facts["files"][name][1])
-            size = (path / DATA).stat().st_size
-            index = Index.load(path / INDEX, samples, size)
-            ranks = Ranks.from_bytes((path / RANKS).read_bytes(), header.vocabulary_size)
-            with (path / DATA).open("rb") as file:
-                data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except (DataError, OSError, LookupError, TypeError, ValueError, AttributeError) as error:
+            check_size(path / DATA, facts.files[DATA][0])
+            index = Index.from_bytes(
+                verified_bytes(path / INDEX, *facts.files[INDEX]),
+                facts.samples,
+                facts.files[DATA][0],
+            )
+            table = verified_bytes(path / RANKS, *facts.files[RANKS])
+            ranks = Ranks.from_bytes(table, header.vocabulary_size)
+        except (DataError, OSError, LookupError) as error:
+            raise_if_too_many_open(error)
             raise DataError(
                 f"Shard {shard} of {folder} cannot be used: {error}. Record that shard again."
             ) from error
-        return cls(path, facts, index, ranks, data)
+        return cls(path, facts, index, ranks)
 
-    def read(self, place: int, most_scored: int) -> Parts:
-        """The record at a place of the index, checked.
+    def read(self, entry: int, max_scored: int) -> EncodedRecord:
+        """The record of an entry of the index, verified.
 
         Raises:
-            DataError: It is damaged, or is another sample's; the file and the byte are named.
+            DataError: It is damaged, or is another sample's; file and byte are named.
+            StorageError: The process has too many open files.
         """
-        start, length = int(self.index.offsets[place]), int(self.index.lengths[place])
+        start, length = int(self.index.offsets[entry]), int(self.index.lengths[entry])
         try:
-            parts = unseal(self.data[start : start + length])
-            if parts.key != self.index.key(place):
+            # Read, not mapped: a file that is cut while in use must not end in SIGBUS.
+            with (self.path / DATA).open("rb", buffering=0) as file:
+                record = unseal(os.pread(file.fileno(), length, start))
+            if record.key != self.index.key(entry):
                 raise DataError("the record is another sample's")
-            if parts.num_scored > most_scored:
-                raise DataError(f"the record says it has {parts.num_scored:,} positions")
-        except DataError as error:
+            if record.num_scored > max_scored:
+                raise DataError(f"the record says it has {record.num_scored:,} positions")
+        except (DataError, OSError) as error:
+            raise_if_too_many_open(error)
             raise DataError(
-                f"{self.path / DATA}, byte {start:,}, sample {self.index.key(place).hex()}: "
+                f"{self.path / DATA}, byte {start:,}, sample {self.index.key(entry).hex()}: "
                 f"{error}. `limbeck store repair` says what to record again."
             ) from error
-        return parts
+        return record
 
 
-def check_size(path: Path, wanted: int) -> None:
-    """A file must have the bytes its manifest says, and be no link.
+def check_size(path: Path, size_bytes: int) -> None:
+    """Require a regular file of this size.
 
     Raises:
-        DataError: It has not.
+        DataError: It is a link, a FIFO or a folder, or has another size.
+        OSError: It is not there.
     """
-    if path.is_symlink():
+    facts = path.lstat()
+    if stat.S_ISLNK(facts.st_mode):
         raise DataError(f"{path.name} must be a file, and is a link")
-    if (found := path.stat().st_size) != wanted:
-        raise DataError(f"{path.name} must have {wanted:,} bytes, and has {found:,}")
+    if not stat.S_ISREG(facts.st_mode):
+        raise DataError(f"{path.name} must be a regular file")
+    if facts.st_size != size_bytes:
+        raise DataError(f"{path.name} must have {size_bytes:,} bytes, and has {facts.st_size:,}")
 
 
-def check_hash(path: Path, wanted: str) -> None:
-    """A file must have the hash its manifest says.
+def verified_bytes(path: Path, size_bytes: int, sha256: str) -> bytes:
+    """The content of a file that has the size and the hash of its manifest.
 
     Raises:
         DataError: It has not.
+        OSError: It cannot be read.
     """
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != wanted:
-        raise DataError(f"{path.name} is not what was written (sha256 {found[:12]}...)")
+    check_size(path, size_bytes)
+    content = path.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != sha256:
+        raise DataError(f"{path.name} is not what was written (sha256 {digest[:12]}...)")
+    return content

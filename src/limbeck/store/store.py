@@ -57,7 +57,7 @@ class Store:
         self._high, self._low = high[order], low[order]
         ends = np.cumsum([0, *(len(shard.index) for shard in shards)])
         self._shard_of = (np.searchsorted(ends, order, side="right") - 1).astype(np.uint32)
-        self._place_of = (order - ends[self._shard_of]).astype(np.uint32)
+        self._entry_of = (order - ends[self._shard_of]).astype(np.uint32)
 
     @classmethod
     def open(cls, path: Path) -> Store:
@@ -87,12 +87,12 @@ class Store:
     @property
     def num_scored(self) -> int:
         """Positions with a signal."""
-        return sum(int(shard.facts["scored"]) for shard in self._shards)
+        return sum(shard.facts.scored for shard in self._shards)
 
     @property
     def record_bytes(self) -> int:
         """Bytes of all records."""
-        return sum(int(shard.facts["record_bytes"]) for shard in self._shards)
+        return sum(shard.facts.record_bytes for shard in self._shards)
 
     def keys(self) -> Iterator[bytes]:
         """Keys of the samples, ascending."""
@@ -116,27 +116,27 @@ class Store:
         Raises:
             DataError: The sample is not there, or its record is damaged.
         """
-        place = self._find(key)
-        if place is None:
+        position = self._find(key)
+        if position is None:
             raise DataError(
                 f"The store {self.path} has no sample {key.hex()}: the text, its tokens, its cut "
                 "or which of its positions are scored differ from what was recorded. Record this "
                 "data, or use the data the store names."
             )
-        shard = self._shards[int(self._shard_of[place])]
-        parts = shard.read(int(self._place_of[place]), self.header.sequence_length)
+        shard = self._shards[int(self._shard_of[position])]
+        record = shard.read(int(self._entry_of[position]), self.header.sequence_length)
         try:
-            if len(parts.layers) != len(self.header.layers):
-                raise DataError(f"the record has {len(parts.layers)} layers")
-            signal = self._form.decode(parts.signal, parts.num_scored, shard.ranks)
+            if len(record.layers) != len(self.header.layers):
+                raise DataError(f"the record has {len(record.layers)} layers")
+            signal = self._form.decode(record.signal, record.num_scored, shard.ranks)
             outputs = {
-                layer: states.decode(coded, parts.num_scored)
-                for layer, coded in zip(self.header.layers, parts.layers, strict=True)
+                layer: states.decode(coded, record.num_scored)
+                for layer, coded in zip(self.header.layers, record.layers, strict=True)
                 if layers is None or layer in layers
             }
         except DataError as error:
             raise DataError(f"{shard.path / DATA}, sample {key.hex()}: {error}") from error
-        return Record(parts.num_scored, signal, outputs)
+        return Record(record.num_scored, signal, outputs)
 
     def distribution(
         self, keys: Sequence[bytes], device: torch.device = CPU

@@ -23,19 +23,11 @@ from limbeck.store.header import StoreHeader, create
 from limbeck.store.index import Index
 from limbeck.store.ranks import LEARN_TOKENS, Ranks
 from limbeck.store.sample import Sample
-from limbeck.store.shard import DATA, INDEX, RANKS, shard_name
+from limbeck.store.shard import DATA, INDEX, RANKS, SCHEMA, shard_name
 
 GROUP_BYTES = 16 << 20
 """Of records in a Parquet row group."""
 
-SCHEMA = pyarrow.schema(
-    [
-        ("key", pyarrow.binary(16)),
-        ("tokens", pyarrow.list_(pyarrow.int32())),
-        ("scored", pyarrow.list_(pyarrow.bool_())),
-        ("record", pyarrow.binary()),
-    ]
-)
 COMPRESSION = {"key": "NONE", "record": "NONE"} | {
     f"{name}.list.element": "ZSTD" for name in ("tokens", "scored")
 }

@@ -8,10 +8,10 @@ from annotated_types import Gt
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from limbeck.config.schedules import Schedule, Scheduled, value_at
 from limbeck.losses.distributions.base import TeacherDistribution, require_served
 from limbeck.losses.distributions.samples import DrawnTokens
 from limbeck.losses.divergences.base import divergences, slopes
-from limbeck.losses.schedules import at
 from limbeck.losses.signal import SignalNeeds
 from limbeck.losses.terms.base import LogitTerm, PairShapes, SteppedTerm, terms
 from limbeck.registry import Component, type_of
@@ -35,7 +35,7 @@ class DivergenceTerm(LogitTerm, SteppedTerm):
         shapes: PairShapes | None = None,
         *,
         divergence: Annotated[Component | str, divergences] = "forward_kl",
-        temperature: Annotated[float, Gt(0)] = 1.0,
+        temperature: Annotated[float | Schedule, Scheduled(Gt(0))] = 1.0,
     ) -> None:
         """
         Args:
@@ -49,11 +49,11 @@ class DivergenceTerm(LogitTerm, SteppedTerm):
         has_slope = self.name in slopes.names()
         self.slope = slopes.bind(divergence, at="divergence") if has_slope else None
         self._schedule = temperature
-        self.temperature = at(temperature, 0)
+        self.temperature = value_at(temperature, 0)
 
     def set_step(self, step: int) -> None:
         """Take the temperature of this step."""
-        self.temperature = at(self._schedule, step)
+        self.temperature = value_at(self._schedule, step)
 
     def __call__(
         self,

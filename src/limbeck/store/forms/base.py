@@ -92,7 +92,7 @@ def logits_in_chunks(distribution: DenseLogits | LazyLogits) -> Iterator[Float[T
     else:
         num_rows, vocabulary_size = len(distribution.hidden), len(distribution.head.weight)
     rows = max(1, CHUNK_BYTES // (4 * vocabulary_size))
-    for start in range(0, num_rows, rows):
+    for start in range(0, max(num_rows, 1), rows):  # one empty chunk where there are no rows
         part = distribution.rows(slice(start, start + rows))
         yield part.logits() if isinstance(part, LazyLogits) else part.logits.detach()
 

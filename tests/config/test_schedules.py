@@ -8,11 +8,10 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from limbeck.config import ObjectiveConfig
-from limbeck.config.schedules import Schedule, Varying
+from limbeck.config.schedules import Schedule, largest, value_at, values_over
 from limbeck.layer_map import LayerMap
 from limbeck.losses import Head, PairShapes, StudentView, TeacherSignal, build_objective
 from limbeck.losses.distributions import DenseLogits
-from limbeck.losses.schedules import at, largest
 
 READ = TypeAdapter(ObjectiveConfig)
 SHAPES = PairShapes(1, 1, 1, 1, LayerMap.uniform(1, 1))
@@ -38,8 +37,7 @@ def build(**options):
 )
 def test_a_schedule_is_a_function_of_the_step(spec, expected):
     alpha = READ.validate_python({"alpha": spec}).alpha
-    assert [at(alpha, step) for step in range(6)] == pytest.approx(expected)
-    assert float(alpha) == pytest.approx(expected[0])
+    assert [value_at(alpha, step) for step in range(6)] == pytest.approx(expected)
     assert largest(alpha) == pytest.approx(max(expected))
 
 
@@ -48,8 +46,8 @@ def test_a_schedule_survives_saving_and_copying(spec):
     config = READ.validate_python({"alpha": spec})
     saved = READ.dump_python(config, mode="json")
     for again in (READ.validate_python(saved), copy.deepcopy(config)):
-        assert [at(again.alpha, step) for step in range(9)] == [
-            at(config.alpha, step) for step in range(9)
+        assert [value_at(again.alpha, step) for step in range(9)] == [
+            value_at(config.alpha, step) for step in range(9)
         ]
 
 
@@ -85,20 +83,22 @@ def test_weights_and_temperature_are_those_of_the_step():
         assert objective.logit_terms["divergence"].temperature == temperature
 
 
-@pytest.mark.parametrize("finish", [None, torch.clone])
+@pytest.mark.parametrize("transform", [None, torch.clone])
 @pytest.mark.parametrize("step", [0, 2, 7])
-def test_a_scheduled_step_equals_an_objective_with_those_numbers(finish, step):
+def test_a_scheduled_step_equals_an_objective_with_those_numbers(transform, step):
     """Loss and gradient, on the closed form and on the general path."""
     temperature = {"type": "cosine", "from": 4.0, "to": 1.0, "steps": 5}
     alpha = {"type": "linear", "from": 0.0, "to": 0.9, "steps": 6}
     scheduled = build(alpha=alpha, temperature=temperature)
     scheduled.set_step(step)
     numbers = {
-        "alpha": at(READ.validate_python({"alpha": alpha}).alpha, step),
-        "temperature": at(READ.validate_python({"temperature": temperature}).temperature, step),
+        "alpha": value_at(READ.validate_python({"alpha": alpha}).alpha, step),
+        "temperature": value_at(
+            READ.validate_python({"temperature": temperature}).temperature, step
+        ),
     }
     weight = torch.randn(9, 4, dtype=torch.float64)
-    head = Head(weight) if finish is None else Head(weight, None, finish)
+    head = Head(weight) if transform is None else Head(weight, None, transform)
     targets, teacher = torch.randint(9, (5,)), DenseLogits(torch.randn(5, 9).double())
     start, results = torch.randn(5, 4, dtype=torch.float64), []
     plain = build_objective(ObjectiveConfig(**numbers), SHAPES, head_budget_mb=1)
@@ -117,7 +117,23 @@ def test_a_teacher_is_asked_if_alpha_is_ever_more_than_zero():
     assert not build(alpha={"type": "table", "values": {0: 0.0, 100: 0.0}}).needs.distribution
 
 
-def test_a_number_with_a_schedule_is_its_first_value_to_all_others():
-    number = Varying(Schedule(type="linear", values={0: 0.25, 10: 1.0}))
-    assert 1 - number == 0.75
-    assert isinstance(number, float)
+def test_the_values_over_a_run_are_those_of_each_of_its_steps_once():
+    table = Schedule(type="table", values={0: 1.0, 100: 2.0, 200: 1.0, 300: 4.0})
+    assert values_over(table, 250) == (1.0, 2.0)
+    assert values_over(table, 301) == (1.0, 2.0, 4.0)
+    assert values_over(Schedule(type="linear", values={0: 1.0, 2: 2.0}), 9) == (1.0, 1.5, 2.0)
+    assert values_over(0.5, 9) == (0.5,)
+
+
+def test_a_schedule_is_no_number_so_that_nobody_reads_its_first_value_unawares():
+    alpha = READ.validate_python({"alpha": RAMP}).alpha
+    assert isinstance(alpha, Schedule)
+    with pytest.raises(TypeError):
+        1 - alpha
+
+
+def test_a_further_divergence_may_follow_a_schedule_of_its_own():
+    kl = {"type": "divergence", "weight": 1.0, "name": "soft"}
+    objective = build(extra=[{**kl, "temperature": {"type": "table", "values": {0: 1.0, 5: 2.0}}}])
+    objective.set_step(5)
+    assert objective.logit_terms["soft"].temperature == 2.0
