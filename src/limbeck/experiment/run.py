@@ -31,7 +31,7 @@ from limbeck.experiment.provenance import command_line, host_facts, now
 from limbeck.experiment.results import compare, places
 from limbeck.experiment.score_files import read_scores
 from limbeck.experiment.trials import Arm, Bench, arms_of, best, judge_of, lasting
-from limbeck.files import manifest, write_text
+from limbeck.files import MANIFEST, manifest, publish, write_text
 from limbeck.models import CausalLM, ModelSource, choose_device, load_model
 from limbeck.report.run_files import lines
 from limbeck.report.run_report import write_report
@@ -196,8 +196,9 @@ class Run:
         chosen = best(arms)
         main = chosen["distilled"]
         if main.folder != self.folder:
-            shutil.copytree(main.folder / "student", self.folder / "student", dirs_exist_ok=True)
-            shutil.copy(main.folder / "metrics.jsonl", self.folder / "metrics.jsonl")
+            publish_copy(main.folder / "student", self.folder / "student")
+            metrics = (main.folder / "metrics.jsonl").read_text(encoding="utf-8")
+            write_text(self.folder / "metrics.jsonl", metrics)
         files = {"initial": self.folder / "initial.json"}
         files |= {name: arm.scores for name, arm in chosen.items()}
         by_kl = best(arms, "forward_kl").get("cross_entropy")
@@ -296,6 +297,17 @@ def require_same_recipe(folder: Path, config: RunConfig) -> None:
     saved = folder / "recipe.yaml"
     if saved.exists():
         require_same({"recipe": lasting(read(saved))}, {"recipe": lasting(config)})
+
+
+def publish_copy(folder: Path, final: Path) -> None:
+    """A copy of a published folder, whole or absent."""
+    shutil.rmtree(final, ignore_errors=True)
+    ignored = shutil.ignore_patterns(MANIFEST)
+    publish(
+        final,
+        lambda place: shutil.copytree(folder, place, dirs_exist_ok=True, ignore=ignored) and None,
+        {"kind": "student"},
+    )
 
 
 def clear(folder: Path) -> None:

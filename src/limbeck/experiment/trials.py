@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.config import ObjectiveConfig, RunConfig, to_plain
+from limbeck.config.schedules import largest
 from limbeck.distributed import (
     StopSignals,
     broadcast_object,
@@ -21,7 +22,6 @@ from limbeck.evaluate.scores import Scores
 from limbeck.experiment.evaluator import Judge
 from limbeck.experiment.parts import Parts
 from limbeck.experiment.score_files import read_scores, write_scores
-from limbeck.losses.schedules import largest
 from limbeck.models import Distiller
 from limbeck.teachers import TeacherRequest
 from limbeck.train import MetricSink, TrainSetup, train
