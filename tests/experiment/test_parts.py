@@ -63,12 +63,12 @@ def test_figures_come_from_documents_spread_over_the_whole_text(tmp_path):
     limits = ["evaluate.max_tokens=160", "evaluate.max_tokens_during=96"]
     parts = gather_parts(limbeck.load(tmp_path / "recipe.yaml", limits), one_process())
     held_out = parts.held_out
-    for rows in (held_out.deciding_rows, held_out.reporting_rows):
+    for rows in (held_out.validation_rows, held_out.test_rows):
         documents = held_out.data.row_documents[rows]
         assert documents.min() < 10
         assert documents.max() >= 30
     deciding, reporting = (
         set(held_out.data.row_documents[rows])
-        for rows in (held_out.deciding_rows, held_out.reporting_rows)
+        for rows in (held_out.validation_rows, held_out.test_rows)
     )
     assert not deciding & reporting

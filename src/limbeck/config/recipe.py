@@ -127,6 +127,8 @@ class EvaluateConfig:
     """Its peak, or a grid; that of `optim.learning_rate` by default."""
     continuations: Annotated[int, Ge(0)] = 3
     """Held-out beginnings that teacher and student continue in the report."""
+    suites: tuple[Component | str, ...] = ()
+    """Further suites that measure the final students, after `fidelity`."""
 
 
 @dataclass(frozen=True, kw_only=True)
