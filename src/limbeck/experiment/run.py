@@ -318,12 +318,12 @@ def require_same_recipe(folder: Path, config: RunConfig) -> None:
 def publish_copy(folder: Path, final: Path) -> None:
     """A copy of a published folder, whole or absent."""
     shutil.rmtree(final, ignore_errors=True)
-    ignored = shutil.ignore_patterns(MANIFEST)
-    publish(
-        final,
-        lambda place: shutil.copytree(folder, place, dirs_exist_ok=True, ignore=ignored) and None,
-        {"kind": "student"},
-    )
+
+    def copy(place: Path) -> None:
+        ignored = shutil.ignore_patterns(MANIFEST)
+        shutil.copytree(folder, place, dirs_exist_ok=True, ignore=ignored)
+
+    publish(final, copy, {"kind": "student"})
 
 
 def clear(folder: Path) -> None:
