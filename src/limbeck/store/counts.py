@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from jaxtyping import Float, Int
@@ -16,12 +14,6 @@ from limbeck.store.ranks import Ranks
 
 ENTROPY_STEPS = 4096
 """Steps a nat of a stored entropy, which is off by at most 1 / 8192 and ends at 16 nats."""
-
-
-def widened(parts: Sequence[Int[Tensor, "_ _"]]) -> Int[Tensor, "N k"]:
-    """Rows of all parts, filled with 0 up to the widest."""
-    width = max(part.shape[1] for part in parts)
-    return torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[1])) for part in parts])
 
 
 def encode_counts(

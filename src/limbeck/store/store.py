@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -146,8 +144,8 @@ class Store:
 
     def join(self, found: Sequence[Record], device: torch.device = CPU) -> TeacherDistribution:
         """The distributions of records, one after the other, on a device."""
-        joined = self._form.join([record.signal for record in found])
-        return moved(joined, device)
+        signals = [record.signal for record in found]
+        return type(signals[0]).cat(signals).to(device)
 
     def _find(self, key: bytes) -> int | None:
         high, low = (int(half) for half in np.frombuffer(key, ">u8"))
@@ -157,25 +155,3 @@ class Store:
                 return at
             at += 1
         return None
-
-
-def moved(distribution: TeacherDistribution, device: torch.device) -> TeacherDistribution:
-    """A distribution with all its tensors on a device."""
-    assert dataclasses.is_dataclass(distribution)
-    fields = {f.name: getattr(distribution, f.name) for f in dataclasses.fields(distribution)}
-    told: TeacherDistribution = dataclasses.replace(
-        distribution, **{name: value_on(value, device) for name, value in fields.items()}
-    )
-    return told
-
-
-def value_on(value: Any, device: torch.device) -> Any:
-    """A tensor, a mapping of tensors, or a head, on a device; anything else as it is."""
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, Head):
-        bias = None if value.bias is None else value.bias.to(device)
-        return value._replace(weight=value.weight.to(device), bias=bias)
-    if isinstance(value, Mapping):
-        return {name: value_on(each, device) for name, each in value.items()}
-    return value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import numpy as np
@@ -62,10 +62,6 @@ class Form(ABC):
         """The same form, decoding to logits of this head; only where one is needed."""
         del head
         return self
-
-    @abstractmethod
-    def join(self, signals: Sequence[TeacherDistribution]) -> TeacherDistribution:
-        """Signals of several samples, one after the other; at least one."""
 
 
 forms: Registry[Form] = Registry("store form", package="limbeck.store.forms")
