@@ -138,7 +138,8 @@ def test_a_signal_to_one_rank_stops_all_and_both_resume_to_the_same_bits(tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143)]
+    ("number", "code"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143), (signal.SIGHUP, 143)],
 )
 def test_every_signal_saves_once_and_leaves_with_its_code(number, code, tmp_path):
     def hear(record):
