@@ -1,5 +1,6 @@
 """The documentation says what the program does: its commands are run, its answers compared."""
 
+import json
 import os
 import re
 import shlex
@@ -13,6 +14,7 @@ import yaml
 import limbeck
 from limbeck.data import sources
 from limbeck.errors import ConfigError
+from limbeck.evaluate.suites import suites
 from limbeck.experiment import load, load_stages
 from limbeck.losses import terms
 from limbeck.losses.divergences import divergences
@@ -69,7 +71,7 @@ PLUGINS = re.findall(
 
 @pytest.fixture
 def _registered_for_one_test(monkeypatch):
-    for registry in (divergences, terms, teachers, sources):
+    for registry in (divergences, terms, teachers, sources, suites):
         registry.names()
         monkeypatch.setattr(registry, "_components", dict(registry._components))
 
@@ -92,6 +94,7 @@ def test_there_is_an_example_of_every_open_interface():
         "my_term.py",
         "my_teacher.py",
         "my_source.py",
+        "my_suite.py",
     ]
 
 
@@ -106,6 +109,11 @@ def test_a_file_of_ones_own_trains_and_resumes(file, code, changes, tmp_path, mo
         with limbeck.assemble(load(path, overrides)) as run:
             run.train(resume=resume)
     assert [r["step"] for r in steps_of(tmp_path / "run")] == [1, 2, 3, 4]
+    evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    measured = evaluation.get("suites", {})
+    assert list(measured) == list(run.config.evaluate.suites)
+    for figures in measured.values():
+        assert figures["distilled"]["student"] < figures["distilled"]["teacher"]
 
 
 @pytest.mark.slow

@@ -14,9 +14,10 @@ from limbeck.config import RunConfig
 from limbeck.data import corpus_path
 from limbeck.data.source import ShuffledRows
 from limbeck.distributed import World
+from limbeck.evaluate.fidelity import Fidelity
 from limbeck.evaluate.scores import Scores
+from limbeck.evaluate.suites import SuiteContext
 from limbeck.experiment import load
-from limbeck.experiment.evaluator import Judge
 from limbeck.experiment.parts import STUDENT_DTYPE, Parts, prove_pair, request_of, shapes_of
 from limbeck.models import Distiller
 from limbeck.store import Store
@@ -112,15 +113,16 @@ def heal(bench: Bench, cell: Cell, overrides: str, rate: float, decide: bool) ->
     """Train a shape as `limbeck distill` would, but write no checkpoint, student or report."""
     parts = parts_of(bench, cell, recipe(bench, cell, overrides, rate or OTHER_RATE))
     budget = parts.config.memory.head_budget_mb
-    judge = Judge(parts.teacher, bench.texts.held_out, bench.world, budget)
+    held_out = bench.texts.held_out
+    judge = Fidelity(SuiteContext(parts.teacher, parts.tokenizer, held_out, bench.world, budget))
     model = parts.take_student(bench.told.work)
     seconds = 0.0
     if cell.arm != BEFORE:
         distiller = parts.distiller(model, parts.config.objective)
         parts.teacher.require(TeacherRequest(needs=distiller.objective.needs))
         seconds = take_steps(parts, distiller, rate, bench.steps)
-    deciding = judge.deciding(model).mean("forward_kl") if decide else 0.0
-    scores = judge.reporting(model)
+    deciding = judge.validation(model).mean("forward_kl") if decide else 0.0
+    scores = judge.test(model)
     objective = {"alpha": parts.config.objective.alpha, "extra": parts.config.objective.extra}
     return Healed(model.num_parameters, model.num_layers, seconds, deciding, scores, objective)
 

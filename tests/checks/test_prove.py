@@ -74,7 +74,7 @@ def test_without_a_divergence_there_is_nothing_to_be_zero():
 @pytest.mark.parametrize("who", ["teacher", "student"])
 def test_a_head_that_is_not_the_models_own_fails_by_name(who):
     case = tiny_case()
-    dict(case.models)[who]._finish = Softcap(1.0)
+    dict(case.models)[who]._transform = Softcap(1.0)
     assert f"head of the {who}" in failing(case)
 
 
@@ -85,7 +85,7 @@ def test_a_head_with_one_row_scaled_fails_by_name(monkeypatch):
     def scaled(model):
         weight = own.weight.clone()
         weight[3] *= 1.01
-        return Head(weight, own.bias, own.finish)
+        return Head(weight, own.bias, own.transform)
 
     monkeypatch.setattr(type(case.student), "head", property(scaled))
     assert "head of the student" in failing(case)

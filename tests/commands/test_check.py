@@ -80,7 +80,7 @@ def test_what_does_not_hold_is_named_and_leaves_with_2(tmp_path, monkeypatch):
 
     def corrupted(config, world):
         parts = gather(config, world)
-        parts.student.model._finish = Softcap(0.5)
+        parts.student.model._transform = Softcap(0.5)
         return parts
 
     monkeypatch.setattr(recipe_run, "gather_parts", corrupted)

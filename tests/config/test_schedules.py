@@ -83,9 +83,9 @@ def test_weights_and_temperature_are_those_of_the_step():
         assert objective.logit_terms["divergence"].temperature == temperature
 
 
-@pytest.mark.parametrize("finish", [None, torch.clone])
+@pytest.mark.parametrize("transform", [None, torch.clone])
 @pytest.mark.parametrize("step", [0, 2, 7])
-def test_a_scheduled_step_equals_an_objective_with_those_numbers(finish, step):
+def test_a_scheduled_step_equals_an_objective_with_those_numbers(transform, step):
     """Loss and gradient, on the closed form and on the general path."""
     temperature = {"type": "cosine", "from": 4.0, "to": 1.0, "steps": 5}
     alpha = {"type": "linear", "from": 0.0, "to": 0.9, "steps": 6}
@@ -98,7 +98,7 @@ def test_a_scheduled_step_equals_an_objective_with_those_numbers(finish, step):
         ),
     }
     weight = torch.randn(9, 4, dtype=torch.float64)
-    head = Head(weight) if finish is None else Head(weight, None, finish)
+    head = Head(weight) if transform is None else Head(weight, None, transform)
     targets, teacher = torch.randint(9, (5,)), DenseLogits(torch.randn(5, 9).double())
     start, results = torch.randn(5, 4, dtype=torch.float64), []
     plain = build_objective(ObjectiveConfig(**numbers), SHAPES, head_budget_mb=1)

@@ -4,13 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.distributed.device_mesh import init_device_mesh
 
 import limbeck
 from limbeck.batch import Batch
 from limbeck.config import ObjectiveConfig
-from limbeck.distributed import World
-from limbeck.distributed.ranks import group_of_one
+from limbeck.distributed import World, world
 from limbeck.experiment.parts import gather_parts
 from tests.experiment.house import write_recipe, write_texts
 
@@ -41,9 +39,8 @@ def test_what_terms_own_is_drawn_from_the_seed_alone(tmp_path):
 
 def test_a_sharded_teacher_computes_in_the_format_the_recipe_names(tmp_path):
     path = write_recipe(tmp_path, teacher={"dtype": "bfloat16"})
-    with group_of_one("gloo"):
-        mesh = init_device_mesh("cpu", (1,))
-        parts = gather_parts(limbeck.load(path), World(0, 1, torch.device("cpu"), mesh))
+    with world(torch.device("cpu"), "always") as here:
+        parts = gather_parts(limbeck.load(path), here)
         batch = Batch.from_tokens(torch.arange(9)[None])
         distribution = parts.teacher.signal(batch).distribution
         assert distribution.hidden.dtype == torch.bfloat16
@@ -66,12 +63,12 @@ def test_figures_come_from_documents_spread_over_the_whole_text(tmp_path):
     limits = ["evaluate.max_tokens=160", "evaluate.max_tokens_during=96"]
     parts = gather_parts(limbeck.load(tmp_path / "recipe.yaml", limits), one_process())
     held_out = parts.held_out
-    for rows in (held_out.deciding_rows, held_out.reporting_rows):
+    for rows in (held_out.validation_rows, held_out.test_rows):
         documents = held_out.data.row_documents[rows]
         assert documents.min() < 10
         assert documents.max() >= 30
     deciding, reporting = (
         set(held_out.data.row_documents[rows])
-        for rows in (held_out.deciding_rows, held_out.reporting_rows)
+        for rows in (held_out.validation_rows, held_out.test_rows)
     )
     assert not deciding & reporting

@@ -3,12 +3,10 @@
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch.distributed.device_mesh import init_device_mesh
 from transformers import AutoModelForCausalLM
 
 import limbeck
-from limbeck.distributed import World
-from limbeck.distributed.ranks import group_of_one
+from limbeck.distributed import World, world
 from limbeck.errors import ConfigError
 from limbeck.experiment.parts import gather_parts
 from limbeck.models import ModelSource, load_model
@@ -99,8 +97,7 @@ def test_a_copy_begins_as_its_teacher(tmp_path):
 
 
 def alone_on_a_mesh(path):
-    with group_of_one("gloo"):
-        here = World(0, 1, torch.device("cpu"), init_device_mesh("cpu", (1,)))
+    with world(torch.device("cpu"), "always") as here:
         config = limbeck.load(path, list(SHARED))
         parts = gather_parts(config, here)
         distiller = parts.distiller(parts.take_student(path), config.objective)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import pytest
 import torch
@@ -13,12 +13,11 @@ from limbeck.losses import Head, Objective, StudentView, TeacherSignal, Weighted
 from limbeck.losses.distributions import (
     DenseLogits,
     LazyLogits,
-    SharedVocabulary,
     TeacherDistribution,
     TopK,
     UnevenTopK,
 )
-from limbeck.losses.divergences import divergences
+from limbeck.losses.divergences.base import divergences, ranking
 from limbeck.losses.terms.divergence import DivergenceTerm
 
 FURTHER = [
@@ -77,21 +76,31 @@ def uneven(logits: Tensor, temperature: float) -> TeacherDistribution:
     return UnevenTopK.from_logits(logits, min(7, logits.shape[-1]), 0.05, temperature)
 
 
-def shared(logits: Tensor, temperature: float) -> TeacherDistribution:
-    ids = torch.arange(logits.shape[-1] // 2)
-    return SharedVocabulary(logits, ids, ids)
-
-
 FORMS: dict[str, Callable[[Tensor, float], TeacherDistribution]] = {
     "dense": lambda logits, temperature: DenseLogits(logits),
     "lazy": lazy,
     "top_k": top_k,
     "top_1": functools.partial(top_k, k=1),
     "uneven": uneven,
-    "shared": shared,
 }
 
-over_forms = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
+MERGING = {"top_k", "top_1", "uneven"}
+"""Forms with a tail, which refuse divergences that rank outcomes."""
+
+
+def over_specs_and_forms(specs: list[dict], names: Iterable[str] | None = None):
+    """Parametrise a test by `spec` and `form`, in all pairs that are defined."""
+    pairs = [
+        pytest.param(spec, form, id=f"{label(spec)}-{name}")
+        for spec in specs
+        for name, form in FORMS.items()
+        if names is None or name in names
+        if name not in MERGING or spec["type"] not in ranking.names()
+    ]
+    return pytest.mark.parametrize(("spec", "form"), pairs)
+
+
+UNRANKED = [spec for spec in SPECS if spec["type"] not in ranking.names()]
 over_temperatures = pytest.mark.parametrize("temperature", TEMPERATURES)
 over_paths = pytest.mark.parametrize("path", ["closed form", "general"])
 

@@ -2,24 +2,39 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from limbeck.losses.distributions import DenseLogits, TopK
-from limbeck.losses.divergences import divergences
+from limbeck.errors import ConfigError
+from limbeck.losses.distributions import (
+    DenseLogits,
+    LazyLogits,
+    Samples,
+    TopK,
+    TopKRenormalised,
+    TopKSamples,
+    UnevenTopK,
+)
+from limbeck.losses.divergences.base import divergences, ranking
+from limbeck.losses.divergences.kl import forward_kl
+from limbeck.losses.terms.divergence import DivergenceTerm
 from tests.laws.cases import (
     DIFFERENTIABLE,
     F_DIVERGENCES,
     FORMS,
     KINKED,
+    MERGING,
     SPECS,
     TEMPERATURES,
+    UNRANKED,
     label,
     lazy,
     objective_of,
-    over_forms,
     over_paths,
     over_specs,
+    over_specs_and_forms,
     over_temperatures,
     random_logits,
+    random_logp,
     top_k,
 )
 
@@ -28,8 +43,7 @@ FULL = {"dense": FORMS["dense"], "lazy": lazy}
 over_full_forms = pytest.mark.parametrize("form", FULL.values(), ids=FULL.keys())
 
 
-@over_specs(SPECS)
-@over_forms
+@over_specs_and_forms(SPECS)
 @over_temperatures
 @over_paths
 def test_a_student_equal_to_its_teacher_pays_and_learns_nothing(spec, form, temperature, path):
@@ -44,8 +58,7 @@ def test_a_student_equal_to_its_teacher_pays_and_learns_nothing(spec, form, temp
         close(gradient, torch.zeros_like(gradient), atol=1e-9, rtol=0)
 
 
-@over_specs(SPECS)
-@over_forms
+@over_specs_and_forms(SPECS)
 @over_paths
 def test_a_gradient_is_never_zero_elsewhere_and_sums_to_zero(spec, form, path):
     student, teacher = random_logits(6, 12), form(random_logits(6, 12), 2.0)
@@ -55,8 +68,7 @@ def test_a_gradient_is_never_zero_elsewhere_and_sums_to_zero(spec, form, path):
     close(gradient.sum(-1), torch.zeros(6, dtype=torch.float64), atol=1e-12, rtol=0)
 
 
-@over_specs(SPECS)
-@over_forms
+@over_specs_and_forms(SPECS)
 def test_a_constant_added_to_all_logits_changes_nothing(spec, form):
     student, teacher = random_logits(6, 12), random_logits(6, 12)
     shift = 10 * torch.randn(6, 1, dtype=torch.float64)
@@ -66,10 +78,8 @@ def test_a_constant_added_to_all_logits_changes_nothing(spec, form):
         close(a, b)
 
 
-@over_specs(SPECS)
-@pytest.mark.parametrize("name", [name for name in FORMS if name != "shared"])
-def test_renaming_all_tokens_changes_nothing(spec, name):
-    form = FORMS[name]
+@over_specs_and_forms(SPECS)
+def test_renaming_all_tokens_changes_nothing(spec, form):
     student, teacher = random_logits(6, 12), random_logits(6, 12)
     order = torch.randperm(12)
     loss, gradient = objective_of(student, form(teacher, 2.0), spec, 2.0)
@@ -79,15 +89,14 @@ def test_renaming_all_tokens_changes_nothing(spec, name):
     close(renamed_gradient, gradient[:, order])
 
 
-@over_specs(SPECS)
+@over_specs_and_forms(SPECS, ["dense", "top_k"])
 @over_paths
-@pytest.mark.parametrize("name", ["dense", "top_k"])
-def test_tokens_impossible_for_both_change_nothing(spec, path, name):
+def test_tokens_impossible_for_both_change_nothing(spec, form, path):
     student, teacher = random_logits(5, 8), random_logits(5, 8)
-    expected, expected_gradient = objective_of(student, FORMS[name](teacher, 2.0), spec, 2.0, path)
+    expected, expected_gradient = objective_of(student, form(teacher, 2.0), spec, 2.0, path)
     # -inf itself cannot come out of a product with a head; this is as impossible.
     pad = torch.full((5, 2), -1e6, dtype=torch.float64)
-    padded = FORMS[name](torch.cat([teacher, pad], -1), 2.0)
+    padded = form(torch.cat([teacher, pad], -1), 2.0)
     loss, gradient = objective_of(torch.cat([student, pad], -1), padded, spec, 2.0, path)
     close(loss, expected)
     close(gradient[:, :8], expected_gradient)
@@ -126,7 +135,7 @@ def test_top_k_is_at_most_dense_and_grows_with_k(spec, path, temperature):
     close(gradient, dense_gradient)
 
 
-@over_specs(SPECS)
+@over_specs(UNRANKED)
 def test_mass_moved_out_of_the_top_k_raises_the_loss(spec):
     teacher = random_logits(6, 12)
     signal = top_k(teacher, 1.0)
@@ -139,8 +148,7 @@ def test_mass_moved_out_of_the_top_k_raises_the_loss(spec):
     assert (inside < 0).all()  # descent raises their logits again
 
 
-@over_specs(DIFFERENTIABLE)
-@over_forms
+@over_specs_and_forms(DIFFERENTIABLE)
 @over_paths
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0])
 def test_temperature_squared_is_in_the_gradient_too(spec, form, path, temperature):
@@ -173,8 +181,7 @@ def test_the_loss_does_not_vanish_as_temperature_grows(spec):
     close(high_gradient, low_gradient, rtol=5e-2, atol=1e-2)
 
 
-@over_specs(SPECS)
-@over_forms
+@over_specs_and_forms(SPECS)
 @over_paths
 @pytest.mark.parametrize("size", [30.0, 300.0, 3000.0])
 def test_extreme_logits_stay_finite(spec, form, path, size):
@@ -209,3 +216,71 @@ def test_a_top_k_teacher_at_another_temperature_is_refused_in_training_too():
     teacher = TopK.from_logits(random_logits(2, 8), 3)
     with pytest.raises(ValueError, match=r"recorded at temperature 1\.0.*compared at 2\.0"):
         objective_of(random_logits(2, 8), teacher, {"type": "forward_kl"}, 2.0)
+
+
+def test_exactly_the_divergences_that_sort_are_refused_where_outcomes_are_merged():
+    """A merged tail is no token: it must not count as the teacher's most probable one."""
+    logp, teacher = random_logp(3, 8), random_logits(3, 8)
+    assert {"adaptive_kl"} <= set(ranking.names()) < set(divergences.names())
+    for name in divergences.names():
+        operations = Operations()
+        with operations:
+            divergences.bind(name, at="test")(logp, logp.flip(-1))
+        assert bool(operations.names & {"sort", "topk", "argsort"}) == (name in ranking.names())
+        for form in MERGING:
+            term, signal = DivergenceTerm(divergence=name), FORMS[form](teacher, 1.0)
+            if name in ranking.names():
+                with pytest.raises(ConfigError, match=f"serves .*forward_kl.* for '{name}'"):
+                    term(teacher, torch.zeros(3, dtype=torch.long), signal)
+                assert name not in signal.names_served()
+            else:
+                assert torch.isfinite(term(teacher, torch.zeros(3, dtype=torch.long), signal)).all()
+
+
+class Operations(TorchDispatchMode):
+    """Records the operations torch runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", [*FORMS, "renormalised", "samples", "top_k_samples"])
+def test_parts_of_a_distribution_put_together_are_the_distribution(name):
+    logits = random_logits(7, 12)
+    further = {
+        "renormalised": lambda: TopKRenormalised.from_logits(logits, 4),
+        "samples": lambda: Samples.from_logits(logits, 20),
+        "top_k_samples": lambda: TopKSamples.from_logits(logits, 3, 20),
+    }
+    whole = further[name]() if name in further else FORMS[name](logits, 1.0)
+    parts = [whole.rows(slice(0, 3)), whole.rows(torch.tensor([3, 4])), whole.rows(slice(5, None))]
+    again = type(whole).cat(parts).to(torch.device("cpu"))
+    student = random_logits(7, 12)
+    for a, b in zip(again.compare(student, 1.0), whole.compare(student, 1.0), strict=True):
+        assert torch.equal(a, b)
+    assert torch.equal(again.entropy(), whole.entropy())
+    elsewhere = whole.to(torch.device("meta"))
+    tensors = [v for v in vars(elsewhere).values() if isinstance(v, torch.Tensor)]
+    assert all(tensor.device.type == "meta" for tensor in tensors)
+    if isinstance(elsewhere, LazyLogits):
+        assert elsewhere.head.weight.device.type == "meta"
+
+
+def test_narrow_and_wide_uneven_rows_put_together_keep_their_numbers():
+    """A filler must never take a token out of the tail."""
+    sure, unsure = torch.zeros(2, 12).double(), random_logits(2, 12, 0.1)
+    sure[:, 5] = 9.0
+    parts = [UnevenTopK.from_logits(each, 7, 0.05) for each in (sure, unsure)]
+    assert parts[0].ids.shape[1] < parts[1].ids.shape[1]
+    student = random_logits(2, 12)
+    for order in (parts, parts[::-1]):
+        joined = UnevenTopK.cat(order)
+        for index, part in enumerate(order):
+            rows = joined.rows(slice(2 * index, 2 * index + 2))
+            pair, expected = rows.compare(student, 1.0), part.compare(student, 1.0)
+            close(forward_kl(*pair), forward_kl(*expected))

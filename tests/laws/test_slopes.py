@@ -61,3 +61,13 @@ def test_slope_of_opposite_certainties_is_finite(spec):
     expected = divergences.bind(spec, at="test")(student, teacher)
     torch.testing.assert_close(value, expected)
     assert torch.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("name", ["total_variation", "lk_kl"])
+def test_sums_over_a_large_vocabulary_keep_float32s_digits(name):
+    logits = 2 * torch.randn(2, 2, 151_936)
+    student, teacher = logits.log_softmax(-1)
+    exact = logits.double().log_softmax(-1)
+    expected = divergences.bind({"type": name}, at="test")(*exact)
+    value, _ = evaluate({"type": name}, student, teacher)
+    torch.testing.assert_close(value.double(), expected, rtol=2e-6, atol=0)

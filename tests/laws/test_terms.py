@@ -123,7 +123,7 @@ def test_values_are_float32_where_logits_are_not(make):
 
 
 @pytest.mark.parametrize("name", ["decoupled", "concrete_score"])
-@pytest.mark.parametrize("form", [FORMS["top_k"], FORMS["shared"]])
+@pytest.mark.parametrize("form", [FORMS["top_k"], FORMS["uneven"]])
 def test_forms_without_all_logits_are_refused_by_name(name, form):
     teacher = form(random_logits(3, 6), 1.0)
     found = f"{name!r} reads the teacher's whole logits.*{type(teacher).__name__}"

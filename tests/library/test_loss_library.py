@@ -275,6 +275,7 @@ def test_calls_that_share_a_step_add_up_and_token_weights_are_aligned_with_label
     assert (gradient[1] == 0).all()
 
 
+@pytest.mark.filterwarnings("ignore:No label is scored")
 def test_nothing_scored_is_zero_with_a_graph():
     hidden, weight, teacher_hidden, teacher_weight, labels = random_case()
     loss = DistillationLoss()
@@ -293,6 +294,54 @@ def test_nothing_scored_is_zero_with_a_graph():
         assert value == 0
         value.backward()
         assert (weight.grad == 0).all()
+
+
+def test_nothing_scored_is_warned_of_unless_it_is_a_share_of_a_step():
+    hidden, weight, _, _, labels = random_case()
+    nothing, loss = torch.full_like(labels, -100), DistillationLoss(alpha=0.0)
+    with pytest.warns(UserWarning, match="No label is scored"):
+        loss(hidden, weight, nothing)
+    with pytest.warns(UserWarning, match="No label is scored"):
+        loss.from_logits(hidden @ weight.t(), nothing)
+    assert loss(hidden, weight, nothing, step_tokens=9) == 0
+
+
+def test_states_that_are_not_numbers_are_warned_of():
+    hidden, weight, _, _, labels = random_case()
+    hidden = torch.where(torch.arange(6)[:, None] == 3, torch.nan, hidden)
+    for call in (
+        lambda: DistillationLoss(alpha=0.0)(hidden, weight, labels),
+        lambda: DistillationLoss(alpha=0.0).from_logits(hidden @ weight.t(), labels),
+    ):
+        with pytest.warns(UserWarning, match="The loss is nan"):
+            assert call().isnan()
+
+
+def test_options_are_used_as_converted():
+    """In a process of its own: the tests' type checks refuse them before the loss can see them."""
+    code = (
+        "from limbeck import DistillationLoss as D; "
+        "o = D(alpha='0.5', temperature='2.0', head_budget_mb=256.0).objective; "
+        "assert o.weights == {'divergence': 0.5, 'cross_entropy': 0.5}; "
+        "assert o.logit_terms['divergence'].temperature == 2.0; "
+        "assert type(o.head_budget_mb) is int"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.9])
+def test_logits_whose_sum_overflows_or_that_are_minus_infinity_have_a_loss(alpha):
+    loss = DistillationLoss(alpha=alpha)
+    logits = torch.full((1, 8, 64), 250.0, dtype=torch.float16)
+    logits[..., 5] = 251.0
+    labels = torch.full((1, 8), 5)
+    value = loss.from_logits(logits.requires_grad_(), labels, logits.detach())
+    close(value, loss.from_logits(logits.float(), labels, logits.float().detach()))
+    (gradient,) = torch.autograd.grad(value, logits)
+    assert gradient.isfinite().all()
+    logits = torch.randn(1, 8, 64)
+    logits[..., 7] = -torch.inf
+    assert loss.from_logits(logits, labels, logits).isfinite()
 
 
 @pytest.mark.parametrize(

@@ -28,8 +28,8 @@ def soft_cap(product):
     return 5 * torch.tanh(product / 5)
 
 
-@pytest.mark.parametrize("finish", [None, soft_cap], ids=["closed form", "autograd"])
-def test_a_frozen_head_costs_one_product_less_and_changes_no_other_gradient(finish):
+@pytest.mark.parametrize("transform", [None, soft_cap], ids=["closed form", "autograd"])
+def test_a_frozen_head_costs_one_product_less_and_changes_no_other_gradient(transform):
     torch.manual_seed(0)
     hidden, weight = torch.randn(TOKENS, WIDTH), torch.randn(VOCABULARY, WIDTH)
     teacher = LazyLogits(torch.randn(TOKENS, WIDTH), Head(torch.randn(VOCABULARY, WIDTH)))
@@ -39,7 +39,7 @@ def test_a_frozen_head_costs_one_product_less_and_changes_no_other_gradient(fini
     for is_frozen in (False, True):
         own = weight.clone().requires_grad_(not is_frozen)
         states = hidden.clone().requires_grad_()
-        head = Head(own) if finish is None else Head(own, None, finish)
+        head = Head(own) if transform is None else Head(own, None, transform)
         targets = torch.zeros(TOKENS, dtype=torch.long)
         with Products() as counter:
             view = StudentView(states, head, {}, targets)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from limbeck.losses import Head, Objective, StudentView, TeacherSignal, WeightedTerm, identity
+from limbeck.losses import Head, Objective, StudentView, TeacherSignal, WeightedTerm
 from limbeck.losses.distributions import LazyLogits
 from limbeck.losses.divergences import divergences
 from limbeck.losses.head.closed_form import ClosedForm, closed_form
@@ -47,7 +47,8 @@ def terms(spec, temperature):
 
 def plain(hidden, head, targets, spec, teacher, temperature):
     """The same sums from whole logits, spelt out."""
-    logits = head.finish(hidden @ head.weight.t() + (0 if head.bias is None else head.bias))
+    logits = hidden @ head.weight.t() + (0 if head.bias is None else head.bias)
+    logits = logits if head.transform is None else head.transform(logits)
     pair = teacher.compare(logits, temperature)
     soft = divergences.bind(spec, at="test")(pair.student, pair.teacher).sum() * temperature**2
     hard = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
@@ -69,10 +70,10 @@ def one_segment(hidden, head, body, chunk):
 @over_specs(SPECS)
 @over_forms
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
-@pytest.mark.parametrize(("chunk", "finish"), [(4, identity), (64, soft_cap)])
-def test_general_path_equals_plain_logits(spec, form, temperature, chunk, finish):
+@pytest.mark.parametrize(("chunk", "transform"), [(4, None), (64, soft_cap)])
+def test_general_path_equals_plain_logits(spec, form, temperature, chunk, transform):
     hidden, weight, bias, targets = student(bias=True)
-    head = Head(weight, bias, finish)
+    head = Head(weight, bias, transform)
     teacher = form(3 * torch.randn(TOKENS, VOCABULARY, dtype=torch.float64), temperature)
     sums = plain(hidden, head, targets, spec, teacher, temperature)
     wanted = torch.tensor([0.3, 0.7], dtype=torch.float64)
@@ -185,7 +186,6 @@ def test_closed_form_is_chosen_where_there_is_one_and_only_there():
     head = Head(weight)
     assert isinstance(chosen(head, dense, soft, hard), ClosedForm)
     assert isinstance(chosen(head, dense, soft), ClosedForm)
-    assert isinstance(chosen(Head(weight, None, lambda product: product), dense, soft), ClosedForm)
     assert chosen(Head(weight, None, torch.tanh_), dense, soft) is None
     assert isinstance(chosen(head, None, hard), ClosedForm)
     assert chosen(Head(weight, None, soft_cap), dense, soft, hard) is None
@@ -419,3 +419,22 @@ def test_arrays_are_taken_once_for_all_steps_and_trained_after_inference():
         places.append({name: kept.data_ptr() for name, kept in objective.workspace._kept.items()})
     assert places[0] == places[1]
     assert set(places[0]) == {"student", "teacher", "work"}
+
+
+def test_a_head_in_another_dtype_than_the_teachers_states_is_copied_once(monkeypatch):
+    copies, take = [], Head.to
+
+    def watch(self, dtype):
+        copies.append(self.weight.dtype != dtype)
+        return take(self, dtype)
+
+    monkeypatch.setattr(Head, "to", watch)
+    hidden, weight, _, targets = student(torch.float32)
+    inside, head = torch.randn(TOKENS, 5).half(), torch.randn(VOCABULARY, 5).bfloat16()
+    spec, teacher = {"type": "forward_kl"}, LazyLogits(inside, Head(head))
+    for form in (closed_form, GeneralForm):
+        copies.clear()
+        _, sums = fused(form, hidden, Head(weight), targets, spec, teacher, 1.0, 2)
+        assert sum(copies) == 1
+        exact = LazyLogits(inside.float(), Head(head.float()))
+        close(sums, fused(form, hidden, Head(weight), targets, spec, exact, 1.0, 2)[1])

@@ -13,8 +13,8 @@ from limbeck.losses import (
     PairShapes,
     StudentView,
     TeacherSignal,
+    WeightedTerm,
     build_objective,
-    identity,
 )
 from limbeck.losses.distributions import DenseLogits, LazyLogits, TopK
 from limbeck.losses.divergences import divergences
@@ -31,7 +31,7 @@ def soft_cap(product):
 class Pair:
     """A student's and a teacher's answers to one batch, and the parameters behind them."""
 
-    def __init__(self, finish=identity, is_sparse: bool = False) -> None:
+    def __init__(self, transform=None, is_sparse: bool = False) -> None:
         torch.manual_seed(1)
         double = torch.float64
         self.hidden = torch.randn(TOKENS, WIDTH, dtype=double, requires_grad=True)
@@ -41,11 +41,11 @@ class Pair:
         self.teacher_weight = torch.randn(VOCABULARY, TEACHER_WIDTH, dtype=double)
         self.teacher_layers = torch.randn(4, TOKENS, TEACHER_WIDTH, dtype=double)
         self.targets = torch.randint(VOCABULARY, (TOKENS,))
-        self.finish, self.is_sparse = finish, is_sparse
+        self.transform, self.is_sparse = transform, is_sparse
 
     def cut(self, window: slice) -> tuple[StudentView, TeacherSignal]:
         layers = dict(enumerate(self.layers[:, window]))
-        head = Head(self.weight, None, self.finish)
+        head = Head(self.weight, None, self.transform)
         view = StudentView(self.hidden[window], head, layers, self.targets[window])
         distribution = LazyLogits(self.teacher_hidden[window], Head(self.teacher_weight))
         if self.is_sparse:
@@ -80,16 +80,16 @@ def take(chosen: Objective, pair: Pair, windows: list[slice], step_tokens: int =
 
 @pytest.mark.parametrize("cuts", [[0, 150], [0, 1, 150], [0, 70, 70, 130, 150]])
 @pytest.mark.parametrize("budget", [1, 256])
-@pytest.mark.parametrize("finish", [identity, soft_cap])
+@pytest.mark.parametrize("transform", [None, soft_cap])
 @pytest.mark.parametrize("is_sparse", [False, True])
 @pytest.mark.parametrize("divergence", ["forward_kl", "todi"])
-def test_a_step_does_not_depend_on_its_cuts(cuts, budget, finish, is_sparse, divergence):
+def test_a_step_does_not_depend_on_its_cuts(cuts, budget, transform, is_sparse, divergence):
     """Neither on micro-batches, one of them empty, nor on chunks (64 tokens or all)."""
     loss, shares, gradients = take(
-        objective(divergence), Pair(finish, is_sparse), [slice(0, TOKENS)]
+        objective(divergence), Pair(transform, is_sparse), [slice(0, TOKENS)]
     )
     windows = [slice(a, b) for a, b in itertools.pairwise(cuts)]
-    cut = take(objective(divergence, budget), Pair(finish, is_sparse), windows)
+    cut = take(objective(divergence, budget), Pair(transform, is_sparse), windows)
     close(cut[0], loss)
     assert list(shares) == ["divergence", "cross_entropy", "hidden_state"]
     for name in shares:
@@ -125,10 +125,10 @@ def test_the_loss_is_divided_by_the_tokens_of_the_whole_step():
         close(a, b / 2)
 
 
-@pytest.mark.parametrize("finish", [identity, soft_cap])
+@pytest.mark.parametrize("transform", [None, soft_cap])
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
-def test_nothing_scored_gives_zero_with_a_graph(finish, alpha):
-    loss, shares, gradients = take(objective(alpha=alpha), Pair(finish), [slice(0, 0)], 0)
+def test_nothing_scored_gives_zero_with_a_graph(transform, alpha):
+    loss, shares, gradients = take(objective(alpha=alpha), Pair(transform), [slice(0, 0)], 0)
     assert loss == 0
     assert all(share == 0 for share in shares.values())
     for gradient in gradients:
@@ -136,10 +136,10 @@ def test_nothing_scored_gives_zero_with_a_graph(finish, alpha):
         assert (gradient == 0).all()
 
 
-@pytest.mark.parametrize("finish", [identity, soft_cap])
+@pytest.mark.parametrize("transform", [None, soft_cap])
 @pytest.mark.parametrize("divergence", divergences.names())
-def test_evaluation_reads_the_same_numbers_without_a_graph(finish, divergence):
-    pair, chosen = Pair(finish), objective(divergence)
+def test_evaluation_reads_the_same_numbers_without_a_graph(transform, divergence):
+    pair, chosen = Pair(transform), objective(divergence)
     loss, shares, _ = take(chosen, pair, [slice(0, TOKENS)])
     with torch.no_grad():
         again, parts = chosen(*pair.cut(slice(0, TOKENS)), torch.tensor(TOKENS))
@@ -173,12 +173,23 @@ def test_inputs_survive():
         assert torch.equal(kept, now)
 
 
-@pytest.mark.parametrize("finish", [identity, soft_cap])
-def test_a_number_that_is_not_one_is_not_hidden(finish):
-    pair = Pair(finish)
+@pytest.mark.parametrize("transform", [None, soft_cap])
+def test_a_number_that_is_not_one_is_not_hidden(transform):
+    pair = Pair(transform)
     with torch.no_grad():
         pair.hidden[3, 0] = torch.nan
     loss, shares, _ = take(objective(), pair, [slice(0, TOKENS)])
     assert torch.isnan(loss)
     assert torch.isnan(shares["divergence"])
     assert torch.isnan(shares["cross_entropy"])
+
+
+def test_state_terms_alone_leave_the_head_alone(monkeypatch):
+    """And the head still gets its gradient, zero: every rank reduces the same parameters."""
+    monkeypatch.setattr("limbeck.losses.head.fused.multiply", None)
+    pair, terms = Pair(), objective().state_terms
+    alone = Objective([WeightedTerm("hidden_state", 0.1, terms["hidden_state"])])
+    loss, shares, gradients = take(alone, pair, [slice(0, TOKENS)])
+    close(loss, 0.1 * shares["hidden_state"])
+    assert (gradients[1] == 0).all()
+    assert gradients[2].abs().max() > 0

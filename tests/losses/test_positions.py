@@ -16,7 +16,6 @@ from limbeck.losses import (
     TeacherSignal,
     WeightedTerm,
     build_objective,
-    identity,
     objective_problems,
 )
 from limbeck.losses.distributions import DenseLogits, LazyLogits, Samples, TopK
@@ -44,7 +43,7 @@ class Counted:
 class Step:
     """A student's and an online teacher's answers to one batch."""
 
-    def __init__(self, finish=identity, teacher_finish=identity):
+    def __init__(self, transform=None, teacher_transform=None):
         torch.manual_seed(1)
         double = torch.float64
         self.hidden = torch.randn(TOKENS, WIDTH, dtype=double, requires_grad=True)
@@ -54,9 +53,9 @@ class Step:
         teacher *= torch.linspace(0.1, 3, TOKENS)[torch.randperm(TOKENS), None]
         teacher_weight = torch.randn(VOCABULARY, WIDTH, dtype=double)
         targets = torch.randint(VOCABULARY, (TOKENS,))
-        head = Head(self.weight, None, finish)
+        head = Head(self.weight, None, transform)
         self.view = StudentView(self.hidden, head, {0: self.layer}, targets)
-        lazy = LazyLogits(teacher, Head(teacher_weight, None, teacher_finish))
+        lazy = LazyLogits(teacher, Head(teacher_weight, None, teacher_transform))
         self.signal = TeacherSignal.from_distribution(lazy, {0: teacher})
 
     def gradients(self, objective, view=None):
@@ -79,10 +78,10 @@ def entropies(logits):
 
 
 @pytest.mark.parametrize("choice", [TeacherEntropy, StudentEntropy])
-@pytest.mark.parametrize("finish", [identity, torch.clone])
+@pytest.mark.parametrize("transform", [None, torch.clone])
 @pytest.mark.parametrize("share", [0.1, 0.5])
-def test_the_least_certain_positions_are_learnt_from_and_no_others(choice, finish, share):
-    step = Step(finish)
+def test_the_least_certain_positions_are_learnt_from_and_no_others(choice, transform, share):
+    step = Step(transform)
     logits = step.hidden @ step.weight.t()
     if choice is TeacherEntropy:
         logits = step.signal.distribution.logits()
@@ -179,11 +178,11 @@ def test_nothing_scored_still_has_a_graph(choice):
     assert (step.weight.grad == 0).all()
 
 
-@pytest.mark.parametrize("finish", [identity, torch.clone])
+@pytest.mark.parametrize("transform", [None, torch.clone])
 @pytest.mark.parametrize("divergence", ["forward_kl", "todi"])
 @pytest.mark.parametrize("kind", ["lazy", "top_k"])
-def test_token_weights_multiply_each_positions_terms(finish, divergence, kind):
-    step, weights = Step(finish), torch.rand(TOKENS)
+def test_token_weights_multiply_each_positions_terms(transform, divergence, kind):
+    step, weights = Step(transform), torch.rand(TOKENS)
     weights[::4] = 0
     if kind == "top_k":
         kept = TopK.from_logits(step.signal.distribution.logits(), 4, 2.0)
@@ -213,10 +212,10 @@ def test_token_weights_multiply_each_positions_terms(finish, divergence, kind):
     assert (gradients[0][::4] == 0).all()
 
 
-@pytest.mark.parametrize("finish", [identity, torch.clone])
-def test_weights_of_one_change_nothing_and_go_with_a_choice(finish):
-    plain = Step(finish).gradients(objective(TeacherEntropy(share=0.3)))
-    step = Step(finish)
+@pytest.mark.parametrize("transform", [None, torch.clone])
+def test_weights_of_one_change_nothing_and_go_with_a_choice(transform):
+    plain = Step(transform).gradients(objective(TeacherEntropy(share=0.3)))
+    step = Step(transform)
     ones = replace(step.view, token_weights=torch.ones(TOKENS, dtype=torch.float64))
     weighted = step.gradients(objective(TeacherEntropy(share=0.3)), ones)
     for a, b in zip(weighted[2], plain[2], strict=True):

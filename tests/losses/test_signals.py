@@ -5,32 +5,21 @@ import torch
 
 from limbeck.errors import ConfigError
 from limbeck.losses import Head
-from limbeck.losses.distributions import DenseLogits, LazyLogits, SharedVocabulary, TopK
+from limbeck.losses.distributions import DenseLogits, LazyLogits, TopK
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
 def test_pairs_are_finite_and_sum_to_one(temperature):
     student, teacher = 5 * torch.randn(16, 32), 5 * torch.randn(16, 32)
     student[:, 30:] = teacher[:, 29:] = -torch.inf
-    shared = torch.arange(20)
     for distribution in (
         DenseLogits(teacher),
         LazyLogits(torch.randn(16, 8), Head(torch.randn(32, 8))),
         TopK.from_logits(teacher, 4, temperature),
-        SharedVocabulary(teacher, shared, shared),
     ):
         for logp in distribution.compare(student, temperature):
             assert torch.isfinite(logp).all()
             torch.testing.assert_close(logp.exp().sum(-1), torch.ones(16))
-
-
-def test_renaming_the_teachers_tokens_changes_nothing():
-    student, teacher = torch.randn(8, 12), torch.randn(8, 12)
-    renamed = torch.randperm(12)
-    expected = DenseLogits(teacher).compare(student, 1.0)
-    got = SharedVocabulary(teacher[:, renamed], renamed, torch.arange(12)).compare(student, 1.0)
-    torch.testing.assert_close(got.student[:, :-1], expected.student[:, renamed])
-    torch.testing.assert_close(got.teacher[:, :-1], expected.teacher[:, renamed])
 
 
 def test_a_head_is_product_bias_and_finish():
@@ -43,12 +32,10 @@ def test_a_head_is_product_bias_and_finish():
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 def test_forms_agree_on_rows_taken_before_or_after(temperature):
     logits, student, window = torch.randn(9, 12), torch.randn(9, 12), slice(3, 7)
-    shared = torch.arange(5)
     for distribution in (
         DenseLogits(logits),
         LazyLogits(logits, Head(torch.eye(12))),
         TopK.from_logits(logits, 4, temperature),
-        SharedVocabulary(logits, shared, shared),
     ):
         whole = distribution.compare(student, temperature)
         part = distribution.rows(window).compare(student[window], temperature)

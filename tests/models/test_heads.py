@@ -1,15 +1,15 @@
 import torch
 
-from limbeck.models.heads import Divided, Multiplied, Plain, Softcap, finish_of
+from limbeck.models.heads import Divided, Multiplied, Softcap, transform_of
 from tests.models.tiny import tiny_config
 
 
 def test_each_family_gets_what_its_configuration_says():
-    assert finish_of(tiny_config("llama")) == Plain()
-    assert finish_of(tiny_config("gemma2")) == Softcap(3.0)
-    assert finish_of(tiny_config("gemma2", final_logit_softcapping=None)) == Plain()
-    assert finish_of(tiny_config("granite")) == Divided(4.0)
-    assert finish_of(tiny_config("cohere")) == Multiplied(0.25)
+    assert transform_of(tiny_config("llama")) is None
+    assert transform_of(tiny_config("gemma2")) == Softcap(3.0)
+    assert transform_of(tiny_config("gemma2", final_logit_softcapping=None)) is None
+    assert transform_of(tiny_config("granite")) == Divided(4.0)
+    assert transform_of(tiny_config("cohere")) == Multiplied(0.25)
 
 
 def test_softcapped_logits_keep_their_order_within_the_cap():

@@ -28,7 +28,7 @@ def test_tied_and_untied_models_pass(tied):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_wrong_head_is_refused_with_the_family_and_the_difference(family):
     model = tiny_model(family)
-    model._finish = Multiplied(1.01)
+    model._transform = Multiplied(1.01)
     with pytest.raises(ConfigError, match=rf"head of a {family} model.*differ by up to [0-9.]+"):
         prove_head(model)
 
@@ -36,7 +36,7 @@ def test_wrong_head_is_refused_with_the_family_and_the_difference(family):
 @pytest.mark.parametrize("family", ["gemma2", "gemma3_text", "granite", "cohere"])
 def test_family_missing_from_the_table_would_be_found(family):
     model = tiny_model(family)
-    model._finish = tiny_llama(1, 32)._finish
+    model._transform = tiny_llama(1, 32)._finish
     with pytest.raises(ConfigError, match="limbeck does not know what this family does"):
         prove_head(model)
 

@@ -64,7 +64,6 @@ def test_tokens_that_are_probable_enough_come_back(vocabulary, least):
     for temperature in (1.0, 2.0):
         both = back.at(temperature)
         torch.testing.assert_close(both.exp().sum(-1), torch.ones(9))
-    form = forms.bind(spec, "form")(vocabulary)
     halves = [back.rows(slice(0, 4)), back.rows(slice(4, 9))]
     narrow = dataclasses.replace(
         halves[0],
@@ -72,7 +71,7 @@ def test_tokens_that_are_probable_enough_come_back(vocabulary, least):
         kept=halves[0].kept[:, :1],
         logprobs=halves[0].logprobs[:, :1],
     )
-    joined = form.join([narrow, halves[1]])
+    joined = type(narrow).cat([narrow, halves[1]])
     assert torch.equal(kept_ids(joined, vocabulary)[4:], kept_ids(back, vocabulary)[4:])
     assert torch.equal(joined.at(1.0)[4:].exp().sum(-1), both_sum(halves[1]))
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from limbeck.batch import Batch
 from limbeck.config import ObjectiveConfig
-from limbeck.losses import Head, Projections, StudentView, TeacherSignal
+from limbeck.losses import Projections, StudentView, TeacherSignal
 from limbeck.losses.distributions import LazyLogits
 from limbeck.models import CausalLM, Distiller, captured_projections, evaluating
 from limbeck.teachers import LocalTeacher
@@ -152,13 +152,13 @@ def view(case: Case, batch: Batch, count: int = SCORED) -> Views:
             teacher_hidden, teacher_layers = case.teacher_model(batch, objective.needs.layers)
     every = max(1, len(hidden) // count)
     some = slice(0, every * count, every)
-    distribution = LazyLogits(teacher_hidden[some], still(case.teacher_model.head))
+    distribution = LazyLogits(teacher_hidden[some], case.teacher_model.head.detach())
     chosen = {i: states[some] for i, states in layers.items()}
     teacher_chosen = {i: states[some] for i, states in teacher_layers.items()}
     return Views(
         StudentView(
             hidden[some],
-            still(case.student.head),
+            case.student.head.detach(),
             chosen,
             batch.targets()[some],
             pieces=batch.pieces()[some],
@@ -176,9 +176,3 @@ def at_some(
 ) -> dict[int, Projections]:
     """Queries, keys and values at some of the positions; in another number format if given."""
     return {i: Projections(*(part[some].to(dtype) for part in each)) for i, each in layers.items()}
-
-
-def still(head: Head) -> Head:
-    """The same head, out of any graph."""
-    bias = None if head.bias is None else head.bias.detach()
-    return Head(head.weight.detach(), bias, head.finish)

@@ -61,7 +61,7 @@ def zero_at_equality(case: Case, views: Views) -> Finding:
         return Unproven(name, "objective.alpha is 0, so the run compares no distributions")
     said, targets = views.distribution, views.student.targets
     dtype = exact(said.head)
-    hidden, head = said.hidden.to(dtype), as_type(said.head, dtype)
+    hidden, head = said.hidden.to(dtype), said.head.to(dtype)
     alone = StudentView(hidden, head, {}, targets)
     signal = TeacherSignal.from_distribution(LazyLogits(hidden, head))
     soft = evaluate(Objective([WeightedTerm("divergence", 1.0, term)], 1), alone, signal)
@@ -155,7 +155,7 @@ def evaluate(objective: Objective, student: StudentView, signal: TeacherSignal) 
     """
     hidden = student.hidden.detach().requires_grad_()
     weight = student.head.weight.detach().requires_grad_()
-    head = Head(weight, student.head.bias, student.head.finish)
+    head = student.head._replace(weight=weight)
     budget, chosen = objective.head_budget_mb, objective.positions
     objective.head_budget_mb, objective.positions = 0, None
     try:
@@ -174,9 +174,9 @@ def in_the_open(case: Case, views: Views) -> Outcome:
     student, recipe = views.student, case.recipe
     dtype = exact(student.head, views.distribution.head)
     hidden = student.hidden.to(dtype).requires_grad_()
-    head = as_type(student.head, dtype)
+    head = student.head.to(dtype)
     products = torch.nn.functional.linear(hidden, head.weight, head.bias)
-    logits = head.finish(products)
+    logits = products if head.transform is None else head.transform(products)
     said = DenseLogits(views.distribution.head(views.distribution.hidden).to(dtype))
     alpha, temperature = value_at(recipe.alpha, 0), value_at(recipe.temperature, 0)
     loss = (1 - alpha) * torch.nn.functional.cross_entropy(logits, student.targets)
@@ -203,13 +203,13 @@ def first(views: Views, positions: int, dtype: torch.dtype) -> Views:
     old, said = views.student, views.distribution
     student = StudentView(
         old.hidden[some].to(dtype),
-        as_type(old.head, dtype),
+        old.head.to(dtype),
         {i: states[some].to(dtype) for i, states in old.layer_hidden.items()},
         old.targets[some],
         pieces=None if old.pieces is None else old.pieces[some],
         layer_projections=at_some(old.layer_projections, some, dtype),
     )
-    teacher = LazyLogits(said.hidden[some].to(dtype), as_type(said.head, dtype))
+    teacher = LazyLogits(said.hidden[some].to(dtype), said.head.to(dtype))
     layers = {i: states[some].to(dtype) for i, states in views.signal.layer_hidden.items()}
     projections = at_some(views.signal.layer_projections, some, dtype)
     return Views(student, teacher, TeacherSignal.from_distribution(teacher, layers, projections))
@@ -220,12 +220,6 @@ def exact(*heads: Head) -> torch.dtype:
     too_big = any(head.weight.numel() * 8 > FLOAT64_BYTES for head in heads)
     without = heads[0].weight.device.type == "mps"
     return torch.float32 if too_big or without else torch.float64
-
-
-def as_type(head: Head, dtype: torch.dtype) -> Head:
-    """The same head in another number format."""
-    bias = None if head.bias is None else head.bias.to(dtype)
-    return Head(head.weight.to(dtype), bias, head.finish)
 
 
 def count(student: StudentView) -> Int[Tensor, ""]:

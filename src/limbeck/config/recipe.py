@@ -127,6 +127,8 @@ class EvaluateConfig:
     """Its peak, or a grid; that of `optim.learning_rate` by default."""
     continuations: Annotated[int, Ge(0)] = 3
     """Held-out beginnings that teacher and student continue in the report."""
+    suites: tuple[Component | str, ...] = ()
+    """Further suites that measure the final students, after `fidelity`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,21 +161,17 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelConfig:
-    """How models are sharded over the ranks torchrun starts, and the data type they compute in."""
+    """How models are sharded over the ranks torchrun starts, and in which format they compute."""
 
     __pydantic_config__ = STRICT
     shard: Literal["auto", "always", "none"] = "auto"
-    """`auto` shards student, optimizer and teacher over all ranks (FSDP2), and over the one GPU of
-    a single process; `always` does so on a single CPU process too; `none` keeps whole copies."""
+    """`auto` shards student, optimizer and teacher over all ranks (FSDP2). `always` does so for a
+    single process too, which CUDA always does: the same code then runs on a CPU. `none` keeps a
+    whole copy of the models on each rank."""
     compute_dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    """Data type of the student's forward and backward pass under FSDP2; weights and optimizer state
-    stay float32. `auto` is bfloat16 on GPUs that support it, else float32."""
-
-    @property
-    def mesh(self) -> str:
-        """`shard`, or `always` where the compute data type needs FSDP2."""
-        reduced = self.compute_dtype == "bfloat16" and self.shard == "auto"
-        return "always" if reduced else self.shard
+    """Format the student computes in; its weights, gradients and optimizer state are float32.
+    `auto` takes bfloat16 on CUDA devices that have it, and float32 elsewhere. `bfloat16` shards a
+    single process's models as well, because FSDP2 casts the weights."""
 
 
 @dataclass(frozen=True, kw_only=True)

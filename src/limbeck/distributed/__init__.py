@@ -18,7 +18,7 @@ from limbeck.distributed.ranks import (
     world,
 )
 from limbeck.distributed.sharding import (
-    discard_backward,
+    abandon_pass,
     full_weights,
     gathered,
     is_sharded,
@@ -30,11 +30,11 @@ from limbeck.distributed.stopping import StopSignals
 __all__ = [
     "StopSignals",
     "World",
+    "abandon_pass",
     "all_sum",
     "barrier",
     "broadcast_object",
     "checkpoint_name",
-    "discard_backward",
     "full_weights",
     "gather_objects",
     "gathered",

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._C._distributed_c10d import HashStore
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from limbeck.errors import (
@@ -27,9 +26,6 @@ from limbeck.errors import (
     StorageError,
     TryLaterError,
 )
-
-BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
-"""Communication library by device type."""
 
 KINDS = (ConfigError, DataError, RunError, NonFiniteError, StorageError, TryLaterError)
 """Errors that are raised on every rank as what they are."""
@@ -63,71 +59,53 @@ class World:
 
 
 @contextmanager
-def world(device: torch.device, shard: str = "auto") -> Iterator[World]:
-    """Join the processes torchrun started, or be alone.
+def world(
+    device: torch.device, shard: str = "auto", compute_dtype: str = "auto"
+) -> Iterator[World]:
+    """Join the processes torchrun started, or be the only one.
 
     Args:
         device: What to compute on; with several CUDA ranks each takes its own card.
-        shard: `auto` shards models over all ranks; `none` keeps a whole copy on each; `always`
-            gives a single process a mesh of one too.
+        shard: `auto` shards models over all ranks, `none` keeps a whole copy on each; `always`
+            makes a mesh for a single process on a CPU too.
+        compute_dtype: `bfloat16` does so as well, because it is FSDP2 that casts the weights.
 
     Raises:
-        ConfigError: A mesh on a device that cannot communicate.
+        ConfigError: The device has no backend of torch.distributed.
     """
-    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
-        with alone(device, shard) as here:
-            yield here
+    launched = "RANK" in os.environ and "WORLD_SIZE" in os.environ
+    sharded = launched or device.type == "cuda" or shard == "always" or compute_dtype == "bfloat16"
+    if not sharded:
+        yield World(0, 1, device)
         return
-    size = int(os.environ["WORLD_SIZE"])
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(
-            f"Several processes must compute on CPU or CUDA, got device {device.type!r} under "
-            "torchrun. Start limbeck without torchrun, or set device=cpu."
+            "torchrun, parallel.shard=always and parallel.compute_dtype=bfloat16 need CPU or CUDA, "
+            f"got device {device.type!r}. Set device=cpu, or use none of the three."
         )
-    if device.type == "cuda":
+    if launched and device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    if device.index is not None:
         torch.cuda.set_device(device)
-    dist.init_process_group(BACKENDS[device.type])
-    try:
+    with process_group("nccl" if device.type == "cuda" else "gloo", alone=not launched):
+        size = dist.get_world_size()
         if shard == "none":
-            # Replicas are the other extreme of the same FSDP2: groups of one, kept in step.
+            # HSDP with shard groups of one: whole replicas through the same code.
             names = ("replicate", "shard")
             mesh = init_device_mesh(device.type, (size, 1), mesh_dim_names=names)
         else:
             mesh = init_device_mesh(device.type, (size,))
         yield World(dist.get_rank(), size, device, mesh)
-    finally:
-        dist.destroy_process_group()
 
 
 @contextmanager
-def alone(device: torch.device, shard: str = "auto") -> Iterator[World]:
-    """A world of one process.
-
-    On a GPU, and elsewhere with `shard="always"`, it has a mesh of one: FSDP2 keeps float32 weights
-    and computes in bfloat16 with the code that many GPUs run.
-
-    Raises:
-        ConfigError: A mesh is required on a device that has none.
-    """
-    if device.type != "cuda" and shard != "always":
-        yield World(0, 1, device)
-        return
-    if device.type not in BACKENDS:
-        raise ConfigError(
-            f"parallel.shard: always needs a CPU or CUDA device, got {device.type!r}. Set "
-            "parallel.shard=auto and parallel.compute_dtype=auto, or device=cpu."
-        )
-    if device.index is not None:
-        torch.cuda.set_device(device)  # the mesh uses the current device
-    with group_of_one(BACKENDS[device.type]):
-        yield World(0, 1, device, init_device_mesh(device.type, (1,)))
-
-
-@contextmanager
-def group_of_one(backend: str) -> Iterator[None]:
-    """A process group of this process alone; nothing listens anywhere."""
-    dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
+def process_group(backend: str, *, alone: bool) -> Iterator[None]:
+    """The default process group: torchrun's, or of this process alone, which opens no port."""
+    if alone:
+        store = dist.HashStore()  # type: ignore[attr-defined]  # documented, not re-exported
+        dist.init_process_group(backend, store=store, rank=0, world_size=1)
+    else:
+        dist.init_process_group(backend)
     try:
         yield
     finally:

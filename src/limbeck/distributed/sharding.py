@@ -1,4 +1,4 @@
-"""Models spread over ranks with FSDP2, and put together again."""
+"""Models sharded over ranks with FSDP2, and gathered again."""
 
 from __future__ import annotations
 
@@ -7,7 +7,12 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import (
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from torch.distributed.tensor import DTensor
 
 from limbeck.distributed.ranks import World
@@ -20,15 +25,15 @@ def shard(
     *,
     compute_dtype: torch.dtype | None = None,
 ) -> None:
-    """Spread a module over all ranks, each block on its own and the rest with the root.
+    """Shard a module over all ranks, each block on its own and the rest with the root.
 
-    The same call serves the Distiller and a frozen teacher. The root keeps what belongs to no block
-    (embedding, final norm, output head, projectors) gathered after its forward pass: a teacher's
-    head is read when its signal is compared, which is later, and a head gathered at every chunk
-    would cost a collective a chunk. That is memory for one embedding and one head, not for a model.
+    The root keeps what belongs to no block (embedding, final norm, output head, projectors)
+    gathered after its forward pass: a teacher's head is read when its signal is compared, which is
+    later, and gathering a head for every chunk would cost a collective a chunk. That is memory for
+    one embedding and one head, not for a model.
 
     Args:
-        module: What is called: FSDP2 gathers weights when the forward pass of *this* module begins.
+        module: The root: FSDP2 gathers weights when the forward pass of *this* module begins.
         blocks: Its decoder blocks.
         world: The ranks; without a mesh nothing happens.
         compute_dtype: Type of the gathered weights and of the computation; gradients are summed in
@@ -45,36 +50,53 @@ def shard(
     for block in blocks:
         fully_shard(block, mesh=world.mesh, mp_policy=policy)
     fully_shard(module, mesh=world.mesh, mp_policy=policy, reshard_after_forward=False)
+    become_root(module)
+
+
+def become_root(module: nn.Module) -> None:
+    """Initialise FSDP2 with a module as its root, by a forward pass that computes nothing.
+
+    The root is the module whose forward pass runs first. Were it a block's, in an evaluation before
+    training, training would fail; nor can anything be reset before there is a root.
+    """
+    assert isinstance(module, FSDPModule)
+    register_fsdp_forward_method(module, "extra_repr")
+    module.extra_repr()
+    del module.extra_repr  # the class's own is in place again
+    module.reshard()
 
 
 @contextmanager
-def gathered(module: nn.Module) -> Iterator[None]:
-    """A context in which parts of a sharded module may be called by themselves.
+def gathered(*modules: nn.Module) -> Iterator[None]:
+    """A context in which parts of sharded modules may be called and read by themselves.
 
     Evaluation runs `distiller.student`, and generation its decoder: neither begins with the root's
     forward pass. Every rank must then make the same calls, because blocks still gather their own.
+    Modules that are not sharded stay as they are.
     """
-    if not isinstance(module, FSDPModule):
-        yield
-        return
-    # The first forward pass decides who is the root; were it a block's, training would fail later.
-    fully_shard.state(module)._lazy_init()  # type: ignore[attr-defined]
-    module.unshard()
+    sharded = [module for module in modules if isinstance(module, FSDPModule)]
+    for root in sharded:
+        root.unshard()
     try:
         yield
     finally:
-        module.reshard()
+        for root in sharded:
+            root.reshard()
 
 
-def discard_backward(module: nn.Module) -> None:
-    """Drop gradients and gathered weights after a failed backward pass.
+def abandon_pass(module: nn.Module) -> None:
+    """Make a module fit for its next forward pass, after one or its backward pass raised.
 
-    The sharded weights are intact and may be saved. The module cannot be trained further: FSDP2
-    keeps its blocks in the state of the failed pass, and later gradients would be lost.
+    All gradients are dropped, those of gathered weights included, which FSDP2 would else add to the
+    next ones. It keeps the state of the failed pass until `reset_iter_state`: without that, later
+    gradients land on gathered copies and no optimizer sees them.
+
+    Args:
+        module: What was called; the root where it is sharded.
     """
-    for each in module.modules():
-        if isinstance(each, FSDPModule):
-            each.reshard()
+    module.zero_grad(set_to_none=True)  # of weights that are gathered now
+    if isinstance(module, FSDPModule):
+        module.reset_iter_state()
     module.zero_grad(set_to_none=True)
 
 

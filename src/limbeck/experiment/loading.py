@@ -10,6 +10,7 @@ from limbeck.config import RunConfig, read
 from limbeck.config.json_schema import recipe_schema
 from limbeck.config.trainable import trainable_problems
 from limbeck.data import data_problems, readers, sources
+from limbeck.evaluate.suites import suites
 from limbeck.losses import objective_problems, terms
 from limbeck.losses.divergences import divergences
 from limbeck.losses.positions import positions
@@ -28,6 +29,7 @@ OPEN_PARTS: dict[str, Registry[Any]] = {
     "objective.extra[]": terms,
     "objective.positions": positions,
     "data.source": sources,
+    "evaluate.suites[]": suites,
     "record.form": forms,
 }
 """Where a recipe may name components, and of which registry."""
@@ -55,6 +57,8 @@ def problems(config: RunConfig) -> Iterator[Problem]:
     yield from step_problems(config)
     yield from arm_problems(config)
     yield from record_problems(config)
+    for index, spec in enumerate(config.evaluate.suites):
+        yield from suites.problems(spec, f"evaluate.suites[{index}]")
 
 
 def size_problems(student: Component) -> Iterator[Problem]:
@@ -76,6 +80,12 @@ def shared_problems(config: RunConfig) -> Iterator[Problem]:
             "student.type",
             "a shared student has the teacher's own weights, which stay as they are: it needs "
             "trainable.lora, and there is none. Set trainable.lora={}, or use type: copy.",
+        )
+    if type_of(config.student) == "shared" and config.parallel.compute_dtype != "auto":
+        yield Problem(
+            "parallel.compute_dtype",
+            "must be auto for a shared student, which computes in its teacher's dtype, got "
+            f"{config.parallel.compute_dtype}. Set teacher.dtype instead, or use type: copy.",
         )
 
 

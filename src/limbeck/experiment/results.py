@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from limbeck.config import RunConfig
 from limbeck.data.held_out import HeldOut
 from limbeck.evaluate.examples import continuations, disagreements
 from limbeck.evaluate.scores import Scores, gap_recovered, paired_difference, summarise
 from limbeck.evaluate.speed import speeds
+from limbeck.evaluate.suites import SuiteContext, suites
 from limbeck.experiment.parts import Parts
 from limbeck.models import CausalLM
+from limbeck.registry import type_of
 from limbeck.teachers import DISTRIBUTION, LocalTeacher
 
 METRICS = (
@@ -85,6 +88,17 @@ def teacher_figures(scores: Scores) -> dict[str, Any]:
     return {**zeros, "top1_agreement": same, **shown}
 
 
+def suite_results(
+    config: RunConfig, context: SuiteContext, students: Mapping[str, CausalLM]
+) -> dict[str, Any]:
+    """Figures of the recipe's further suites, by suite and student; every rank calls it."""
+    measured: dict[str, Any] = {}
+    for index, spec in enumerate(config.evaluate.suites):
+        suite = suites.bind(spec, f"evaluate.suites[{index}]")(context)
+        measured[type_of(spec)] = {n: dict(suite.measure(s)) for n, s in students.items()}
+    return {"suites": measured} if measured else {}
+
+
 def places(
     parts: Parts,
     teacher: LocalTeacher,
@@ -94,7 +108,7 @@ def places(
 ) -> dict[str, Any]:
     """What a reader looks at: disagreements, continuations, size and speed. One process only."""
     student = students["distilled"]
-    rows = held_out.reporting_rows
+    rows = held_out.test_rows
     both = {"teacher": teacher.model, "student": student}
     per_second = speeds(both)
     return {

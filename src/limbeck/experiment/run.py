@@ -28,9 +28,9 @@ from limbeck.distributed import (
 from limbeck.errors import ConfigError
 from limbeck.experiment.parts import STUDENT_DTYPE, Parts, gather_parts
 from limbeck.experiment.provenance import command_line, host_facts, now
-from limbeck.experiment.results import compare, places
+from limbeck.experiment.results import compare, places, suite_results
 from limbeck.experiment.score_files import read_scores
-from limbeck.experiment.trials import Arm, Bench, arms_of, best, judge_of, lasting
+from limbeck.experiment.trials import Arm, Bench, arms_of, best, fidelity_of, lasting, suite_context
 from limbeck.files import manifest, write_text
 from limbeck.models import CausalLM, ModelSource, choose_device, load_model
 from limbeck.report.run_files import lines
@@ -64,7 +64,9 @@ class Run:
         self._stack = ExitStack()
         self._started = now()
         self.world: World = self._stack.enter_context(
-            world(choose_device(config.device), config.parallel.mesh)
+            world(
+                choose_device(config.device), config.parallel.shard, config.parallel.compute_dtype
+            )
         )
         try:
             self.parts: Parts = gather_parts(config, self.world)
@@ -122,7 +124,8 @@ class Run:
             for arm, is_done in zip(arms, done, strict=True):
                 if not is_done:
                     self._run_arm(bench, arm, resume=resume)
-            evaluation = self._conclude(arms)
+            suites = self._measure_suites(arms)
+            evaluation = self._conclude(arms, suites)
             return RunResult(self.folder / "student", evaluation, self._report())
 
     def evaluate(self, student: Path | None = None) -> dict[str, Any]:
@@ -134,8 +137,8 @@ class Run:
         Raises:
             ConfigError: The recipe names no held-out text, or the student's tokens are others.
         """
-        judge = judge_of(self.parts)
-        if judge is None:
+        fidelity = fidelity_of(self.parts)
+        if fidelity is None:
             raise ConfigError(
                 "evaluate.data must name held-out text to measure on, and names none. Add it to "
                 "the recipe."
@@ -143,7 +146,8 @@ class Run:
         model = self._open(student or self.folder / "student")
         if student is not None:
             self._require_same_vocabulary(student, model)
-        return compare({"distilled": judge.reporting(model)})
+        evaluation = compare({"distilled": fidelity.test(model)})
+        return evaluation | self._suites({"distilled": model})
 
     def _prepare(self, *, resume: bool, overwrite: bool) -> None:
         """Make the run directory ready, on rank 0 while the others wait."""
@@ -186,7 +190,20 @@ class Run:
         model.vocabulary_size = self.parts.vocabulary.size
         return model
 
-    def _conclude(self, arms: Sequence[Arm]) -> dict[str, Any]:
+    def _suites(self, students: Mapping[str, CausalLM]) -> dict[str, Any]:
+        """Figures of the recipe's further suites; every rank calls it."""
+        context = suite_context(self.parts)
+        return {} if context is None else suite_results(self.config, context, students)
+
+    def _measure_suites(self, arms: Sequence[Arm]) -> dict[str, Any]:
+        """Figures of the best student of each kind in the recipe's further suites."""
+        if not self.config.evaluate.suites:
+            return {}
+        folders = {name: arm.folder for name, arm in best(arms).items()} if self.is_main else {}
+        chosen = broadcast_object({n: str(f) for n, f in folders.items()}, self.world)
+        return self._suites({n: self._open(Path(f) / "student") for n, f in chosen.items()})
+
+    def _conclude(self, arms: Sequence[Arm], suites: Mapping[str, Any]) -> dict[str, Any]:
         """Bring the best arms together: student, curves, figures, places to look at."""
         if not self.is_main:
             barrier()
@@ -200,6 +217,7 @@ class Run:
         files |= {name: arm.scores for name, arm in chosen.items()}
         found = {name: read_scores(path)[1] for name, path in files.items()}
         evaluation = compare({name: scores for name, scores in found.items() if scores})
+        evaluation |= suites
         evaluation["learning_rate"] = {name: arm.learning_rate for name, arm in chosen.items()}
         held_out = self.parts.held_out
         teacher = find_local(self.parts.teacher)

@@ -17,8 +17,9 @@ from limbeck.distributed import (
     gathered,
     load_checkpoint,
 )
+from limbeck.evaluate.fidelity import Fidelity
 from limbeck.evaluate.scores import Scores
-from limbeck.experiment.evaluator import Judge
+from limbeck.evaluate.suites import SuiteContext
 from limbeck.experiment.parts import Parts
 from limbeck.experiment.score_files import read_scores, write_scores
 from limbeck.models import Distiller
@@ -103,7 +104,7 @@ class Bench:
         self._parts = parts
         self._initial = initial
         self._stop = stop
-        self._judge = judge_of(parts)
+        self._fidelity = fidelity_of(parts)
         self._latest: Scores | None = None
 
     def run(self, arm: Arm, sinks: Sequence[MetricSink], *, resume: bool) -> None:
@@ -153,33 +154,39 @@ class Bench:
     ) -> None:
         """Write a student's figures down; those that decide are measured unless they are given."""
         reporting = None
-        if self._judge is not None:
+        if self._fidelity is not None:
             with gathered(distiller):
                 if deciding is None:
-                    deciding = self._judge.deciding(distiller.student)
-                reporting = self._judge.reporting(distiller.student)
+                    deciding = self._fidelity.validation(distiller.student)
+                reporting = self._fidelity.test(distiller.student)
         if self._parts.world.is_main:
             write_scores(path, deciding, reporting)
 
     def _evaluator(self, distiller: Distiller) -> Callable[[], Mapping[str, float]] | None:
         """What the loop calls to measure; None without held-out text."""
-        judge = self._judge
-        if judge is None:
+        fidelity = self._fidelity
+        if fidelity is None:
             return None
 
         def evaluate() -> Mapping[str, float]:
-            scores = self._latest = judge.deciding(distiller.student)
+            scores = self._latest = fidelity.validation(distiller.student)
             return {name: scores.mean(name) for name in scores.metrics}
 
         return evaluate
 
 
-def judge_of(parts: Parts) -> Judge | None:
-    """Who measures the students of a run; None without held-out text."""
+def suite_context(parts: Parts) -> SuiteContext | None:
+    """What students of a run are measured with; None without held-out text."""
     if parts.held_out is None:
         return None
     budget = parts.config.memory.head_budget_mb
-    return Judge(parts.teacher, parts.held_out, parts.world, budget)
+    return SuiteContext(parts.teacher, parts.tokenizer, parts.held_out, parts.world, budget)
+
+
+def fidelity_of(parts: Parts) -> Fidelity | None:
+    """The run's fidelity suite; None without held-out text."""
+    context = suite_context(parts)
+    return None if context is None else Fidelity(context)
 
 
 def fingerprint(parts: Parts, arm: Arm) -> dict[str, Any]:

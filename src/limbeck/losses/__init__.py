@@ -12,7 +12,7 @@ from limbeck.losses.objective import (
 )
 from limbeck.losses.output_head import (
     Head,
-    identity,
+    Transform,
 )
 from limbeck.losses.signal import (
     Projections,
@@ -41,9 +41,9 @@ __all__ = [
     "StateTerm",
     "StudentView",
     "TeacherSignal",
+    "Transform",
     "WeightedTerm",
     "build_objective",
-    "identity",
     "objective_problems",
     "terms",
 ]

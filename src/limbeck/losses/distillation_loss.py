@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Annotated, Any, NamedTuple
 
 import torch
@@ -69,9 +70,9 @@ class DistillationLoss(nn.Module):
             ConfigError: An option is out of its bounds.
         """
         super().__init__()
-        within("alpha", alpha, Annotated[float, Interval(ge=0, le=1)])
-        within("temperature", temperature, Annotated[float, Gt(0)])
-        within("head_budget_mb", head_budget_mb, HeadBudget)
+        alpha = validated("alpha", alpha, Annotated[float, Interval(ge=0, le=1)])
+        temperature = validated("temperature", temperature, Annotated[float, Gt(0)])
+        head_budget_mb = validated("head_budget_mb", head_budget_mb, HeadBudget)
         weighted = []
         if alpha > 0:
             term = DivergenceTerm(divergence=divergence, temperature=temperature)
@@ -150,6 +151,7 @@ class DistillationLoss(nn.Module):
         own = torch.tensor(len(targets), device=targets.device)
         share = share_of_step(len(targets), step_tokens)
         loss, shares = self.objective(view, signal, own)
+        warn_if_unusable(loss, len(targets), step_tokens)
         soft = shares.get("divergence", torch.zeros_like(shares["cross_entropy"]))
         return LossParts(loss * share, soft * share, shares["cross_entropy"] * share)
 
@@ -171,9 +173,10 @@ class DistillationLoss(nn.Module):
         require_tokens(targets, size)
         self._require_teacher(distribution)
         logits = positions_of(student_logits, labels)[scored][:, :size]
-        total = logits.sum() * 0  # a graph, whatever is scored
+        total = logits[:0].sum()  # zero with a graph, also when nothing is scored
         for name, term in self.objective.logit_terms.items():
             total = total + self.objective.weights[name] * term(logits, targets, distribution).sum()
+        warn_if_unusable(total, len(targets), step_tokens)
         return total / max(len(targets), 1) * share_of_step(len(targets), step_tokens)
 
     def _require_teacher(self, distribution: TeacherDistribution | None) -> None:
@@ -218,7 +221,7 @@ def as_head(head: Tensor | Head) -> Head:
 def first(head: Head, size: int) -> Head:
     """A head cut to its first tokens."""
     bias = None if head.bias is None else head.bias[:size]
-    return Head(head.weight[:size], bias, head.finish)
+    return Head(head.weight[:size], bias, head.transform)
 
 
 def require_tokens(targets: Int[Tensor, " N"], size: int) -> None:
@@ -234,14 +237,33 @@ def require_tokens(targets: Int[Tensor, " N"], size: int) -> None:
         )
 
 
-def within(name: str, value: float | int | str, bounds: Any) -> None:
-    """Refuse an option out of its bounds.
+def warn_if_unusable(loss: Tensor, num_scored: int, step_tokens: int | Tensor | None) -> None:
+    """Warn of a loss that trains nothing, or that is not a number.
+
+    Nothing scored is expected where a call is a share of a step, so it is silent there.
+    """
+    if num_scored == 0 and step_tokens is None:
+        warnings.warn(
+            "No label is scored, all are -100: the loss is 0 and nothing is learned. Were prompts "
+            "longer than the sequence? Give step_tokens if this call is a share of a step.",
+            stacklevel=3,
+        )
+    if not bool(loss.isfinite()):
+        warnings.warn(
+            f"The loss is {loss.item()}: hidden states, heads or logits hold values that are not "
+            "finite. Skip this optimizer step, and look at learning rate and dtype.",
+            stacklevel=3,
+        )
+
+
+def validated(name: str, value: object, bounds: Any) -> Any:
+    """An option converted to its declared type.
 
     Raises:
-        ConfigError: It is.
+        ConfigError: The value is out of bounds or cannot be converted.
     """
     try:
-        TypeAdapter(bounds).validate_python(value)
+        return TypeAdapter(bounds).validate_python(value)
     except ValidationError as error:
-        told = error.errors()[0]["msg"]
-        raise ConfigError(f"{name}: {told}, got {value!r}.") from None
+        message = error.errors()[0]["msg"]
+        raise ConfigError(f"{name}: {message}, got {value!r}.") from None

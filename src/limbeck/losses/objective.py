@@ -93,10 +93,11 @@ class Objective(nn.Module):
         """
         total, shares = self._logit_terms(student, signal)
         everything = slice(None)
-        for name, term in self.state_terms.items():
-            state_sum = student.weigh(term(student, signal), everything).sum()
-            total = total + self.weights[name] * state_sum
-            shares[name] = state_sum.detach()
+        with torch.autocast(student.hidden.device.type, enabled=False):
+            for name, term in self.state_terms.items():
+                state_sum = student.weigh(term(student, signal), everything).sum()
+                total = total + self.weights[name] * state_sum
+                shares[name] = state_sum.detach()
         step = step_tokens.clamp_min(1)
         return total / step, {name: shares[name] / step for name in self.weights}
 
@@ -129,6 +130,8 @@ class Objective(nn.Module):
             chosen = self.positions.choose(student, signal, self.head_budget_mb)
             scale = num_positions / max(len(chosen), 1)
             student, signal = view_at(student, chosen), signal.select(chosen, num_positions)
+        if torch.is_grad_enabled():
+            student.head.require_frozen_transform()
         student, parts = self._ordered(student, signal)
         segments, start = [], 0
         for distribution, length in parts:

@@ -17,7 +17,7 @@ from limbeck.errors import ConfigError
 from limbeck.losses import Head
 from limbeck.losses.distributions import log_softmax
 from limbeck.models.adapters import INSIDE, Adapter
-from limbeck.models.heads import finish_of
+from limbeck.models.heads import transform_of
 from limbeck.models.modes import evaluating
 
 
@@ -41,7 +41,7 @@ class CausalLM(nn.Module):
         """
         super().__init__()
         self.hf_model = hf_model
-        self._finish = finish_of(hf_model.config)
+        self._transform = transform_of(hf_model.config)
         self._blocks_name = find_blocks(hf_model)
         self.adapters: Mapping[str, Adapter] = {}
         head = output_layer(hf_model)
@@ -149,7 +149,7 @@ class CausalLM(nn.Module):
         if self.head_name in self.adapters:
             tensors = dict(self.hf_model.named_parameters())
             weight = self.adapters[self.head_name].weight(self.head_name, tensors)
-        return Head(weight=weight[:size], bias=bias, finish=self._finish)
+        return Head(weight=weight[:size], bias=bias, transform=self._transform)
 
     def forward(
         self, batch: Batch, layers: Iterable[int] = ()

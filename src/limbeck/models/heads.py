@@ -1,4 +1,4 @@
-"""What each family does to the product of hidden states and head weight.
+"""The logit transform of each model family.
 
 Read from the families' `forward` in transformers; `prove.prove_head` holds every loaded model to
 it, so a family missing here is found when it is loaded, not in its numbers.
@@ -13,17 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-Finish = Callable[[Tensor], Tensor]
-"""Product of hidden states and head weight, to logits; element by element."""
-
-
-@dataclass(frozen=True)
-class Plain:
-    """The product itself."""
-
-    def __call__(self, product: Tensor) -> Tensor:
-        """The logits."""
-        return product
+from limbeck.losses import Transform
 
 
 @dataclass(frozen=True)
@@ -59,24 +49,24 @@ class Divided:
         return product / self.divisor
 
 
-def _softcap(config: PreTrainedConfig) -> Finish:
+def _softcap(config: PreTrainedConfig) -> Transform | None:
     cap = config.final_logit_softcapping
-    return Plain() if cap is None else Softcap(float(cap))
+    return None if cap is None else Softcap(float(cap))
 
 
-def _logit_scale(config: PreTrainedConfig) -> Finish:
+def _logit_scale(config: PreTrainedConfig) -> Transform:
     return Multiplied(float(config.logit_scale))
 
 
-def _times_logits_scaling(config: PreTrainedConfig) -> Finish:
+def _times_logits_scaling(config: PreTrainedConfig) -> Transform:
     return Multiplied(float(config.logits_scaling))
 
 
-def _over_logits_scaling(config: PreTrainedConfig) -> Finish:
+def _over_logits_scaling(config: PreTrainedConfig) -> Transform:
     return Divided(float(config.logits_scaling))
 
 
-FINISHES: Mapping[str, Callable[[PreTrainedConfig], Finish]] = {
+TRANSFORMS: Mapping[str, Callable[[PreTrainedConfig], Transform | None]] = {
     "gemma2": _softcap,
     "gemma3_text": _softcap,
     "vaultgemma": _softcap,
@@ -87,10 +77,10 @@ FINISHES: Mapping[str, Callable[[PreTrainedConfig], Finish]] = {
     "cohere": _logit_scale,
     "cohere2": _logit_scale,
 }
-"""By `config.model_type`; a family that is not here takes the product as it is."""
+"""By `config.model_type`; families that are not here have no transform."""
 
 
-def finish_of(config: PreTrainedConfig) -> Finish:
-    """What a model's family does to the product of hidden states and head weight."""
-    make = FINISHES.get(config.model_type)
-    return Plain() if make is None else make(config)
+def transform_of(config: PreTrainedConfig) -> Transform | None:
+    """The logit transform of a model's family; None for the product itself."""
+    make = TRANSFORMS.get(config.model_type)
+    return None if make is None else make(config)

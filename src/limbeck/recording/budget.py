@@ -205,9 +205,7 @@ def measure(
 ) -> Setting:
     """Encode, decode, and compare with the dense teacher."""
     codec: Form = forms.bind(form, "record.form")(len(head.weight))
-    still = Head(
-        head.weight.detach(), None if head.bias is None else head.bias.detach(), head.finish
-    )
+    still = head.detach()
     signals = [
         codec.read_teacher(LazyLogits(read.hidden, still), generator_of(0, read.key))
         for read in reads

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from jaxtyping import Float, Int
@@ -16,12 +14,6 @@ from limbeck.store.token_ranks import TokenRanks
 
 ENTROPY_STEPS = 4096
 """Resolution of a stored entropy, steps a nat: error at most 1 / 8192, range 0 to 16 nats."""
-
-
-def widened(parts: Sequence[Int[Tensor, "_ _"]]) -> Int[Tensor, "N k"]:
-    """The rows of all parts, padded with 0 to the widest."""
-    width = max(part.shape[1] for part in parts)
-    return torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[1])) for part in parts])
 
 
 def encode_counts(

@@ -14,12 +14,12 @@ from safetensors.torch import save_file
 
 from limbeck.errors import DataError
 from limbeck.files import manifest, publish
-from limbeck.losses import Head, identity
-from limbeck.models.heads import Divided, Finish, Multiplied, Plain, Softcap
+from limbeck.losses import Head, Transform
+from limbeck.models.heads import Divided, Multiplied, Softcap
 
 FOLDER, FILE = "head", "head.safetensors"
-FINISHES: dict[str, type[Any]] = {
-    each.__name__.lower(): each for each in (Plain, Softcap, Multiplied, Divided)
+TRANSFORMS: dict[str, type[Any]] = {
+    each.__name__.lower(): each for each in (Softcap, Multiplied, Divided)
 }
 
 
@@ -28,7 +28,7 @@ def write_head(store: Path, head: Head) -> None:
     tensors = {"weight": head.weight.detach().cpu().contiguous()}
     if head.bias is not None:
         tensors["bias"] = head.bias.detach().cpu().contiguous()
-    settings = {"finish": json.dumps(finish_facts(head.finish), sort_keys=True)}
+    settings = {"finish": json.dumps(transform_facts(head.transform), sort_keys=True)}
 
     def write(folder: Path) -> None:
         save_file(tensors, folder / FILE, metadata=settings)
@@ -73,16 +73,17 @@ def read_head(store: Path) -> Head:
             facts = json.loads(file.metadata()["finish"])
             weight = file.get_tensor("weight")
             bias = file.get_tensor("bias") if "bias" in file.keys() else None  # noqa: SIM118
-        finish = FINISHES[facts.pop("type")](**facts)
+        kind = facts.pop("type")
+        transform = None if kind == "plain" else TRANSFORMS[kind](**facts)
     except (SafetensorError, OSError, LookupError, TypeError, ValueError) as error:
         raise DataError(f"{folder / FILE} must be a head, but cannot be read: {error}.") from error
-    return Head(weight, bias, finish)
+    return Head(weight, bias, transform)
 
 
-def finish_facts(finish: Finish) -> dict[str, Any]:
-    """What a family does to the product, as JSON."""
-    if finish is identity:
-        finish = Plain()
-    assert type(finish) in FINISHES.values(), f"{finish} cannot be stored"
-    assert dataclasses.is_dataclass(finish)
-    return {"type": type(finish).__name__.lower(), **dataclasses.asdict(finish)}
+def transform_facts(transform: Transform | None) -> dict[str, Any]:
+    """A logit transform as JSON."""
+    if transform is None:
+        return {"type": "plain"}
+    assert type(transform) in TRANSFORMS.values(), f"{transform} cannot be stored"
+    assert dataclasses.is_dataclass(transform)
+    return {"type": type(transform).__name__.lower(), **dataclasses.asdict(transform)}

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -147,8 +145,8 @@ class Store:
 
     def join(self, records: Sequence[Record], device: torch.device = CPU) -> TeacherDistribution:
         """The concatenated distributions of records, on a device."""
-        joined = self._form.join([record.signal for record in records])
-        return moved(joined, device)
+        signals = [record.signal for record in records]
+        return type(signals[0]).cat(signals).to(device)
 
     def _find(self, key: bytes) -> int | None:
         high, low = (int(half) for half in np.frombuffer(key, ">u8"))
@@ -158,25 +156,3 @@ class Store:
                 return at
             at += 1
         return None
-
-
-def moved(distribution: TeacherDistribution, device: torch.device) -> TeacherDistribution:
-    """A distribution with all its tensors on a device."""
-    assert dataclasses.is_dataclass(distribution)
-    fields = {f.name: getattr(distribution, f.name) for f in dataclasses.fields(distribution)}
-    copied: TeacherDistribution = dataclasses.replace(
-        distribution, **{name: value_on(value, device) for name, value in fields.items()}
-    )
-    return copied
-
-
-def value_on(value: Any, device: torch.device) -> Any:
-    """A tensor, a mapping of tensors, or a head, on a device; anything else as it is."""
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, Head):
-        bias = None if value.bias is None else value.bias.to(device)
-        return value._replace(weight=value.weight.to(device), bias=bias)
-    if isinstance(value, Mapping):
-        return {name: value_on(each, device) for name, each in value.items()}
-    return value

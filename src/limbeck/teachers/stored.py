@@ -18,7 +18,6 @@ from limbeck.losses import Objective, SignalNeeds, TeacherSignal
 from limbeck.losses.distributions import LazyLogits, TeacherDistribution
 from limbeck.models import PreTrainedTokenizerBase
 from limbeck.store import TOKENIZER, Record, Sample, Store
-from limbeck.store.store import moved
 from limbeck.teachers.base import (
     DISTRIBUTION,
     Teacher,
@@ -227,7 +226,7 @@ class StoredTeacher(Teacher):
 
     def _one_position(self) -> TeacherDistribution:
         first = self.store.distribution([next(self.store.keys())])
-        return moved(first.rows(slice(0, 1)), CPU)
+        return first.rows(slice(0, 1)).to(CPU)
 
 
 def hashes(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:

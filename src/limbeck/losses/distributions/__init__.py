@@ -14,9 +14,6 @@ from limbeck.losses.distributions.samples import (
     DrawnTokens,
     Samples,
 )
-from limbeck.losses.distributions.shared import (
-    SharedVocabulary,
-)
 from limbeck.losses.distributions.top_k import (
     TopK,
     TopKRenormalised,
@@ -35,7 +32,6 @@ __all__ = [
     "LazyLogits",
     "LogProbPair",
     "Samples",
-    "SharedVocabulary",
     "TeacherDistribution",
     "TopK",
     "TopKRenormalised",

@@ -1,22 +1,28 @@
-"""The contract of a teacher's distribution, whatever form it is held in."""
+"""Base class of the forms a teacher's next-token distribution is held in."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from limbeck.errors import ConfigError
+from limbeck.losses.divergences.base import divergences, ranking
 
 FLOOR = -1e4
 """Least log-probability. Its exponential is exactly 0, yet sums and gradients stay finite, so
 divergences need no special case for impossible tokens (padded vocabulary, an empty tail)."""
 
 Rows = slice | Int[Tensor, " n"]
-"""Some of the N positions: a stretch of them, or their indices."""
+"""Selects some of the N positions: a slice, or their indices."""
+
+
+Form = TypeVar("Form", bound="TeacherDistribution")
 
 
 class LogProbPair(NamedTuple):
@@ -30,40 +36,102 @@ class LogProbPair(NamedTuple):
     teacher: Float[Tensor, "N K"]
 
 
+@dataclass(frozen=True)
 class TeacherDistribution(ABC):
-    """The teacher's next-token distribution at N scored positions."""
+    """The teacher's next-token distribution at N scored positions.
+
+    A form is a frozen dataclass. Its tensors, and the tensors of its mappings, have a row for each
+    position; its other fields are the same at all positions.
+    """
 
     serves: ClassVar[frozenset[str] | None] = None
-    """Names of the divergences defined on this form; None where all are."""
+    """Names of the divergences defined on this form; None for every one."""
 
-    @abstractmethod
-    def rows(self, window: Rows) -> TeacherDistribution:
-        """The same distribution at some of the positions."""
+    merges_outcomes: ClassVar[bool] = False
+    """Whether one outcome stands for several tokens. Its probability then has no rank among those
+    of tokens, so divergences that rank outcomes are not defined."""
 
     @abstractmethod
     def compare(self, student_logits: Float[Tensor, "N V"], temperature: float) -> LogProbPair:
-        """Put both models on the outcomes this distribution can speak about."""
+        """Log-probabilities of both models over the outcomes of this form."""
 
     @abstractmethod
     def entropy(self) -> Float[Tensor, " N"]:
-        """The teacher's entropy at each position, nats, over the outcomes it can speak about.
+        """The teacher's entropy at each position over the outcomes of this form, nats.
 
         At temperature 1, or the one a recorded form was read at. A lower bound where outcomes were
         merged.
         """
 
+    @classmethod
+    def names_served(cls) -> list[str]:
+        """Names of the divergences defined on this form, sorted."""
+        names = set(divergences.names()) if cls.serves is None else set(cls.serves)
+        return sorted(names - set(ranking.names()) if cls.merges_outcomes else names)
+
+    def rows(self: Form, window: Rows) -> Form:
+        """The same distribution at some of the positions."""
+        return self._with_tensors(lambda tensor: tensor[window])
+
+    def to(self: Form, device: torch.device) -> Form:
+        """The same distribution on a device."""
+        return self._with_tensors(lambda tensor: tensor.to(device))
+
+    @classmethod
+    def cat(cls: type[Form], parts: Sequence[Form]) -> Form:
+        """Distributions of one form and setting, one after the other; at least one.
+
+        Narrower rows are padded with 0.
+        """
+        assert all(type(part) is cls for part in parts)
+        columns = {f.name: [getattr(part, f.name) for part in parts] for f in fields(cls)}
+        return cls(**{name: concatenated(values) for name, values in columns.items()})
+
+    def _with_tensors(self: Form, change: Callable[[Tensor], Tensor]) -> Form:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: changed(value, change) for name, value in values.items()})
+
+
+def changed(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A tensor, or a mapping's tensors, after a change; any other value as it is."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {key: change(each) for key, each in value.items()}
+    return value
+
+
+def concatenated(values: Sequence[Any]) -> Any:
+    """Tensors, or those of mappings, along the positions; of any other values the first."""
+    first = values[0]
+    if isinstance(first, Mapping):
+        return {key: concatenated([each[key] for each in values]) for key in first}
+    if not isinstance(first, Tensor):
+        return first
+    width = max(each.shape[-1] for each in values) if first.ndim > 1 else 0
+    return torch.cat([padded(each, width) for each in values])
+
+
+def padded(values: Tensor, width: int, filler: float | bool = 0) -> Tensor:
+    """Rows filled up to a width; vectors, and rows that have it, as they are."""
+    missing = width - values.shape[-1]
+    if values.ndim == 1 or missing == 0:
+        return values
+    return torch.nn.functional.pad(values, (0, missing), value=filler)
+
 
 def require_served(distribution: TeacherDistribution, divergence: str) -> None:
-    """Refuse a divergence that is not defined on a form.
+    """Refuse a divergence or term that is not defined on a form.
 
     Raises:
-        ConfigError: It is not; which are is said.
+        ConfigError: It is not defined; the divergences that are, are named.
     """
     serves = distribution.serves
-    if serves is not None and divergence not in serves:
-        form, known = type(distribution).__name__, ", ".join(sorted(serves))
+    is_ranking = distribution.merges_outcomes and divergence in ranking.names()
+    if is_ranking or (serves is not None and divergence not in serves):
+        form, served = type(distribution).__name__, ", ".join(distribution.names_served())
         raise ConfigError(
-            f"A teacher held as {form} serves {known} only, and the objective asks for "
+            f"A teacher held as {form} serves {served} only, and the objective asks for "
             f"{divergence!r}. Change the divergence, or use a teacher of another form."
         )
 
@@ -72,12 +140,6 @@ def log_softmax(logits: Float[Tensor, "N V"], temperature: float) -> Float[Tenso
     """Log-probabilities at a temperature, in at least float32 whatever the model computes in."""
     exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return torch.log_softmax(exact / temperature, dim=-1).clamp_min(FLOOR)
-
-
-def merge_rest(logp: Float[Tensor, "N V"], kept: Int[Tensor, " S"]) -> Float[Tensor, "N S1"]:
-    """Keep some outcomes, in order, and add all the others up into a last one."""
-    rest = logp.index_fill(-1, kept, FLOOR).logsumexp(-1, keepdim=True)
-    return torch.cat([logp[:, kept], rest], dim=-1)
 
 
 def entropy_of(logp: Float[Tensor, "N K"]) -> Float[Tensor, " N"]:

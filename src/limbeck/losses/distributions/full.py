@@ -1,4 +1,4 @@
-"""The teacher's distribution over the whole vocabulary, as logits or as what makes them."""
+"""The teacher's distribution over the whole vocabulary: logits, or hidden states and a head."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from torch import Tensor
 from limbeck.errors import ConfigError
 from limbeck.losses.distributions.base import (
     LogProbPair,
-    Rows,
     TeacherDistribution,
     entropy_of,
     log_softmax,
@@ -19,8 +18,7 @@ from limbeck.losses.distributions.base import (
 from limbeck.losses.output_head import Head
 
 ENTROPY_ROWS = 256
-"""Positions whose logits exist at once while entropies are read, at most; who has a memory budget
-asks for the entropies of fewer rows."""
+"""Most positions whose logits exist at once in `entropy`; call it on fewer rows to use less."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +26,6 @@ class DenseLogits(TeacherDistribution):
     """The teacher's logits over the whole vocabulary (K = V)."""
 
     logits: Float[Tensor, "N V"]
-
-    def rows(self, window: Rows) -> DenseLogits:
-        return DenseLogits(self.logits[window])
 
     def compare(self, student_logits: Float[Tensor, "N V"], temperature: float) -> LogProbPair:
         return LogProbPair(
@@ -50,8 +45,10 @@ class LazyLogits(TeacherDistribution):
     hidden: Float[Tensor, "N D"]
     head: Head
 
-    def rows(self, window: Rows) -> LazyLogits:
-        return LazyLogits(self.hidden[window], self.head)
+    def to(self, device: torch.device) -> LazyLogits:
+        weight, bias = self.head.weight.to(device), self.head.bias
+        bias = None if bias is None else bias.to(device)
+        return LazyLogits(self.hidden.to(device), self.head._replace(weight=weight, bias=bias))
 
     def compare(self, student_logits: Float[Tensor, "N V"], temperature: float) -> LogProbPair:
         return DenseLogits(self.logits()).compare(student_logits, temperature)
@@ -72,7 +69,7 @@ def whole_logits(distribution: TeacherDistribution | None, reader: str) -> Float
 
     Args:
         distribution: The teacher's, in any form.
-        reader: Who reads them, for the error message.
+        reader: Name of the term that reads them, for the error message.
 
     Raises:
         ConfigError: The form does not hold them.

@@ -17,12 +17,16 @@ from limbeck.errors import ConfigError
 from limbeck.losses.distributions.base import (
     FLOOR,
     LogProbPair,
-    Rows,
     TeacherDistribution,
     entropy_of,
     log_softmax,
 )
-from limbeck.losses.distributions.systematic import BLOCK, run_lengths, systematic_tokens
+from limbeck.losses.distributions.systematic import (
+    BLOCK,
+    run_lengths,
+    systematic_tokens,
+    widest_float,
+)
 
 
 class DrawnTokens(TeacherDistribution):
@@ -132,22 +136,13 @@ class Samples(DrawnTokens):
             generator: Source of the random numbers, on the logits' device.
         """
         logp = log_softmax(logits.detach(), temperature)
-        mass = logp.exp()
+        probs = logp.exp()
         if systematic:
-            ids, kept = systematic_draws(mass, num_draws, generator)
+            ids, kept = systematic_draws(probs, num_draws, generator)
         else:
-            drawn = mass.multinomial(num_draws, replacement=True, generator=generator)
+            drawn = probs.multinomial(num_draws, replacement=True, generator=generator)
             ids, kept = run_lengths(drawn.sort(-1).values)
         return cls(ids, kept, num_draws, entropy_of(logp), temperature)
-
-    def rows(self, window: Rows) -> Samples:
-        return Samples(
-            self.ids[window],
-            self.counts[window],
-            self.num_draws,
-            self.entropy_nats[window],
-            self.temperature,
-        )
 
     def tokens(self) -> Int[Tensor, "N k"]:
         """The tokens drawn."""
@@ -159,7 +154,7 @@ class Samples(DrawnTokens):
         return self.counts.to(exact) / self.num_draws
 
 
-def those_drawn(
+def drawn_tokens(
     counts: Int[Tensor, "N V"], num_draws: int
 ) -> tuple[Int[Tensor, "N k"], Int[Tensor, "N k"]]:
     """Tokens whose count is not 0, and their counts; as wide as the row that drew most."""
@@ -169,34 +164,32 @@ def those_drawn(
 
 
 def systematic_draws(
-    mass: Float[Tensor, "N V"], num_draws: int, generator: torch.Generator | None
+    probs: Float[Tensor, "N V"], num_draws: int, generator: torch.Generator | None
 ) -> tuple[Int[Tensor, "N k"], Int[Tensor, "N k"]]:
     """Tokens drawn, by equally spaced points with one random offset a row, and their counts."""
-    offset = torch.rand(
-        (len(mass), 1), dtype=torch.float64, device=mass.device, generator=generator
-    )
-    if num_draws * BLOCK > 2 * mass.shape[-1]:  # the blocks hit would be larger than the row
-        return those_drawn(systematic_counts(mass.double(), num_draws, offset), num_draws)
-    return systematic_tokens(mass, num_draws, offset)
+    dtype = widest_float(probs.device)
+    offset = torch.rand((len(probs), 1), dtype=dtype, device=probs.device, generator=generator)
+    if num_draws * BLOCK > 2 * probs.shape[-1]:  # gathered blocks would be larger than the row
+        return drawn_tokens(systematic_counts(probs.to(dtype), num_draws, offset), num_draws)
+    return systematic_tokens(probs, num_draws, offset)
 
 
 def systematic_counts(
-    mass: Float[Tensor, "N V"], num_draws: int, offset: Float[Tensor, "N 1"]
+    probs: Float[Tensor, "N V"], num_draws: int, offset: Float[Tensor, "N 1"]
 ) -> Int[Tensor, "N V"]:
-    """How many of the points `(offset + j) / num_draws` fall on each token's stretch of [0, 1).
+    """How many of the points `(offset + j) / num_draws` fall on each token's interval of [0, 1).
 
-    What `systematic_tokens` finds, said in the plainest way; the two are held together.
-
-    The stretches lie side by side in the order of the ids, each as long as its token's probability.
+    The intervals lie side by side in the order of the ids, each as long as its token's probability.
+    This is the reference that tests compare `systematic_tokens` with.
 
     Args:
-        mass: Probabilities.
+        probs: Probabilities.
         num_draws: Number of points.
         offset: In [0, 1), one a row.
     """
-    ends = mass.cumsum(-1)
+    ends = probs.cumsum(-1)
     ends = ends / ends[:, -1:]
     below = (ends * num_draws - offset).ceil().clamp(0, num_draws)
-    # Rounding must not leave the last point to a token that is impossible.
+    # Rounding must not assign the last point to a token of probability 0.
     below = below.masked_fill(ends >= 1, num_draws)
     return below.diff(dim=-1, prepend=torch.zeros_like(below[:, :1])).long()

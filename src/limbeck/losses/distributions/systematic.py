@@ -1,4 +1,4 @@
-"""Systematic draws that look at block sums first, and at tokens only in the blocks hit."""
+"""Systematic sampling in two levels: block sums first, then tokens of the blocks hit."""
 
 from __future__ import annotations
 
@@ -7,33 +7,38 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 BLOCK = 256
-"""Tokens whose probabilities are added up before any is looked at alone."""
+"""Tokens per block."""
+
+
+def widest_float(device: torch.device) -> torch.dtype:
+    """The dtype of cumulative sums on a device: float32 on MPS, which has no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def systematic_tokens(
-    mass: Float[Tensor, "N V"], num_draws: int, offset: Float[Tensor, "N 1"]
+    probs: Float[Tensor, "N V"], num_draws: int, offset: Float[Tensor, "N 1"]
 ) -> tuple[Int[Tensor, "N k"], Int[Tensor, "N k"]]:
     """Tokens that the points `(offset + j) / num_draws` fall on, ascending, and how many on each.
 
-    As `systematic_counts` says, up to rounding where a point falls between two tokens; a count of
-    0 fills rows that hit fewer tokens than others. Takes a block's memory for every draw, so is for
-    draws that are few beside the V / `BLOCK` blocks.
+    Equal to `systematic_counts` up to rounding where a point falls between two tokens; a count of
+    0 fills rows that hit fewer tokens than others. Memory: one block per draw, so use it where
+    draws are few compared with the V / `BLOCK` blocks.
 
     Args:
-        mass: Probabilities, up to a factor.
+        probs: Probabilities, up to a factor.
         num_draws: Number of points.
         offset: In [0, 1), one a row.
     """
-    rows, size = mass.shape
-    blocks = torch.nn.functional.pad(mass, (0, -size % BLOCK)).view(rows, -(-size // BLOCK), BLOCK)
-    sums = blocks.sum(-1, dtype=torch.float64)
+    rows, size = probs.shape
+    blocks = torch.nn.functional.pad(probs, (0, -size % BLOCK)).view(rows, -(-size // BLOCK), BLOCK)
+    sums = blocks.sum(-1, dtype=offset.dtype)
     ends = sums.cumsum(-1)
-    steps = torch.arange(num_draws, dtype=torch.float64, device=mass.device)
+    steps = torch.arange(num_draws, dtype=offset.dtype, device=probs.device)
     points = (steps + offset) / num_draws * ends[:, -1:]
     block = find(ends, points)
     points = points - (ends - sums).gather(-1, block)
     inside = blocks.gather(1, block[..., None].expand(-1, -1, BLOCK))
-    places = find(inside.cumsum(-1, dtype=torch.float64), points[..., None]).squeeze(-1)
+    places = find(inside.cumsum(-1, dtype=offset.dtype), points[..., None]).squeeze(-1)
     return run_lengths(block * BLOCK + places)
 
 
@@ -47,7 +52,7 @@ def find(
 
 
 def run_lengths(tokens: Int[Tensor, "N n"]) -> tuple[Int[Tensor, "N k"], Int[Tensor, "N k"]]:
-    """Different tokens of ascending rows, and how often each stands there."""
+    """Different tokens of ascending rows, and how often each occurs."""
     begins = torch.ones_like(tokens, dtype=torch.bool)
     begins[:, 1:] = tokens[:, 1:] != tokens[:, :-1]
     runs = begins.long().cumsum(-1) - 1

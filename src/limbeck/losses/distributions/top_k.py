@@ -15,7 +15,6 @@ from limbeck.errors import ConfigError
 from limbeck.losses.distributions.base import (
     FLOOR,
     LogProbPair,
-    Rows,
     TeacherDistribution,
     entropy_of,
     log_softmax,
@@ -24,6 +23,8 @@ from limbeck.losses.distributions.base import (
 
 class KeptTokens(TeacherDistribution):
     """A teacher that speaks about k tokens and about all the others together (K = k + 1)."""
+
+    merges_outcomes = True
 
     ids: Int[Tensor, "N k"]
     """The k token ids of each position, all different."""
@@ -100,15 +101,6 @@ class TopK(KeptTokens):
         tails = {each: tail(log_softmax(logits, each)) for each in further}
         return cls(top.indices, top.values, tail(logp), temperature, tails)
 
-    def rows(self, window: Rows) -> TopK:
-        return TopK(
-            self.ids[window],
-            self.logprobs[window],
-            self.tail_logprob[window],
-            self.temperature,
-            {each: tail[window] for each, tail in self.further_tails.items()},
-        )
-
     def at(self, temperature: float) -> Float[Tensor, "N k1"]:
         """Log-probabilities of the k tokens, then of the tail.
 
@@ -148,9 +140,6 @@ class TopKRenormalised(KeptTokens):
         """Keep the k largest logits of each row, and forget the rest."""
         top = log_softmax(logits, temperature).topk(k, dim=-1)
         return cls(top.indices, torch.log_softmax(top.values, -1), temperature)
-
-    def rows(self, window: Rows) -> TopKRenormalised:
-        return TopKRenormalised(self.ids[window], self.logprobs[window], self.temperature)
 
     def at(self, temperature: float) -> Float[Tensor, "N k1"]:
         """Log-probabilities of the k tokens, whose sum is one; the others are impossible.

@@ -1,7 +1,7 @@
-"""The teacher's most probable tokens exactly, and draws from all the others: no bias.
+"""The teacher's most probable tokens exactly, and unbiased samples of all the others.
 
 Source: Anshumann et al., "Sparse Logit Sampling: Accelerating Knowledge Distillation in LLMs",
-2025, arXiv:2503.16870, whose draws stand here for the tail alone.
+2025, arXiv:2503.16870, applied to the tail only.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from limbeck.losses.distributions.base import FLOOR, Rows, entropy_of, log_softmax
+from limbeck.losses.distributions.base import FLOOR, entropy_of, log_softmax
 from limbeck.losses.distributions.samples import DrawnTokens, systematic_draws
+from limbeck.losses.distributions.systematic import widest_float
 
 
 @dataclass(frozen=True)
@@ -65,26 +66,14 @@ class TopKSamples(DrawnTokens):
         logp = log_softmax(logits.detach(), temperature)
         top = logp.topk(k, dim=-1)
         tail = logp.scatter(-1, top.indices, FLOOR).logsumexp(-1).clamp_min(FLOOR)
-        whole = logp.double().softmax(-1)
+        whole = logp.to(widest_float(logp.device)).softmax(-1)
         others = whole.scatter(-1, top.indices, 0.0)
-        # A tail without mass must still be drawn from; what is drawn there then has no share.
+        # An empty tail is replaced by the whole row: its draws then have a share of 0.
         others = torch.where(others.sum(-1, keepdim=True) > 0, others, whole)
         drawn_ids, counts = systematic_draws(others, num_draws, generator)
         entropy = entropy_of(logp)
         return cls(
             top.indices, top.values, tail, drawn_ids, counts, num_draws, entropy, temperature
-        )
-
-    def rows(self, window: Rows) -> TopKSamples:
-        return TopKSamples(
-            self.ids[window],
-            self.logprobs[window],
-            self.tail_logprob[window],
-            self.drawn_ids[window],
-            self.counts[window],
-            self.num_draws,
-            self.entropy_nats[window],
-            self.temperature,
         )
 
     def tokens(self) -> Int[Tensor, "N km"]:

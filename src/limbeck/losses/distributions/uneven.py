@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,10 +13,10 @@ from torch import Tensor
 from limbeck.losses.distributions.base import (
     FLOOR,
     LogProbPair,
-    Rows,
     TeacherDistribution,
     entropy_of,
     log_softmax,
+    padded,
 )
 from limbeck.losses.distributions.top_k import kept_and_tail
 
@@ -37,6 +37,8 @@ class UnevenTopK(TeacherDistribution):
         temperature: Temperature at which the teacher was read.
         further_tails: The tail's log-probability at other temperatures.
     """
+
+    merges_outcomes = True
 
     ids: Int[Tensor, "N k"]
     logprobs: Float[Tensor, "N k"]
@@ -79,14 +81,18 @@ class UnevenTopK(TeacherDistribution):
         known = top.values[:, :width].masked_fill(~kept, FLOOR)
         return cls(ids, known, kept, tail(logp), temperature, tails)
 
-    def rows(self, window: Rows) -> UnevenTopK:
-        return UnevenTopK(
-            self.ids[window],
-            self.logprobs[window],
-            self.kept[window],
-            self.tail_logprob[window],
-            self.temperature,
-            {each: tail[window] for each, tail in self.further_tails.items()},
+    @classmethod
+    def cat(cls, parts: Sequence[UnevenTopK]) -> UnevenTopK:
+        width = max(part.ids.shape[1] for part in parts)
+        return super().cat([part._widened(width) for part in parts])
+
+    def _widened(self, width: int) -> UnevenTopK:
+        first = self.ids[:, :1].expand(-1, width - self.ids.shape[1])
+        return replace(
+            self,
+            ids=torch.cat([self.ids, first], dim=-1),
+            logprobs=padded(self.logprobs, width, FLOOR),
+            kept=padded(self.kept, width, False),
         )
 
     def at(self, temperature: float) -> Float[Tensor, "N k1"]:

@@ -38,8 +38,10 @@ def lk_kl(
 ) -> Float[Tensor, " N"]:
     """Weight w times KL(teacher || student), and 1 - w times the rejection 1 - acceptance.
 
-    w = scale exp(-decay acceptance), a constant to the gradient: far-off students learn by KL,
-    near ones by acceptance itself. From 0 up; nats and probability mixed, as published.
+    w = scale exp(-decay acceptance), a constant to the gradient: a token whose distributions are
+    far apart learns by KL, a near one by acceptance. From 0 up; nats and probability are added, as
+    published. The acceptance in w is each token's own; public code also exists that takes one w
+    from the mean acceptance of a batch, and gives other values on batches of unequal tokens.
 
     Args:
         scale: Weight of KL where nothing is accepted.
@@ -69,10 +71,10 @@ def lk_kl_slope(
 ) -> Float[Tensor, " N"]:
     """Value of `lk_kl`; slope -w p + (1 - w) q sign(q - p) / 2."""
     gap = torch.sub(outcomes.student_mass, outcomes.teacher_mass, out=outcomes.spare)
-    rejection: Tensor = 0.5 * torch.linalg.vector_norm(gap, ord=1, dim=-1)
-    weight = scale * (-decay * (1 - rejection)).exp()
     ratio = outcomes.teacher.sub_(outcomes.student)
     kl: Tensor = torch.linalg.vecdot(outcomes.teacher_mass, ratio)
+    rejection = 0.5 * torch.abs(gap, out=outcomes.teacher).sum(-1)
+    weight = scale * (-decay * (1 - rejection)).exp()
     outcomes.teacher_mass.mul_(-weight[:, None])
     pull = gap.sign_().mul_(outcomes.student_mass)
     outcomes.teacher_mass.addcmul_(pull, 0.5 * (1 - weight)[:, None])

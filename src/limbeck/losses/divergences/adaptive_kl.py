@@ -13,11 +13,12 @@ from annotated_types import Interval
 from jaxtyping import Float
 from torch import Tensor
 
-from limbeck.losses.divergences.base import divergences
+from limbeck.losses.divergences.base import divergences, ranking
 from limbeck.losses.divergences.kl import forward_kl, reverse_kl
 
 
 @divergences.register("adaptive_kl")
+@ranking.register("adaptive_kl")
 def adaptive_kl(
     student: Float[Tensor, "N K"],
     teacher: Float[Tensor, "N K"],

@@ -18,6 +18,10 @@ from torch import Tensor
 from limbeck.registry import Registry
 
 divergences: Registry[Tensor] = Registry("divergence", package="limbeck.losses.divergences")
+ranking: Registry[Tensor] = Registry("divergence", package="limbeck.losses.divergences")
+"""Divergences whose value depends on the order of the outcomes' probabilities. Each is registered
+here too, and is refused where one outcome stands for several tokens."""
+
 slopes: Registry[Tensor] = Registry("slope", package="limbeck.losses.divergences")
 
 

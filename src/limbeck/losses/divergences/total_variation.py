@@ -25,6 +25,7 @@ def total_variation(
 def total_variation_slope(outcomes: Outcomes) -> Float[Tensor, " N"]:
     """Value of `total_variation`; slope q sign(q - p) / 2."""
     gap = torch.sub(outcomes.student_mass, outcomes.teacher_mass, out=outcomes.spare)
-    value: Tensor = 0.5 * torch.linalg.vector_norm(gap, ord=1, dim=-1)
+    # `vector_norm(ord=1)` adds float32 one by one on a CPU and loses four digits over a vocabulary.
+    value = 0.5 * torch.abs(gap, out=outcomes.teacher).sum(-1)
     torch.mul(outcomes.student_mass, gap.sign_(), out=outcomes.teacher_mass).mul_(0.5)
     return value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,8 +10,9 @@ from torch import Tensor
 
 from limbeck.losses.distributions.base import TeacherDistribution
 from limbeck.losses.distributions.full import DenseLogits, LazyLogits
-from limbeck.losses.head.fused import multiply
+from limbeck.losses.head.fused import multiply, product_dtype
 from limbeck.losses.head.workspace import Workspace
+from limbeck.losses.output_head import Transform
 
 BLOCK_BYTES = 3 << 19
 """Rows taken together on a CPU fill at most this much: 8 rows of 49,152 float32 logits."""
@@ -32,41 +32,46 @@ class Products:
 
     Attributes:
         products: `hidden @ weight.T + bias`.
-        finish: What its family does to them; to a few rows at a time, as a soft-cap makes copies.
+        transform: The head's, applied to a few rows at a time because it allocates.
     """
 
     products: Float[Tensor, "n V"]
-    finish: Callable[[Tensor], Tensor]
+    transform: Transform | None
 
     def rows(self, few: slice) -> DenseLogits:
         """The distribution at some rows of the chunk."""
-        return DenseLogits(self.finish(self.products[few]))
+        products = self.products[few]
+        return DenseLogits(products if self.transform is None else self.transform(products))
 
 
 class ChunkTeacher:
     """The teacher's distribution a chunk at a time; a lazy one's products go to one buffer.
 
-    Products of a few rows are slow.
+    Products are made of a whole chunk because those of a few rows are slow.
     """
 
     def __init__(self, distribution: TeacherDistribution | None, workspace: Workspace) -> None:
         """
         Args:
-            distribution: The teacher's at all N tokens; None where nobody reads it.
-            workspace: Where products go.
+            distribution: The teacher's at all N tokens; None where no term reads it.
+            workspace: Holds the buffer of the products.
         """
-        self.distribution = distribution
         self.workspace = workspace
+        if isinstance(distribution, LazyLogits):
+            # Once for all chunks: a head in another dtype than the states is copied as a whole.
+            dtype = product_dtype(distribution.hidden, distribution.head.weight)
+            head = distribution.head.to(dtype)
+            distribution = LazyLogits(distribution.hidden.to(dtype), head)
+        self.distribution = distribution
 
     def at(self, window: slice) -> TeacherDistribution | Products | None:
-        """What gives rows of a chunk; good until the next chunk is asked for."""
+        """An object whose `rows` gives rows of a chunk; valid until the next call."""
         if self.distribution is None:
             return None
         chunk = self.distribution.rows(window)
         if not isinstance(chunk, LazyLogits):
             return chunk
-        hidden, (weight, bias, finish) = chunk.hidden, chunk.head
-        same = torch.promote_types(hidden.dtype, weight.dtype)
-        bias = None if bias is None else bias.to(same)
-        out = self.workspace.take("teacher", (len(hidden), len(weight)), hidden, same)
-        return Products(multiply(hidden.to(same), weight.to(same), bias, out), finish)
+        hidden, (weight, bias, transform) = chunk.hidden, chunk.head
+        size = len(hidden), len(weight)
+        out = self.workspace.take("teacher", size, hidden, hidden.dtype)
+        return Products(multiply(hidden, weight, bias, out), transform)

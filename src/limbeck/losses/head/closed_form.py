@@ -5,7 +5,7 @@ Logits turn into their gradient in the buffer they came in, a few rows at a time
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -39,7 +39,7 @@ def closed_form(
     divergences = [term for term in terms if isinstance(term, DivergenceTerm)]
     num_hard = sum(isinstance(term, CrossEntropyTerm) for term in terms)
     is_hot = (
-        does_nothing(student.head.finish)
+        student.head.transform is None
         and 1 <= len(terms) == len(divergences) + num_hard
         and len(divergences) <= 1
         and num_hard <= 1
@@ -49,12 +49,6 @@ def closed_form(
         is_hot &= divergences[0].slope is not None and isinstance(distribution, forms)
         require_served(distribution, divergences[0].name)
     return ClosedForm(terms, weights, student, distribution, workspace) if is_hot else None
-
-
-def does_nothing(finish: Callable[[Tensor], Tensor]) -> bool:
-    """Whether a head hands its product back as it came; families without a soft-cap do."""
-    probe = torch.ones(1)
-    return finish(probe) is probe and bool((probe == 1).all())
 
 
 class ClosedForm(ChunkBody):

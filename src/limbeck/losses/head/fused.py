@@ -112,22 +112,29 @@ def head_and_terms(
 
     Args:
         hidden: Of all rows.
-        head: What makes logits of them; its `finish` is the body's business.
+        head: What makes logits of them; its `transform` is applied by the body.
         segments: At least one; together they hold every row once. All have the same terms.
 
     Returns:
         The weighted sum, differentiable in `hidden`, `head.weight` and `head.bias`, one backward
         pass a forward pass; and the sums, for logging.
     """
-    same = torch.promote_types(hidden.dtype, head.weight.dtype)
-    weighted, sums = _HeadAndTerms.apply(  # type: ignore[no-untyped-call]
-        hidden.to(same),
-        head.weight.to(same),
-        None if head.bias is None else head.bias.to(same),
-        segments,
-        torch.is_grad_enabled(),
-    )
+    dtype = product_dtype(hidden, head.weight)
+    bias = None if head.bias is None else head.bias.to(dtype)
+    arguments = hidden.to(dtype), head.weight.to(dtype), bias, segments, torch.is_grad_enabled()
+    # Autocast ignores products written to a buffer and would cast some of the reductions.
+    with torch.autocast(hidden.device.type, enabled=False):
+        weighted, sums = _HeadAndTerms.apply(*arguments)  # type: ignore[no-untyped-call]
     return weighted, sums
+
+
+def product_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
+    """Dtype of a product with a head: autocast's inside autocast, else the wider of the two."""
+    wider = torch.promote_types(hidden.dtype, weight.dtype)
+    device = hidden.device.type
+    if wider != torch.float64 and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return wider
 
 
 class Gradients(NamedTuple):

@@ -88,7 +88,8 @@ class GeneralForm(ChunkBody):
         self, products: Float[Tensor, "n V"], place: slice, teacher: TeacherDistribution | None
     ) -> Float[Tensor, " terms"]:
         """Each term summed over a few rows."""
-        logits, targets = self.student.head.finish(products), self.student.targets[place]
+        transform, targets = self.student.head.transform, self.student.targets[place]
+        logits = products if transform is None else transform(products)
         sums = [logits.new_zeros(0, dtype=self.exact)]
         for term, weight in zip(self.terms, self.weights, strict=True):
             if teacher is None and term.needs.distribution:

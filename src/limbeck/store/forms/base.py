@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import numpy as np
@@ -62,10 +62,6 @@ class Form(ABC):
         """The same form with the teacher's head, for forms that need one to decode."""
         del head
         return self
-
-    @abstractmethod
-    def join(self, signals: Sequence[TeacherDistribution]) -> TeacherDistribution:
-        """The concatenated signals of one or more samples."""
 
 
 forms: Registry[Form] = Registry("store form", package="limbeck.store.forms")

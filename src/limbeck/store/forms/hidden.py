@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
 from limbeck.errors import ConfigError, DataError
@@ -64,8 +62,3 @@ class HiddenForm(Form):
                 f"Hidden states are {hidden.shape[1]:,} wide, and the head is {width:,}."
             )
         return LazyLogits(hidden, self._head)
-
-    def join(self, signals: Sequence[TeacherDistribution]) -> LazyLogits:
-        parts = [signal for signal in signals if isinstance(signal, LazyLogits)]
-        assert len(parts) == len(signals)
-        return LazyLogits(torch.cat([part.hidden for part in parts]), parts[0].head)

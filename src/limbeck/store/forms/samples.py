@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import numpy as np
@@ -17,7 +16,6 @@ from limbeck.store.counts import (
     decode_entropy,
     encode_counts,
     encode_entropy,
-    widened,
 )
 from limbeck.store.forms.base import Form, forms, generator_on, logits_in_chunks
 from limbeck.store.token_ranks import TokenRanks
@@ -64,7 +62,7 @@ class SamplesForm(Form):
             )
             for logits in logits_in_chunks(distribution)
         ]
-        return self.join(parts)
+        return Samples.cat(parts)
 
     def ids_of(self, signal: TeacherDistribution) -> Int[np.ndarray, " ids"]:
         assert isinstance(signal, Samples)
@@ -81,14 +79,3 @@ class SamplesForm(Form):
         entropy = decode_entropy(unpack, num_scored)
         unpack.finish()
         return Samples(ids, counts, self._num_draws, entropy, self._temperature)
-
-    def join(self, signals: Sequence[TeacherDistribution]) -> Samples:
-        parts = [signal for signal in signals if isinstance(signal, Samples)]
-        assert len(parts) == len(signals)
-        return Samples(
-            widened([part.ids for part in parts]),
-            widened([part.counts for part in parts]),
-            self._num_draws,
-            torch.cat([part.entropy_nats for part in parts]),
-            self._temperature,
-        )

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated
 
 import numpy as np
 import torch
 from annotated_types import Ge, Gt, Lt, MinLen
 from jaxtyping import Float32, Int
-from torch import Tensor
 
 from limbeck.errors import ConfigError
 from limbeck.losses.distributions import (
@@ -72,7 +70,7 @@ class TopKForm(Form):
 
     def read_teacher(
         self, distribution: DenseLogits | LazyLogits, generator: torch.Generator
-    ) -> TopK | UnevenTopK:
+    ) -> TeacherDistribution:
         del generator
         first, *further = self._temperatures
         parts: list[TeacherDistribution] = []
@@ -82,7 +80,7 @@ class TopKForm(Form):
                 parts.append(kept)
             else:
                 parts.append(TopK.from_logits(logits, self._k, first, further))
-        return self.join(parts)
+        return type(parts[0]).cat(parts)
 
     def ids_of(self, signal: TeacherDistribution) -> Int[np.ndarray, " ids"]:
         if isinstance(signal, UnevenTopK):
@@ -132,44 +130,10 @@ class TopKForm(Form):
 
     def _read_known(self, unpack: Unpacker, entries: int) -> Float32[np.ndarray, " entries"]:
         """Log-probabilities of the kept tokens, of which there are `entries`."""
-        told = unpack.next(entries)
-        known = quantization.from_levels(told)
+        rounded = unpack.next(entries)
+        known = quantization.from_levels(rounded)
         if self._least > 0:
-            fine = told >= self._first_fine_level
-            known[fine] = quantization.from_sixteenths(
-                told[fine], unpack.next(-(-int(fine.sum()) // 2))
-            )
+            fine = rounded >= self._first_fine_level
+            packed = unpack.next(-(-int(fine.sum()) // 2))
+            known[fine] = quantization.from_sixteenths(rounded[fine], packed)
         return known
-
-    def join(self, signals: Sequence[TeacherDistribution]) -> TopK | UnevenTopK:
-        parts = [signal for signal in signals if isinstance(signal, TopK | UnevenTopK)]
-        assert len(parts) == len(signals)
-        tails = torch.cat([part.tail_logprob for part in parts])
-        further = {
-            each: torch.cat([part.further_tails[each] for part in parts])
-            for each in self._temperatures[1:]
-        }
-        uneven = [part for part in parts if isinstance(part, UnevenTopK)]
-        if not uneven:
-            ids = torch.cat([part.ids for part in parts])
-            known = torch.cat([part.logprobs for part in parts])
-            return TopK(ids, known, tails, self._temperatures[0], further)
-        width = max(part.ids.shape[1] for part in uneven)
-        return UnevenTopK(
-            torch.cat([widened(part.ids, width) for part in uneven]),
-            torch.cat([padded(part.logprobs, width, FLOOR) for part in uneven]),
-            torch.cat([padded(part.kept, width, False) for part in uneven]),
-            tails,
-            self._temperatures[0],
-            further,
-        )
-
-
-def widened(ids: Int[Tensor, "N _"], width: int) -> Int[Tensor, "N k"]:
-    """Rows of ids, padded with their first id."""
-    return torch.cat([ids, ids[:, :1].expand(-1, width - ids.shape[1])], dim=-1)
-
-
-def padded(values: Tensor, width: int, filler: float | bool) -> Tensor:
-    """Rows padded with a value."""
-    return torch.nn.functional.pad(values, (0, width - values.shape[1]), value=filler)

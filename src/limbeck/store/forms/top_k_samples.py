@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated
 
 import numpy as np
@@ -19,7 +18,6 @@ from limbeck.store.counts import (
     decode_entropy,
     encode_counts,
     encode_entropy,
-    widened,
 )
 from limbeck.store.forms.base import Form, forms, generator_on, logits_in_chunks
 from limbeck.store.token_ranks import TokenRanks
@@ -74,7 +72,7 @@ class TopKSamplesForm(Form):
             )
             for logits in logits_in_chunks(distribution)
         ]
-        return self.join(parts)
+        return TopKSamples.cat(parts)
 
     def ids_of(self, signal: TeacherDistribution) -> Int[np.ndarray, " ids"]:
         assert isinstance(signal, TopKSamples)
@@ -113,19 +111,5 @@ class TopKSamplesForm(Form):
             counts,
             self._num_draws,
             entropy,
-            self._temperature,
-        )
-
-    def join(self, signals: Sequence[TeacherDistribution]) -> TopKSamples:
-        parts = [signal for signal in signals if isinstance(signal, TopKSamples)]
-        assert len(parts) == len(signals)
-        return TopKSamples(
-            torch.cat([part.ids for part in parts]),
-            torch.cat([part.logprobs for part in parts]),
-            torch.cat([part.tail_logprob for part in parts]),
-            widened([part.drawn_ids for part in parts]),
-            widened([part.counts for part in parts]),
-            self._num_draws,
-            torch.cat([part.entropy_nats for part in parts]),
             self._temperature,
         )

@@ -1,0 +1,46 @@
+"""Evaluation suites: what is measured of a trained student, one suite a file."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from limbeck.config import HeadBudget
+from limbeck.data.held_out import HeldOut
+from limbeck.distributed import World
+from limbeck.models import CausalLM, PreTrainedTokenizerBase
+from limbeck.registry import Registry
+from limbeck.teachers import Teacher
+
+
+@dataclass(frozen=True)
+class SuiteContext:
+    """What a suite measures with.
+
+    Attributes:
+        teacher: The run's teacher.
+        tokenizer: Of teacher and student.
+        held_out: Text that no student was trained on.
+        world: The ranks.
+        head_budget_mb: Memory for the logits that exist at once.
+    """
+
+    teacher: Teacher
+    tokenizer: PreTrainedTokenizerBase
+    held_out: HeldOut
+    world: World
+    head_budget_mb: HeadBudget = "auto"
+
+
+class Suite(ABC):
+    """One kind of measurement."""
+
+    @abstractmethod
+    def measure(self, student: CausalLM) -> Mapping[str, Any]:
+        """Figures of a student on the test documents, as JSON. Every rank calls it."""
+
+
+suites: Registry[Suite] = Registry("evaluation suite", package="limbeck.evaluate")
+"""Factories `(context: SuiteContext, *, options) -> Suite`."""
