@@ -146,6 +146,7 @@ class Bench:
                 world=parts.world,
                 folder=arm.folder,
                 sequence_length=parts.config.data.sequence_length,
+                dropout_seed=parts.config.seed,
                 evaluate=self._evaluator(distiller),
                 selected_by=arm.selected_by,
                 evaluate_every=parts.config.evaluate.every,

@@ -158,7 +158,13 @@ class Loop:
             setup.teacher.prefetch(micro_batches)
         try:
             accumulated: Accumulated = accumulate(
-                setup.distiller, setup.teacher, micro_batches, step_tokens, setup.world
+                setup.distiller,
+                setup.teacher,
+                micro_batches,
+                step_tokens,
+                setup.world,
+                seed=setup.dropout_seed,
+                step=self.totals.step,
             )
         except BaseException as error:
             if not is_out_of_memory(error):

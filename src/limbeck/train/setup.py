@@ -30,6 +30,7 @@ class TrainSetup:
         world: The ranks.
         folder: Run directory, which the caller has locked: metrics.jsonl and checkpoints/ go there.
         sequence_length: Positions of a row.
+        dropout_seed: See `accumulate`.
         fingerprint: Everything the numbers depend on, JSON. A checkpoint of another is refused.
         evaluate: Measures the student; every rank calls it. None measures nothing.
         selected_by: The metric of `evaluate` whose lowest value marks the best checkpoint.
@@ -49,6 +50,7 @@ class TrainSetup:
     world: World
     folder: Path
     sequence_length: int
+    dropout_seed: int = 0
     fingerprint: Mapping[str, Any] = field(default_factory=dict)
     evaluate: Callable[[], Mapping[str, float]] | None = None
     selected_by: str = "forward_kl"
