@@ -20,7 +20,7 @@ from limbeck.losses.head.general_form import GeneralForm
 from limbeck.losses.head.workspace import Workspace
 from limbeck.losses.terms.cross_entropy import CrossEntropyTerm
 from limbeck.losses.terms.divergence import DivergenceTerm
-from tests.laws.cases import FORMS, SPECS, label, over_forms, over_specs
+from tests.laws.cases import FORMS, SPECS, label, over_specs, over_specs_and_forms
 
 close = torch.testing.assert_close
 TOKENS, VOCABULARY, WIDTH = 11, 17, 6
@@ -67,8 +67,7 @@ def one_segment(hidden, head, body, chunk):
     return head_and_terms(hidden, head, [Segment(slice(0, len(hidden)), body, chunk)])
 
 
-@over_specs(SPECS)
-@over_forms
+@over_specs_and_forms(SPECS)
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 @pytest.mark.parametrize(("chunk", "transform"), [(4, None), (64, soft_cap)])
 def test_general_path_equals_plain_logits(spec, form, temperature, chunk, transform):

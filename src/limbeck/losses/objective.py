@@ -108,14 +108,14 @@ class Objective(nn.Module):
         for term in self.stepped:
             term.set_step(step)
 
-    def learn(self, means: Mapping[str, float]) -> None:
+    def update(self, means: Mapping[str, float]) -> None:
         """Let terms that follow the run take in a step's means; after a step that was taken.
 
         Args:
             means: Each term's mean over the scored tokens of the whole step, by name.
         """
         for name, term in self.learning.items():
-            term.learn(means[name])
+            term.update(means[name])
 
     def _logit_terms(
         self, student: StudentView, signal: TeacherSignal
