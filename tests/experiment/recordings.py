@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.config import RunConfig
-from limbeck.experiment import Recorded, Recording, load
+from limbeck.experiment import load
+from limbeck.recording import Recorded, Recording
 from tests.experiment.house import write_recipe
 
 

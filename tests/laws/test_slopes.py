@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from limbeck.losses.distributions import DenseLogits, TopK
 from limbeck.losses.divergences import Outcomes, divergences, slopes
-from tests.laws.cases import SPECS, over_specs, random_logp
+from tests.laws.cases import SPECS, objective_of, over_specs, random_logits, random_logp
 
 WITH_SLOPE = [spec for spec in SPECS if spec["type"] in slopes.names()]
 
@@ -71,3 +72,19 @@ def test_sums_over_a_large_vocabulary_keep_float32s_digits(name):
     expected = divergences.bind({"type": name}, at="test")(*exact)
     value, _ = evaluate({"type": name}, student, teacher)
     torch.testing.assert_close(value.double(), expected, rtol=2e-6, atol=0)
+
+
+@over_specs(WITH_SLOPE)
+@pytest.mark.parametrize("kind", ["dense", "top_k"])
+def test_both_paths_pull_a_token_the_student_calls_impossible(spec, kind):
+    """Gaps beyond the floor of -10,000 nats: the gradient of forward KL is still q - p."""
+    student, teacher = random_logits(4, 6), random_logits(4, 6)
+    student[:, 2] -= 30_000
+    held = DenseLogits(teacher) if kind == "dense" else TopK.from_logits(teacher, 4)
+    loss, gradient = objective_of(student, held, spec)
+    general, expected = objective_of(student, held, spec, path="general")
+    torch.testing.assert_close(general, loss)
+    torch.testing.assert_close(expected, gradient)
+    if spec["type"] == "forward_kl" and kind == "dense":
+        pull = student.softmax(-1) - teacher.softmax(-1)
+        torch.testing.assert_close(4 * gradient, pull)

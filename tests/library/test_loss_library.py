@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
 from limbeck.errors import ConfigError
 from limbeck.losses import DistillationLoss, Head
 from limbeck.losses.divergences import divergences
+from limbeck.losses.head.fused import multiply
 
 PAGE = (Path(__file__).parents[2] / "docs" / "loss-library.md").read_text()
 LOOP, HEAD, ACCUMULATION, TRAINER, TRL, OBJECTIVE = re.findall(
@@ -128,13 +129,10 @@ def test_an_objective_of_ones_own_is_what_its_parts_say():
     assert_same_weights(student, other)
 
 
-def test_a_trainer_of_transformers_trains_as_full_logits_do(tmp_path):
+def trainer_of_the_page(student, teacher, rows, optimizer, tmp_path, **options):
     """Three steps of two micro-batches of unequal numbers of scored tokens."""
     space = {"torch": torch}
     exec(TRAINER, space)
-    student, teacher, rows = tiny(1, 1, 8), tiny(2, 2, 16), texts(4)
-    other = copy.deepcopy(student)
-    optimizer = torch.optim.SGD(student.parameters(), lr=0.5)
     arguments = TrainingArguments(
         output_dir=str(tmp_path),
         per_device_train_batch_size=2,
@@ -149,9 +147,10 @@ def test_a_trainer_of_transformers_trains_as_full_logits_do(tmp_path):
         use_cpu=True,
         remove_unused_columns=False,
         dataloader_pin_memory=False,
+        **options,
     )
     constant = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
-    trainer = space["DistillationTrainer"](
+    return space["DistillationTrainer"](
         model=student,
         args=arguments,
         train_dataset=rows,
@@ -160,11 +159,40 @@ def test_a_trainer_of_transformers_trains_as_full_logits_do(tmp_path):
         teacher=teacher,
         distillation=DistillationLoss(alpha=0.9, temperature=2.0),
     )
-    trainer.train()
+
+
+def test_a_trainer_of_transformers_trains_as_full_logits_do(tmp_path):
+    student, teacher, rows = tiny(1, 1, 8), tiny(2, 2, 16), texts(4)
+    other = copy.deepcopy(student)
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.5)
+    trainer_of_the_page(student, teacher, rows, optimizer, tmp_path).train()
     plain = torch.optim.SGD(other.parameters(), lr=0.5)
     train_plainly(other, teacher, [together(rows)] * 3, plain)
     for a, b in zip(student.parameters(), other.parameters(), strict=True):
         close(a, b, rtol=1e-4, atol=1e-5)  # float32 sums in another order, three steps long
+    assert (student.lm_head.weight - tiny(1, 1, 8).lm_head.weight).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize(("bf16", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_a_trainer_with_bf16_computes_in_bfloat16(tmp_path, monkeypatch, bf16, dtype):
+    """Both models' layers and both heads; the weights stay float32."""
+    student, teacher, rows = tiny(1, 1, 8), tiny(2, 2, 16), texts(4)
+    layers, heads = set(), set()
+    for model in (student, teacher):
+        layer = model.model.layers[0].self_attn.q_proj
+        layer.register_forward_hook(lambda _, __, output: layers.add(output.dtype))
+
+    def watch(rows, weight, bias, out):
+        heads.add((rows.dtype, weight.dtype, out.dtype))
+        return multiply(rows, weight, bias, out)
+
+    for module in ("blocks", "fused"):
+        monkeypatch.setattr(f"limbeck.losses.head.{module}.multiply", watch)
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.5)
+    trainer_of_the_page(student, teacher, rows, optimizer, tmp_path, bf16=bf16).train()
+    assert layers == {dtype}
+    assert heads == {(dtype, dtype, dtype)}
+    assert student.lm_head.weight.dtype == torch.float32
     assert (student.lm_head.weight - tiny(1, 1, 8).lm_head.weight).abs().max() > 1e-2
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from limbeck.errors import ConfigError, DataError, StorageError, TryLaterError
-from limbeck.experiment import Recording, assemble, load
-from limbeck.recording import own_shards, parse_part, plan_shards, require_room
+from limbeck.experiment import assemble, load
+from limbeck.recording import Recording, own_shards, parse_part, plan_shards, require_room
 from limbeck.recording.plan import passes
 from limbeck.store import Store, read_header, verify
 from limbeck.teachers import find_local

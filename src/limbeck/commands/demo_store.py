@@ -31,7 +31,8 @@ def second_act(console: Console, say: Say, teacher: Path, output: Path, steps: i
         output: Folder of the store and of both runs.
         steps: Of each student; the recipe's own by default.
     """
-    from limbeck.experiment import Recording, assemble  # noqa: PLC0415  (help need not load torch)
+    from limbeck.experiment import assemble  # noqa: PLC0415  (help need not load torch)
+    from limbeck.recording import Recording  # noqa: PLC0415
 
     config = configure(teacher, output, steps)
     say(

@@ -52,8 +52,8 @@ def record(
     a whole teacher: torchrun --nproc-per-node 8 -m limbeck record recipe.yaml
     """
     from limbeck.distributed import StopSignals  # noqa: PLC0415  (help need not load torch)
-    from limbeck.experiment import Recording, load  # noqa: PLC0415
-    from limbeck.recording import parse_part  # noqa: PLC0415
+    from limbeck.experiment import load  # noqa: PLC0415
+    from limbeck.recording import Recording, parse_part  # noqa: PLC0415
 
     part = parse_part(shards)
     with StopSignals() as stop, Recording(load(recipe, overrides or [])) as recording:

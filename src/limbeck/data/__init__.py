@@ -2,13 +2,15 @@
 
 from limbeck.data.corpus import corpus_path
 from limbeck.data.formats import readers
-from limbeck.data.load import data_problems, load_data
+from limbeck.data.held_out import HeldOut, load_held_out
+from limbeck.data.load import data_problems, load_data, load_text
 from limbeck.data.order import order, order_digest, step_rows
 from limbeck.data.source import BatchSource, RowsOfStep, SourceContext, StepData, sources
 from limbeck.data.text_data import TextData, overlap
 
 __all__ = [
     "BatchSource",
+    "HeldOut",
     "RowsOfStep",
     "SourceContext",
     "StepData",
@@ -16,6 +18,8 @@ __all__ = [
     "corpus_path",
     "data_problems",
     "load_data",
+    "load_held_out",
+    "load_text",
     "order",
     "order_digest",
     "overlap",

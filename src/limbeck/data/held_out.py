@@ -6,9 +6,13 @@ So every fourth document is for validation, and the report is computed on the ot
 
 from __future__ import annotations
 
-import numpy as np
+from dataclasses import replace
 
-from limbeck.config import EvaluateConfig
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from limbeck.config import EvaluateConfig, RunConfig
+from limbeck.data.load import load_text
 from limbeck.data.text_data import TextData
 from limbeck.errors import DataError
 
@@ -45,3 +49,25 @@ class HeldOut:
         """Indices of the windows that a run measures on."""
         rows = sorted({*self.validation_rows, *self.test_rows})
         return [int(self.data.row_windows[row]) for row in rows]
+
+
+def load_held_out(
+    config: RunConfig, tokenizer: PreTrainedTokenizerBase, limit: int | None
+) -> HeldOut | None:
+    """The recipe's held-out text, one window a row so that documents stay apart; None without it.
+
+    Args:
+        config: The recipe.
+        tokenizer: Makes the ids.
+        limit: Positions of a row, at most.
+    """
+    if config.evaluate.data is None:
+        return None
+    held_out = replace(
+        config.data,
+        path=config.evaluate.data,
+        split=config.evaluate.split,
+        max_documents=config.evaluate.max_documents,
+        pack=False,
+    )
+    return HeldOut(load_text(held_out, tokenizer, limit), config.evaluate)

@@ -21,6 +21,7 @@ from limbeck.data.source import sources
 from limbeck.data.text_data import ARRAYS, TextData
 from limbeck.errors import ConfigError, StorageError, TryLaterError
 from limbeck.files import manifest, publish, sweep
+from limbeck.models import cache_folder
 from limbeck.registry import Problem, suggest
 from limbeck.tokenizers import template_hash, tokenizer_hash
 
@@ -91,6 +92,13 @@ def load_data(
     if found is None:
         found = make(final, config, source, (reader, encoder), identity, progress)
     return TextData.load(final, found["facts"] | {"path": config.path}, source.names)
+
+
+def load_text(
+    config: DataConfig, tokenizer: PreTrainedTokenizerBase, limit: int | None
+) -> TextData:
+    """`load_data` through the user's cache; rows have at most `limit` positions."""
+    return load_data(config, tokenizer, cache=cache_folder() / "data", max_positions=limit)
 
 
 def identify(

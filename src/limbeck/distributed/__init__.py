@@ -26,6 +26,7 @@ from limbeck.distributed.sharding import (
     whole,
 )
 from limbeck.distributed.stopping import StopSignals
+from limbeck.distributed.turns import main_first
 
 __all__ = [
     "StopSignals",
@@ -42,6 +43,7 @@ __all__ = [
     "latest",
     "load_checkpoint",
     "locked",
+    "main_first",
     "prune",
     "save_checkpoint",
     "shard",

@@ -50,6 +50,20 @@ def shard(
     for block in blocks:
         fully_shard(block, mesh=world.mesh, mp_policy=policy)
     fully_shard(module, mesh=world.mesh, mp_policy=policy, reshard_after_forward=False)
+    become_root(module)
+
+
+def become_root(module: nn.Module) -> None:
+    """Initialise FSDP2 with a module as its root, by a forward pass that computes nothing.
+
+    The root is the module whose forward pass runs first. Were it a block's, in an evaluation before
+    training, training would fail; nor can anything be reset before there is a root.
+    """
+    assert isinstance(module, FSDPModule)
+    register_fsdp_forward_method(module, "extra_repr")
+    module.extra_repr()
+    del module.extra_repr  # the class's own is in place again
+    module.reshard()
 
 
 @contextmanager
@@ -61,25 +75,13 @@ def gathered(*modules: nn.Module) -> Iterator[None]:
     Modules that are not sharded stay as they are.
     """
     sharded = [module for module in modules if isinstance(module, FSDPModule)]
-    for module in modules:
-        gather_root(module)
+    for root in sharded:
+        root.unshard()
     try:
         yield
     finally:
         for root in sharded:
             root.reshard()
-
-
-def gather_root(module: nn.Module) -> None:
-    """Gather a root's own parameters, by a forward pass that computes nothing.
-
-    FSDP2 takes the first module whose forward pass runs for the root, and `unshard` is none: were
-    a block called first, training would fail later. Does nothing where nothing is sharded.
-    """
-    register_fsdp_forward_method(module, "extra_repr")
-    module.extra_repr()
-    if isinstance(module, FSDPModule):
-        del module.extra_repr  # the class's own is in place again
 
 
 def abandon_pass(module: nn.Module) -> None:

@@ -1,13 +1,10 @@
-"""The one place where everything meets: a configuration becomes a run or a recording."""
+"""The one place where everything meets: a configuration becomes a run."""
 
 from limbeck.experiment.loading import load, problems, schema
-from limbeck.experiment.recording import Recorded, Recording
 from limbeck.experiment.run import Run, RunResult, assemble
 from limbeck.experiment.stages import Stage, load_stages, run_stages
 
 __all__ = [
-    "Recorded",
-    "Recording",
     "Run",
     "RunResult",
     "Stage",

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from limbeck.config import DataConfig, ObjectiveConfig, RunConfig
+from limbeck.config import ObjectiveConfig, RunConfig
 from limbeck.config.schedules import values_over
-from limbeck.data import BatchSource, SourceContext, TextData, load_data, overlap, sources
-from limbeck.data.held_out import HeldOut
-from limbeck.distributed import World, barrier, shard
+from limbeck.data import (
+    BatchSource,
+    HeldOut,
+    SourceContext,
+    TextData,
+    load_held_out,
+    load_text,
+    overlap,
+    sources,
+)
+from limbeck.distributed import World, main_first, shard
 from limbeck.errors import ConfigError, DataError
 from limbeck.files import publish
 from limbeck.losses import PairShapes, build_objective
@@ -25,7 +32,6 @@ from limbeck.models import (
     Distiller,
     ModelSource,
     PreTrainedTokenizerBase,
-    cache_folder,
     choose_dtype,
     load_model,
     make_trainable,
@@ -287,29 +293,6 @@ def require_known_tokens(data: TextData, vocabulary: VocabularyProof) -> None:
         )
 
 
-def load_text(
-    config: DataConfig, tokenizer: PreTrainedTokenizerBase, limit: int | None
-) -> TextData:
-    """A text through the cache; its rows have at most `limit` positions."""
-    return load_data(config, tokenizer, cache=cache_folder() / "data", max_positions=limit)
-
-
-def load_held_out(
-    config: RunConfig, tokenizer: PreTrainedTokenizerBase, limit: int | None
-) -> HeldOut | None:
-    """The held-out text, one window a row so that documents stay apart; None if none is named."""
-    if config.evaluate.data is None:
-        return None
-    held_out = replace(
-        config.data,
-        path=config.evaluate.data,
-        split=config.evaluate.split,
-        max_documents=config.evaluate.max_documents,
-        pack=False,
-    )
-    return HeldOut(load_text(held_out, tokenizer, limit), config.evaluate)
-
-
 def shortest(*limits: int | None) -> int | None:
     """The longest sequence within all of the limits; None when there is none."""
     return min((limit for limit in limits if limit is not None), default=None)
@@ -324,13 +307,3 @@ def shapes_of(student: InitialStudent, teacher: Teacher) -> PairShapes:
         teacher_width=teacher.info.width,
         layer_map=student.layer_map,
     )
-
-
-@contextmanager
-def main_first(world: World) -> Iterator[None]:
-    """Rank 0 does it while the others wait, then they do: one download, one conversion."""
-    if not world.is_main:
-        barrier()
-    yield
-    if world.is_main:
-        barrier()

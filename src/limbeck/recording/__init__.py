@@ -1,14 +1,17 @@
-"""A teacher over a data set, into a store: once, in parts, killed and gone on with at any point."""
+"""A teacher over a data set, into a store: once, in parts, resumable at any point."""
 
 from limbeck.recording.budget import Budget, Setting, make_budget, require_room
 from limbeck.recording.plan import Plan, Windows, own_shards, parse_part, plan_shards
 from limbeck.recording.progress import RecordingProgress
 from limbeck.recording.record import Recorder, put_tokenizer, teacher_of
+from limbeck.recording.recording import Recorded, Recording
 
 __all__ = [
     "Budget",
     "Plan",
+    "Recorded",
     "Recorder",
+    "Recording",
     "RecordingProgress",
     "Setting",
     "Windows",

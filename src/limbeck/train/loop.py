@@ -12,6 +12,7 @@ import torch
 from limbeck.batch import Batch
 from limbeck.data.source import StepData
 from limbeck.distributed import (
+    abandon_pass,
     broadcast_object,
     gathered,
     latest,
@@ -24,6 +25,7 @@ from limbeck.distributed.stopping import SIGNALS
 from limbeck.errors import ConfigError, NonFiniteError, Stopped
 from limbeck.files import sweep
 from limbeck.models import enable_activation_checkpointing
+from limbeck.teachers import find_local
 from limbeck.train.metrics import JsonlSink, MetricSink
 from limbeck.train.micro_batch import choose_micro_batch, is_out_of_memory, out_of_memory
 from limbeck.train.non_finite import bad_rows, documents_of, dump, narrow
@@ -161,9 +163,10 @@ class Loop:
         except BaseException as error:
             if not is_out_of_memory(error):
                 raise
-            failed = out_of_memory(self.totals.micro_batch, setup.sequence_length)
             if not self._may_halve():
-                raise failed from error
+                raise out_of_memory(
+                    self.totals.micro_batch, setup.sequence_length, setup.world.size
+                ) from error
         else:
             outcome = apply(
                 setup.distiller,
@@ -178,21 +181,28 @@ class Loop:
         return self._learn(data)
 
     def _may_halve(self) -> bool:
-        """Whether to try a smaller micro-batch; ranks cannot, who would wait for each other."""
+        """Whether to try a smaller micro-batch.
+
+        Several ranks cannot: those that have memory left wait in a collective of the failed pass.
+        """
         setup = self._setup
         return (
-            setup.world.device.type == "cuda"
-            and setup.world.size == 1
+            setup.world.size == 1
             and setup.memory.micro_batch == "auto"
             and self.totals.micro_batch > 1
         )
 
     def _halve(self) -> None:
-        """Give memory back and say that the micro-batch is smaller from now on."""
-        self._setup.distiller.zero_grad(set_to_none=True)
-        torch.cuda.empty_cache()
+        """Discard the failed pass, release its memory, and halve the micro-batch."""
+        setup = self._setup
+        abandon_pass(setup.distiller)
+        teacher = None if setup.teacher is None else find_local(setup.teacher)
+        if teacher is not None:
+            abandon_pass(teacher.model)
+        if setup.world.device.type == "cuda":
+            torch.cuda.empty_cache()
         self.totals.micro_batch //= 2
-        text = f"out of memory: micro-batch is {self.totals.micro_batch} rows from here on"
+        text = f"out of memory: micro-batches have {self.totals.micro_batch} rows from here on"
         self._say(kind="note", step=self.totals.step, text=text)
 
     def _not_a_number(

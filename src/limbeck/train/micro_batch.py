@@ -107,9 +107,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def out_of_memory(micro_batch: int, sequence_length: int) -> RunError:
-    """The error to raise when a micro-batch does not fit and none smaller is tried."""
+def out_of_memory(micro_batch: int, sequence_length: int, num_ranks: int = 1) -> RunError:
+    """The error to raise when a micro-batch does not fit and no smaller one is tried."""
+    reason = (
+        "With several ranks no smaller one is tried: the others already wait for this rank. "
+        if num_ranks > 1
+        else ""
+    )
     return RunError(
         f"A micro-batch must fit into memory; one of {micro_batch} rows of {sequence_length} "
-        f"positions does not. {KNOBS}"
+        f"positions does not. {reason}{KNOBS}"
     )

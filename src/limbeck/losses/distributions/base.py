@@ -139,7 +139,24 @@ def require_served(distribution: TeacherDistribution, divergence: str) -> None:
 def log_softmax(logits: Float[Tensor, "N V"], temperature: float) -> Float[Tensor, "N V"]:
     """Log-probabilities at a temperature, in at least float32 whatever the model computes in."""
     exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return torch.log_softmax(exact / temperature, dim=-1).clamp_min(FLOOR)
+    logp: Tensor = _Floor.apply(torch.log_softmax(exact / temperature, dim=-1))  # type: ignore[no-untyped-call]
+    return logp
+
+
+class _Floor(torch.autograd.Function):
+    """Clamp log-probabilities at `FLOOR` and pass every gradient.
+
+    `clamp_min` drops the gradient of a token the student gives less than e^-10000, which is the one
+    that must rise most.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logp: Tensor) -> Tensor:
+        return logp.clamp_min(FLOOR)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient
 
 
 def entropy_of(logp: Float[Tensor, "N K"]) -> Float[Tensor, " N"]:

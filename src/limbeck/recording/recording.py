@@ -5,29 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
 
-from limbeck import __version__
 from limbeck.config import RecordConfig, RunConfig
-from limbeck.distributed import world
+from limbeck.data import load_held_out, load_text
+from limbeck.distributed import main_first, world
 from limbeck.errors import ConfigError
-from limbeck.experiment.parts import load_held_out, load_text, main_first
 from limbeck.files import files_under
 from limbeck.models import choose_device
-from limbeck.recording import (
-    Budget,
-    Plan,
-    Recorder,
-    RecordingProgress,
-    Windows,
-    make_budget,
-    own_shards,
-    plan_shards,
-    require_room,
-)
+from limbeck.recording.budget import Budget, make_budget, require_room
+from limbeck.recording.plan import Plan, Windows, own_shards, plan_shards
+from limbeck.recording.progress import RecordingProgress
+from limbeck.recording.record import Recorder
 from limbeck.registry import type_of
 from limbeck.store import StoreHeader, require_store_or_new, shard_name, written_out
 from limbeck.teachers import TeacherRequest, require_local, teachers
@@ -110,7 +103,7 @@ class Recording:
             sequence_length=config.data.sequence_length,
             seed=config.seed,
             layers=self.settings.layers,
-            limbeck=__version__,
+            limbeck=version("limbeck"),
         )
         self.header.make_form()
 
