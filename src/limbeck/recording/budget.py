@@ -22,10 +22,10 @@ from limbeck.losses import Head
 from limbeck.losses.distributions import DrawnTokens, LazyLogits, TeacherDistribution
 from limbeck.losses.divergences.kl import forward_kl
 from limbeck.models import CausalLM, evaluating
-from limbeck.recording.plan import Place, Plan
+from limbeck.recording.plan import Plan, PlannedWindow
 from limbeck.recording.record import row_of
 from limbeck.store import Form, forms, generator_of, written_out
-from limbeck.store.ranks import Ranks
+from limbeck.store.token_ranks import TokenRanks
 
 SAMPLED_WINDOWS = 8
 SAMPLED_POSITIONS = 64
@@ -184,7 +184,7 @@ def read_some(teacher: CausalLM, plan: Plan) -> list[Read]:
     """The teacher at some positions of a few windows, spread over all that is recorded."""
     places = [place for shard in plan.shards for place in shard]
     count = min(SAMPLED_WINDOWS, len(places))
-    chosen: list[Place] = [places[i * len(places) // count] for i in range(count)]
+    chosen: list[PlannedWindow] = [places[i * len(places) // count] for i in range(count)]
     found = []
     for place in chosen:
         sample = plan.sample(place)
@@ -210,7 +210,7 @@ def measure(
         codec.read_teacher(LazyLogits(read.hidden, still), generator_of(0, read.key))
         for read in reads
     ]
-    ranks = Ranks.learn([codec.ids_of(signal) for signal in signals], len(head.weight))
+    ranks = TokenRanks.from_ids([codec.ids_of(signal) for signal in signals], len(head.weight))
     decoder = codec.with_head(still) if codec.needs_head else codec
     size, dense_sum, bias, apart, norm, tokens = 0, 0.0, 0.0, 0.0, 0.0, 0
     for read, signal in zip(reads, signals, strict=True):

@@ -21,7 +21,7 @@ class Windows(NamedTuple):
     chosen: Sequence[int]
 
 
-class Place(NamedTuple):
+class PlannedWindow(NamedTuple):
     """Where a window stands: its text among those of the plan, its number in it, its positions."""
 
     text: int
@@ -40,7 +40,7 @@ class Plan:
     """
 
     texts: tuple[Windows, ...]
-    shards: tuple[tuple[Place, ...], ...]
+    shards: tuple[tuple[PlannedWindow, ...], ...]
     data_hash: str
 
     @property
@@ -58,7 +58,7 @@ class Plan:
         """Tokens the store will speak about."""
         return sum(self.sample(place).num_scored for shard in self.shards for place in shard)
 
-    def sample(self, place: Place) -> Sample:
+    def sample(self, place: PlannedWindow) -> Sample:
         """A window as the store knows it."""
         return window_of(self.texts[place.text].data, place.window)
 
@@ -68,7 +68,7 @@ def plan_shards(texts: Sequence[Windows], shard_tokens: int) -> Plan:
 
     Nothing of it depends on the machine, the number of processes or what is recorded already.
     """
-    shards: list[list[Place]] = [[]]
+    shards: list[list[PlannedWindow]] = [[]]
     seen: set[bytes] = set()
     told = hashlib.sha256()
     filled = 0
@@ -83,17 +83,17 @@ def plan_shards(texts: Sequence[Windows], shard_tokens: int) -> Plan:
             if shards[-1] and filled + length > shard_tokens:
                 shards.append([])
                 filled = 0
-            shards[-1].append(Place(number, window, length))
+            shards[-1].append(PlannedWindow(number, window, length))
             filled += length
     return Plan(tuple(texts), tuple(map(tuple, shards)), told.hexdigest())
 
 
-def passes(shard: Sequence[Place], capacity: int) -> Iterator[list[Place]]:
+def passes(shard: Sequence[PlannedWindow], capacity: int) -> Iterator[list[PlannedWindow]]:
     """Consecutive windows of a shard that share one row of the teacher's forward pass.
 
     A window that fills a row is alone, and its hidden states are those of a training row.
     """
-    row: list[Place] = []
+    row: list[PlannedWindow] = []
     filled = 0
     for place in shard:
         if row and filled + place.positions > capacity:

@@ -15,7 +15,7 @@ from limbeck.errors import DataError, StorageError, TryLaterError
 from limbeck.losses.distributions import LazyLogits
 from limbeck.models import CausalLM, ModelSource, PreTrainedTokenizerBase, evaluating
 from limbeck.models.source import find, read_config
-from limbeck.recording.plan import Place, Plan, passes
+from limbeck.recording.plan import Plan, PlannedWindow, passes
 from limbeck.recording.progress import RecordingProgress
 from limbeck.store import (
     TOKENIZER,
@@ -118,7 +118,7 @@ class Recorder:
         progress.finished(shard, self._header.num_shards, scored, writer.record_bytes)
 
     @torch.no_grad()
-    def _record_row(self, row: Sequence[Place], writer: ShardWriter) -> int:
+    def _record_row(self, row: Sequence[PlannedWindow], writer: ShardWriter) -> int:
         """One forward pass over windows that do not see each other; the tokens it scored."""
         samples = [self._plan.sample(place) for place in row]
         batch = row_of(samples).to(self._teacher.hf_model.device)
