@@ -8,6 +8,7 @@ import pytest
 
 import limbeck
 from limbeck.errors import ConfigError, DataError
+from limbeck.files import manifest
 from tests.experiment.house import steps_of, write_model, write_recipe, write_texts
 from tests.tokenizers.small import edited, small
 
@@ -90,6 +91,40 @@ def test_the_anchor_may_have_a_grid_of_its_own(tmp_path):
         "evaluate.baseline_learning_rate=[1e-6, 1e-3]",
     )
     assert outcome.evaluation["learning_rate"] == {"distilled": 3e-3, "cross_entropy": 1e-3}
+
+
+def test_the_baseline_is_chosen_by_what_it_minimises_and_reported_by_kl_too(tmp_path):
+    """The text alone pulls a student away from its teacher: KL would choose the rate that learns
+    least, and flatter distillation.
+    """
+    outcome = run(
+        write_recipe(tmp_path),
+        "evaluate.baseline=cross_entropy",
+        "evaluate.baseline_learning_rate=[1e-6, 3e-3]",
+        "optim.steps=12",
+    )
+    evaluation = outcome.evaluation
+    assert evaluation["learning_rate"]["cross_entropy"] == 3e-3
+    assert evaluation["selected_by"] == {
+        "distilled": "forward_kl",
+        "cross_entropy": "cross_entropy",
+    }
+    own, by_kl = (evaluation["arms"][k] for k in ("cross_entropy", "cross_entropy_by_kl"))
+    assert own["cross_entropy"]["value"] < by_kl["cross_entropy"]["value"]
+    assert own["forward_kl"]["value"] > by_kl["forward_kl"]["value"]
+
+
+def test_the_best_student_of_a_grid_is_published_whole(tmp_path):
+    outcome = run(write_recipe(tmp_path), "optim.learning_rate=[1e-6, 3e-3]")
+    assert manifest(outcome.student) is not None
+
+
+def test_the_report_compares_speed_and_size_in_one_data_type(tmp_path):
+    path = write_recipe(tmp_path, teacher={"dtype": "bfloat16"})
+    models = run(path).evaluation["models"]
+    assert {each["dtype"] for each in models.values()} == {"bfloat16"}
+    for each in models.values():
+        assert each["bytes"] == 2 * each["parameters"]
 
 
 def test_evaluating_the_finished_student_again_gives_the_same_figures(tmp_path):

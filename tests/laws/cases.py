@@ -24,7 +24,7 @@ FURTHER = [
     {"type": "jensen_shannon", "beta": 0.1},
     {"type": "skew_forward_kl", "skew": 0.5},
     {"type": "skew_reverse_kl", "skew": 0.5},
-    {"type": "adaptive_kl", "head_mass": 0.8},
+    {"type": "adaptive_kl", "head_probability": 0.8},
     {"type": "alpha_beta", "alpha": 0.2, "beta": 0.7},
     {"type": "alpha_beta", "alpha": 1.0, "beta": 0.0},
     {"type": "alpha_beta", "alpha": 0.0, "beta": 0.5},

@@ -90,7 +90,8 @@ def test_a_new_best_is_saved_though_no_checkpoint_is_due(tmp_path):
         toy_setup(
             tmp_path,
             checkpoint={"every": 100, "keep": 1},
-            evaluate=lambda: {"cross_entropy": next(values)},
+            evaluate=lambda: {"cross_entropy": next(values), "forward_kl": 1.0},
+            selected_by="cross_entropy",
             evaluate_every=10,
         )
     )

@@ -137,7 +137,8 @@ class MemoryConfig:
 
     __pydantic_config__ = STRICT
     micro_batch: Positive | Literal["auto"] = "auto"
-    """Rows of one forward and backward; `auto` finds what fits."""
+    """Rows of one forward and backward pass; `auto` finds what fits. Results are the same for any
+    number, except where the model has dropout: its masks are drawn for each micro-batch."""
     head_budget_mb: HeadBudget = "auto"
     """Memory for the logits that exist at once, those of both models and what is done with them;
     `auto` holds 480 tokens' of any vocabulary: 180 MB for 49,152 on a CPU, 470 for 128,256; four
@@ -217,4 +218,4 @@ class RunConfig:
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `mps`."""
     seed: Annotated[int, Ge(0)] = 0
-    """Of the sample order and of random weights."""
+    """Of the sample order, of random weights and of dropout."""

@@ -248,11 +248,6 @@ def require_alone_if_shared(config: RunConfig, world: World) -> None:
             "are spread over ranks each by itself. Start limbeck without torchrun, or use type: "
             "copy."
         )
-    if is_shared(config) and config.parallel.compute_dtype == "bfloat16":
-        raise ConfigError(
-            "parallel.compute_dtype: a shared student computes in its teacher's data type, got "
-            "bfloat16. Set teacher.dtype=bfloat16, or use type: copy."
-        )
 
 
 def prove_pair(student: InitialStudent, teacher: Teacher) -> VocabularyProof:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from limbeck.config import RunConfig
 from limbeck.data.held_out import HeldOut
 from limbeck.evaluate.examples import continuations, disagreements
@@ -106,12 +108,14 @@ def places(
     students: Mapping[str, CausalLM],
     num_continuations: int,
 ) -> dict[str, Any]:
-    """What a reader looks at: disagreements, continuations, size and speed. One process only."""
+    """Examples, sizes and speeds for the report. One process only.
+
+    Sizes and speeds are those of both models in the teacher's data type: a float32 student beside a
+    bfloat16 teacher would compare data types. The student of `students` is converted for that.
+    """
     student = students["distilled"]
     rows = held_out.test_rows
-    both = {"teacher": teacher.model, "student": student}
-    per_second = speeds(both)
-    return {
+    shown = {
         "disagreements": disagreements(
             student,
             teacher.with_needs(DISTRIBUTION),
@@ -129,14 +133,23 @@ def places(
             count=num_continuations,
             max_new_tokens=CONTINUED_TOKENS,
         ),
-        "models": {
-            name: {
-                "parameters": model.num_parameters,
-                "bytes": sum(p.numel() * p.element_size() for p in model.parameters()),
-                "layers": model.num_layers,
-                "width": model.width,
-                "tokens_per_second": per_second[name],
-            }
-            for name, model in both.items()
-        },
+    }
+    dtype = teacher.model.hf_model.dtype
+    both = {"teacher": teacher.model, "student": student.to(dtype)}
+    return {**shown, "models": sizes_and_speeds(both, dtype)}
+
+
+def sizes_and_speeds(models: Mapping[str, CausalLM], dtype: torch.dtype) -> dict[str, Any]:
+    """Size and speed of models that all have one data type."""
+    per_second = speeds(models)
+    return {
+        name: {
+            "parameters": model.num_parameters,
+            "bytes": sum(p.numel() * p.element_size() for p in model.parameters()),
+            "dtype": str(dtype).removeprefix("torch."),
+            "layers": model.num_layers,
+            "width": model.width,
+            "tokens_per_second": per_second[name],
+        }
+        for name, model in models.items()
     }

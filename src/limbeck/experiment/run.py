@@ -31,7 +31,7 @@ from limbeck.experiment.provenance import command_line, host_facts, now
 from limbeck.experiment.results import compare, places, suite_results
 from limbeck.experiment.score_files import read_scores
 from limbeck.experiment.trials import Arm, Bench, arms_of, best, fidelity_of, lasting, suite_context
-from limbeck.files import manifest, write_text
+from limbeck.files import MANIFEST, manifest, publish, write_text
 from limbeck.models import CausalLM, ModelSource, choose_device, load_model
 from limbeck.report.run_files import lines
 from limbeck.report.run_report import write_report
@@ -211,14 +211,19 @@ class Run:
         chosen = best(arms)
         main = chosen["distilled"]
         if main.folder != self.folder:
-            shutil.copytree(main.folder / "student", self.folder / "student", dirs_exist_ok=True)
-            shutil.copy(main.folder / "metrics.jsonl", self.folder / "metrics.jsonl")
+            publish_copy(main.folder / "student", self.folder / "student")
+            metrics = (main.folder / "metrics.jsonl").read_text(encoding="utf-8")
+            write_text(self.folder / "metrics.jsonl", metrics)
         files = {"initial": self.folder / "initial.json"}
         files |= {name: arm.scores for name, arm in chosen.items()}
+        by_kl = best(arms, "forward_kl").get("cross_entropy")
+        if by_kl is not None and by_kl != chosen["cross_entropy"]:
+            files["cross_entropy_by_kl"] = by_kl.scores
         found = {name: read_scores(path)[1] for name, path in files.items()}
         evaluation = compare({name: scores for name, scores in found.items() if scores})
         evaluation |= suites
         evaluation["learning_rate"] = {name: arm.learning_rate for name, arm in chosen.items()}
+        evaluation["selected_by"] = {name: arm.selected_by for name, arm in chosen.items()}
         held_out = self.parts.held_out
         teacher = find_local(self.parts.teacher)
         # A recorded teacher cannot go on with a text, and has nothing to be shown beside.
@@ -308,6 +313,17 @@ def require_same_recipe(folder: Path, config: RunConfig) -> None:
     saved = folder / "recipe.yaml"
     if saved.exists():
         require_same({"recipe": lasting(read(saved))}, {"recipe": lasting(config)})
+
+
+def publish_copy(folder: Path, final: Path) -> None:
+    """A copy of a published folder, whole or absent."""
+    shutil.rmtree(final, ignore_errors=True)
+
+    def copy(place: Path) -> None:
+        ignored = shutil.ignore_patterns(MANIFEST)
+        shutil.copytree(folder, place, dirs_exist_ok=True, ignore=ignored)
+
+    publish(final, copy, {"kind": "student"})
 
 
 def clear(folder: Path) -> None:

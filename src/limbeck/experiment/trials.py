@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.config import ObjectiveConfig, RunConfig, to_plain
+from limbeck.config.schedules import largest
 from limbeck.distributed import (
     StopSignals,
     broadcast_object,
@@ -48,6 +49,16 @@ class Arm:
         """Where its figures are kept once it is done."""
         return self.folder / "scores.json"
 
+    @property
+    def selected_by(self) -> str:
+        """The validation metric that chooses its learning rate and checkpoint: what it minimises.
+
+        Choosing the cross-entropy baseline by its distance to the teacher would flatter
+        distillation.
+        """
+        learns_from_text = largest(self.objective.alpha) == 0 and not self.objective.extra
+        return "cross_entropy" if learns_from_text else "forward_kl"
+
 
 def arms_of(config: RunConfig) -> list[Arm]:
     """Every student a recipe asks for; the distilled ones first."""
@@ -76,19 +87,25 @@ def arm_folder(output: Path, name: str, rate: float, grid_size: int) -> Path:
     return output if name == "distilled" else output / "stages" / name
 
 
-def best(arms: Sequence[Arm]) -> dict[str, Arm]:
-    """Of each name the arm whose student is nearest to the teacher on the documents that decide."""
+def best(arms: Sequence[Arm], metric: str | None = None) -> dict[str, Arm]:
+    """Of each name the trial with the lowest value on the validation documents.
+
+    Args:
+        arms: All trials, finished.
+        metric: Which value; by default the one that a trial minimises.
+    """
     chosen: dict[str, Arm] = {}
     for arm in arms:
-        if arm.name not in chosen or decision(arm) < decision(chosen[arm.name]):
+        by = metric or arm.selected_by
+        if arm.name not in chosen or validation(arm, by) < validation(chosen[arm.name], by):
             chosen[arm.name] = arm
     return chosen
 
 
-def decision(arm: Arm) -> float:
-    """Forward KL on the documents that decide; nothing was measured without held-out text."""
-    deciding, _ = read_scores(arm.scores)
-    return math.inf if deciding is None else deciding.mean("forward_kl")
+def validation(arm: Arm, metric: str) -> float:
+    """A finished trial's value on the validation documents; infinite without held-out text."""
+    figures, _ = read_scores(arm.scores)
+    return math.inf if figures is None else figures.mean(metric)
 
 
 class Bench:
@@ -129,7 +146,9 @@ class Bench:
                 world=parts.world,
                 folder=arm.folder,
                 sequence_length=parts.config.data.sequence_length,
+                dropout_seed=parts.config.seed,
                 evaluate=self._evaluator(distiller),
+                selected_by=arm.selected_by,
                 evaluate_every=parts.config.evaluate.every,
                 sinks=sinks,
                 resume=resume,

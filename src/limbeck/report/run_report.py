@@ -21,6 +21,7 @@ from limbeck.report.words import number, percent
 ARMS = {
     "initial": "Before training",
     "cross_entropy": "Data alone",
+    "cross_entropy_by_kl": "Data alone, learning rate chosen by KL",
     "distilled": "Distilled",
     "teacher": "Teacher",
 }

@@ -158,7 +158,13 @@ class Loop:
             setup.teacher.prefetch(micro_batches)
         try:
             accumulated: Accumulated = accumulate(
-                setup.distiller, setup.teacher, micro_batches, step_tokens, setup.world
+                setup.distiller,
+                setup.teacher,
+                micro_batches,
+                step_tokens,
+                setup.world,
+                seed=setup.dropout_seed,
+                step=self.totals.step,
             )
         except BaseException as error:
             if not is_out_of_memory(error):
@@ -251,7 +257,7 @@ class Loop:
             {k: float(v) if math.isfinite(v) else None for k, v in measured.items()}, setup.world
         )
         self._say(kind="evaluation", step=totals.step, **shown)
-        value = shown.get("forward_kl", shown.get("cross_entropy"))
+        value = shown.get(setup.selected_by)
         if value is None or (totals.best_value is not None and value >= totals.best_value):
             return False
         totals.best_step, totals.best_value = totals.step, value

@@ -30,9 +30,10 @@ class TrainSetup:
         world: The ranks.
         folder: Run directory, which the caller has locked: metrics.jsonl and checkpoints/ go there.
         sequence_length: Positions of a row.
+        dropout_seed: See `accumulate`.
         fingerprint: Everything the numbers depend on, JSON. A checkpoint of another is refused.
-        evaluate: Measures the student; its `forward_kl`, or `cross_entropy` where there is none,
-            decides which checkpoint is best. Every rank calls it. None measures nothing.
+        evaluate: Measures the student; every rank calls it. None measures nothing.
+        selected_by: The metric of `evaluate` whose lowest value marks the best checkpoint.
         evaluate_every: Steps between calls of `evaluate`; the last step has one too.
         sinks: Where records go besides metrics.jsonl; used on rank 0 only.
         resume: Continue from the newest whole checkpoint, if there is one.
@@ -49,8 +50,10 @@ class TrainSetup:
     world: World
     folder: Path
     sequence_length: int
+    dropout_seed: int = 0
     fingerprint: Mapping[str, Any] = field(default_factory=dict)
     evaluate: Callable[[], Mapping[str, float]] | None = None
+    selected_by: str = "forward_kl"
     evaluate_every: int = 250
     sinks: Sequence[MetricSink] = ()
     resume: bool = False

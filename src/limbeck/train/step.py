@@ -12,6 +12,7 @@ import signal
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -81,11 +82,28 @@ def accumulate(
     micro_batches: Iterable[Batch],
     step_tokens: Int[Tensor, ""],
     world: World,
+    *,
+    seed: int | None = None,
+    step: int = 0,
 ) -> Accumulated:
-    """Run forward and backward on every micro-batch, and leave the sum of the gradients."""
+    """Run forward and backward on every micro-batch, and leave the sum of the gradients.
+
+    Args:
+        distiller: Student and objective.
+        teacher: None when the objective reads nothing of a teacher.
+        micro_batches: Of this rank.
+        step_tokens: N of the whole step.
+        world: The ranks.
+        seed: Seeds dropout anew in every micro-batch, with the step, the rank and the micro-batch's
+            number. Masks then depend on nothing that ran before, a failed attempt or a resumption,
+            but on how a step is cut. None leaves the random state as it is.
+        step: Of the run, counted from 0.
+    """
     names: tuple[str, ...] = ()
     values: list[Tensor] = []
-    for cpu_batch in micro_batches:
+    for number, cpu_batch in enumerate(micro_batches):
+        if seed is not None:
+            seed_all((seed, step, world.rank, number))
         batch = cpu_batch.to(world.device)
         said = TeacherSignal() if teacher is None else teacher.signal(batch)
         loss, shares = distiller(batch, said, step_tokens)
@@ -94,6 +112,11 @@ def accumulate(
         values.append(torch.stack([loss.detach(), *shares.values()]).to(world.exact))
     table = torch.stack(values)
     return Accumulated(names, table.sum(0), table[:, 0])
+
+
+def seed_all(key: tuple[int, ...]) -> None:
+    """Seed PyTorch on all devices from several numbers, without collisions of their sums."""
+    torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
 
 
 def apply(

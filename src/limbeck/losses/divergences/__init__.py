@@ -4,12 +4,12 @@ from limbeck.losses.divergences.base import (
     Outcomes,
     divergences,
     expectation,
-    slopes,
+    gradients,
 )
 
 __all__ = [
     "Outcomes",
     "divergences",
     "expectation",
-    "slopes",
+    "gradients",
 ]

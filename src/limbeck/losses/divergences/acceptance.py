@@ -13,7 +13,7 @@ from annotated_types import Ge, Interval
 from jaxtyping import Float
 from torch import Tensor
 
-from limbeck.losses.divergences.base import Outcomes, divergences, slopes
+from limbeck.losses.divergences.base import Outcomes, divergences, gradients
 from limbeck.losses.divergences.kl import forward_kl
 from limbeck.losses.divergences.total_variation import total_variation
 
@@ -52,30 +52,30 @@ def lk_kl(
     return weight * forward_kl(student, teacher) + (1 - weight) * rejection
 
 
-@slopes.register("lk")
-def lk_slope(outcomes: Outcomes) -> Float[Tensor, " N"]:
-    """Value of `lk`; slope -min(p, q) / acceptance where q < p, half of it where they tie."""
-    least = torch.minimum(outcomes.student, outcomes.teacher, out=outcomes.spare)
+@gradients.register("lk")
+def lk_gradient(outcomes: Outcomes) -> Float[Tensor, " N"]:
+    """Value of `lk`; gradient -min(p, q) / acceptance where q < p, half of it where they tie."""
+    smaller = torch.minimum(outcomes.student, outcomes.teacher, out=outcomes.spare)
     # sign is 1, 0, -1 where the student is below, at, above the teacher: (1 + sign) / 2 of it.
     is_below = outcomes.teacher.sub_(outcomes.student).sign_()
-    total = least.logsumexp(-1, keepdim=True)
-    share = torch.exp(least.sub_(total), out=least)
-    torch.mul(share, is_below.add_(1), out=outcomes.teacher_mass).mul_(-0.5)
+    total = smaller.logsumexp(-1, keepdim=True)
+    share = torch.exp(smaller.sub_(total), out=smaller)
+    torch.mul(share, is_below.add_(1), out=outcomes.teacher_prob).mul_(-0.5)
     value: Tensor = -total.squeeze(-1)
     return value
 
 
-@slopes.register("lk_kl")
-def lk_kl_slope(
+@gradients.register("lk_kl")
+def lk_kl_gradient(
     outcomes: Outcomes, *, scale: float = 1.0, decay: float = 3.0
 ) -> Float[Tensor, " N"]:
-    """Value of `lk_kl`; slope -w p + (1 - w) q sign(q - p) / 2."""
-    gap = torch.sub(outcomes.student_mass, outcomes.teacher_mass, out=outcomes.spare)
+    """Value of `lk_kl`; gradient -w p + (1 - w) q sign(q - p) / 2."""
+    gap = torch.sub(outcomes.student_prob, outcomes.teacher_prob, out=outcomes.spare)
     ratio = outcomes.teacher.sub_(outcomes.student)
-    kl: Tensor = torch.linalg.vecdot(outcomes.teacher_mass, ratio)
+    kl: Tensor = torch.linalg.vecdot(outcomes.teacher_prob, ratio)
     rejection = 0.5 * torch.abs(gap, out=outcomes.teacher).sum(-1)
     weight = scale * (-decay * (1 - rejection)).exp()
-    outcomes.teacher_mass.mul_(-weight[:, None])
-    pull = gap.sign_().mul_(outcomes.student_mass)
-    outcomes.teacher_mass.addcmul_(pull, 0.5 * (1 - weight)[:, None])
+    outcomes.teacher_prob.mul_(-weight[:, None])
+    pull = gap.sign_().mul_(outcomes.student_prob)
+    outcomes.teacher_prob.addcmul_(pull, 0.5 * (1 - weight)[:, None])
     return weight * kl + (1 - weight) * rejection

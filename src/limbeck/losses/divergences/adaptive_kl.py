@@ -23,31 +23,31 @@ def adaptive_kl(
     student: Float[Tensor, "N K"],
     teacher: Float[Tensor, "N K"],
     *,
-    head_mass: Annotated[float, Interval(gt=0, lt=1)] = 0.5,
+    head_probability: Annotated[float, Interval(gt=0, lt=1)] = 0.5,
 ) -> Float[Tensor, " N"]:
     """Weight w times KL(teacher || student), and 1 - w times KL(student || teacher), nats.
 
     w is the share of the total gap |p - q| that lies on the teacher's head: its most probable
-    outcomes with at most `head_mass` together, the first always among them. w is a constant to the
-    gradient. The head and the default are those of the public code; but outcomes as probable
+    outcomes with at most `head_probability` together, the first always among them. w is constant to
+    the gradient. The head and the default are those of the public code; but outcomes as probable
     as the last of the head belong to it, so that the order of the vocabulary does not matter.
 
     Args:
-        head_mass: Teacher's probability of the head.
+        head_probability: Teacher's probability of the head.
     """
-    weight = head_share(student.detach(), teacher.detach(), head_mass)
+    weight = head_share(student.detach(), teacher.detach(), head_probability)
     return weight * forward_kl(student, teacher) + (1 - weight) * reverse_kl(student, teacher)
 
 
 def head_share(
-    student: Float[Tensor, "N K"], teacher: Float[Tensor, "N K"], head_mass: float
+    student: Float[Tensor, "N K"], teacher: Float[Tensor, "N K"], head_probability: float
 ) -> Float[Tensor, " N"]:
     """Share of |p - q| on the teacher's head; 0 where the two are equal."""
     p = teacher.exp()
     gap = (p - student.exp()).abs()
     ordered = p.sort(dim=-1, descending=True).values
-    is_head = ordered.cumsum(-1) <= head_mass
+    is_head = ordered.cumsum(-1) <= head_probability
     is_head[:, 0] = True
-    least = ordered.masked_fill(~is_head, torch.inf).amin(-1, keepdim=True)
-    on_head = gap.masked_fill(p < least, 0).sum(-1)
+    min_prob = ordered.masked_fill(~is_head, torch.inf).amin(-1, keepdim=True)
+    on_head = gap.masked_fill(p < min_prob, 0).sum(-1)
     return on_head / gap.sum(-1).clamp_min(torch.finfo(gap.dtype).tiny)

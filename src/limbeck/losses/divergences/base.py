@@ -1,10 +1,10 @@
-"""How far apart two distributions over the same K outcomes are, one family a file.
+"""Divergences between two distributions over the same K outcomes, one family a file.
 
 A divergence is a pure function of two tensors of log-probabilities. It does not reduce over
-positions, mask, weight, chunk or apply a temperature: its callers do, once, for all of them.
+positions, mask, weight, chunk or apply a temperature: the caller does.
 
-A few also have a *slope*, their derivative written out, under the same name and options; the output
-head then needs no autograd. Laws hold the two together.
+Some also register a closed-form gradient under the same name and options, which the fused head uses
+in place of autograd. Tests compare the two.
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ ranking: Registry[Tensor] = Registry("divergence", package="limbeck.losses.diver
 """Divergences whose value depends on the order of the outcomes' probabilities. Each is registered
 here too, and is refused where one outcome stands for several tokens."""
 
-slopes: Registry[Tensor] = Registry("slope", package="limbeck.losses.divergences")
+gradients: Registry[Tensor] = Registry("gradient", package="limbeck.losses.divergences")
 
 
 class Outcomes(NamedTuple):
-    """Two distributions over K outcomes, and room to work in.
+    """Two distributions over K outcomes, and a buffer: the argument of a closed-form gradient.
 
-    A slope is a function of it. It returns the divergence of each token and leaves the derivative
-    with respect to the student's log-probabilities, up to a multiple of `student_mass`, in
-    `teacher_mass`. It may overwrite everything but `student_mass`. The multiple does not matter:
-    with respect to logits the gradient is `slope - student_mass * slope.sum()`.
+    A closed-form gradient returns the divergence of each token and writes its derivative with
+    respect to the student's log-probabilities to `teacher_prob`, up to a multiple of
+    `student_prob`, which cancels: with respect to logits the gradient is
+    `d - student_prob * d.sum()`. It may overwrite everything but `student_prob`.
 
     Attributes:
         student: Log-probabilities of the student.
         teacher: Log-probabilities of the teacher.
-        student_mass: Probabilities of the student.
-        teacher_mass: Probabilities of the teacher.
-        spare: Anything; a place for intermediate results.
+        student_prob: Probabilities of the student.
+        teacher_prob: Probabilities of the teacher.
+        spare: Uninitialised buffer.
     """
 
     student: Float[Tensor, "N K"]
     teacher: Float[Tensor, "N K"]
-    student_mass: Float[Tensor, "N K"]
-    teacher_mass: Float[Tensor, "N K"]
+    student_prob: Float[Tensor, "N K"]
+    teacher_prob: Float[Tensor, "N K"]
     spare: Float[Tensor, "N K"]
 
 
@@ -56,5 +56,5 @@ def expectation(logp: Float[Tensor, "N K"], value: Float[Tensor, "N K"]) -> Floa
 def log_mixture(outcomes: Outcomes, share: float) -> Float[Tensor, "N K"]:
     """Log of `share` times the teacher plus the rest of the student, written to `spare`."""
     smallest = torch.finfo(outcomes.spare.dtype).tiny
-    mixture = torch.mul(outcomes.student_mass, 1 - share, out=outcomes.spare)
-    return mixture.add_(outcomes.teacher_mass, alpha=share).clamp_min_(smallest).log_()
+    mixture = torch.mul(outcomes.student_prob, 1 - share, out=outcomes.spare)
+    return mixture.add_(outcomes.teacher_prob, alpha=share).clamp_min_(smallest).log_()

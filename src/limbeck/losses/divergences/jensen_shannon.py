@@ -14,7 +14,13 @@ from annotated_types import Interval
 from jaxtyping import Float
 from torch import Tensor
 
-from limbeck.losses.divergences.base import Outcomes, divergences, expectation, log_mixture, slopes
+from limbeck.losses.divergences.base import (
+    Outcomes,
+    divergences,
+    expectation,
+    gradients,
+    log_mixture,
+)
 
 
 @divergences.register("jensen_shannon")
@@ -38,13 +44,13 @@ def jensen_shannon(
     return beta * from_teacher + (1 - beta) * from_student
 
 
-@slopes.register("jensen_shannon")
-def jensen_shannon_slope(outcomes: Outcomes, *, beta: float = 0.5) -> Float[Tensor, " N"]:
-    """Value of `jensen_shannon`; slope (1 - beta) q log(q / m)."""
+@gradients.register("jensen_shannon")
+def jensen_shannon_gradient(outcomes: Outcomes, *, beta: float = 0.5) -> Float[Tensor, " N"]:
+    """Value of `jensen_shannon`; gradient (1 - beta) q log(q / m)."""
     mixture = log_mixture(outcomes, beta)
     outcomes.teacher.sub_(mixture)
-    from_teacher: Tensor = torch.linalg.vecdot(outcomes.teacher_mass, outcomes.teacher)
+    from_teacher: Tensor = torch.linalg.vecdot(outcomes.teacher_prob, outcomes.teacher)
     gap = outcomes.student.sub_(mixture)
-    from_student: Tensor = torch.linalg.vecdot(outcomes.student_mass, gap)
-    torch.mul(outcomes.student_mass, gap, out=outcomes.teacher_mass).mul_(1 - beta)
+    from_student: Tensor = torch.linalg.vecdot(outcomes.student_prob, gap)
+    torch.mul(outcomes.student_prob, gap, out=outcomes.teacher_prob).mul_(1 - beta)
     return beta * from_teacher + (1 - beta) * from_student

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from limbeck.losses.divergences.base import Outcomes, divergences, expectation, slopes
+from limbeck.losses.divergences.base import Outcomes, divergences, expectation, gradients
 
 
 @divergences.register("forward_kl")
@@ -33,19 +33,19 @@ def reverse_kl(student: Float[Tensor, "N K"], teacher: Float[Tensor, "N K"]) -> 
     return expectation(student, student - teacher)
 
 
-@slopes.register("forward_kl")
-def forward_kl_slope(outcomes: Outcomes) -> Float[Tensor, " N"]:
-    """Value of `forward_kl`; slope -p."""
+@gradients.register("forward_kl")
+def forward_kl_gradient(outcomes: Outcomes) -> Float[Tensor, " N"]:
+    """Value of `forward_kl`; gradient -p."""
     gap = outcomes.teacher.sub_(outcomes.student)
-    value: Tensor = torch.linalg.vecdot(outcomes.teacher_mass, gap)
-    outcomes.teacher_mass.neg_()
+    value: Tensor = torch.linalg.vecdot(outcomes.teacher_prob, gap)
+    outcomes.teacher_prob.neg_()
     return value
 
 
-@slopes.register("reverse_kl")
-def reverse_kl_slope(outcomes: Outcomes) -> Float[Tensor, " N"]:
-    """Value of `reverse_kl`; slope q log(q / p)."""
+@gradients.register("reverse_kl")
+def reverse_kl_gradient(outcomes: Outcomes) -> Float[Tensor, " N"]:
+    """Value of `reverse_kl`; gradient q log(q / p)."""
     gap = outcomes.student.sub_(outcomes.teacher)
-    value: Tensor = torch.linalg.vecdot(outcomes.student_mass, gap)
-    torch.mul(outcomes.student_mass, gap, out=outcomes.teacher_mass)
+    value: Tensor = torch.linalg.vecdot(outcomes.student_prob, gap)
+    torch.mul(outcomes.student_prob, gap, out=outcomes.teacher_prob)
     return value

@@ -14,7 +14,13 @@ from annotated_types import Interval
 from jaxtyping import Float
 from torch import Tensor
 
-from limbeck.losses.divergences.base import Outcomes, divergences, expectation, log_mixture, slopes
+from limbeck.losses.divergences.base import (
+    Outcomes,
+    divergences,
+    expectation,
+    gradients,
+    log_mixture,
+)
 
 Skew = Annotated[float, Interval(gt=0, lt=1)]
 
@@ -47,24 +53,24 @@ def skew_reverse_kl(
     return expectation(student, student - mixture)
 
 
-@slopes.register("skew_forward_kl")
-def skew_forward_kl_slope(outcomes: Outcomes, *, skew: float = 0.1) -> Float[Tensor, " N"]:
-    """Value of `skew_forward_kl`; slope -(1 - skew) p q / m."""
+@gradients.register("skew_forward_kl")
+def skew_forward_kl_gradient(outcomes: Outcomes, *, skew: float = 0.1) -> Float[Tensor, " N"]:
+    """Value of `skew_forward_kl`; gradient -(1 - skew) p q / m."""
     mixture = log_mixture(outcomes, skew)
     gap = outcomes.teacher.sub_(mixture)
-    value: Tensor = torch.linalg.vecdot(outcomes.teacher_mass, gap)
+    value: Tensor = torch.linalg.vecdot(outcomes.teacher_prob, gap)
     # p / m is exp(gap), at most 1 / skew; the quotient itself would be 0 / 0 where both vanish.
-    torch.mul(outcomes.student_mass, gap.exp_(), out=outcomes.teacher_mass).mul_(skew - 1)
+    torch.mul(outcomes.student_prob, gap.exp_(), out=outcomes.teacher_prob).mul_(skew - 1)
     return value
 
 
-@slopes.register("skew_reverse_kl")
-def skew_reverse_kl_slope(outcomes: Outcomes, *, skew: float = 0.1) -> Float[Tensor, " N"]:
-    """Value of `skew_reverse_kl`; slope q (log(q / m) - skew q / m)."""
+@gradients.register("skew_reverse_kl")
+def skew_reverse_kl_gradient(outcomes: Outcomes, *, skew: float = 0.1) -> Float[Tensor, " N"]:
+    """Value of `skew_reverse_kl`; gradient q (log(q / m) - skew q / m)."""
     mixture = log_mixture(outcomes, 1 - skew)
     gap = outcomes.student.sub_(mixture)
-    value: Tensor = torch.linalg.vecdot(outcomes.student_mass, gap)
+    value: Tensor = torch.linalg.vecdot(outcomes.student_prob, gap)
     ratio = torch.exp(gap, out=outcomes.teacher)
     gap.sub_(ratio, alpha=skew)
-    torch.mul(outcomes.student_mass, gap, out=outcomes.teacher_mass)
+    torch.mul(outcomes.student_prob, gap, out=outcomes.teacher_prob)
     return value

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from limbeck.losses.divergences.base import Outcomes, divergences, slopes
+from limbeck.losses.divergences.base import Outcomes, divergences, gradients
 
 
 @divergences.register("total_variation")
@@ -21,11 +21,11 @@ def total_variation(
     return 0.5 * (student.exp() - teacher.exp()).abs().sum(-1)
 
 
-@slopes.register("total_variation")
-def total_variation_slope(outcomes: Outcomes) -> Float[Tensor, " N"]:
-    """Value of `total_variation`; slope q sign(q - p) / 2."""
-    gap = torch.sub(outcomes.student_mass, outcomes.teacher_mass, out=outcomes.spare)
+@gradients.register("total_variation")
+def total_variation_gradient(outcomes: Outcomes) -> Float[Tensor, " N"]:
+    """Value of `total_variation`; gradient q sign(q - p) / 2."""
+    gap = torch.sub(outcomes.student_prob, outcomes.teacher_prob, out=outcomes.spare)
     # `vector_norm(ord=1)` adds float32 one by one on a CPU and loses four digits over a vocabulary.
     value = 0.5 * torch.abs(gap, out=outcomes.teacher).sum(-1)
-    torch.mul(outcomes.student_mass, gap.sign_(), out=outcomes.teacher_mass).mul_(0.5)
+    torch.mul(outcomes.student_prob, gap.sign_(), out=outcomes.teacher_prob).mul_(0.5)
     return value

@@ -1,6 +1,6 @@
-"""The hot pairs without autograd: a divergence with a slope, cross-entropy, or both.
+"""Divergence, cross-entropy or both, with closed-form gradients instead of autograd.
 
-Logits turn into their gradient in the buffer they came in, a few rows at a time.
+The gradient overwrites the logits, a few rows at a time.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from limbeck.losses.terms.cross_entropy import CrossEntropyTerm
 from limbeck.losses.terms.divergence import DivergenceTerm
 
 WORKING_COPIES = 5
-"""Arrays of as many logits as are taken together: those of `Outcomes`."""
+"""Arrays the size of one block of logits that are allocated: those of `Outcomes`."""
 
 
 def closed_form(
@@ -35,7 +35,7 @@ def closed_form(
     distribution: TeacherDistribution | None,
     workspace: Workspace,
 ) -> ChunkBody | None:
-    """A body without autograd where the terms, the head and the teacher's form have one."""
+    """The closed-form body, or None where terms, head or the teacher's form have none."""
     divergences = [term for term in terms if isinstance(term, DivergenceTerm)]
     num_hard = sum(isinstance(term, CrossEntropyTerm) for term in terms)
     is_hot = (
@@ -46,13 +46,13 @@ def closed_form(
     )
     if divergences and distribution is not None:
         forms = (DenseLogits, LazyLogits, KeptTokens, UnevenTopK, DrawnTokens)
-        is_hot &= divergences[0].slope is not None and isinstance(distribution, forms)
+        is_hot &= divergences[0].gradient is not None and isinstance(distribution, forms)
         require_served(distribution, divergences[0].name)
     return ClosedForm(terms, weights, student, distribution, workspace) if is_hot else None
 
 
 class ClosedForm(ChunkBody):
-    """At most one divergence and at most one cross-entropy, their gradient written out."""
+    """At most one divergence and at most one cross-entropy, with closed-form gradients."""
 
     def __init__(
         self,
@@ -66,9 +66,9 @@ class ClosedForm(ChunkBody):
         Args:
             terms: One or two, of different kinds.
             weights: Weight of each.
-            student: Gives targets, and the sizes of what is to come.
+            student: Has targets, weights, and the sizes of the chunks to come.
             distribution: The teacher's at the N tokens; without one the divergence is 0.
-            workspace: Where logits are, and what is worked with.
+            workspace: Holds the buffers.
         """
         self.weights = weights
         self.workspace = workspace
@@ -96,7 +96,7 @@ class ClosedForm(ChunkBody):
     def __call__(
         self, products: Float[Tensor, "n V"], window: slice, wants_gradient: bool
     ) -> tuple[Float[Tensor, " terms"], Float[Tensor, "n V"]]:
-        """Each term summed over the rows, and the gradient of their weighted sum, in `products`."""
+        """Each term summed over the rows; the gradient of their weighted sum is in `products`."""
         length, vocabulary = products.shape
         size = WORKING_COPIES, min(self.block, length), vocabulary
         work = self.workspace.take("work", size, products, self.exact)
@@ -119,39 +119,39 @@ class ClosedForm(ChunkBody):
         weights: Float[Tensor, "n 1"] | None,
         wants_gradient: bool,
     ) -> Float[Tensor, " 2"]:
-        """Sums of divergence and cross-entropy over a few rows, whose logits become gradient."""
+        """Sums of divergence and cross-entropy over a few rows; the gradient is in `logits`."""
         work = Outcomes(*(each[: len(logits)] for each in room))
         temperature = 1.0 if self.soft is None else self.soft.temperature
         if logits.dtype == room.dtype and (temperature in {1, 2} or not self.has_hard):
             # The logits themselves are not read again.
             work = work._replace(student=logits)
-        softmax_into(work.student, work.student_mass, logits, temperature)
+        softmax_into(work.student, work.student_prob, logits, temperature)
         hard = -work.student.gather(-1, targets)
         work.student.clamp_min_(FLOOR)
-        soft, slope, mass_weight = hard.new_zeros(1), work.teacher_mass, hard.new_zeros(1)
+        soft, gradient, prob_weight = hard.new_zeros(1), work.teacher_prob, hard.new_zeros(1)
         if self.soft is None:
-            slope.zero_()
+            gradient.zero_()
         else:
             soft, total = self._soft(self.soft, work, teacher)
             scale = self.soft_weight * temperature
-            slope.mul_(scale)
-            mass_weight = total * -scale
+            gradient.mul_(scale)
+            prob_weight = total * -scale
         if self.has_hard and temperature == 1:
-            mass_weight = mass_weight + self.hard_weight
-        slope.addcmul_(work.student_mass, mass_weight)
+            prob_weight = prob_weight + self.hard_weight
+        gradient.addcmul_(work.student_prob, prob_weight)
         if self.has_hard and temperature == 2:
             # softmax(z) is softmax(z / 2) squared, over its sum: no further exponential.
-            square = torch.mul(work.student_mass, work.student_mass, out=work.spare)
+            square = torch.mul(work.student_prob, work.student_prob, out=work.spare)
             norm = square.sum(-1, keepdim=True)
             hard = 2 * hard + norm.log()
-            slope.addcmul_(square, self.hard_weight / norm)
+            gradient.addcmul_(square, self.hard_weight / norm)
         elif self.has_hard and temperature != 1:
             softmax_into(work.student, work.spare, logits, 1.0)
             hard = -work.student.gather(-1, targets)
-            slope.add_(work.spare, alpha=self.hard_weight)
+            gradient.add_(work.spare, alpha=self.hard_weight)
         if wants_gradient:
-            slope.scatter_add_(-1, targets, torch.full_like(hard, -self.hard_weight))
-            logits.copy_(slope if weights is None else slope.mul_(weights))
+            gradient.scatter_add_(-1, targets, torch.full_like(hard, -self.hard_weight))
+            logits.copy_(gradient if weights is None else gradient.mul_(weights))
         if weights is not None:
             soft, hard = soft * weights.squeeze(-1), hard * weights
         return torch.stack([soft.sum() * temperature**2, hard.sum()])
@@ -159,84 +159,86 @@ class ClosedForm(ChunkBody):
     def _soft(
         self, term: DivergenceTerm, work: Outcomes, teacher: TeacherDistribution | None
     ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n 1"]]:
-        """Divergence of each row, and the sum of the slope left in `work.teacher_mass`."""
-        assert term.slope is not None
+        """Divergence of each row, and the sum of the gradient left in `work.teacher_prob`."""
+        assert term.gradient is not None
         if isinstance(teacher, KeptTokens):
-            return top_k_slope(term, work, teacher)
+            return top_k_gradient(term, work, teacher)
         if isinstance(teacher, UnevenTopK):
-            return uneven_slope(term, work, teacher)
+            return uneven_gradient(term, work, teacher)
         if isinstance(teacher, DrawnTokens):
-            return samples_slope(term, work, teacher)
+            return samples_gradient(term, work, teacher)
         assert isinstance(teacher, DenseLogits)
-        softmax_into(work.teacher, work.teacher_mass, teacher.logits, term.temperature)
+        softmax_into(work.teacher, work.teacher_prob, teacher.logits, term.temperature)
         work.teacher.clamp_min_(FLOOR)
-        value = term.slope(outcomes=work)
-        return value, work.teacher_mass.sum(-1, keepdim=True)
+        value = term.gradient(outcomes=work)
+        return value, work.teacher_prob.sum(-1, keepdim=True)
 
 
-def top_k_slope(
+def top_k_gradient(
     term: DivergenceTerm, work: Outcomes, teacher: KeptTokens
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n 1"]]:
     """The same for a teacher that merged its tail.
 
-    The slope of the tail's log-probability is shared out among its tokens as the student shares
-    the tail's mass.
+    The gradient of the tail's log-probability is divided among its tokens in proportion to the
+    student's probabilities.
     """
     student, share = with_tail(work, teacher.ids)
-    value, slope = merged_slope(term, student, teacher.at(term.temperature))
-    torch.mul(share, slope[:, -1:], out=work.teacher_mass).scatter_(-1, teacher.ids, slope[:, :-1])
-    return value, slope.sum(-1, keepdim=True)
+    value, gradient = merged_gradient(term, student, teacher.at(term.temperature))
+    torch.mul(share, gradient[:, -1:], out=work.teacher_prob).scatter_(
+        -1, teacher.ids, gradient[:, :-1]
+    )
+    return value, gradient.sum(-1, keepdim=True)
 
 
-def uneven_slope(
+def uneven_gradient(
     term: DivergenceTerm, work: Outcomes, teacher: UnevenTopK
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n 1"]]:
-    """The same where rows keep different numbers of tokens; those not kept are no outcome."""
+    """The same where rows keep different numbers of tokens; tokens not kept are no outcome."""
     student, share = with_tail(work, teacher.ids)
     absent = torch.nn.functional.pad(~teacher.kept, (0, 1))
     student.masked_fill_(absent, FLOOR)
-    value, slope = merged_slope(term, student, teacher.at(term.temperature))
-    slope.masked_fill_(absent, 0)
-    torch.mul(share, slope[:, -1:], out=work.teacher_mass).scatter_(-1, teacher.ids, 0)
-    work.teacher_mass.scatter_add_(-1, teacher.ids, slope[:, :-1])
-    return value, slope.sum(-1, keepdim=True)
+    value, gradient = merged_gradient(term, student, teacher.at(term.temperature))
+    gradient.masked_fill_(absent, 0)
+    torch.mul(share, gradient[:, -1:], out=work.teacher_prob).scatter_(-1, teacher.ids, 0)
+    work.teacher_prob.scatter_add_(-1, teacher.ids, gradient[:, :-1])
+    return value, gradient.sum(-1, keepdim=True)
 
 
 def with_tail(
     work: Outcomes, ids: Int[Tensor, "n k"]
 ) -> tuple[Float[Tensor, "n k1"], Float[Tensor, "n V"]]:
-    """The student on some tokens and the rest, and how the rest is shared among its tokens."""
+    """The student on `ids` and the rest, and its distribution within the rest."""
     share = work.spare.copy_(work.student).scatter_(-1, ids, FLOOR)
     tail = share.logsumexp(-1, keepdim=True)
     torch.softmax(share, -1, out=share)
     return torch.cat([work.student.gather(-1, ids), tail], dim=-1), share
 
 
-def merged_slope(
+def merged_gradient(
     term: DivergenceTerm, student: Float[Tensor, "n k1"], teacher: Float[Tensor, "n k1"]
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n k1"]]:
-    """Divergence of each row over few outcomes, and its slope."""
-    assert term.slope is not None
+    """Divergence of each row over few outcomes, and its gradient."""
+    assert term.gradient is not None
     recorded = teacher.to(student)
     merged = Outcomes(student, recorded, student.exp(), recorded.exp(), torch.empty_like(student))
-    value = term.slope(outcomes=merged)
-    return value, merged.teacher_mass
+    value = term.gradient(outcomes=merged)
+    return value, merged.teacher_prob
 
 
-def samples_slope(
+def samples_gradient(
     term: DivergenceTerm, work: Outcomes, teacher: DrawnTokens
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n 1"]]:
-    """The same for tokens drawn from the teacher, whose shares stand for its probabilities."""
+    """The same for tokens sampled from the teacher, whose shares estimate its probabilities."""
     shares = teacher.shares(term.temperature).to(work.student)
     ids = teacher.tokens()
     likelihood: Tensor = torch.linalg.vecdot(shares, work.student.gather(-1, ids))
-    work.teacher_mass.zero_().scatter_add_(-1, ids, -shares)
+    work.teacher_prob.zero_().scatter_add_(-1, ids, -shares)
     return -likelihood - teacher.entropy_nats.to(shares), -shares.sum(-1, keepdim=True)
 
 
 def softmax_into(
     logprobs: Float[Tensor, "n V"],
-    mass: Float[Tensor, "n V"],
+    probs: Float[Tensor, "n V"],
     logits: Float[Tensor, "n V"],
     temperature: float,
 ) -> None:
@@ -244,7 +246,7 @@ def softmax_into(
 
     Args:
         logprobs: Written to; exact whatever logits are, and may be the logits themselves.
-        mass: Written to.
+        probs: Written to.
         logits: Read.
         temperature: What they are divided by.
     """
@@ -255,7 +257,7 @@ def softmax_into(
         torch.div(logits, temperature, out=logprobs)
     else:
         source = logits
-    torch.softmax(source, -1, out=mass)
+    torch.softmax(source, -1, out=probs)
     # The largest probability is 1 / sum(exp(z - max z)).
-    norm = source.amax(-1, keepdim=True) - mass.amax(-1, keepdim=True).log_()
+    norm = source.amax(-1, keepdim=True) - probs.amax(-1, keepdim=True).log_()
     torch.sub(source, norm, out=logprobs)

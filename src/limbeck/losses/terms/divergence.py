@@ -11,7 +11,7 @@ from torch import Tensor
 from limbeck.config.schedules import Schedule, Scheduled, value_at
 from limbeck.losses.distributions.base import TeacherDistribution, require_served
 from limbeck.losses.distributions.samples import DrawnTokens
-from limbeck.losses.divergences.base import divergences, slopes
+from limbeck.losses.divergences.base import divergences, gradients
 from limbeck.losses.signal import SignalNeeds
 from limbeck.losses.terms.base import LogitTerm, PairShapes, SteppedTerm, terms
 from limbeck.registry import Component, type_of
@@ -24,7 +24,7 @@ class DivergenceTerm(LogitTerm, SteppedTerm):
     Attributes:
         name: The divergence's.
         divergence: The pure function.
-        slope: Its closed-form derivative, if it has one.
+        gradient: Its closed-form derivative, if it has one.
         temperature: Of both softmaxes, in the present step.
     """
 
@@ -46,8 +46,8 @@ class DivergenceTerm(LogitTerm, SteppedTerm):
         """
         self.name = type_of(divergence)
         self.divergence = divergences.bind(divergence, at="divergence")
-        has_slope = self.name in slopes.names()
-        self.slope = slopes.bind(divergence, at="divergence") if has_slope else None
+        has_gradient = self.name in gradients.names()
+        self.gradient = gradients.bind(divergence, at="divergence") if has_gradient else None
         self._schedule = temperature
         self.temperature = value_at(temperature, 0)
 

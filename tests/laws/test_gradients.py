@@ -1,37 +1,37 @@
-"""A slope is the divergence it is named after, differentiated."""
+"""A gradient is the divergence it is named after, differentiated."""
 
 import pytest
 import torch
 
 from limbeck.losses.distributions import DenseLogits, TopK
-from limbeck.losses.divergences import Outcomes, divergences, slopes
+from limbeck.losses.divergences import Outcomes, divergences, gradients
 from tests.laws.cases import SPECS, objective_of, over_specs, random_logits, random_logp
 
-WITH_SLOPE = [spec for spec in SPECS if spec["type"] in slopes.names()]
+WITH_GRADIENT = [spec for spec in SPECS if spec["type"] in gradients.names()]
 
 
 def evaluate(spec, student, teacher):
-    """Value, and gradient with respect to logits, by the slope."""
+    """Value, and gradient with respect to logits, by the gradient."""
     parts = [student, teacher, student.exp(), teacher.exp(), torch.full_like(student, torch.nan)]
     outcomes = Outcomes(*(part.clone() for part in parts))
-    mass = outcomes.student_mass.clone()
-    value = slopes.bind(spec, at="test")(outcomes)
-    assert torch.equal(outcomes.student_mass, mass)
-    slope = outcomes.teacher_mass
-    return value, slope - mass * slope.sum(-1, keepdim=True)
+    probs = outcomes.student_prob.clone()
+    value = gradients.bind(spec, at="test")(outcomes)
+    assert torch.equal(outcomes.student_prob, probs)
+    gradient = outcomes.teacher_prob
+    return value, gradient - probs * gradient.sum(-1, keepdim=True)
 
 
-@pytest.mark.parametrize("name", slopes.names())
-def test_a_slope_takes_the_options_of_its_divergence(name):
+@pytest.mark.parametrize("name", gradients.names())
+def test_a_gradient_takes_the_options_of_its_divergence(name):
     assert name in divergences.names()
-    ours, theirs = slopes.options(name), divergences.options(name)
+    ours, theirs = gradients.options(name), divergences.options(name)
     assert list(ours) == list(theirs)
     for option, (_, parameter) in ours.items():
         assert parameter.default == theirs[option][1].default
 
 
-@over_specs(WITH_SLOPE)
-def test_slope_equals_autograd(spec):
+@over_specs(WITH_GRADIENT)
+def test_gradient_equals_autograd(spec):
     logits, teacher = random_logp(32, 9).requires_grad_(), random_logp(32, 9)
     expected = divergences.bind(spec, at="test")(logits.log_softmax(-1), teacher)
     (gradient,) = torch.autograd.grad(expected.sum(), logits)
@@ -40,9 +40,9 @@ def test_slope_equals_autograd(spec):
     torch.testing.assert_close(got, gradient)
 
 
-@over_specs(WITH_SLOPE)
+@over_specs(WITH_GRADIENT)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_slope_at_impossible_outcomes_is_finite_and_adds_nothing(spec, dtype):
+def test_gradient_at_impossible_outcomes_is_finite_and_adds_nothing(spec, dtype):
     student, teacher = random_logp(8, 6).to(dtype), random_logp(8, 6).to(dtype)
     never = torch.full((8, 2), -1e4, dtype=dtype)
     expected, expected_gradient = evaluate(spec, student, teacher)
@@ -54,8 +54,8 @@ def test_slope_at_impossible_outcomes_is_finite_and_adds_nothing(spec, dtype):
     assert (gradient[:, 6:] == 0).all()
 
 
-@over_specs(WITH_SLOPE)
-def test_slope_of_opposite_certainties_is_finite(spec):
+@over_specs(WITH_GRADIENT)
+def test_gradient_of_opposite_certainties_is_finite(spec):
     student = torch.tensor([[0.0, -200.0, -1e4]])
     teacher = torch.tensor([[-200.0, 0.0, -1e4]])
     value, gradient = evaluate(spec, student, teacher)
@@ -74,7 +74,7 @@ def test_sums_over_a_large_vocabulary_keep_float32s_digits(name):
     torch.testing.assert_close(value.double(), expected, rtol=2e-6, atol=0)
 
 
-@over_specs(WITH_SLOPE)
+@over_specs(WITH_GRADIENT)
 @pytest.mark.parametrize("kind", ["dense", "top_k"])
 def test_both_paths_pull_a_token_the_student_calls_impossible(spec, kind):
     """Gaps beyond the floor of -10,000 nats: the gradient of forward KL is still q - p."""
