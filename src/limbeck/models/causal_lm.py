@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from limbeck.batch import Batch
 from limbeck.errors import ConfigError
@@ -203,24 +203,23 @@ class CausalLM(nn.Module):
         if room < 1:
             return []
         samples = sampling_temperature > 0
-        settings = GenerationConfig(  # what is left out comes from the model's own settings
-            max_new_tokens=room,
-            do_sample=samples,
-            temperature=sampling_temperature if samples else 1.0,
-            top_k=0,
-            top_p=1.0,
-            repetition_penalty=1.0,
-            suppress_tokens=list(range(self.vocabulary_size, self.vocabulary_rows)) or None,
-            eos_token_id=sorted(self.end_ids) or None,
-            pad_token_id=0,  # one row has no padding
-        )
         device = self.hf_model.device
         ids = torch.tensor([prompt_ids], device=device)
         others = [device] if device.type == "cuda" else []
         with evaluating(self), torch.random.fork_rng(others):
             torch.manual_seed(seed)
-            made = self.hf_model.generate(
-                ids, attention_mask=torch.ones_like(ids), generation_config=settings
+            made: Tensor = cast(Any, self.hf_model).generate(  # transformers types `self` away
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=room,
+                do_sample=samples,
+                temperature=sampling_temperature if samples else 1.0,
+                top_k=0,
+                top_p=1.0,
+                repetition_penalty=1.0,
+                suppress_tokens=list(range(self.vocabulary_size, self.vocabulary_rows)) or None,
+                eos_token_id=sorted(self.end_ids) or None,
+                pad_token_id=0,  # one row has no padding
             )
         continuation: list[int] = made[0, len(prompt_ids) :].tolist()
         return continuation
