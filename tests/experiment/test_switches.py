@@ -108,4 +108,4 @@ def test_a_stopped_run_resumes_to_the_same_bits_on_a_mesh_and_in_bfloat16(
 @pytest.mark.parametrize(("switch", "allowed"), [(MESH, 1e-4), (BFLOAT16, 5e-3)])
 def test_a_finished_student_is_measured_in_float32_and_keeps_its_figures(allowed, tmp_path):
     """`evaluate` loads float32 weights; the run measured its student in the type it computes in."""
-    test_run.test_evaluating_the_finished_student_again_gives_the_same_figures(tmp_path, allowed)
+    test_run.evaluate_again(tmp_path, allowed)
