@@ -108,14 +108,14 @@ class Objective(nn.Module):
         for term in self.stepped:
             term.set_step(step)
 
-    def learn(self, means: Mapping[str, float]) -> None:
+    def update(self, means: Mapping[str, float]) -> None:
         """Update terms that adapt to the run, after an optimizer step that was not skipped.
 
         Args:
             means: Each term's mean over the scored tokens of the whole step, by name.
         """
         for name, term in self.learning.items():
-            term.learn(means[name])
+            term.update(means[name])
 
     def _logit_terms(
         self, student: StudentView, signal: TeacherSignal
