@@ -43,7 +43,7 @@ from limbeck.batch import Batch
 from limbeck.losses.distributions import LazyLogits, TeacherDistribution
 from limbeck.models import CausalLM, ModelSource, load_model
 from limbeck.store import Sample, Store, StoreHeader, generator_of
-from limbeck.store.ranks import Ranks
+from limbeck.store.token_ranks import TokenRanks
 from limbeck.students import Origin
 from limbeck.students.depth import depth
 from limbeck.tokenizers import load_tokenizer
@@ -163,7 +163,7 @@ def rates(teacher: Sampled, folder: Path) -> list[str]:
         began = time.perf_counter()
         signals = [told.read_teacher(t, generator_of(0, s.key)) for s, t in teacher]
         spans = [time.perf_counter() - began]
-        ranks = Ranks.learn(
+        ranks = TokenRanks.from_ids(
             [told.ids_of(each) for each in signals[:8]], len(teacher[0][1].head.weight)
         )
         _ = ranks.of_ids, ranks.ids

@@ -146,7 +146,7 @@ def take_steps(parts: Parts, distiller: Distiller, rate: float, steps: int) -> f
             max_grad_norm=optim.max_grad_norm,
         )
         assert outcome.is_finite, f"step {step} of {parts.config.student} is not finite"
-        distiller.objective.learn(outcome.shares)
+        distiller.objective.update(outcome.shares)
     distiller.eval()
     return time.perf_counter() - began
 

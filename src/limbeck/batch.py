@@ -22,8 +22,8 @@ class Batch:
         target_ids: Token id each position must predict.
         scored: True where a position counts towards the objective. Padding, prompts and positions
             whose target lies in another document are False.
-        position_ids: Place of each token in its piece of text, from 0. Where they fall back to 0 a
-            new piece begins, and attention does not look behind it; padding is a piece of its own.
+        position_ids: Index of each token in its segment, from 0. Each 0 starts a new segment, and
+            attention does not cross its start; padding is a segment of its own.
         document_ids: Index, in the data set, of the document each position belongs to; -1 for
             padding.
         weights: What multiplies every term of the objective at a position; None is 1 everywhere.
@@ -88,10 +88,10 @@ class Batch:
         """Weights of the scored positions, in row-major order."""
         return None if self.weights is None else self.weights[self.scored]
 
-    def pieces(self) -> Int[Tensor, " N"]:
-        """Number of the piece of text of the scored positions, in row-major order; never falls.
+    def segments(self) -> Int[Tensor, " N"]:
+        """Segment number of each scored position, in row-major order, non-decreasing.
 
-        A document that is cut over two rows is two pieces.
+        A segment is a document, or the part of one that lies in a row.
         """
         begins = self.position_ids == 0
         begins[:, :1] = True

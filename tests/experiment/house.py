@@ -50,6 +50,10 @@ WORDS = [
 ]
 
 
+PARALLEL: dict[str, str] = {}
+"""What `parallel` is in every recipe; tests of the accelerator's code put something in."""
+
+
 def write_model(
     folder: Path, *, rows: int, layers: int = 4, seed: int = 0, like: Any = None
 ) -> Path:
@@ -99,6 +103,7 @@ def write_recipe(folder: Path, **changes: Any) -> Path:
         "checkpoint": {"every": 2, "keep": 2},
         "output": str(folder / "run"),
         "device": "cpu",
+        "parallel": {**PARALLEL},
     }
     for key, value in changes.items():
         recipe[key] = {**recipe[key], **value} if isinstance(value, dict) else value

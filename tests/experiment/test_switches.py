@@ -1,13 +1,16 @@
 """What a GPU runs, on a CPU: one process sharded over itself, float32 weights, bfloat16 compute."""
 
 import json
+from functools import partial
 
 import pytest
 
 import limbeck
 from limbeck.commands.check import check
 from limbeck.errors import ConfigError
+from tests.commands import test_check
 from tests.distributed.processes import live
+from tests.experiment import house, test_run, test_stages, test_stored, test_trainable
 from tests.experiment.house import write_recipe
 
 SHARDED = ["parallel.shard=always"]
@@ -51,3 +54,58 @@ def test_a_shared_student_has_no_compute_data_type_of_its_own(tmp_path):
     path = write_recipe(tmp_path)
     with pytest.raises(ConfigError, match=r"parallel\.compute_dtype: must be auto for a shared"):
         limbeck.load(path, overrides)
+
+
+AGAIN = {
+    "run": test_run.test_a_recipe_becomes_a_student_a_table_and_a_report,
+    "grid": test_run.test_a_grid_keeps_the_rate_that_comes_nearest_to_the_teacher,
+    "resume a finished run": test_run.test_resuming_a_finished_run_trains_nothing_and_says_the_same,
+    "check": test_check.test_a_sound_recipe_is_proven_shown_and_planned_and_nothing_is_written,
+    "stages": test_stages.test_the_first_teacher_may_teach_throughout,
+    "store": partial(
+        test_stored.test_a_run_from_a_part_of_the_distribution_measures_what_that_part_holds,
+        form=test_stored.TOP_K,
+        metrics={"forward_kl", "reverse_kl", "total_variation"},
+    ),
+    "adapters": test_trainable.test_both_arms_begin_with_the_same_adapters,
+}
+RESUMES = {
+    "all weights": "trainable={freeze: []}",
+    "adapters": "trainable={lora: {rank: 2, dropout: 0.1}}",
+}
+
+
+@pytest.fixture
+def _sharded(switch, tmp_path, monkeypatch):
+    monkeypatch.setenv("LIMBECK_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(house, "PARALLEL", switch)
+
+
+MESH = {"shard": "always"}
+BFLOAT16 = {**MESH, "compute_dtype": "bfloat16"}
+SWITCH = pytest.mark.parametrize("switch", [MESH, BFLOAT16], ids=["mesh", "bfloat16"])
+
+
+@SWITCH
+@pytest.mark.usefixtures("_sharded")
+@pytest.mark.parametrize("again", AGAIN)
+def test_what_holds_of_a_plain_run_holds_on_a_mesh_and_in_bfloat16(again, tmp_path):
+    AGAIN[again](tmp_path)
+
+
+@SWITCH
+@pytest.mark.usefixtures("_sharded")
+@pytest.mark.parametrize("trainable", RESUMES)
+def test_a_stopped_run_resumes_to_the_same_bits_on_a_mesh_and_in_bfloat16(
+    trainable, tmp_path, monkeypatch
+):
+    test_trainable.test_a_run_that_was_stopped_goes_on_to_the_same_bits(
+        RESUMES[trainable], tmp_path, monkeypatch
+    )
+
+
+@pytest.mark.usefixtures("_sharded")
+@pytest.mark.parametrize(("switch", "allowed"), [(MESH, 1e-4), (BFLOAT16, 5e-3)])
+def test_a_finished_student_is_measured_in_float32_and_keeps_its_figures(allowed, tmp_path):
+    """`evaluate` loads float32 weights; the run measured its student in the type it computes in."""
+    test_run.evaluate_again(tmp_path, allowed)

@@ -165,6 +165,7 @@ def test_a_second_interrupt_ends_the_process_at_once_and_handlers_are_put_back()
     with StopSignals() as stop:
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.requested
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Stopped, match="second Ctrl-C") as ending:
             signal.raise_signal(signal.SIGINT)
+    assert ending.value.exit_code == 130
     assert signal.getsignal(signal.SIGINT) is before

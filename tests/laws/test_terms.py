@@ -227,7 +227,7 @@ def test_taid_without_a_rate_stays_on_the_line():
     for step in (0, 1, 2, 4, 9):
         term.set_step(step)
         seen.append(float(term.share()))
-        term.learn(1.0 / (step + 1))
+        term.update(1.0 / (step + 1))
     assert seen == pytest.approx([0.2, 0.3, 0.4, 0.6, 0.6])
 
 
@@ -243,7 +243,7 @@ def test_taid_moves_as_the_published_rule_says():
             momentum = 0.9 * momentum + 0.1 * (previous - loss) / previous
             t = t + 0.05 / (1 + math.exp(-momentum)) * (1 - t)
         previous = loss
-        term.learn(loss)
+        term.update(loss)
     assert t > line + 0.02
 
 
@@ -255,7 +255,7 @@ def test_taid_never_falls_nor_passes_its_end_whatever_the_losses():
     for step, loss in enumerate(losses):
         term.set_step(step)
         seen.append(float(term.share()))
-        term.learn(loss)
+        term.update(loss)
     assert seen == sorted(seen)
     assert seen[-1] == pytest.approx(0.9)
 
@@ -277,7 +277,7 @@ def test_a_memory_is_saved_with_the_objective_and_put_back():
     )
     for step in range(5):
         first.set_step(step)
-        first.learn({"taid": 1.0 / (step + 1)})
+        first.update({"taid": 1.0 / (step + 1)})
     state = first.state_dict()
     assert set(state) == {f"memories.taid.{name}" for name in ("t", "momentum", "previous")}
     assert not list(first.parameters())
@@ -288,5 +288,5 @@ def test_a_memory_is_saved_with_the_objective_and_put_back():
     assert shares[0] > 0.45
     assert torch.equal(*shares)
     for each in (first, second):
-        each.learn({"taid": 0.1})
+        each.update({"taid": 0.1})
     assert torch.equal(*(each.logit_terms["taid"].share() for each in (first, second)))

@@ -8,7 +8,7 @@ from limbeck.losses.distributions import DenseLogits, TopK, UnevenTopK
 from limbeck.losses.divergences import divergences
 from tests.laws.cases import (
     F_DIVERGENCES,
-    SPECS,
+    UNRANKED,
     objective_of,
     over,
     over_paths,
@@ -19,7 +19,7 @@ from tests.laws.cases import (
 close = torch.testing.assert_close
 
 
-@over_specs(SPECS)
+@over_specs(UNRANKED)
 @over_paths
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 def test_even_rows_are_a_top_k(spec, path, temperature):
@@ -36,7 +36,7 @@ def test_even_rows_are_a_top_k(spec, path, temperature):
         close(ours, theirs)
 
 
-@over_specs(SPECS)
+@over_specs(UNRANKED)
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 def test_what_fills_up_short_rows_counts_for_nothing(spec, temperature):
     """In either path: rows alone, of their own width, give what they give beside wider ones."""

@@ -65,8 +65,8 @@ def test_float64_stays_float64_inside_autocast():
 def test_state_terms_ignore_autocast():
     hidden, weight, (states, _), targets = inputs()
     term = relations(PairShapes(1, 1, WIDTH, WIDTH, LayerMap.uniform(1, 1)))
-    pieces = torch.zeros(TOKENS, dtype=torch.long)
-    view = StudentView(hidden, Head(weight), {0: hidden}, targets, pieces=pieces)
+    segments = torch.zeros(TOKENS, dtype=torch.long)
+    view = StudentView(hidden, Head(weight), {0: hidden}, targets, segments=segments)
     signal, objective = TeacherSignal(layer_hidden={0: states}), None
     objective = Objective([WeightedTerm("relations", 1.0, term)])
     expected, _ = objective(view, signal, torch.tensor(TOKENS))

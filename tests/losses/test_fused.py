@@ -1,10 +1,12 @@
 """The head and the terms taken together must equal the head, then the terms."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 
 from limbeck.losses import Head, Objective, StudentView, TeacherSignal, WeightedTerm
-from limbeck.losses.distributions import LazyLogits
+from limbeck.losses.distributions import DenseLogits, LazyLogits, TeacherDistribution
 from limbeck.losses.divergences import divergences
 from limbeck.losses.head.closed_form import ClosedForm, closed_form
 from limbeck.losses.head.fused import (
@@ -20,7 +22,7 @@ from limbeck.losses.head.general_form import GeneralForm
 from limbeck.losses.head.workspace import Workspace
 from limbeck.losses.terms.cross_entropy import CrossEntropyTerm
 from limbeck.losses.terms.divergence import DivergenceTerm
-from tests.laws.cases import FORMS, SPECS, label, over_forms, over_specs
+from tests.laws.cases import FORMS, SPECS, UNRANKED, label, over_specs, over_specs_and_forms
 
 close = torch.testing.assert_close
 TOKENS, VOCABULARY, WIDTH = 11, 17, 6
@@ -67,8 +69,7 @@ def one_segment(hidden, head, body, chunk):
     return head_and_terms(hidden, head, [Segment(slice(0, len(hidden)), body, chunk)])
 
 
-@over_specs(SPECS)
-@over_forms
+@over_specs_and_forms(SPECS)
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 @pytest.mark.parametrize(("chunk", "transform"), [(4, None), (64, soft_cap)])
 def test_general_path_equals_plain_logits(spec, form, temperature, chunk, transform):
@@ -150,9 +151,14 @@ FORBIDDEN = [(spec, GeneralForm) for spec in SPECS] + [
 
 
 @pytest.mark.parametrize(
-    ("spec", "form"), FORBIDDEN, ids=[f"{label(spec)}-{form.__name__}" for spec, form in FORBIDDEN]
+    ("spec", "form", "name"),
+    [
+        pytest.param(spec, form, name, id=f"{name}-{label(spec)}-{form.__name__}")
+        for spec, form in FORBIDDEN
+        for name in ("dense", "lazy", "top_k")
+        if name != "top_k" or spec in UNRANKED
+    ],
 )
-@pytest.mark.parametrize("name", ["dense", "lazy", "top_k"])
 def test_tokens_a_bias_of_minus_infinity_forbids_are_not_there(spec, form, name):
     hidden, weight, _, _ = student()
     targets = torch.randint(VOCABULARY - 2, (TOKENS,))
@@ -170,6 +176,19 @@ def test_tokens_a_bias_of_minus_infinity_forbids_are_not_there(spec, form, name)
         close(a, b)
 
 
+@dataclass(frozen=True)
+class NewForm(TeacherDistribution):
+    """A user's own form."""
+
+    logits: torch.Tensor
+
+    def compare(self, student_logits, temperature):
+        return DenseLogits(self.logits).compare(student_logits, temperature)
+
+    def entropy(self):
+        return DenseLogits(self.logits).entropy()
+
+
 def chosen(head, distribution, *weighted):
     hidden, _, _, targets = student()
     view = StudentView(hidden, head, {}, targets)
@@ -180,7 +199,7 @@ def chosen(head, distribution, *weighted):
 def test_closed_form_is_chosen_where_there_is_one_and_only_there():
     _, weight, _, _ = student()
     dense = FORMS["dense"](torch.randn(TOKENS, VOCABULARY).double(), 1.0)
-    shared = FORMS["shared"](torch.randn(TOKENS, VOCABULARY).double(), 1.0)
+    unknown = NewForm(torch.randn(TOKENS, VOCABULARY).double())
     hard, soft = terms({"type": "forward_kl"}, 1.0)
     _, other = terms({"type": "todi"}, 1.0)
     head = Head(weight)
@@ -189,7 +208,7 @@ def test_closed_form_is_chosen_where_there_is_one_and_only_there():
     assert chosen(Head(weight, None, torch.tanh_), dense, soft) is None
     assert isinstance(chosen(head, None, hard), ClosedForm)
     assert chosen(Head(weight, None, soft_cap), dense, soft, hard) is None
-    assert chosen(head, shared, soft, hard) is None
+    assert chosen(head, unknown, soft, hard) is None
     assert chosen(head, dense, other, hard) is None
     assert chosen(head, dense, soft, soft) is None
     assert chosen(head, dense) is None

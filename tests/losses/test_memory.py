@@ -28,7 +28,7 @@ def steps(parts, which, cut=10):
         rows = list(range(10))
         batches = [ToyBatches().batch(rows[at : at + cut]) for at in range(0, 10, cut)]
         outcome = train_step(distiller, teacher, optimizers, batches, ALONE)
-        distiller.objective.learn(outcome.shares)
+        distiller.objective.update(outcome.shares)
         losses.append(outcome.loss)
     return losses
 
@@ -65,7 +65,7 @@ def test_a_memory_follows_its_objective_to_another_type():
     distiller, _ = toy_pair(CONFIG)
     distiller.objective.to(torch.float64)
     term = distiller.objective.logit_terms["taid"]
-    term.learn(1.0)
-    term.learn(0.5)
+    term.update(1.0)
+    term.update(0.5)
     assert term.share().dtype == torch.float64
     assert distiller.objective.memories["taid"].t == term.memory.t > 0.4

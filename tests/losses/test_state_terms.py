@@ -53,7 +53,7 @@ MAKERS = {
 over_terms = pytest.mark.parametrize("name", MAKERS)
 
 
-def pieces() -> torch.Tensor:
+def segments() -> torch.Tensor:
     return torch.cat([torch.full((n,), i + 3) for i, n in enumerate(SIZES)])
 
 
@@ -75,7 +75,7 @@ def view(student, window=slice(None)) -> StudentView:
     targets = torch.zeros(len(hidden), dtype=torch.long)
     head = Head(torch.zeros(5, hidden.shape[1]).double())
     return StudentView(
-        hidden, head, cut, targets, pieces=pieces()[window], layer_projections=projections(cut)
+        hidden, head, cut, targets, segments=segments()[window], layer_projections=projections(cut)
     )
 
 
@@ -123,7 +123,7 @@ def test_its_gradient_is_its_slope_and_reaches_its_projectors_but_not_the_teache
 
 
 @over_terms
-def test_pieces_may_lie_in_any_micro_batch_but_not_be_cut(name):
+def test_segments_may_lie_in_any_micro_batch_but_not_be_cut(name):
     term, student, teacher = make(name, 8, 12), states((0, 1), 8), states((1, 3), 12, seed=7)
     whole = term(view(student), said(teacher))
     ends = [0, *itertools.accumulate(SIZES)]
@@ -230,7 +230,7 @@ def test_the_reference_matrices_have_the_reference_values():
     one = torch.zeros(4, dtype=torch.long)
     mine, theirs = ({0: Projections(h, h, h)} for h in (student, teacher))
     head = Head(torch.zeros(5, 3).double())
-    seen = StudentView(student, head, {0: student}, one, pieces=one, layer_projections=mine)
+    seen = StudentView(student, head, {0: student}, one, segments=one, layer_projections=mine)
     signal = TeacherSignal((), {0: teacher}, theirs)
     terms = {
         0.011611: HiddenStateTerm(shapes, loss="cosine"),

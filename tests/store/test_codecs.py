@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from limbeck.errors import ConfigError, DataError
 from limbeck.losses.distributions import FLOOR, DenseLogits, Samples, TopK, TopKSamples, UnevenTopK
 from limbeck.losses.divergences import divergences
-from limbeck.store import forms, levels, states
-from limbeck.store.planes import Unpacker, num_bytes, pack
-from limbeck.store.ranks import Ranks
+from limbeck.store import forms, hidden_states, quantization
+from limbeck.store.byte_planes import Unpacker, num_bytes, pack
+from limbeck.store.token_ranks import TokenRanks
 
 VOCABULARIES = [40, 256, 257, 49152, 65536, 65537, 151936, 262144]
 
@@ -28,8 +28,8 @@ def there_and_back(spec, logits):
     vocabulary = logits.shape[-1]
     form = forms.bind(spec, "form")(vocabulary)
     read = form.read_teacher(DenseLogits(logits), torch.Generator().manual_seed(1))
-    ranks = Ranks.learn([form.ids_of(read.rows(slice(0, 3)))], vocabulary)
-    ranks = Ranks.from_bytes(ranks.to_bytes(), vocabulary)
+    ranks = TokenRanks.from_ids([form.ids_of(read.rows(slice(0, 3)))], vocabulary)
+    ranks = TokenRanks.from_bytes(ranks.to_bytes(), vocabulary)
     return read, form.decode(memoryview(form.encode(read, ranks)), len(logits), ranks)
 
 
@@ -45,8 +45,8 @@ def test_top_k_ids_are_exact_and_log_probabilities_within_their_bound(vocabulary
     ids, logprobs = sorted_by_id(read.ids, read.logprobs)
     same_ids, decoded = sorted_by_id(back.ids, back.logprobs)
     assert torch.equal(ids, same_ids)
-    known = logprobs > levels.LOWEST
-    assert (decoded - logprobs)[known].abs().max() <= 2 * levels.LOG_ERROR
+    known = logprobs > quantization.LOWEST
+    assert (decoded - logprobs)[known].abs().max() <= 2 * quantization.LOG_ERROR
     for temperature, tail in [(1.0, read.tail_logprob), *read.further_tails.items()]:
         stored = back.tail_logprob if temperature == 1.0 else back.further_tails[temperature]
         assert ((tail / 2).exp() - (stored / 2).exp()).abs().max() < 1e-5
@@ -119,23 +119,25 @@ def test_a_certain_teacher_keeps_finite_numbers():
 @given(st.floats(-25.5, 0))
 def test_a_level_is_within_both_stated_errors(logprob):
     exact = np.array([logprob], np.float32)
-    (level,) = levels.from_levels(levels.to_levels(exact))
-    assert abs(level - exact[0]) <= levels.LOG_ERROR + 1e-5
-    assert abs(np.exp(level / 2) - np.exp(exact[0] / 2)) <= levels.SQRT_ERROR + 1e-6
+    (level,) = quantization.from_levels(quantization.to_levels(exact))
+    assert abs(level - exact[0]) <= quantization.LOG_ERROR + 1e-5
+    assert abs(np.exp(level / 2) - np.exp(exact[0] / 2)) <= quantization.SQRT_ERROR + 1e-6
 
 
 @given(st.lists(st.floats(math.log(1e-4), 0), max_size=9), st.floats(1e-9, 1))
 def test_a_part_of_a_level_is_within_its_stated_error(logprobs, least):
     exact = np.array(logprobs, np.float32)
-    told = levels.to_levels(exact)
-    fine = told >= levels.first_fine(least)
-    assert (levels.LEVELS[told[fine]] >= math.log(levels.FINE_RATIO * least) - 1e-5).all()
-    assert fine[exact > math.log(levels.FINE_RATIO * least) + 0.5].all() or least < 1e-5
-    packed = levels.to_parts(exact[fine], told[fine])
+    told = quantization.to_levels(exact)
+    fine = told >= quantization.first_fine_level(least)
+    assert (
+        quantization.LEVELS[told[fine]] >= math.log(quantization.FINE_RATIO * least) - 1e-5
+    ).all()
+    assert fine[exact > math.log(quantization.FINE_RATIO * least) + 0.5].all() or least < 1e-5
+    packed = quantization.to_sixteenths(exact[fine], told[fine])
     assert len(packed) == -(-int(fine.sum()) // 2)
-    roots = np.exp(levels.from_parts(told[fine], packed).astype(np.float64) / 2)
+    roots = np.exp(quantization.from_sixteenths(told[fine], packed).astype(np.float64) / 2)
     assert np.abs(roots - np.exp(exact[fine].astype(np.float64) / 2)).max(initial=0) <= (
-        levels.PART_ERROR + 1e-6
+        quantization.SIXTEENTH_ERROR + 1e-6
     )
     assert roots.max(initial=0) <= 1
 
@@ -153,12 +155,14 @@ def test_large_probabilities_are_finer_where_small_ones_are_kept():
 
 
 def test_levels_are_ascending_and_their_own_nearest():
-    assert (np.diff(levels.LEVELS) > 0).all()
-    assert np.array_equal(levels.to_levels(levels.LEVELS), np.arange(256))
-    assert levels.LEVELS[-1] == 0
+    assert (np.diff(quantization.LEVELS) > 0).all()
+    assert np.array_equal(quantization.to_levels(quantization.LEVELS), np.arange(256))
+    assert quantization.LEVELS[-1] == 0
     assert (
-        levels.from_levels(levels.to_levels(np.array([-1e4, -40.0], np.float32))).tolist()
-        == [np.float32(levels.LOWEST)] * 2
+        quantization.from_levels(
+            quantization.to_levels(np.array([-1e4, -40.0], np.float32))
+        ).tolist()
+        == [np.float32(quantization.LOWEST)] * 2
     )
 
 
@@ -211,7 +215,7 @@ def test_ids_that_17_bits_do_not_hold_come_back(large):
 @pytest.mark.parametrize("width", [1, 64, 100])
 def test_exact_states_come_back_bit_by_bit(dtype, width):
     hidden = torch.randn(7, width).to(dtype) * 40
-    back = states.decode(memoryview(states.encode(hidden, "exact")), 7)
+    back = hidden_states.decode(memoryview(hidden_states.encode(hidden, "exact")), 7)
     assert back.dtype == dtype
     assert torch.equal(back, hidden)
 
@@ -221,40 +225,40 @@ def test_exact_states_come_back_bit_by_bit(dtype, width):
 def test_states_in_bytes_are_within_half_a_step_of_their_group(scale, width):
     hidden = torch.randn(7, width) * scale
     hidden[0] = 0
-    back = states.decode(memoryview(states.encode(hidden, "int8")), 7)
-    for start in range(0, width, states.GROUP):
-        group, decoded = (each[:, start : start + states.GROUP] for each in (hidden, back))
+    back = hidden_states.decode(memoryview(hidden_states.encode(hidden, "int8")), 7)
+    for start in range(0, width, hidden_states.GROUP):
+        group, decoded = (each[:, start : start + hidden_states.GROUP] for each in (hidden, back))
         step = group.abs().amax(-1, keepdim=True) / 127 * (1 + 2**-10) + 2**-24
         assert ((group - decoded).abs() <= step / 2 * 1.001).all()
 
 
 def test_states_in_float16_are_rounded_to_it():
     hidden = torch.randn(5, 8)
-    back = states.decode(memoryview(states.encode(hidden, "float16")), 5)
+    back = hidden_states.decode(memoryview(hidden_states.encode(hidden, "float16")), 5)
     assert torch.equal(back, hidden.half())
 
 
 def test_states_that_do_not_fit_are_refused():
     with pytest.raises(DataError, match="must be finite to be stored"):
-        states.encode(torch.tensor([[float("nan")]]), "exact")
+        hidden_states.encode(torch.tensor([[float("nan")]]), "exact")
     with pytest.raises(DataError, match=r"up to 1e\+05 do not fit float16.*Set precision to exact"):
-        states.encode(torch.tensor([[1e5]]), "float16")
+        hidden_states.encode(torch.tensor([[1e5]]), "float16")
     with pytest.raises(DataError, match=r"do not fit int8.*Set precision to exact"):
-        states.encode(torch.tensor([[1e9]]), "int8")
+        hidden_states.encode(torch.tensor([[1e9]]), "int8")
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(st.binary(max_size=200), st.integers(0, 40))
 def test_any_bytes_are_decoded_or_refused(told, num_scored):
     """A crafted record may carry a right checksum; its bytes must still do no harm."""
-    ranks = Ranks(np.empty(0, np.int32), 300)
+    ranks = TokenRanks(np.empty(0, np.int32), 300)
     specs = [{"type": "top_k", "k": 3}, {"type": "samples", "num_draws": 5}]
     specs.append({"type": "top_k", "k": 3, "least": 0.1})
     for spec in [*specs, {"type": "top_k_samples", "k": 3}]:
         with pytest.raises(DataError):
             forms.bind(spec, "form")(300).decode(memoryview(b"\1" + told), num_scored, ranks)
     with pytest.raises(DataError):
-        states.decode(memoryview(b"\0\0\0\0" + told), num_scored)
+        hidden_states.decode(memoryview(b"\0\0\0\0" + told), num_scored)
 
 
 def bomb(size):
@@ -272,7 +276,7 @@ def test_a_plane_that_grows_beyond_its_size_is_refused():
 
 def test_ids_beyond_the_vocabulary_and_wrong_counts_are_refused():
     one = np.array([255], np.uint8)
-    ranks = Ranks(np.empty(0, np.int32), 300)
+    ranks = TokenRanks(np.empty(0, np.int32), 300)
     top = forms.bind({"type": "top_k", "k": 1}, "form")(300)
     zero = np.array([0], np.uint8)
     with pytest.raises(DataError, match="beyond the 300 of its vocabulary"):
@@ -286,13 +290,13 @@ def test_ids_beyond_the_vocabulary_and_wrong_counts_are_refused():
 
 def test_a_table_of_ranks_must_be_a_bijection():
     for wrong in ([300], [5, 5]):
-        told = Ranks(np.array(wrong, np.int32), 512).to_bytes()
+        told = TokenRanks(np.array(wrong, np.int32), 512).to_bytes()
         with pytest.raises(DataError, match="different ids of the vocabulary"):
-            Ranks.from_bytes(told, 300)
+            TokenRanks.from_bytes(told, 300)
     with pytest.raises(DataError, match="cannot have 3 bytes"):
-        Ranks.from_bytes(b"abc", 300)
+        TokenRanks.from_bytes(b"abc", 300)
     with pytest.raises(DataError, match="ranks 16,909,060 tokens of 300"):
-        Ranks.from_bytes(b"\4\3\2\1", 300)
+        TokenRanks.from_bytes(b"\4\3\2\1", 300)
 
 
 def test_wrong_options_are_refused():

@@ -11,7 +11,7 @@ import torch
 
 from limbeck.errors import ConfigError, DataError, StorageError
 from limbeck.files import MANIFEST, seal, sealed_manifest
-from limbeck.store import TOKENIZER, Store, merge, publish_once, repair, verify
+from limbeck.store import TOKENIZER, Store, absent_shards, merge, publish_once, repair, verify
 from limbeck.store.header import HEADER
 from limbeck.store.shard import DATA
 from tests.store.small import header, write
@@ -336,3 +336,14 @@ def test_hugging_face_datasets_opens_a_store(tmp_path, monkeypatch):
         "parquet", data_files=files, split="train", cache_dir=str(tmp_path / "cache")
     )
     assert sorted(opened["key"]) == sorted(each.key for each in samples)
+
+
+def test_verify_tells_absent_shards_from_damaged_ones(tmp_path):
+    told = header(FORMS[0], num_shards=3)
+    write(tmp_path, told)
+    shutil.rmtree(tmp_path / "shard-00001")
+    assert verify(tmp_path) == []
+    assert absent_shards(tmp_path, told) == [1]
+    (tmp_path / "shard-00002" / MANIFEST).unlink()
+    assert [damage.part for damage in verify(tmp_path)] == [2]
+    assert absent_shards(tmp_path, told) == [1]

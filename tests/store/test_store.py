@@ -6,7 +6,7 @@ import torch
 
 from limbeck.errors import DataError
 from limbeck.store import Sample, ShardWriter, Store, forms, generator_of
-from limbeck.store.ranks import Ranks
+from limbeck.store.token_ranks import TokenRanks
 from tests.store.small import header, sample, teacher_at, write
 
 FORMS = [
@@ -133,7 +133,7 @@ def test_no_rows_are_read_encoded_and_decoded(form):
     told = header(form)
     each = Sample(np.arange(4, dtype=np.int32), np.zeros(3, bool))
     signal = told.make_form().read_teacher(teacher_at(each), generator_of(0, each.key))
-    ranks = Ranks.learn([told.make_form().ids_of(signal)], 300)
+    ranks = TokenRanks.from_ids([told.make_form().ids_of(signal)], 300)
     coded = told.make_form()
     if coded.needs_head:
         coded = coded.with_head(teacher_at(each).head)

@@ -161,7 +161,7 @@ def view(case: Case, batch: Batch, count: int = SCORED) -> Views:
             case.student.head.detach(),
             chosen,
             batch.targets()[some],
-            pieces=batch.pieces()[some],
+            segments=batch.segments()[some],
             layer_projections=at_some(projections, some),
         ),
         distribution,

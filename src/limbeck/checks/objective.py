@@ -206,7 +206,7 @@ def first(views: Views, positions: int, dtype: torch.dtype) -> Views:
         old.head.to(dtype),
         {i: states[some].to(dtype) for i, states in old.layer_hidden.items()},
         old.targets[some],
-        pieces=None if old.pieces is None else old.pieces[some],
+        segments=None if old.segments is None else old.segments[some],
         layer_projections=at_some(old.layer_projections, some, dtype),
     )
     teacher = LazyLogits(said.hidden[some].to(dtype), said.head.to(dtype))

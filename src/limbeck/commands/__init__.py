@@ -60,7 +60,7 @@ def build() -> typer.Typer:
 
 
 def print_version(show: bool) -> None:
-    """Print the version and exit, if asked to."""
+    """Print the version before click asks for a verb."""
     if show:
         typer.echo(f"limbeck {__version__}")
         raise typer.Exit
@@ -69,11 +69,12 @@ def print_version(show: bool) -> None:
 def version(
     show: Annotated[
         bool,
-        typer.Option("--version", help="Print the version.", is_eager=True, callback=print_version),
+        typer.Option(
+            "--version", help="Print the version and exit.", is_eager=True, callback=print_version
+        ),
     ] = False,
 ) -> None:
-    """Options before the verb."""
-    del show
+    """Options of the application itself."""
 
 
 def main() -> None:

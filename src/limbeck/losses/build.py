@@ -1,4 +1,4 @@
-"""From what a recipe says of the objective to the objective."""
+"""Builds the objective that a recipe describes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from limbeck.losses.terms.divergence import DivergenceTerm
 from limbeck.registry import Component, Problem, type_of
 
 MAIN = ("divergence", "cross_entropy")
-"""Names of the two terms alpha weighs."""
+"""Names of the two terms that alpha weights."""
 
 WEIGHT = TypeAdapter(Annotated[float, Ge(0)])
 
@@ -31,8 +31,8 @@ def build_objective(
 ) -> Objective:
     """Alpha T^2 D(teacher, student) + (1 - alpha) CE + the extra terms.
 
-    A divergence of weight zero is left out, so that no teacher is asked for a distribution; a
-    cross-entropy of weight zero stays, because its value is worth reading.
+    A divergence whose weight is always 0 is omitted, so the teacher need not provide distributions.
+    A cross-entropy of weight 0 is kept, because its value is logged.
 
     Args:
         config: The recipe's objective.
@@ -40,7 +40,7 @@ def build_objective(
         head_budget_mb: Memory for the logits that exist at once.
 
     Raises:
-        ConfigError: What `objective_problems` would have listed.
+        ConfigError: Everything `objective_problems` lists.
     """
     problems = list(objective_problems(config))
     if problems:
@@ -67,7 +67,7 @@ def complement_at(alpha: float | Schedule, step: int) -> float:
 
 
 def objective_problems(config: ObjectiveConfig) -> Iterator[Problem]:
-    """Every mistake in the open parts of an objective: the divergence and the extra terms."""
+    """Every mistake in an objective's divergence, positions and extra terms."""
     yield from divergences.problems(config.divergence, at="objective.divergence")
     if config.positions is not None:
         yield from positions.problems(config.positions, at="objective.positions")
@@ -78,16 +78,16 @@ def objective_problems(config: ObjectiveConfig) -> Iterator[Problem]:
         yield from terms.problems(own_options(spec), at=at)
         name = name_of(spec)
         if name in taken:
-            cure = "Give it a `name` of its own."
-            yield Problem(f"{at}.name", f"another term is already logged as {name!r}. {cure}")
+            remedy = "Give it a `name` of its own."
+            yield Problem(f"{at}.name", f"another term is already logged as {name!r}. {remedy}")
         if not name.isidentifier() and type_of(spec):
-            found = f"got {spec.get('name')!r}"
-            yield Problem(f"{at}.name", f"must be a word of letters, digits and _, {found}.")
+            value = f"got {spec.get('name')!r}"
+            yield Problem(f"{at}.name", f"must be a word of letters, digits and _, {value}.")
         taken.append(name)
 
 
 def weight_problems(spec: Component, at: str) -> Iterator[Problem]:
-    """What is wrong with an extra term's weight."""
+    """Mistakes in an extra term's weight."""
     if "weight" not in spec:
         yield Problem(f"{at}.weight", "is missing; weights are absolute, so each term needs one.")
         return
@@ -98,10 +98,10 @@ def weight_problems(spec: Component, at: str) -> Iterator[Problem]:
 
 
 def own_options(spec: Component) -> Mapping[str, Any]:
-    """What is left of an extra term's mapping for the term itself."""
+    """The options of an extra term that its constructor takes."""
     return {key: value for key, value in spec.items() if key not in {"weight", "name"}}
 
 
 def name_of(spec: Component) -> str:
-    """The name an extra term is logged under: its own, else its type."""
+    """The name an extra term is logged under: its `name`, by default its type."""
     return str(spec.get("name", type_of(spec)))

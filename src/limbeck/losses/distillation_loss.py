@@ -1,4 +1,4 @@
-"""The distillation loss for anybody's training loop."""
+"""The distillation loss as a module for any training loop."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ IGNORED = -100
 
 
 class LossParts(NamedTuple):
-    """A loss and what it is made of.
+    """A loss and its terms.
 
     Attributes:
-        loss: To call `backward` on.
+        loss: Call `backward` on it.
         divergence: T^2 D, the mean over scored tokens, unweighted; zero if alpha is.
         cross_entropy: Mean over scored tokens, nats, unweighted.
     """
@@ -45,10 +45,10 @@ class DistillationLoss(nn.Module):
     """Mean over scored tokens of alpha T^2 D(teacher, student) + (1 - alpha) CE.
 
     It takes hidden states and output heads, not logits, so that logits exist only for a chunk of
-    tokens at a time; its gradient is computed in the forward pass, and can be taken once. There is
-    nothing to train in it. Labels are those of Hugging Face: with `[B, T]` labels, position t is
-    compared with the label at t + 1, and the last position with none; with `[N]` labels, each row's
-    label is already what it must predict. -100 leaves a position out.
+    tokens at a time. Its gradient is computed in the forward pass, so `backward` works once. It has
+    no parameters. Labels follow Hugging Face: with `[B, T]` labels, position t predicts label t + 1
+    and the last position nothing; with `[N]` labels, row i predicts label i. Labels of -100 are not
+    scored. Inside autocast the head's products have autocast's dtype.
     """
 
     def __init__(
@@ -182,13 +182,13 @@ class DistillationLoss(nn.Module):
     def _require_teacher(self, distribution: TeacherDistribution | None) -> None:
         if self.objective.needs.distribution and distribution is None:
             raise ConfigError(
-                "A loss with alpha above 0 compares with a teacher, and none was given. Give its "
-                "hidden states and head, or its logits; or set alpha to 0."
+                "A loss with alpha above 0 needs a teacher, and none was given. Pass its hidden "
+                "states and head, or its logits; or set alpha to 0."
             )
 
 
 def aligned(labels: Int[Tensor, "*batch"]) -> tuple[Tensor, Int[Tensor, " N"]]:
-    """Which positions are scored, and the token each of them must predict."""
+    """Mask of the scored positions, and the target token of each of them."""
     shifted = labels[:, 1:] if labels.ndim > 1 else labels
     scored = shifted != IGNORED
     return scored, shifted[scored]
@@ -207,14 +207,14 @@ def chosen_weights(weights: Tensor | None, scored: Tensor) -> Float[Tensor, " N"
 
 
 def share_of_step(own: int, step_tokens: int | Tensor | None) -> float | Tensor:
-    """How much of a step's scored tokens are these."""
+    """Fraction of the step's scored tokens that this call has."""
     if step_tokens is None or own == 0:
         return 1.0
     return own / step_tokens
 
 
 def as_head(head: Tensor | Head) -> Head:
-    """A matrix as the head it is."""
+    """A `Head` from a matrix or a `Head`."""
     return head if isinstance(head, Head) else Head(head)
 
 
@@ -225,7 +225,7 @@ def first(head: Head, size: int) -> Head:
 
 
 def require_tokens(targets: Int[Tensor, " N"], size: int) -> None:
-    """Refuse labels that are no token of both models.
+    """Refuse labels that are not tokens of both models.
 
     Raises:
         ConfigError: One is not.

@@ -1,4 +1,4 @@
-"""The objective: every term's sum over the scored tokens, weighted, divided once."""
+"""The objective: a weighted sum of terms, divided once by the scored tokens of the step."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from limbeck.losses.terms.base import (
 class Objective(nn.Module):
     """Sum over terms j of  weight_j / N  times  the sum over the N scored tokens of term_j.
 
-    N counts the whole optimizer step: all micro-batches on all ranks. Dividing by it here, and
-    nowhere else, is what makes the gradient independent of how a step was cut up.
+    N counts the whole optimizer step: all micro-batches on all ranks. It is divided by here and
+    nowhere else, so the gradient does not depend on micro-batches or ranks.
 
     Attributes:
-        weights: Of each term, in the present step.
+        weights: Weight of each term in the current step.
         needs: What the terms read from the teacher.
         student_layers: Student layers whose block outputs they read, 0-based.
         student_projections: Student layers whose queries, keys and values they read, 0-based.
@@ -50,9 +50,9 @@ class Objective(nn.Module):
             weighted: The terms.
             head_budget_mb: Memory for the logits that exist at once. Changes memory and speed, not
                 results.
-            positions: Where the logit terms are computed; everywhere without it. Their mean over
-                the chosen positions of a micro-batch then stands for the mean over all, so a step
-                does depend on how it was cut into micro-batches.
+            positions: Selects the positions of the logit terms; None means all. The mean over the
+                selected positions of a micro-batch replaces the mean over all, so a step then
+                depends on how it is cut into micro-batches.
         """
         super().__init__()
         weighted = list(weighted)
@@ -88,8 +88,8 @@ class Objective(nn.Module):
         Returns:
             The loss to call `backward` on, and each term's share for logging. Summed over the
             step's micro-batches and ranks they are the step's means. With nothing scored the loss
-            is zero but has a graph: every rank must run backward, or the others wait for its
-            gradients forever.
+            is zero but has a graph: every rank must run backward, or the others hang in the
+            gradient reduction.
         """
         total, shares = self._logit_terms(student, signal)
         everything = slice(None)
@@ -102,20 +102,20 @@ class Objective(nn.Module):
         return total / step, {name: shares[name] / step for name in self.weights}
 
     def set_step(self, step: int) -> None:
-        """Become the objective of an optimizer step, counted from 0; before its first forward."""
+        """Set scheduled weights and terms to optimizer step `step`, counted from 0."""
         for name, weight in self.changing.items():
             self.weights[name] = weight(step)
         for term in self.stepped:
             term.set_step(step)
 
-    def learn(self, means: Mapping[str, float]) -> None:
-        """Let terms that follow the run take in a step's means; after a step that was taken.
+    def update(self, means: Mapping[str, float]) -> None:
+        """Update terms that adapt to the run, after an optimizer step that was not skipped.
 
         Args:
             means: Each term's mean over the scored tokens of the whole step, by name.
         """
         for name, term in self.learning.items():
-            term.learn(means[name])
+            term.update(means[name])
 
     def _logit_terms(
         self, student: StudentView, signal: TeacherSignal

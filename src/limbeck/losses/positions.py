@@ -1,4 +1,4 @@
-"""Which of the scored positions the logit terms learn from, when not from all."""
+"""Selection of the scored positions that logit terms are computed at."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Share = Annotated[float, Interval(gt=0, le=1)]
 
 
 class Positions(ABC):
-    """A choice among the positions of a micro-batch."""
+    """Selects positions of a micro-batch."""
 
     needs = SignalNeeds()
     """What `choose` reads from the teacher."""
@@ -31,7 +31,7 @@ class Positions(ABC):
     def choose(
         self, student: StudentView, signal: TeacherSignal, head_budget_mb: HeadBudget
     ) -> Int[Tensor, " n"]:
-        """Indices of the positions to learn from, increasing.
+        """Indices of the selected positions, increasing.
 
         Args:
             student: The student's forward pass.
@@ -83,8 +83,8 @@ class TeacherEntropy(Positions):
 class StudentEntropy(Positions):
     """The share of positions at which the student is least certain, by entropy, in nats.
 
-    The teacher's head and both backward products are not computed anywhere else; the student's
-    own is, once more.
+    The teacher's head and both backward products are computed at the selected positions only; the
+    student's head is computed once more at every position.
     """
 
     def __init__(self, *, share: Share = 0.2) -> None:

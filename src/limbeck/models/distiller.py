@@ -37,7 +37,7 @@ class Distiller(nn.Module):
             layer_hidden,
             batch.targets(),
             token_weights=batch.token_weights(),
-            pieces=batch.pieces(),
+            segments=batch.segments(),
             layer_projections=projections,
         )
         loss, shares = self.objective(view, signal, step_tokens)

@@ -1,4 +1,4 @@
-"""A teacher over a data set, into a store: once, in parts, resumable at any point."""
+"""Recording a teacher's signals for a data set into a store, in parts and resumable."""
 
 from limbeck.recording.budget import Budget, Setting, make_budget, require_room
 from limbeck.recording.plan import Plan, Windows, own_shards, parse_part, plan_shards

@@ -1,8 +1,8 @@
-"""What each setting of each form would cost and how far off it would be, before recording.
+"""Size and error of several store forms, measured on a few windows before recording.
 
-A store is read by students that do not exist yet, so a stand-in speaks for them: the teacher with
-noise in its last hidden states. How large the errors are depends on how near a student is; how
-the settings compare hardly does.
+The students do not exist yet, so errors are measured against a stand-in: the teacher with noise in
+its last hidden states. The size of an error depends on how close a student is to the teacher; the
+ranking of the forms hardly does.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from limbeck.losses import Head
 from limbeck.losses.distributions import DrawnTokens, LazyLogits, TeacherDistribution
 from limbeck.losses.divergences.kl import forward_kl
 from limbeck.models import CausalLM, evaluating
-from limbeck.recording.plan import Place, Plan
+from limbeck.recording.plan import Plan, PlannedWindow
 from limbeck.recording.record import row_of
 from limbeck.store import Form, forms, generator_of, written_out
-from limbeck.store.ranks import Ranks
+from limbeck.store.token_ranks import TokenRanks
 
 SAMPLED_WINDOWS = 8
 SAMPLED_POSITIONS = 64
-"""Of each window that is looked at: its first scored ones."""
+"""Scored positions measured in each window, the first ones."""
 
 STAND_IN_NOISE = 0.5
-"""Of the stand-in student, as a share of the hidden states' root mean square."""
+"""Noise of the stand-in, as a fraction of the hidden states' root mean square."""
 
 CHUNK = 32
-"""Positions whose logits and gradients exist at once."""
+"""Positions whose logits and gradients are in memory at once."""
 
 SETTINGS: tuple[Mapping[str, Any], ...] = (
     *({"type": "top_k", "k": k} for k in (16, 32, 64, 128)),
@@ -44,12 +44,12 @@ SETTINGS: tuple[Mapping[str, Any], ...] = (
     *({"type": "top_k_samples", "k": k, "num_draws": n} for k, n in ((16, 8), (32, 16))),
     *({"type": "hidden", "precision": p} for p in ("int8", "float16", "exact")),
 )
-"""What is measured besides the recipe's own form."""
+"""Forms that are measured besides the recipe's own."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What one setting would cost and how far off it would be.
+    """Size and error of one form.
 
     Attributes:
         form: The setting.
@@ -74,17 +74,17 @@ class Setting:
 
 @dataclass(frozen=True)
 class Budget:
-    """What a recording will take.
+    """Size of a recording, and size and error of alternatives.
 
     Attributes:
         settings: The recipe's own first.
         windows: Different windows.
-        positions: That the teacher reads.
-        scored: That the store will speak about.
+        positions: Positions the teacher reads.
+        scored: Positions the store will hold.
         measured_tokens: Scored positions the errors were measured on.
-        temperature: That they were measured at.
-        layers_bytes: Of recorded layers, in all settings alike.
-        free_bytes: Where the store will be.
+        temperature: Temperature of the measurement.
+        layers_bytes: Size of the recorded layers, the same for all settings.
+        free_bytes: Free space on the disk of the store.
     """
 
     settings: tuple[Setting, ...]
@@ -132,16 +132,16 @@ def make_budget(
 
 
 def require_room(budget: Budget, folder: Path, share: float, there_bytes: int) -> None:
-    """Refuse a recording for which the disk has too little room.
+    """Refuse a recording for which the disk has too little space.
 
     Args:
         budget: Its first setting is the one that is recorded.
         folder: Of the store.
-        share: Of the recording that this process does.
-        there_bytes: What of it is there already.
+        share: Fraction of the recording that this process does.
+        there_bytes: Size of what is recorded already.
 
     Raises:
-        StorageError: It has.
+        StorageError: It has too little.
     """
     whole = budget.settings[0].total_bytes + budget.layers_bytes
     wanted = max(0, int(whole * share) - there_bytes)
@@ -154,7 +154,7 @@ def require_room(budget: Budget, folder: Path, share: float, there_bytes: int) -
 
 
 def existing(folder: Path) -> Path:
-    """A folder, or the nearest one above it that is there."""
+    """The folder, or its nearest existing parent."""
     folder = folder.absolute()
     while not folder.exists():
         folder = folder.parent
@@ -162,20 +162,20 @@ def existing(folder: Path) -> Path:
 
 
 def temperature_of(form: Mapping[str, Any]) -> float:
-    """The first temperature a form is read at; 1 for one that serves all."""
+    """The first temperature of a form; 1 for a form that serves all."""
     several = form.get("temperatures")
     return float(several[0]) if several else float(form.get("temperature", 1.0))
 
 
 def with_temperature(form: Mapping[str, Any], temperature: float) -> Mapping[str, Any]:
-    """A setting read at another temperature."""
+    """The form at another temperature."""
     if form["type"] in ("samples", "top_k_samples"):
         return {**form, "temperature": temperature}
     return {**form, "temperatures": (temperature,)} if form["type"] == "top_k" else form
 
 
 def fits(form: Mapping[str, Any], vocabulary_size: int) -> bool:
-    """Whether a setting means anything for so small a vocabulary."""
+    """Whether the form is possible for a vocabulary of this size."""
     return int(form.get("k", 0)) < vocabulary_size
 
 
@@ -184,7 +184,7 @@ def read_some(teacher: CausalLM, plan: Plan) -> list[Read]:
     """The teacher at some positions of a few windows, spread over all that is recorded."""
     places = [place for shard in plan.shards for place in shard]
     count = min(SAMPLED_WINDOWS, len(places))
-    chosen: list[Place] = [places[i * len(places) // count] for i in range(count)]
+    chosen: list[PlannedWindow] = [places[i * len(places) // count] for i in range(count)]
     found = []
     for place in chosen:
         sample = plan.sample(place)
@@ -210,7 +210,7 @@ def measure(
         codec.read_teacher(LazyLogits(read.hidden, still), generator_of(0, read.key))
         for read in reads
     ]
-    ranks = Ranks.learn([codec.ids_of(signal) for signal in signals], len(head.weight))
+    ranks = TokenRanks.from_ids([codec.ids_of(signal) for signal in signals], len(head.weight))
     decoder = codec.with_head(still) if codec.needs_head else codec
     size, dense_sum, bias, apart, norm, tokens = 0, 0.0, 0.0, 0.0, 0.0, 0
     for read, signal in zip(reads, signals, strict=True):
@@ -259,8 +259,8 @@ def value(
     leaf = logits.detach().requires_grad_()
     with torch.enable_grad():
         pair = distribution.compare(leaf, temperature)
-        told = forward_kl(pair.student, pair.teacher)
-        (gradient,) = torch.autograd.grad(told.sum(), leaf)
+        divergence = forward_kl(pair.student, pair.teacher)
+        (gradient,) = torch.autograd.grad(divergence.sum(), leaf)
     if isinstance(distribution, DrawnTokens):
-        told = told + distribution.correction()
-    return told.detach(), gradient
+        divergence = divergence + distribution.correction()
+    return divergence.detach(), gradient

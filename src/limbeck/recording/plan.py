@@ -1,4 +1,4 @@
-"""Which windows a store holds, and in which shard each stands: a pure function of the data."""
+"""The plan of a recording: which windows go into which shard; a pure function of the data."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Windows(NamedTuple):
     chosen: Sequence[int]
 
 
-class Place(NamedTuple):
-    """Where a window stands: its text among those of the plan, its number in it, its positions."""
+class PlannedWindow(NamedTuple):
+    """A window of the plan: index of its text, its number in that text, and its length."""
 
     text: int
-    window: int
+    number: int
     positions: int
 
 
@@ -35,42 +35,42 @@ class Plan:
 
     Attributes:
         texts: Training text, then held-out text.
-        shards: Of each shard its windows, in the order they are recorded.
+        shards: The windows of each shard, in recording order.
         data_hash: Over the keys of all windows, in order.
     """
 
     texts: tuple[Windows, ...]
-    shards: tuple[tuple[Place, ...], ...]
+    shards: tuple[tuple[PlannedWindow, ...], ...]
     data_hash: str
 
     @property
     def num_windows(self) -> int:
-        """Different windows."""
+        """Number of distinct windows."""
         return sum(map(len, self.shards))
 
     @property
     def num_positions(self) -> int:
-        """Positions the teacher reads."""
-        return sum(place.positions for shard in self.shards for place in shard)
+        """Number of positions the teacher reads."""
+        return sum(window.positions for shard in self.shards for window in shard)
 
     @property
     def num_scored(self) -> int:
-        """Tokens the store will speak about."""
-        return sum(self.sample(place).num_scored for shard in self.shards for place in shard)
+        """Number of scored positions."""
+        return sum(self.sample(window).num_scored for shard in self.shards for window in shard)
 
-    def sample(self, place: Place) -> Sample:
-        """A window as the store knows it."""
-        return window_of(self.texts[place.text].data, place.window)
+    def sample(self, window: PlannedWindow) -> Sample:
+        """A window as a sample of the store."""
+        return window_of(self.texts[window.text].data, window.number)
 
 
 def plan_shards(texts: Sequence[Windows], shard_tokens: int) -> Plan:
-    """Every different window once, in the data's order, cut into shards of so many positions.
+    """Every distinct window once, in data order, in shards of at most `shard_tokens` positions.
 
-    Nothing of it depends on the machine, the number of processes or what is recorded already.
+    The plan does not depend on the machine, the number of processes or earlier recordings.
     """
-    shards: list[list[Place]] = [[]]
+    shards: list[list[PlannedWindow]] = [[]]
     seen: set[bytes] = set()
-    told = hashlib.sha256()
+    digest = hashlib.sha256()
     filled = 0
     for number, (data, chosen) in enumerate(texts):
         for window in chosen:
@@ -78,54 +78,54 @@ def plan_shards(texts: Sequence[Windows], shard_tokens: int) -> Plan:
             if key in seen:
                 continue
             seen.add(key)
-            told.update(key)
+            digest.update(key)
             length = int(data.windows[window, 1])
             if shards[-1] and filled + length > shard_tokens:
                 shards.append([])
                 filled = 0
-            shards[-1].append(Place(number, window, length))
+            shards[-1].append(PlannedWindow(number, window, length))
             filled += length
-    return Plan(tuple(texts), tuple(map(tuple, shards)), told.hexdigest())
+    return Plan(tuple(texts), tuple(map(tuple, shards)), digest.hexdigest())
 
 
-def passes(shard: Sequence[Place], capacity: int) -> Iterator[list[Place]]:
-    """Consecutive windows of a shard that share one row of the teacher's forward pass.
+def passes(shard: Sequence[PlannedWindow], capacity: int) -> Iterator[list[PlannedWindow]]:
+    """Consecutive windows of a shard that share one row of at most `capacity` positions.
 
     A window that fills a row is alone, and its hidden states are those of a training row.
     """
-    row: list[Place] = []
+    row: list[PlannedWindow] = []
     filled = 0
-    for place in shard:
-        if row and filled + place.positions > capacity:
+    for window in shard:
+        if row and filled + window.positions > capacity:
             yield row
             row, filled = [], 0
-        row.append(place)
-        filled += place.positions
+        row.append(window)
+        filled += window.positions
     if row:
         yield row
 
 
-def parse_part(told: str) -> tuple[int, int]:
-    """The part of a recording a process does, `3/16`, as (number from 0, of how many).
+def parse_part(text: str) -> tuple[int, int]:
+    """The part of a recording, `3/16`, as (0-based number, number of parts).
 
     Example:
         >>> parse_part("3/16")
         (2, 16)
 
     Raises:
-        ConfigError: It is no such part.
+        ConfigError: It is not of this form, or out of range.
     """
-    found = re.fullmatch(r"([1-9]\d{0,8})/([1-9]\d{0,8})", told.strip())
-    if found is None or int(found[1]) > int(found[2]):
+    match = re.fullmatch(r"([1-9]\d{0,8})/([1-9]\d{0,8})", text.strip())
+    if match is None or int(match[1]) > int(match[2]):
         raise ConfigError(
-            f"--shards must say which part of how many, as 1/16 to 16/16, got {told!r}. Give each "
+            f"--shards must say which part of how many, as 1/16 to 16/16, got {text!r}. Give each "
             "machine another first number and the same second one."
         )
-    return int(found[1]) - 1, int(found[2])
+    return int(match[1]) - 1, int(match[2])
 
 
 def own_shards(num_shards: int, part: tuple[int, int]) -> list[int]:
-    """Numbers of the shards that belong to a part.
+    """The shards of a part.
 
     Example:
         >>> own_shards(7, (2, 3))

@@ -1,4 +1,4 @@
-"""How a recording goes, for the person who waits."""
+"""Progress display of a recording."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class RecordingProgress:
             self._bar.start()
 
     def advance(self, positions: int) -> None:
-        """So many more positions were read."""
+        """Count positions that were read."""
         self._done += positions
         if self._bar is not None:
             self._bar.update(self._task, completed=self._done, numbers=self._numbers())
@@ -44,13 +44,13 @@ class RecordingProgress:
             self._line()
 
     def finished(self, shard: int, num_shards: int, scored: int, size_bytes: int) -> None:
-        """A shard is published."""
+        """Report a published shard."""
         self._scored += scored
         self._bytes += size_bytes
         self._say(f"shard {shard + 1}/{num_shards}  {self._numbers()}")
 
     def close(self) -> None:
-        """Leave the last state on the screen."""
+        """Stop the bar; its last state stays visible."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None

@@ -1,4 +1,4 @@
-"""Recording the shards of a plan, each whole or not at all."""
+"""The recorder: writes the shards of a plan, each published complete or not at all."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from limbeck.errors import DataError, StorageError, TryLaterError
 from limbeck.losses.distributions import LazyLogits
 from limbeck.models import CausalLM, ModelSource, PreTrainedTokenizerBase, evaluating
 from limbeck.models.source import find, read_config
-from limbeck.recording.plan import Place, Plan, passes
+from limbeck.recording.plan import Plan, PlannedWindow, passes
 from limbeck.recording.progress import RecordingProgress
 from limbeck.store import (
     TOKENIZER,
@@ -31,10 +31,10 @@ from limbeck.store import (
 
 
 class Recorder:
-    """Records shards that are not there yet.
+    """Records the shards that are not published yet.
 
-    A shard's bytes depend on the plan, the header and the teacher, not on who else records, what
-    was killed before, or in which order shards are made.
+    The bytes of a shard depend on plan, header and teacher only: not on other processes, earlier
+    interruptions or the order of recording.
     """
 
     def __init__(self, teacher: CausalLM, plan: Plan, header: StoreHeader, folder: Path) -> None:
@@ -52,10 +52,10 @@ class Recorder:
         self._form = header.make_form()
 
     def begin(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Make the store, or make sure that the one there is of the same teacher and data.
+        """Create the store, or check that the existing one is of the same teacher and data.
 
         Raises:
-            DataError: It is of something else.
+            DataError: It is of another recording.
             StorageError: The folder cannot be written.
         """
         try:
@@ -74,19 +74,19 @@ class Recorder:
             ) from error
 
     def left(self, shards: Sequence[int]) -> list[int]:
-        """Those of some shards that are not finished."""
+        """Those of the shards that are not published."""
         return [shard for shard in shards if shard_facts(self._folder, shard) is None]
 
     def record(
         self, shards: Sequence[int], progress: RecordingProgress, check: Callable[[], None]
     ) -> None:
-        """Record some shards, one after another.
+        """Record shards, one after another.
 
         Args:
-            shards: Their numbers; finished ones are left as they are.
-            progress: Told of every pass and every shard.
-            check: Called between passes; what it raises ends the recording, and the shard that was
-                being written leaves nothing.
+            shards: Their numbers; published ones are skipped.
+            progress: Updated after every pass and every shard.
+            check: Called between passes; an exception stops the recording and discards the
+                unfinished shard.
 
         Raises:
             TryLaterError: Another process is writing one of them.
@@ -118,8 +118,8 @@ class Recorder:
         progress.finished(shard, self._header.num_shards, scored, writer.record_bytes)
 
     @torch.no_grad()
-    def _record_row(self, row: Sequence[Place], writer: ShardWriter) -> int:
-        """One forward pass over windows that do not see each other; the tokens it scored."""
+    def _record_row(self, row: Sequence[PlannedWindow], writer: ShardWriter) -> int:
+        """Record one forward pass over windows that do not attend to each other; scored tokens."""
         samples = [self._plan.sample(place) for place in row]
         batch = row_of(samples).to(self._teacher.hf_model.device)
         with evaluating(self._teacher):
@@ -136,7 +136,7 @@ class Recorder:
 
 
 def put_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Publish the teacher's tokenizer in a store, unless one is there; see `publish_once`."""
+    """Publish the teacher's tokenizer in a store, unless it has one; see `publish_once`."""
     publish_once(folder / TOKENIZER, partial(save, tokenizer))
 
 
@@ -162,7 +162,7 @@ def save(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
 
 
 def row_of(samples: Sequence[Sample]) -> Batch:
-    """Samples side by side in one row, none of which sees another."""
+    """Samples packed into one row; they do not attend to each other."""
 
     def joined(parts: list[torch.Tensor]) -> torch.Tensor:
         return torch.cat(parts)[None]

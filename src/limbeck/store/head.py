@@ -1,4 +1,4 @@
-"""The teacher's output head, kept in a store so that hidden states become logits without it."""
+"""The teacher's output head in a store, with which hidden states become logits."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TRANSFORMS: dict[str, type[Any]] = {
 
 
 def write_head(store: Path, head: Head) -> None:
-    """Publish a head in a store, unless one is there; see `publish_once`."""
+    """Publish a head in a store, unless it has one; see `publish_once`."""
     tensors = {"weight": head.weight.detach().cpu().contiguous()}
     if head.bias is not None:
         tensors["bias"] = head.bias.detach().cpu().contiguous()
@@ -37,18 +37,18 @@ def write_head(store: Path, head: Head) -> None:
 
 
 def publish_once(final: Path, write: Callable[[Path], None]) -> None:
-    """Publish a folder of a store, unless it is there; the caller holds the store's lock.
+    """Publish a folder of a store, unless it exists; the caller holds the store's lock.
 
     Raises:
-        DataError: The one that is there is damaged.
+        DataError: The existing one is damaged.
         StorageError: The disk is full.
     """
     if manifest(final) is not None:
         return
     if final.exists():
         raise DataError(
-            f"{final} must be as it was published, and is damaged. Let `limbeck store repair "
-            f"{final.parent}` put it away, and run the same command again."
+            f"{final} must be as it was published, and is damaged. Run `limbeck store repair "
+            f"{final.parent}`, and then the same command again."
         )
     for stale in final.parent.glob(f".tmp-{final.name}-*"):
         shutil.rmtree(stale, ignore_errors=True)
@@ -56,10 +56,10 @@ def publish_once(final: Path, write: Callable[[Path], None]) -> None:
 
 
 def read_head(store: Path) -> Head:
-    """The head that was published in a store, on the CPU.
+    """The head of a store, on the CPU.
 
     Raises:
-        DataError: It is not there, or damaged.
+        DataError: It is absent or damaged.
     """
     folder = store / FOLDER
     if manifest(folder) is None:

@@ -1,4 +1,4 @@
-"""What a store was recorded from; it fits a run or it does not."""
+"""The header of a store: what it was recorded from."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from pydantic import ConfigDict, TypeAdapter
 from limbeck.errors import ConfigError, DataError, StorageError
 from limbeck.files import raise_if_too_many_open, read_sealed, sealed_text, write_text
 from limbeck.store.forms.base import Form, forms
-from limbeck.store.states import Precision
+from limbeck.store.hidden_states import Precision
 
 HEADER = "store.json"
 FORMAT = 2
-"""Version of the files; another one is refused."""
+"""Version of the file format; other versions are refused."""
 
 MAX_HEADER_BYTES = 1 << 20
 
@@ -29,19 +29,19 @@ class StoreHeader:
     """What a store was recorded from.
 
     Attributes:
-        form: What is kept of each distribution: `{type: top_k, k: 32, ...}`.
-        vocabulary_size: Tokens the teacher's distributions are over, padding cut off.
-        num_shards: How many shards make it whole.
+        form: How distributions are stored: `{type: top_k, k: 32, ...}`.
+        vocabulary_size: Tokens of the teacher's distributions, without padding rows.
+        num_shards: Shards of the complete store.
         teacher: Name, revision, weight hash, shape and dtype.
         tokenizer: Hash of the tokenizer.
         template: Hash of the chat template.
         data: Hash of the data set.
         sequence_length: Longest window, in positions.
-        seed: Of the random draws.
+        seed: Seed of the random draws.
         layers: 0-based teacher layers whose outputs are recorded, ascending.
-        layer_precision: How those are kept; see the form `hidden`.
-        limbeck: Version that recorded it.
-        format: Version of the files.
+        layer_precision: Precision of those; see the form `hidden`.
+        limbeck: Version that created it.
+        format: Version of the file format.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
@@ -61,15 +61,15 @@ class StoreHeader:
     format: int = FORMAT
 
     def make_form(self) -> Form:
-        """What encodes and decodes its distributions.
+        """The form that encodes and decodes its distributions.
 
         Raises:
-            ConfigError: There is no such form, or it does not take these options.
+            ConfigError: No such form exists, or an option is invalid.
         """
         return forms.bind(self.form, "form")(self.vocabulary_size)
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in the file."""
+        """All fields, as in the file."""
         return dataclasses.asdict(self)
 
     @property
@@ -125,12 +125,12 @@ def canonical(header: StoreHeader) -> str:
 
 
 def create(folder: Path, header: StoreHeader) -> None:
-    """Begin a store, or go on with one that was begun with the same header.
+    """Create a store, or resume one with the same identity.
 
-    Several processes may do so at once.
+    Several processes may call this at once.
 
     Raises:
-        ConfigError: The folder holds files that are no store.
+        ConfigError: The folder holds files but no store.
         DataError: The folder holds a store recorded from something else.
         StorageError: The folder cannot be made or written.
     """
@@ -139,7 +139,7 @@ def create(folder: Path, header: StoreHeader) -> None:
     except OSError as error:
         raise StorageError(
             f"A store needs a folder that can be written, and {folder} is none ({error}). Choose "
-            "another place."
+            "another folder."
         ) from error
     require_store_or_new(folder)
     if (folder / HEADER).exists():
@@ -154,7 +154,7 @@ def create(folder: Path, header: StoreHeader) -> None:
 
 
 def require_store_or_new(folder: Path) -> None:
-    """Refuse a folder that holds something else, with which a store would be mixed.
+    """Refuse a folder that holds other files.
 
     Raises:
         ConfigError: It has files, and no header among them.
@@ -164,7 +164,7 @@ def require_store_or_new(folder: Path) -> None:
     if others := sorted(path.name for path in folder.iterdir() if path.name[0] != "."):
         few = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
         raise ConfigError(
-            f"A store is begun in a new folder, and {folder} holds {few} and no {HEADER}. Choose "
+            f"A store must start in a new folder, and {folder} holds {few} and no {HEADER}. Choose "
             f"another folder; if a store lost its {HEADER}, copy that from another part of it."
         )
 
@@ -198,15 +198,15 @@ def read_header(folder: Path) -> StoreHeader:
 
 
 def check_bounds(header: StoreHeader) -> None:
-    """A header's sizes must be such that no more memory is taken than a real store needs.
+    """Limit the sizes of a header, which determine how much memory is allocated.
 
     Raises:
-        ValueError: One is not.
+        ValueError: One is out of range.
     """
-    for name, value, most in (
+    for name, value, limit in (
         ("vocabulary_size", header.vocabulary_size, 1 << 24),
         ("sequence_length", header.sequence_length, 1 << 24),
         ("num_shards", header.num_shards, 1 << 20),
     ):
-        if not 1 <= value <= most:
-            raise ValueError(f"{name} must be from 1 to {most:,}, got {value:,}")
+        if not 1 <= value <= limit:
+            raise ValueError(f"{name} must be from 1 to {limit:,}, got {value:,}")

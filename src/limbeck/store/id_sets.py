@@ -1,4 +1,4 @@
-"""Sets of different ids, a row each: sorted ranks, their gaps, and the gaps' bytes."""
+"""Rows of distinct token ids, encoded as the gaps between their sorted ranks."""
 
 from __future__ import annotations
 
@@ -6,51 +6,53 @@ import numpy as np
 from jaxtyping import Bool, Int, Int64, UInt8
 
 from limbeck.errors import DataError
-from limbeck.store.planes import Unpacker, from_planes, num_bytes, to_planes
-from limbeck.store.ranks import Ranks
+from limbeck.store.byte_planes import Unpacker, from_planes, num_bytes, to_planes
+from limbeck.store.token_ranks import TokenRanks
 
 
 def sort_by_rank(
-    ids: Int[np.ndarray, "N k"], ranks: Ranks
+    ids: Int[np.ndarray, "N k"], ranks: TokenRanks
 ) -> tuple[Int64[np.ndarray, "N k"], Int64[np.ndarray, "N k"]]:
-    """Each row's ranks, ascending, and where in the row each was."""
+    """Each row's ranks in ascending order, and the permutation that sorts them."""
     of_ids = ranks.of_ids[ids].astype(np.int64)
     order = np.argsort(of_ids, axis=-1)
     return np.take_along_axis(of_ids, order, -1), order
 
 
 def to_gaps(sorted_ranks: Int64[np.ndarray, "N k"]) -> Int64[np.ndarray, "N k"]:
-    """The first rank of each row, then how many ranks lie between neighbours."""
+    """The first rank of each row, then the number of ranks between neighbours."""
     return np.asarray(np.diff(sorted_ranks, axis=-1, prepend=-1) - 1)
 
 
-def from_gaps(gaps: Int64[np.ndarray, "N k"], ranks: Ranks) -> Int64[np.ndarray, "N k"]:
+def from_gaps(gaps: Int64[np.ndarray, "N k"], ranks: TokenRanks) -> Int64[np.ndarray, "N k"]:
     """The ids whose ranks have these gaps.
 
     Raises:
-        DataError: A rank lies beyond the vocabulary.
+        DataError: A rank is outside the vocabulary.
     """
     return ids_at((gaps + 1).cumsum(-1) - 1, ranks)
 
 
-def ids_at(places: Int64[np.ndarray, "N k"], ranks: Ranks) -> Int64[np.ndarray, "N k"]:
+def ids_at(positions: Int64[np.ndarray, "N k"], ranks: TokenRanks) -> Int64[np.ndarray, "N k"]:
     """The ids at these ranks.
 
     Raises:
-        DataError: A rank lies beyond the vocabulary.
+        DataError: A rank is outside the vocabulary.
     """
-    if places.size and int(places.max()) >= ranks.vocabulary_size:
+    if positions.size and int(positions.max()) >= ranks.vocabulary_size:
         raise DataError(
             f"A coded signal names a token beyond the {ranks.vocabulary_size:,} of its vocabulary."
         )
-    return np.asarray(ranks.ids[places], dtype=np.int64)
+    return np.asarray(ranks.ids[positions], dtype=np.int64)
 
 
-def read_rows(unpack: Unpacker, num_rows: int, k: int, ranks: Ranks) -> Int64[np.ndarray, "N k"]:
-    """The ids of rows of k each, from their gaps' byte planes.
+def read_rows(
+    unpack: Unpacker, num_rows: int, k: int, ranks: TokenRanks
+) -> Int64[np.ndarray, "N k"]:
+    """The ids of rows of k ids each.
 
     Raises:
-        DataError: They are not there, or name no token.
+        DataError: The signal ends before, or an id is outside the vocabulary.
     """
     width = num_bytes(ranks.vocabulary_size)
     gaps = from_planes([unpack.next(num_rows * k) for _ in range(width)])
@@ -58,36 +60,36 @@ def read_rows(unpack: Unpacker, num_rows: int, k: int, ranks: Ranks) -> Int64[np
 
 
 def write_uneven(
-    ids: Int[np.ndarray, "N k"], there: Bool[np.ndarray, "N k"], ranks: Ranks, most: int
+    ids: Int[np.ndarray, "N k"], present: Bool[np.ndarray, "N k"], ranks: TokenRanks, max_ids: int
 ) -> tuple[list[UInt8[np.ndarray, " _"]], Int64[np.ndarray, "N k"]]:
-    """Planes of rows with 1 to `most` ids each: how many less one, and the gaps; and the order.
+    """Byte planes of rows with 1 to `max_ids` ids each, and the permutation that sorts each row.
 
-    The order is where in its row each id was; those that are not there come last.
+    The planes are the number of ids less one, then the gaps. Absent ids come last.
     """
-    of_ids = np.where(there, ranks.of_ids[ids], ranks.vocabulary_size).astype(np.int64)
+    of_ids = np.where(present, ranks.of_ids[ids], ranks.vocabulary_size).astype(np.int64)
     order = np.argsort(of_ids, axis=-1, kind="stable")
     gaps = to_gaps(np.take_along_axis(of_ids, order, -1))
-    there = np.take_along_axis(there, order, -1)
-    planes = to_planes(there.sum(-1).astype(np.int64) - 1, most)
-    return [*planes, *to_planes(gaps[there], ranks.vocabulary_size)], order
+    present = np.take_along_axis(present, order, -1)
+    planes = to_planes(present.sum(-1).astype(np.int64) - 1, max_ids)
+    return [*planes, *to_planes(gaps[present], ranks.vocabulary_size)], order
 
 
 def read_uneven(
-    unpack: Unpacker, num_rows: int, ranks: Ranks, most: int
+    unpack: Unpacker, num_rows: int, ranks: TokenRanks, max_ids: int
 ) -> tuple[Int64[np.ndarray, "N k"], Bool[np.ndarray, "N k"]]:
-    """Ids of uneven rows, and which are there; a row is filled with its first id.
+    """Ids of uneven rows, and which are present; a row is padded with its first id.
 
     Raises:
-        DataError: A row has more than `most`, or names no token.
+        DataError: A row has more than `max_ids`, or an id is outside the vocabulary.
     """
-    lengths = from_planes([unpack.next(num_rows) for _ in range(num_bytes(most))]) + 1
+    lengths = from_planes([unpack.next(num_rows) for _ in range(num_bytes(max_ids))]) + 1
     width = int(lengths.max(initial=1))
-    if width > most:
-        raise DataError(f"A position has {width:,} different tokens, more than {most:,}.")
-    there = np.arange(width) < lengths[:, None]
+    if width > max_ids:
+        raise DataError(f"A position has {width:,} different tokens, more than {max_ids:,}.")
+    present = np.arange(width) < lengths[:, None]
     gaps = np.zeros((num_rows, width), dtype=np.int64)
     entries = int(lengths.sum())
     planes = [unpack.next(entries) for _ in range(num_bytes(ranks.vocabulary_size))]
-    gaps[there] = from_planes(planes)
-    places = (gaps + 1).cumsum(-1) - 1
-    return ids_at(np.where(there, places, places[:, :1]), ranks), there
+    gaps[present] = from_planes(planes)
+    positions = (gaps + 1).cumsum(-1) - 1
+    return ids_at(np.where(present, positions, positions[:, :1]), ranks), present

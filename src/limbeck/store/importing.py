@@ -1,8 +1,7 @@
-"""Stores from what other tools recorded: DistillKit's raw rows, vLLM's prompt log-probabilities.
+"""Import of signals that other tools recorded: DistillKit's raw rows, vLLM's prompt_logprobs.
 
-Each row is one sample: what the teacher said about a text read from its beginning. A file becomes a
-shard. What such files do not say is the tail's mass at any other temperature, so a store made here
-serves one temperature.
+Each row is one sample, a text read from its beginning; each file becomes a shard. Such files do not
+hold the tail at other temperatures, so an imported store serves one temperature.
 """
 
 from __future__ import annotations
@@ -29,23 +28,23 @@ from limbeck.store.sample import Sample
 from limbeck.store.writer import ShardWriter, storing
 
 BATCH_ROWS = 16
-MOST_LINE_BYTES = 1 << 30
+MAX_LINE_BYTES = 1 << 30
 TOLERANCE = 1e-3
-"""How far above 1 the probabilities of a row may add up, from rounding in the file."""
+"""Tolerated excess over 1 of the sum of a row's probabilities, from rounding in the file."""
 
 
-class Told(NamedTuple):
-    """What a file says of one text, unchecked.
+class UncheckedRow(NamedTuple):
+    """One row of a file, as parsed.
 
     Attributes:
-        place: File, and row or line.
-        tokens: As `Row`.
-        ids: As `Row`, or of one position more, whose target is not there.
+        location: File, and row or line.
+        tokens: As in `Row`.
+        ids: As in `Row`, or with one position more, which has no target.
         logprobs: Likewise.
-        labels: -100 where a token does not count; None where all do.
+        labels: -100 for tokens that are not scored; None if all are.
     """
 
-    place: str
+    location: str
     tokens: Any
     ids: Any
     logprobs: Any
@@ -54,13 +53,13 @@ class Told(NamedTuple):
 
 @dataclass(frozen=True)
 class Row:
-    """What a file says of one text.
+    """One validated row.
 
     Attributes:
-        tokens: All T of them.
-        ids: Token ids at each of the first T - 1 positions, which predict the next token.
+        tokens: The T tokens of the text.
+        ids: Top token ids at the first L = T - 1 positions, which predict the next token.
         logprobs: Their log-probabilities.
-        scored: Which of those positions count.
+        scored: Which of those positions are scored.
     """
 
     tokens: Int32[np.ndarray, " T"]
@@ -75,7 +74,9 @@ def import_store(
     header: StoreHeader,
     complete: Callable[[Path], None] = lambda _: None,
 ) -> StoreHeader:
-    """Make a store of a file, or of a folder's files in the order of their names; whole or not.
+    """Make a store from a file, or from the files of a folder in the order of their names.
+
+    The store appears complete or not at all.
 
     Args:
         source: `.parquet` with columns `input_ids`, `token_ids` and `top_values` (DistillKit's raw
@@ -84,14 +85,14 @@ def import_store(
         folder: The store to make; new.
         header: With the form `top_k`; its number of shards is set to the number of files, and its
             data to a hash of them.
-        complete: Adds to the store what else belongs into it, before it gets its name.
+        complete: Called with the store's temporary folder before it is renamed, to add files.
 
     Returns:
         The store's header.
 
     Raises:
         ConfigError: The form is not `top_k` at one temperature, or the folder holds something.
-        DataError: A file cannot be read or does not say what it must; file and row are named.
+        DataError: A file cannot be read, or a row is invalid; file and row are named.
         StorageError: The disk is full, or may not be written.
     """
     form = header.form
@@ -122,31 +123,29 @@ def import_store(
 
 
 def import_file(file: Path, folder: Path, shard: int, header: StoreHeader) -> None:
-    """Make a shard of a file.
+    """Make a shard from a file.
 
     Raises:
-        DataError: It does not say what it must; file and row are named.
+        DataError: A row is invalid; file and row are named.
     """
-    k, temperature = (
-        int(header.form.get("k", 32)),
-        float(header.form.get("temperatures", (1.0,))[0]),
-    )
+    k = int(header.form.get("k", 32))
+    temperature = float(header.form.get("temperatures", (1.0,))[0])
     with ShardWriter(folder, shard, header) as writer:
-        for told in READERS[file.suffix](file, k):
+        for row in READERS[file.suffix](file, k):
             try:
-                writer.add(*as_sample(row_of(told, k), header, temperature))
+                writer.add(*as_sample(row_of(row, k), header, temperature))
             except DataError as error:
-                raise DataError(f"{told.place}: {error}") from error
+                raise DataError(f"{row.location}: {error}") from error
 
 
 def files_of(source: Path) -> list[Path]:
-    """The files a store is to be made of.
+    """The files to import.
 
     Raises:
-        DataError: There is none.
+        DataError: There are none.
     """
-    found = sorted(source.iterdir()) if source.is_dir() else [source]
-    files = [file for file in found if file.suffix in READERS and file.is_file()]
+    candidates = sorted(source.iterdir()) if source.is_dir() else [source]
+    files = [file for file in candidates if file.suffix in READERS and file.is_file()]
     if not files:
         raise DataError(
             f"{source} must be, or hold, files ending in {' or '.join(READERS)}, and does not. "
@@ -156,10 +155,10 @@ def files_of(source: Path) -> list[Path]:
 
 
 def as_sample(row: Row, header: StoreHeader, temperature: float) -> tuple[Sample, TopK]:
-    """A row as the store holds it.
+    """A row as a sample and its signal.
 
     Raises:
-        DataError: Ids are not different tokens of the vocabulary, or the probabilities are none.
+        DataError: Ids repeat or are outside the vocabulary, or probabilities sum to more than 1.
     """
     ids, logprobs = row.ids[row.scored], row.logprobs[row.scored]
     if ids.size and not (ids.min() >= 0 and ids.max() < header.vocabulary_size):
@@ -186,11 +185,11 @@ def as_sample(row: Row, header: StoreHeader, temperature: float) -> tuple[Sample
     return Sample(row.tokens, row.scored), signal
 
 
-def read_parquet(path: Path, k: int) -> Iterator[Told]:
+def read_parquet(path: Path, k: int) -> Iterator[UncheckedRow]:
     """Rows of `input_ids` [T], `token_ids` and `top_values` [T or T - 1, at least k].
 
     Raises:
-        DataError: It is no such file.
+        DataError: The file cannot be read, or lacks a column.
     """
     del k
     try:
@@ -211,24 +210,24 @@ def read_parquet(path: Path, k: int) -> Iterator[Told]:
         for batch in file.iter_batches(BATCH_ROWS, columns=columns):
             for row in batch.to_pylist():
                 parts = (row["input_ids"], row["token_ids"], row["top_values"])
-                yield Told(f"{path}, row {number}", *parts, row.get("labels"))
+                yield UncheckedRow(f"{path}, row {number}", *parts, row.get("labels"))
                 number += 1
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path} must be a Parquet file, but cannot be read: {error}.") from error
 
 
-def read_jsonl(path: Path, k: int) -> Iterator[Told]:
+def read_jsonl(path: Path, k: int) -> Iterator[UncheckedRow]:
     """Lines of `prompt_token_ids` [T] and `prompt_logprobs`, vLLM's list of T.
 
-    Its first is null. Entry i is the distribution *of* token i; beside the most probable tokens it
-    holds that token itself, which may be one too many.
+    The first entry is null. Entry i is the distribution of token i itself; it holds the most
+    probable tokens, and token i if that is not among them.
 
     Raises:
-        DataError: A line says something else.
+        DataError: A line is not of this form.
     """
     with path.open("rb") as file:
         number = 0
-        while line := file.readline(MOST_LINE_BYTES):
+        while line := file.readline(MAX_LINE_BYTES):
             number += 1
             if not line.strip():
                 continue
@@ -243,28 +242,28 @@ def read_jsonl(path: Path, k: int) -> Iterator[Told]:
                     f"{path}:{number} must be an object with prompt_token_ids and vLLM's "
                     f"prompt_logprobs, and is not: {type(error).__name__} {error}."
                 ) from error
-            yield Told(f"{path}:{number}", tokens, ids, logprobs, labels)
+            yield UncheckedRow(f"{path}:{number}", tokens, ids, logprobs, labels)
 
 
 def most_probable(entry: Mapping[str, Any], k: int) -> list[tuple[int, float]]:
     """The k most probable tokens of one position; vLLM gives `{id: {logprob, ...}}`."""
     pairs = [
-        (int(token), float(told["logprob"] if isinstance(told, Mapping) else told))
-        for token, told in entry.items()
+        (int(token), float(value["logprob"] if isinstance(value, Mapping) else value))
+        for token, value in entry.items()
     ]
     return sorted(pairs, key=lambda pair: -pair[1])[:k]
 
 
-def row_of(told: Told, k: int) -> Row:
-    """A row, checked.
+def row_of(row: UncheckedRow, k: int) -> Row:
+    """The row, validated.
 
     Raises:
-        DataError: Its parts are no numbers, do not go together, or a position has fewer than k.
+        DataError: Values are not numbers, lengths do not match, or a position has fewer than k.
     """
     try:
-        length = len(told.tokens) - 1
-        counts = len(told.ids), len(told.logprobs)
-        widths = [min(len(a), len(b)) for a, b in zip(told.ids, told.logprobs, strict=False)]
+        length = len(row.tokens) - 1
+        counts = len(row.ids), len(row.logprobs)
+        widths = [min(len(a), len(b)) for a, b in zip(row.ids, row.logprobs, strict=False)]
     except TypeError as error:
         raise DataError(f"tokens, ids and log-probabilities must be lists ({error})") from error
     if length < 1 or counts[0] != counts[1] or counts[0] not in (length, length + 1):
@@ -277,37 +276,37 @@ def row_of(told: Told, k: int) -> Row:
             f"form.k is {k}, and a position has {fewest} tokens. Set form.k to {fewest} or less"
         )
     try:
-        values = np.array([each[:k] for each in told.logprobs[:length]], dtype=np.float32)
+        values = np.array([each[:k] for each in row.logprobs[:length]], dtype=np.float32)
     except (TypeError, ValueError, OverflowError) as error:
         raise DataError(f"log-probabilities must be numbers ({error})") from error
     if bool(np.isnan(values).any()) or bool((values > TOLERANCE).any()):
         raise DataError("log-probabilities must be numbers of at most 0, and some are not")
     scored = np.ones(length, dtype=np.bool_)
-    if told.labels is not None:
-        labels = whole_numbers(told.labels, "labels", (length + 1,))
+    if row.labels is not None:
+        labels = whole_numbers(row.labels, "labels", (length + 1,))
         scored = labels[1:] != -100
-    tokens = whole_numbers(told.tokens, "tokens", (length + 1,)).clip(-1, np.iinfo(np.int32).max)
-    ids = whole_numbers([each[:k] for each in told.ids[:length]], "token ids", (length, k))
+    tokens = whole_numbers(row.tokens, "tokens", (length + 1,)).clip(-1, np.iinfo(np.int32).max)
+    ids = whole_numbers([each[:k] for each in row.ids[:length]], "token ids", (length, k))
     return Row(tokens.astype(np.int32), ids, values, scored)
 
 
-def whole_numbers(told: Any, name: str, shape: tuple[int, ...]) -> Int64[np.ndarray, ...]:
-    """Numbers of a file, as they are.
+def whole_numbers(values: Any, name: str, shape: tuple[int, ...]) -> Int64[np.ndarray, ...]:
+    """Integers of this shape.
 
     Raises:
-        DataError: They are no whole numbers, or not so many.
+        DataError: They are not integers, or have another shape.
     """
     try:
-        found = np.asarray(told)
-    except ValueError:  # lists of unlike lengths
-        found = np.empty(0, dtype=object)
-    if found.dtype.kind not in "iu" or found.shape != shape:
+        array = np.asarray(values)
+    except ValueError:  # nested lists of different lengths
+        array = np.empty(0, dtype=object)
+    if array.dtype.kind not in "iu" or array.shape != shape:
         wanted = " x ".join(map(str, shape))
         raise DataError(f"{name} must be {wanted} whole numbers, and are not")
-    return found.astype(np.int64)
+    return array.astype(np.int64)
 
 
-READERS: dict[str, Callable[[Path, int], Iterator[Told]]] = {
+READERS: dict[str, Callable[[Path, int], Iterator[UncheckedRow]]] = {
     ".parquet": read_parquet,
     ".jsonl": read_jsonl,
 }

@@ -13,7 +13,7 @@ import pyarrow.parquet
 
 from limbeck.errors import DataError
 from limbeck.files import manifest, publish, sealed_manifest
-from limbeck.store import states
+from limbeck.store import hidden_states
 from limbeck.store.forms.base import Form
 from limbeck.store.head import FOLDER, read_head
 from limbeck.store.header import StoreHeader, create, read_header
@@ -104,7 +104,7 @@ def bad_records(shard: Shard, header: StoreHeader, form: Form) -> Iterator[str]:
             if len(record.layers) != len(header.layers):
                 yield f"sample {record.key.hex()} has {len(record.layers)} layers"
             for layer in record.layers:
-                states.decode(layer, record.num_scored)
+                hidden_states.decode(layer, record.num_scored)
         except DataError as error:
             yield str(error)
 

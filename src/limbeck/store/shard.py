@@ -16,8 +16,8 @@ from limbeck.errors import DataError
 from limbeck.files import raise_if_too_many_open, sealed_manifest
 from limbeck.store.header import StoreHeader
 from limbeck.store.index import Index
-from limbeck.store.ranks import Ranks
 from limbeck.store.records import EncodedRecord, unseal
+from limbeck.store.token_ranks import TokenRanks
 
 DATA, INDEX, RANKS = "data.parquet", "index.bin", "ranks.bin"
 
@@ -98,7 +98,7 @@ class Shard:
     path: Path
     facts: ShardFacts
     index: Index
-    ranks: Ranks
+    ranks: TokenRanks
 
     @classmethod
     def open(cls, folder: Path, shard: int, header: StoreHeader) -> Shard:
@@ -124,7 +124,7 @@ class Shard:
                 facts.files[DATA][0],
             )
             table = verified_bytes(path / RANKS, *facts.files[RANKS])
-            ranks = Ranks.from_bytes(table, header.vocabulary_size)
+            ranks = TokenRanks.from_bytes(table, header.vocabulary_size)
         except (DataError, OSError, LookupError) as error:
             raise_if_too_many_open(error)
             raise DataError(

@@ -1,4 +1,4 @@
-"""A whole store, open for reading: any sample's signal in one look-up."""
+"""A complete store, open for reading by sample key."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from limbeck.errors import DataError
 from limbeck.losses import Head
 from limbeck.losses.distributions import TeacherDistribution
-from limbeck.store import states
+from limbeck.store import hidden_states
 from limbeck.store.head import read_head
 from limbeck.store.header import StoreHeader, read_header
 from limbeck.store.shard import DATA, Shard, finished_shards
@@ -24,12 +24,12 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Record:
-    """What a store holds of one sample.
+    """The decoded record of one sample.
 
     Attributes:
         num_scored: N.
-        signal: The distribution at the N positions.
-        layers: Outputs of each recorded layer that was asked for.
+        signal: The teacher's distributions at the N scored positions.
+        layers: Hidden states of the requested layers.
     """
 
     num_scored: int
@@ -38,7 +38,7 @@ class Record:
 
 
 class Store:
-    """A store, read-only. Several processes may read it at once; each opens it by itself."""
+    """A read-only store; safe to use from several threads and processes, and after a fork."""
 
     def __init__(self, path: Path, header: StoreHeader, shards: Sequence[Shard]) -> None:
         self.path = path
@@ -50,7 +50,7 @@ class Store:
         empty = [np.empty(0, dtype=np.uint64)]
         high = np.concatenate([*empty, *(shard.index.high for shard in shards)])
         low = np.concatenate([*empty, *(shard.index.low for shard in shards)])
-        # Of a sample that several shards hold, the first one's record is read.
+        # If several shards have a sample, the first one is read.
         order = np.lexsort((np.arange(len(high)), low, high))
         self._high, self._low = high[order], low[order]
         ends = np.cumsum([0, *(len(shard.index) for shard in shards)])
@@ -59,24 +59,25 @@ class Store:
 
     @classmethod
     def open(cls, path: Path) -> Store:
-        """A store all of whose shards are there.
+        """Open a complete store.
 
         Raises:
-            DataError: It is not a store, or a shard is missing or damaged.
+            DataError: It is not a store, or a shard is absent or damaged.
+            StorageError: The process has too many open files.
         """
         header = read_header(path)
-        there = finished_shards(path, header)
-        if missing := sorted(set(range(header.num_shards)) - set(there)):
+        present = finished_shards(path, header)
+        if missing := sorted(set(range(header.num_shards)) - set(present)):
             few = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
             raise DataError(
                 f"The store {path} must have {header.num_shards} shards, and {len(missing)} are "
                 f"missing or damaged: {few}. Finish the recording, or merge its other parts."
             )
-        return cls(path, header, [Shard.open(path, shard, header) for shard in there])
+        return cls(path, header, [Shard.open(path, shard, header) for shard in present])
 
     @property
     def num_samples(self) -> int:
-        """Different samples."""
+        """Number of distinct samples."""
         if not len(self._high):
             return 0
         new = (np.diff(self._high) != 0) | (np.diff(self._low) != 0)
@@ -84,16 +85,16 @@ class Store:
 
     @property
     def num_scored(self) -> int:
-        """Positions with a signal."""
+        """Number of positions with a signal."""
         return sum(shard.facts.scored for shard in self._shards)
 
     @property
     def record_bytes(self) -> int:
-        """Bytes of all records."""
+        """Total size of all records."""
         return sum(shard.facts.record_bytes for shard in self._shards)
 
     def keys(self) -> Iterator[bytes]:
-        """Keys of the samples, ascending."""
+        """Keys of the distinct samples, in ascending order."""
         before = b""
         for high, low in zip(self._high, self._low, strict=True):
             key = np.array([high, low], dtype=">u8").tobytes()
@@ -105,14 +106,14 @@ class Store:
         return self._find(key) is not None
 
     def read(self, key: bytes, layers: Collection[int] | None = None) -> Record:
-        """What was recorded of a sample, on the CPU.
+        """The record of a sample, on the CPU.
 
         Args:
-            key: Of the sample.
+            key: Key of the sample.
             layers: Recorded layers to decode; all of them by default.
 
         Raises:
-            DataError: The sample is not there, or its record is damaged.
+            DataError: The store has no such sample, or its record is damaged.
         """
         position = self._find(key)
         if position is None:
@@ -128,7 +129,7 @@ class Store:
                 raise DataError(f"the record has {len(record.layers)} layers")
             signal = self._form.decode(record.signal, record.num_scored, shard.ranks)
             outputs = {
-                layer: states.decode(coded, record.num_scored)
+                layer: hidden_states.decode(coded, record.num_scored)
                 for layer, coded in zip(self.header.layers, record.layers, strict=True)
                 if layers is None or layer in layers
             }
@@ -139,12 +140,12 @@ class Store:
     def distribution(
         self, keys: Sequence[bytes], device: torch.device = CPU
     ) -> TeacherDistribution:
-        """The distributions of several samples, one after the other; at least one sample."""
+        """The concatenated distributions of one or more samples."""
         return self.join([self.read(key) for key in keys], device)
 
-    def join(self, found: Sequence[Record], device: torch.device = CPU) -> TeacherDistribution:
-        """The distributions of records, one after the other, on a device."""
-        signals = [record.signal for record in found]
+    def join(self, records: Sequence[Record], device: torch.device = CPU) -> TeacherDistribution:
+        """The concatenated distributions of records, on a device."""
+        signals = [record.signal for record in records]
         return type(signals[0]).cat(signals).to(device)
 
     def _find(self, key: bytes) -> int | None:

@@ -1,4 +1,4 @@
-"""Writing one shard: samples in a fixed order, published whole or not at all."""
+"""Writing one shard, which is published complete or not at all."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from torch import Tensor
 from limbeck.errors import DataError
 from limbeck.files import publish, raise_if_storage
 from limbeck.losses.distributions import TeacherDistribution
-from limbeck.store import records, states
+from limbeck.store import hidden_states, records
 from limbeck.store.header import StoreHeader, create
 from limbeck.store.index import Index
-from limbeck.store.ranks import LEARN_TOKENS, Ranks
 from limbeck.store.sample import Sample
 from limbeck.store.shard import DATA, INDEX, RANKS, SCHEMA, shard_name
+from limbeck.store.token_ranks import COUNTED_TOKENS, TokenRanks
 
 GROUP_BYTES = 16 << 20
-"""Of records in a Parquet row group."""
+"""Size of the records in one Parquet row group."""
 
 COMPRESSION = {"key": "NONE", "record": "NONE"} | {
     f"{name}.list.element": "ZSTD" for name in ("tokens", "scored")
@@ -36,17 +36,17 @@ Waiting = tuple[Sample, TeacherDistribution, Mapping[int, Tensor]]
 
 
 class ShardWriter:
-    """Writes a shard; use as a context, which publishes at its end if nothing failed.
+    """Writes a shard. Use it as a context manager: leaving it without an exception publishes.
 
-    The caller holds the shard's lock: what an earlier, killed writer left of it is removed. Equal
-    samples in an equal order give equal bytes.
+    The caller holds the shard's lock; files of an earlier, killed writer are removed. The same
+    samples in the same order give the same bytes.
     """
 
     def __init__(self, folder: Path, shard: int, header: StoreHeader) -> None:
         """
         Args:
-            folder: The store; made if it is not there.
-            shard: Which of the header's shards.
+            folder: The store; created if absent.
+            shard: Number of the shard.
             header: What the store is recorded from.
 
         Raises:
@@ -57,14 +57,14 @@ class ShardWriter:
         self._final = folder / shard_name(shard)
         if self._final.exists():
             raise DataError(
-                f"{self._final} must not be there yet, and is. To record it again, let "
-                "`limbeck store repair` put it away first."
+                f"{self._final} must not be there yet, and is. To record it again, run "
+                "`limbeck store repair` first, or remove it."
             )
         for stale in folder.glob(f".tmp-*{shard_name(shard)}-*"):
             shutil.rmtree(stale, ignore_errors=True)
         self._work = folder / f".tmp-writing-{shard_name(shard)}-{os.getpid()}"
         self._header, self._form, self._shard = header, header.make_form(), shard
-        self._ranks: Ranks | None = None
+        self._ranks: TokenRanks | None = None
         self._waiting: list[Waiting] = []
         self._waiting_scored = 0
         self._group: list[tuple[bytes, Sample, bytes]] = []
@@ -101,7 +101,7 @@ class ShardWriter:
 
     @property
     def record_bytes(self) -> int:
-        """Bytes of the records so far."""
+        """Size of the records so far."""
         return self._counts["record_bytes"]
 
     def add(
@@ -110,15 +110,15 @@ class ShardWriter:
         signal: TeacherDistribution,
         layers: Mapping[int, Tensor] | None = None,
     ) -> bool:
-        """Add a sample; False where it is there already, for equal samples have equal signals.
+        """Add a sample; False if the shard has it already.
 
         Args:
             sample: A window with N scored positions.
-            signal: What the form read of the teacher at those.
-            layers: Outputs [N, D] of each recorded layer.
+            signal: Result of `Form.read_teacher` at those.
+            layers: Hidden states [N, D] of each recorded layer.
 
         Raises:
-            DataError: A token is not in the vocabulary, or the sample is too long.
+            DataError: A token is outside the vocabulary, or the sample is too long.
             StorageError: The disk is full.
         """
         check(sample, self._header)
@@ -132,8 +132,8 @@ class ShardWriter:
             return True
         self._waiting.append((sample, signal, layers))
         self._waiting_scored += sample.num_scored
-        if self._waiting_scored >= LEARN_TOKENS:
-            self._learn()
+        if self._waiting_scored >= COUNTED_TOKENS:
+            self._make_ranks()
         return True
 
     def close(self) -> None:
@@ -144,7 +144,7 @@ class ShardWriter:
         """
         try:
             if self._ranks is None:
-                self._learn()
+                self._make_ranks()
             with self._storing():
                 self._flush()
                 self._file.close()
@@ -157,24 +157,24 @@ class ShardWriter:
             shutil.rmtree(self._work, ignore_errors=True)
 
     def discard(self) -> None:
-        """Leave nothing of the shard."""
+        """Remove everything written so far."""
         try:
             self._file.close()
         finally:
             shutil.rmtree(self._work, ignore_errors=True)
 
-    def _learn(self) -> None:
+    def _make_ranks(self) -> None:
         ids = [self._form.ids_of(signal) for _, signal, _ in self._waiting]
-        self._ranks = Ranks.learn(ids, self._header.vocabulary_size)
+        self._ranks = TokenRanks.from_ids(ids, self._header.vocabulary_size)
         for each in self._waiting:
             self._encode(each, self._ranks)
         self._waiting = []
 
-    def _encode(self, waiting: Waiting, ranks: Ranks) -> None:
+    def _encode(self, waiting: Waiting, ranks: TokenRanks) -> None:
         sample, signal, layers = waiting
         coded = self._form.encode(signal, ranks)
         precision = self._header.layer_precision
-        further = [states.encode(layers[layer], precision) for layer in self._header.layers]
+        further = [hidden_states.encode(layers[layer], precision) for layer in self._header.layers]
         key = sample.key
         record = records.seal(key, sample.num_scored, [coded, *further])
         self._group.append((key, sample, record))
@@ -234,7 +234,7 @@ class ShardWriter:
 
 @contextmanager
 def storing(final: Path, work: Path) -> Iterator[None]:
-    """A context in which a failed write is the disk's fault, where it is."""
+    """Turn failed writes inside the context into `StorageError` where the disk is the cause."""
     try:
         yield
     except BaseException as error:
@@ -243,10 +243,10 @@ def storing(final: Path, work: Path) -> Iterator[None]:
 
 
 def check(sample: Sample, header: StoreHeader) -> None:
-    """A sample must fit its store.
+    """Require that a sample fits its store.
 
     Raises:
-        DataError: A token is not in the vocabulary, or it has too many positions.
+        DataError: A token is outside the vocabulary, or it has too many positions.
     """
     if len(sample.scored) > header.sequence_length:
         raise DataError(

@@ -133,7 +133,7 @@ class Loop:
         else:
             totals.bad_in_row = 0
             totals.tokens += num_scored
-            setup.distiller.objective.learn(outcome.shares)
+            setup.distiller.objective.update(outcome.shares)
             self._say(
                 kind="step",
                 step=totals.step,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
+import psutil
 import torch
 from torch import nn
 
@@ -81,16 +81,11 @@ def free_bytes(device: torch.device) -> int:
     """Memory that is free where the models are, in bytes."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-        return min(int(lines["MemAvailable"].split()[0]) << 10, cgroup_room())
-    # Elsewhere only the total is known without another library; half of it is taken as free.
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    return min(int(psutil.virtual_memory().available), cgroup_room())
 
 
 def cgroup_room() -> int:
-    """What a container's limit leaves, in bytes; boundless where there is no limit."""
+    """Memory a container's limit leaves, in bytes; very large without a limit."""
     limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
     try:
         return int(limit.read_text()) - int(used.read_text())

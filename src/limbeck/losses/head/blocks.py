@@ -1,4 +1,4 @@
-"""A chunk a few rows at a time, so that all passes over them find them in the processor's cache."""
+"""Blocks: a few rows of a chunk at a time, so that all passes over them hit the CPU's cache."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from limbeck.losses.head.workspace import Workspace
 from limbeck.losses.output_head import Transform
 
 BLOCK_BYTES = 3 << 19
-"""Rows taken together on a CPU fill at most this much: 8 rows of 49,152 float32 logits."""
+"""Largest block on a CPU: 8 rows of 49,152 float32 logits."""
 
 
 def block_rows(hidden: Tensor, vocabulary: int) -> int:
-    """Rows taken together; on an accelerator all of them."""
+    """Rows of a block; on an accelerator all of them."""
     if hidden.device.type != "cpu":
         return max(1, len(hidden))
     exact = torch.promote_types(hidden.dtype, torch.float32)

@@ -1,4 +1,4 @@
-"""Output head and logit terms in one go, a chunk of tokens at a time, without N x V logits."""
+"""Output head and logit terms fused, a chunk of tokens at a time, without N x V logits."""
 
 from __future__ import annotations
 
@@ -16,20 +16,19 @@ from limbeck.losses.head.workspace import Workspace
 from limbeck.losses.output_head import Head
 
 MIN_CHUNK, MAX_CHUNK = 64, 1024
-"""Below, the products lose their speed; above, they gain none."""
-
+"""Bounds of a chunk: smaller products are slower, larger ones no faster."""
 
 AUTO_ROWS = 480
-"""Tokens that `auto` makes room for. More make a CPU's products little faster, and at 2,048 tokens
-these take 7 per cent of the memory of whole logits; much fewer make them slow, and on an
-accelerator reading the head and its gradient then takes longest (counted, not measured)."""
+"""Tokens whose logits fit in the `auto` budget. More speed up a CPU's products little; far fewer
+slow them down, and make an accelerator read the head and its gradient more often than it computes.
+At 2,048 tokens the logits take 7 % of the memory of whole logits."""
 
 CPU_ARRAYS, ACCELERATOR_ARRAYS = 2, 8
-"""Of their logits, in float32; an accelerator works on whole chunks."""
+"""Arrays of those logits, in float32; an accelerator works on whole chunks."""
 
 
 def head_bytes(budget_mb: HeadBudget, vocabulary: int, device: torch.device) -> int:
-    """What a budget comes to, for a vocabulary where it is `auto`."""
+    """The budget in bytes; `auto` depends on vocabulary and device."""
     if budget_mb == "auto":
         arrays = CPU_ARRAYS if device.type == "cpu" else ACCELERATOR_ARRAYS
         return AUTO_ROWS * arrays * 4 * vocabulary
@@ -42,10 +41,10 @@ def head_chunk(
     """Tokens whose logits may exist at once.
 
     Args:
-        budget_mb: What must hold it all.
-        weight: Of the head; its vocabulary and its device count.
-        copies: How many arrays of a chunk's logits there are, in float32.
-        scratch_bytes: What there is besides, however many tokens there are.
+        budget_mb: Limit for all arrays together.
+        weight: Of the head; its vocabulary and its device matter.
+        copies: Float32 arrays of the size of a chunk's logits.
+        scratch_bytes: Further memory, independent of the number of tokens.
     """
     room = head_bytes(budget_mb, len(weight), weight.device) - scratch_bytes
     fits = room // (max(len(weight), 1) * 4 * copies)
@@ -53,27 +52,27 @@ def head_chunk(
 
 
 def even_chunk(tokens: int, most: int) -> int:
-    """Tokens of each chunk, where all but the last are alike and none has more than `most`.
+    """Tokens of each chunk, equal but for the last, at most `most`.
 
-    As few chunks as that takes, and no small one at the end: each reads the whole head.
+    As few chunks as possible, and no small one at the end, because each reads the whole head.
     """
     return -(-tokens // max(-(-tokens // most), 1))
 
 
 class ChunkBody(ABC):
-    """What is done with the logits of a chunk while they exist."""
+    """Computes the terms and their gradient from the logits of one chunk."""
 
     copies: int
-    """How many arrays of a chunk's logits it works with, for the memory budget."""
+    """Arrays of the size of a chunk's logits that are allocated, for the memory budget."""
 
     scratch_bytes = 0
-    """What it works with besides, for the same."""
+    """Further memory, independent of the chunk, for the memory budget."""
 
     weights: Sequence[float]
     """Weight of each term in the sum whose gradient is taken."""
 
     workspace: Workspace
-    """Where the chunk's logits are."""
+    """Holds the buffer of the chunk's logits."""
 
     @abstractmethod
     def __call__(
@@ -84,7 +83,7 @@ class ChunkBody(ABC):
         Args:
             products: `hidden @ weight.T + bias` of the chunk; may be overwritten.
             window: The chunk's place among the N rows.
-            wants_gradient: Otherwise what is returned in its place means nothing.
+            wants_gradient: If false, the second value is undefined.
         """
 
 
@@ -107,17 +106,17 @@ def head_and_terms(
 ) -> tuple[Float[Tensor, ""], Float[Tensor, " terms"]]:
     """Weighted sum of the terms over all N rows, and each term's sum.
 
-    The gradient is taken in the forward pass, chunk by chunk, while the chunk's logits are still
-    there: three products with the head a row, against four when chunks are recomputed in backward.
+    The gradient is computed in the forward pass, chunk by chunk, while the chunk's logits exist:
+    three products with the head per row, against four when chunks are recomputed in backward.
 
     Args:
         hidden: Of all rows.
-        head: What makes logits of them; its `transform` is applied by the body.
+        head: Maps them to logits; its `transform` is applied by the body.
         segments: At least one; together they hold every row once. All have the same terms.
 
     Returns:
-        The weighted sum, differentiable in `hidden`, `head.weight` and `head.bias`, one backward
-        pass a forward pass; and the sums, for logging.
+        The weighted sum, differentiable once in `hidden`, `head.weight` and `head.bias`; and the
+        sums, for logging.
     """
     dtype = product_dtype(hidden, head.weight)
     bias = None if head.bias is None else head.bias.to(dtype)
@@ -138,7 +137,7 @@ def product_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
 
 
 class Gradients(NamedTuple):
-    """Gradients that grow chunk by chunk; None where nobody asked."""
+    """Gradients accumulated over chunks; None for an input that requires none."""
 
     hidden: Tensor | None
     weight: Tensor | None
@@ -146,9 +145,9 @@ class Gradients(NamedTuple):
 
     @classmethod
     def wanted(cls, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Gradients:
-        """Empty gradients of what is to be trained.
+        """Buffers for the inputs that require gradients.
 
-        Those of weight and bias are sums over chunks, so they are kept in at least float32.
+        Weight and bias sum over chunks, in at least float32.
         """
         exact = torch.promote_types(weight.dtype, torch.float32)
         return cls(
@@ -160,7 +159,7 @@ class Gradients(NamedTuple):
         )
 
     def add(self, gradient: Tensor, rows: Tensor, weight: Tensor, window: slice) -> None:
-        """Carry a chunk's gradient with respect to its products on to what they were made of."""
+        """Add a chunk's gradient with respect to its products to those of the inputs."""
         if self.hidden is not None:
             torch.mm(gradient, weight, out=self.hidden[window])
         if self.weight is not None and self.weight.dtype == rows.dtype:
@@ -205,8 +204,8 @@ class _HeadAndTerms(torch.autograd.Function):
                 sums += chunk_sums
                 if wants_gradient:
                     gradients.add(gradient, rows, weight, inside)
-        # Not `save_for_backward`: backward takes the only reference, scales in place and hands it
-        # on, so that the head's gradient never exists twice.
+        # Not `save_for_backward`: backward takes the only reference and scales in place, so that
+        # the head's gradient never exists twice.
         ctx.gradients, ctx.dtype = gradients, hidden.dtype
         ctx.mark_non_differentiable(sums)
         return weighted_sum(sums, weights), sums
@@ -217,15 +216,15 @@ class _HeadAndTerms(torch.autograd.Function):
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
             raise RuntimeError(
-                "An objective's gradients can be taken once, and a second backward pass asked for "
-                "them. Run the objective forward again instead of retaining its graph."
+                "An objective's gradients can be computed once, and this is a second backward "
+                "pass. Run the objective forward again instead of retaining its graph."
             )
         scaled = (None if g is None else g.mul_(scale).to(ctx.dtype) for g in gradients)
         return (*scaled, None, None)
 
 
 def weighted_sum(sums: Float[Tensor, " terms"], weights: Sequence[float]) -> Float[Tensor, ""]:
-    """Sum of weight times term, the weights staying on the host."""
+    """Sum of weight times term; the weights stay on the host."""
     total = sums.new_zeros(())
     for each, weight in zip(sums.unbind(), weights, strict=True):
         total = total + weight * each

@@ -1,4 +1,4 @@
-"""Any terms, any head, any form of teacher: the gradient by autograd, a few rows at a time."""
+"""Any terms, any head, any form of teacher: gradients by autograd, a few rows at a time."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from limbeck.losses.head.workspace import Workspace
 from limbeck.losses.terms.base import LogitTerm, StudentView
 
 GRAPH_COPIES = 16
-"""Arrays of as many logits as the graph is taken of, which it holds at once, about."""
+"""Arrays of the size of one block of logits that the graph holds at once, about."""
 
 
 class GeneralForm(ChunkBody):
-    """Any logit terms. Logits turn into their gradient in the buffer they came in."""
+    """Any logit terms. The gradient overwrites the logits."""
 
     def __init__(
         self,
@@ -33,9 +33,9 @@ class GeneralForm(ChunkBody):
         Args:
             terms: Any number.
             weights: Weight of each.
-            student: Gives targets, and the sizes of what is to come.
+            student: Has targets, weights, and the sizes of the chunks to come.
             distribution: The teacher's at the N tokens; without one, terms that read it are 0.
-            workspace: Where logits are.
+            workspace: Holds the buffers.
         """
         self.weights = weights
         self.workspace = workspace
@@ -55,7 +55,7 @@ class GeneralForm(ChunkBody):
     def __call__(
         self, products: Float[Tensor, "n V"], window: slice, wants_gradient: bool
     ) -> tuple[Float[Tensor, " terms"], Float[Tensor, "n V"]]:
-        """Each term summed over the rows, and the gradient of their weighted sum, in `products`."""
+        """Each term summed over the rows; the gradient of their weighted sum is in `products`."""
         chunk = self.teacher.at(window)
         sums = products.new_zeros(len(self.weights), dtype=self.exact)
         for few in chunks(len(products), self.block):
@@ -71,7 +71,7 @@ class GeneralForm(ChunkBody):
         teacher: TeacherDistribution | None,
         wants_gradient: bool,
     ) -> Float[Tensor, " terms"]:
-        """Each term summed over a few rows, whose logits become gradient where it is wanted."""
+        """Each term summed over a few rows; overwrites logits with the gradient if wanted."""
         if not wants_gradient:
             return self._sums(logits, place, teacher)
         with torch.enable_grad():
@@ -95,7 +95,7 @@ class GeneralForm(ChunkBody):
             if teacher is None and term.needs.distribution:
                 sums.append(logits.new_zeros(1, dtype=self.exact))
                 continue
-            # A term of weight zero is only read, so it needs no graph.
+            # A term of weight zero is only logged, so it needs no graph.
             with torch.set_grad_enabled(torch.is_grad_enabled() and weight != 0):
                 values = self.student.weigh(term(logits, targets, teacher), place)
                 sums.append(values.sum().to(self.exact)[None])

@@ -1,4 +1,4 @@
-"""Memory that one micro-batch leaves to the next."""
+"""Buffers reused from one micro-batch to the next."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from torch import Tensor
 
 
 class Workspace:
-    """Large arrays, kept on a CPU: to touch fresh memory takes longer than the arithmetic in it.
+    """Large buffers, reused on a CPU, where first-touch page faults cost more than the arithmetic.
 
-    An accelerator's allocator keeps memory by itself, and better, for all who ask.
+    On an accelerator the caching allocator does this.
     """
 
     def __init__(self) -> None:
         self._kept: dict[str, Tensor] = {}
 
     def take(self, name: str, size: tuple[int, ...], like: Tensor, dtype: torch.dtype) -> Tensor:
-        """An array, its contents undefined; good until the same name is taken again.
+        """An uninitialised buffer, valid until the same name is taken again.
 
         Args:
-            name: What it is for.
-            size: Of the array.
-            like: Where it is.
-            dtype: Of the array.
+            name: Key under which it is reused.
+            size: Its shape.
+            like: A tensor on its device.
+            dtype: Its dtype.
         """
         if like.device.type != "cpu":
             return like.new_empty(size, dtype=dtype)

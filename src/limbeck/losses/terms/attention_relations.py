@@ -1,4 +1,4 @@
-"""Match self-attention relations: how queries, keys and values of a text relate to each other."""
+"""Match self-attention relations: scaled dot products of queries, keys and values."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from limbeck.errors import ConfigError
 from limbeck.losses.signal import Projections, SignalNeeds, TeacherSignal
 from limbeck.losses.terms.base import PairShapes, StateTerm, StudentView, terms
 from limbeck.losses.terms.layer_maps import LayerChoice, chosen_map
-from limbeck.losses.terms.projectors import exactly
-from limbeck.losses.terms.segments import piece_by_piece
+from limbeck.losses.terms.projectors import upcast
+from limbeck.losses.terms.segments import per_segment
 
 Part = Literal["query", "key", "value"]
 
@@ -24,12 +24,12 @@ Part = Literal["query", "key", "value"]
 class AttentionRelationsTerm(StateTerm):
     """KL(teacher || student) of each token's self-attention relations, nats, from 0 up.
 
-    A relation is softmax(V V' / sqrt d) over the scored tokens of a piece, for queries, keys and
+    A relation is softmax(V V' / sqrt d) over the scored tokens of a segment, for queries, keys and
     values alike; each is cut into as many relation heads in both models, so that widths and head
     counts may differ. Mean over heads, parts and pairs of layers (the paper sums over the parts).
-    Queries and keys are taken as projected, before their norms and rotation. Every token is related
-    to all of its piece, later ones too: the relation is compared, not used to attend. Memory: heads
-    times n^2 for a piece of n tokens.
+    Queries and keys are taken as projected, before their norms and rotation. A token is
+    related to its whole segment, later tokens included. Memory: heads
+    times n^2 for a segment of n tokens.
 
     Source: Wang et al., "MiniLMv2", 2020, arXiv:2012.15828; evidence is from encoders.
     """
@@ -68,7 +68,7 @@ class AttentionRelationsTerm(StateTerm):
                 target = part_of(signal.layer_projections[theirs], part)
                 self._require_heads("student", part, own.shape[-1])
                 self._require_heads("teacher", part, target.shape[-1])
-                each.append(piece_by_piece(self._divergence, student, exactly(own), target))
+                each.append(per_segment(self._divergence, student, upcast(own), target))
         return torch.stack(each).mean(0)
 
     def _divergence(
@@ -92,7 +92,7 @@ def part_of(projections: Projections, part: Part) -> Float[Tensor, "N D"]:
 
 
 def relation(state: Float[Tensor, "n D"], heads: int) -> Float[Tensor, "heads n n"]:
-    """Log-probabilities of each token's relation to all of the piece."""
+    """Log-probabilities of each token's relation to all of the segment."""
     cut = state.reshape(len(state), heads, state.shape[1] // heads).transpose(0, 1)
     products = torch.matmul(cut, cut.transpose(1, 2))
     return torch.log_softmax(products / math.sqrt(cut.shape[-1]), dim=-1)

@@ -1,4 +1,4 @@
-"""The contract of a term: one number per scored token, from logits or from hidden states."""
+"""Base classes of terms: one number per scored token, from logits or from hidden states."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class StudentView:
         targets: Token id each position should predict.
         token_weights: Multiplies every term at each position; None is 1 everywhere. The sum of the
             terms is still divided by the number of scored tokens, not by the sum of the weights.
-        pieces: Number of the piece of text each position lies in, never falling; see
-            `Batch.pieces`. None only where no term compares positions with each other.
+        segments: Segment number of each position, non-decreasing; see `Batch.segments`. May be
+            None if no term compares positions with each other.
         layer_projections: Queries, keys and values by 0-based student layer.
     """
 
@@ -38,7 +38,7 @@ class StudentView:
     layer_hidden: Mapping[int, Float[Tensor, "N D"]]
     targets: Int[Tensor, " N"]
     token_weights: Float[Tensor, " N"] | None = None
-    pieces: Int[Tensor, " N"] | None = None
+    segments: Int[Tensor, " N"] | None = None
     layer_projections: Mapping[int, Projections] = field(default_factory=dict)
 
     def weigh(self, values: Float[Tensor, " n"], window: Rows) -> Float[Tensor, " n"]:
@@ -50,14 +50,14 @@ class StudentView:
 
 @dataclass(frozen=True)
 class PairShapes:
-    """What a term may need to know of the two models before it is built.
+    """Layers and widths of the two models, from which terms are built.
 
     Attributes:
         student_layers: Number of the student's blocks.
         teacher_layers: Number of the teacher's.
         student_width: Hidden size of the student.
         teacher_width: Hidden size of the teacher.
-        layer_map: Which student layer answers to which teacher layer, as the student was made.
+        layer_map: Pairs (student layer, teacher layer) from the way the student was initialised.
     """
 
     student_layers: int
@@ -97,8 +97,8 @@ class LogitTerm(ABC):
 class StateTerm(nn.Module, ABC):
     """One number per scored token, from hidden states of the whole micro-batch.
 
-    It is a module because it may own parameters (a projector), which then are sharded, optimised
-    and saved with the student's.
+    It is a module because it may own parameters (a projector); these are sharded, optimised and
+    saved with the student's.
     """
 
     needs = SignalNeeds()
@@ -116,24 +116,25 @@ class StateTerm(nn.Module, ABC):
 
 
 class SteppedTerm(ABC):
-    """A term that is another one in each step, and always the same one in the same step."""
+    """A term whose hyperparameters are a pure function of the step."""
 
     @abstractmethod
     def set_step(self, step: int) -> None:
-        """Become the term of an optimizer step, counted from 0."""
+        """Set the hyperparameters of an optimizer step, counted from 0."""
 
 
 class LearningTerm(ABC):
-    """A term that changes with what it saw; what it remembers belongs to the checkpoint."""
+    """A term with a state that depends on earlier losses; the state is saved in checkpoints."""
 
     memory: nn.Module
-    """Buffers, and nothing to train."""
+    """The state: buffers only, no parameters."""
 
     @abstractmethod
-    def learn(self, mean: float) -> None:
-        """Take in the term's mean over a step's scored tokens, the same on every rank.
+    def update(self, mean: float) -> None:
+        """Update the state after an optimizer step; not called when the step was skipped.
 
-        Only after steps that were taken.
+        Args:
+            mean: The term's mean over the step's scored tokens, equal on every rank.
         """
 
 

@@ -16,10 +16,10 @@ from limbeck.losses.terms.base import LogitTerm, PairShapes, terms
 class ConcreteScoreTerm(LogitTerm):
     """Sample variance over the vocabulary of student logits less teacher logits, from 0 up.
 
-    It is the mean over all pairs of tokens i, j of half the squared gap between z_i - z_j of the
-    student and of the teacher, in O(V): a constant added to either model's logits changes nothing.
-    Logits, not nats; no temperature, which would only scale it. Tokens impossible for either model
-    (minus infinity) are left out.
+    Equal to the mean over all token pairs i, j of half the squared difference between the models'
+    z_i - z_j, computed in O(V). Invariant to a constant added to either model's logits. In squared
+    logits; a temperature would only scale it. Tokens with a logit of minus infinity in either model
+    are excluded.
 
     Source: Kim et al., "Distillation of Large Language Models via Concrete Score Matching", 2025,
     arXiv:2509.25837, with uniform weights.

@@ -1,4 +1,4 @@
-"""Hard labels: the ground truth, or text a teacher wrote (sequence-level distillation)."""
+"""Hard labels: the data's next token, or text a teacher generated (sequence-level KD)."""
 
 from __future__ import annotations
 

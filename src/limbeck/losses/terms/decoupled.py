@@ -1,4 +1,4 @@
-"""Forward KL taken apart: the target token against the rest, and the rest among themselves."""
+"""Forward KL split into two parts: target token or not, and the other tokens."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ class DecoupledTerm(LogitTerm):
 
     With p the teacher, q the student and y the target: TCKD is the KL between (p_y, 1 - p_y) and
     (q_y, 1 - q_y), NCKD the KL between the two distributions over the tokens other than y, each
-    divided by its own mass. Forward KL is TCKD + (1 - p_y) NCKD; here a confident teacher does not
-    silence the second. Times the temperature squared.
+    renormalised. Forward KL is TCKD + (1 - p_y) NCKD; here the
+    weight of the second does not vanish for a confident teacher. Multiplied by the temperature
+    squared.
 
     Source: Zhao et al., "Decoupled Knowledge Distillation", 2022, arXiv:2203.08679, eq. 7;
-    the same as the authors' code, which warms it up and adds a cross-entropy beside it.
+    equal to the authors' code without its warm-up and added cross-entropy.
     """
 
     needs = SignalNeeds(distribution=True)
@@ -59,7 +60,7 @@ class DecoupledTerm(LogitTerm):
         """Temperature squared times the sum, of each token.
 
         Raises:
-            ConfigError: The teacher's form does not say how probable the target is.
+            ConfigError: The teacher's form has no probability for every target.
         """
         whole = DenseLogits(whole_logits(teacher, "decoupled"))
         pair = whole.compare(logits, self.temperature)

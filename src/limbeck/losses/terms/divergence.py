@@ -25,7 +25,7 @@ class DivergenceTerm(LogitTerm, SteppedTerm):
         name: The divergence's.
         divergence: The pure function.
         gradient: Its closed-form derivative, if it has one.
-        temperature: Of both softmaxes, in the present step.
+        temperature: Of both softmaxes, at the current step.
     """
 
     needs = SignalNeeds(distribution=True)
@@ -52,7 +52,7 @@ class DivergenceTerm(LogitTerm, SteppedTerm):
         self.temperature = value_at(temperature, 0)
 
     def set_step(self, step: int) -> None:
-        """Take the temperature of this step."""
+        """Set the temperature of an optimizer step."""
         self.temperature = value_at(self._schedule, step)
 
     def __call__(

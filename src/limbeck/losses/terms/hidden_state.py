@@ -12,21 +12,21 @@ from torch import Tensor
 from limbeck.losses.signal import SignalNeeds, TeacherSignal
 from limbeck.losses.terms.base import PairShapes, StateTerm, StudentView, terms
 from limbeck.losses.terms.layer_maps import LayerChoice, chosen_map
-from limbeck.losses.terms.projectors import Projectors, exactly
+from limbeck.losses.terms.projectors import Projectors, upcast
 
 Gap = Callable[[Tensor, Tensor], Tensor]
-"""Projected student states and teacher states to one number a token."""
+"""Maps projected student states and teacher states to one number a token."""
 
 
 def squared(student: Float[Tensor, "N D"], teacher: Float[Tensor, "N D"]) -> Float[Tensor, " N"]:
-    """Mean squared gap over the dimensions."""
+    """Mean squared difference over the dimensions."""
     return (student - teacher).square().mean(-1)
 
 
 def relative(student: Float[Tensor, "N D"], teacher: Float[Tensor, "N D"]) -> Float[Tensor, " N"]:
-    """Squared gap as a share of the teacher state's own squared length.
+    """Squared distance divided by the squared norm of the teacher state.
 
-    Some tokens' states are hundreds of times longer than others'; here no token outweighs the rest.
+    Norms differ by a factor of hundreds between tokens; here every token has the same weight.
     """
     length = teacher.square().sum(-1).clamp_min(torch.finfo(teacher.dtype).tiny)
     return (student - teacher).square().sum(-1) / length
@@ -35,7 +35,7 @@ def relative(student: Float[Tensor, "N D"], teacher: Float[Tensor, "N D"]) -> Fl
 def cosine(student: Float[Tensor, "N D"], teacher: Float[Tensor, "N D"]) -> Float[Tensor, " N"]:
     """One minus the cosine of the angle, from 0 to 2; half if one of them is zero.
 
-    As half the squared gap of the directions, which at equality is 0 exactly, and its gradient too.
+    As half the squared gap of the directions, which at equality is 0 upcast, and its gradient too.
     """
     gap = unit(student) - unit(teacher)
     return 0.5 * gap.square().sum(-1)
@@ -46,11 +46,10 @@ GAPS: Mapping[str, Gap] = {"mse": squared, "normalised_mse": relative, "cosine":
 
 @terms.register("hidden_state")
 class HiddenStateTerm(StateTerm):
-    """Gap between projected student states and teacher states, mean over the pairs of layers.
+    """Distance of projected student states to teacher states, mean over the pairs of layers.
 
     Sources: Romero et al., "FitNets", 2014, arXiv:1412.6550 (MSE); Sanh et al., "DistilBERT", 2019,
-    arXiv:1910.01108 (cosine). Divided by the teacher's width, so that the size of the MSE does not
-    depend on it.
+    arXiv:1910.01108 (cosine). The MSE is divided by the teacher's hidden size.
     """
 
     def __init__(
@@ -63,8 +62,8 @@ class HiddenStateTerm(StateTerm):
         """
         Args:
             shapes: Layers and widths of the pair. With equal widths there is no projector.
-            loss: `mse`, `normalised_mse` (as a share of the teacher state's squared length) or
-                `cosine`; the last two do not depend on how long the teacher's states are.
+            loss: `mse`, `normalised_mse` (divided by the teacher state's squared norm) or
+                `cosine`; the last two do not depend on the norm of the teacher's states.
             layer_map: Which layers are compared.
         """
         super().__init__()
@@ -75,8 +74,8 @@ class HiddenStateTerm(StateTerm):
         self.projectors = Projectors(self.student_layers, shapes)
 
     def forward(self, student: StudentView, signal: TeacherSignal) -> Float[Tensor, " N"]:
-        """Mean over the pairs of each token's gap."""
-        loss = exactly(student.hidden.new_zeros(len(student.hidden)))
+        """Mean over the pairs of each token's distance."""
+        loss = upcast(student.hidden.new_zeros(len(student.hidden)))
         for student_layer, teacher_layer in self.layer_map.pairs:
             state = self.projectors.project(student_layer, student.layer_hidden[student_layer])
             target = signal.layer_hidden[teacher_layer].detach().to(state.dtype)
@@ -85,5 +84,5 @@ class HiddenStateTerm(StateTerm):
 
 
 def unit(state: Float[Tensor, "*any D"]) -> Float[Tensor, "*any D"]:
-    """Directions: states of length 1; a zero stays zero."""
+    """States divided by their norm; zero stays zero."""
     return torch.nn.functional.normalize(state, dim=-1)

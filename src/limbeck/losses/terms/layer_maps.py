@@ -1,4 +1,4 @@
-"""Which layers a term on hidden states pairs, from what a recipe says."""
+"""Pairs of student and teacher layers that a term on hidden states compares."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ LayerChoice = (
     Literal["surviving", "origin", "uniform", "last"]
     | Annotated[tuple[tuple[Layer, Layer], ...], MinLen(1)]
 )
-"""`surviving`: as the student was made, so a pruned one is held to the very layers it kept, and one
-that kept none is spread evenly; `origin` is its older name. `uniform` spreads the student's layers
-evenly over the teacher's. `last` pairs only the last of both. Or pairs (student, teacher)."""
+"""`surviving`: each layer of a pruned student with the teacher layer it was copied from, evenly
+spread for other students (`origin` is the former name). `uniform`: the student's layers evenly over
+the teacher's. `last`: the last layer of both. Or a list of pairs (student, teacher)."""
 
 
 def chosen_map(choice: LayerChoice, shapes: PairShapes) -> LayerMap:
@@ -39,8 +39,8 @@ def chosen_map(choice: LayerChoice, shapes: PairShapes) -> LayerMap:
     if not chosen.pairs:
         raise ConfigError(
             f"layer_map: a student of {shapes.student_layers} layers answers to none of its "
-            f"teacher's {shapes.teacher_layers}: it was not cut out of it and cannot be spread "
-            "over fewer. Use `last`, or list pairs [student, teacher]."
+            f"teacher's {shapes.teacher_layers}: it was not cut out of it and has more layers. "
+            "Use `last`, or list pairs [student, teacher]."
         )
     if absent := [pair for pair in chosen.pairs if pair[0] > last[0] or pair[1] > last[1]]:
         raise ConfigError(

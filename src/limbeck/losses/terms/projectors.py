@@ -1,4 +1,4 @@
-"""Linear maps from the student's width to the teacher's, one a layer."""
+"""Linear maps from the student's hidden size to the teacher's, one per layer."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from limbeck.losses.terms.base import PairShapes
 
 
 class Projectors(nn.ModuleDict):
-    """A linear map for each student layer, and none where both models are equally wide.
+    """A linear map for each student layer; empty if both models have the same hidden size.
 
-    They begin orthogonal: as far as the widths allow, lengths and angles are what they were. They
-    are trained, sharded and checkpointed with the student, and are no part of what is exported.
+    Initialised orthogonal. They are trained, sharded and checkpointed with the student, and not
+    exported.
     """
 
     def __init__(self, layers: Iterable[int], shapes: PairShapes) -> None:
         """
         Args:
-            layers: Of the student, 0-based.
-            shapes: Has the widths.
+            layers: Student layers, 0-based.
+            shapes: Hidden sizes of the pair.
         """
         super().__init__()
         if shapes.student_width == shapes.teacher_width:
@@ -33,14 +33,14 @@ class Projectors(nn.ModuleDict):
             self[str(layer)] = linear
 
     def project(self, layer: int, state: Float[Tensor, "N D"]) -> Float[Tensor, "N E"]:
-        """A student layer's states in the teacher's width, in at least float32."""
+        """A student layer's states in the teacher's hidden size, in at least float32."""
         if str(layer) in self:
             linear = self[str(layer)]
             assert isinstance(linear, nn.Linear)
             state = linear(state.to(linear.weight.dtype))
-        return exactly(state)
+        return upcast(state)
 
 
-def exactly(state: Tensor) -> Tensor:
-    """The same numbers in at least float32."""
+def upcast(state: Tensor) -> Tensor:
+    """The tensor in at least float32."""
     return state.to(torch.promote_types(state.dtype, torch.float32))

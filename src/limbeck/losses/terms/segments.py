@@ -1,4 +1,4 @@
-"""Comparing tokens with each other, within a piece of text."""
+"""Terms that compare the tokens of a segment with each other."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ from torch import Tensor
 from limbeck.losses.signal import SignalNeeds, TeacherSignal
 from limbeck.losses.terms.base import PairShapes, StateTerm, StudentView
 from limbeck.losses.terms.layer_maps import LayerChoice, chosen_map
-from limbeck.losses.terms.projectors import exactly
+from limbeck.losses.terms.projectors import upcast
 
-PieceLoss = Callable[[Tensor, Tensor], Tensor]
-"""A piece's student and teacher states, `[n, D]` and `[n, E]`, to one number a token."""
+SegmentLoss = Callable[[Tensor, Tensor], Tensor]
+"""Maps a segment's student and teacher states, `[n, D]` and `[n, E]`, to one number a token."""
 
 
-def piece_by_piece(
-    loss: PieceLoss, student: StudentView, own: Float[Tensor, "N D"], target: Float[Tensor, "N E"]
+def per_segment(
+    loss: SegmentLoss, student: StudentView, own: Float[Tensor, "N D"], target: Float[Tensor, "N E"]
 ) -> Float[Tensor, " N"]:
-    """A loss taken in each piece of text alone, over its scored tokens.
+    """A loss computed on each segment's scored tokens separately.
 
-    What lies together in a batch then never matters, and a piece weighs as much as it has scored
-    tokens. A document cut over two windows is two pieces, which are not compared.
+    The result does not depend on how documents are batched. A document cut over two rows is two
+    segments.
     """
-    assert student.pieces is not None, "a view for terms that compare tokens must say their pieces"
-    sizes = torch.unique_consecutive(student.pieces, return_counts=True)[1].tolist() or [0]
+    assert student.segments is not None, "terms that compare tokens need StudentView.segments"
+    sizes = torch.unique_consecutive(student.segments, return_counts=True)[1].tolist() or [0]
     parts = zip(
         torch.split(own, sizes), torch.split(target.detach().to(own.dtype), sizes), strict=True
     )
-    return torch.cat([loss(mine, theirs) for mine, theirs in parts])
+    return torch.cat([loss(student_part, teacher_part) for student_part, teacher_part in parts])
 
 
-class PieceTerm(StateTerm):
-    """A loss on block outputs within each piece, mean over the pairs of layers; any two widths."""
+class SegmentTerm(StateTerm):
+    """A loss on block outputs within each segment, mean over the pairs of layers; any widths."""
 
-    def __init__(self, loss: PieceLoss, shapes: PairShapes, layer_map: LayerChoice) -> None:
+    def __init__(self, loss: SegmentLoss, shapes: PairShapes, layer_map: LayerChoice) -> None:
         """
         Args:
-            loss: Of one piece; states come to it in at least float32.
+            loss: Of one segment; its arguments are at least float32.
             shapes: Layers of the pair.
             layer_map: Which layers are compared.
         """
@@ -52,8 +52,8 @@ class PieceTerm(StateTerm):
     def forward(self, student: StudentView, signal: TeacherSignal) -> Float[Tensor, " N"]:
         """Mean over the pairs of each token's loss."""
         each = [
-            piece_by_piece(
-                self.loss, student, exactly(student.layer_hidden[mine]), signal.layer_hidden[theirs]
+            per_segment(
+                self.loss, student, upcast(student.layer_hidden[mine]), signal.layer_hidden[theirs]
             )
             for mine, theirs in self.layer_map.pairs
         ]

@@ -1,4 +1,4 @@
-"""A target that moves from the student to the teacher as training goes on."""
+"""TAID: a target that moves from the student to the teacher during training."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ Share = Annotated[float, Interval(ge=0, le=1)]
 
 
 class TaidMemory(nn.Module):
-    """What a run must remember of its target: buffers, saved with every checkpoint.
+    """State of the target: buffers, saved with every checkpoint.
 
     Attributes:
-        t: Teacher's share of the target.
-        momentum: Running mean of the loss's relative fall from step to step.
-        previous: Mean of the last step; infinite before the first.
+        t: Weight of the teacher in the target.
+        momentum: Running mean of the loss's relative decrease per step.
+        previous: Mean loss of the previous step; infinite before the first.
     """
 
     t: Tensor
@@ -44,16 +44,16 @@ class TaidTerm(LogitTerm, SteppedTerm, LearningTerm):
     """Forward KL from the student to a target between it and the teacher, nats, from 0 up.
 
     The target is the softmax of (1 - t) times the student's log-probabilities, held constant, plus
-    t times the teacher's; at t = 1 this is forward KL, at t = 0 nothing. t never falls: it is at
-    least on the line from `start` to `end`, and runs ahead of it by
-    rate sigmoid(m) (1 - t) a step, m being a running mean of the loss's relative fall. Times the
-    temperature squared. Its value is not comparable between steps, because the target moves.
+    t times the teacher's; at t = 1 this is forward KL, at t = 0 nothing. t never decreases:
+    its lower bound is the line from `start` to `end`, and it grows by rate sigmoid(m) (1 - t) per
+    step, with m a running mean of the loss's relative decrease. Multiplied by the temperature
+    squared. Its value is not comparable between steps, because the target moves.
 
     Source: Shing et al., "TAID: Temporally Adaptive Interpolated Distillation", 2025,
-    arXiv:2501.16937. Rule and defaults are those of public copies of its code (the authors' own
-    file was not at hand), but for three things: it moves t after every micro-batch, by that one's
-    loss; its loss is the cross-entropy with the target, which falls by a smaller share than the KL;
-    and it reads the line a step later.
+    arXiv:2501.16937. Rule and defaults follow public copies of its code, not the authors' own
+    file, with three differences: that code updates t after every micro-batch; its loss is the
+    cross-entropy with the target, whose relative decrease is smaller than the KL's; and it reads
+    the line one step later.
     """
 
     needs = SignalNeeds(distribution=True)
@@ -73,11 +73,11 @@ class TaidTerm(LogitTerm, SteppedTerm, LearningTerm):
         """
         Args:
             shapes: Not needed; the same signature as every term's.
-            steps: Optimizer steps after which t is at `end` at the latest.
+            steps: Optimizer steps after which t has reached `end`.
             start: t in the first step.
             end: Greatest t.
-            rate: How far t may run ahead in a step; 0 keeps it on the line.
-            momentum: How slowly the running mean follows.
+            rate: Maximum growth of t per step; 0 keeps it on the line.
+            momentum: Decay of the running mean.
             temperature: Divides both models' logits.
 
         Raises:
@@ -95,20 +95,20 @@ class TaidTerm(LogitTerm, SteppedTerm, LearningTerm):
         self.line = start
 
     def set_step(self, step: int) -> None:
-        """Where the line is in this step."""
+        """Set the lower bound of t."""
         self.line = self.start + (self.end - self.start) * min(step / self.steps, 1.0)
 
     def share(self) -> Float[Tensor, ""]:
-        """Teacher's share of the target in the present step, on the device."""
+        """Weight of the teacher in the target at the current step, on the device."""
         return self.memory.t.clamp(self.line, self.end)
 
-    def learn(self, mean: float) -> None:
-        """Move t, after a step whose mean was this."""
+    def update(self, mean: float) -> None:
+        """Increase t after an optimizer step with this mean loss."""
         memory, t = self.memory, float(self.share())
         previous = float(memory.previous)
         if math.isfinite(previous) and previous > 0:
-            fall = (previous - mean) / previous
-            momentum = self.inertia * float(memory.momentum) + (1 - self.inertia) * fall
+            decrease = (previous - mean) / previous
+            momentum = self.inertia * float(memory.momentum) + (1 - self.inertia) * decrease
             memory.momentum.fill_(momentum)
             t += self.rate * sigmoid(momentum) * (1 - t)
         memory.t.fill_(min(t, self.end))
@@ -123,7 +123,7 @@ class TaidTerm(LogitTerm, SteppedTerm, LearningTerm):
         """Temperature squared times the divergence of each token.
 
         Raises:
-            ConfigError: The teacher's form cannot be interpolated.
+            ConfigError: The teacher's form does not support interpolation.
         """
         assert teacher is not None, "a term that needs a distribution is not called without one"
         require_served(teacher, "taid")

@@ -1,4 +1,4 @@
-"""What a store keeps of a teacher's distributions, one form a file."""
+"""Store forms: how a teacher's distributions are reduced and encoded; one form a file."""
 
 from __future__ import annotations
 
@@ -14,52 +14,52 @@ from torch import Tensor
 from limbeck.losses import Head
 from limbeck.losses.distributions import DenseLogits, LazyLogits, TeacherDistribution
 from limbeck.registry import Component, Registry
-from limbeck.store.ranks import Ranks
+from limbeck.store.token_ranks import TokenRanks
 
 CHUNK_BYTES = 64 << 20
-"""Of float32 logits that exist at once while a teacher is read."""
+"""Size of the float32 logits that exist at once while a teacher is read."""
 
 
 class Form(ABC):
-    """What is kept of each distribution, and how it is coded.
+    """Which statistics of each distribution are kept, and how they are encoded.
 
-    A form is made with the size of the vocabulary; its options are keyword-only, as everywhere.
+    The first argument is the size of the vocabulary; options are keyword-only.
     """
 
     needs_head: ClassVar[bool] = False
-    """Whether the store must hold the teacher's head."""
+    """Whether the store needs the teacher's head."""
 
     @abstractmethod
     def read_teacher(
         self, distribution: DenseLogits | LazyLogits, generator: torch.Generator
     ) -> TeacherDistribution:
-        """What is kept of the distribution at the N scored positions of one sample.
+        """The reduced distributions at the N scored positions of one sample; N may be 0.
 
         Args:
             distribution: The teacher's, over the vocabulary without its padding.
-            generator: Of the sample; on the CPU.
+            generator: The sample's generator, on the CPU.
         """
 
     def ids_of(self, signal: TeacherDistribution) -> Int[np.ndarray, " ids"]:
-        """Ids to learn from which are frequent; none where the form codes no ids."""
+        """Token ids to count for the ranking by frequency; empty if the form stores no ids."""
         del signal
         return np.empty(0, dtype=np.int64)
 
     @abstractmethod
-    def encode(self, signal: TeacherDistribution, ranks: Ranks) -> bytes:
-        """What `read_teacher` gave, as bytes."""
+    def encode(self, signal: TeacherDistribution, ranks: TokenRanks) -> bytes:
+        """The result of `read_teacher`, as bytes."""
 
     @abstractmethod
-    def decode(self, coded: memoryview, num_scored: int, ranks: Ranks) -> TeacherDistribution:
-        """What was encoded, up to the form's stated error.
+    def decode(self, coded: memoryview, num_scored: int, ranks: TokenRanks) -> TeacherDistribution:
+        """The encoded signal, up to the form's stated error.
 
         Raises:
-            DataError: The bytes are not what `encode` writes. No more memory is taken than a whole
+            DataError: The bytes are not an encoded signal. No more memory is allocated than a
                 signal of `num_scored` positions needs.
         """
 
     def with_head(self, head: Head) -> Form:
-        """The same form, decoding to logits of this head; only where one is needed."""
+        """The same form with the teacher's head, for forms that need one to decode."""
         del head
         return self
 
@@ -68,33 +68,33 @@ forms: Registry[Form] = Registry("store form", package="limbeck.store.forms")
 
 
 def written_out(form: Component | str) -> dict[str, Any]:
-    """A form with all its options, as JSON keeps it: a store reads the same if a default changes.
+    """A form with all its options as JSON, so that a changed default does not change a store.
 
     Example:
         >>> written_out("hidden")
         {'precision': 'exact', 'type': 'hidden'}
     """
-    told = {"type": form} if isinstance(form, str) else dict(form)
-    forms.names()  # finds them
-    options = forms.options(str(told["type"])).items()
-    whole = {name: parameter.default for name, (_, parameter) in options} | told
+    spec = {"type": form} if isinstance(form, str) else dict(form)
+    forms.names()  # imports them
+    options = forms.options(str(spec["type"])).items()
+    whole = {name: parameter.default for name, (_, parameter) in options} | spec
     return {k: list(v) if isinstance(v, list | tuple) else v for k, v in whole.items()}
 
 
 def logits_in_chunks(distribution: DenseLogits | LazyLogits) -> Iterator[Float[Tensor, "n V"]]:
-    """Logits of some rows, then of the next, so that few exist at once."""
+    """The logits in chunks of rows of at most `CHUNK_BYTES`; one empty chunk for no rows."""
     if isinstance(distribution, DenseLogits):
         num_rows, vocabulary_size = distribution.logits.shape
     else:
         num_rows, vocabulary_size = len(distribution.hidden), len(distribution.head.weight)
     rows = max(1, CHUNK_BYTES // (4 * vocabulary_size))
-    for start in range(0, max(num_rows, 1), rows):  # one empty chunk where there are no rows
+    for start in range(0, max(num_rows, 1), rows):
         part = distribution.rows(slice(start, start + rows))
         yield part.logits() if isinstance(part, LazyLogits) else part.logits.detach()
 
 
 def generator_on(device: torch.device, generator: torch.Generator) -> torch.Generator:
-    """A generator on the device of what is drawn from, whose state follows from a given one."""
+    """The generator itself, or one on the device that is seeded from it."""
     if device == generator.device:
         return generator
     seed = int(torch.randint(2**62, (), generator=generator))

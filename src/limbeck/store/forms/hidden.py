@@ -1,4 +1,4 @@
-"""The teacher's last hidden states: its logits at any temperature, through its head."""
+"""Last hidden states of the teacher, from which its head gives logits at any temperature."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import torch
 from limbeck.errors import ConfigError, DataError
 from limbeck.losses import Head
 from limbeck.losses.distributions import DenseLogits, LazyLogits, TeacherDistribution
-from limbeck.store import states
+from limbeck.store import hidden_states
 from limbeck.store.forms.base import Form, forms
-from limbeck.store.ranks import Ranks
-from limbeck.store.states import Precision
+from limbeck.store.hidden_states import Precision
+from limbeck.store.token_ranks import TokenRanks
 
 
 @forms.register("hidden")
 class HiddenForm(Form):
-    """The last hidden states, and once for the store the teacher's head; serves everything."""
+    """Last hidden states, with the teacher's head once in the store; serves every divergence."""
 
     needs_head = True
 
@@ -25,9 +25,9 @@ class HiddenForm(Form):
         """
         Args:
             vocabulary_size: Tokens the teacher's distributions are over.
-            head: The teacher's; a store hands in its own.
-            precision: `exact` keeps the teacher's own numbers, bit by bit; `float16` rounds them;
-                `int8` keeps a byte a number, within half of 1/127 of its group's largest.
+            head: The teacher's head; set by the store.
+            precision: `exact` keeps every bit; `float16` rounds; `int8` keeps a byte for each
+                value, with an error of at most half of 1/127 of the largest of its group of 64.
         """
         self._vocabulary_size = vocabulary_size
         self._precision: Precision = precision
@@ -47,15 +47,15 @@ class HiddenForm(Form):
             )
         return LazyLogits(distribution.hidden.detach(), distribution.head)
 
-    def encode(self, signal: TeacherDistribution, ranks: Ranks) -> bytes:
+    def encode(self, signal: TeacherDistribution, ranks: TokenRanks) -> bytes:
         del ranks
         assert isinstance(signal, LazyLogits)
-        return states.encode(signal.hidden, self._precision)
+        return hidden_states.encode(signal.hidden, self._precision)
 
-    def decode(self, coded: memoryview, num_scored: int, ranks: Ranks) -> LazyLogits:
+    def decode(self, coded: memoryview, num_scored: int, ranks: TokenRanks) -> LazyLogits:
         del ranks
-        assert self._head is not None, "a store hands in its head"
-        hidden = states.decode(coded, num_scored)
+        assert self._head is not None, "decode needs with_head"
+        hidden = hidden_states.decode(coded, num_scored)
         width = self._head.weight.shape[1]
         if hidden.shape[1] != width:
             raise DataError(

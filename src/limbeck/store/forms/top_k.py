@@ -1,4 +1,4 @@
-"""The teacher's most probable tokens, and the mass of all others at each temperature."""
+"""The teacher's most probable tokens, and the total probability of all others."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from limbeck.losses.distributions import (
     TopK,
     UnevenTopK,
 )
-from limbeck.store import id_sets, levels
+from limbeck.store import id_sets, quantization
+from limbeck.store.byte_planes import Unpacker, pack, to_planes
 from limbeck.store.forms.base import Form, forms, logits_in_chunks
-from limbeck.store.planes import Unpacker, pack, to_planes
-from limbeck.store.ranks import Ranks
+from limbeck.store.token_ranks import TokenRanks
 
 
 @forms.register("top_k")
 class TopKForm(Form):
-    """The k most probable tokens, or those probable enough, and the others' mass a temperature.
+    """The k most probable tokens, or those above a threshold, and the tail at each temperature.
 
-    A log-probability is off by at most 0.5 nat, and the square root of a probability by 0.0023
-    before the k tokens are scaled to the mass that the tail leaves, by 0.00014 where what it is
-    rounded to is at least 50 times `least` and 0.0003; a tail's square root by 1e-5.
+    Errors: at most 0.5 nat for a log-probability; for the square root of a probability 0.0023
+    before the k tokens are rescaled to sum to one with the tail, and 0.00014 if its rounded value
+    is at least 0.0003 and 50 times `least`; 1e-5 for the square root of the tail.
     """
 
     def __init__(
@@ -44,15 +44,15 @@ class TopKForm(Form):
         """
         Args:
             vocabulary_size: Tokens the teacher's distributions are over.
-            k: Tokens kept of each position; with `least`, at most so many.
-            least: Probability that a token needs to be kept, but for the most probable one. Bytes
-                then go to the positions that need them: about 60 per cent of what a fixed k takes
-                for the same gradient. Keeping tokens up to a mass does worse than a fixed k.
-            temperatures: Those a divergence may be computed at; the first is the one the k
-                log-probabilities are kept at, each costs 2 bytes a token.
+            k: Tokens kept at each position; the maximum with `least`.
+            least: Minimum probability of a kept token; the most probable one is always kept. It
+                needs about 60 % of the bytes of a fixed k for the same gradient error. (Keeping
+                tokens up to a total probability needs more than a fixed k.)
+            temperatures: Temperatures the store serves. The k log-probabilities are kept at the
+                first; each costs 2 bytes a token for the tail.
 
         Raises:
-            ConfigError: No token is left for the tail, or a temperature is named twice.
+            ConfigError: No token is left for the tail, or a temperature is repeated.
         """
         if k >= vocabulary_size:
             raise ConfigError(
@@ -65,7 +65,7 @@ class TopKForm(Form):
             )
         self._vocabulary_size = vocabulary_size
         self._k, self._least = k, least
-        self._first_fine = levels.first_fine(least) if least > 0 else 256
+        self._first_fine_level = quantization.first_fine_level(least) if least > 0 else 256
         self._temperatures = tuple(float(each) for each in temperatures)
 
     def read_teacher(
@@ -88,7 +88,7 @@ class TopKForm(Form):
         assert isinstance(signal, TopK)
         return signal.ids.cpu().numpy().reshape(-1)
 
-    def encode(self, signal: TeacherDistribution, ranks: Ranks) -> bytes:
+    def encode(self, signal: TeacherDistribution, ranks: TokenRanks) -> bytes:
         assert isinstance(signal, TopK | UnevenTopK)
         ids, logprobs = signal.ids.cpu().numpy(), signal.logprobs.float().cpu().numpy()
         if isinstance(signal, UnevenTopK):
@@ -102,13 +102,13 @@ class TopKForm(Form):
             planes = to_planes(gaps, self._vocabulary_size)
             known = np.take_along_axis(logprobs, order, -1).reshape(-1)
         tails = [signal.tail_logprob, *(signal.further_tails[t] for t in self._temperatures[1:])]
-        masses = [levels.to_mass(tail.float().cpu().numpy()) for tail in tails]
-        told = levels.to_levels(known)
-        fine = told >= self._first_fine
-        parts = [levels.to_parts(known[fine], told[fine])] if self._least > 0 else []
-        return pack([*planes, told, *parts, *masses])
+        tail_planes = [quantization.encode_probs(tail.float().cpu().numpy()) for tail in tails]
+        rounded = quantization.to_levels(known)
+        fine = rounded >= self._first_fine_level
+        parts = [quantization.to_sixteenths(known[fine], rounded[fine])] if self._least > 0 else []
+        return pack([*planes, rounded, *parts, *tail_planes])
 
-    def decode(self, coded: memoryview, num_scored: int, ranks: Ranks) -> TopK | UnevenTopK:
+    def decode(self, coded: memoryview, num_scored: int, ranks: TokenRanks) -> TopK | UnevenTopK:
         unpack = Unpacker(coded)
         if self._least > 0:
             ids, kept = id_sets.read_uneven(unpack, num_scored, ranks, self._k)
@@ -117,22 +117,23 @@ class TopKForm(Form):
             kept = np.ones(ids.shape, dtype=np.bool_)
         known = np.full(ids.shape, FLOOR, dtype=np.float32)
         known[kept] = self._read_known(unpack, int(kept.sum()))
-        tails = [levels.read_masses(unpack, num_scored) for _ in self._temperatures]
+        tails = [quantization.read_probs(unpack, num_scored) for _ in self._temperatures]
         unpack.finish()
-        known = levels.beside_tail(known, tails[0])
+        known = quantization.rescale_to_tail(known, tails[0])
         first, *further = (torch.from_numpy(tail) for tail in tails)
         named = dict(zip(self._temperatures[1:], further, strict=True))
-        told, logprobs = torch.from_numpy(ids), torch.from_numpy(known)
+        token_ids, logprobs = torch.from_numpy(ids), torch.from_numpy(known)
         if self._least > 0:
-            there = torch.from_numpy(kept)
-            return UnevenTopK(told, logprobs, there, first, self._temperatures[0], named)
-        return TopK(told, logprobs, first, self._temperatures[0], named)
+            mask = torch.from_numpy(kept)
+            return UnevenTopK(token_ids, logprobs, mask, first, self._temperatures[0], named)
+        return TopK(token_ids, logprobs, first, self._temperatures[0], named)
 
     def _read_known(self, unpack: Unpacker, entries: int) -> Float32[np.ndarray, " entries"]:
-        """Log-probabilities of so many kept tokens."""
-        told = unpack.next(entries)
-        known = levels.from_levels(told)
+        """Log-probabilities of the kept tokens, of which there are `entries`."""
+        rounded = unpack.next(entries)
+        known = quantization.from_levels(rounded)
         if self._least > 0:
-            fine = told >= self._first_fine
-            known[fine] = levels.from_parts(told[fine], unpack.next(-(-int(fine.sum()) // 2)))
+            fine = rounded >= self._first_fine_level
+            packed = unpack.next(-(-int(fine.sum()) // 2))
+            known[fine] = quantization.from_sixteenths(rounded[fine], packed)
         return known

@@ -1,4 +1,4 @@
-"""The teacher's most probable tokens, and draws from all the others: no bias."""
+"""The teacher's most probable tokens, and samples of all others: unbiased."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from jaxtyping import Int
 
 from limbeck.errors import ConfigError
 from limbeck.losses.distributions import DenseLogits, LazyLogits, TeacherDistribution, TopKSamples
-from limbeck.store import id_sets, levels
+from limbeck.store import id_sets, quantization
+from limbeck.store.byte_planes import Unpacker, pack, to_planes
 from limbeck.store.counts import (
     decode_counts,
     decode_entropy,
@@ -19,17 +20,16 @@ from limbeck.store.counts import (
     encode_entropy,
 )
 from limbeck.store.forms.base import Form, forms, generator_on, logits_in_chunks
-from limbeck.store.planes import Unpacker, pack, to_planes
-from limbeck.store.ranks import Ranks
+from limbeck.store.token_ranks import TokenRanks
 
 
 @forms.register("top_k_samples")
 class TopKSamplesForm(Form):
-    """The k most probable tokens, draws from the tail, and the entropy; serves forward KL.
+    """The k most probable tokens, samples of the tail, and the entropy; serves forward KL.
 
-    The square root of a kept probability is off by at most 1e-5 before the k tokens are scaled to
-    the mass that the tail leaves: one byte would not do, because rounding, unlike draws, does not
-    average out. The entropy is off by 0.00013 nats.
+    Errors: at most 1e-5 for the square root of a kept probability, before the k tokens are rescaled
+    to sum to one with the tail (one byte is too coarse: rounding, unlike sampling, does not average
+    out); 0.00013 nats for the entropy.
     """
 
     def __init__(
@@ -43,9 +43,9 @@ class TopKSamplesForm(Form):
         """
         Args:
             vocabulary_size: Tokens the teacher's distributions are over.
-            k: Tokens kept of each position.
-            num_draws: From the tail of each position, systematic.
-            temperature: Of the distribution kept and drawn from; no other can be served.
+            k: Tokens kept at each position.
+            num_draws: Systematic draws from the tail at each position.
+            temperature: Temperature of the distribution; the store serves no other.
 
         Raises:
             ConfigError: No token is left for the tail.
@@ -79,7 +79,7 @@ class TopKSamplesForm(Form):
         drawn = signal.drawn_ids[signal.counts > 0].cpu().numpy()
         return np.concatenate([signal.ids.cpu().numpy().reshape(-1), drawn])
 
-    def encode(self, signal: TeacherDistribution, ranks: Ranks) -> bytes:
+    def encode(self, signal: TeacherDistribution, ranks: TokenRanks) -> bytes:
         assert isinstance(signal, TopKSamples)
         sorted_ranks, order = id_sets.sort_by_rank(signal.ids.cpu().numpy(), ranks)
         logprobs = np.take_along_axis(signal.logprobs.float().cpu().numpy(), order, -1)
@@ -87,19 +87,19 @@ class TopKSamplesForm(Form):
         return pack(
             [
                 *to_planes(gaps, self._vocabulary_size),
-                levels.to_mass(logprobs.reshape(-1)),
-                levels.to_mass(signal.tail_logprob.float().cpu().numpy()),
+                quantization.encode_probs(logprobs.reshape(-1)),
+                quantization.encode_probs(signal.tail_logprob.float().cpu().numpy()),
                 *encode_counts(signal.drawn_ids, signal.counts, ranks, self._num_draws),
                 *encode_entropy(signal.entropy_nats),
             ]
         )
 
-    def decode(self, coded: memoryview, num_scored: int, ranks: Ranks) -> TopKSamples:
+    def decode(self, coded: memoryview, num_scored: int, ranks: TokenRanks) -> TopKSamples:
         unpack = Unpacker(coded)
         ids = id_sets.read_rows(unpack, num_scored, self._k, ranks)
-        known = levels.read_masses(unpack, num_scored * self._k).reshape(num_scored, self._k)
-        tail = levels.read_masses(unpack, num_scored)
-        known = levels.beside_tail(known, tail)
+        known = quantization.read_probs(unpack, num_scored * self._k).reshape(num_scored, self._k)
+        tail = quantization.read_probs(unpack, num_scored)
+        known = quantization.rescale_to_tail(known, tail)
         drawn_ids, counts = decode_counts(unpack, num_scored, ranks, self._num_draws)
         entropy = decode_entropy(unpack, num_scored)
         unpack.finish()

@@ -1,4 +1,4 @@
-"""Token ids by how frequent they are, so that most numbers to code are small."""
+"""Token ids ranked by frequency in a shard, so that most encoded numbers are small."""
 
 from __future__ import annotations
 
@@ -11,46 +11,46 @@ import numpy as np
 from jaxtyping import Int, Int32
 
 from limbeck.errors import DataError
-from limbeck.store.planes import Unpacker, from_planes, num_bytes, pack, to_planes
+from limbeck.store.byte_planes import Unpacker, from_planes, num_bytes, pack, to_planes
 
 COUNT = struct.Struct("<I")
 
-LEARN_TOKENS = 4096
-"""Scored tokens from whose signals a shard learns its ranks."""
+COUNTED_TOKENS = 4096
+"""Scored tokens at the beginning of a shard whose signals are counted for its ranking."""
 
 
 @dataclass(frozen=True)
-class Ranks:
-    """A bijection of ids and ranks: the frequent ids first, then all others, ascending.
+class TokenRanks:
+    """A bijection of token ids and ranks: the frequent ids first, then all others in order.
 
     Attributes:
-        frequent: Ids that were seen, the most frequent first.
-        vocabulary_size: Number of ids.
+        frequent: Ids that were counted, the most frequent first.
+        vocabulary_size: Number of token ids.
     """
 
     frequent: Int32[np.ndarray, " seen"]
     vocabulary_size: int
 
     @classmethod
-    def learn(cls, ids: Sequence[Int[np.ndarray, " _"]], vocabulary_size: int) -> Ranks:
-        """From ids as they come; of equally frequent ones the smaller id is first."""
+    def from_ids(cls, ids: Sequence[Int[np.ndarray, " _"]], vocabulary_size: int) -> TokenRanks:
+        """The ranking by count in these ids; ties are broken by the smaller id."""
         counts = np.bincount(np.concatenate([*ids, []]).astype(np.int64), minlength=vocabulary_size)
         order = np.argsort(-counts, kind="stable")[: int((counts > 0).sum())]
         return cls(order.astype(np.int32), vocabulary_size)
 
     @classmethod
-    def from_bytes(cls, told: bytes, vocabulary_size: int) -> Ranks:
-        """What `to_bytes` wrote.
+    def from_bytes(cls, content: bytes, vocabulary_size: int) -> TokenRanks:
+        """The ranking that `to_bytes` wrote.
 
         Raises:
-            DataError: An id is not in the vocabulary, or stands there twice.
+            DataError: An id is outside the vocabulary or repeated, or the size is wrong.
         """
-        if len(told) < COUNT.size:
-            raise DataError(f"A table of ranks cannot have {len(told)} bytes.")
-        (seen,) = COUNT.unpack_from(told)
+        if len(content) < COUNT.size:
+            raise DataError(f"A table of ranks cannot have {len(content)} bytes.")
+        (seen,) = COUNT.unpack_from(content)
         if seen > vocabulary_size:
             raise DataError(f"A table ranks {seen:,} tokens of {vocabulary_size:,}.")
-        unpack = Unpacker(memoryview(told)[COUNT.size :])
+        unpack = Unpacker(memoryview(content)[COUNT.size :])
         planes = [unpack.next(seen) for _ in range(num_bytes(vocabulary_size))]
         unpack.finish()
         frequent = from_planes(planes).astype(np.int32)
@@ -60,7 +60,7 @@ class Ranks:
         return cls(frequent, vocabulary_size)
 
     def to_bytes(self) -> bytes:
-        """How many ids are frequent, 4 bytes, and their byte planes."""
+        """The number of frequent ids in 4 bytes, then their byte planes."""
         planes = to_planes(self.frequent.astype(np.int64), self.vocabulary_size)
         return COUNT.pack(len(self.frequent)) + pack(planes)
 

@@ -1,4 +1,4 @@
-"""Hidden states as bytes: as they are, or in fewer bits with a stated error."""
+"""Hidden states as bytes: exact, or in fewer bits with a bounded error."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from jaxtyping import Float
 from torch import Tensor
 
 from limbeck.errors import DataError
-from limbeck.store.planes import Unpacker, pack
+from limbeck.store.byte_planes import Unpacker, pack
 
 Precision = Literal["exact", "float16", "int8"]
 
 GROUP = 64
-"""Neighbouring numbers that share one scale in `int8`."""
+"""Neighbouring values that share one scale in `int8`."""
 
-MOST_WIDTH = 1 << 18
+MAX_WIDTH = 1 << 18
 
 DTYPES = {0: torch.float32, 1: torch.bfloat16, 2: torch.float16, 3: torch.float64}
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 START = struct.Struct("<IBB")
-"""Width, code of the dtype the numbers had, and 1 where they are bytes with scales."""
+"""Width, code of the original dtype, and 1 for `int8` with scales."""
 
 
 def encode(states: Float[Tensor, "N D"], precision: Precision) -> bytes:
-    """Hidden states, coded.
+    """Encoded hidden states.
 
-    `exact` keeps every bit. `float16` rounds to it. `int8` keeps a signed byte a number and a
-    float16 scale for each 64 of a row: a number is off by at most half its group's scale, which is
-    the group's largest magnitude over 127, rounded up.
+    `exact` keeps every bit, `float16` rounds. `int8` keeps a signed byte for each value and a
+    float16 scale for each 64 of a row: the error is at most half the scale, which is the largest
+    magnitude of the 64 over 127, rounded up.
 
     Raises:
-        DataError: A number is not finite, or too large for float16.
+        DataError: A value is not finite, or too large for float16.
     """
     states = states.detach().cpu().contiguous()
     if not bool(states.isfinite().all()):
@@ -60,7 +60,7 @@ def encode(states: Float[Tensor, "N D"], precision: Precision) -> bytes:
 
 
 def decode(coded: memoryview, num_rows: int) -> Float[Tensor, "N D"]:
-    """Hidden states in the dtype they had; in float16 if they were rounded to it.
+    """Hidden states in their original dtype, or in float16 if they were rounded to it.
 
     Raises:
         DataError: The bytes are not what `encode` writes.
@@ -68,7 +68,7 @@ def decode(coded: memoryview, num_rows: int) -> Float[Tensor, "N D"]:
     if len(coded) < START.size:
         raise DataError("Coded hidden states must begin with their width, and end before it.")
     width, code, in_bytes = START.unpack(coded[: START.size])
-    if code not in DTYPES or in_bytes > 1 or not 1 <= width <= MOST_WIDTH:
+    if code not in DTYPES or in_bytes > 1 or not 1 <= width <= MAX_WIDTH:
         raise DataError(f"Coded hidden states cannot have width {width:,} and dtype {code}.")
     dtype = DTYPES[code]
     unpack = Unpacker(coded[START.size :])
@@ -88,7 +88,7 @@ def decode(coded: memoryview, num_rows: int) -> Float[Tensor, "N D"]:
 
 
 def to_bytes(states: Float[Tensor, "N D"]) -> tuple[np.ndarray, np.ndarray]:
-    """Signed bytes, and the float16 scale of each group of a row."""
+    """Values as signed bytes, and the float16 scale of each group of 64."""
     numbers = states.float().numpy()
     rows, width = numbers.shape
     groups = -(-width // GROUP)
@@ -109,6 +109,6 @@ def to_bytes(states: Float[Tensor, "N D"]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def byte_planes(numbers: np.ndarray) -> list[np.ndarray]:
-    """The lowest bytes of all numbers, then the next."""
+    """The lowest bytes of all values, then the next ones."""
     bits = np.ascontiguousarray(numbers).view(np.uint8).reshape(-1, numbers.itemsize)
     return list(bits.T)
