@@ -143,7 +143,7 @@ class TextData:
     def token_rows(
         self, max_tokens: int, documents: Int64[np.ndarray, " chosen"] | None = None
     ) -> list[int]:
-        """Rows that hold at most `max_tokens` positions together, over as many documents as possible.
+        """Rows of at most `max_tokens` positions in all, from as many documents as possible.
 
         One row of each document, then another of each, and so on, from places spread over it; of
         the last round, evenly spaced documents. Deterministic; at least one row, and all rows where
