@@ -123,7 +123,7 @@ def test_a_chat_shows_what_of_it_is_learnt(tmp_path):
     assert "a cat" not in learnt
     assert "a cat" in read
     assert any("chat template" in note for note in told["notes"])
-    assert any("5 training documents stand there more than once" in note for note in told["notes"])
+    assert any("5 training documents are duplicates" in note for note in told["notes"])
 
 
 def test_the_schema_needs_no_recipe():

@@ -248,3 +248,68 @@ def test_what_a_template_objects_to_is_passed_on(tmp_path: Path) -> None:
     strict = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
     told = refusal(tmp_path, strict + CHATML, CHAT["messages"])
     assert "r.jsonl:1: messages: the chat template refuses them: no system" in told
+
+
+FORGETS_THINKING = (
+    "{% set ns = namespace(last=0) %}"
+    "{% for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}"
+    "{% endfor %}{% for m in messages %}{% set said = m.content.split('</think>')[-1] %}"
+    "<|turn|>{{ m.role }}\n{% if m.role == 'assistant' and loop.index0 > ns.last %}"
+    "{% set mind = m.content.split('</think>')[0].split('<think>')[-1] %}"
+    "<think>{{ mind if '</think>' in m.content else '' }}</think>{% endif %}{{ said }}<|end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|turn|>assistant\n{% endif %}"
+)
+"""As Qwen3's: reasoning only after the last user message, and an empty one where there is none."""
+
+
+@pytest.mark.parametrize("thought", ["", "<think>hm</think>"])
+def test_a_template_that_drops_earlier_reasoning_scores_what_it_renders(
+    tmp_path: Path, thought: str
+) -> None:
+    messages = [
+        m | {"content": thought + m["content"]} if m["role"] == "assistant" else m
+        for m in CHAT["messages"]
+    ]
+    tokenizer = small(template=FORGETS_THINKING)
+    path = write(tmp_path / "r.jsonl", [{"messages": messages}])
+    batch = load(path, tokenizer, kind="chat", sequence_length=256).batch([0])
+    text = tokenizer.decode(batch.target_ids[0][batch.scored[0]])
+    mind = "hm" if thought else ""
+    assert "".join(text.split()) == "".join(
+        f"A still boils.<|end|><think>{mind}</think>The spirit rises.<|end|>".split()
+    )
+
+
+def test_a_tool_call_may_have_null_content(tmp_path: Path) -> None:
+    call = {"type": "function", "function": {"name": "boil", "arguments": {}}}
+    messages = [CHAT["messages"][1], {"role": "assistant", "content": None, "tool_calls": [call]}]
+    path = write(tmp_path / "r.jsonl", [{"messages": messages}])
+    template = CHATML.replace("m.content", "m.content.strip()")
+    template = template.replace("message.content", "message.content.strip()")
+    assert load(path, small(template=template), kind="chat", sequence_length=256).num_rows == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "row", "advice"),
+    [
+        ("text", CHAT, "data.type: chat"),
+        ("chat", {"conversations": [{"from": "human", "value": "x"}]}, "jq -c"),
+        ("chat", {"messages": [{"from": "human", "value": "x"}]}, "jq -c"),
+        ("text", {"instruction": "x", "input": "", "output": "y"}, "prompt: instruction"),
+        ("text", {"prompt": "x", "completion": "y"}, "data.type: completion"),
+        ("chat", {"text": "x"}, "data.type: text"),
+    ],
+)
+def test_rows_of_another_type_are_refused_with_what_to_do(
+    tmp_path: Path, kind: str, row: dict[str, Any], advice: str
+) -> None:
+    path = write(tmp_path / "r.jsonl", [row])
+    with pytest.raises(DataError) as raised:
+        load(path, small(template=CHATML), kind=kind)
+    assert advice in str(raised.value)
+
+
+def test_a_bad_weight_is_reported_under_the_files_own_column(tmp_path: Path) -> None:
+    path = write(tmp_path / "r.jsonl", [{"text": "A still boils.", "w": -1}])
+    with pytest.raises(DataError, match="column 'w' must be a number"):
+        load(path, small(), columns={"weight": "w"})

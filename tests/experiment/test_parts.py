@@ -53,7 +53,7 @@ def test_what_fell_out_of_the_text_is_told_once(tmp_path):
     parts = gather_parts(limbeck.load(path, ["data.append_eos=false"]), one_process())
     assert parts.notes == [
         "Of 43 training documents fell out: 1 less than two tokens.",
-        "1 training documents stand there more than once.",
+        "1 training document is a duplicate.",
     ]
 
 

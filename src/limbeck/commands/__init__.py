@@ -59,13 +59,22 @@ def build() -> typer.Typer:
     return app
 
 
-def version(
-    show: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
-) -> None:
-    """Options that stand before the verb."""
+def print_version(show: bool) -> None:
+    """Print the version before click asks for a verb."""
     if show:
-        Console().print(f"limbeck {__version__}")
+        typer.echo(f"limbeck {__version__}")
         raise typer.Exit
+
+
+def version(
+    show: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version and exit.", is_eager=True, callback=print_version
+        ),
+    ] = False,
+) -> None:
+    """Options of the application itself."""
 
 
 def main() -> None:

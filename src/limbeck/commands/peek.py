@@ -41,8 +41,9 @@ def peek(
     """
     if not 2 <= len(words) <= 3:
         raise ConfigError(
-            f"peek takes a teacher, perhaps a student, and a text in quotes, got {len(words)} "
-            'words. For example: limbeck peek TEACHER STUDENT "Once upon a time".'
+            f"peek takes a teacher, perhaps a student, and a text in quotes, got "
+            f"{len(words)} word{'s' if len(words) != 1 else ''}. "
+            'For example: limbeck peek TEACHER STUDENT "Once upon a time".'
         )
     *paths, text = words
     warm = parse_temperatures(temperatures)

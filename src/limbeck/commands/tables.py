@@ -54,16 +54,27 @@ def sentences(evaluation: Mapping[str, Any]) -> list[Text]:
     said = []
     gap = evaluation.get("gap_recovered_percent", {}).get("distilled")
     if gap:
-        said.append(
-            f"Distillation closed {gap['value']:.0f} % [{gap['low']:.0f}, {gap['high']:.0f}] of "
-            "the distance (KL) between the initial student and the teacher."
-        )
+        low, high = gap["low"], gap["high"]
+        if gap["value"] < 0:
+            said.append(
+                f"The student ended {-gap['value']:.0f} % [{-high:.0f}, {-low:.0f}] farther (KL) "
+                "from the teacher than it started."
+            )
+        else:
+            said.append(
+                f"Distillation closed {gap['value']:.0f} % [{low:.0f}, {high:.0f}] of the distance "
+                "(KL) between the initial student and the teacher."
+            )
     ahead = evaluation.get("difference", {}).get("forward_kl")
     if ahead:
-        sure = "excludes" if ahead["low"] > 0 or ahead["high"] < 0 else "includes"
+        is_sure = ahead["low"] > 0 or ahead["high"] < 0
+        least = min(abs(ahead["low"]), abs(ahead["high"]))
+        digits = 3 if not is_sure or least >= 0.0005 else 6
+        value, low, high = (f"{ahead[key]:+.{digits}f}" for key in ("value", "low", "high"))
+        sure = "excludes" if is_sure else "includes"
         said.append(
             f"Trained with cross-entropy only, on the same tokens, the student ends "
-            f"{ahead['value']:+.3f} nats [{ahead['low']:+.3f}, {ahead['high']:+.3f}] from there: "
+            f"{value} nats [{low}, {high}] farther from the teacher than the distilled one: "
             f"the interval, paired by document, {sure} zero."
         )
     return [Text(line) for line in said]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -11,7 +12,9 @@ from typing import Any, get_type_hints
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
+from yaml import YAMLError
 
+from limbeck.config.foreign_names import ours
 from limbeck.config.plugins import import_plugins
 from limbeck.config.recipe import RunConfig
 from limbeck.errors import ConfigError
@@ -87,24 +90,21 @@ def parse(path: Path, overrides: Iterable[str]) -> dict[str, Any]:
         wrong = [o for o in overrides if "=" not in o]
         if wrong:
             raise ConfigError(f"An override reads key.sub=value, got {wrong[0]!r}.")
-        base = OmegaConf.create(path.read_text(encoding="utf-8"))
-        if not OmegaConf.is_dict(base):
-            raise ConfigError(f"{path} must hold a mapping of sections.")
-        for override in overrides:
-            key = override.partition("=")[0]
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}.{run_folder(path)}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} cannot be read: {error}.") from None
+    with blamed_on(str(path)):
+        base = OmegaConf.create(text)
+    if not OmegaConf.is_dict(base):
+        raise ConfigError(f"{path} must hold a mapping of sections.")
+    for override in overrides:
+        key = override.partition("=")[0]
+        with blamed_on(f"The override {override!r}"):
             value = OmegaConf.select(OmegaConf.from_dotlist([override]), key)
             OmegaConf.update(base, key, value, merge=False)
-        tree = OmegaConf.to_container(base, resolve=False)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}.") from None
-    except (OmegaConfBaseException, ValueError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(f"{path} is not a recipe: {error}") from None
-    except Exception as error:  # the YAML parser's own errors share no base with OmegaConf's
-        if type(error).__module__.split(".")[0] not in {"yaml", "omegaconf"}:
-            raise
-        raise ConfigError(f"{path} is not YAML: {error}") from None
+    tree = OmegaConf.to_container(base, resolve=False)
     assert isinstance(tree, dict), "OmegaConf keeps a mapping a mapping"
     for at, value in leaves(tree):
         if isinstance(value, str) and "${" in value:
@@ -116,6 +116,24 @@ def parse(path: Path, overrides: Iterable[str]) -> dict[str, Any]:
         folder = path.parent.resolve()
         tree["plugins"] = [str(folder / Path(str(p)).expanduser()) for p in tree["plugins"]]
     return {str(key): value for key, value in tree.items()}
+
+
+@contextlib.contextmanager
+def blamed_on(source: str) -> Iterator[None]:
+    """Report errors of the YAML parser and of OmegaConf as errors of a file or of an override."""
+    try:
+        yield
+    except (OmegaConfBaseException, ValueError) as error:
+        raise ConfigError(f"{source} is not a recipe: {error}") from None
+    except YAMLError as error:
+        text = str(error).replace('in "<unicode string>", ', "at ")
+        raise ConfigError(f"{source} is not YAML: {text}") from None
+
+
+def run_folder(path: Path) -> str:
+    """A hint where a folder was passed in place of a recipe."""
+    saved = path / "recipe.yaml"
+    return f" It is a run directory; its recipe is {saved}." if saved.is_file() else ""
 
 
 def leaves(tree: Any, at: tuple[int | str, ...] = ()) -> Iterator[tuple[str, Any]]:
@@ -146,7 +164,8 @@ def explain(error: Mapping[str, Any]) -> Problem:
         case "unexpected_keyword_argument" | "extra_forbidden":
             at = dotted(error["loc"])
             known = fields_at(error["loc"][:-1])
-            return Problem(at, f"no such option{suggest(str(error['loc'][-1]), known)}.")
+            name = str(error["loc"][-1])
+            return Problem(at, f"no such option{ours(name) or suggest(name, known)}.")
         case "missing" | "missing_keyword_only_argument" | "missing_argument":
             return Problem(at, "is missing, and a run needs it.")
         case "greater_than" | "greater_than_equal" | "less_than" | "less_than_equal":

@@ -15,7 +15,7 @@ import xxhash
 from jaxtyping import Bool, Int32, Shaped
 
 from limbeck.config import DataConfig
-from limbeck.data.formats import Encoder, Piece, Reader, Values
+from limbeck.data.formats import Encoder, Piece, Reader, Values, other_type
 from limbeck.data.packing import cut, pack
 from limbeck.data.rows import Row, Source
 from limbeck.errors import DataError
@@ -107,19 +107,21 @@ def checked(
         missing = [name for name in columns.values() if name not in row.values]
         if missing:
             has = ", ".join(map(repr, row.values)) or "none"
-            problem = f"column {missing[0]!r} is missing; the row has {has}"
+            problem = f"column {missing[0]!r} is missing; the row has {has}{other_type(row.values)}"
     if problem:
         complain(draft, source, row, problem)
         return None
     values = {name: row.values[column] for name, column in columns.items()}
-    if (told := reader.problem(values) or weight_problem(values)) is not None:
+    if (
+        told := reader.problem(values) or weight_problem(values, columns.get(WEIGHT, WEIGHT))
+    ) is not None:
         complain(draft, source, row, told)
         return None
     return values
 
 
-def weight_problem(values: Values) -> str | None:
-    """Why a row's weight cannot be one; None when it can, or there is none.
+def weight_problem(values: Values, column: str = WEIGHT) -> str | None:
+    """Why a row's weight, from a column of the file, is invalid; None when valid or absent.
 
     Example:
         >>> weight_problem({"weight": -1})
@@ -129,7 +131,7 @@ def weight_problem(values: Values) -> str | None:
     is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
     if is_number and 0 <= weight <= MOST_WEIGHT:
         return None
-    return f"column {WEIGHT!r} must be a number from 0 to 1,000,000, got {str(weight)[:40]}"
+    return f"column {column!r} must be a number from 0 to 1,000,000, got {str(weight)[:40]}"
 
 
 def complain(draft: Draft, source: Source, row: Row, problem: str) -> None:
@@ -177,7 +179,7 @@ def refuse(draft: Draft, path: str) -> None:
                 [
                     f"Every row of {path} must be readable; {draft.num_bad:,} are not{first}:",
                     *draft.complaints,
-                    "Mend or remove them. Columns of other names are given as data.columns.",
+                    "Correct or remove them. Set data.columns where columns have other names.",
                 ]
             )
         )

@@ -1,5 +1,5 @@
-"""How near a student is to its teacher, on text neither was trained on.
+"""Measurements of a student against its teacher, on held-out text.
 
-Everything is summed per document, so that intervals can be drawn over documents: tokens of one
-text are not independent of each other.
+Sums are kept per document, so that confidence intervals are drawn over documents: the tokens of one
+text are not independent.
 """

@@ -12,7 +12,7 @@ NEIGHBOURS = 4
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """What evaluation asks of a tokenizer; every Hugging Face one is one."""
+    """The part of a Hugging Face tokenizer that evaluation uses."""
 
     def decode(self, token_ids: list[int]) -> Any:
         """Text of some token ids."""
@@ -27,10 +27,10 @@ def text_of(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
 
 
 def token_text(tokenizer: Tokenizer, before: Sequence[int], token: int) -> str:
-    """What one token adds to the text before it, a leading space included.
+    """The text one token adds to the text before it, including a leading space.
 
-    Some tokenizers drop the first space of whatever they decode, so a token is decoded behind its
-    neighbours. A token that ends inside a character stays alone.
+    Some tokenizers drop the leading space of a decoded text, so a token is decoded together with
+    the tokens before it. A token that ends inside a character is decoded alone.
     """
     near = list(before)[-NEIGHBOURS:]
     left, whole = text_of(tokenizer, near), text_of(tokenizer, [*near, token])

@@ -267,8 +267,10 @@ def data_notes(data: TextData, held_out: HeldOut | None) -> Iterator[str]:
     facts = data.facts
     if fell := [f"{count:,} {reason}" for reason, count in facts["dropped"].items() if count]:
         yield f"Of {facts['documents']:,} training documents fell out: {', '.join(fell)}."
-    if facts["duplicates"]:
-        yield f"{facts['duplicates']:,} training documents stand there more than once."
+    if (count := facts["duplicates"]) == 1:
+        yield "1 training document is a duplicate."
+    elif count:
+        yield f"{count:,} training documents are duplicates."
     if held_out is not None and (shared := overlap(data, held_out.data)):
         yield f"{shared} held-out documents also stand in the training text."
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -200,14 +200,29 @@ class CausalLM(nn.Module):
         room = max_new_tokens
         if self.max_positions is not None:
             room = min(room, self.max_positions - len(prompt_ids))
-        made: list[int] = []
-        with evaluating(self):
-            tokens = self._continue(prompt_ids, sampling_temperature, seed)
-            while len(made) < room:
-                made.append(next(tokens))
-                if made[-1] in self.end_ids:
-                    break
-        return made
+        if room < 1:
+            return []
+        samples = sampling_temperature > 0
+        device = self.hf_model.device
+        ids = torch.tensor([prompt_ids], device=device)
+        others = [device] if device.type == "cuda" else []
+        with evaluating(self), torch.random.fork_rng(others):
+            torch.manual_seed(seed)
+            made: Tensor = cast(Any, self.hf_model).generate(  # transformers types `self` away
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=room,
+                do_sample=samples,
+                temperature=sampling_temperature if samples else 1.0,
+                top_k=0,
+                top_p=1.0,
+                repetition_penalty=1.0,
+                suppress_tokens=list(range(self.vocabulary_size, self.vocabulary_rows)) or None,
+                eos_token_id=sorted(self.end_ids) or None,
+                pad_token_id=0,  # one row has no padding
+            )
+        continuation: list[int] = made[0, len(prompt_ids) :].tolist()
+        return continuation
 
     @property
     def end_ids(self) -> frozenset[int]:
@@ -221,24 +236,6 @@ class CausalLM(nn.Module):
     def end_like(self, other: CausalLM) -> None:
         """Generate with another model's settings: what ends a text, and how it is sampled."""
         self.hf_model.generation_config = copy.deepcopy(other.hf_model.generation_config)
-
-    def _continue(
-        self, prompt_ids: list[int], sampling_temperature: float, seed: int
-    ) -> Iterator[int]:
-        device = self.hf_model.device
-        generator = torch.Generator().manual_seed(seed)
-        ids, cache = torch.tensor([prompt_ids], device=device), None
-        while True:
-            output = self.decoder(input_ids=ids, past_key_values=cache, use_cache=True)
-            cache = output.past_key_values
-            logits = self.head(output.last_hidden_state[:, -1])[0].float().cpu()
-            if sampling_temperature > 0:
-                probabilities = torch.softmax(logits / sampling_temperature, dim=-1)
-                token = torch.multinomial(probabilities, 1, generator=generator)
-            else:
-                token = logits.argmax(keepdim=True)
-            yield int(token)
-            ids = token[None].to(device)
 
     @contextmanager
     def _captured(self, layers: Iterable[int]) -> Iterator[dict[int, Tensor]]:

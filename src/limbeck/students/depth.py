@@ -165,7 +165,7 @@ def kept_layers(
     if absent := [i for i in named if not 0 <= i < num_layers]:
         raise ConfigError(f"{told}, but it has no {absent} (got {list(named)}). Leave them out.")
     if twice := sorted({i for i in named if list(named).count(i) > 1}):
-        raise ConfigError(f"{told}, but {twice} stand in it twice (got {list(named)}).")
+        raise ConfigError(f"{told}; {twice[0]} is listed twice (got {list(named)}).")
     if list(named) != sorted(named):
         raise ConfigError(f"{told}, got {list(named)}. Sort them: {sorted(named)}.")
     kept = tuple(named) if option == "layers" else tuple(sorted(set(range(num_layers)) - {*named}))

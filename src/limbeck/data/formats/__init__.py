@@ -8,7 +8,7 @@ end token are one loses no end of turn.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -23,6 +23,36 @@ from limbeck.tokenizers import backend_of
 
 Values = Mapping[str, Any]
 """A row's columns, under the names a type reads."""
+
+
+SHAREGPT = (
+    "Convert ShareGPT's form with: jq -c '{messages: [.conversations[] | {role: "
+    '({human: "user", gpt: "assistant"}[.from] // .from), content: .value}]}\''
+)
+"""How rows with `conversations` of `from` and `value` become rows of type `chat`."""
+
+
+def other_type(columns: Collection[str]) -> str:
+    """What to do with a row whose columns belong to another type; empty where that is unknown.
+
+    Example:
+        >>> other_type(["messages"])
+        ". Conversations are read with data.type: chat"
+    """
+    if "messages" in columns:
+        return ". Conversations are read with data.type: chat"
+    if "conversations" in columns:
+        return f". Conversations are read with data.type: chat. {SHAREGPT}"
+    if {"instruction", "output"} <= set(columns):
+        return (
+            ". Alpaca's form is read with data.type: completion and data.columns: "
+            "{prompt: instruction, completion: output}; join 'input' to the instruction first"
+        )
+    if {"prompt", "completion"} <= set(columns):
+        return ". Prompts and completions are read with data.type: completion"
+    if "text" in columns:
+        return ". Plain text is read with data.type: text"
+    return ""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,16 @@ from jaxtyping import Bool
 from jinja2 import TemplateError
 from tokenizers import Encoding
 
-from limbeck.data.formats import Encoder, Piece, Reader, Values, piece, readers, text_problem
+from limbeck.data.formats import (
+    SHAREGPT,
+    Encoder,
+    Piece,
+    Reader,
+    Values,
+    piece,
+    readers,
+    text_problem,
+)
 from limbeck.data.offsets import covered_bytes
 from limbeck.errors import ConfigError
 
@@ -20,7 +29,10 @@ GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 Message = dict[str, Any]
 Turn = tuple[str, str]
-"""The conversation as written up to an answer, and up to its end."""
+"""The rendered conversation up to the start of an answer, and up to its end."""
+
+SENTINEL = "\ue000answer\ue001"
+"""Stands in for an answer to locate it; private-use characters that no text should contain."""
 
 
 @readers.register("chat")
@@ -62,6 +74,8 @@ def message_problem(message: object, name: str) -> str | None:
     """Why a message cannot be used, or None."""
     if not isinstance(message, dict):
         return f"{name} must be a mapping with role and content, got {type(message).__name__}"
+    if "role" not in message and {"from", "value"} <= message.keys():
+        return f"{name} has 'from' and 'value', and must have 'role' and 'content'. {SHAREGPT}"
     if message.get("role") not in ROLES:
         return f"{name}.role must be one of {', '.join(ROLES)}, got {message.get('role')!r}"
     if message.get("tool_calls") and not message.get("content"):
@@ -70,8 +84,10 @@ def message_problem(message: object, name: str) -> str | None:
 
 
 def clean(message: Message) -> Message:
-    """A message without the keys that a column format filled with nothing."""
-    return {k: v for k, v in message.items() if v is not None or k == "content"}
+    """A message without empty keys; `content` is text, also where a tool call leaves it null."""
+    return {k: v for k, v in message.items() if v is not None} | {
+        "content": message.get("content") or ""
+    }
 
 
 def render(messages: list[Message], encoder: Encoder, *, open_answer: bool = False) -> str:
@@ -144,16 +160,44 @@ def turns(messages: list[Message], encoder: Encoder) -> tuple[str, list[Turn]] |
                 return "messages[0]: there is nothing before it that the assistant could answer"
             before = render(messages[:index], encoder, open_answer=True)
             after = render(messages[: index + 1], encoder)
+            turn: Turn | None = (before, after)
             if not after.startswith(before) or not whole.startswith(after):
+                turn = located(messages, index, whole, encoder)
+            if turn is None:
                 return (
                     f"messages[{index}]: the chat template writes what came before differently "
-                    "once the conversation goes on, so the answer's place is unknown; use a "
+                    "in a longer conversation, so the position of the answer is unknown; use a "
                     "template with {% generation %} marks"
                 )
-            found.append((before, after))
+            found.append(turn)
     except (TemplateError, TypeError, ValueError) as error:
         return refused(error)
     return whole, found
+
+
+def located(messages: list[Message], index: int, whole: str, encoder: Encoder) -> Turn | None:
+    """An answer's borders in a rendering that is no extension of the shorter ones.
+
+    Some templates rewrite earlier turns: Qwen3's removes their reasoning. What the student reads is
+    the rendering of the whole conversation, so the answer is located in that, by rendering it once
+    more with a sentinel in the answer's place. An end-of-turn token after it belongs to it.
+
+    Returns:
+        None where the text around the sentinel is not the text around the answer, and for tool
+        calls, which follow the content.
+    """
+    message = messages[index]
+    if message.get("tool_calls") or SENTINEL in whole:
+        return None
+    other = {"role": "assistant", "content": SENTINEL}
+    text = render([*messages[:index], other, *messages[index + 1 :]], encoder)
+    head, found, tail = text.partition(SENTINEL)
+    end = len(whole) - len(tail)
+    is_same = whole.startswith(head) and whole.endswith(tail) and end > len(head)
+    if not found or not is_same:
+        return None
+    marks = [str(m) for m in encoder.tokenizer.all_special_tokens if tail.startswith(str(m))]
+    return whole[: len(head)], whole[: end + max(map(len, marks), default=0)]
 
 
 def score_turns(
