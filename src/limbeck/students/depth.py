@@ -189,6 +189,8 @@ def even_layers(keep: int, num_layers: int) -> tuple[int, ...]:
             f"A student keeps between 1 and the teacher's {num_layers} layers, got {keep}. Ask for "
             "so many."
         )
+    if keep == 1:  # the first layer, which reads the embedding
+        return (0,)
     return tuple(teacher for _, teacher in LayerMap.uniform(keep, num_layers).pairs)
 
 
