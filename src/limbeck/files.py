@@ -191,19 +191,33 @@ def manifest(path: Path) -> dict[str, Any] | None:
     Raises:
         StorageError: The limit of open files is reached.
     """
+    return sealed_manifest(path) if damage(path) is None else None
+
+
+def damage(path: Path) -> str | None:
+    """What of a directory is not as its manifest says, for a message; None if all of it is.
+
+    Raises:
+        StorageError: The limit of open files is reached.
+    """
     facts = sealed_manifest(path)
     if facts is None:
-        return None
+        return f"{MANIFEST} is missing or damaged"
+    wanted = facts["files"]
     try:
         present = {p.relative_to(path).as_posix(): p for p in files_under(path)}
         del present[MANIFEST]
-        intact = present.keys() == facts["files"].keys() and all(
-            has_content(p, *facts["files"][name]) for name, p in present.items()
-        )
-    except (OSError, LookupError, TypeError, ValueError) as error:
+        for name in sorted(present.keys() | wanted.keys()):
+            if name not in present:
+                return f"{name} is missing"
+            if name not in wanted:
+                return f"{name} is not in {MANIFEST}"
+            if not has_content(present[name], *wanted[name]):
+                return f"{name} was changed after it was written"
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise_if_too_many_open(error)
-        return None
-    return facts if intact else None
+        return f"a file cannot be read ({error})"
+    return None
 
 
 def has_content(path: Path, size_bytes: int, digest: str) -> bool:

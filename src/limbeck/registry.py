@@ -1,4 +1,4 @@
-"""The one extension mechanism: a name in YAML stands for a callable in Python."""
+"""Registries: a name in a recipe selects a callable in Python."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
 Component = Mapping[str, Any]
-"""What YAML says of an open part: `{type: name, **options}`."""
+"""A component in a recipe: `{type: name, **options}`."""
 
 
 class Problem(NamedTuple):
@@ -36,7 +36,7 @@ class Problem(NamedTuple):
     at: str
     """Path of the value, as `objective.extra[0].weight`."""
     text: str
-    """What must hold, what was found, what to do."""
+    """What must hold, the value, what to do."""
 
     def __str__(self) -> str:
         return f"{self.at}: {self.text}"
@@ -100,11 +100,11 @@ class Registry(Generic[T]):
         return (inspect.getdoc(self._components[name]) or "").partition("\n")[0]
 
     def bind(self, spec: Component | str, at: str) -> Callable[..., T]:
-        """Validate what YAML says and return the component with its options filled in.
+        """The component of a recipe with its options filled in.
 
         Args:
             spec: `{"type": name, **options}`, or the name alone.
-            at: Where it stands in the configuration, for the error message.
+            at: Its path in the recipe, for the error message.
 
         Raises:
             ConfigError: Unknown type, unknown option, or an option of the wrong type or range; all
@@ -116,7 +116,7 @@ class Registry(Generic[T]):
         return functools.partial(self._components[type_of(spec)], **options)
 
     def problems(self, spec: Component | str, at: str) -> list[Problem]:
-        """Every mistake in what YAML says of a component; empty when `bind` would accept it."""
+        """Every mistake in a component of a recipe; empty when `bind` would accept it."""
         return self._validate(spec, at)[1]
 
     def _validate(self, spec: Component | str, at: str) -> tuple[dict[str, Any], list[Problem]]:
@@ -146,8 +146,8 @@ class Registry(Generic[T]):
             try:
                 options[option] = TypeAdapter(hint).validate_python(value)
             except ValidationError as error:
-                told = error.errors()[0]["msg"]
-                problems.append(Problem(f"{at}.{option}", f"{told}, got {value!r}."))
+                message = error.errors()[0]["msg"]
+                problems.append(Problem(f"{at}.{option}", f"{message}, got {value!r}."))
         required = [n for n, (_, p) in accepted.items() if p.default is p.empty and n not in given]
         problems += [
             Problem(f"{at}.{n}", f"{name!r} needs this option, and it is missing.")
@@ -157,7 +157,7 @@ class Registry(Generic[T]):
 
 
 def type_of(spec: Component | str) -> str:
-    """The name a component is asked for by; empty when it has none."""
+    """The name of a component; empty when it has none."""
     return spec if isinstance(spec, str) else str(spec.get("type", ""))
 
 

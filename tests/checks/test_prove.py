@@ -108,7 +108,7 @@ def test_documents_that_see_each_other_fail():
 def test_a_divergence_that_is_not_zero_at_equality_fails_by_name():
     case = tiny_case()
     term = case.distiller.objective.logit_terms["divergence"]
-    term.slope = None
+    term.gradient = None
     term.divergence = lambda student, teacher: forward_kl(student, teacher) + 1e-3
     proof = zero_at_equality(case, view(case, case.sample()))
     assert proof.fails
@@ -118,7 +118,7 @@ def test_a_divergence_that_is_not_zero_at_equality_fails_by_name():
 def test_a_divergence_that_pushes_away_from_equality_fails():
     case = tiny_case()
     term = case.distiller.objective.logit_terms["divergence"]
-    term.slope = None
+    term.gradient = None
     term.divergence = lambda student, teacher: (
         forward_kl(student, teacher) + (1e-3 * (student - student.detach())[:, 0])
     )
@@ -144,15 +144,15 @@ def test_a_fused_path_with_a_wrong_gradient_fails_by_name(monkeypatch, what):
 def test_a_slope_that_is_not_the_divergences_own_fails():
     case = tiny_case()
     term = case.distiller.objective.logit_terms["divergence"]
-    right = term.slope
+    right = term.gradient
     assert right is not None
 
     def wrong(outcomes):
         value = right(outcomes=outcomes)
-        outcomes.teacher_mass[:, 0] *= 1.01
+        outcomes.teacher_prob[:, 0] *= 1.01
         return value
 
-    term.slope = wrong
+    term.gradient = wrong
     found = failing(case)
     assert {"fused equals plain logits", "gradient is the loss's slope"} <= found
 
@@ -170,7 +170,7 @@ def test_a_loss_whose_gradient_belongs_to_another_fails_finite_differences():
     assert finite_differences(case, views).holds
     frozen = dataclasses.replace(case, recipe=dataclasses.replace(case.recipe, temperature=1.0))
     term = case.distiller.objective.logit_terms["divergence"]
-    term.slope = None
+    term.gradient = None
     right = term.divergence
     term.divergence = lambda student, teacher: (
         right(student, teacher) + (student - student.detach()).sum(-1)
@@ -186,7 +186,7 @@ def test_a_mean_of_means_fails(monkeypatch):
         return forward(self, batch, signal, 4 * batch.num_scored())
 
     monkeypatch.setattr(type(case.distiller), "forward", own_mean)
-    proof = micro_batches_add_up(case, case.sample())
+    proof = micro_batches_add_up(case, case.sample(), torch.float32)
     assert proof.fails
     assert proof.name == "micro-batches add up"
 
@@ -194,7 +194,7 @@ def test_a_mean_of_means_fails(monkeypatch):
 def test_one_row_leaves_micro_batches_unproven():
     case = tiny_case()
     case.data.num_rows = 1
-    assert isinstance(micro_batches_add_up(case, case.sample()), Unproven)
+    assert isinstance(micro_batches_add_up(case, case.sample(), torch.float32), Unproven)
 
 
 def test_a_teacher_with_much_mass_on_padded_rows_is_refused_and_a_student_warned_of():

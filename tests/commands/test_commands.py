@@ -36,6 +36,10 @@ def test_every_verb_explains_itself(verb, tmp_path):
     assert len(told.splitlines()) > 10
 
 
+def test_the_version_is_printed(tmp_path):
+    assert limbeck("--version", cwd=tmp_path).stdout.startswith("limbeck ")
+
+
 def test_a_wrong_recipe_leaves_with_2_and_no_traceback(tmp_path):
     path = write_recipe(tmp_path)
     done = limbeck("distill", path.name, "objective.alpha=7", cwd=tmp_path, check_code=2)

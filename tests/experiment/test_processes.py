@@ -79,7 +79,9 @@ def test_killed_three_times_and_resumed_the_student_is_the_same_to_the_byte(tmp_
     ]
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 143)]
+)
 def test_a_run_that_is_asked_to_stop_saves_and_goes_on_later(tmp_path, sent, code):
     untouched, stopped = whole(tmp_path, "untouched"), whole(tmp_path, "stopped")
     finish(start(untouched))
@@ -89,6 +91,17 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on_later(tmp_path, sent, cod
     assert "saved at step" in finish(process, code)
     finish(start(stopped, "--resume"))
     assert weights(stopped) == weights(untouched)
+
+
+def test_a_run_whose_reader_leaves_saves_and_stops(tmp_path):
+    """`limbeck distill ... 2>&1 | head -1` closes the pipe while the run goes on writing."""
+    stopped = whole(tmp_path, "stopped")
+    process = start(stopped)
+    wait_for_step(process, stopped, 1)
+    process.stdout.close()
+    assert process.wait(timeout=60) == 143
+    assert list((stopped / "run" / "checkpoints").glob("step-*"))
+    assert "resumed at" in finish(start(stopped, "--resume"))
 
 
 def test_two_ranks_take_the_steps_of_one_process(tmp_path):

@@ -1,6 +1,7 @@
 """The main job from a recipe to a report, on tiny models that take the real path."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -117,6 +118,30 @@ def test_the_baseline_is_chosen_by_what_it_minimises_and_reported_by_kl_too(tmp_
 def test_the_best_student_of_a_grid_is_published_whole(tmp_path):
     outcome = run(write_recipe(tmp_path), "optim.learning_rate=[1e-6, 3e-3]")
     assert manifest(outcome.student) is not None
+
+
+def test_resuming_a_finished_run_makes_a_missing_student_again(tmp_path):
+    path = write_recipe(tmp_path)
+    student = run(path).student
+    body = (student / "model.safetensors").read_bytes()
+    shutil.rmtree(student)
+    assert (run(path, resume=True).student / "model.safetensors").read_bytes() == body
+
+
+def test_a_finished_run_without_student_and_checkpoints_is_no_success(tmp_path):
+    path = write_recipe(tmp_path)
+    outcome = run(path)
+    shutil.rmtree(outcome.student)
+    shutil.rmtree(outcome.student.parent / "checkpoints")
+    with pytest.raises(DataError, match=r"student is missing.*--overwrite"):
+        run(path, resume=True)
+
+
+def test_an_output_that_is_a_file_is_refused(tmp_path):
+    path = write_recipe(tmp_path)
+    (tmp_path / "afile").touch()
+    with pytest.raises(ConfigError, match="output: must be a folder"):
+        run(path, f"output={tmp_path / 'afile'}")
 
 
 def test_the_report_compares_speed_and_size_in_one_data_type(tmp_path):

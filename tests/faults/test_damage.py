@@ -77,6 +77,27 @@ def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before(tm
     assert '"resumed at 20"' in (folder / "metrics.jsonl").read_text()
 
 
+def test_a_damaged_checkpoint_is_named_and_kept(tmp_path):
+    train(toy_setup(tmp_path))
+    newest = tmp_path / "checkpoints" / "step-000024"
+    changed(newest / "state.json", 0.5, 3, cut=False)
+    body = (newest / "state.json").read_bytes()
+    train(toy_setup(tmp_path, resume=True))
+    log = (tmp_path / "metrics.jsonl").read_text()
+    assert "step-000024: state.json was changed after it was written" in log
+    assert newest.with_name("damaged-step-000024").joinpath("state.json").read_bytes() == body
+
+
+@pytest.mark.parametrize("name", ["state.json", "manifest.json"])
+def test_a_run_with_no_whole_checkpoint_left_is_refused_not_started_over(tmp_path, name):
+    train(toy_setup(tmp_path, checkpoint={"every": 100, "keep": 1}))
+    newest = tmp_path / "checkpoints" / "step-000024"
+    changed(newest / name, 0.5, 3, cut=False)
+    with pytest.raises(DataError, match=rf"step-000024: {name}.*--overwrite"):
+        train(toy_setup(tmp_path, checkpoint={"every": 100, "keep": 1}, resume=True))
+    assert newest.exists()
+
+
 def live_on_a_full_disk(folder, most_bytes):
     """Files may not grow beyond some bytes: what a full disk does, without being root."""
     distiller, teacher = toy_pair()

@@ -138,7 +138,8 @@ def test_a_signal_to_one_rank_stops_all_and_both_resume_to_the_same_bits(tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143)]
+    ("number", "code"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143), (signal.SIGHUP, 143)],
 )
 def test_every_signal_saves_once_and_leaves_with_its_code(number, code, tmp_path):
     def hear(record):
@@ -164,6 +165,7 @@ def test_a_second_interrupt_ends_the_process_at_once_and_handlers_are_put_back()
     with StopSignals() as stop:
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.requested
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Stopped, match="second Ctrl-C") as ending:
             signal.raise_signal(signal.SIGINT)
+    assert ending.value.exit_code == 130
     assert signal.getsignal(signal.SIGINT) is before

@@ -1,4 +1,4 @@
-"""What `limbeck check` proves on the user's own pair, and the plan of memory, disk and time."""
+"""The checks of `limbeck check`, and the plan of memory, disk and time."""
 
 from limbeck.checks.case import Case, Rows
 from limbeck.checks.plan import Disk, Measured, Plan, make_plan, plan_findings

@@ -1,4 +1,4 @@
-"""The pair on trial, a sample of its text, and what both models say of it."""
+"""What the checks run on: both models, a sample of the text, and their outputs on it."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ SCORED = 80
 
 @runtime_checkable
 class Rows(Protocol):
-    """What proofs ask of training text; `TextData` is one."""
+    """Training text as the checks read it; `TextData` is one."""
 
     @property
     def num_rows(self) -> int:
-        """Rows it can give."""
+        """Number of rows."""
 
     def batch(self, rows: Sequence[int]) -> Batch:
-        """Some of the rows."""
+        """The rows with these numbers."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """The pair on trial.
+    """Teacher, student, objective and text to check.
 
     Attributes:
-        distiller: Student and objective, on their device, whole (not sharded).
-        recipe: What the recipe says the objective is; proofs compute it in the open.
+        distiller: Student and objective, on their device; sharded or not.
+        recipe: The objective's configuration, from which the plain formula is computed.
         teacher: Its weights are in this process.
         data: Training text.
         largest_token_id: In the whole text.
@@ -76,13 +76,13 @@ class Case:
 
     @property
     def device(self) -> torch.device:
-        """Where all is computed."""
+        """Device of both models."""
         return self.student.hf_model.device
 
     def sample(self) -> Batch:
-        """The beginnings of a few rows, each scored at another density.
+        """The beginnings of a few rows, each with another share of scored positions.
 
-        Unequal counts are what tells a mean over tokens from a mean of means.
+        Unequal counts distinguish a mean over tokens from a mean of means.
         """
         rows = spread(self.data.num_rows, ROWS)
         return uneven(shortened(self.data.batch(rows), POSITIONS)).to(self.device)
@@ -90,7 +90,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Views:
-    """What both models say at a few scored positions; nothing in it has a graph."""
+    """Outputs of both models at a few scored positions, without gradients."""
 
     student: StudentView
     distribution: LazyLogits
@@ -98,7 +98,7 @@ class Views:
 
 
 def spread(num_rows: int, count: int) -> list[int]:
-    """So many rows, or all, evenly over the text.
+    """`count` row numbers spread evenly over the text; all rows if there are fewer.
 
     Example:
         >>> spread(10, 4)
@@ -116,7 +116,7 @@ def shortened(batch: Batch, positions: int) -> Batch:
 
 
 def uneven(batch: Batch) -> Batch:
-    """The same rows, of whose scored positions row i keeps every (i + 1)-th."""
+    """The same rows; row i keeps every (i + 1)-th of its scored positions."""
     place = batch.scored.cumsum(1) - 1
     every = torch.arange(1, len(batch.scored) + 1, device=batch.scored.device)[:, None]
     kept = batch.scored & (place % every == 0)
@@ -124,7 +124,7 @@ def uneven(batch: Batch) -> Batch:
 
 
 def part(batch: Batch, rows: slice, positions: slice = slice(None)) -> Batch:
-    """Some rows and positions of a batch; a row must be cut at its end only."""
+    """A slice of a batch; rows may be cut at their end only."""
 
     def cut(values: Tensor) -> Tensor:
         return values[rows, positions]
@@ -139,7 +139,7 @@ def part(batch: Batch, rows: slice, positions: slice = slice(None)) -> Batch:
 
 
 def view(case: Case, batch: Batch, count: int = SCORED) -> Views:
-    """Both models' hidden states and heads at some of the batch's scored positions."""
+    """Hidden states and heads of both models at about `count` of the batch's scored positions."""
     objective = case.distiller.objective
     with torch.no_grad(), evaluating(case.distiller), evaluating(case.teacher_model):
         with captured_projections(
@@ -151,28 +151,31 @@ def view(case: Case, batch: Batch, count: int = SCORED) -> Views:
         ) as teacher_projections:
             teacher_hidden, teacher_layers = case.teacher_model(batch, objective.needs.layers)
     every = max(1, len(hidden) // count)
-    some = slice(0, every * count, every)
-    distribution = LazyLogits(teacher_hidden[some], case.teacher_model.head.detach())
-    chosen = {i: states[some] for i, states in layers.items()}
-    teacher_chosen = {i: states[some] for i, states in teacher_layers.items()}
+    chosen_rows = slice(0, every * count, every)
+    distribution = LazyLogits(teacher_hidden[chosen_rows], case.teacher_model.head.detach())
+    chosen = {i: states[chosen_rows] for i, states in layers.items()}
+    teacher_chosen = {i: states[chosen_rows] for i, states in teacher_layers.items()}
     return Views(
         StudentView(
-            hidden[some],
+            hidden[chosen_rows],
             case.student.head.detach(),
             chosen,
-            batch.targets()[some],
-            segments=batch.segments()[some],
-            layer_projections=at_some(projections, some),
+            batch.targets()[chosen_rows],
+            segments=batch.segments()[chosen_rows],
+            layer_projections=at_some(projections, chosen_rows),
         ),
         distribution,
         TeacherSignal.from_distribution(
-            distribution, teacher_chosen, at_some(teacher_projections, some)
+            distribution, teacher_chosen, at_some(teacher_projections, chosen_rows)
         ),
     )
 
 
 def at_some(
-    layers: Mapping[int, Projections], some: slice, dtype: torch.dtype | None = None
+    layers: Mapping[int, Projections], chosen_rows: slice, dtype: torch.dtype | None = None
 ) -> dict[int, Projections]:
-    """Queries, keys and values at some of the positions; in another number format if given."""
-    return {i: Projections(*(part[some].to(dtype) for part in each)) for i, each in layers.items()}
+    """Queries, keys and values at chosen positions, converted to `dtype` if it is not None."""
+    return {
+        i: Projections(*(part[chosen_rows].to(dtype) for part in each))
+        for i, each in layers.items()
+    }

@@ -1,4 +1,4 @@
-"""Proofs about one model on the user's text: its head, and texts that share a row."""
+"""Checks of one model on the user's text: its head, and documents packed into one row."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ READ = 64
 """Positions whose logits are compared."""
 
 PIECE = 12
-"""Tokens of each of the texts that are put into one row."""
+"""Tokens of each text packed into the row."""
 
 
 def head_proof(who: str, model: CausalLM, batch: Batch) -> Proof:

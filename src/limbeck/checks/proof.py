@@ -1,4 +1,4 @@
-"""What a proof says: what holds, with which number, and what that means."""
+"""The result of one check."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Proof:
-    """A statement that was tried on the loaded weights.
+    """A statement that was checked on the loaded weights.
 
     Attributes:
         name: The statement, short.
         holds: Whether it is true.
-        found: The number it was judged by, and what was allowed.
-        meaning: What follows when it holds, or what to do when it does not.
-        decides: Whether a run must not start when it does not hold; otherwise it is a warning.
+        found: The measured value, and the allowed one.
+        meaning: What it implies if it holds, or what to do if it does not.
+        decides: Whether a failure prevents a run; otherwise it is a warning.
     """
 
     name: str
@@ -28,17 +28,17 @@ class Proof:
 
     @property
     def fails(self) -> bool:
-        """Whether it keeps a run from starting."""
+        """Whether it prevents a run from starting."""
         return self.decides and not self.holds
 
 
 @dataclass(frozen=True)
 class Unproven:
-    """A statement that could not be tried here.
+    """A statement that could not be checked here.
 
     Attributes:
         name: The statement, short.
-        why: What stood in the way.
+        why: The reason.
     """
 
     name: str
@@ -46,11 +46,11 @@ class Unproven:
 
 
 Finding = Proof | Unproven
-"""What trying a statement comes to."""
+"""The result of a check."""
 
 
-def distance(found: Tensor, wanted: Tensor) -> float:
+def distance(value: Tensor, wanted: Tensor) -> float:
     """Largest difference of two tensors of one shape, relative to the largest entry of `wanted`."""
     wanted = wanted.double() if wanted.device.type != "mps" else wanted
-    gap = (found.to(wanted) - wanted).abs().max()
+    gap = (value.to(wanted) - wanted).abs().max()
     return float(gap / wanted.abs().max().clamp_min(torch.finfo(wanted.dtype).tiny))

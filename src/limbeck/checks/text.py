@@ -1,4 +1,4 @@
-"""Proofs and notes about the text: which model reads it better, and what of it is learnt."""
+"""Checks and notes about the text: which model predicts it better, and which tokens are trained."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from limbeck.losses.head.fused import head_chunk
 from limbeck.models import CausalLM, PreTrainedTokenizerBase, evaluating, plain_weights
 
 ROWS = 8
-"""Rows, of the length proofs read, that both models are measured on."""
+"""Rows on which both models are measured."""
 
 COPIES = 4
 """Arrays of as many logits as a chunk has that exist at once, about."""
 
 SHOWN = 160
-"""Tokens of a row that are shown."""
+"""Tokens of the example row that are printed."""
 
 
 class Segment(NamedTuple):
@@ -122,7 +122,7 @@ def trained_on(tokenizer: PreTrainedTokenizerBase, batch: Batch) -> list[Segment
 def text_notes(
     tokenizer: PreTrainedTokenizerBase, batches: Iterable[Batch], *, is_chat: bool
 ) -> list[str]:
-    """What a user should know of templates and special tokens.
+    """Notes about templates and special tokens.
 
     Args:
         tokenizer: The one tokenizer of the pair.

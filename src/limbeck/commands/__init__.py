@@ -148,6 +148,7 @@ def main() -> None:
     """Run the command line and leave with the exit code of what happened."""
     signal.signal(signal.SIGINT, leave)
     signal.signal(signal.SIGTERM, leave)
+    signal.signal(signal.SIGHUP, leave)
     code = run()
     if LAUNCHED in os.environ:
         # Threads of gloo that outlive the interpreter now and then abort a process that is done.
@@ -179,7 +180,10 @@ def run() -> int:
 def complain(text: str) -> None:
     """Say on stderr what went wrong."""
     console = Console(stderr=True)
-    console.print(f"[bold red]limbeck:[/bold red] {escape(text)}", soft_wrap=True)
+    try:
+        console.print(f"[bold red]limbeck:[/bold red] {escape(text)}", soft_wrap=True)
+    except (OSError, SystemExit):  # the terminal is gone; the exit code says it all
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 def leave(number: int, frame: FrameType | None) -> None:

@@ -106,7 +106,7 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """What the student is held against, and when."""
+    """What students are measured on, and when."""
 
     __pydantic_config__ = STRICT
     data: str | None = None
@@ -128,7 +128,7 @@ class EvaluateConfig:
     continuations: Annotated[int, Ge(0)] = 3
     """Held-out beginnings that teacher and student continue in the report."""
     suites: tuple[Component | str, ...] = ()
-    """Further suites that measure the final students, after `fidelity`."""
+    """Further evaluation suites of the final students; `fidelity` is always measured."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Tokenised text on disk, handed out as batches."""
+"""Tokenised text on disk, read as batches."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ class TextData:
         row_windows: Windows of the first row, of the second, and so on.
         row_ends: Where each row's windows end in `row_windows`.
         document_hashes: Of each document's content.
-        document_bytes: UTF-8 bytes of each document's scored text; 0 for one that fell out.
+        document_bytes: UTF-8 bytes of each document's scored text; 0 for a dropped one.
         document_scored: Scored tokens of each document.
         document_places: File and line of each document.
-        document_weights: What multiplies the objective on each document's tokens; of none where
-            nobody weighs them.
-        names: Of the files, below the folder that was given.
-        facts: Hashes, counts and what fell out and why; JSON.
+        document_weights: Factor of the objective on each document's tokens; empty where the text
+            has no weight column.
+        names: Of the files, relative to the data path.
+        facts: Hashes, counts, and dropped documents by reason; JSON.
     """
 
     tokens: Int32[np.ndarray, " tokens"]
@@ -70,7 +70,7 @@ class TextData:
 
     @classmethod
     def load(cls, folder: Path, facts: Mapping[str, Any], names: Sequence[str]) -> TextData:
-        """What was written to a folder whose manifest has been checked."""
+        """The text in a cache folder whose manifest has been checked."""
         arrays = {each: np.load(folder / f"{each}.npy", mmap_mode="r") for each in ARRAYS}
         return cls(**arrays, names=tuple(names), facts=facts)
 
@@ -136,18 +136,18 @@ class TextData:
 
     @property
     def row_documents(self) -> Int64[np.ndarray, " rows"]:
-        """The document each row begins with; never falls, because rows keep the data's order."""
+        """The document each row begins with; non-decreasing, because rows keep the data's order."""
         firsts = np.concatenate([[0], self.row_ends[:-1]])
         return np.asarray(self.windows[self.row_windows[firsts], 2])
 
     def token_rows(
         self, max_tokens: int, documents: Int64[np.ndarray, " chosen"] | None = None
     ) -> list[int]:
-        """Rows that hold at most `max_tokens` positions together, over as many documents as can be.
+        """Rows of at most `max_tokens` positions in all, from as many documents as possible.
 
         One row of each document, then another of each, and so on, from places spread over it; of
-        the last round, evenly spaced documents. Always the same; at least one row, and all of them
-        where there is room for all.
+        the last round, evenly spaced documents. Deterministic; at least one row, and all rows where
+        they fit.
 
         Args:
             max_tokens: Positions.

@@ -6,6 +6,7 @@ from limbeck.distributed.checkpoints import (
     load_checkpoint,
     prune,
     save_checkpoint,
+    set_damaged_aside,
 )
 from limbeck.distributed.lock import locked
 from limbeck.distributed.ranks import (
@@ -46,6 +47,7 @@ __all__ = [
     "main_first",
     "prune",
     "save_checkpoint",
+    "set_damaged_aside",
     "shard",
     "together",
     "whole",

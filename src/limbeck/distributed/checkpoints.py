@@ -35,7 +35,7 @@ from torch.distributed.tensor import DTensor
 
 from limbeck.distributed.ranks import World, broadcast_object, gather_objects, together
 from limbeck.errors import DataError, StorageError
-from limbeck.files import manifest, raise_if_storage, seal, staging, sync
+from limbeck.files import damage, manifest, raise_if_storage, seal, staging, sync
 
 FLAT = StateDictOptions(flatten_optimizer_state_dict=True, strict=False)
 STATE = "state.json"
@@ -209,6 +209,45 @@ def fill(tensors: dict[str, Tensor], folder: Path, world: World) -> None:
         raise DataError(f"{folder} must hold whole tensors, but of {left[:5]} some values miss.")
 
 
+def set_damaged_aside(checkpoints: Path, world: World) -> tuple[str, ...]:
+    """Rename checkpoints newer than the newest whole one, so that rotation never deletes them.
+
+    Every rank calls it.
+
+    Returns:
+        For each, newest first, its name, what is damaged, and its new name.
+
+    Raises:
+        DataError: There are checkpoints, and none of them is whole.
+    """
+    notes: list[str] = []
+
+    def rename() -> None:
+        whole = latest(checkpoints)
+        damaged = [path for path in newest_first(checkpoints) if path != whole]
+        if whole is not None:
+            damaged = [path for path in damaged if step_of(path) > step_of(whole)]
+        reasons = [f"{path}: {damage(path) or 'it is of another step'}" for path in damaged]
+        if damaged and whole is None:
+            raise DataError(
+                f"A run can only be resumed from a whole checkpoint, and none is left: "
+                f"{'; '.join(reasons)}. Restore the file, or start again with --overwrite."
+            )
+        for path, reason in zip(damaged, reasons, strict=True):
+            aside = path.with_name(f"damaged-{path.name}")
+            discard(aside)
+            path.rename(aside)
+            notes.append(f"{reason}; moved to {aside.name}")
+
+    together(rename, world, main_only=True)
+    return tuple(broadcast_object(notes, world))
+
+
+def newest_first(checkpoints: Path) -> list[Path]:
+    """Every checkpoint by its name, whole or damaged, the newest first."""
+    return sorted(checkpoints.glob("step-*"), key=step_of, reverse=True)
+
+
 def latest(checkpoints: Path, world: World | None = None) -> Path | None:
     """The newest whole checkpoint; what has no valid manifest is passed over.
 
@@ -220,8 +259,7 @@ def latest(checkpoints: Path, world: World | None = None) -> Path | None:
         found = latest(checkpoints) if world.is_main else None
         name = broadcast_object(None if found is None else found.name, world)
         return None if name is None else checkpoints / name
-    newest_first = sorted(checkpoints.glob("step-*"), key=step_of, reverse=True)
-    return next((path for path in newest_first if is_checkpoint(path)), None)
+    return next((path for path in newest_first(checkpoints) if is_checkpoint(path)), None)
 
 
 def prune(checkpoints: Path, newest: Path, keep: int, protected: Collection[int]) -> None:
@@ -235,9 +273,7 @@ def prune(checkpoints: Path, newest: Path, keep: int, protected: Collection[int]
     """
     if manifest(newest) is None:
         return
-    newest_first = sorted(checkpoints.glob("step-*"), key=step_of, reverse=True)
-    # Later ones are damaged: the run went on from before them, and they must not take a place.
-    passed = [path for path in newest_first if 0 <= step_of(path) <= step_of(newest)]
+    passed = [p for p in newest_first(checkpoints) if 0 <= step_of(p) <= step_of(newest)]
     for path in passed[keep:]:
         if step_of(path) not in protected:
             discard(path)
@@ -245,6 +281,8 @@ def prune(checkpoints: Path, newest: Path, keep: int, protected: Collection[int]
 
 def discard(path: Path) -> None:
     """Remove a directory; killed half-way it leaves what `sweep` removes."""
+    if not path.exists():
+        return
     away = path.parent / f".tmp-old-{path.name}"
     shutil.rmtree(away, ignore_errors=True)
     path.rename(away)
@@ -259,7 +297,7 @@ def is_checkpoint(path: Path) -> bool:
 
 @contextmanager
 def alone_quietly() -> Iterator[None]:
-    """A context without DCP's warning that one process is one process, which we told it."""
+    """Suppress DCP's single-process warning."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         yield

@@ -1,7 +1,6 @@
-"""The processes of a run, and what they say to each other.
+"""Process groups and collectives.
 
-Alone, every function here returns at once: one process is a world of size 1, and nothing else in
-limbeck asks which of the two it is.
+Every function works for a single process too, which is a world of size 1 without communication.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from limbeck.errors import (
 )
 
 KINDS = (ConfigError, DataError, RunError, NonFiniteError, StorageError, TryLaterError)
-"""Errors that are raised on every rank as what they are."""
+"""Errors that `together` raises on every rank as their own class; others become a RunError."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +35,10 @@ class World:
     """One process among all processes of the run.
 
     Attributes:
-        rank: 0 to size - 1; rank 0 writes the files and talks.
+        rank: 0 to size - 1; rank 0 writes files and prints.
         size: Number of processes.
         device: Where this process computes.
-        mesh: What models are sharded over; None when this process is alone.
+        mesh: What models are sharded over; None for a single process that is not sharded.
     """
 
     rank: int
@@ -49,12 +48,12 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes the files and talks."""
+        """Whether this process writes files and prints."""
         return self.rank == 0
 
     @property
     def exact(self) -> torch.dtype:
-        """What counts and sums travel in: float32 counts exactly only to 16.7 million."""
+        """Data type of reduced counts and sums: float32 counts exactly only to 16.7 million."""
         return torch.float32 if self.device.type == "mps" else torch.float64
 
 
@@ -120,18 +119,13 @@ def all_sum(value: Tensor) -> Tensor:
 
 
 def barrier() -> None:
-    """Wait until every rank is here."""
+    """Wait for every rank."""
     if dist.is_initialized():
         dist.barrier()
 
 
 def broadcast_object(value: Any, world: World) -> Any:
-    """Rank 0's value on every rank; it must be JSON, because pickles run code.
-
-    Args:
-        value: What rank 0 says; the other ranks' is ignored.
-        world: This process among all.
-    """
+    """Rank 0's value on every rank; JSON only, because unpickling can run code."""
     return gather_objects(value, world)[0]
 
 
@@ -139,25 +133,25 @@ def gather_objects(value: Any, world: World) -> list[Any]:
     """Every rank's value, in rank order, on every rank; JSON only."""
     if world.size == 1:
         return [value]
-    mine = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+    encoded = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
     lengths = torch.zeros(world.size, dtype=torch.int64, device=world.device)
-    lengths[world.rank] = len(mine)
+    lengths[world.rank] = len(encoded)
     sizes = all_sum(lengths).tolist()
     padded = torch.zeros(max(sizes), dtype=torch.uint8, device=world.device)
-    padded[: len(mine)] = mine.to(world.device)
-    everyone = [torch.empty_like(padded) for _ in sizes]
-    dist.all_gather(everyone, padded)
-    pairs = zip(everyone, sizes, strict=True)
+    padded[: len(encoded)] = encoded.to(world.device)
+    gathered = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(gathered, padded)
+    pairs = zip(gathered, sizes, strict=True)
     return [json.loads(bytes(text[:size].cpu().tolist())) for text, size in pairs]
 
 
 def together(action: Callable[[], None], world: World, *, main_only: bool = False) -> None:
-    """Do something on every rank, or on rank 0 only; if it fails on one rank, it fails on all.
+    """Run an action on every rank, or on rank 0 only; if it fails on one rank, it fails on all.
 
-    Without this a rank that failed leaves, and the others wait for it forever.
+    Otherwise the ranks that did not fail would wait for the failed one until a time-out.
 
     Raises:
-        LimbeckError: On every rank the first failing rank's, so that all leave with one exit code.
+        LimbeckError: On every rank that of the first failing rank, so that all exit with one code.
     """
     failure: BaseException | None = None
     if world.is_main or not main_only:
@@ -169,7 +163,7 @@ def together(action: Callable[[], None], world: World, *, main_only: bool = Fals
         if failure is not None:
             raise failure
         return
-    failures = [told for told in gather_objects(in_words(failure), world) if told is not None]
+    failures = [each for each in gather_objects(described(failure), world) if each is not None]
     if failures:
         name, text = failures[0]
         if failure is not None and type(failure).__name__ == name:
@@ -178,8 +172,8 @@ def together(action: Callable[[], None], world: World, *, main_only: bool = Fals
         raise kind(f"A rank failed: {text}") from failure
 
 
-def in_words(failure: BaseException | None) -> tuple[str, str] | None:
-    """An error as other ranks can raise it: the name of its class, and what it said."""
+def described(failure: BaseException | None) -> tuple[str, str] | None:
+    """Class name and message of an error, from which other ranks raise it again."""
     if failure is None:
         return None
     if isinstance(failure, KINDS):

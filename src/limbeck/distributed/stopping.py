@@ -6,12 +6,15 @@ import signal
 from types import FrameType, TracebackType
 from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-"""What asks a run to save and stop. Schedulers send SIGTERM, or SIGUSR1 some time before it."""
+from limbeck.errors import Stopped
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+"""Requests to save and stop. Schedulers send SIGTERM, or SIGUSR1 some time before it; a closed
+terminal sends SIGHUP."""
 
 
 class StopSignals:
-    """A context in which SIGINT, SIGTERM and SIGUSR1 set a flag instead of ending the process.
+    """A context in which `SIGNALS` set a flag instead of ending the process.
 
     Enter it when the process starts, before anything slow: a signal that comes while a model loads
     is then seen at the first step. A second Ctrl-C ends the process at once.
@@ -46,13 +49,19 @@ class StopSignals:
     def _note(self, number: int, _frame: FrameType | None) -> None:
         self._seen[number] += 1
         if number == signal.SIGINT and self._seen[number] > 1:
-            raise KeyboardInterrupt
+            raise Stopped(
+                "Stopped at once by a second Ctrl-C. What was saved before is intact; continue "
+                "with --resume.",
+                number,
+            )
 
 
 def reason(counts: list[int]) -> signal.Signals | None:
-    """The signal to report, from counts summed over ranks; None when nobody was asked to stop."""
+    """The signal to report, from counts summed over ranks; None without any.
+
+    A run stopped by Ctrl-C alone exits with 130, by any other request with 143.
+    """
     seen = [number for number, count in zip(SIGNALS, counts, strict=True) if count]
     if not seen:
         return None
-    # Every request of a scheduler leaves with 143; only a person's Ctrl-C with 130.
     return signal.SIGINT if seen == [signal.SIGINT] else signal.SIGTERM

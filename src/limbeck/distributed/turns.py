@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from limbeck.distributed.ranks import KINDS, World, broadcast_object, in_words
+from limbeck.distributed.ranks import KINDS, World, broadcast_object, described
 from limbeck.errors import RunError
 
 
@@ -22,7 +22,7 @@ def main_first(world: World) -> Iterator[None]:
             yield
         except BaseException as error:
             failure = error
-    words = broadcast_object(in_words(failure), world)
+    words = broadcast_object(described(failure), world)
     if failure is not None:
         raise failure
     if words is not None:

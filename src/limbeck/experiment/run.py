@@ -37,7 +37,7 @@ from limbeck.report.run_files import lines
 from limbeck.report.run_report import write_report
 from limbeck.teachers import find_local
 from limbeck.tokenizers import load_tokenizer, prove_same_vocabulary, template_hash, tokenizer_hash
-from limbeck.train import MetricSink, TerminalSink, make_sinks
+from limbeck.train import MetricSink, ProgressConsole, TerminalSink, make_sinks
 from limbeck.train.resume import require_same
 
 
@@ -120,7 +120,9 @@ class Run:
             if len(arms) > 1 and not self.parts.is_shared:
                 self._save_initial(initial)
             bench = Bench(self.parts, initial, stop)
-            done = broadcast_object([arm.scores.exists() for arm in arms], self.world)
+            done: list[bool] = []
+            together(lambda: done.extend(arm.is_done for arm in arms), self.world, main_only=True)
+            done = broadcast_object(done, self.world)
             for arm, is_done in zip(arms, done, strict=True):
                 if not is_done:
                     self._run_arm(bench, arm, resume=resume)
@@ -279,7 +281,7 @@ def assemble(config: RunConfig) -> Run:
 
 def progress_console() -> Console:
     """Where a run says how it goes: stdout is for the answer, which a program may read."""
-    return Console(stderr=True)
+    return ProgressConsole(stderr=True)
 
 
 def step_seconds(folder: Path) -> float:
@@ -290,6 +292,8 @@ def step_seconds(folder: Path) -> float:
 
 def require_directory(folder: Path, *, resume: bool, overwrite: bool) -> None:
     """Refuse a directory that holds another run, unless told what to do with it."""
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"output: must be a folder, and {folder} is a file. Choose another.")
     begun = (folder / "recipe.yaml").exists()
     if resume and overwrite:
         raise ConfigError(

@@ -16,13 +16,16 @@ from limbeck.distributed import (
     checkpoint_name,
     full_weights,
     gathered,
+    latest,
     load_checkpoint,
 )
+from limbeck.errors import DataError
 from limbeck.evaluate.fidelity import Fidelity
 from limbeck.evaluate.scores import Scores
 from limbeck.evaluate.suites import SuiteContext
 from limbeck.experiment.parts import Parts
 from limbeck.experiment.score_files import read_scores, write_scores
+from limbeck.files import manifest
 from limbeck.models import Distiller
 from limbeck.teachers import TeacherRequest
 from limbeck.train import MetricSink, TrainSetup, train
@@ -48,6 +51,27 @@ class Arm:
     def scores(self) -> Path:
         """Where its figures are kept once it is done."""
         return self.folder / "scores.json"
+
+    @property
+    def is_done(self) -> bool:
+        """Whether its student is whole and measured.
+
+        Raises:
+            DataError: It was finished, and the student is gone with every checkpoint.
+        """
+        if not self.scores.exists():
+            return False
+        student = self.folder / "student"
+        if manifest(student) is not None:
+            return True
+        checkpoints = self.folder / "checkpoints"
+        if latest(checkpoints) is None:
+            raise DataError(
+                f"{self.folder} holds a finished run, but its student in {student} is "
+                f"{'damaged' if student.exists() else 'missing'}, and {checkpoints} has no whole "
+                "checkpoint to make it from. Restore one of them, or train again with --overwrite."
+            )
+        return False
 
     @property
     def selected_by(self) -> str:

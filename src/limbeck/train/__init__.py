@@ -6,12 +6,13 @@ from limbeck.train.optimizers import make_optimizers
 from limbeck.train.schedule import make_schedule
 from limbeck.train.setup import TrainResult, TrainSetup
 from limbeck.train.step import StepOutcome, accumulate, apply, count_step, train_step
-from limbeck.train.terminal import TerminalSink
+from limbeck.train.terminal import ProgressConsole, TerminalSink
 from limbeck.train.trackers import make_sinks
 
 __all__ = [
     "JsonlSink",
     "MetricSink",
+    "ProgressConsole",
     "Record",
     "StepOutcome",
     "TerminalSink",

@@ -19,6 +19,7 @@ from limbeck.distributed import (
     load_checkpoint,
     prune,
     save_checkpoint,
+    set_damaged_aside,
     together,
 )
 from limbeck.distributed.stopping import SIGNALS
@@ -87,6 +88,7 @@ class Loop:
         """Load what there is to continue from, and open the sinks."""
         setup = self._setup
         together(lambda: sweep(setup.checkpoints), setup.world, main_only=True)
+        damaged = set_damaged_aside(setup.checkpoints, setup.world) if setup.resume else ()
         newest = latest(setup.checkpoints, setup.world)
         if newest is not None:
             if not setup.resume:
@@ -109,6 +111,8 @@ class Loop:
         for sink in self._sinks:
             sink.begin(self.totals.step, setup.optim.steps)
         setup.distiller.train()
+        for text in damaged:
+            self._say(kind="note", step=self.totals.step, text=f"damaged checkpoint {text}")
         if self._resumed_from is not None:
             self._say(kind="note", step=self.totals.step, text=f"resumed at {self.totals.step}")
 

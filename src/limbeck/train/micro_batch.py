@@ -1,4 +1,4 @@
-"""How many rows fit through one forward and backward pass."""
+"""How many rows one forward and backward pass can hold."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SHARE = 0.5
 optimizer state, the teacher and what an estimate cannot see."""
 
 CPU_TOKENS = 4096
-"""Positions of a micro-batch beyond which a CPU does not get faster, only fuller."""
+"""Positions of a micro-batch beyond which a CPU does not get faster."""
 
 
 def choose_micro_batch(
@@ -37,15 +37,15 @@ def choose_micro_batch(
 ) -> int:
     """Rows of a micro-batch, the same on every rank.
 
-    `auto` divides half of the free memory by an estimate of a row's activations (`row_bytes`). On
-    CUDA it is where the loop starts from: one process halves it when memory runs out.
+    `auto` divides half of the free memory by an estimate of a row's activations (`row_bytes`). A
+    single process halves it when memory runs out.
 
     Args:
-        memory: What was asked for.
-        student: Whose activations are kept for the backward pass.
+        memory: The recipe's memory section.
+        student: The model whose activations are kept for the backward pass.
         world: The ranks.
         sequence_length: Positions of a row.
-        most_rows: Rows a rank has in a step; there is no use for more.
+        most_rows: Rows a rank has in a step; more would be of no use.
     """
     if memory.micro_batch != "auto":
         return min(memory.micro_batch, most_rows)
@@ -95,10 +95,10 @@ def cgroup_room() -> int:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on whatever device."""
-    said = str(error).lower()
+    message = str(error).lower()
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError)
-        and any(words in said for words in ("out of memory", "can't allocate memory"))
+        and any(words in message for words in ("out of memory", "can't allocate memory"))
     )
 
 

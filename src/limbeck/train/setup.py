@@ -1,4 +1,4 @@
-"""What a training run is given, and what it gives back."""
+"""What a training run depends on, and its result."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from limbeck.train.metrics import MetricSink
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSetup:
-    """All that a training run depends on.
+    """Everything a training run depends on.
 
     Attributes:
         distiller: Student and objective, on their device and already sharded.
@@ -72,7 +72,7 @@ class TrainSetup:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a finished run says of itself.
+    """Totals of a finished run.
 
     Attributes:
         step: Steps taken.

@@ -1,4 +1,4 @@
-"""One optimizer step, whose result does not depend on how it was cut up.
+"""One optimizer step, whose result does not depend on how it is cut into micro-batches.
 
 The step's scored tokens are counted over all micro-batches and ranks before the first backward
 pass, and every micro-batch's loss is divided by that count. Micro-batches and ranks then add up,
@@ -28,10 +28,10 @@ from limbeck.teachers import Teacher
 
 @dataclass(frozen=True)
 class Accumulated:
-    """A step's gradients are in place; these are the numbers that came with them.
+    """The losses of a step whose gradients have been computed.
 
     Attributes:
-        names: Of the terms.
+        names: Names of the terms.
         sums: The loss and each term's value, summed over this rank's micro-batches; on the device.
         losses: Loss share of each micro-batch of this rank; on the device.
     """
@@ -43,7 +43,7 @@ class Accumulated:
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """What one step came to; means are over the scored tokens of all micro-batches and ranks.
+    """The numbers of one step; means are over the scored tokens of all micro-batches and ranks.
 
     Attributes:
         loss: The objective.
@@ -70,8 +70,8 @@ def count_step(
         stop_counts: `StopSignals.counts()` of this rank.
         world: The ranks; one all-reduce carries it all.
     """
-    mine = sum(int(batch.num_scored()) for batch in micro_batches)
-    numbers = torch.tensor([mine, *stop_counts], dtype=world.exact, device=world.device)
+    local = sum(int(batch.num_scored()) for batch in micro_batches)
+    numbers = torch.tensor([local, *stop_counts], dtype=world.exact, device=world.device)
     total, *stops = all_sum(numbers).tolist()
     return torch.tensor(int(total), device=world.device), reason([int(n) for n in stops])
 
@@ -105,8 +105,8 @@ def accumulate(
         if seed is not None:
             seed_all((seed, step, world.rank, number))
         batch = cpu_batch.to(world.device)
-        said = TeacherSignal() if teacher is None else teacher.signal(batch)
-        loss, shares = distiller(batch, said, step_tokens)
+        teacher_signal = TeacherSignal() if teacher is None else teacher.signal(batch)
+        loss, shares = distiller(batch, teacher_signal, step_tokens)
         (loss * world.size).backward()  # FSDP averages gradients over ranks; we want their sum
         names = tuple(shares)
         values.append(torch.stack([loss.detach(), *shares.values()]).to(world.exact))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
 import time
 
 from rich.console import Console
@@ -17,6 +20,16 @@ from rich.progress import (
 from limbeck.train.metrics import Record
 
 SECONDS_BETWEEN_LINES = 5.0
+
+
+class ProgressConsole(Console):
+    """A console whose reader may leave: a broken pipe asks the run to save and stop."""
+
+    def on_broken_pipe(self) -> None:
+        """Write nothing more, and stop as a closed terminal stops a run."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+        signal.raise_signal(signal.SIGHUP)
 
 
 class TerminalSink:
