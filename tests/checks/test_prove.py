@@ -149,7 +149,7 @@ def test_a_slope_that_is_not_the_divergences_own_fails():
 
     def wrong(outcomes):
         value = right(outcomes=outcomes)
-        outcomes.teacher_mass[:, 0] *= 1.01
+        outcomes.teacher_prob[:, 0] *= 1.01
         return value
 
     term.gradient = wrong
@@ -186,7 +186,7 @@ def test_a_mean_of_means_fails(monkeypatch):
         return forward(self, batch, signal, 4 * batch.num_scored())
 
     monkeypatch.setattr(type(case.distiller), "forward", own_mean)
-    proof = micro_batches_add_up(case, case.sample())
+    proof = micro_batches_add_up(case, case.sample(), torch.float32)
     assert proof.fails
     assert proof.name == "micro-batches add up"
 
@@ -194,7 +194,7 @@ def test_a_mean_of_means_fails(monkeypatch):
 def test_one_row_leaves_micro_batches_unproven():
     case = tiny_case()
     case.data.num_rows = 1
-    assert isinstance(micro_batches_add_up(case, case.sample()), Unproven)
+    assert isinstance(micro_batches_add_up(case, case.sample(), torch.float32), Unproven)
 
 
 def test_a_teacher_with_much_mass_on_padded_rows_is_refused_and_a_student_warned_of():

@@ -103,3 +103,22 @@ def test_a_run_directory_in_use_leaves_with_75(tmp_path):
     with FileLock(tmp_path / "run" / ".lock"):
         done = limbeck("distill", path.name, cwd=tmp_path, check_code=75)
     assert "Only one process may use" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"]])
+def test_help_and_version_do_not_import_torch(arguments, tmp_path):
+    code = (
+        "import sys, limbeck.commands as c; sys.argv = ['limbeck', *sys.argv[1:]]; "
+        "code = c.run(); assert 'torch' not in sys.modules; sys.exit(code)"
+    )
+    subprocess.run([sys.executable, "-c", code, *arguments], check=True, cwd=tmp_path)
+
+
+def test_the_version_needs_no_verb(tmp_path):
+    assert limbeck("--version", cwd=tmp_path).stdout.startswith("limbeck ")
+
+
+def test_an_option_of_the_recipe_with_dashes_is_answered_with_its_path(tmp_path):
+    path = write_recipe(tmp_path)
+    done = limbeck("distill", path.name, "--steps", "5", cwd=tmp_path, check_code=2)
+    assert "optim.steps=VALUE" in " ".join(done.stderr.split())

@@ -7,18 +7,33 @@ import os
 import signal
 import sys
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperCommand, TyperGroup
 
 from limbeck import __version__
+from limbeck.config.foreign_names import FOREIGN_NAMES
+from limbeck.config.reading import fields_at
 from limbeck.errors import LimbeckError, RunError, Stopped
 
 LAUNCHED = "TORCHELASTIC_RUN_ID"
 """In the environment of a process that torchrun started."""
 
-VERBS = ("demo", "peek", "check", "shrink", "record", "distill", "evaluate", "report")
+VERBS = {
+    "demo": "Distil a real model on this machine, in minutes, and open the report.",
+    "peek": "Show the tokens that a teacher, and a student, find likely, along a text.",
+    "check": "Verify models, text and objective before training; estimate memory and time.",
+    "shrink": "Make a smaller student from the teacher, by measurement.",
+    "record": "Run the teacher over a data set once and store its distributions.",
+    "distill": "Train a student from a teacher, and measure what it kept.",
+    "evaluate": "Measure a student against the recipe's teacher on held-out text.",
+    "report": "Write report.html again from a run directory.",
+    "store": "Inspect, verify, repair and merge stores of recorded teacher signals.",
+}
+"""Each verb with its line in `limbeck --help`; its module is imported when the verb is used."""
+
 GROUPS = ("store",)
 """Verbs with verbs of their own."""
 
@@ -42,8 +57,9 @@ signal, both after saving.
 
 
 def build() -> typer.Typer:
-    """The application with its verbs, each from the file of its name."""
+    """The application with its verbs, none of them imported."""
     app = typer.Typer(
+        cls=LazyVerbs,
         help=EXPLANATION,
         no_args_is_help=True,
         rich_markup_mode="rich",
@@ -51,12 +67,63 @@ def build() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(version)
-    for verb in VERBS:
-        module = importlib.import_module(f"limbeck.commands.{verb}")
-        app.command(name=verb)(vars(module)[verb])
-    for group in GROUPS:
-        app.add_typer(importlib.import_module(f"limbeck.commands.{group}").build(), name=group)
+    for verb, summary in VERBS.items():
+        app.command(name=verb, help=summary)(not_loaded)
     return app
+
+
+def not_loaded() -> None:
+    """Stands for a verb in the list of verbs; `LazyVerbs` replaces it before it is called."""
+    raise AssertionError("verbs are loaded when they are resolved")
+
+
+class LazyVerbs(TyperGroup):
+    """Lists verbs without their modules, and imports the module of the one that is called.
+
+    The modules import torch and transformers, which takes seconds.
+    """
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        """The verb that the arguments name, with its module imported."""
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, command if name is None else load_verb(name), rest
+
+
+def load_verb(name: str) -> Any:
+    """A verb's command, from the module of its name."""
+    module = importlib.import_module(f"limbeck.commands.{name}")
+    if name in GROUPS:
+        return typer.main.get_command(module.build())
+    app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+    app.command(name=name, cls=Verb)(vars(module)[name])
+    return typer.main.get_command(app)
+
+
+class Verb(TyperCommand):
+    """A command that answers an unknown option with the recipe's option of that name."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse arguments, after a look for options that belong into the recipe."""
+        known = {o for each in self.params for o in (*each.opts, *each.secondary_opts)}
+        for option in (arg.partition("=")[0] for arg in args if arg.startswith("--")):
+            path = recipe_option(option.lstrip("-").replace("-", "_"))
+            if option not in known and path:
+                raise typer.BadParameter(
+                    f"no such option: {option}. Options of the recipe are written without dashes: "
+                    f"{path}=VALUE.",
+                    ctx=ctx,
+                )
+        return super().parse_args(ctx, args)
+
+
+def recipe_option(name: str) -> str | None:
+    """The recipe's path of an option by its last part, or by its name in another tool."""
+    for section in fields_at(()):
+        if name == section:
+            return name
+        if name in fields_at((section,)):
+            return f"{section}.{name}"
+    return FOREIGN_NAMES.get(name)
 
 
 def print_version(show: bool) -> None:
@@ -101,7 +168,7 @@ def run() -> int:
         complain(str(error))
         return exit_code(error)
     except (MemoryError, RuntimeError) as error:
-        from limbeck.train.micro_batch import KNOBS, is_out_of_memory  # noqa: PLC0415  (rare)
+        from limbeck.train.micro_batch import KNOBS, is_out_of_memory  # noqa: PLC0415  (imports torch)
 
         if not is_out_of_memory(error):
             raise

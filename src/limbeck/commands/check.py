@@ -6,19 +6,35 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from limbeck.checks import (
+    Case,
+    Finding,
+    Plan,
+    Proof,
+    Segment,
+    make_plan,
+    plan_findings,
+    prove,
+    text_notes,
+    trained_on,
+)
+from limbeck.checks.case import spread
+from limbeck.checks.plan import size
 from limbeck.commands.distill import Overrides
 from limbeck.errors import ConfigError
-
-if TYPE_CHECKING:
-    from limbeck.checks import Finding, Plan, Segment
-    from limbeck.experiment import Run
+from limbeck.experiment import Run, assemble, load
+from limbeck.experiment import schema as recipe_schema
+from limbeck.experiment.trials import arms_of
+from limbeck.report.words import duration
+from limbeck.teachers import require_local
+from limbeck.train.micro_batch import choose_micro_batch, free_bytes
 
 NOTED_ROWS = 32
 """Rows, spread over the text, whose special tokens are looked at."""
@@ -40,9 +56,6 @@ def check(
     reads the text better; what is learnt of it; and a plan of memory, disk and time. Nothing is
     written to the run directory. Exit code 2 when something does not hold.
     """
-    from limbeck.experiment import assemble, load  # noqa: PLC0415  (help need not load torch)
-    from limbeck.experiment import schema as recipe_schema  # noqa: PLC0415
-
     if schema:
         typer.echo(json.dumps(recipe_schema(), indent=1))
         return
@@ -64,10 +77,6 @@ def check(
 
 def tell(run: Run, *, as_json: bool) -> list[str]:
     """Prove and print everything; the names of what keeps the run from starting."""
-    from limbeck.checks import Case, plan_findings, prove, text_notes, trained_on  # noqa: PLC0415
-    from limbeck.checks.case import spread  # noqa: PLC0415
-    from limbeck.teachers import require_local  # noqa: PLC0415
-
     parts, config = run.parts, run.config
     assert parts.student is not None, "nobody has taken it"
     distiller = parts.distiller(parts.student.model, config.objective)
@@ -104,10 +113,6 @@ def tell(run: Run, *, as_json: bool) -> list[str]:
 
 def plan_of(run: Run, case: Any) -> Plan:
     """The plan of a run, after one of its micro-batches."""
-    from limbeck.checks import make_plan  # noqa: PLC0415
-    from limbeck.experiment.trials import arms_of  # noqa: PLC0415
-    from limbeck.train.micro_batch import choose_micro_batch, free_bytes  # noqa: PLC0415
-
     config, world = run.config, run.world
     length = config.data.sequence_length
     micro_batch = choose_micro_batch(
@@ -128,8 +133,6 @@ def plan_of(run: Run, case: Any) -> Plan:
 
 def is_failing(finding: Finding) -> bool:
     """Whether a finding keeps a run from starting."""
-    from limbeck.checks import Proof  # noqa: PLC0415
-
     return isinstance(finding, Proof) and finding.fails
 
 
@@ -137,8 +140,6 @@ def as_plain(
     findings: Iterable[Finding], notes: list[str], example: list[Segment], plan: Plan
 ) -> dict[str, Any]:
     """All that was found, as what JSON can hold."""
-    from limbeck.checks import Proof  # noqa: PLC0415
-
     findings = list(findings)
     return {
         "holds": not any(is_failing(f) for f in findings),
@@ -161,8 +162,6 @@ def page(
 
 def findings_table(findings: Iterable[Finding]) -> Table:
     """What was proven, with which number, and what was not."""
-    from limbeck.checks import Proof  # noqa: PLC0415
-
     table = Table(title="Before the first step", title_justify="left", header_style="bold")
     for heading in ("", "what must hold", "found", "why it matters"):
         table.add_column(heading, overflow="fold")
@@ -189,9 +188,6 @@ def example_text(example: Iterable[Segment]) -> Text:
 
 def plan_table(plan: Plan) -> Table:
     """Memory, disk and time."""
-    from limbeck.checks.plan import size  # noqa: PLC0415
-    from limbeck.report.words import duration  # noqa: PLC0415
-
     table = Table(title="\nThe plan (estimates)", title_justify="left", show_header=False)
     table.add_column("")
     table.add_column("", overflow="fold")

@@ -8,18 +8,24 @@ import webbrowser
 from dataclasses import replace
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.padding import Padding
 
+from limbeck.commands.demo_store import second_act
+from limbeck.commands.opening import open_models
+from limbeck.commands.peek_picture import show
 from limbeck.commands.tables import outcome_table
+from limbeck.config import RunConfig, read
+from limbeck.config.schedules import value_at
+from limbeck.data import corpus_path
 from limbeck.errors import ConfigError
-
-if TYPE_CHECKING:
-    from limbeck.config import RunConfig
+from limbeck.evaluate.peek import peek
+from limbeck.experiment import assemble, load
+from limbeck.models import cache_folder, embedded_teacher
 
 SENTENCE = "The capital of France is Paris"
 """What the demo looks at the teacher's knowledge with."""
@@ -58,8 +64,6 @@ def demo(
     console = Console()
     teacher = fetch_teacher(console)
     if act == 2:
-        from limbeck.commands.demo_store import second_act  # noqa: PLC0415  (only here)
-
         second_act(console, say, teacher, output or Path("runs/demo-store"), steps)
         return
     show_dark_knowledge(console, teacher)
@@ -75,8 +79,6 @@ def say(console: Console, heading: str, text: str) -> None:
 
 def fetch_teacher(console: Console) -> Path:
     """The teacher's folder; fetched and converted the first time."""
-    from limbeck.models import cache_folder, embedded_teacher  # noqa: PLC0415
-
     say(
         console,
         "1. The teacher",
@@ -88,10 +90,6 @@ def fetch_teacher(console: Console) -> Path:
 
 def show_dark_knowledge(console: Console, teacher: Path) -> None:
     """What the teacher holds likely after a few words, at three temperatures."""
-    from limbeck.commands.opening import open_models  # noqa: PLC0415  (help need not load torch)
-    from limbeck.commands.peek_picture import show  # noqa: PLC0415
-    from limbeck.evaluate.peek import peek  # noqa: PLC0415
-
     say(
         console,
         "2. Dark knowledge",
@@ -106,9 +104,6 @@ def show_dark_knowledge(console: Console, teacher: Path) -> None:
 
 def configure(teacher: Path, output: Path, steps: int | None) -> RunConfig:
     """The recipe that ships with the demo, with this machine's paths in it."""
-    from limbeck.data import corpus_path  # noqa: PLC0415  (help need not load torch)
-    from limbeck.experiment import load  # noqa: PLC0415
-
     overrides = [
         f"teacher.path={teacher}",
         f"data.path={corpus_path('train')}",
@@ -122,9 +117,6 @@ def configure(teacher: Path, output: Path, steps: int | None) -> RunConfig:
 
 def distil(console: Console, config: RunConfig, *, show: bool) -> None:
     """Both students, the table, the report."""
-    from limbeck.config.schedules import value_at  # noqa: PLC0415  (help need not load torch)
-    from limbeck.experiment import assemble  # noqa: PLC0415
-
     say(
         console,
         "3. The student",
@@ -163,8 +155,6 @@ def what_is_there(config: RunConfig) -> tuple[bool, bool]:
     Raises:
         ConfigError: It holds a run that is no demo, which would be lost.
     """
-    from limbeck.config import read  # noqa: PLC0415  (help need not load pydantic)
-
     saved = config.output / "recipe.yaml"
     if not saved.exists():
         return False, False

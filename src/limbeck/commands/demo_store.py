@@ -6,14 +6,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-if TYPE_CHECKING:
-    from limbeck.config import RunConfig
+from limbeck.config import RunConfig
+from limbeck.data import corpus_path
+from limbeck.experiment import assemble, load
+from limbeck.recording import Recording
 
 TEMPERATURES = (1.0, 2.0)
 """Of the two students; the store serves both."""
@@ -31,9 +33,6 @@ def second_act(console: Console, say: Say, teacher: Path, output: Path, steps: i
         output: Folder of the store and of both runs.
         steps: Of each student; the recipe's own by default.
     """
-    from limbeck.experiment import assemble  # noqa: PLC0415  (help need not load torch)
-    from limbeck.recording import Recording  # noqa: PLC0415
-
     config = configure(teacher, output, steps)
     say(
         console,
@@ -68,9 +67,6 @@ def second_act(console: Console, say: Say, teacher: Path, output: Path, steps: i
 
 def configure(teacher: Path, output: Path, steps: int | None) -> RunConfig:
     """The recipe that ships with the second act, with this machine's paths in it."""
-    from limbeck.data import corpus_path  # noqa: PLC0415  (help need not load torch)
-    from limbeck.experiment import load  # noqa: PLC0415
-
     overrides = [
         f"teacher.path={teacher}",
         f"student.path={teacher}",

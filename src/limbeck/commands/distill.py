@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from limbeck.commands.tables import outcome_table
 from limbeck.config import dump
-
-if TYPE_CHECKING:
-    from limbeck.experiment import RunResult, Stage
+from limbeck.experiment import RunResult, Stage, assemble, load, load_stages, run_stages
 
 Recipe = Annotated[Path, typer.Argument(help="The recipe, YAML.", show_default=False)]
 Overrides = Annotated[
@@ -47,8 +45,6 @@ def distill(
 
     On several GPUs or processes: torchrun --nproc-per-node 8 -m limbeck distill recipe.yaml
     """
-    from limbeck.experiment import assemble, load, load_stages  # noqa: PLC0415  (help needs no torch)
-
     if stages := load_stages(recipe, overrides or []):
         distill_stages(
             stages, resume=resume, overwrite=overwrite, print_config=print_config, as_json=as_json
@@ -81,8 +77,6 @@ def distill_stages(
     stages: Sequence[Stage], *, resume: bool, overwrite: bool, print_config: bool, as_json: bool
 ) -> None:
     """Run the stages of a recipe, or print what each of them would be."""
-    from limbeck.experiment import run_stages  # noqa: PLC0415  (help needs no torch)
-
     if print_config:
         for stage in stages:
             typer.echo(f"---\n# stage {stage.name}\n{dump(stage.config)}", nl=False)

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from limbeck.commands.distill import Overrides, Recipe
 from limbeck.commands.tables import outcome_table
+from limbeck.experiment import assemble, load
 
 
 def evaluate(
@@ -29,8 +30,6 @@ def evaluate(
     Forward and reverse KL, total variation, top-1 agreement, cross-entropy, perplexity and bits per
     byte, each with a bootstrap interval over documents. Nothing is trained, nothing is written.
     """
-    from limbeck.experiment import assemble, load  # noqa: PLC0415  (help need not load torch)
-
     with assemble(load(recipe, overrides or [])) as run:
         evaluation = run.evaluate(student)
         if not run.is_main:

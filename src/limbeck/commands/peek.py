@@ -10,8 +10,12 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from limbeck.commands.opening import open_models
+from limbeck.commands.peek_picture import show
 from limbeck.errors import ConfigError
+from limbeck.evaluate.peek import peek as look_at
 from limbeck.files import write_text
+from limbeck.report.peek_report import peek_page
 
 
 def peek(
@@ -47,10 +51,6 @@ def peek(
         )
     *paths, text = words
     warm = parse_temperatures(temperatures)
-    from limbeck.commands.opening import open_models  # noqa: PLC0415  (help need not load torch)
-    from limbeck.commands.peek_picture import show  # noqa: PLC0415
-    from limbeck.evaluate.peek import peek as look_at  # noqa: PLC0415
-    from limbeck.report.peek_report import peek_page  # noqa: PLC0415
 
     models, tokenizer = open_models(paths, revision or [], trust_remote_code, device)
     student = models[1] if len(models) > 1 else None

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich import box
@@ -15,11 +15,13 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from limbeck.checks.plan import size
 from limbeck.commands.distill import Overrides, Recipe
-
-if TYPE_CHECKING:
-    from limbeck.distributed import StopSignals
-    from limbeck.recording import Budget
+from limbeck.distributed import StopSignals
+from limbeck.distributed.stopping import reason
+from limbeck.errors import Stopped
+from limbeck.experiment import load
+from limbeck.recording import Budget, Recording, parse_part
 
 
 def record(
@@ -51,10 +53,6 @@ def record(
     limbeck record recipe.yaml --shards 1/16 (to 16/16). On several GPUs of one machine, each with
     a whole teacher: torchrun --nproc-per-node 8 -m limbeck record recipe.yaml
     """
-    from limbeck.distributed import StopSignals  # noqa: PLC0415  (help need not load torch)
-    from limbeck.experiment import load  # noqa: PLC0415
-    from limbeck.recording import Recording, parse_part  # noqa: PLC0415
-
     part = parse_part(shards)
     with StopSignals() as stop, Recording(load(recipe, overrides or [])) as recording:
         check = partial(leave_if_asked, stop, recording.settings.output)
@@ -86,9 +84,6 @@ def leave_if_asked(stop: StopSignals, folder: Path) -> None:
     Raises:
         Stopped: One did.
     """
-    from limbeck.distributed.stopping import reason  # noqa: PLC0415  (help need not load torch)
-    from limbeck.errors import Stopped  # noqa: PLC0415
-
     if number := reason(stop.counts()):
         raise Stopped(
             f"{number.name} asked the recording to stop; finished shards are kept in {folder}. "
@@ -99,8 +94,6 @@ def leave_if_asked(stop: StopSignals, folder: Path) -> None:
 
 def budget_table(budget: Budget) -> RenderableType:
     """Size and error of every setting, for the person who must choose."""
-    from limbeck.checks.plan import size  # noqa: PLC0415
-
     table = Table(
         title=f"What a store of {budget.scored:,} tokens takes",
         title_justify="left",

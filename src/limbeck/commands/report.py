@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from limbeck.report.run_report import write_report
+
 
 def report(
     run: Annotated[Path, typer.Argument(help="A run directory.", show_default=False)],
@@ -15,6 +17,4 @@ def report(
 
     The page is one file without scripts or references to anywhere: send it to a colleague.
     """
-    from limbeck.report.run_report import write_report  # noqa: PLC0415  (help need not load matplotlib)
-
     typer.echo(write_report(run))

@@ -6,23 +6,32 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import typer
 from rich import box
 from rich.console import Console, Group, RenderableType
+from rich.status import Status
 from rich.table import Table
 
+from limbeck.data import corpus_path
 from limbeck.errors import ConfigError, StorageError
-
-if TYPE_CHECKING:
-    from rich.status import Status
-
-    from limbeck.experiment.shrink import Bench, Shrunk
-    from limbeck.experiment.vocabulary import Trimming
-    from limbeck.models import ModelSource
-    from limbeck.registry import Component
-    from limbeck.students.depth import By
+from limbeck.experiment import vocabulary as trimming
+from limbeck.experiment.shrink import (
+    Bench,
+    Shrunk,
+    as_plain,
+    open_bench,
+    plan,
+    save_shrunk,
+    spec_for,
+)
+from limbeck.experiment.shrink import shrink as make_student
+from limbeck.experiment.vocabulary import Trimming, is_table
+from limbeck.models import ModelSource, choose_device
+from limbeck.prune.targets import count_of
+from limbeck.registry import Component
+from limbeck.students.depth import By
 
 WAYS = ("even", "block_influence", "span", "loss")
 SHAPES = ("depth", "width", "both")
@@ -99,9 +108,6 @@ def shrink(
     trimmed = tuple(vocabulary or ())
     way = require_one_size(asked, shape=shape, by=by, plan=plan, vocabulary=trimmed)
     require_new(output, plan=plan)
-    from limbeck.data import corpus_path  # noqa: PLC0415  (help need not load torch)
-    from limbeck.experiment.vocabulary import is_table  # noqa: PLC0415
-    from limbeck.models import ModelSource  # noqa: PLC0415
 
     place = Place(
         ModelSource(teacher, revision, trust_remote_code),
@@ -134,9 +140,6 @@ class Place(NamedTuple):
 
     def bench(self) -> Bench:
         """Both, opened; the vocabulary trimmed if asked for."""
-        from limbeck.experiment.shrink import open_bench  # noqa: PLC0415
-        from limbeck.models import choose_device  # noqa: PLC0415
-
         return open_bench(
             self.source,
             kind=self.kind,
@@ -156,9 +159,6 @@ class Outcome(NamedTuple):
 
 def trim_only(place: Place, output: Path | None, status: Status) -> Outcome:
     """The teacher with fewer tokens and all of its layers, measured and saved."""
-    from limbeck.experiment import vocabulary as trimming  # noqa: PLC0415
-    from limbeck.models import choose_device  # noqa: PLC0415
-
     assert output is not None, "require_new asks for it"
     teacher = trimming.open_teacher(place.source, choose_device(place.device))
     status.update("Trimming the vocabulary ...")
@@ -171,18 +171,14 @@ def trim_only(place: Place, output: Path | None, status: Status) -> Outcome:
 
 def propose(bench: Bench, asked: Mapping[str, Any], by: By, status: Status) -> Outcome:
     """Three shapes, measured."""
-    from limbeck.experiment.shrink import plan  # noqa: PLC0415
-
     found = plan(bench, target_of(bench, asked), by, status.update)
     return Outcome(found, plan_table(found))
 
 
 def make(bench: Bench, spec: Component, output: Path | None, status: Status) -> Outcome:
     """A student, measured and saved."""
-    from limbeck.experiment.shrink import as_plain, save_shrunk, shrink  # noqa: PLC0415
-
     assert output is not None, "require_new asks for it"
-    found = shrink(bench, spec, status.update)
+    found = make_student(bench, spec, status.update)
     save_shrunk(bench, found, output)
     told = {} if bench.trimming is None else {"vocabulary": bench.trimming.facts}
     return Outcome(as_plain(found) | told, page(bench, found, output))
@@ -246,8 +242,6 @@ def require_new(output: Path | None, *, plan: bool) -> None:
 
 def target_of(bench: Bench, asked: Mapping[str, Any]) -> int:
     """The number of parameters asked for."""
-    from limbeck.prune.targets import count_of  # noqa: PLC0415
-
     if asked["params"] is not None:
         return count_of(asked["params"])
     share: float = asked["keep"]
@@ -256,8 +250,6 @@ def target_of(bench: Bench, asked: Mapping[str, Any]) -> int:
 
 def spec_of(bench: Bench, asked: Mapping[str, Any], shape: str, by: By) -> dict[str, Any]:
     """The `student:` of a recipe that says the same."""
-    from limbeck.experiment.shrink import spec_for  # noqa: PLC0415
-
     if asked["keep"] is not None or asked["params"] is not None:
         return spec_for(bench, target_of(bench, asked), shape, by)
     told = {"by": by, "calibration_tokens": bench.tokens}

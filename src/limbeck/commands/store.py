@@ -8,8 +8,23 @@ from typing import Annotated, Any
 
 import typer
 
+from limbeck import __version__
 from limbeck.commands.record import in_words
 from limbeck.errors import DataError
+from limbeck.recording import put_tokenizer, teacher_of
+from limbeck.store import (
+    StoreHeader,
+    absent_shards,
+    finished_shards,
+    read_header,
+    shard_facts,
+    written_out,
+)
+from limbeck.store import merge as join
+from limbeck.store import repair as put_away
+from limbeck.store import verify as damage_of
+from limbeck.store.importing import import_store
+from limbeck.tokenizers import load_tokenizer, template_hash, tokenizer_hash
 
 StorePath = Annotated[Path, typer.Argument(help="A store's folder.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
@@ -31,8 +46,6 @@ def build() -> typer.Typer:
 
 def show(store: StorePath, as_json: AsJson = False) -> None:
     """Say what a store was recorded from, in which form, and how much of it is there."""
-    from limbeck.store import read_header, shard_facts  # noqa: PLC0415
-
     header = read_header(store)
     every = (shard_facts(store, shard) for shard in range(header.num_shards))
     facts = [each for each in every if each is not None]
@@ -68,9 +81,6 @@ def verify(store: StorePath, as_json: AsJson = False) -> None:
 
     Shards that are absent, as in the part of one machine, are listed and are no damage.
     """
-    from limbeck.store import absent_shards, read_header  # noqa: PLC0415
-    from limbeck.store import verify as damage_of  # noqa: PLC0415
-
     damages = damage_of(store)
     header = read_header(store)
     absent = absent_shards(store, header)
@@ -101,8 +111,6 @@ def verify(store: StorePath, as_json: AsJson = False) -> None:
 
 def repair(store: StorePath) -> None:
     """Put damaged shards aside; the recording's own command then records just those again."""
-    from limbeck.store import repair as put_away  # noqa: PLC0415
-
     damages = put_away(store)
     for each in damages:
         typer.echo(str(each))
@@ -124,9 +132,6 @@ def merge(
     ],
 ) -> None:
     """Join the parts that several machines recorded; exit code 3 when a shard is in none."""
-    from limbeck.store import finished_shards  # noqa: PLC0415  (help need not load torch)
-    from limbeck.store import merge as join  # noqa: PLC0415
-
     header = join(parts, output)
     missing = sorted(set(range(header.num_shards)) - set(finished_shards(output, header)))
     if missing:
@@ -168,12 +173,6 @@ def take_in(
 
     No weights are at hand, so the teacher is known by its configuration only.
     """
-    from limbeck import __version__  # noqa: PLC0415  (help need not load torch)
-    from limbeck.recording import put_tokenizer, teacher_of  # noqa: PLC0415
-    from limbeck.store import StoreHeader, written_out  # noqa: PLC0415
-    from limbeck.store.importing import import_store  # noqa: PLC0415
-    from limbeck.tokenizers import load_tokenizer, template_hash, tokenizer_hash  # noqa: PLC0415
-
     theirs = load_tokenizer(tokenizer)
     header = StoreHeader(
         form=written_out({"type": "top_k", "k": k, "temperatures": [temperature]}),
