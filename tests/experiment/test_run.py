@@ -137,6 +137,27 @@ def test_a_finished_run_without_student_and_checkpoints_is_no_success(tmp_path):
         run(path, resume=True)
 
 
+def test_every_missing_path_is_named_before_any_weights_are_read(tmp_path, monkeypatch):
+    path = write_recipe(tmp_path)
+    monkeypatch.setattr("limbeck.teachers.local.load_model", None)
+    student = {"type": "pretrained", "path": str(tmp_path / "no-student")}
+    wrong = [f"student={json.dumps(student)}", "data.path=none.jsonl", "evaluate.data=no.jsonl"]
+    with pytest.raises(ConfigError) as error:
+        run(path, f"teacher.path={tmp_path / 'no-teacher'}", *wrong)
+    for option in ("teacher.path", "student.path", "data.path", "evaluate.data"):
+        assert f"{option}: " in str(error.value)
+
+
+def test_a_bad_first_row_of_the_held_out_text_is_refused_before_any_weights_are_read(
+    tmp_path, monkeypatch
+):
+    path = write_recipe(tmp_path)
+    monkeypatch.setattr("limbeck.teachers.local.load_model", None)
+    (tmp_path / "bad.jsonl").write_text('{"body": "a still boils"}\n')
+    with pytest.raises(DataError, match=r"(?s)evaluate\.data: .*column 'text' is missing"):
+        run(path, f"evaluate.data={tmp_path / 'bad.jsonl'}")
+
+
 def test_an_output_that_is_a_file_is_refused(tmp_path):
     path = write_recipe(tmp_path)
     (tmp_path / "afile").touch()

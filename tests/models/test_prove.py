@@ -2,7 +2,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from limbeck.errors import ConfigError
+from limbeck.errors import ConfigError, DataError
 from limbeck.models import CausalLM, prove_documents_apart, prove_head
 from limbeck.models.build import from_config
 from limbeck.models.heads import Multiplied
@@ -36,7 +36,7 @@ def test_wrong_head_is_refused_with_the_family_and_the_difference(family):
 @pytest.mark.parametrize("family", ["gemma2", "gemma3_text", "granite", "cohere"])
 def test_family_missing_from_the_table_would_be_found(family):
     model = tiny_model(family)
-    model._transform = tiny_llama(1, 32)._finish
+    model._transform = tiny_llama(1, 32)._transform
     with pytest.raises(ConfigError, match="limbeck does not know what this family does"):
         prove_head(model)
 
@@ -45,7 +45,9 @@ def test_head_that_gives_no_numbers_is_refused():
     model = tiny_llama(1, 32)
     with torch.no_grad():
         model.hf_model.lm_head.weight.fill_(float("nan"))
-    with pytest.raises(ConfigError, match="differ by up to nan"):
+    with pytest.raises(
+        DataError, match=r"lm_head.weight of this \w+ model holds"
+    ):
         prove_head(model)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from limbeck.evaluate.text import Tokenizer
 from limbeck.models import CausalLM, ModelSource, choose_device, choose_dtype, load_model
+from limbeck.models.source import find
 from limbeck.tokenizers import load_tokenizer, prove_same_vocabulary
 
 
@@ -20,6 +21,8 @@ def open_models(
     place = choose_device(device)
     commits: list[str | None] = [*revisions, *[None] * len(paths)]
     sources = [ModelSource(p, r, trust_remote_code) for p, r in zip(paths, commits, strict=False)]
+    for source in sources:
+        find(source)  # refuses code of an unpinned commit before a tokenizer could run it
     tokenizers = [
         load_tokenizer(s.path, revision=s.revision, trust_remote_code=trust_remote_code)
         for s in sources

@@ -169,6 +169,9 @@ class ParallelConfig:
     """`auto` shards student, optimizer and teacher over all ranks (FSDP2). `always` does so for a
     single process too, which CUDA always does: the same code then runs on a CPU. `none` keeps a
     whole copy of the models on each rank."""
+    timeout_s: Positive = 1800
+    """Seconds after which a rank that waits for the others gives up. Must exceed the longest work
+    that one rank does alone: downloading, tokenising, saving."""
     compute_dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """Format the student computes in; its weights, gradients and optimizer state are float32.
     `auto` takes bfloat16 on CUDA devices that have it, and float32 elsewhere. `bfloat16` shards a

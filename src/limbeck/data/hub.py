@@ -46,8 +46,11 @@ def writable(folder: Path) -> bool:
 
 def from_dataset(data: datasets.Dataset, label: str) -> Source:
     """Rows of an opened data set, named by the hash of its files."""
-    sums = [sha256(Path(file["filename"])) for file in data.cache_files]
-    body = json.dumps([label, data.num_rows, sums])
+
+    def digest() -> str:
+        sums = [sha256(Path(file["filename"])) for file in data.cache_files]
+        body = json.dumps([label, data.num_rows, sums])
+        return hashlib.sha256(body.encode()).hexdigest()
 
     def rows(columns: Sequence[str]) -> Iterator[Row]:
         missing = [c for c in columns if c not in data.column_names]
@@ -59,4 +62,4 @@ def from_dataset(data: datasets.Dataset, label: str) -> Source:
         for number, values in enumerate(data.select_columns(list(columns)), 1):
             yield Row(0, number, values)
 
-    return Source((label,), (label,), hashlib.sha256(body.encode()).hexdigest(), rows)
+    return Source((label,), (label,), digest, rows)

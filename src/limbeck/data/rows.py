@@ -12,6 +12,7 @@ import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -51,14 +52,23 @@ class Source:
     Attributes:
         labels: Path of each file, as complaints show it.
         names: The same without the folder that was given, as what is shared shows it.
-        sha256: Hash of all of it.
+        digest: Hashes all of it; see `sha256`.
         rows: Reads the columns named, from the first row; may be called again.
     """
 
     labels: tuple[str, ...]
     names: tuple[str, ...]
-    sha256: str
+    digest: Callable[[], str]
     rows: Callable[[Sequence[str]], Iterator[Row]]
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of all of it, computed when first read.
+
+        Raises:
+            StorageError: A file cannot be read.
+        """
+        return self.digest()
 
 
 def open_source(path: str, split: str, cache: Path) -> Source:
@@ -88,12 +98,18 @@ def open_source(path: str, split: str, cache: Path) -> Source:
                 f"data.path: {path} must end in one of {', '.join(SUFFIXES)}. Rename or convert it."
             )
         return from_files([here], here.parent)
-    if path.startswith((".", "/", "~")) or path.endswith(SUFFIXES) or path.count("/") > 1:
+    if not may_be_on_hub(path):
         raise ConfigError(f"data.path: {path} must exist, and does not. Check the path.")
     # the library takes seconds to import, and most runs read files of their own
     hub = importlib.import_module("limbeck.data.hub")
     source: Source = hub.from_hub(path, split, cache)
     return source
+
+
+def may_be_on_hub(path: str) -> bool:
+    """Whether a path that is not here may name a data set on the Hugging Face hub."""
+    is_file = path.startswith((".", "/", "~")) or path.endswith(SUFFIXES) or path.count("/") > 1
+    return not is_file
 
 
 def is_data(path: Path) -> bool:
@@ -110,17 +126,19 @@ def from_files(files: Sequence[Path], folder: Path) -> Source:
     """Rows of files below a folder, one after another."""
     labels = tuple(map(str, files))
     names = tuple(file.relative_to(folder).as_posix() for file in files)
-    try:
-        sums = [sha256(file) for file in files]
-    except OSError as error:
-        raise StorageError(f"{error.filename} cannot be read: {error.strerror}.") from error
-    joined = sums[0] if len(sums) == 1 else hashlib.sha256("".join(sums).encode()).hexdigest()
+
+    def digest() -> str:
+        try:
+            sums = [sha256(file) for file in files]
+        except OSError as error:
+            raise StorageError(f"{error.filename} cannot be read: {error.strerror}.") from error
+        return sums[0] if len(sums) == 1 else hashlib.sha256("".join(sums).encode()).hexdigest()
 
     def rows(columns: Sequence[str]) -> Iterator[Row]:
         for index, file in enumerate(files):
             yield from read_file(file, index, columns)
 
-    return Source(labels, names, joined, rows)
+    return Source(labels, names, digest, rows)
 
 
 def read_file(path: Path, index: int, columns: Sequence[str]) -> Iterator[Row]:

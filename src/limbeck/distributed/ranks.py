@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -25,6 +26,9 @@ from limbeck.errors import (
     StorageError,
     TryLaterError,
 )
+
+TIMEOUT_S = 1800
+"""Longest wait for another rank unless a recipe says otherwise, in seconds."""
 
 KINDS = (ConfigError, DataError, RunError, NonFiniteError, StorageError, TryLaterError)
 """Errors that `together` raises on every rank as their own class; others become a RunError."""
@@ -59,7 +63,10 @@ class World:
 
 @contextmanager
 def world(
-    device: torch.device, shard: str = "auto", compute_dtype: str = "auto"
+    device: torch.device,
+    shard: str = "auto",
+    compute_dtype: str = "auto",
+    timeout_s: int = TIMEOUT_S,
 ) -> Iterator[World]:
     """Join the processes torchrun started, or be the only one.
 
@@ -68,6 +75,7 @@ def world(
         shard: `auto` shards models over all ranks, `none` keeps a whole copy on each; `always`
             makes a mesh for a single process on a CPU too.
         compute_dtype: `bfloat16` does so as well, because it is FSDP2 that casts the weights.
+        timeout_s: Seconds after which a collective that some rank did not join fails.
 
     Raises:
         ConfigError: The device has no backend of torch.distributed.
@@ -86,7 +94,8 @@ def world(
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     if device.index is not None:
         torch.cuda.set_device(device)
-    with process_group("nccl" if device.type == "cuda" else "gloo", alone=not launched):
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    with process_group(backend, alone=not launched, timeout_s=timeout_s):
         size = dist.get_world_size()
         if shard == "none":
             # HSDP with shard groups of one: whole replicas through the same code.
@@ -98,13 +107,13 @@ def world(
 
 
 @contextmanager
-def process_group(backend: str, *, alone: bool) -> Iterator[None]:
+def process_group(backend: str, *, alone: bool, timeout_s: int = TIMEOUT_S) -> Iterator[None]:
     """The default process group: torchrun's, or of this process alone, which opens no port."""
     if alone:
         store = dist.HashStore()  # type: ignore[attr-defined]  # documented, not re-exported
         dist.init_process_group(backend, store=store, rank=0, world_size=1)
     else:
-        dist.init_process_group(backend)
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
     try:
         yield
     finally:
@@ -116,6 +125,13 @@ def all_sum(value: Tensor) -> Tensor:
     if dist.is_initialized():
         dist.all_reduce(value)
     return value
+
+
+def from_main(tensors: Iterable[Tensor]) -> None:
+    """Overwrite tensors with rank 0's, on every rank; shapes and order must agree."""
+    if dist.is_initialized():
+        for tensor in tensors:
+            dist.broadcast(tensor.detach(), src=0)
 
 
 def barrier() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,19 @@ from limbeck.data import (
     overlap,
     sources,
 )
-from limbeck.distributed import World, main_first, shard
+from limbeck.data.inputs import require_inputs
+from limbeck.distributed import (
+    World,
+    broadcast_object,
+    from_main,
+    gather_objects,
+    main_first,
+    shard,
+    together,
+)
 from limbeck.errors import ConfigError, DataError
 from limbeck.files import publish
+from limbeck.layer_map import LayerMap
 from limbeck.losses import PairShapes, build_objective
 from limbeck.models import (
     CausalLM,
@@ -143,6 +153,7 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
         DataError: The text cannot be used.
     """
     require_alone_if_shared(config, world)
+    together(lambda: require_inputs(config), world, main_only=True)
     with main_first(world):
         teacher = teachers.bind(config.teacher, "teacher")(world.device)
         tokenizer = teacher.tokenizer
@@ -160,6 +171,7 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
     with main_first(world):
         student = initialisers.bind(config.student, "student")(origin)
         make_trainable(student.model, config.trainable, config.seed)
+    student = agreed(student, world)
     is_chat = config.data.type == "chat"
     teacher.require(TeacherRequest(student_tokenizer=student.tokenizer, uses_template=is_chat))
     vocabulary = prove_pair(student, teacher)
@@ -203,6 +215,29 @@ def source_of(config: RunConfig, data: TextData, tokenizer: PreTrainedTokenizerB
         data, tokenizer, config.seed, config.optim.rows_per_step(length), length
     )
     return sources.bind(config.data.source, "data.source")(context)
+
+
+def agreed(student: InitialStudent, world: World) -> InitialStudent:
+    """The student of rank 0 on every rank: measured choices and random weights may differ by rank.
+
+    Raises:
+        ConfigError: The ranks made students of different shapes; which rank, and where.
+    """
+    if world.size == 1:
+        return student
+    tensors = student.model.state_dict()
+    shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
+    for rank, others in enumerate(gather_objects(shapes, world)):
+        if others != shapes:
+            name = next(n for n in {**shapes, **others} if shapes.get(n) != others.get(n))
+            raise ConfigError(
+                f"student: every rank must make the same student, but {name} has shape "
+                f"{others.get(name)} on rank {rank} and {shapes.get(name)} on rank {world.rank}. "
+                "Make it once with `limbeck shrink`, and name its folder."
+            )
+    from_main(tensors.values())
+    pairs = broadcast_object(student.layer_map.pairs, world)
+    return replace(student, layer_map=LayerMap(tuple((s, t) for s, t in pairs)))
 
 
 def request_of(

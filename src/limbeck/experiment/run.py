@@ -65,7 +65,10 @@ class Run:
         self._started = now()
         self.world: World = self._stack.enter_context(
             world(
-                choose_device(config.device), config.parallel.shard, config.parallel.compute_dtype
+                choose_device(config.device),
+                config.parallel.shard,
+                config.parallel.compute_dtype,
+                config.parallel.timeout_s,
             )
         )
         try:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from limbeck.errors import ConfigError
+from limbeck.errors import ConfigError, DataError
 from limbeck.models.causal_lm import CausalLM
 from limbeck.models.modes import evaluating
 
@@ -45,12 +45,27 @@ def prove_head(model: CausalLM) -> None:
     error = head_error(model, _tokens(model, 0, 8)[None])
     bound = HEAD_TOLERANCE[model.hf_model.dtype]
     if not error <= bound:  # so that NaN fails too
+        require_finite(model)
         raise ConfigError(
             f"The head of a {model.family} model, called apart from it, must give the model's own "
             f"logits, but they differ by up to {error:.3g} of the largest (allowed: {bound:.3g}). "
             "limbeck does not know what this family does after its head: choose another model, or "
             "add the family to limbeck.models.heads."
         )
+
+
+def require_finite(model: CausalLM) -> None:
+    """Refuse a model with weights that are not numbers.
+
+    Raises:
+        DataError: A tensor holds NaN or infinity; its name and how many.
+    """
+    for name, weight in model.hf_model.named_parameters():
+        if bad := int((~weight.isfinite()).sum()):
+            raise DataError(
+                f"Weights must be finite numbers, but {name} of this {model.family} model holds "
+                f"{bad:,} that are not (of {weight.numel():,}). Fetch or save the model again."
+            )
 
 
 def head_error(model: CausalLM, input_ids: Int[Tensor, "B T"]) -> float:

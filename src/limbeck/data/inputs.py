@@ -1,0 +1,82 @@
+"""What a recipe names outside itself, looked at before any weights are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+from limbeck.config import DataConfig, RunConfig
+from limbeck.data.build import Draft, checked, refuse
+from limbeck.data.formats import readers
+from limbeck.data.rows import may_be_on_hub, open_source
+from limbeck.errors import ConfigError, DataError, LimbeckError
+from limbeck.models import ModelSource, cache_folder
+from limbeck.models.source import find
+from limbeck.registry import Component, type_of
+
+FIRST_ROWS = 8
+"""Rows of each text that are read."""
+
+MODELS = ("online", "pretrained")
+"""Types of teachers and students whose `path` is a model."""
+
+
+def require_inputs(config: RunConfig) -> None:
+    """Check that models, texts, columns and first rows are there; all mistakes are raised at once.
+
+    Data sets of the hub are checked when they are downloaded.
+
+    Raises:
+        ConfigError: A path or a column is missing.
+        DataError: Only first rows are unusable.
+        TryLaterError: The hub does not answer.
+    """
+    checks: list[tuple[str, Callable[[], None]]] = [
+        (f"{option}.path", partial(require_model, spec))
+        for option, spec in (("teacher", config.teacher), ("student", config.student))
+        if type_of(spec) in MODELS
+    ]
+    checks.append(("data.path", partial(require_first_rows, config.data)))
+    if config.evaluate.data is not None:
+        held_out = replace(config.data, path=config.evaluate.data, split=config.evaluate.split)
+        checks.append(("evaluate.data", partial(require_first_rows, held_out)))
+    errors: list[tuple[str, LimbeckError]] = []
+    for option, check in checks:
+        try:
+            check()
+        except (ConfigError, DataError) as error:
+            errors.append((option, error))
+    if len(errors) == 1 and errors[0][0] != "evaluate.data":
+        raise errors[0][1]
+    if errors:
+        texts = [f"{option}: {text_of(error)}" for option, error in errors]
+        is_config = any(isinstance(error, ConfigError) for _, error in errors)
+        raise (ConfigError if is_config else DataError)("\n  ".join(texts))
+
+
+def text_of(error: LimbeckError) -> str:
+    """A message without the option it may begin with."""
+    return str(error).removeprefix("data.path: ")
+
+
+def require_model(spec: Component) -> None:
+    """Refuse a model that is not there; only its configuration is fetched from the hub."""
+    code = bool(spec.get("trust_remote_code", False))
+    find(ModelSource(str(spec["path"]), spec.get("revision"), code))
+
+
+def require_first_rows(config: DataConfig) -> None:
+    """Refuse a text whose file is missing or whose first rows its type cannot read."""
+    if not Path(config.path).expanduser().exists() and may_be_on_hub(config.path):
+        return
+    reader = readers.bind(config.type, "data")()
+    source = open_source(config.path, config.split, cache_folder() / "data")
+    columns = {name: name for name in reader.columns} | dict(config.columns)
+    draft = Draft()
+    for row in islice(source.rows(tuple(columns.values())), FIRST_ROWS):
+        checked(draft, source, row, columns, reader)
+    if draft.num_bad:
+        refuse(draft, config.path)
