@@ -45,9 +45,7 @@ def test_head_that_gives_no_numbers_is_refused():
     model = tiny_llama(1, 32)
     with torch.no_grad():
         model.hf_model.lm_head.weight.fill_(float("nan"))
-    with pytest.raises(
-        DataError, match=r"lm_head.weight of this \w+ model holds"
-    ):
+    with pytest.raises(DataError, match=r"lm_head.weight of this \w+ model holds"):
         prove_head(model)
 
 
