@@ -158,18 +158,8 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
         teacher = teachers.bind(config.teacher, "teacher")(world.device)
         tokenizer = teacher.tokenizer
     teacher_limit = teacher.info.max_positions
-    local = find_local(teacher)
-    origin = Origin(
-        local.model if local else None,
-        tokenizer,
-        world.device,
-        STUDENT_DTYPE,
-        config.seed,
-        lambda: load_text(config.data, tokenizer, teacher_limit),
-        teacher.info.to_json(),
-    )
     with main_first(world):
-        student = initialisers.bind(config.student, "student")(origin)
+        student = initialisers.bind(config.student, "student")(origin_of(config, teacher, world))
         make_trainable(student.model, config.trainable, config.seed)
     student = agreed(student, world)
     is_chat = config.data.type == "chat"
@@ -215,6 +205,20 @@ def source_of(config: RunConfig, data: TextData, tokenizer: PreTrainedTokenizerB
         data, tokenizer, config.seed, config.optim.rows_per_step(length), length
     )
     return sources.bind(config.data.source, "data.source")(context)
+
+
+def origin_of(config: RunConfig, teacher: Teacher, world: World) -> Origin:
+    """What a student may be made from."""
+    local = find_local(teacher)
+    return Origin(
+        local.model if local else None,
+        teacher.tokenizer,
+        world.device,
+        STUDENT_DTYPE,
+        config.seed,
+        lambda: load_text(config.data, teacher.tokenizer, teacher.info.max_positions),
+        teacher.info.to_json(),
+    )
 
 
 def agreed(student: InitialStudent, world: World) -> InitialStudent:
