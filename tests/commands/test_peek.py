@@ -81,7 +81,7 @@ def test_the_page_is_written_beside_the_terminals_picture(
 
 @pytest.mark.parametrize("words", [["one"], ["one", "two", "three", "four"]])
 def test_the_wrong_number_of_words_is_refused(words: list[str]) -> None:
-    with pytest.raises(ConfigError, match=f"got {len(words)} word"):
+    with pytest.raises(ConfigError, match=rf"got {len(words)} words?\."):
         peek(words)
 
 

@@ -9,7 +9,8 @@ import sys
 import pytest
 import torch
 
-from limbeck.experiment import Recording, load
+from limbeck.experiment import load
+from limbeck.recording import Recording
 from tests.experiment.house import steps_of
 from tests.experiment.recordings import contents, recording_recipe
 
