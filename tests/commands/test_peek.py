@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from typer.testing import CliRunner
 
+from limbeck.commands.opening import open_models
 from limbeck.commands.peek import parse_temperatures, peek
 from limbeck.commands.peek_picture import show
 from limbeck.errors import ConfigError
@@ -130,3 +131,9 @@ def test_tokens_cannot_command_the_terminal_or_the_markup() -> None:
     assert "\x1b" not in told
     assert "\u202e" not in told
     assert "\\x1b[31m[bold]\\u202e" in told
+
+
+def test_code_of_an_unpinned_commit_is_refused_before_a_tokenizer_could_run_it(monkeypatch) -> None:
+    monkeypatch.setattr("limbeck.commands.opening.load_tokenizer", None)
+    with pytest.raises(ConfigError, match="40-digit commit"):
+        open_models(["someone/model"], [], trust_remote_code=True, device="cpu")
