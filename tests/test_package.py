@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +10,7 @@ import limbeck
 
 LOSS_ALONE = """
 import sys
+from pathlib import Path
 from limbeck import DistillationLoss
 DistillationLoss(alpha=0.5)
 assert "transformers" not in sys.modules, "the loss needs no model library"
@@ -27,3 +29,10 @@ def test_every_promised_name_is_there():
 def test_other_names_are_not():
     with pytest.raises(AttributeError, match="no attribute 'distil'"):
         limbeck.distil  # noqa: B018
+
+
+def test_every_folder_of_the_package_is_installed():
+    """Setuptools leaves folders without `__init__.py` out of a wheel."""
+    root = Path(limbeck.__file__).parent
+    folders = {path.parent for path in root.rglob("*.py")}
+    assert [folder for folder in folders if not (folder / "__init__.py").exists()] == []

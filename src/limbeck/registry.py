@@ -86,6 +86,7 @@ class Registry(Generic[T]):
 
     def options(self, name: str) -> dict[str, tuple[Any, inspect.Parameter]]:
         """The options of a registered component: type with its bounds, and the parameter."""
+        self._import_package()
         component = self._components[name]
         target = component.__init__ if inspect.isclass(component) else component
         hints = get_type_hints(target, include_extras=True)

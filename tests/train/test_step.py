@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from limbeck.data.source import RowsOfStep
+from limbeck.distributed.stopping import SIGNALS
 from limbeck.train import accumulate, count_step, train_step
 from tests.train.toy import ALONE, ToyBatches, toy_pair
 
@@ -114,7 +115,7 @@ def test_a_gradient_that_is_not_a_number_changes_nothing():
 def test_a_step_with_nothing_scored_has_no_gradient_and_a_loss_of_zero():
     distiller, teacher = toy_pair()
     empty = [ToyBatches().batch([])]
-    step_tokens, stop = count_step(empty, [0, 0, 0], ALONE)
+    step_tokens, stop = count_step(empty, [0] * len(SIGNALS), ALONE)
     assert step_tokens == 0
     assert stop is None
     accumulated = accumulate(distiller, teacher, empty, step_tokens, ALONE)

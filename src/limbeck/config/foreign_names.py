@@ -45,7 +45,7 @@ def ours(name: str) -> str:
 
     Example:
         >>> ours("lr")
-        ": here it is optim.learning_rate"
+        ': here it is optim.learning_rate'
     """
     path = FOREIGN_NAMES.get(name.lower())
     if path is None:

@@ -37,7 +37,7 @@ def other_type(columns: Collection[str]) -> str:
 
     Example:
         >>> other_type(["messages"])
-        ". Conversations are read with data.type: chat"
+        '. Conversations are read with data.type: chat'
     """
     if "messages" in columns:
         return ". Conversations are read with data.type: chat"
