@@ -38,7 +38,7 @@ def demo(
     steps: Annotated[
         int | None,
         typer.Option(
-            min=5, help="Optimizer steps; more make a better student.", show_default=False
+            min=6, help="Optimizer steps; more make a better student.", show_default=False
         ),
     ] = None,
     output: Annotated[
