@@ -26,9 +26,10 @@ from head.measure import resident_mb
 from limbeck.batch import Batch
 from limbeck.config import RunConfig
 from limbeck.data import corpus_path
-from limbeck.experiment import Recording, assemble, load
+from limbeck.experiment import assemble, load
 from limbeck.losses import SignalNeeds, StudentView
 from limbeck.models import Distiller
+from limbeck.recording import Recording
 from limbeck.teachers import Teacher, TeacherRequest
 
 FORMS = {
