@@ -39,7 +39,10 @@ class Verdict(NamedTuple):
 
 def misfit(mutation: Mutation) -> str | None:
     """Why a bug cannot be seeded, or its test not run, if so."""
-    times = (ROOT / "src/limbeck" / mutation.file).read_text(encoding="utf-8").count(mutation.old)
+    source = ROOT / "src/limbeck" / mutation.file
+    if not source.is_file():
+        return "the file is not there"
+    times = source.read_text(encoding="utf-8").count(mutation.old)
     if times != 1:
         return f"its text is there {times} times"
     path, _, name = mutation.test.partition("::")
