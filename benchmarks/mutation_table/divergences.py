@@ -1,4 +1,4 @@
-"""Bugs in the divergences and their slopes."""
+"""Bugs in the divergences and their gradients."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mutation_table.places import (
     LK,
     ORACLES,
     SKEW,
-    SLOPES,
+    GRADIENTS,
     TODI,
     TV,
     Mutation,
@@ -35,7 +35,7 @@ DIVERGENCES = (
     Mutation(
         "a mask in sorted order on unsorted gaps",
         AKL,
-        "gap.masked_fill(p < least, 0)",
+        "gap.masked_fill(p < min_prob, 0)",
         "gap.masked_fill(~is_head, 0)",
         LAWS + "is_a_sum_over_outcomes_in_any_order",
     ),
@@ -119,14 +119,14 @@ DIVERGENCES = (
     Mutation(
         "a gradient through the weights",
         AKL,
-        "head_share(student.detach(), teacher.detach(), head_mass)",
-        "head_share(student, teacher, head_mass)",
+        "head_share(student.detach(), teacher.detach(), head_probability)",
+        "head_share(student, teacher, head_probability)",
         LAWS + "adaptive_kl_weighs_the_same_after_a_shuffle_and_holds_its_weights_constant",
     ),
     Mutation(
         "the head cut in the middle of a tie, by position",
         AKL,
-        "on_head = gap.masked_fill(p < least, 0).sum(-1)",
+        "on_head = gap.masked_fill(p < min_prob, 0).sum(-1)",
         "places = p.sort(dim=-1, descending=True, stable=True).indices\n"
         "    on_head = gap.gather(-1, places).masked_fill(~is_head, 0).sum(-1)",
         LAWS + "adaptive_kl_does_not_depend_on_the_order_of_ties",
@@ -162,31 +162,31 @@ DIVERGENCES = (
     Mutation(
         "an option the divergence does not have",
         SKEW,
-        "def skew_forward_kl_slope(outcomes: Outcomes, *, skew: float = 0.1)",
-        "def skew_forward_kl_slope(outcomes: Outcomes, *, skew: float = 0.2)",
-        SLOPES + "a_slope_takes_the_options_of_its_divergence",
+        "def skew_forward_kl_gradient(outcomes: Outcomes, *, skew: float = 0.1)",
+        "def skew_forward_kl_gradient(outcomes: Outcomes, *, skew: float = 0.2)",
+        GRADIENTS + "a_gradient_takes_the_options_of_its_divergence",
     ),
     Mutation(
-        "a slope without its factor",
+        "a gradient without its factor",
         JSD,
         ".mul_(1 - beta)",
         ".mul_(beta)",
-        SLOPES + "slope_equals_autograd",
+        GRADIENTS + "gradient_equals_autograd",
     ),
     Mutation(
         "a quotient where both probabilities vanish",
         SKEW,
-        "torch.mul(outcomes.student_mass, gap.exp_(), out=outcomes.teacher_mass).mul_(skew - 1)",
-        "outcomes.teacher_mass.mul_(outcomes.student_mass)"
+        "torch.mul(outcomes.student_prob, gap.exp_(), out=outcomes.teacher_prob).mul_(skew - 1)",
+        "outcomes.teacher_prob.mul_(outcomes.student_prob)"
         ".div_(torch.exp(mixture) * (mixture > -87)).mul_(skew - 1)",
-        SLOPES + "slope_at_impossible_outcomes_is_finite_and_adds_nothing",
+        GRADIENTS + "gradient_at_impossible_outcomes_is_finite_and_adds_nothing",
     ),
     Mutation(
         "the logarithm of a mixture that is zero",
         "losses/divergences/base.py",
         ".clamp_min_(smallest)",
         "",
-        SLOPES + "slope_of_opposite_certainties_is_finite",
+        GRADIENTS + "gradient_of_opposite_certainties_is_finite",
     ),
     Mutation(
         "a weight of one half, wherever the head lies",
@@ -203,7 +203,7 @@ DIVERGENCES = (
         ORACLES + "divergence_has_the_value_of_the_table",
     ),
     Mutation(
-        "beta given to the student, in the slope",
+        "beta given to the student, in the gradient",
         JSD,
         "mixture = log_mixture(outcomes, beta)",
         "beta = 1 - beta\n    mixture = log_mixture(outcomes, beta)",

@@ -21,8 +21,8 @@ FORMS = (
     Mutation(
         "the draws' own entropy left in the value",
         TERM,
-        "value = value + signal.distribution.correction()",
-        "value = value + 0 * signal.distribution.correction()",
+        "value = value + teacher.correction()",
+        "value = value + 0 * teacher.correction()",
         DRAWN + "the_mean_over_all_outcomes_is_forward_kl_with_its_gradient",
     ),
     Mutation(
@@ -56,8 +56,8 @@ FORMS = (
     Mutation(
         "draws from a sharpened teacher",
         SAMPLES,
-        "mass = logp.exp()",
-        "mass = (1.2 * logp).softmax(-1)",
+        "probs = logp.exp()",
+        "probs = (1.2 * logp).softmax(-1)",
         DRAWN + "a_thousand_recordings_are_within_four_sigma_of_forward_kl",
     ),
     Mutation(
@@ -98,22 +98,22 @@ FORMS = (
     Mutation(
         "a generator that is not used",
         SAMPLES,
-        "device=mass.device, generator=generator",
-        "device=mass.device",
+        "device=probs.device, generator=generator",
+        "device=probs.device",
         DRAWN + "the_same_generator_draws_the_same",
     ),
     Mutation(
         "a filler that overwrites a draw",
         CLOSED,
-        "work.teacher_mass.zero_().scatter_add_(-1, ids, -shares)",
-        "work.teacher_mass.zero_().scatter_(-1, ids, -shares)",
+        "work.teacher_prob.zero_().scatter_add_(-1, ids, -shares)",
+        "work.teacher_prob.zero_().scatter_(-1, ids, -shares)",
         DRAWN + "rows_that_drew_fewer_tokens_are_filled_with_nothing",
     ),
     Mutation(
         "reverse KL of samples, silently biased",
         FORM,
-        "if serves is not None and divergence not in serves:",
-        "if serves is not None and False:",
+        "if is_ranking or (serves is not None and divergence not in serves):",
+        "if is_ranking:",
         DRAWN + "other_divergences_are_refused_by_name",
     ),
     Mutation(
@@ -125,9 +125,9 @@ FORMS = (
     ),
     Mutation(
         "entropies of other rows",
-        SAMPLES,
-        "self.entropy_nats[window],",
-        "self.entropy_nats.flip(0)[window],",
+        FORM,
+        "return change(value)",
+        "return change(value.flip(0) if value.ndim == 1 else value)",
         DRAWN + "samples_of_some_rows_are_those_rows",
     ),
     Mutation(
@@ -153,9 +153,9 @@ FORMS = (
     ),
     Mutation(
         "tails of other rows",
-        TOP_K,
-        "{each: tail[window] for each",
-        "{each: tail.flip(0)[window] for each",
+        FORM,
+        "{key: change(each) for key, each in value.items()}",
+        "{key: change(each.flip(0)) for key, each in value.items()}",
         KEPT + "rows_keep_every_tail",
     ),
     Mutation(
@@ -216,9 +216,9 @@ FORMS = (
     ),
     Mutation(
         "tails of other rows beside the draws",
-        MIXED,
-        "self.tail_logprob[window],",
-        "self.tail_logprob.flip(0)[window],",
+        FORM,
+        "return change(value)",
+        "return change(value.flip(0) if value.ndim == 1 else value)",
         SPLIT + "those_of_some_rows_are_those_rows",
     ),
     Mutation(

@@ -75,8 +75,8 @@ OBJECTIVES = (
     Mutation(
         "the teacher's logits overwritten",
         CLOSED,
-        "softmax_into(work.teacher, work.teacher_mass, teacher.logits, term.temperature)",
-        "softmax_into(work.teacher, work.teacher_mass, teacher.logits.mul_(1.1), term.temperature)",
+        "softmax_into(work.teacher, work.teacher_prob, teacher.logits, term.temperature)",
+        "softmax_into(work.teacher, work.teacher_prob, teacher.logits.mul_(1.1), term.temperature)",
         STEP + "inputs_survive",
     ),
     Mutation(
@@ -117,16 +117,9 @@ OBJECTIVES = (
     Mutation(
         "a bias forgotten",
         "losses/output_head.py",
-        "self.weight.to(same), bias))",
-        "self.weight.to(same)))",
+        "linear(hidden.to(dtype), self.weight.to(dtype), bias)",
+        "linear(hidden.to(dtype), self.weight.to(dtype))",
         SAID + "a_head_is_product_bias_and_finish",
-    ),
-    Mutation(
-        "the teacher's ids used for the student",
-        "losses/distributions/shared.py",
-        "merge_rest(log_softmax(student_logits, temperature), self.student_ids)",
-        "merge_rest(log_softmax(student_logits, temperature), self.teacher_ids)",
-        SAID + "renaming_the_teachers_tokens_changes_nothing",
     ),
     Mutation(
         "the most certain positions instead of the least",
@@ -138,15 +131,16 @@ OBJECTIVES = (
     Mutation(
         "a mean over positions that were left out too",
         OBJECTIVE,
-        "scale = len(student.hidden) / max(len(chosen), 1)",
+        "scale = num_positions / max(len(chosen), 1)",
         "scale = 1.0",
         CHOICE + "the_least_certain_positions_are_learnt_from_and_no_others",
     ),
     Mutation(
         "positions left out by a weight of zero, after all the work",
         OBJECTIVE,
-        "            student, signal = view_at(student, chosen), signal.rows(chosen)\n",
-        "            kept = torch.zeros(len(student.hidden), dtype=student.hidden.dtype)\n"
+        "            student, signal = view_at(student, chosen), "
+        "signal.select(chosen, num_positions)\n",
+        "            kept = torch.zeros(num_positions, dtype=student.hidden.dtype)\n"
         "            kept[chosen] = 1\n"
         "            student = StudentView(\n"
         "                student.hidden, student.head, {}, student.targets, kept\n"
@@ -170,15 +164,15 @@ OBJECTIVES = (
     Mutation(
         "token weights in the value, not in the gradient",
         CLOSED,
-        "slope if weights is None else slope.mul_(weights)",
-        "slope",
+        "gradient if weights is None else gradient.mul_(weights)",
+        "gradient",
         CHOICE + "token_weights_multiply_each_positions_terms",
     ),
     Mutation(
         "token weights of other rows",
         OBJECTIVE,
-        "None if weights is None else weights[chosen]",
-        "None if weights is None else weights[: len(chosen)] * 2",
+        "None if weights is None else weights[rows]",
+        "None if weights is None else weights[: len(student.targets[rows])] * 2",
         CHOICE + "weights_of_one_change_nothing_and_go_with_a_choice",
     ),
     Mutation(
@@ -198,22 +192,22 @@ OBJECTIVES = (
     Mutation(
         "a temperature that stays at its first value",
         TERM,
-        "self.temperature = at(self._schedule, step)",
-        "self.temperature = at(self._schedule, 0)",
+        "self.temperature = value_at(self._schedule, step)",
+        "self.temperature = value_at(self._schedule, 0)",
         TIMED + "a_scheduled_step_equals_an_objective_with_those_numbers",
     ),
     Mutation(
         "a schedule's values out of the number's bounds",
-        "config/schedules.py",
-        "values={step: check(v) for step, v in read.values.items()}",
-        "values=dict(read.values)",
+        SCHEDULES,
+        "values={step: check(each) for step, each in value.values.items()}",
+        "values=dict(value.values)",
         TIMED + "a_schedule_that_cannot_be_is_refused",
     ),
     Mutation(
         "no teacher asked while alpha is still 0",
         SCHEDULES,
-        "return max(number.schedule.values.values()) if",
-        "return float(number) if",
+        "return max(number.values.values()) if",
+        "return number.value(0) if",
         TIMED + "a_teacher_is_asked_if_alpha_is_ever_more_than_zero",
     ),
 )

@@ -110,8 +110,8 @@ OWN_TERMS = (
     Mutation(
         "a loss's absolute fall instead of its relative one",
         TAID,
-        "fall = (previous - mean) / previous",
-        "fall = previous - mean",
+        "decrease = (previous - mean) / previous",
+        "decrease = previous - mean",
         TERMS + "taid_moves_as_the_published_rule_says",
     ),
     Mutation(
@@ -124,7 +124,7 @@ OWN_TERMS = (
     Mutation(
         "samples interpolated",
         TAID,
-        'require_served(signal.distribution, "taid")',
+        'require_served(teacher, "taid")',
         "pass",
         TERMS + "taid_refuses_teachers_that_cannot_be_interpolated",
     ),
@@ -173,7 +173,7 @@ OWN_TERMS = (
     Mutation(
         "a head's soft-cap dropped",
         LOSS,
-        "return Head(head.weight[:size], bias, head.finish)",
+        "return Head(head.weight[:size], bias, head.transform)",
         "return Head(head.weight[:size], bias)",
         LIBRARY + "a_head_with_bias_and_cap_is_applied",
     ),

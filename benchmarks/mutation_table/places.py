@@ -37,7 +37,7 @@ TOP_K, FORM = "losses/distributions/top_k.py", "losses/distributions/base.py"
 
 LAWS = "laws/test_divergences.py::test_"
 DIST = "laws/test_distributions.py::test_"
-SLOPES = "laws/test_slopes.py::test_"
+GRADIENTS = "laws/test_gradients.py::test_"
 ORACLES = "laws/test_oracles.py::test_"
 DRAWN = "laws/test_samples.py::test_"
 SPLIT = "laws/test_top_k_samples.py::test_"

@@ -70,7 +70,7 @@ TRAINING = (
     Mutation(
         "a temperature that is ignored",
         TERM,
-        "self.temperature = at(temperature, 0)",
+        "self.temperature = value_at(temperature, 0)",
         "self.temperature = 1.0",
         DIST + "every_temperature_changes_the_result",
     ),
@@ -84,15 +84,15 @@ TRAINING = (
     Mutation(
         "the gradient of the student's own normaliser forgotten",
         CLOSED,
-        "slope.addcmul_(work.student_mass, mass_weight)",
-        "slope.addcmul_(work.student_mass, 0 * mass_weight)",
+        "gradient.addcmul_(work.student_prob, prob_weight)",
+        "gradient.addcmul_(work.student_prob, 0 * prob_weight)",
         DIST + "a_gradient_is_never_zero_elsewhere_and_sums_to_zero",
     ),
     Mutation(
         "no softmax: logits taken for log-probabilities",
         FORM,
-        "return torch.log_softmax(exact / temperature, dim=-1).clamp_min(FLOOR)",
-        "return (exact / temperature - 20).clamp_min(FLOOR)",
+        "torch.log_softmax(exact / temperature, dim=-1)",
+        "exact / temperature - 20",
         DIST + "a_constant_added_to_all_logits_changes_nothing",
     ),
     Mutation(
@@ -112,8 +112,8 @@ TRAINING = (
     Mutation(
         "minus infinity let through",
         FORM,
-        "return torch.log_softmax(exact / temperature, dim=-1).clamp_min(FLOOR)",
-        "return torch.log_softmax(exact / temperature, dim=-1)",
+        "return logp.clamp_min(FLOOR)",
+        "return logp.clone()",
         DIST + "minus_infinity_on_both_sides_changes_nothing",
     ),
     Mutation(
@@ -133,10 +133,10 @@ TRAINING = (
         DIST + "mass_moved_out_of_the_top_k_raises_the_loss",
     ),
     Mutation(
-        "the tail's slope forgotten",
+        "the tail's gradient forgotten",
         CLOSED,
-        "slope[:, -1:], out=work.teacher_mass).scatter_(-1, teacher.ids, slope",
-        "0 * slope[:, -1:], out=work.teacher_mass).scatter_(-1, teacher.ids, slope",
+        "gradient[:, -1:], out=work.teacher_prob).scatter_(\n",
+        "0 * gradient[:, -1:], out=work.teacher_prob).scatter_(\n",
         DIST + "a_gradient_is_never_zero_elsewhere_and_sums_to_zero",
     ),
     Mutation(
@@ -161,7 +161,7 @@ TRAINING = (
         DIST + "a_top_k_teacher_at_another_temperature_is_refused_in_training_too",
     ),
     Mutation(
-        "the target's slope forgotten",
+        "the target's gradient forgotten",
         CLOSED,
         "torch.full_like(hard, -self.hard_weight)",
         "torch.full_like(hard, -self.hard_weight / 2)",
@@ -198,15 +198,15 @@ TRAINING = (
     Mutation(
         "the teacher's soft-cap forgotten where its products are shared by blocks",
         BLOCKS,
-        "DenseLogits(self.finish(self.products[few]))",
-        "DenseLogits(self.products[few])",
+        "DenseLogits(products if self.transform is None else self.transform(products))",
+        "DenseLogits(products)",
         HEAD + "a_teachers_soft_cap_and_bias_count_however_rows_are_cut",
     ),
     Mutation(
         "the teacher's head multiplied for terms that do not read it",
         GENERAL,
-        "signal.distribution if reads else None",
-        "signal.distribution",
+        "ChunkTeacher(distribution if reads else None, workspace)",
+        "ChunkTeacher(distribution, workspace)",
         HEAD + "a_teacher_no_term_reads_is_not_multiplied",
     ),
     Mutation(
@@ -233,7 +233,7 @@ TRAINING = (
     Mutation(
         "a soft-cap skipped by the fast path",
         CLOSED,
-        "        does_nothing(student.head.finish)\n        and 1",
+        "        student.head.transform is None\n        and 1",
         "        1",
         HEAD + "closed_form_is_chosen_where_there_is_one_and_only_there",
     ),
@@ -276,8 +276,8 @@ TRAINING = (
     Mutation(
         "a logarithm of a sum of two rows",
         CLOSED,
-        "mass.amax(-1, keepdim=True).log_()",
-        "mass.amax().log()",
+        "probs.amax(-1, keepdim=True).log_()",
+        "probs.amax().log()",
         HEAD + "closed_form_equals_plain_logits_in_float64",
     ),
     Mutation(
@@ -310,7 +310,7 @@ TRAINING = (
     ),
     Mutation(
         "parts of a level read in the other order",
-        "store/levels.py",
+        "store/quantization.py",
         "np.stack([packed & 15, packed >> 4], -1)",
         "np.stack([packed >> 4, packed & 15], -1)",
         "store/test_codecs.py::test_a_part_of_a_level_is_within_its_stated_error",
