@@ -13,6 +13,7 @@ import argparse
 import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -68,6 +69,8 @@ def run_tests(place: Path, tests: list[str]) -> int:
     """
     import pytest  # noqa: PLC0415
 
+    multiprocessing.current_process().daemon = False  # so that tests may start ranks
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a bug may leave it unheeded, which ends a worker
     os.chdir(place)
     os.environ["PYTHONPATH"] = str(place / "src")
     sys.dont_write_bytecode = True

@@ -5,8 +5,9 @@ from mutation_table.forms import FORMS
 from mutation_table.objectives import OBJECTIVES
 from mutation_table.own_terms import OWN_TERMS
 from mutation_table.places import Mutation
+from mutation_table.runs import RUNS
 from mutation_table.training import TRAINING
 
-MUTATIONS = (*DIVERGENCES, *TRAINING, *OBJECTIVES, *FORMS, *OWN_TERMS)
+MUTATIONS = (*DIVERGENCES, *TRAINING, *OBJECTIVES, *FORMS, *OWN_TERMS, *RUNS)
 
 __all__ = ["MUTATIONS", "Mutation"]
