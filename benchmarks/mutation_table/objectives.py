@@ -60,9 +60,9 @@ OBJECTIVES = (
     Mutation(
         "a loss that is half as large when it is only read",
         FUSED,
-        "            chunk_sums, gradient = body(products, window, wants_gradient)\n",
-        "            chunk_sums, gradient = body(products, window, wants_gradient)\n"
-        "            chunk_sums = chunk_sums if wants_gradient else chunk_sums / 2\n",
+        "                chunk_sums, gradient = body(products, window, wants_gradient)\n",
+        "                chunk_sums, gradient = body(products, window, wants_gradient)\n"
+        "                chunk_sums = chunk_sums if wants_gradient else chunk_sums / 2\n",
         STEP + "evaluation_reads_the_same_numbers_without_a_graph",
     ),
     Mutation(
