@@ -113,7 +113,7 @@ def test_a_plan_proposes_three_shapes_nearest_first(bench):
 
 
 def test_a_plan_without_any_shape_is_refused(bench):
-    with pytest.raises(ConfigError, match="embeddings alone are too many"):
+    with pytest.raises(ConfigError, match="embeddings are too large"):
         shrinking.plan(bench, 1000, "even")
 
 

@@ -118,7 +118,7 @@ def test_ids_in_both_configurations_are_the_new_ones():
 def test_settings_that_ask_for_tokens_are_refused():
     model = tiny_llama(1, 32)
     model.hf_model.generation_config = GenerationConfig(sequence_bias=[[[3], 1.0]])
-    with pytest.raises(ConfigError, match=r"must not ask for tokens.*llama.*sequence_bias\. Remov"):
+    with pytest.raises(ConfigError, match=r"must not force tokens.*llama.*sequence_bias\. Remov"):
         with_tokens(model, KEPT)
 
 

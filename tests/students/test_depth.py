@@ -173,7 +173,7 @@ def test_recorded_teacher_cannot_be_cut():
 
 
 def test_layout_without_an_entry_is_refused():
-    with pytest.raises(ConfigError, match="no entry for the layout of olmo2"):
+    with pytest.raises(ConfigError, match="pruned or resized, got olmo2"):
         cut(tiny_model("olmo2", layers=2), keep=1)
 
 

@@ -57,12 +57,12 @@ def test_loss_without_a_block_is_that_of_the_model_cut_there(family):
     teacher = tiny_model(family, layers=4)
     text = calibration(teacher)
     groups = [(0,), (1, 2), (3,)]
-    found = loss_without(text, groups, gone=())
+    found = loss_without(text, groups, removed=())
     for group, kl in zip(groups, found, strict=True):
         make = initialisers.bind({"type": "depth", "drop": group}, "student")
         cost = text.cost(make(Origin(teacher, tiny_tokenizer(), CPU)).model)
         assert kl == pytest.approx(cost.forward_kl, rel=1e-4, abs=1e-7)
-    assert loss_without(text, [(3,)], gone=[1]) == pytest.approx(
+    assert loss_without(text, [(3,)], removed=[1]) == pytest.approx(
         loss_without(text, [(1, 3)]), rel=1e-6
     )
 

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 from limbeck.errors import ConfigError
 from limbeck.models import prove_documents_apart, prove_head, save_student, tensors_hash
 from limbeck.prune import num_parameters, widths_of
-from limbeck.prune.activations import largest, weigh
+from limbeck.prune.activations import largest, mean_activations
 from limbeck.prune.roles import ROLES
 from limbeck.prune.targets import count_of, layers_for, widths_for
 from limbeck.students import Origin, initialisers
@@ -132,7 +132,7 @@ def test_query_heads_may_leave_their_groups():
 def test_activations_are_what_they_say():
     teacher = tiny_llama(2, 32)
     batch = random_batch(rows=2)
-    found = weigh(teacher, [batch])
+    found = mean_activations(teacher, [batch])
     seen = {}
     block = teacher.blocks[1]
     handles = [
@@ -195,12 +195,12 @@ def test_impossible_widths_are_refused(options, message):
 
 
 def test_a_family_without_an_entry_is_refused():
-    with pytest.raises(ConfigError, match="no entry for the weights of granite"):
+    with pytest.raises(ConfigError, match="pruned in width, got granite"):
         narrow(tiny_model("granite"), intermediate=8)
 
 
 def test_too_few_parameters_for_one_layer_are_refused():
-    with pytest.raises(ConfigError, match="the embeddings alone are too many"):
+    with pytest.raises(ConfigError, match="the embeddings are too large"):
         layers_for(tiny_llama(2, 32).config, 100)
     with pytest.raises(ConfigError, match="as 60M"):
         count_of("0")

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, processors, tra
 from transformers import GPT2Tokenizer, LlamaTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
 
 from limbeck.errors import ConfigError
-from limbeck.prune import kept_tokens, trimmed_tokenizer
+from limbeck.prune import kept_tokens, pruned_tokenizer
 from limbeck.prune.tokenizer import BYTES, refuse_other_ids, special_ids, with_ids, with_parts
 from limbeck.tokenizers import tokens_by_id
 from limbeck.tokenizers.identity import serialisation
@@ -52,7 +52,7 @@ def whole_words(tree):
 def trim(tokenizer, texts):
     used = {i for text in texts for i in tokenizer(text).input_ids}
     kept = kept_tokens(tokenizer, used)
-    return kept, trimmed_tokenizer(tokenizer, kept)
+    return kept, pruned_tokenizer(tokenizer, kept)
 
 
 def read(tokenizer, text):
@@ -115,7 +115,7 @@ def test_without_what_a_token_is_merged_from_the_data_are_read_otherwise():
     alone = sorted(
         {*used, *(i for i, t in tokens_by_id(tokenizer).items() if len(t) == 1), 0, 1, 2}
     )
-    bare = trimmed_tokenizer(tokenizer, alone)
+    bare = pruned_tokenizer(tokenizer, alone)
     assert [alone[i] for i in bare(text).input_ids] != used
 
 
@@ -200,7 +200,7 @@ def test_trimming_twice_changes_nothing(tokenizer):
 )
 def test_other_kinds_of_tokenizers_are_refused(model, name):
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(model), unk_token="<unk>")
-    with pytest.raises(ConfigError, match=rf"merged pair by pair.* is {name}\. Leave its"):
+    with pytest.raises(ConfigError, match=rf"byte-pair.* is {name}\. Do not prune"):
         kept_tokens(tokenizer, [1])
 
 
@@ -211,12 +211,12 @@ def test_other_ways_of_merging_are_refused(name, value):
         if name != "dropout":
             tree["model"]["merges"] = []
 
-    with pytest.raises(ConfigError, match=rf"has {name} {value!r}\. Leave its vocabulary whole"):
+    with pytest.raises(ConfigError, match=rf"has {name} {value!r}\. Do not prune its vocabulary"):
         kept_tokens(edited(change), [1])
 
 
 def test_an_unknown_processor_is_refused():
-    with pytest.raises(ConfigError, match=r"knows what puts special tokens .* has a New\. Leave"):
+    with pytest.raises(ConfigError, match=r"known post-processor; .* has a New\. Do not"):
         special_ids({"type": "New"})
 
 
@@ -226,7 +226,7 @@ def test_a_class_that_opens_it_with_other_tokens_is_refused():
     new_id = {tokens_by_id(tokenizer)[old]: new for new, old in enumerate(kept)}
     refuse_other_ids(tokenizer, trimmed, new_id)
     trimmed.add_tokens(["more"])
-    with pytest.raises(ConfigError, match=rf"no others, but .* id {len(kept)} is 'more'\. Leave"):
+    with pytest.raises(ConfigError, match=rf"exactly .* id {len(kept)} is 'more'\. Do not"):
         refuse_other_ids(tokenizer, trimmed, new_id)
     with pytest.raises(ConfigError, match="with another pad"):
         refuse_other_ids(small(pad=None), trim(tokenizer, SENTENCES[:1])[1], new_id)

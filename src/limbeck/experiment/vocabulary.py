@@ -18,6 +18,7 @@ from limbeck.errors import ConfigError, DataError
 from limbeck.files import publish, sha256, write_text
 from limbeck.layer_map import LayerMap
 from limbeck.losses.distributions import log_softmax
+from limbeck.losses.head.fused import chunks
 from limbeck.models import (
     CausalLM,
     ModelSource,
@@ -29,8 +30,8 @@ from limbeck.models import (
     save_student,
     shape_facts,
 )
-from limbeck.prune import kept_tokens, named_ids, prove_same_logits, trimmed_tokenizer, with_tokens
-from limbeck.prune.calibration import rows_of, windows
+from limbeck.prune import kept_tokens, named_ids, prove_same_logits, pruned_tokenizer, with_tokens
+from limbeck.prune.calibration import CHUNK, rows_of
 from limbeck.students import InitialStudent
 from limbeck.students.provenance import write_provenance
 from limbeck.tokenizers import load_tokenizer, prove_same_vocabulary, tokenizer_hash, tokens_by_id
@@ -150,7 +151,7 @@ def trim(teacher: Teacher, paths: Sequence[str], kind: str) -> Trimming:
     used = {int(i) for text in before for i in np.unique(text.tokens)}
     named = named_ids(teacher.model) & tokens_by_id(teacher.tokenizer).keys()
     kept = kept_tokens(teacher.tokenizer, used | named)
-    tokenizer = trimmed_tokenizer(teacher.tokenizer, kept)
+    tokenizer = pruned_tokenizer(teacher.tokenizer, kept)
     for old in before:
         prove_same_reading(old, read(old.facts["path"], kind, tokenizer, limit), kept)
     data = [{"name": Path(t.facts["path"]).name, "sha256": t.facts["sha256"]} for t in before]
@@ -192,7 +193,7 @@ def trim_alike(teacher: Teacher, paths: Sequence[str]) -> Trimming:
             "model of the same family, or trim each to the data."
         )
     known = tokens_by_id(teacher.tokenizer)
-    tokenizer = trimmed_tokenizer(teacher.tokenizer, kept) if known.keys() >= {*kept} else None
+    tokenizer = pruned_tokenizer(teacher.tokenizer, kept) if known.keys() >= {*kept} else None
     if tokenizer is None or tokenizer_hash(tokenizer) != trimmed:
         raise DataError(
             f"{path} must lead to the tokenizer with the hash {trimmed[:12]}, and its list of "
@@ -276,7 +277,7 @@ def mass_kept(trimming: Trimming, text: TextData, tokens: int) -> Mass:
     with torch.no_grad(), evaluating(model):
         for row in rows_of(text, tokens):
             states = model(text.batch([row]).to(device))[0]
-            for window in windows(len(states)):
+            for window in chunks(len(states), CHUNK):
                 logp = log_softmax(whole.head(states[window]), 1.0)
                 found.append(logp[:, chosen].double().logsumexp(-1).cpu())
     log_mass = torch.cat(found).clamp(max=0.0)

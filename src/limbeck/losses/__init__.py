@@ -1,25 +1,10 @@
 """The loss core: divergences, distributions, terms, the fused head and the objective."""
 
-from limbeck.losses.build import (
-    build_objective,
-    objective_problems,
-)
-from limbeck.losses.distillation_loss import (
-    DistillationLoss,
-)
-from limbeck.losses.objective import (
-    Objective,
-)
-from limbeck.losses.output_head import (
-    Head,
-    Transform,
-)
-from limbeck.losses.signal import (
-    Projections,
-    SignalNeeds,
-    SignalPart,
-    TeacherSignal,
-)
+from limbeck.losses.build import build_objective, objective_problems
+from limbeck.losses.distillation_loss import DistillationLoss
+from limbeck.losses.objective import Objective
+from limbeck.losses.output_head import Head, Transform
+from limbeck.losses.signal import Projections, SignalNeeds, SignalPart, TeacherSignal
 from limbeck.losses.terms.base import (
     LogitTerm,
     PairShapes,

@@ -1,26 +1,9 @@
-"""Students cut from a teacher: depth, width, vocabulary, and what each part is worth."""
+"""Pruning a teacher in depth, width and vocabulary; importance of its parts."""
 
-from limbeck.prune.layouts import (
-    Shape,
-    cut_config,
-    read_pattern,
-    resized_config,
-)
-from limbeck.prune.narrow import (
-    Widths,
-    narrowed,
-    num_parameters,
-    widths_of,
-)
-from limbeck.prune.rows import (
-    named_ids,
-    prove_same_logits,
-    with_tokens,
-)
-from limbeck.prune.tokenizer import (
-    kept_tokens,
-    trimmed_tokenizer,
-)
+from limbeck.prune.layouts import Shape, cut_config, read_pattern, resized_config
+from limbeck.prune.narrow import Widths, narrowed, num_parameters, widths_of
+from limbeck.prune.rows import named_ids, prove_same_logits, with_tokens
+from limbeck.prune.tokenizer import kept_tokens, pruned_tokenizer
 
 __all__ = [
     "Shape",
@@ -31,9 +14,9 @@ __all__ = [
     "narrowed",
     "num_parameters",
     "prove_same_logits",
+    "pruned_tokenizer",
     "read_pattern",
     "resized_config",
-    "trimmed_tokenizer",
     "widths_of",
     "with_tokens",
 ]

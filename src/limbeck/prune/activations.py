@@ -1,4 +1,4 @@
-"""Which hidden channels, heads and feed-forward units of a model matter: how large they are.
+"""Importance of hidden channels, heads and feed-forward units, by the size of their activations.
 
 Source: Muralidharan et al., "Compact Language Models via Pruning and Knowledge Distillation"
 (Minitron), 2024, arXiv:2407.14679, section 2.2: activations on a little calibration text, forward
@@ -25,10 +25,10 @@ from limbeck.prune.roles import roles_of
 
 @dataclass(frozen=True)
 class Activations:
-    """Mean sizes over the scored tokens, float64 on the CPU.
+    """Mean activation sizes over the scored tokens, float64 on the CPU.
 
     Attributes:
-        width: |output| of the blocks' norms, a mean over norms and layers too.
+        width: |output| of the blocks' norms, averaged over norms and layers.
         inner: |input| of each block's last feed-forward projection.
         heads: Euclidean length of each head's output, before the projection that mixes them.
     """
@@ -38,11 +38,11 @@ class Activations:
     heads: Float[Tensor, "L H"]
 
 
-def weigh(model: CausalLM, batches: Sequence[Batch]) -> Activations:
-    """How large every part of a model is on some text.
+def mean_activations(model: CausalLM, batches: Sequence[Batch]) -> Activations:
+    """Mean activation sizes of a model on calibration text.
 
     Raises:
-        ConfigError: There is no entry for the family.
+        ConfigError: The family is not supported.
     """
     roles, widths, layers = roles_of(model.config), widths_of(model.config), model.num_layers
     sums = Activations(
@@ -52,17 +52,17 @@ def weigh(model: CausalLM, batches: Sequence[Batch]) -> Activations:
     )
     tokens = 0
 
-    def adds(
+    def accumulate(
         total: Tensor, size: Callable[[Tensor], Tensor], scored: Tensor
     ) -> Callable[..., None]:
         def hook(_: nn.Module, args: Any, *output: Any) -> None:
-            seen = tensor_of(output[0]) if output else args[0]
-            total.add_(size(seen.detach()[scored]).double().sum(0).cpu())
+            values = tensor_of(output[0]) if output else args[0]
+            total.add_(size(values.detach()[scored]).double().sum(0).cpu())
 
         return hook
 
-    def length(seen: Tensor) -> Tensor:
-        lengths: Tensor = seen.reshape(len(seen), widths.heads, -1).norm(dim=-1)
+    def length(values: Tensor) -> Tensor:
+        lengths: Tensor = values.reshape(len(values), widths.heads, -1).norm(dim=-1)
         return lengths
 
     with torch.no_grad(), evaluating(model):
@@ -74,11 +74,11 @@ def weigh(model: CausalLM, batches: Sequence[Batch]) -> Activations:
                         (roles.inner_out, sums.inner[at], torch.abs),
                         (roles.heads_out, sums.heads[at], length),
                     ):
-                        hook = adds(total, size, batch.scored)
+                        hook = accumulate(total, size, batch.scored)
                         handle = block.get_submodule(name).register_forward_pre_hook(hook)
                         stack.callback(handle.remove)
                     for name in roles.norms:
-                        hook = adds(sums.width, torch.abs, batch.scored)
+                        hook = accumulate(sums.width, torch.abs, batch.scored)
                         norm = block.get_submodule(name)
                         stack.callback(norm.register_forward_hook(hook).remove)
                 model(batch)
@@ -86,26 +86,26 @@ def weigh(model: CausalLM, batches: Sequence[Batch]) -> Activations:
     return Activations(sums.width / tokens / norms, sums.inner / tokens, sums.heads / tokens)
 
 
-def largest(found: Activations, old: Widths, new: Widths) -> Kept:
-    """The largest parts, so many of each.
+def largest(sizes: Activations, old: Widths, new: Widths) -> Kept:
+    """The channels, units and heads with the largest activations.
 
-    Whole groups of query heads go with their key and value head, the group's size being the sum of
-    its heads'; within the groups that stay, the largest heads do.
+    Query heads are removed in whole groups, together with their key and value head; a group's size
+    is the sum over its heads. Within the remaining groups the largest heads are kept.
     """
-    layers = range(len(found.inner))
+    layers = range(len(sizes.inner))
     group, fewer = old.heads // old.kv_heads, new.heads // new.kv_heads
-    groups = found.heads.view(-1, old.kv_heads, group)
+    groups = sizes.heads.view(-1, old.kv_heads, group)
     kv_heads = tuple(top(groups[at].sum(-1), new.kv_heads) for at in layers)
     heads = tuple(
         tuple(kv * group + head for kv in kv_heads[at] for head in top(groups[at, kv], fewer))
         for at in layers
     )
-    inner = tuple(top(found.inner[at], new.inner) for at in layers)
-    return Kept(top(found.width, new.width), inner, heads, kv_heads)
+    inner = tuple(top(sizes.inner[at], new.inner) for at in layers)
+    return Kept(top(sizes.width, new.width), inner, heads, kv_heads)
 
 
 def top(sizes: Float[Tensor, " n"], count: int) -> tuple[int, ...]:
-    """Places of the largest numbers, in order; of equal ones the first.
+    """Sorted indices of the `count` largest values; ties keep the first.
 
     Example:
         >>> top(torch.tensor([3.0, 1.0, 3.0, 5.0]), 2)

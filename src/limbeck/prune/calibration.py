@@ -1,8 +1,8 @@
-"""Text on which a teacher's parts are weighed, and how far a changed model is from it there."""
+"""Calibration text, and the loss of a pruned model relative to its teacher on it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -14,6 +14,7 @@ from limbeck.batch import Batch
 from limbeck.errors import ConfigError
 from limbeck.losses.distributions import log_softmax
 from limbeck.losses.divergences.kl import forward_kl
+from limbeck.losses.head.fused import chunks
 from limbeck.models import CausalLM, evaluating
 
 CHUNK = 256
@@ -22,29 +23,29 @@ CHUNK = 256
 
 @runtime_checkable
 class Text(Protocol):
-    """What calibration asks of a data set; `TextData` is one."""
+    """What calibration needs from a data set; `TextData` is one."""
 
     @property
     def num_rows(self) -> int:
-        """Rows that batches are made of."""
+        """Number of rows."""
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        """What is known of it: its `path`."""
+        """Facts about the data set, `path` among them."""
 
     def row_length(self, row: int) -> int:
         """Positions of a row."""
 
     def batch(self, rows: Sequence[int]) -> Batch:
-        """Some of the rows."""
+        """The rows with these numbers."""
 
 
 class Cost(NamedTuple):
-    """What a model says of some text, nats a token.
+    """Losses of a model on the calibration text, nats a token.
 
     Attributes:
-        forward_kl: From the whole teacher's distribution.
-        cross_entropy: On the text itself.
+        forward_kl: KL(teacher || model), the teacher unpruned.
+        cross_entropy: Of the text itself.
     """
 
     forward_kl: float
@@ -55,7 +56,7 @@ class Cost(NamedTuple):
 class Calibration:
     """Rows of text, and the teacher's last hidden states at their scored positions.
 
-    The states are kept and not the distributions: D numbers a token for V, and exact.
+    Hidden states are kept instead of distributions: D numbers a token instead of V, and exact.
 
     Attributes:
         teacher: The whole model, in eval mode.
@@ -73,7 +74,7 @@ class Calibration:
         return sum(len(state) for state in self.states)
 
     def cost(self, model: CausalLM) -> Cost:
-        """How far a model is from the teacher, and from the text."""
+        """Forward KL to the teacher and cross-entropy of a model."""
         with torch.no_grad(), evaluating(model):
             pairs = zip(self.batches, self.states, strict=True)
             parts = [costs(model, [model(b)[0]], (self.teacher, s), b) for b, s in pairs]
@@ -82,27 +83,27 @@ class Calibration:
 
 
 def calibrate(teacher: CausalLM, data: Text, tokens: int, *, held_out: bool = False) -> Calibration:
-    """The first rows of a text with so many positions, or those that follow them.
+    """The first rows of a text with at least `tokens` positions, or the rows after them.
 
     Args:
         teacher: The whole model.
         data: The text.
-        tokens: Positions, at least; whole rows are taken.
-        held_out: Take as many from behind the first ones.
+        tokens: Minimum number of positions; whole rows are taken.
+        held_out: Take the rows after the first `tokens` positions instead.
 
     Raises:
-        ConfigError: The text has not so many.
+        ConfigError: The text is shorter.
     """
     device = teacher.hf_model.device
-    wanted = 2 * tokens if held_out else tokens
-    batches = [data.batch([row]).to(device) for row in rows_of(data, wanted)]
+    required = 2 * tokens if held_out else tokens
+    batches = [data.batch([row]).to(device) for row in rows_of(data, required)]
     if held_out:
         batches = batches[len(rows_of(data, tokens)) :]
     batches = [batch for batch in batches if batch.scored.any()]
     if not batches:
         raise ConfigError(
-            f"Calibration text must have at least {wanted:,} tokens, and {data.facts['path']} has "
-            f"{sum(map(data.row_length, range(data.num_rows))):,}. Give more text, or lower the "
+            f"Calibration text must have at least {required:,} tokens, and {data.facts['path']} "
+            f"has {sum(map(data.row_length, range(data.num_rows))):,}. Use more text, or lower the "
             "number of tokens."
         )
     with torch.no_grad(), evaluating(teacher):
@@ -111,7 +112,7 @@ def calibrate(teacher: CausalLM, data: Text, tokens: int, *, held_out: bool = Fa
 
 
 def rows_of(data: Text, tokens: int) -> list[int]:
-    """The first rows that hold so many positions together, or all."""
+    """The first rows with at least `tokens` positions in total; all rows if there are fewer."""
     rows, left = [], tokens
     for row in range(data.num_rows):
         if left <= 0:
@@ -124,30 +125,25 @@ def rows_of(data: Text, tokens: int) -> list[int]:
 def costs(
     model: CausalLM,
     states: Sequence[Float[Tensor, "N D"]],
-    wanted: tuple[CausalLM, Float[Tensor, "N E"]],
+    reference: tuple[CausalLM, Float[Tensor, "N E"]],
     batch: Batch,
 ) -> Float[Tensor, "C 2"]:
     """Forward KL and cross-entropy of a batch, summed over its scored tokens, in float64.
 
     Args:
-        model: Whose head reads the states.
+        model: Its head maps the states to logits.
         states: Last hidden states of C variants; the teacher's distribution serves them all.
-        wanted: The teacher and its last hidden states.
+        reference: The teacher and its last hidden states.
         batch: The text.
     """
-    teacher, teacher_states = wanted
+    teacher, teacher_states = reference
     targets = batch.targets()
     size = min(model.vocabulary_size, teacher.vocabulary_size)
-    found = torch.zeros(len(states), 2, dtype=torch.float64)
-    for window in windows(len(targets)):
+    totals = torch.zeros(len(states), 2, dtype=torch.float64)
+    for window in chunks(len(targets), CHUNK):
         logp = log_softmax(teacher.head(teacher_states[window])[:, :size], 1.0)
         for at, state in enumerate(states):
             student = log_softmax(model.head(state[window])[:, :size], 1.0)
-            found[at, 0] += forward_kl(student, logp).double().sum().cpu()
-            found[at, 1] -= student.gather(1, targets[window, None]).double().sum().cpu()
-    return found
-
-
-def windows(count: int) -> Iterator[slice]:
-    """Stretches of so many tokens."""
-    return (slice(start, start + CHUNK) for start in range(0, count, CHUNK))
+            totals[at, 0] += forward_kl(student, logp).double().sum().cpu()
+            totals[at, 1] -= student.gather(1, targets[window, None]).double().sum().cpu()
+    return totals

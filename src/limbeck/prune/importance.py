@@ -1,4 +1,4 @@
-"""Which of a teacher's layers matter: measured, not guessed.
+"""Measured importance of a teacher's layers.
 
 Sources: block influence, Men et al., "ShortGPT", 2024, arXiv:2403.03853; loss increase and its
 comparison with influence, Muralidharan et al., "Compact Language Models via Pruning and Knowledge
@@ -19,17 +19,17 @@ from limbeck.models import CausalLM
 from limbeck.prune.calibration import Calibration, Cost, costs
 
 Progress = Callable[[str], None]
-"""Told what has been found."""
+"""Receives progress messages."""
 
 
 def block_influence(calibration: Calibration) -> list[float]:
-    """1 - cosine of each block's input and output, a mean over the scored tokens.
+    """1 - cosine of each block's input and output, averaged over the scored tokens.
 
     Source: Men et al., 2024, arXiv:2403.03853, eq. 1.
     """
     teacher, sums = calibration.teacher, [0.0] * calibration.teacher.num_layers
 
-    def weigh(at: int, batch: Batch) -> Callable[..., None]:
+    def measure(at: int, batch: Batch) -> Callable[..., None]:
         def hook(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             before = first_tensor(args, kwargs)[batch.scored].double()
             after = tensor_of(output)[batch.scored].double()
@@ -41,41 +41,41 @@ def block_influence(calibration: Calibration) -> list[float]:
         for batch in calibration.batches:
             with ExitStack() as stack:
                 for at, block in enumerate(teacher.blocks):
-                    handle = block.register_forward_hook(weigh(at, batch), with_kwargs=True)
+                    handle = block.register_forward_hook(measure(at, batch), with_kwargs=True)
                     stack.callback(handle.remove)
                 teacher(batch)
     return [total / calibration.num_tokens for total in sums]
 
 
 def loss_without(
-    calibration: Calibration, candidates: Sequence[tuple[int, ...]], gone: Sequence[int] = ()
+    calibration: Calibration, candidates: Sequence[tuple[int, ...]], removed: Sequence[int] = ()
 ) -> list[float]:
     """Forward KL of `costs_without`."""
-    return [cost.forward_kl for cost in costs_without(calibration, candidates, gone)]
+    return [cost.forward_kl for cost in costs_without(calibration, candidates, removed)]
 
 
 def costs_without(
-    calibration: Calibration, candidates: Sequence[tuple[int, ...]], gone: Sequence[int] = ()
+    calibration: Calibration, candidates: Sequence[tuple[int, ...]], removed: Sequence[int] = ()
 ) -> list[Cost]:
-    """What the teacher costs without each of some groups of blocks.
+    """Losses of the teacher without each group of blocks.
 
-    What comes before a group is computed once for all of them.
+    The blocks before a group are computed once and shared by all candidates.
 
     Args:
         calibration: The teacher and the text.
-        candidates: Groups of blocks, each left out in turn.
-        gone: Blocks left out in every case.
+        candidates: Groups of blocks, removed one group at a time.
+        removed: Blocks removed in every case.
     """
     teacher, totals = calibration.teacher, torch.zeros(len(candidates), 2, dtype=torch.float64)
     with torch.no_grad():
-        for batch, wanted in zip(calibration.batches, calibration.states, strict=True):
-            with without(teacher, gone), inputs_kept(teacher) as inputs:
+        for batch, hidden in zip(calibration.batches, calibration.states, strict=True):
+            with without(teacher, removed), inputs_kept(teacher) as inputs:
                 teacher(batch)
             states = []
             for group in candidates:
-                with resumed(teacher, (*group, *gone), min(group), inputs):
+                with resumed(teacher, (*group, *removed), min(group), inputs):
                     states.append(teacher(batch)[0])
-            totals += costs(teacher, states, (teacher, wanted), batch)
+            totals += costs(teacher, states, (teacher, hidden), batch)
     return [Cost(*row) for row in (totals / calibration.num_tokens).tolist()]
 
 
@@ -85,49 +85,49 @@ def greedy(
     progress: Progress = lambda _: None,
     known: Sequence[Mapping[str, Any]] = (),
 ) -> tuple[tuple[int, ...], list[dict[str, Any]]]:
-    """Layers left when the one whose absence costs least is taken out, again and again.
+    """Layers kept by repeatedly removing the layer whose absence raises the loss least.
 
     Args:
         calibration: The teacher and the text.
-        keep: Layers that stay.
-        progress: Told of every removal.
-        known: Removals of an earlier call on the same calibration, to go on from.
+        keep: Number of layers kept.
+        progress: Called after every removal.
+        known: Removals of an earlier call on the same calibration, to resume from.
 
     Returns:
-        The layers that stay; and of each removal the layer, and the forward KL after it.
+        The kept layers; and for each removal its layer and the forward KL after it.
     """
     total = calibration.teacher.num_layers
     removals = [dict(removal) for removal in known[: total - keep]]
     kept = [i for i in range(total) if i not in {removal["layer"] for removal in removals}]
     while len(kept) > keep:
-        gone = [removal["layer"] for removal in removals]
-        found = loss_without(calibration, [(layer,) for layer in kept], gone)
-        best = min(range(len(kept)), key=found.__getitem__)
-        removals.append({"layer": kept.pop(best), "forward_kl": round(found[best], 5)})
-        progress(f"{len(kept)} layers: KL {found[best]:.3f} without layer {removals[-1]['layer']}")
+        removed = [removal["layer"] for removal in removals]
+        losses = loss_without(calibration, [(layer,) for layer in kept], removed)
+        best = min(range(len(kept)), key=losses.__getitem__)
+        removals.append({"layer": kept.pop(best), "forward_kl": round(losses[best], 5)})
+        progress(f"{len(kept)} layers: KL {losses[best]:.3f} without layer {removals[-1]['layer']}")
     return tuple(kept), removals
 
 
 def cheapest_span(calibration: Calibration, keep: int) -> tuple[tuple[int, ...], float]:
-    """Layers left without the stretch of neighbours that costs least, and its forward KL.
+    """Layers kept by removing the cheapest run of consecutive layers, and the forward KL then.
 
     Source: Gromov et al., "The Unreasonable Ineffectiveness of the Deeper Layers", 2024,
-    arXiv:2403.17887, removes one stretch; here it is chosen by the loss.
+    arXiv:2403.17887, removes one run of layers; here it is chosen by the loss.
     """
     total = calibration.teacher.num_layers
     length = total - keep
     if not length:
         return tuple(range(total)), 0.0
     spans = [tuple(range(start, start + length)) for start in range(total - length + 1)]
-    found = loss_without(calibration, spans)
-    best = min(range(len(spans)), key=found.__getitem__)
-    return tuple(i for i in range(total) if i not in spans[best]), found[best]
+    losses = loss_without(calibration, spans)
+    best = min(range(len(spans)), key=losses.__getitem__)
+    return tuple(i for i in range(total) if i not in spans[best]), losses[best]
 
 
 @contextmanager
 def without(model: CausalLM, layers: Sequence[int]) -> Iterator[None]:
-    """The model with some blocks passing on what they are given."""
-    with replaced(model, dict.fromkeys(layers, passes_on)):
+    """The model with the given blocks replaced by the identity."""
+    with replaced(model, dict.fromkeys(layers, identity)):
         yield
 
 
@@ -135,19 +135,19 @@ def without(model: CausalLM, layers: Sequence[int]) -> Iterator[None]:
 def resumed(
     model: CausalLM, layers: Sequence[int], at: int, inputs: Mapping[int, Tensor]
 ) -> Iterator[None]:
-    """As `without`, going on from a block's input; nothing before it is computed."""
+    """As `without`, resuming from block `at`'s stored input; earlier blocks are skipped."""
 
-    def starts(_hidden: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
+    def resume(_hidden: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
         return inputs[at]
 
-    changed = dict.fromkeys((*range(at), *layers), passes_on)
-    with replaced(model, {**changed, at: starts}):
+    changed = dict.fromkeys((*range(at), *layers), identity)
+    with replaced(model, {**changed, at: resume}):
         yield
 
 
 @contextmanager
 def replaced(model: CausalLM, forwards: Mapping[int, Callable[..., Tensor]]) -> Iterator[None]:
-    """The model with other functions in the place of some blocks."""
+    """The model with the forward functions of the given blocks replaced."""
     blocks = {layer: model.blocks[layer] for layer in forwards}
     try:
         for layer, block in blocks.items():
@@ -160,7 +160,7 @@ def replaced(model: CausalLM, forwards: Mapping[int, Callable[..., Tensor]]) -> 
 
 @contextmanager
 def inputs_kept(model: CausalLM) -> Iterator[dict[int, Tensor]]:
-    """What each block is given, by layer."""
+    """Each block's input hidden states, by layer."""
     inputs: dict[int, Tensor] = {}
 
     def keep(at: int) -> Callable[..., None]:
@@ -175,18 +175,18 @@ def inputs_kept(model: CausalLM) -> Iterator[dict[int, Tensor]]:
         yield inputs
 
 
-def passes_on(hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
-    """A block that is not there."""
+def identity(hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
+    """Stand-in for a removed block."""
     return hidden_states
 
 
 def first_tensor(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
-    """A block's hidden states among what it is called with."""
-    found: Tensor = args[0] if args else kwargs["hidden_states"]
-    return found
+    """The hidden states among a block's arguments."""
+    hidden: Tensor = args[0] if args else kwargs["hidden_states"]
+    return hidden
 
 
 def tensor_of(output: Any) -> Tensor:
-    """A block's hidden states in what it returns."""
-    found: Tensor = output[0] if isinstance(output, tuple) else output
-    return found
+    """The hidden states in a block's output."""
+    hidden: Tensor = output[0] if isinstance(output, tuple) else output
+    return hidden

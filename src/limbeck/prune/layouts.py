@@ -1,7 +1,6 @@
-"""What each family keeps once a layer, and how its size is written down.
+"""Configuration settings of each family that depend on depth or width.
 
-Making a smaller model of a larger one needs to know every setting that depends on the depth or the
-width; a family that is not here is refused, not guessed.
+A family that is not listed is refused, not guessed.
 """
 
 from __future__ import annotations
@@ -21,13 +20,13 @@ from limbeck.models.source import first_line, last_line, refuse_unknown_kinds
 
 @dataclass(frozen=True)
 class Layout:
-    """How a family writes down its shape.
+    """How a family's configuration describes its shape.
 
     Attributes:
         per_layer: Settings that are lists with one entry a layer.
         inner: Setting with the width inside a block's feed-forward part.
         has_kv_heads: Whether keys and values may have fewer heads than queries.
-        refused: Settings under which a block depends on its place, and what they must be instead.
+        refused: Settings that make a block depend on its position, with their required values.
     """
 
     per_layer: tuple[str, ...] = ()
@@ -58,7 +57,7 @@ LAYOUTS: Mapping[str, Layout] = {
 
 @dataclass(frozen=True)
 class Shape:
-    """The size of a new model; None takes what its pattern has, or what follows from the others.
+    """The size of a new model; None takes the template's value, or derives it from the others.
 
     Attributes:
         layers: Decoder blocks.
@@ -79,34 +78,34 @@ def layout_of(config: PreTrainedConfig) -> Layout:
     """A family's layout.
 
     Raises:
-        ConfigError: There is no entry for it, or a setting makes its blocks depend on their place.
+        ConfigError: Unsupported family, or a setting makes its blocks depend on their position.
     """
     layout = LAYOUTS.get(config.model_type)
     if layout is None:
         raise ConfigError(
-            f"A smaller model can be made of {', '.join(sorted(LAYOUTS))}; limbeck has no entry "
-            f"for the layout of {config.model_type}. Use a pretrained student, or add the family "
+            f"Only {', '.join(sorted(LAYOUTS))} models can be pruned or resized, got "
+            f"{config.model_type}. Use a pretrained student, or add the family "
             "to limbeck.prune.layouts."
         )
     tree = config.to_dict()
-    for name, wanted in layout.refused.items():
-        if tree.get(name, wanted) != wanted:
+    for name, required in layout.refused.items():
+        if tree.get(name, required) != required:
             raise ConfigError(
-                f"A block must compute the same at any place, but {config.model_type} has {name} = "
-                f"{tree[name]}. Use a pretrained student."
+                f"A block must compute the same at any position, but {config.model_type} has "
+                f"{name} = {tree[name]}. Use a pretrained student."
             )
     return layout
 
 
 def cut_config(config: PreTrainedConfig, layers: Sequence[int]) -> PreTrainedConfig:
-    """The configuration of a model that keeps only some of the layers, in this order.
+    """The configuration of a model with only these layers, in this order.
 
     Args:
-        config: Of the whole model; it is not changed.
-        layers: 0-based, each one there.
+        config: Of the whole model; not modified.
+        layers: Existing layers, 0-based.
 
     Raises:
-        ConfigError: There is no entry for the family.
+        ConfigError: The family is not supported.
     """
     layout, tree = layout_of(config), config.to_dict()
     total = int(config.num_hidden_layers)
@@ -131,13 +130,13 @@ def resized_config(
     """The configuration of a new model of the same family and another size.
 
     Args:
-        config: The pattern; it is not changed.
-        shape: Its size. Without `heads` the size of a head stays; without `kv_heads` and
-            `intermediate` their ratios do, the latter rounded up to a multiple of 8.
+        config: The template; not modified.
+        shape: Its size. Without `heads` the head size is kept; without `kv_heads` and
+            `intermediate` their ratios are, the latter rounded up to a multiple of 8.
         vocabulary_rows: Rows of embedding and head.
 
     Raises:
-        ConfigError: There is no entry for the family, or the numbers do not go together.
+        ConfigError: The family is not supported, or the sizes are inconsistent.
     """
     layout, tree = layout_of(config), config.to_dict()
     old_width, old_heads = int(config.hidden_size), int(config.num_attention_heads)
@@ -179,10 +178,10 @@ def resized_config(
 
 
 def read_pattern(path: Path) -> PreTrainedConfig:
-    """A configuration alone: a config.json, or the folder that holds one.
+    """A configuration from a config.json or its folder.
 
     Raises:
-        ConfigError: It is not there, or of a kind limbeck refuses.
+        ConfigError: It does not exist, or its kind is not supported.
     """
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(str(path), local_files_only=True)

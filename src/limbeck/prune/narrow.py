@@ -1,4 +1,4 @@
-"""A model's weights without some hidden channels, heads and feed-forward units."""
+"""Width pruning: removes hidden channels, heads and feed-forward units."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ PerLayer = tuple[tuple[int, ...], ...]
 
 @dataclass(frozen=True)
 class Kept:
-    """What stays of a model's width, 0-based and increasing.
+    """Kept channels, units and heads, 0-based and increasing.
 
     Attributes:
         width: Hidden channels, the same in every layer.
         inner: Feed-forward units of each layer.
-        heads: Query heads of each layer; as many of every kept group.
+        heads: Query heads of each layer; the same number in each kept group.
         kv_heads: Heads of keys and values of each layer.
     """
 
@@ -68,16 +68,15 @@ def widths_of(config: PreTrainedConfig) -> Widths:
 
 
 def narrow_config(config: PreTrainedConfig, widths: Widths) -> PreTrainedConfig:
-    """The configuration of a model of other widths, its heads as large as they were.
+    """The configuration of a model with other widths; the head size is unchanged.
 
     Raises:
-        ConfigError: The family cannot say such a shape.
+        ConfigError: The family cannot represent this shape.
     """
     roles, layout, old = roles_of(config), layout_of(config), widths_of(config)
     if widths == old:
         return made_config(config, config.to_dict())
     whole = widths.heads * widths.head_width
-    told = f"{config.model_type} with hidden {widths.width} and {widths.heads} heads"
     if not roles.free_heads and whole != widths.width:
         raise ConfigError(
             f"In {config.model_type} models hidden must be heads times the size of a head, "
@@ -88,8 +87,9 @@ def narrow_config(config: PreTrainedConfig, widths: Widths) -> PreTrainedConfig:
     tree = config.to_dict()
     if tree.get("qk_layernorm") and whole != widths.width:
         raise ConfigError(
-            f"{told}: with qk_layernorm hidden must be heads times {widths.head_width}. Cut "
-            "intermediate only."
+            f"With qk_layernorm hidden must be heads times {widths.head_width} in "
+            f"{config.model_type}, got hidden {widths.width} and heads "
+            f"{widths.heads}. Cut intermediate only."
         )
     changed = {
         "hidden_size": widths.width,
@@ -105,19 +105,19 @@ def narrow_config(config: PreTrainedConfig, widths: Widths) -> PreTrainedConfig:
 
 
 def num_parameters(config: PreTrainedConfig) -> int:
-    """Parameters a model of a configuration would have, tied ones counted once; none is made."""
+    """Parameters of a model with this configuration, tied ones counted once; allocates nothing."""
     with torch.device("meta"):
         return sum(p.numel() for p in from_config(config, torch.float32).parameters())
 
 
 def narrowed(model: CausalLM, kept: Kept, device: torch.device, dtype: torch.dtype) -> CausalLM:
-    """A model of its own with copies of what is kept of every weight.
+    """A new model with copies of the kept part of every weight.
 
     Root-mean-square norms divide by the root of the number of channels; their weights are scaled so
-    that channels that are always 0 can be left out without changing anything.
+    that removing channels that are always 0 changes nothing.
 
     Raises:
-        ConfigError: There is no entry for the family or a weight, or no such shape in it.
+        ConfigError: The family, a weight or the shape is not supported.
     """
     old = widths_of(model.config)
     widths = Widths(
@@ -132,7 +132,7 @@ def narrowed(model: CausalLM, kept: Kept, device: torch.device, dtype: torch.dty
 
 
 def cut_weights(model: CausalLM, kept: Kept) -> Iterator[tuple[str, Tensor]]:
-    """What is kept of every weight, under its name."""
+    """The kept part of every weight, by name."""
     roles, old = roles_of(model.config), widths_of(model.config)
     factor = (old.width / len(kept.width)) ** 0.5
     tied = bool(option(model.config, "tie_word_embeddings"))
@@ -142,25 +142,24 @@ def cut_weights(model: CausalLM, kept: Kept) -> Iterator[tuple[str, Tensor]]:
         for at, axis in enumerate(axes):
             if axis is not None:
                 tensor = tensor.index_select(at, rows(axis, kept, old, layer).to(tensor.device))  # noqa: PLW2901
-        yield name, tensor if factor == 1 else scaled(name, tensor, axes, roles, (factor, tied))
+        yield name, tensor if factor == 1 else scaled(name, tensor, axes, roles, factor, tied)
 
 
-def scaled(name: str, tensor: Tensor, axes: Axes, roles: Roles, how: tuple[float, bool]) -> Tensor:
-    """A cut weight, corrected for the number of channels where the model divides by its root."""
-    factor, tied = how
-    embedding = roles.scaled_embedding and "embed" in name
-    head = roles.scaled_embedding and tied and "lm_head" in name
-    if embedding or head:
+def scaled(
+    name: str, tensor: Tensor, axes: Axes, roles: Roles, factor: float, tied: bool
+) -> Tensor:
+    """A pruned weight, corrected where the model scales by the root of the number of channels."""
+    if roles.scaled_embedding and ("embed" in name or (tied and "lm_head" in name)):
         return tensor * factor
     if axes != ("width",) or roles.norm_offset is None or name.endswith("bias"):
         return tensor
     if name.endswith("model.norm.weight") and roles.scaled_embedding and tied:
-        return tensor  # the head is the scaled embedding, which does what the norm would have to
+        return tensor  # the head is the scaled embedding, which already applies the factor
     return (tensor + roles.norm_offset) * factor - roles.norm_offset
 
 
 def rows(axis: str, kept: Kept, old: Widths, layer: int | None) -> Tensor:
-    """Which entries of a dimension stay."""
+    """Kept indices of a dimension."""
     if axis == "width":
         return torch.tensor(kept.width)
     assert layer is not None, f"{axis} exists inside blocks only"
@@ -177,7 +176,7 @@ def rows(axis: str, kept: Kept, old: Widths, layer: int | None) -> Tensor:
 
 
 def spans(chosen: Sequence[int], size: int) -> Tensor:
-    """Entries of the chosen heads, `size` each.
+    """Indices of the chosen heads, `size` each.
 
     Example:
         >>> spans([0, 2], 2).tolist()
@@ -187,7 +186,7 @@ def spans(chosen: Sequence[int], size: int) -> Tensor:
 
 
 def layer_of(name: str, blocks_name: str) -> int | None:
-    """The block a weight is in; None outside of blocks."""
+    """Block index of a weight; None outside the blocks."""
     if not name.startswith(f"{blocks_name}."):
         return None
     return int(name.removeprefix(f"{blocks_name}.").partition(".")[0])

@@ -1,6 +1,6 @@
-"""What each weight of a family is indexed by, so that a model can be made narrower.
+"""The axes of each family's weights, for width pruning.
 
-A family that is not here is refused, not guessed, and so is a weight that no entry names.
+Unlisted families and weights are refused, not guessed.
 """
 
 from __future__ import annotations
@@ -13,24 +13,23 @@ from transformers import PreTrainedConfig
 from limbeck.errors import ConfigError
 
 Axes = tuple[str | None, ...]
-"""What each dimension of a weight counts; None what is never cut.
+"""What each dimension of a weight indexes; None is never pruned.
 
-`width` hidden channels; `inner` feed-forward units; `heads` and `kv_heads` attention heads times
-their size; `fused` queries, keys and values end to end; `fused_heads` the three of each head
-together.
+`width`: hidden channels; `inner`: feed-forward units; `heads`, `kv_heads`: attention heads times
+their size; `fused`: queries, keys and values concatenated; `fused_heads`: the same per head.
 """
 
 
 @dataclass(frozen=True)
 class Roles:
-    """Where a family keeps what.
+    """Weights and modules of a family by what they compute.
 
     Attributes:
         axes: By the end of a weight's name.
         inner_out: In a block, the module that reads the feed-forward units.
         heads_out: In a block, the module that reads the heads' outputs.
         norms: In a block, the norms that read the hidden state.
-        norm_offset: What a root-mean-square norm adds to its weight; None for a layer norm.
+        norm_offset: Constant that an RMS norm adds to its weight; None for a layer norm.
         scaled_embedding: The embedding is multiplied by the root of the width.
         free_heads: Heads times their size need not be the width.
     """
@@ -50,7 +49,7 @@ def linear(name: str, out: str | None, into: str | None) -> dict[str, Axes]:
 
 
 def transposed(name: str, out: str | None, into: str | None) -> dict[str, Axes]:
-    """The same of a layer that keeps its weight the other way round (GPT-2's Conv1D)."""
+    """A linear layer with a transposed weight (GPT-2's Conv1D)."""
     return {f"{name}.weight": (into, out), f"{name}.bias": (out,)}
 
 
@@ -61,7 +60,7 @@ def norms(*names: str) -> dict[str, Axes]:
 
 
 def gated(*more: str, offset: float = 0.0, scaled: bool = False) -> Roles:
-    """Llama and its like: separate projections, a gated feed-forward part, RMS norms."""
+    """Llama-like families: separate projections, a gated feed-forward part, RMS norms."""
     before = "pre_feedforward_layernorm" if more else "post_attention_layernorm"
     return Roles(
         axes={
@@ -152,30 +151,30 @@ def roles_of(config: PreTrainedConfig) -> Roles:
     """A family's roles.
 
     Raises:
-        ConfigError: There is no entry for it.
+        ConfigError: The family is not supported.
     """
     roles = ROLES.get(config.model_type)
     if roles is None:
         raise ConfigError(
-            f"A model can be made narrower if it is one of {', '.join(sorted(ROLES))}; limbeck has "
-            f"no entry for the weights of {config.model_type}. Take layers out instead (type: "
+            f"Only {', '.join(sorted(ROLES))} models can be pruned in width, got "
+            f"{config.model_type}. Prune layers instead (type: "
             "depth), or add the family to limbeck.prune.roles."
         )
     return roles
 
 
 def axes_of(roles: Roles, family: str, name: str) -> Axes:
-    """What the dimensions of a weight count.
+    """The axes of a weight.
 
     Raises:
-        ConfigError: No entry names it.
+        ConfigError: The weight is unknown.
     """
     parts = name.split(".")
-    for length in (2, 3):  # the longer names tell apart what the shorter share
-        found = roles.axes.get(".".join(parts[-length:]))
-        if found is not None:
-            return found
+    for length in (2, 3):  # longer names resolve ambiguous short ones
+        axes = roles.axes.get(".".join(parts[-length:]))
+        if axes is not None:
+            return axes
     raise ConfigError(
-        f"Every weight's dimensions must be known to cut them, but {family} has {name}, which no "
-        "entry names. Take layers out instead (type: depth), or add it to limbeck.prune.roles."
+        f"Every weight's axes must be known to prune it, but {family} has {name}, which is not "
+        "listed. Prune layers instead (type: depth), or add it to limbeck.prune.roles."
     )

@@ -1,4 +1,4 @@
-"""A model with the rows of some of its tokens only."""
+"""Vocabulary pruning: keeps the rows of a subset of the tokens."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from limbeck.models.prove import HEAD_TOLERANCE
 from limbeck.prune.layouts import made_config, own_name
 
 LISTS = ("suppress_tokens", "begin_suppress_tokens")
-"""Generation settings that are lists of ids, each on its own."""
+"""Generation settings that are lists of independent ids."""
 
 REFUSED = ("force_words_ids", "sequence_bias", "forced_decoder_ids")
-"""Generation settings that ask for tokens, and would ask for others with some of them gone."""
+"""Generation settings that force tokens and cannot be remapped."""
 
 
 def named_ids(model: CausalLM) -> frozenset[int]:
-    """Ids that a model's configuration or generation settings name: beginnings, ends, padding."""
+    """BOS, EOS, padding and other ids in a model's configuration and generation settings."""
     trees = (model.config.to_dict(), generation_tree(model))
     values = [v for tree in trees for name, v in tree.items() if name.endswith("token_id")]
     listed = [i for value in values for i in (value if isinstance(value, list) else [value])]
@@ -34,18 +34,17 @@ def named_ids(model: CausalLM) -> frozenset[int]:
 
 
 def with_tokens(model: CausalLM, kept: Sequence[int]) -> CausalLM:
-    """A model of its own that knows the kept tokens only, each under its place as its id.
+    """A new model with the kept tokens only; a token's index in `kept` is its new id.
 
-    Its body is the model's own; its logits are the model's at the kept ids, so that its
-    distribution is the model's restricted to them and renormalised.
+    The blocks are unchanged and the logits equal the original's at the kept ids, so the
+    distribution is the original's, restricted to them and renormalised.
 
     Args:
-        model: In eval mode; it is not changed.
+        model: In eval mode; not modified.
         kept: Ids in increasing order.
 
     Raises:
-        ConfigError: More of the model depends on the vocabulary than rows, or its generation
-            settings ask for tokens.
+        ConfigError: More than rows depends on the vocabulary, or generation settings force tokens.
     """
     new_id = {old: new for new, old in enumerate(kept)}
     tree = with_new_ids(model.config.to_dict(), new_id)
@@ -63,7 +62,7 @@ def with_tokens(model: CausalLM, kept: Sequence[int]) -> CausalLM:
 def cut_rows(
     model: CausalLM, kept: Sequence[int], shapes: Mapping[str, torch.Size]
 ) -> Iterator[tuple[str, Tensor]]:
-    """Every weight as it is, or its kept rows where the smaller model has as many.
+    """Every weight: unchanged, or its kept rows where the pruned shape requires it.
 
     Raises:
         ConfigError: A weight depends on the vocabulary in another way.
@@ -71,23 +70,23 @@ def cut_rows(
     state = model.hf_model.state_dict()
     chosen = torch.tensor(kept, device=model.hf_model.device)
     for name, tensor in state.items():
-        wanted = shapes.get(name)
-        if wanted == tensor.shape:
+        new_shape = shapes.get(name)
+        if new_shape == tensor.shape:
             yield name, tensor
             continue
         rows = torch.Size([len(kept), *tensor.shape[1:]])
-        if wanted != rows or len(tensor) < model.vocabulary_size:
+        if new_shape != rows or len(tensor) < model.vocabulary_size:
             raise ConfigError(
-                "A vocabulary can be trimmed where weights have one row for each token, but "
+                "A vocabulary can be pruned if its weights have one row per token, but "
                 f"{name} of this {model.family} model is {tuple(tensor.shape)} with "
-                f"{model.vocabulary_size:,} tokens and would be {wanted and tuple(wanted)} with "
-                f"{len(kept):,}. Leave its vocabulary whole."
+                f"{model.vocabulary_size:,} tokens and would be {new_shape and tuple(new_shape)} "
+                f"with {len(kept):,}. Do not prune its vocabulary."
             )
         yield name, tensor.index_select(0, chosen)
 
 
 def with_new_ids(tree: Mapping[str, Any], new_id: Mapping[int, int]) -> dict[str, Any]:
-    """Settings whose ids are new ones; an id of no kept token becomes none.
+    """Settings with remapped ids; ids of removed tokens become None.
 
     Example:
         >>> with_new_ids({"pad_token_id": -1, "eos_token_id": [7, 9, 8], "width": 9}, {7: 0, 9: 1})
@@ -112,16 +111,16 @@ def generation_tree(model: CausalLM) -> dict[str, Any]:
 
 
 def remapped_generation(model: CausalLM, new_id: Mapping[int, int]) -> GenerationConfig:
-    """A model's generation settings with new ids; what forbade a token that is gone goes too.
+    """Generation settings with remapped ids; bans on removed tokens are dropped.
 
     Raises:
-        ConfigError: They ask for tokens, in ways that cannot be kept.
+        ConfigError: They force tokens.
     """
     old = generation_tree(model)
-    if asked := [name for name in REFUSED if old.get(name) is not None]:
+    if forcing := [name for name in REFUSED if old.get(name) is not None]:
         raise ConfigError(
-            f"Generation settings of a model whose vocabulary is trimmed must not ask for tokens, "
-            f"but those of this {model.family} model have {', '.join(asked)}. Remove it from "
+            f"Generation settings must not force tokens when a vocabulary is pruned, "
+            f"but those of this {model.family} model have {', '.join(forcing)}. Remove it from "
             "generation_config.json."
         )
     tree = with_new_ids(old, new_id)
@@ -135,28 +134,28 @@ def remapped_generation(model: CausalLM, new_id: Mapping[int, int]) -> Generatio
 
 
 def prove_same_logits(
-    whole: CausalLM, trimmed: CausalLM, kept: Sequence[int], input_ids: Int[Tensor, "B T"]
+    whole: CausalLM, pruned: CausalLM, kept: Sequence[int], input_ids: Int[Tensor, "B T"]
 ) -> None:
-    """Check on some text that a trimmed model says of the kept tokens what the whole one says.
+    """Check on text that a pruned model's logits equal the whole model's at the kept tokens.
 
     Args:
         whole: The model.
-        trimmed: As `with_tokens` makes it.
-        kept: Ids in the whole model of the trimmed one's tokens.
-        input_ids: Text, as the trimmed model reads it.
+        pruned: As `with_tokens` makes it.
+        kept: Whole-model ids of the pruned model's tokens.
+        input_ids: Text, in the pruned model's ids.
 
     Raises:
-        ConfigError: It does not.
+        ConfigError: They differ.
     """
     chosen = torch.tensor(kept, device=input_ids.device)
-    with torch.no_grad(), evaluating(whole), evaluating(trimmed):
-        wanted = whole.logits(chosen[input_ids])[..., chosen].float()
-        gap = (trimmed.logits(input_ids).float() - wanted).abs().max() / wanted.abs().max()
+    with torch.no_grad(), evaluating(whole), evaluating(pruned):
+        expected = whole.logits(chosen[input_ids])[..., chosen].float()
+        gap = (pruned.logits(input_ids).float() - expected).abs().max() / expected.abs().max()
     bound = HEAD_TOLERANCE[whole.hf_model.dtype]
     if not gap <= bound:
         raise ConfigError(
-            "A model with fewer tokens must say of them what it said before, but the logits of "
+            "A pruned vocabulary must not change the logits of the kept tokens, but those of "
             f"this {whole.family} model differ by up to {float(gap):.3g} of the largest (allowed: "
-            f"{bound:.3g}). It does more with token ids than look up rows: leave its vocabulary "
-            "whole."
+            f"{bound:.3g}). It uses token ids for more than embedding look-ups: do not prune its "
+            "vocabulary."
         )

@@ -1,4 +1,4 @@
-"""From a number of parameters to a shape that has no more."""
+"""Shapes that meet a target number of parameters."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from limbeck.prune.roles import roles_of
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
 MULTIPLE = 8
-"""Feed-forward units come in so many: matrix products are faster then."""
-LEAST = 1 / 8
-"""Smallest share of the units a target may lead to; what is left then is hardly the teacher."""
+"""Feed-forward units are a multiple of this, which makes matrix products faster."""
+MIN_SHARE = 1 / 8
+"""Smallest share of the feed-forward units a target may leave."""
 
 
-def count_of(told: int | str) -> int:
-    """A number of parameters, as 60M.
+def count_of(text: int | str) -> int:
+    """A number of parameters from text such as 60M.
 
     Example:
         >>> count_of("1.5B"), count_of("60M"), count_of(7000)
         (1500000000, 60000000, 7000)
 
     Raises:
-        ConfigError: It is no such number.
+        ConfigError: It is not a positive number.
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMB]?)", str(told).strip().upper())
-    if found is None or float(found[1]) == 0:
-        raise ConfigError(f"A number of parameters reads as 60M, 1.5B or 60000000, got {told!r}.")
-    return round(float(found[1]) * UNITS[found[2]])
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMB]?)", str(text).strip().upper())
+    if match is None or float(match[1]) == 0:
+        raise ConfigError(f"A number of parameters reads as 60M, 1.5B or 60000000, got {text!r}.")
+    return round(float(match[1]) * UNITS[match[2]])
 
 
 def layers_for(config: PreTrainedConfig, target: int) -> int:
-    """The most layers of a model that together have at most so many parameters.
+    """The largest number of layers with at most `target` parameters in total.
 
     Raises:
         ConfigError: One layer has more.
@@ -46,46 +46,46 @@ def layers_for(config: PreTrainedConfig, target: int) -> int:
     block = (num_parameters(config) - one) / max(total - 1, 1)
     if target < one:
         raise ConfigError(
-            f"With one layer the student still has {one:,} parameters, and {target:,} were asked "
-            "for: the embeddings alone are too many. Ask for more, or cut hidden too."
+            f"With one layer the student still has {one:,} parameters, more than the requested "
+            f"{target:,}: the embeddings are too large. Raise the target, or prune hidden too."
         )
     return min(total, 1 + int((target - one) / block)) if block else total
 
 
 def widths_for(config: PreTrainedConfig, target: int) -> Widths:
-    """The widest shape with at most so many parameters and the teacher's hidden size.
+    """The widest shape with at most `target` parameters and the teacher's hidden size.
 
-    Of each possible number of head groups the most feed-forward units; of these shapes the one that
-    keeps the most equal shares of both.
+    For each number of head groups the largest number of feed-forward units is taken; among these
+    shapes the one whose shares of kept heads and units are closest wins.
 
     Raises:
-        ConfigError: An eighth of the units still has more.
+        ConfigError: With an eighth of the units there are still more.
     """
     old = widths_of(config)
     if num_parameters(config) <= target:
         return old
-    step = MULTIPLE if old.inner >= MULTIPLE / LEAST else 1
-    found: list[tuple[float, Widths]] = []
+    step = MULTIPLE if old.inner >= MULTIPLE / MIN_SHARE else 1
+    candidates: list[tuple[float, Widths]] = []
     fewest = 0
     for fewer in group_counts(config):
         one = num_parameters(narrow_config(config, replace(fewer, inner=step)))
-        slope = num_parameters(narrow_config(config, replace(fewer, inner=2 * step))) - one
-        inner = min(1 + (target - one) // slope, old.inner // step) * step
+        per_step = num_parameters(narrow_config(config, replace(fewer, inner=2 * step))) - one
+        inner = min(1 + (target - one) // per_step, old.inner // step) * step
         share = inner / old.inner
-        fewest = round(one + slope * (LEAST * old.inner / step - 1))
-        if share >= LEAST:
-            apart = abs(share - fewer.kv_heads / old.kv_heads)
-            found.append((apart, replace(fewer, inner=inner)))
-    if not found:
+        fewest = round(one + per_step * (MIN_SHARE * old.inner / step - 1))
+        if share >= MIN_SHARE:
+            imbalance = abs(share - fewer.kv_heads / old.kv_heads)
+            candidates.append((imbalance, replace(fewer, inner=inner)))
+    if not candidates:
         raise ConfigError(
             f"With an eighth of its feed-forward units the student still has {fewest:,} "
-            f"parameters, and {target:,} were asked for. Set layers too, or cut hidden by hand."
+            f"parameters, more than the requested {target:,}. Set layers or hidden too."
         )
-    return min(found, key=lambda pair: pair[0])[1]
+    return min(candidates, key=lambda pair: pair[0])[1]
 
 
 def group_counts(config: PreTrainedConfig) -> Iterator[Widths]:
-    """The teacher's widths with fewer and fewer groups of heads, as the family can say them."""
+    """The teacher's widths with ever fewer head groups, as far as the family supports them."""
     old = widths_of(config)
     group = old.heads // old.kv_heads
     yield old
@@ -96,6 +96,6 @@ def group_counts(config: PreTrainedConfig) -> Iterator[Widths]:
 
 
 def halfway_layers(config: PreTrainedConfig, target: int) -> int:
-    """Layers of a student that is cut in depth half of the way, by ratio, and in width the rest."""
+    """Layers of a student pruned halfway (geometric mean) in depth, and in width from there."""
     whole = num_parameters(config)
     return layers_for(config, round((whole * min(target, whole)) ** 0.5))

@@ -1,9 +1,8 @@
-"""A byte-pair tokenizer with some of its tokens only, which still reads every text.
+"""Pruning a byte-pair tokenizer so that it still encodes any text.
 
-Merging is greedy: of all merges that apply, the earliest in the list is done. Without some merges,
-a text is still merged step by step as before where every merge that was done on it remains: the
-earliest of the whole list is then the earliest of what is left. So a token stays only together with
-all it can be merged from.
+Merging is greedy: the earliest applicable merge in the list is applied first. A text is encoded as
+before if all merges that were applied to it are kept, because their order is unchanged. A token is
+therefore kept together with all tokens it can be merged from.
 """
 
 from __future__ import annotations
@@ -22,28 +21,28 @@ from limbeck.tokenizers.load import backend_of, load_tokenizer
 from limbeck.tokenizers.vocabulary import shown, tokens_by_id
 
 BYTES = frozenset(f"<0x{byte:02X}>" for byte in range(256))
-"""What a byte-fallback tokenizer writes for characters it has no token for."""
+"""Byte-fallback tokens."""
 
 PLAIN = frozenset(map(chr, range(32, 127))) | {"\u2581"}
-"""ASCII, and the mark that SentencePiece puts for a space; kept though bytes could say them."""
+"""ASCII and SentencePiece's space marker; kept although bytes could encode them."""
 
 Tree = dict[str, Any]
-"""What a tokenizer.json says."""
+"""Contents of a tokenizer.json."""
 
 
 def kept_tokens(tokenizer: PreTrainedTokenizerBase, used: Iterable[int]) -> tuple[int, ...]:
-    """Ids of the tokens a trimmed tokenizer keeps, increasing; a token's place is its new id.
+    """Ids of the tokens a pruned tokenizer keeps, increasing; a token's index is its new id.
 
-    Beside the used ones: every added token, special or not; what the chat template writes; the
-    bytes, or where there is no fallback to bytes all single characters, so that whatever could be
-    encoded still can; and all that any of these can be merged from.
+    Beside the used ones: all added tokens, those of the chat template, all bytes (without byte
+    fallback, all single characters) so that any text can still be encoded, and all tokens that any
+    of these can be merged from.
 
     Args:
-        tokenizer: A fast one; it is not changed.
-        used: Ids that a data set uses, or that a model's configuration names.
+        tokenizer: A fast one; not modified.
+        used: Ids used by a data set or named by a model's configuration.
 
     Raises:
-        ConfigError: It is no byte-pair tokenizer, or one that merges in ways limbeck cannot trim.
+        ConfigError: It is not a byte-pair tokenizer, or its merges cannot be pruned.
     """
     tree, tokens = byte_pairs(tokenizer), tokens_by_id(tokenizer)
     wanted = {tokens[i] for i in {*used, *template_ids(tokenizer)}} | set(always_kept(tree))
@@ -51,17 +50,17 @@ def kept_tokens(tokenizer: PreTrainedTokenizerBase, used: Iterable[int]) -> tupl
     return tuple(i for i in sorted(tokens) if tokens[i] in kept)
 
 
-def trimmed_tokenizer(
+def pruned_tokenizer(
     tokenizer: PreTrainedTokenizerBase, kept: Sequence[int]
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer with these tokens only, as transformers opens it from a folder.
+    """The tokenizer with these tokens only, as transformers loads it from a folder.
 
     Args:
-        tokenizer: A fast one; it is not changed.
-        kept: As `kept_tokens` gives them.
+        tokenizer: A fast one; not modified.
+        kept: As returned by `kept_tokens`.
 
     Raises:
-        ConfigError: It cannot be trimmed, or its class does not open what was written.
+        ConfigError: It cannot be pruned, or its class does not load the result.
     """
     tree, tokens = byte_pairs(tokenizer), tokens_by_id(tokenizer)
     new_id = {tokens[old]: new for new, old in enumerate(kept)}
@@ -76,7 +75,7 @@ def trimmed_tokenizer(
 
 
 def byte_pairs(tokenizer: PreTrainedTokenizerBase) -> Tree:
-    """A tokenizer's tokenizer.json, if it is one whose tokens can be left out.
+    """A tokenizer's tokenizer.json, if its tokens can be pruned.
 
     Raises:
         ConfigError: It is not.
@@ -85,29 +84,28 @@ def byte_pairs(tokenizer: PreTrainedTokenizerBase) -> Tree:
     model = tree["model"]
     if model["type"] != "BPE":
         raise ConfigError(
-            "A vocabulary can be trimmed where text is merged pair by pair (BPE), because then "
-            f"what stays is read as before; the tokenizer of {tokenizer.name_or_path} is "
-            f"{model['type']}. Leave its vocabulary whole."
+            "Only a byte-pair (BPE) vocabulary can be pruned; the tokenizer of "
+            f"{tokenizer.name_or_path} is {model['type']}. Do not prune its vocabulary."
         )
     unlike = ("dropout", "continuing_subword_prefix", "end_of_word_suffix")
-    if given := {name: model[name] for name in unlike if model.get(name)}:
-        told = ", ".join(f"{name} {value!r}" for name, value in given.items())
+    if options := {name: model[name] for name in unlike if model.get(name)}:
+        listed = ", ".join(f"{name} {value!r}" for name, value in options.items())
         raise ConfigError(
-            "A vocabulary can be trimmed where merges join two tokens as they stand, always; the "
-            f"tokenizer of {tokenizer.name_or_path} has {told}. Leave its vocabulary whole."
+            "A vocabulary can be pruned only if merges are deterministic and join whole tokens; "
+            f"the tokenizer of {tokenizer.name_or_path} has {listed}. Do not prune its vocabulary."
         )
     return tree
 
 
 def template_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What the chat template writes around a conversation, that of an example included."""
+    """Token ids of an example chat, rendered by the chat template."""
     if tokenizer.chat_template is None:
         return []
     return backend_of(tokenizer).encode(rendered(tokenizer), add_special_tokens=False).ids
 
 
 def always_kept(tree: Tree) -> Iterator[str]:
-    """Tokens that stay whatever the data."""
+    """Tokens kept independently of the data."""
     model = tree["model"]
     vocabulary: Mapping[str, int] = model["vocab"]
     yield from (added["content"] for added in tree["added_tokens"])
@@ -121,7 +119,7 @@ def always_kept(tree: Tree) -> Iterator[str]:
 
 
 def with_parts(tokens: Iterable[str], merges: Iterable[Sequence[str]]) -> set[str]:
-    """Tokens, and all that they can be merged from.
+    """Tokens, and all tokens they can be merged from.
 
     Example:
         >>> sorted(with_parts(["abc"], [("a", "b"), ("b", "c"), ("ab", "c")]))
@@ -130,17 +128,17 @@ def with_parts(tokens: Iterable[str], merges: Iterable[Sequence[str]]) -> set[st
     parts: dict[str, set[str]] = {}
     for left, right in merges:
         parts.setdefault(left + right, set()).update((left, right))
-    found = set(tokens)
-    waiting = list(found)
+    kept = set(tokens)
+    waiting = list(kept)
     while waiting:
-        more = parts.get(waiting.pop(), set()) - found
-        found |= more
+        more = parts.get(waiting.pop(), set()) - kept
+        kept |= more
         waiting += more
-    return found
+    return kept
 
 
 def remapped(tree: Tree, new_id: Mapping[str, int]) -> Tree:
-    """A tokenizer.json with some of the tokens, under new ids."""
+    """A tokenizer.json with only the tokens in `new_id`, remapped."""
     model = tree["model"]
     vocabulary = {
         t: new_id[t] for t in sorted(model["vocab"], key=model["vocab"].get) if t in new_id
@@ -159,35 +157,35 @@ def remapped(tree: Tree, new_id: Mapping[str, int]) -> Tree:
 
 
 def special_ids(processor: Tree | None) -> dict[str, int]:
-    """The special tokens that a post-processor puts around a text, with their ids.
+    """Special tokens that a post-processor adds, with their ids.
 
     Raises:
-        ConfigError: It is one limbeck does not know.
+        ConfigError: Its type is unknown.
     """
     if processor is None or processor["type"] == "ByteLevel":
         return {}
     if processor["type"] == "Sequence":
         return {t: i for each in processor["processors"] for t, i in special_ids(each).items()}
     if processor["type"] == "TemplateProcessing":
-        told = processor["special_tokens"].values()
-        return {t: i for each in told for t, i in zip(each["tokens"], each["ids"], strict=True)}
+        specials = processor["special_tokens"].values()
+        return {t: i for each in specials for t, i in zip(each["tokens"], each["ids"], strict=True)}
     if processor["type"] in ("BertProcessing", "RobertaProcessing"):
         return {processor[name][0]: processor[name][1] for name in ("sep", "cls")}
     raise ConfigError(
-        "A vocabulary can be trimmed where limbeck knows what puts special tokens around a text; "
-        f"this tokenizer has a {processor['type']}. Leave its vocabulary whole."
+        "A vocabulary can be pruned only with a known post-processor; this tokenizer has a "
+        f"{processor['type']}. Do not prune its vocabulary."
     )
 
 
 def with_ids(processor: Tree | None, new_id: Mapping[str, int]) -> Tree | None:
-    """A post-processor that `special_ids` knows, with other ids."""
+    """A post-processor with remapped ids."""
     if processor is None or processor["type"] == "ByteLevel":
         return processor
     if processor["type"] == "Sequence":
         return processor | {"processors": [with_ids(p, new_id) for p in processor["processors"]]}
     if processor["type"] == "TemplateProcessing":
-        told = processor["special_tokens"]
-        changed = {n: t | {"ids": [new_id[x] for x in t["tokens"]]} for n, t in told.items()}
+        specials = processor["special_tokens"]
+        changed = {n: t | {"ids": [new_id[x] for x in t["tokens"]]} for n, t in specials.items()}
         return processor | {"special_tokens": changed}
     both = {name: [processor[name][0], new_id[processor[name][0]]] for name in ("sep", "cls")}
     return processor | both
@@ -196,19 +194,17 @@ def with_ids(processor: Tree | None, new_id: Mapping[str, int]) -> Tree | None:
 def refuse_other_ids(
     whole: PreTrainedTokenizerBase, made: PreTrainedTokenizerBase, new_id: Mapping[str, int]
 ) -> None:
-    """Raise where a trimmed tokenizer, once opened, has other tokens than it was given.
-
-    Raises:
-        ConfigError: With the first of them.
-    """
-    wanted, found = {i: token for token, i in new_id.items()}, tokens_by_id(made)
-    wrong = [i for i in sorted(wanted | found) if wanted.get(i) != found.get(i)]
+    """Raise if a pruned tokenizer, once loaded, holds other tokens than were written."""
+    expected, actual = {i: token for token, i in new_id.items()}, tokens_by_id(made)
+    wrong = [i for i in sorted(expected | actual) if expected.get(i) != actual.get(i)]
     named = [name for name in ("bos", "eos", "pad", "unk") if ends(whole)[name] != ends(made)[name]]
     if wrong or named:
-        first = f"id {wrong[0]} is {shown(found.get(wrong[0]))}" if wrong else f"another {named[0]}"
+        first = (
+            f"id {wrong[0]} is {shown(actual.get(wrong[0]))}" if wrong else f"another {named[0]}"
+        )
         raise ConfigError(
-            f"A trimmed tokenizer must hold the tokens that were kept and no others, but "
-            f"{type(made).__name__} opens it with {first}. Leave its vocabulary whole."
+            f"A pruned tokenizer must hold exactly the kept tokens, but "
+            f"{type(made).__name__} loads it with {first}. Do not prune its vocabulary."
         )
 
 

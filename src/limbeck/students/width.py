@@ -11,7 +11,7 @@ from limbeck.errors import ConfigError
 from limbeck.layer_map import LayerMap
 from limbeck.models import shape_facts
 from limbeck.prune import Widths, narrowed, widths_of
-from limbeck.prune.activations import largest, weigh
+from limbeck.prune.activations import largest, mean_activations
 from limbeck.prune.calibration import calibrate
 from limbeck.prune.targets import count_of, widths_for
 from limbeck.students.base import InitialStudent, Origin, initialisers
@@ -68,7 +68,7 @@ def width(
     old = widths_of(model.config)
     new = sized(old, **sizes) if target is None else widths_for(model.config, target)
     fits(old, new)
-    parts = largest(weigh(model, calibration.batches), old, new)
+    parts = largest(mean_activations(model, calibration.batches), old, new)
     student = narrowed(model, parts, origin.device, origin.dtype)
     facts = {
         "origin": "width",

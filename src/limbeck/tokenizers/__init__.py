@@ -1,22 +1,9 @@
 """Tokenizers: loading, identity by hash, and the proof that two vocabularies are the same."""
 
-from limbeck.tokenizers.hub import (
-    hub_answers,
-)
-from limbeck.tokenizers.identity import (
-    template_difference,
-    template_hash,
-    tokenizer_hash,
-)
-from limbeck.tokenizers.load import (
-    backend_of,
-    load_tokenizer,
-)
-from limbeck.tokenizers.vocabulary import (
-    VocabularyProof,
-    prove_same_vocabulary,
-    tokens_by_id,
-)
+from limbeck.tokenizers.hub import hub_answers
+from limbeck.tokenizers.identity import template_difference, template_hash, tokenizer_hash
+from limbeck.tokenizers.load import backend_of, load_tokenizer
+from limbeck.tokenizers.vocabulary import VocabularyProof, prove_same_vocabulary, tokens_by_id
 
 __all__ = [
     "VocabularyProof",

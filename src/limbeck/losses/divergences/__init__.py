@@ -1,11 +1,6 @@
 """Divergences between two distributions over the same outcomes, one family a file."""
 
-from limbeck.losses.divergences.base import (
-    Outcomes,
-    divergences,
-    expectation,
-    gradients,
-)
+from limbeck.losses.divergences.base import Outcomes, divergences, expectation, gradients
 
 __all__ = [
     "Outcomes",
