@@ -84,8 +84,8 @@ FORMS = (
     Mutation(
         "the same without the closed form",
         UNEVEN,
-        "logp.gather(-1, self.ids).masked_fill(~self.kept, FLOOR)",
-        "logp.gather(-1, self.ids)",
+        "pair.student.masked_fill(absent, FLOOR)",
+        "pair.student",
         "laws/test_uneven.py::test_what_fills_up_short_rows_counts_for_nothing",
     ),
     Mutation(
@@ -133,8 +133,8 @@ FORMS = (
     Mutation(
         "the tail tempered as if it were one token",
         TOP_K,
-        "tails = {each: tail(log_softmax(logits, each)) for each in further}",
-        "tails = {each: tail(logp) * (temperature / each) for each in further}",
+        "tails = {each: tail_of(log_softmax(logits, each), top.indices) for each in further}",
+        "tails = {e: tail_of(logp, top.indices) * (temperature / e) for e in further}",
         KEPT + "a_tail_for_another_temperature_is_as_good_as_a_recording_there",
     ),
     Mutation(

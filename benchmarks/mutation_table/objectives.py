@@ -110,8 +110,8 @@ OBJECTIVES = (
     Mutation(
         "a tail of all tokens",
         TOP_K,
-        "return other.scatter(-1, top.indices, FLOOR).logsumexp(-1)",
-        "return other.logsumexp(-1)",
+        "return logp.scatter(-1, ids, FLOOR).logsumexp(-1)",
+        "return logp.logsumexp(-1)",
         SAID + "the_tail_of_a_top_k_is_the_mass_of_all_others_at_its_temperature",
     ),
     Mutation(

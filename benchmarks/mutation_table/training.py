@@ -77,7 +77,7 @@ TRAINING = (
     Mutation(
         "a tail dropped from the student",
         TOP_K,
-        "tail = logp.scatter(-1, self.ids, FLOOR).logsumexp(-1, keepdim=True)",
+        "tail = tail_of(logp, self.ids)[:, None]",
         "tail = torch.full_like(logp[:, :1], FLOOR)",
         DIST + "a_student_equal_to_its_teacher_pays_and_learns_nothing",
     ),
@@ -98,8 +98,8 @@ TRAINING = (
     Mutation(
         "the first k tokens instead of the best",
         TOP_K,
-        "top = logp.topk(k, dim=-1)\n\n",
-        "top = logp[:, :k].topk(k, dim=-1)\n\n",
+        "top = logp.topk(k, dim=-1)\n",
+        "top = logp[:, :k].topk(k, dim=-1)\n",
         DIST + "renaming_all_tokens_changes_nothing",
     ),
     Mutation(
@@ -119,7 +119,7 @@ TRAINING = (
     Mutation(
         "a teacher renormalised over its top-k",
         TOP_K,
-        "tails = {each: tail(log_softmax(logits, each)) for each in further}\n",
+        "tails = {each: tail_of(log_softmax(logits, each), top.indices) for each in further}\n",
         "tails = {}\n        logp = logp - top.values.logsumexp(-1, keepdim=True)\n",
         DIST + "top_k_is_at_most_dense_and_grows_with_k",
     ),

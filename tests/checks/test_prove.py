@@ -38,7 +38,7 @@ def test_everything_holds_on_a_sound_pair(family):
 def test_every_divergence_is_zero_at_the_teacher_and_has_a_true_gradient(name, temperature):
     case = tiny_case(divergence=name, temperature=temperature)
     findings = {f.name: f for f in prove(case)}
-    slope = findings.pop("gradient is the loss's slope")
+    slope = findings.pop("gradient equals finite differences")
     assert isinstance(slope, Unproven) == (name in CONSTANT_WEIGHTS)
     held = [f for f in findings.values() if isinstance(f, Proof) and f.decides]
     assert all(f.holds for f in held), [f for f in held if not f.holds]
@@ -138,7 +138,7 @@ def test_a_fused_path_with_a_wrong_gradient_fails_by_name(monkeypatch, what):
     monkeypatch.setattr(fused.Gradients, "add", wrong)
     found = failing(case)
     assert "fused equals plain logits" in found
-    assert ("gradient is the loss's slope" in found) == (what == "hidden")
+    assert ("gradient equals finite differences" in found) == (what == "hidden")
 
 
 def test_a_slope_that_is_not_the_divergences_own_fails():
@@ -154,7 +154,7 @@ def test_a_slope_that_is_not_the_divergences_own_fails():
 
     term.gradient = wrong
     found = failing(case)
-    assert {"fused equals plain logits", "gradient is the loss's slope"} <= found
+    assert {"fused equals plain logits", "gradient equals finite differences"} <= found
 
 
 def test_a_forgotten_squared_temperature_fails():

@@ -84,7 +84,7 @@ def test_a_chat_says_whose_template_writes_it_and_how_much_is_learnt():
     ids = [5, 6, 7, tokenizer.eos_token_id]
     notes = text_notes(tokenizer, [row_of(ids, [False, True, True])], is_chat=True)
     assert len(notes) == 1
-    assert "3 tokens, 2 are learnt" in notes[0]
+    assert "3 tokens, 2 are trained" in notes[0]
 
 
 def test_a_row_whose_prompt_is_long_is_not_cut_before_what_is_learnt():

@@ -44,7 +44,7 @@ def test_a_sound_recipe_is_proven_shown_and_planned_and_nothing_is_written(tmp_p
         "head of the teacher",
         "documents apart in the student",
         "student = teacher gives 0",
-        "gradient is the loss's slope",
+        "gradient equals finite differences",
         "fused equals plain logits",
         "micro-batches add up",
         "The plan (estimates)",

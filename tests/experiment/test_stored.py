@@ -87,7 +87,7 @@ def test_what_the_form_does_not_serve_is_refused_before_the_first_step(tmp_path)
     options = [*store, "objective.temperature=2.0"]
     refused(path, options, ConfigError, "drawn at temperature 1.0, so they cannot be compared at")
     options = [*store, "objective.temperature=1.0", "objective.divergence=reverse_kl"]
-    refused(path, options, ConfigError, "serves forward_kl only, and the objective asks for")
+    refused(path, options, ConfigError, "supports forward_kl only, and the objective uses")
     extra = "objective.extra=[{type: hidden_state, weight: 0.1, layer_map: uniform}]"
     options = [*store, "objective.temperature=1.0", extra]
     refused(path, options, ConfigError, r"reads the teacher's layers \[0, 3\].*holds layers none")

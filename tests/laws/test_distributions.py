@@ -230,7 +230,7 @@ def test_exactly_the_divergences_that_sort_are_refused_where_outcomes_are_merged
         for form in MERGING:
             term, signal = DivergenceTerm(divergence=name), FORMS[form](teacher, 1.0)
             if name in ranking.names():
-                with pytest.raises(ConfigError, match=f"serves .*forward_kl.* for '{name}'"):
+                with pytest.raises(ConfigError, match=f"supports .*forward_kl.* uses '{name}'"):
                     term(teacher, torch.zeros(3, dtype=torch.long), signal)
                 assert name not in signal.names_served()
             else:

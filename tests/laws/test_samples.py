@@ -159,7 +159,7 @@ def test_rows_that_drew_fewer_tokens_are_filled_with_nothing(path):
 @over_paths
 def test_other_divergences_are_refused_by_name(spec, path):
     drawn = Samples.from_logits(random_logits(3, 6), 4)
-    with pytest.raises(ConfigError, match=f"Samples serves forward_kl only.*'{spec['type']}'"):
+    with pytest.raises(ConfigError, match=f"Samples supports forward_kl only.*'{spec['type']}'"):
         objective_of(random_logits(3, 6), drawn, spec, 1.0, path)
 
 

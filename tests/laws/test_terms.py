@@ -262,12 +262,12 @@ def test_taid_never_falls_nor_passes_its_end_whatever_the_losses():
 
 @pytest.mark.parametrize("teacher", [Samples, TopKRenormalised])
 def test_taid_refuses_teachers_that_cannot_be_interpolated(teacher):
-    with pytest.raises(ConfigError, match=f"{teacher.__name__} serves .*'taid'"):
+    with pytest.raises(ConfigError, match=f"{teacher.__name__} supports .*'taid'"):
         taken(random_logits(3, 6), teacher.from_logits(random_logits(3, 6), 2), TaidTerm(steps=3))
 
 
 def test_taid_that_would_move_backwards_is_refused():
-    with pytest.raises(ConfigError, match=r"starts at 0\.9 and ends at 0\.5"):
+    with pytest.raises(ConfigError, match=r"start 0\.9 and end 0\.5"):
         TaidTerm(steps=3, start=0.9, end=0.5)
 
 

@@ -114,5 +114,5 @@ def test_renormalised_with_all_tokens_is_the_whole_distribution(path):
 @over_paths
 def test_divergences_that_mind_impossible_tokens_are_refused(name, path):
     teacher = TopKRenormalised.from_logits(random_logits(3, 6), 2)
-    with pytest.raises(ConfigError, match=f"TopKRenormalised serves .*{name!r}"):
+    with pytest.raises(ConfigError, match=f"TopKRenormalised supports .*{name!r}"):
         objective_of(random_logits(3, 6), teacher, {"type": name}, 1.0, path)

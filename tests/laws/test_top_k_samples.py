@@ -118,7 +118,9 @@ def test_each_tail_token_is_drawn_as_often_as_its_share_rounded():
 @over_specs([spec for spec in SPECS if spec["type"] != "forward_kl"])
 def test_other_divergences_are_refused_by_name(spec):
     drawn = TopKSamples.from_logits(random_logits(3, 6), 2, 4)
-    with pytest.raises(ConfigError, match=f"TopKSamples serves forward_kl only.*'{spec['type']}'"):
+    with pytest.raises(
+        ConfigError, match=f"TopKSamples supports forward_kl only.*'{spec['type']}'"
+    ):
         objective_of(random_logits(3, 6), drawn, spec, 1.0)
 
 

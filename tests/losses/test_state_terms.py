@@ -269,7 +269,7 @@ def test_every_term_takes_every_layer_map_and_asks_for_no_other_layers(kind, cho
 
 def test_maps_that_pair_nothing_or_layers_that_are_not_there_are_refused():
     shapes = PairShapes(5, 4, 8, 8, LayerMap(()))
-    with pytest.raises(ConfigError, match=r"student of 5 layers answers to none.*`last`"):
+    with pytest.raises(ConfigError, match=r"no layer of the student \(5 layers\).*`last`"):
         relations(shapes)
     with pytest.raises(ConfigError, match=re.escape("go up to [4, 3], the last layers, got")):
         relations(shapes, layer_map=((0, 1), (4, 4)))

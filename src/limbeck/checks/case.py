@@ -1,4 +1,4 @@
-"""What the checks run on: both models, a sample of the text, and their outputs on it."""
+"""Inputs of the checks: both models, a sample of the text, and their outputs on it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ POSITIONS = 128
 """Positions of a row that are kept; more where a prompt is longer."""
 
 SCORED = 80
-"""Scored positions that are looked at one by one; more than one chunk of the fused head."""
+"""Scored positions compared in detail; more than one chunk of the fused head."""
 
 
 @runtime_checkable
@@ -46,7 +46,7 @@ class Case:
     Attributes:
         distiller: Student and objective, on their device; sharded or not.
         recipe: The objective's configuration, from which the plain formula is computed.
-        teacher: Its weights are in this process.
+        teacher: A local teacher.
         data: Training text.
         largest_token_id: In the whole text.
         vocabulary: What the two tokenizers share.
@@ -162,16 +162,16 @@ def view(case: Case, batch: Batch, count: int = SCORED) -> Views:
             chosen,
             batch.targets()[chosen_rows],
             segments=batch.segments()[chosen_rows],
-            layer_projections=at_some(projections, chosen_rows),
+            layer_projections=projections_at(projections, chosen_rows),
         ),
         distribution,
         TeacherSignal.from_distribution(
-            distribution, teacher_chosen, at_some(teacher_projections, chosen_rows)
+            distribution, teacher_chosen, projections_at(teacher_projections, chosen_rows)
         ),
     )
 
 
-def at_some(
+def projections_at(
     layers: Mapping[int, Projections], chosen_rows: slice, dtype: torch.dtype | None = None
 ) -> dict[int, Projections]:
     """Queries, keys and values at chosen positions, converted to `dtype` if it is not None."""

@@ -18,10 +18,9 @@ ALLOWED = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch
 
 
 def micro_batches_add_up(case: Case, batch: Batch, dtype: torch.dtype) -> Finding:
-    """Loss and gradient of all rows at once are the sums of those of the rows one by one.
+    """Loss and gradient of a batch equal the sums over its rows, run one by one.
 
-    The gradient is taken with respect to the student's norms and biases, which are small and sit in
-    every layer.
+    The gradient is with respect to norms and biases, which are small and in every layer.
 
     Args:
         case: The pair.
@@ -70,7 +69,7 @@ def share(
 
 def small_parameters(model: CausalLM) -> list[nn.Parameter]:
     """Vectors among a model's trained parameters, its smallest matrix, or all B of its adapters."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    if model.adapters:  # those of A are 0 as long as B is
+    if model.adapters:  # gradients of A are 0 while B is
         return [p for n, p in model.named_parameters() if n.endswith(UP)]
+    trained = [p for p in model.parameters() if p.requires_grad]
     return [p for p in trained if p.ndim == 1] or [min(trained, key=Tensor.numel)]

@@ -6,22 +6,22 @@ from limbeck.batch import Batch
 from limbeck.checks.proof import Proof
 from limbeck.models import HEAD_TOLERANCE, TOLERANCE, CausalLM, head_error, neighbours_seen
 
-READ = 64
+NUM_POSITIONS = 64
 """Positions whose logits are compared."""
 
-PIECE = 12
+NUM_TOKENS = 12
 """Tokens of each text packed into the row."""
 
 
 def head_proof(who: str, model: CausalLM, batch: Batch) -> Proof:
-    """Decoder and head, called apart, give the whole model's logits on the user's text.
+    """Decoder and head, called separately, give the full model's logits on the user's text.
 
     Args:
         who: `teacher` or `student`.
         model: The model.
         batch: Its first row is read, as one text.
     """
-    ids = batch.input_ids[:1, :READ]
+    ids = batch.input_ids[:1, :NUM_POSITIONS]
     error = head_error(model, ids)
     allowed = HEAD_TOLERANCE[model.hf_model.dtype]
     return Proof(
@@ -35,16 +35,16 @@ def head_proof(who: str, model: CausalLM, batch: Batch) -> Proof:
 
 
 def documents_proof(who: str, model: CausalLM, batch: Batch) -> Proof:
-    """A text in the middle of a row gives the hidden states it gives alone.
+    """A document in a packed row has the same hidden states as alone.
 
-    And they do not change at all when the texts beside it do.
+    They do not change at all when the neighbouring documents do.
 
     Args:
         who: `teacher` or `student`.
         model: The model.
-        batch: The beginnings of its first and last row are put into one row.
+        batch: The starts of its first and last row are packed into one row.
     """
-    length = min(PIECE, batch.input_ids.shape[1])
+    length = min(NUM_TOKENS, batch.input_ids.shape[1])
     first, second = batch.input_ids[0, :length], batch.input_ids[-1, :length]
     error, seen = neighbours_seen(model, [first, second, first])
     allowed = TOLERANCE[model.hf_model.dtype]

@@ -1,6 +1,6 @@
 """Proofs about the objective: zero at equality, true gradients, fused equal to plain logits.
 
-Where they can, they compute in float64, so that an error is an error and not rounding.
+They compute in float64 where possible, so that rounding cannot hide or mimic an error.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from limbeck.checks.case import Case, Views, at_some
+from limbeck.checks.case import Case, Views, projections_at
 from limbeck.checks.proof import Finding, Proof, Unproven, distance
 from limbeck.config.schedules import value_at
 from limbeck.losses import Head, Objective, StudentView, TeacherSignal, WeightedTerm
@@ -25,17 +25,17 @@ FLOAT64_BYTES = 1 << 30
 """Largest head that is copied in float64; above, proofs compute in float32."""
 
 ZERO = {torch.float64: 1e-9, torch.float32: 1e-5}
-"""What counts as zero: nats of a divergence, or parts of the cross-entropy's gradient."""
+"""Largest accepted zero: nats of a divergence, or its gradient relative to cross-entropy's."""
 
-SLOPE = {torch.float64: (1e-5, 1e-5), torch.float32: (1e-2, 5e-2)}
+DIFFERENCE = {torch.float64: (1e-5, 1e-5), torch.float32: (1e-2, 5e-2)}
 """Step of a finite difference in units of the hidden state's size, and the error allowed relative
 to the largest entry. float32 keeps 7 digits of a loss, so a difference over a step keeps two."""
 
 FUSED = {torch.float64: 1e-9, torch.float32: 2e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 """Largest difference from plain logits, by the coarsest format among both models' numbers."""
 
-NEAR = 3
-"""Positions, and entries of each, that finite differences visit."""
+NUM_PROBES = 3
+"""Positions, and entries of each, that finite differences probe."""
 
 
 @dataclass(frozen=True)
@@ -59,13 +59,13 @@ def zero_at_equality(case: Case, views: Views) -> Finding:
     term = case.distiller.objective.logit_terms.get("divergence")
     if term is None:
         return Unproven(name, "objective.alpha is 0, so the run compares no distributions")
-    said, targets = views.distribution, views.student.targets
-    dtype = exact(said.head)
-    hidden, head = said.hidden.to(dtype), said.head.to(dtype)
-    alone = StudentView(hidden, head, {}, targets)
+    teacher, targets = views.distribution, views.student.targets
+    dtype = exact(teacher.head)
+    hidden, head = teacher.hidden.to(dtype), teacher.head.to(dtype)
+    student = StudentView(hidden, head, {}, targets)
     signal = TeacherSignal.from_distribution(LazyLogits(hidden, head))
-    soft = evaluate(Objective([WeightedTerm("divergence", 1.0, term)], 1), alone, signal)
-    hard = evaluate(Objective([WeightedTerm("hard", 1.0, CrossEntropyTerm())], 1), alone, signal)
+    soft = evaluate(Objective([WeightedTerm("divergence", 1.0, term)], 1), student, signal)
+    hard = evaluate(Objective([WeightedTerm("hard", 1.0, CrossEntropyTerm())], 1), student, signal)
     value = float(soft.loss)
     share = float(soft.hidden.norm() / hard.hidden.norm())
     return Proof(
@@ -78,9 +78,9 @@ def zero_at_equality(case: Case, views: Views) -> Finding:
 
 
 def fused_against_plain(case: Case, views: Views) -> Proof:
-    """Loss and gradients equal those of whole logits, with the recipe's formula in the open."""
+    """Loss and gradients equal those of whole logits, computed by the recipe's formula."""
     fused = evaluate(case.distiller.objective, views.student, views.signal)
-    plain = in_the_open(case, views)
+    plain = with_plain_logits(case, views)
     formats = [each.dtype for each in (views.student.hidden, views.distribution.hidden)]
     formats += [views.student.head.weight.dtype, views.distribution.head.weight.dtype]
     allowed = max(FUSED[each] for each in formats)
@@ -100,41 +100,40 @@ def fused_against_plain(case: Case, views: Views) -> Proof:
 
 
 def finite_differences(case: Case, views: Views) -> Finding:
-    """The gradient is the slope of the loss, at a few entries of a few positions."""
-    name = "gradient is the loss's slope"
+    """The gradient equals central differences of the loss, at a few entries of a few positions."""
+    name = "gradient equals finite differences"
     dtype = exact(views.student.head, views.distribution.head)
-    near = first(views, NEAR, dtype)
+    near = first(views, NUM_PROBES, dtype)
     objective = copy.deepcopy(case.distiller.objective).to(dtype)
     objective.positions = None
     gradient = evaluate(objective, near.student, near.signal).hidden
-    step, allowed = SLOPE[dtype]
+    step, allowed = DIFFERENCE[dtype]
     step *= float(near.student.hidden.square().mean().sqrt())
-    places = gradient.abs().topk(NEAR, dim=-1).indices
-    slopes = torch.zeros_like(gradient).scatter(
-        -1, places, slopes_at(objective, near, places, step)
+    places = gradient.abs().topk(NUM_PROBES, dim=-1).indices
+    error = distance(
+        gradient.gather(-1, places), central_differences(objective, near, places, step)
     )
-    error = distance(gradient.gather(-1, places), slopes.gather(-1, places))
-    found = (
+    measured = (
         f"{error:.1e} of the largest, central differences at {places.numel()} entries "
         f"(allowed {allowed:.0e}, {named(dtype)})"
     )
-    plain = in_the_open(case, near)
+    plain = with_plain_logits(case, near)
     if not error <= allowed and distance(gradient, plain.hidden) <= FUSED[dtype]:
         return Unproven(
             name,
-            "the divergence holds a weight of its own constant, so its gradient is not meant to be "
-            f"the slope of its value; found {found}",
+            "the divergence treats one of its weights as constant, so its gradient is not the "
+            f"derivative of its value; {measured}",
         )
     return Proof(
-        name, error <= allowed, found, "an optimizer that follows the gradient lowers this loss"
+        name, error <= allowed, measured, "an optimizer that follows the gradient lowers this loss"
     )
 
 
-def slopes_at(
+def central_differences(
     objective: Objective, near: Views, places: Int[Tensor, "N k"], step: float
 ) -> Float[Tensor, "N k"]:
     """Central differences of the loss at some entries of each hidden state."""
-    slopes = torch.zeros_like(places, dtype=near.student.hidden.dtype)
+    differences = torch.zeros_like(places, dtype=near.student.hidden.dtype)
     for n, entries in enumerate(places.tolist()):
         for k, d in enumerate(entries):
             ends = []
@@ -144,14 +143,14 @@ def slopes_at(
                 student = replace(near.student, hidden=hidden)
                 with torch.no_grad():
                     ends.append(objective(student, near.signal, count(student))[0])
-            slopes[n, k] = (ends[0] - ends[1]) / (2 * step)
-    return slopes
+            differences[n, k] = (ends[0] - ends[1]) / (2 * step)
+    return differences
 
 
 def evaluate(objective: Objective, student: StudentView, signal: TeacherSignal) -> Outcome:
-    """An objective's loss and gradients, through its fused head, in chunks as small as they get.
+    """An objective's loss and gradients through its fused head, in the smallest chunks.
 
-    At every position: where the recipe learns from a choice of them, the formula is no other.
+    All positions are used, also if the recipe selects positions: the formula is the same.
     """
     hidden = student.hidden.detach().requires_grad_()
     weight = student.head.weight.detach().requires_grad_()
@@ -166,8 +165,8 @@ def evaluate(objective: Objective, student: StudentView, signal: TeacherSignal) 
     return Outcome(loss.detach(), by_hidden, by_weight[distinct(student.targets)])
 
 
-def in_the_open(case: Case, views: Views) -> Outcome:
-    """The same with whole logits, autograd, and the formula of DESIGN written out.
+def with_plain_logits(case: Case, views: Views) -> Outcome:
+    """The same with whole logits and autograd.
 
     alpha T^2 D(teacher_T, student_T) + (1 - alpha) CE, and the extra terms as they are.
     """
@@ -177,18 +176,18 @@ def in_the_open(case: Case, views: Views) -> Outcome:
     head = student.head.to(dtype)
     products = torch.nn.functional.linear(hidden, head.weight, head.bias)
     logits = products if head.transform is None else head.transform(products)
-    said = DenseLogits(views.distribution.head(views.distribution.hidden).to(dtype))
+    teacher = DenseLogits(views.distribution.head(views.distribution.hidden).to(dtype))
     alpha, temperature = value_at(recipe.alpha, 0), value_at(recipe.temperature, 0)
     loss = (1 - alpha) * torch.nn.functional.cross_entropy(logits, student.targets)
     if alpha > 0:
         divergence = divergences.bind(recipe.divergence, at="objective.divergence")
-        pair = said.compare(logits, temperature)
+        pair = teacher.compare(logits, temperature)
         soft = divergence(pair.student, pair.teacher).mean() * temperature**2
         loss = loss + alpha * soft
     objective = case.distiller.objective
     for name, term in objective.logit_terms.items():
         if name not in MAIN:
-            loss = loss + objective.weights[name] * term(logits, student.targets, said).mean()
+            loss = loss + objective.weights[name] * term(logits, student.targets, teacher).mean()
     for name, state_term in objective.state_terms.items():
         tokens = state_term(replace(student, hidden=hidden), views.signal)
         loss = loss + objective.weights[name] * tokens.mean()
@@ -199,36 +198,36 @@ def in_the_open(case: Case, views: Views) -> Outcome:
 
 def first(views: Views, positions: int, dtype: torch.dtype) -> Views:
     """The first few positions, in another number format."""
-    some = slice(0, positions)
-    old, said = views.student, views.distribution
+    rows = slice(0, positions)
+    old, old_teacher = views.student, views.distribution
     student = StudentView(
-        old.hidden[some].to(dtype),
+        old.hidden[rows].to(dtype),
         old.head.to(dtype),
-        {i: states[some].to(dtype) for i, states in old.layer_hidden.items()},
-        old.targets[some],
-        segments=None if old.segments is None else old.segments[some],
-        layer_projections=at_some(old.layer_projections, some, dtype),
+        {i: states[rows].to(dtype) for i, states in old.layer_hidden.items()},
+        old.targets[rows],
+        segments=None if old.segments is None else old.segments[rows],
+        layer_projections=projections_at(old.layer_projections, rows, dtype),
     )
-    teacher = LazyLogits(said.hidden[some].to(dtype), said.head.to(dtype))
-    layers = {i: states[some].to(dtype) for i, states in views.signal.layer_hidden.items()}
-    projections = at_some(views.signal.layer_projections, some, dtype)
+    teacher = LazyLogits(old_teacher.hidden[rows].to(dtype), old_teacher.head.to(dtype))
+    layers = {i: states[rows].to(dtype) for i, states in views.signal.layer_hidden.items()}
+    projections = projections_at(views.signal.layer_projections, rows, dtype)
     return Views(student, teacher, TeacherSignal.from_distribution(teacher, layers, projections))
 
 
 def exact(*heads: Head) -> torch.dtype:
     """float64 where the device has it and the heads are small enough, else float32."""
-    too_big = any(head.weight.numel() * 8 > FLOAT64_BYTES for head in heads)
-    without = heads[0].weight.device.type == "mps"
-    return torch.float32 if too_big or without else torch.float64
+    is_large = any(head.weight.numel() * 8 > FLOAT64_BYTES for head in heads)
+    has_float64 = heads[0].weight.device.type != "mps"
+    return torch.float32 if is_large or not has_float64 else torch.float64
 
 
 def count(student: StudentView) -> Int[Tensor, ""]:
-    """Number of positions, as an objective wants it."""
+    """Number of positions, as a tensor."""
     return torch.tensor(len(student.targets), device=student.targets.device)
 
 
 def distinct(ids: Int[Tensor, " N"]) -> Int[Tensor, " R"]:
-    """Each id once, in order."""
+    """The distinct ids, sorted."""
     return torch.tensor(sorted(set(ids.tolist())), device=ids.device)
 
 

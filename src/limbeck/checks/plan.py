@@ -1,4 +1,4 @@
-"""What a run will take of memory, disk and time; estimates, from one real micro-batch."""
+"""Estimated memory, disk and time of a run, from one measured micro-batch."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class Measured:
     Attributes:
         rows: Rows of the micro-batch.
         tokens: Scored tokens in it.
-        seconds: How long it took; the first of its shape, so later ones may be faster.
-        saved_bytes: What its forward pass kept for the backward pass.
+        seconds: Duration; later passes of the same shape may be faster.
+        saved_bytes: Bytes the forward pass saved for backward.
     """
 
     rows: int
@@ -42,12 +42,12 @@ class Measured:
 
 @dataclass(frozen=True)
 class Disk:
-    """What a run writes, and what there is room for.
+    """Disk space a run needs, and free space.
 
     Attributes:
         checkpoint_bytes: One checkpoint: what is trained, in float32, and the optimizer's state.
-        needed_bytes: Every checkpoint kept, one being written, and the students.
-        free_bytes: Where the run directory will be.
+        needed_bytes: All kept checkpoints, one being written, and the students.
+        free_bytes: On the run directory's disk.
     """
 
     checkpoint_bytes: int
@@ -57,22 +57,21 @@ class Disk:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will take; estimates.
+    """Estimated resources of a run.
 
     Attributes:
         parameters: By model.
         trained_parameters: Of the student, and of what the objective's terms own.
         memory_bytes: By purpose, at the same time.
-        free_memory_bytes: Where the models are, beside what is loaded already.
-        disk: What will be written.
+        free_memory_bytes: On the models' device, after loading them.
+        disk: Disk space.
         micro_batch: Rows of one forward and backward pass.
         micro_batches_per_step: Passes of one optimizer step.
         steps: Optimizer steps of each student.
         passes_over_text: How often each student reads the text.
-        students: Students trained: arms times learning rates.
-        tokens_per_second: Scored tokens, from the one pass that was measured.
-        seconds: Forward and backward passes of all steps; evaluation, saving and the optimizer's
-            own arithmetic are not in it.
+        students: Students trained: trials times learning rates.
+        tokens_per_second: Scored tokens, from the measured pass.
+        seconds: Forward and backward passes of all steps, without evaluation, saving and optimizer.
     """
 
     parameters: Mapping[str, int]
@@ -92,14 +91,14 @@ class Plan:
 def make_plan(
     case: Case, config: RunConfig, *, micro_batch: int, students: int, free_memory_bytes: int
 ) -> Plan:
-    """Plan a run, after running one micro-batch of it.
+    """Plan a run by running one micro-batch.
 
     Args:
         case: The pair.
         config: The recipe.
         micro_batch: Rows of a micro-batch.
-        students: How many will be trained.
-        free_memory_bytes: Where the models are.
+        students: Number of trained students.
+        free_memory_bytes: On the models' device.
 
     Raises:
         ConfigError: The micro-batch does not fit into memory.
@@ -136,7 +135,7 @@ def make_plan(
 
 
 def run_micro_batch(case: Case, cpu_batch: Batch) -> Measured:
-    """Forward and backward of one micro-batch, as training does it; no weight is changed.
+    """Forward and backward of one micro-batch, as in training; weights are unchanged.
 
     Raises:
         ConfigError: It does not fit into memory.
@@ -159,13 +158,13 @@ def run_micro_batch(case: Case, cpu_batch: Batch) -> Measured:
     tokens = int(batch.num_scored())
     was_training = case.distiller.training
     case.distiller.train()
-    began = time.perf_counter()
+    start = time.perf_counter()
     try:
         with saved_tensors_hooks(keep, lambda tensor: tensor):
             loss, _ = case.distiller(batch, case.teacher.signal(batch), batch.num_scored())
         loss.backward()
         float(loss.detach())  # waits for the device
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - start
     except torch.OutOfMemoryError as error:
         raise ConfigError(
             f"memory: a micro-batch of {len(batch.scored)} rows of {batch.scored.shape[1]} "
@@ -180,7 +179,7 @@ def run_micro_batch(case: Case, cpu_batch: Batch) -> Measured:
 
 
 def plan_disk(distiller: Distiller, config: RunConfig, state: int, students: int) -> Disk:
-    """What the checkpoints and students of a run need, and the room for them."""
+    """Disk space for checkpoints and students, and free space."""
     keep = config.checkpoint.keep + config.checkpoint.keep_best + 1  # one is being written
     weights = trained_bytes(distiller)
     student = sum(p.numel() * p.element_size() for p in distiller.student.parameters())
@@ -191,7 +190,7 @@ def plan_disk(distiller: Distiller, config: RunConfig, state: int, students: int
 
 
 def plan_findings(plan: Plan) -> list[Proof]:
-    """Whether disk and memory suffice, as far as estimates can tell."""
+    """Whether disk and memory suffice, by the estimates."""
     memory = sum(plan.memory_bytes.values())
     loaded = plan.memory_bytes["teacher"] + plan.memory_bytes["student"]
     free = plan.free_memory_bytes + loaded
@@ -205,7 +204,7 @@ def plan_findings(plan: Plan) -> list[Proof]:
         Proof(
             "memory",
             memory <= free,
-            f"{size(memory)} needed, {size(free)} there (estimate)",
+            f"{size(memory)} needed, {size(free)} available (estimate)",
             "models, gradients, optimizer state and one micro-batch fit; lower memory.micro_batch "
             "or set memory.activation_checkpointing if not",
             decides=False,
@@ -218,20 +217,20 @@ def held_bytes(module: nn.Module, beside: nn.Module | None = None) -> int:
 
     Args:
         module: The module.
-        beside: Whose tensors are there already, and are not counted.
+        beside: Tensors of this module are not counted.
     """
-    there = set() if beside is None else {*beside.parameters(), *beside.buffers()}
-    tensors = [t for t in (*module.parameters(), *module.buffers()) if t not in there]
+    counted = set() if beside is None else {*beside.parameters(), *beside.buffers()}
+    tensors = [t for t in (*module.parameters(), *module.buffers()) if t not in counted]
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
 def trained_bytes(distiller: Distiller) -> int:
-    """Bytes of what is trained, and of its gradients."""
+    """Bytes of the trained parameters, and of their gradients."""
     return sum(p.numel() * p.element_size() for p in distiller.parameters() if p.requires_grad)
 
 
 def state_bytes(distiller: Distiller, optim: OptimConfig) -> int:
-    """Bytes an optimizer keeps: its moments."""
+    """Bytes of the optimizer's moments."""
     trained = [p for p in distiller.parameters() if p.requires_grad]
     whole = trained_bytes(distiller)
     match optim.type:
@@ -249,7 +248,7 @@ def state_bytes(distiller: Distiller, optim: OptimConfig) -> int:
 
 
 def checkpointed_bytes(student: CausalLM, config: RunConfig, rows: int) -> int:
-    """Inputs of the blocks, which activation checkpointing keeps out of autograd's sight."""
+    """Bytes of block inputs, which activation checkpointing hides from autograd's hooks."""
     if not config.memory.activation_checkpointing:
         return 0
     element = next(student.parameters()).element_size()
@@ -262,7 +261,7 @@ def existing(path: Path) -> Path:
 
 
 def size(num_bytes: int) -> str:
-    """Bytes for people.
+    """Bytes in a readable unit.
 
     Example:
         >>> size(1536)

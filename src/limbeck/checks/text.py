@@ -22,7 +22,7 @@ ROWS = 8
 """Rows on which both models are measured."""
 
 COPIES = 4
-"""Arrays of as many logits as a chunk has that exist at once, about."""
+"""Approximate number of logit arrays of a chunk that exist at once."""
 
 SHOWN = 160
 """Tokens of the example row that are printed."""
@@ -53,9 +53,9 @@ def teacher_reads_better(case: Case) -> Proof:
         teacher < student,
         f"cross-entropy {teacher:.3f} against the student's {student:.3f} nats a token on "
         f"{count:,} tokens; a uniform guess has {guess:.2f}",
-        "there is something to learn from this teacher on this text"
+        "the teacher can improve this student on this text"
         if teacher < student
-        else "a student that is better already may get worse: check the teacher, its template and "
+        else "a better student may get worse: check the teacher, its template and "
         "the text, or train with alpha: 0",
         decides=False,
     )
@@ -92,8 +92,7 @@ def models_differ(case: Case) -> Proof:
         "student differs from the teacher",
         not same,
         ("the same weights, " if same else "other weights, ") + ", ".join(sizes),
-        "the student is its teacher already: nothing can be learnt but what alpha < 1 takes from "
-        "the text"
+        "the student already equals its teacher: only the cross-entropy (alpha < 1) can change it"
         if same
         else "training starts from another function than the teacher's",
         decides=False,
@@ -101,10 +100,9 @@ def models_differ(case: Case) -> Proof:
 
 
 def trained_on(tokenizer: PreTrainedTokenizerBase, batch: Batch) -> list[Segment]:
-    """The beginning of a batch's first row as text, told apart by what the student learns.
+    """The start of a batch's first row as text, split into trained and untrained tokens.
 
-    A token is learnt when the position before it is scored; the first of a piece of text has none
-    before it.
+    A token is trained if the position before it is scored; a document's first token never is.
     """
     tokens: list[tuple[int, bool]] = []
     columns = (batch.input_ids, batch.target_ids, batch.scored, batch.position_ids)
@@ -144,17 +142,17 @@ def text_notes(
     if is_chat:
         notes.append(
             "Conversations are written with the teacher's chat template, for the student too; of "
-            f"the sample's {scored + unscored:,} tokens, {scored:,} are learnt."
+            f"the sample's {scored + unscored:,} tokens, {scored:,} are trained."
         )
     if doubled:
         notes.append(
-            f"{doubled} sampled texts begin with the beginning token twice: the text, or the chat "
-            "template, brings one of its own. Take it out of the text."
+            f"{doubled} sampled texts start with the BOS token twice: the text or the chat "
+            "template adds its own. Remove it from the text."
         )
     if end is not None and scored and not ends:
         notes.append(
-            f"The end token is none of the {scored:,} sampled tokens to be learnt, so the student "
-            "may not learn to stop. Texts longer than the sample explain it; append_eos: false, or "
-            "a template that ends a turn with another token, do too."
+            f"None of the {scored:,} sampled trained tokens is the EOS token, so the student "
+            "may not learn to stop. Possible reasons: texts longer than the sample, append_eos: "
+            "false, or a template that ends a turn with another token."
         )
     return notes

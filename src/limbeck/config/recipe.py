@@ -25,7 +25,7 @@ Rate = Annotated[float, Gt(0)]
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Training text: where it is, how it reads, how it is cut."""
+    """Training text: path, format, and how it is cut into rows."""
 
     __pydantic_config__ = STRICT
     type: str
@@ -44,7 +44,7 @@ class DataConfig:
     append_eos: bool = True
     """End each `text` and `completion` with the tokenizer's end token."""
     max_documents: Positive | None = None
-    """Use only the first so many rows of the file."""
+    """Use only the first rows of the file, at most this many."""
     source: Component | str = "shuffled"
     """Batches of each step: the rows of the text, shuffled, or a batch source of your own."""
 
@@ -72,9 +72,9 @@ class OptimConfig:
 
     __pydantic_config__ = STRICT
     type: Literal["adamw", "sgd", "muon", "adafactor"] = "adamw"
-    """`muon` serves the matrices of the blocks and AdamW the rest."""
+    """`muon` updates the matrices of the blocks, AdamW the rest."""
     learning_rate: Rate | Annotated[tuple[Rate, ...], MinLen(1)]
-    """Peak. A list is a grid: every arm is trained once with each, and its best kept."""
+    """Peak. A list is a grid: every trial is trained once with each, and the best kept."""
     steps: Positive
     """Optimizer steps of the run."""
     tokens_per_step: Positive = 65_536
@@ -116,7 +116,7 @@ class EvaluateConfig:
     every: Positive = 250
     """Steps between measurements during the run."""
     max_documents: Positive | None = None
-    """Use only the first so many rows of the file."""
+    """Use only the first rows of the file, at most this many."""
     max_tokens: Positive = 20_000
     """Held-out positions measured at the end, spread over the documents."""
     max_tokens_during: Positive = 4_000
@@ -157,7 +157,7 @@ class CheckpointConfig:
     keep: Positive = 2
     """Newest checkpoints kept."""
     keep_best: bool = True
-    """Keep the one with the least held-out divergence as well, and make it the student."""
+    """Keep the one with the smallest held-out divergence as well, and make it the student."""
 
 
 @dataclass(frozen=True, kw_only=True)

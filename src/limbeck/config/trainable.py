@@ -1,4 +1,4 @@
-"""What of a student is trained, as a recipe says it."""
+"""The recipe's options for training a part of the student."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ class LowRankConfig:
     rank: Annotated[int, Gt(0)] = 16
     """Rows of A, columns of B."""
     alpha: Annotated[float, Gt(0)] = 32.0
-    """Times 1 / rank it scales the change."""
+    """alpha / rank scales the update."""
     dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.0
-    """Of what the adapters read."""
+    """On the adapters' input."""
     targets: tuple[str, ...] = ()
     """Ends of names of linear modules, e.g. `[q_proj, v_proj]`; all of the blocks' by default."""
     dora: bool = False
-    """Train each row's length by itself beside its direction (DoRA)."""
+    """Train the norm of each row separately (DoRA)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainableConfig:
-    """What of the student is trained; everything, unless this says otherwise."""
+    """What is trained of the student; everything by default."""
 
     __pydantic_config__ = STRICT
     lora: LowRankConfig | None = None
     """Train adapters only, which are merged into the weights when the student is saved."""
     freeze: tuple[str, ...] = ()
-    """Parts that stay as they are, e.g. `[embeddings, head, norms, layers.0-3]`."""
+    """Frozen parts, e.g. `[embeddings, head, norms, layers.0-3]`."""
 
 
 def trainable_problems(config: TrainableConfig) -> Iterator[Problem]:
-    """What can be known to be wrong without the student."""
+    """Mistakes that show without the student."""
     if config.lora is not None and config.freeze:
         yield Problem(
             "trainable.freeze",
@@ -70,8 +70,8 @@ def layers_named(part: str) -> range | None:
         >>> layers_named("layers.0-3"), layers_named("layers.7"), layers_named("head")
         (range(0, 4), range(7, 8), None)
     """
-    found = LAYERS.fullmatch(part)
-    if found is None:
+    match = LAYERS.fullmatch(part)
+    if match is None:
         return None
-    first = int(found[1])
-    return range(first, int(found[2] or first) + 1)
+    first = int(match[1])
+    return range(first, int(match[2] or first) + 1)

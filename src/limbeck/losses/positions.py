@@ -46,10 +46,10 @@ positions: Registry[Positions] = Registry("choice of positions", package="limbec
 
 @positions.register("teacher_entropy")
 class TeacherEntropy(Positions):
-    """The share of positions at which the teacher is least certain, by entropy, in nats.
+    """The share of positions with the highest teacher entropy.
 
-    The student's head is computed at the chosen positions only. Recorded distributions have their
-    entropy without a head; an online teacher's head is computed at every position. Positions
+    The student's head is computed at the chosen positions only. Recorded distributions need
+    no head for it; an online teacher's head is computed at every position. Positions
     without a distribution are chosen last.
     """
 
@@ -81,7 +81,7 @@ class TeacherEntropy(Positions):
 
 @positions.register("student_entropy")
 class StudentEntropy(Positions):
-    """The share of positions at which the student is least certain, by entropy, in nats.
+    """The share of positions with the highest student entropy.
 
     The teacher's head and both backward products are computed at the selected positions only; the
     student's head is computed once more at every position.
@@ -107,6 +107,6 @@ class StudentEntropy(Positions):
 
 def top_share(uncertainty: Float[Tensor, " N"], share: float) -> Int[Tensor, " n"]:
     """Indices, increasing, of the largest values: a share of them, rounded up."""
-    # Rounding of the product must not add one: 0.07 times 100 is a little more than 7.
+    # The product's rounding error must not add one: 0.07 * 100 > 7.
     count = min(math.ceil(share * len(uncertainty) - 1e-9), len(uncertainty))
     return uncertainty.detach().topk(count).indices.sort().values

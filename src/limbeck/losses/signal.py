@@ -1,4 +1,4 @@
-"""What a teacher says about a batch, and what an objective reads of it."""
+"""A teacher's signal for a batch, and what an objective needs of it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Projections(NamedTuple):
 
 @dataclass(frozen=True)
 class SignalPart:
-    """One distribution at some of the N scored positions.
+    """One distribution at a subset of the N scored positions.
 
     Attributes:
         positions: Index of each row of `distribution` among the N; None is all N, in order.
@@ -40,11 +40,11 @@ class SignalPart:
 
 @dataclass(frozen=True)
 class TeacherSignal:
-    """What a teacher says about one batch.
+    """A teacher's signal for one batch.
 
     Attributes:
         parts: Next-token distributions. No position may be in two parts; a position in no part
-            learns from the text only: terms that read a distribution are 0 there.
+            is trained on the text only: terms that read a distribution are 0 there.
         layer_hidden: Block outputs at the N scored positions, by 0-based teacher layer.
         layer_projections: Queries, keys and values there, by 0-based teacher layer.
     """
@@ -118,7 +118,7 @@ class TeacherSignal:
 
 @dataclass(frozen=True)
 class SignalNeeds:
-    """What an objective reads of its teacher's signals; fixed before the first step.
+    """What an objective needs of its teacher's signals; fixed before the first step.
 
     Attributes:
         distribution: Whether next-token distributions are read.

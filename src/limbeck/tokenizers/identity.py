@@ -1,4 +1,4 @@
-"""What a tokenizer is, as a hash, and how two chat templates differ."""
+"""Hashes of tokenizers, and differences between chat templates."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EXAMPLE = (
 
 
 def serialisation(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """Everything a tokenizer.json says, but the truncation and padding of the last call."""
+    """Contents of a tokenizer.json, without the last call's truncation and padding."""
     whole: dict[str, Any] = json.loads(backend_of(tokenizer).to_str())
     return whole | {"truncation": None, "padding": None}
 
@@ -34,7 +34,7 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Hash of the chat template, or of nothing when there is none."""
+    """Hash of the chat template; of None if there is none."""
     body = json.dumps(tokenizer.chat_template, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(body.encode()).hexdigest()
 
@@ -42,7 +42,7 @@ def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
 def template_difference(
     student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase
 ) -> str | None:
-    """How teacher and student write the same chat differently; None when they write it alike.
+    """Difference between the chat templates' output; None if there is none.
 
     Templates that differ as programs but render one example chat alike count as alike.
     """
@@ -66,7 +66,7 @@ def template_difference(
 
 
 def rendered(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The example chat as a tokenizer's template writes it, or why it cannot."""
+    """The example chat rendered by a tokenizer's template, or the error."""
     try:
         return str(tokenizer.apply_chat_template([dict(m) for m in EXAMPLE], tokenize=False))
     except (TemplateError, ValueError, TypeError) as error:

@@ -27,7 +27,7 @@ def load_tokenizer(
         trust_remote_code: Run Python that the model's author ships with the tokenizer.
 
     Raises:
-        ConfigError: There is nothing of that name, it may not be read, or it is no fast tokenizer.
+        ConfigError: It does not exist, is not readable, or is not a fast tokenizer.
         TryLaterError: The hub refuses for now.
     """
     here = Path(path).expanduser()
@@ -56,7 +56,7 @@ def load_tokenizer(
 
 
 def looks_local(path: str) -> bool:
-    """Whether a path that does not exist cannot be meant as a name on the hub.
+    """Whether a missing path cannot be a name on the hub.
 
     Example:
         >>> [looks_local(p) for p in ("gpt2", "Qwen/Qwen2.5-7B", "./here", "a/b/c", "x.gguf")]
@@ -67,26 +67,26 @@ def looks_local(path: str) -> bool:
 
 def why_not(path: str, is_folder: bool, offline: bool, error: Exception) -> str:
     """Why a tokenizer could not be opened, and what to do."""
-    told = str(error).partition("\n")[0]
+    reason = str(error).partition("\n")[0]
     if is_folder:
         return (
             f"{path} must hold a tokenizer that transformers can open (tokenizer.json and "
-            f"tokenizer_config.json), and does not: {told} Save one there with "
+            f"tokenizer_config.json), and does not: {reason} Save one there with "
             "`tokenizer.save_pretrained`."
         )
     if offline:
         return (
             f"{path!r} is no folder here, is not in the local cache, and the Hugging Face hub is "
-            f"out of reach: {told} Go online once, or give the folder of a downloaded model."
+            f"out of reach: {reason} Go online once, or give the folder of a downloaded model."
         )
-    return f"The tokenizer of {path} could not be opened: {told}"
+    return f"The tokenizer of {path} could not be opened: {reason}"
 
 
 def backend_of(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
     """The Rust tokenizer inside a fast tokenizer.
 
     Raises:
-        ConfigError: It is a slow one, which knows neither its offsets nor its serialisation.
+        ConfigError: It is a slow one, which has neither offsets nor a serialisation.
     """
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ConfigError(
@@ -98,7 +98,7 @@ def backend_of(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
 
 
 def from_gguf(path: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer inside a GGUF file, with what transformers' reader loses put back.
+    """The tokenizer inside a GGUF file, with settings that transformers' reader drops.
 
     A file whose pre-tokenizer is `smollm` splits digits one by one before anything else; the
     reader builds GPT-2's, and every number of the text is tokenised differently.

@@ -1,4 +1,4 @@
-"""Proof, id by id, that two vocabularies mean the same tokens.
+"""Proof, id by id, that two vocabularies hold the same tokens.
 
 Sizes prove nothing: embedding matrices are padded, and equal sizes can hold other tokens.
 """
@@ -26,7 +26,7 @@ class VocabularyProof:
         size: V*, one more than the largest id both know. Rows of either model's head from here on
             are padding, or tokens of one model alone, and are cut before the softmax.
         same_tokenizer: Whether text becomes the same ids too.
-        notes: What the user should know though it stops nothing.
+        notes: Warnings for the user.
     """
 
     size: int
@@ -41,7 +41,7 @@ def prove_same_vocabulary(
     student_rows: int,
     teacher_rows: int,
 ) -> VocabularyProof:
-    """What the vocabularies share, when every id up to its end means the same to both.
+    """The shared vocabulary, if every shared id is the same token in both.
 
     Ids that only one tokenizer knows are allowed after the last shared one, not among them.
 
@@ -81,7 +81,7 @@ def tokens_by_id(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
 
 
 def refuse_differing_ids(ours: dict[int, str], theirs: dict[int, str]) -> None:
-    """Raise where an id below the shared end is another token to each, or to one none at all."""
+    """Raise if an id below the shared end differs or is missing in one tokenizer."""
     if not ours or not theirs:
         raise ConfigError("A tokenizer without any token cannot be distilled. Check its files.")
     end = 1 + min(max(ours), max(theirs))
@@ -114,7 +114,7 @@ def shown(token: str | None) -> str:
 def refuse_differing_ends(
     student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase
 ) -> None:
-    """Raise where the two models end a text with different tokens."""
+    """Raise if the EOS tokens differ."""
     if student.eos_token_id != teacher.eos_token_id:
         raise ConfigError(
             "Student and teacher must end a text with the same token; the student's is "
@@ -132,7 +132,7 @@ def superset_notes(ours: dict[int, str], theirs: dict[int, str], size: int) -> I
             first = ", ".join(repr(tokens[i]) for i in more[:SHOWN])
             yield (
                 f"Only the {who} knows the {len(more)} ids from {size:,} on ({first}); both models "
-                "are cut there, so these tokens are never learnt or predicted."
+                "are cut there, so these tokens are never trained or predicted."
             )
 
 
@@ -147,7 +147,7 @@ def differing_parts(
 
 
 def tokenisation_notes(changed: list[str]) -> Iterator[str]:
-    """A note when ids agree but text becomes different ones."""
+    """A note if ids agree but tokenisation may differ."""
     if changed:
         yield (
             f"The ids mean the same, but the tokenizers differ in {', '.join(changed)}, so they "
@@ -158,7 +158,7 @@ def tokenisation_notes(changed: list[str]) -> Iterator[str]:
 def special_token_notes(
     student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase
 ) -> Iterator[str]:
-    """A note for a different beginning token."""
+    """A note if the BOS tokens differ."""
     if student.bos_token_id != teacher.bos_token_id:
         yield (
             f"Student and teacher begin a text differently: {student.bos_token!r} and "

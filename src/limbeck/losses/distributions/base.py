@@ -15,11 +15,11 @@ from limbeck.errors import ConfigError
 from limbeck.losses.divergences.base import divergences, ranking
 
 FLOOR = -1e4
-"""Least log-probability. Its exponential is exactly 0, yet sums and gradients stay finite, so
+"""Smallest log-probability. Its exponential is exactly 0, yet sums and gradients stay finite, so
 divergences need no special case for impossible tokens (padded vocabulary, an empty tail)."""
 
 Rows = slice | Int[Tensor, " n"]
-"""Selects some of the N positions: a slice, or their indices."""
+"""Selects positions: a slice or indices."""
 
 
 Form = TypeVar("Form", bound="TeacherDistribution")
@@ -70,7 +70,7 @@ class TeacherDistribution(ABC):
         return sorted(names - set(ranking.names()) if cls.merges_outcomes else names)
 
     def rows(self: Form, window: Rows) -> Form:
-        """The same distribution at some of the positions."""
+        """The same distribution at the selected positions."""
         return self._with_tensors(lambda tensor: tensor[window])
 
     def to(self: Form, device: torch.device) -> Form:
@@ -93,7 +93,7 @@ class TeacherDistribution(ABC):
 
 
 def changed(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """A tensor, or a mapping's tensors, after a change; any other value as it is."""
+    """`change` applied to a tensor or to a mapping's tensors; other values unchanged."""
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, Mapping):
@@ -102,7 +102,7 @@ def changed(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 
 def concatenated(values: Sequence[Any]) -> Any:
-    """Tensors, or those of mappings, along the positions; of any other values the first."""
+    """Tensors or mappings of tensors, concatenated along the positions; else the first value."""
     first = values[0]
     if isinstance(first, Mapping):
         return {key: concatenated([each[key] for each in values]) for key in first}
@@ -113,7 +113,7 @@ def concatenated(values: Sequence[Any]) -> Any:
 
 
 def padded(values: Tensor, width: int, filler: float | bool = 0) -> Tensor:
-    """Rows filled up to a width; vectors, and rows that have it, as they are."""
+    """Rows padded to a width; vectors unchanged."""
     missing = width - values.shape[-1]
     if values.ndim == 1 or missing == 0:
         return values
@@ -121,17 +121,13 @@ def padded(values: Tensor, width: int, filler: float | bool = 0) -> Tensor:
 
 
 def require_served(distribution: TeacherDistribution, divergence: str) -> None:
-    """Refuse a divergence or term that is not defined on a form.
-
-    Raises:
-        ConfigError: It is not defined; the divergences that are, are named.
-    """
+    """Raise a ConfigError if a divergence or term is not defined on a form."""
     serves = distribution.serves
     is_ranking = distribution.merges_outcomes and divergence in ranking.names()
     if is_ranking or (serves is not None and divergence not in serves):
         form, served = type(distribution).__name__, ", ".join(distribution.names_served())
         raise ConfigError(
-            f"A teacher held as {form} serves {served} only, and the objective asks for "
+            f"A teacher held as {form} supports {served} only, and the objective uses "
             f"{divergence!r}. Change the divergence, or use a teacher of another form."
         )
 

@@ -1,4 +1,4 @@
-"""Tokens drawn from the teacher: a few numbers a position, and no bias.
+"""Tokens sampled from the teacher: a few numbers a position, unbiased.
 
 Source: Anshumann et al., "Sparse Logit Sampling: Accelerating Knowledge Distillation in LLMs",
 2025, arXiv:2503.16870.
@@ -30,12 +30,11 @@ from limbeck.losses.distributions.systematic import (
 
 
 class DrawnTokens(TeacherDistribution):
-    """A teacher known by shares of k tokens that have its probabilities as their mean.
+    """Random shares of k tokens whose expectation is the teacher's distribution.
 
     Forward KL's gradient is linear in the teacher's probabilities, so it is unbiased. No other
-    divergence is linear in them, so no other is served. The value reported is the shares' mean
-    log-likelihood, negated, less the teacher's own entropy: forward KL on average, but not row by
-    row, where it may be negative.
+    divergence is, so no other is supported. The reported value is the cross-entropy under the
+    shares minus the teacher's entropy: unbiased for forward KL, but a single row may be negative.
     """
 
     serves = frozenset({"forward_kl"})
@@ -55,11 +54,7 @@ class DrawnTokens(TeacherDistribution):
         """Their shares, in at least float32; each row adds up to one."""
 
     def shares(self, temperature: float) -> Float[Tensor, "N k"]:
-        """Their shares, if they were drawn at this temperature.
-
-        Raises:
-            ConfigError: They were drawn at another.
-        """
+        """Their shares; a ConfigError if they were drawn at another temperature."""
         if temperature != self.temperature:
             raise ConfigError(
                 f"The teacher's samples were drawn at temperature {self.temperature}, so they "
@@ -69,9 +64,9 @@ class DrawnTokens(TeacherDistribution):
         return self.estimates()
 
     def compare(self, student_logits: Float[Tensor, "N V"], temperature: float) -> LogProbPair:
-        """Student and shares on the k tokens and the rest, which has no share.
+        """Student and shares on the k tokens and the tail, whose share is 0.
 
-        Forward KL of this pair is too large by what `correction` holds; its gradient is unbiased.
+        Forward KL of this pair lacks `correction`; its gradient is unbiased.
         """
         shares, ids = self.shares(temperature), self.tokens()
         logp = log_softmax(student_logits, temperature)
@@ -85,7 +80,7 @@ class DrawnTokens(TeacherDistribution):
         )
 
     def correction(self) -> Float[Tensor, " N"]:
-        """Entropy of the shares less the teacher's own: what makes their KL the teacher's."""
+        """Entropy of the shares minus the teacher's; added to their KL it is unbiased."""
         shares = self.estimates()
         return entropy_of(shares.log().clamp_min(FLOOR)) - self.entropy_nats.to(shares.dtype)
 

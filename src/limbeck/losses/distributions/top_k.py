@@ -1,4 +1,4 @@
-"""The teacher's most probable tokens, with the mass of all others, or without it."""
+"""The teacher's most probable tokens, with or without the probability of the tail."""
 
 from __future__ import annotations
 
@@ -22,39 +22,39 @@ from limbeck.losses.distributions.base import (
 
 
 class KeptTokens(TeacherDistribution):
-    """A teacher that speaks about k tokens and about all the others together (K = k + 1)."""
+    """The probabilities of k tokens and of the tail, all other tokens merged (K = k + 1)."""
 
     merges_outcomes = True
 
     ids: Int[Tensor, "N k"]
-    """The k token ids of each position, all different."""
+    """The k token ids of each position."""
 
     temperature: float
     """Temperature at which the teacher was read."""
 
     @abstractmethod
     def at(self, temperature: float) -> Float[Tensor, "N k1"]:
-        """Log-probabilities of the k tokens, then of all the others, without a gradient.
+        """Log-probabilities of the k tokens, then of the tail, without a gradient.
 
         Raises:
             ConfigError: The teacher was not read at this temperature.
         """
 
     def compare(self, student_logits: Float[Tensor, "N V"], temperature: float) -> LogProbPair:
-        """Both models on the k tokens and the rest."""
+        """Both models on the k tokens and the tail."""
         teacher = self.at(temperature)
         logp = log_softmax(student_logits, temperature)
-        tail = logp.scatter(-1, self.ids, FLOOR).logsumexp(-1, keepdim=True)
+        tail = tail_of(logp, self.ids)[:, None]
         return LogProbPair(torch.cat([logp.gather(-1, self.ids), tail], dim=-1), teacher)
 
     def entropy(self) -> Float[Tensor, " N"]:
-        """Entropy over the k tokens and the rest, at the temperature of the recording."""
+        """Entropy over the k tokens and the tail, at the recorded temperature."""
         return entropy_of(self.at(self.temperature))
 
 
 @dataclass(frozen=True)
 class TopK(KeptTokens):
-    """The teacher's k most probable tokens; all the others are one outcome (K = k + 1).
+    """The teacher's k most probable tokens; all others are merged into one outcome.
 
     Merging outcomes can only shrink an f-divergence (data-processing inequality), so a loss
     computed here is a lower bound of the dense one; it equals it when teacher and student agree up
@@ -63,11 +63,11 @@ class TopK(KeptTokens):
     Attributes:
         ids: The k token ids of each position, all different.
         logprobs: Their log-probabilities under the *whole* vocabulary at `temperature`.
-        tail_logprob: Log of the probability of all other tokens. Stored, not computed as
-            `log(1 - sum)`, which loses all digits when the tail is small.
+        tail_logprob: Log-probability of all other tokens. Stored, because `log(1 - sum)` loses all
+            digits when the tail is small.
         temperature: Temperature at which the teacher was read.
-        further_tails: The tail's log-probability at other temperatures. With it the k tokens are
-            known there too; without it nothing is, so such a temperature is refused.
+        further_tails: The tail's log-probability at other temperatures, from which the k tokens'
+            follow. All other temperatures are refused.
     """
 
     ids: Int[Tensor, "N k"]
@@ -84,42 +84,33 @@ class TopK(KeptTokens):
         temperature: float = 1.0,
         further: Iterable[float] = (),
     ) -> TopK:
-        """Keep the k largest logits of each row, and the mass of the rest.
+        """Keep the k largest logits of each row, and the probability of the rest.
 
         Args:
             logits: The teacher's.
             k: Tokens kept of each row.
             temperature: At which the k log-probabilities are kept.
-            further: Other temperatures it shall serve; a number a row for each.
+            further: Other temperatures to support; one number a row for each.
         """
         logp = log_softmax(logits, temperature)
         top = logp.topk(k, dim=-1)
-
-        def tail(other: Float[Tensor, "N V"]) -> Float[Tensor, " N"]:
-            return other.scatter(-1, top.indices, FLOOR).logsumexp(-1)
-
-        tails = {each: tail(log_softmax(logits, each)) for each in further}
-        return cls(top.indices, top.values, tail(logp), temperature, tails)
+        tails = {each: tail_of(log_softmax(logits, each), top.indices) for each in further}
+        return cls(top.indices, top.values, tail_of(logp, top.indices), temperature, tails)
 
     def at(self, temperature: float) -> Float[Tensor, "N k1"]:
-        """Log-probabilities of the k tokens, then of the tail.
-
-        Raises:
-            ConfigError: The teacher was not read at this temperature.
-        """
+        """Log-probabilities of the k tokens, then of the tail."""
         tails = {self.temperature: self.tail_logprob, **self.further_tails}
         return kept_and_tail(self.logprobs, tails, self.temperature, temperature).clamp_min(FLOOR)
 
 
 @dataclass(frozen=True)
 class TopKRenormalised(KeptTokens):
-    """The teacher's k most probable tokens, divided by their mass Z: **biased**, by its form.
+    """The teacher's k most probable tokens, divided by their total probability Z: **biased**.
 
-    What many public stores hold. All other tokens count as impossible, so the student that is best
-    here is over-confident: a student equal to its teacher pays -log Z in forward KL, with a
-    gradient that is not zero, and the error does not average out however much is trained on. It
-    is here to read such stores and to compare with; `TopK` holds one number a row more and has no
-    such bias.
+    Many public stores hold this form. All other tokens count as impossible, so the optimal student
+    is over-confident: one equal to its teacher has a forward KL of -log Z with a non-zero gradient,
+    and more data does not reduce the error. Supported to read such stores and to compare; `TopK`
+    holds one more number a row and has no such bias.
 
     Attributes:
         ids: The k token ids of each position, all different.
@@ -137,19 +128,20 @@ class TopKRenormalised(KeptTokens):
     def from_logits(
         cls, logits: Float[Tensor, "N V"], k: int, temperature: float = 1.0
     ) -> TopKRenormalised:
-        """Keep the k largest logits of each row, and forget the rest."""
+        """Keep the k largest logits of each row."""
         top = log_softmax(logits, temperature).topk(k, dim=-1)
         return cls(top.indices, torch.log_softmax(top.values, -1), temperature)
 
     def at(self, temperature: float) -> Float[Tensor, "N k1"]:
-        """Log-probabilities of the k tokens, whose sum is one; the others are impossible.
-
-        Raises:
-            ConfigError: The teacher was not read at this temperature.
-        """
+        """Log-probabilities of the k tokens, renormalised; the tail's is `FLOOR`."""
         require_recorded(temperature, (self.temperature,))
         known = log_softmax(self.logprobs, 1.0)
         return torch.cat([known, torch.full_like(known[:, :1], FLOOR)], dim=-1).detach()
+
+
+def tail_of(logp: Float[Tensor, "N V"], ids: Int[Tensor, "N k"]) -> Float[Tensor, " N"]:
+    """Log-probability of all tokens but `ids`."""
+    return logp.scatter(-1, ids, FLOOR).logsumexp(-1)
 
 
 def kept_and_tail(
@@ -161,30 +153,23 @@ def kept_and_tail(
     """Log-probabilities of kept tokens at a temperature, then of the tail, without a gradient.
 
     Args:
-        known: The tokens' at the temperature they were recorded at; -inf where there is none.
+        known: The tokens' at the recorded temperature; -inf where none is kept.
         tails: The tail's at each temperature it was recorded at.
-        recorded: Where `known` was.
-        temperature: What is asked for.
-
-    Raises:
-        ConfigError: The teacher was not read there.
+        recorded: Temperature of `known`.
+        temperature: The temperature to convert to.
     """
     require_recorded(temperature, tuple(tails))
     exact = torch.promote_types(known.dtype, torch.float32)
     known, tail = known.to(exact), tails[temperature].to(exact)
     if temperature != recorded:
-        # What the tokens hold together is what the tail leaves; their ratios are known.
+        # The tokens' total probability is one minus the tail's; their ratios are known.
         known = torch.log_softmax(known * (recorded / temperature), dim=-1)
         known = known + log_one_minus_exp(tail)[:, None]
     return torch.cat([known, tail[:, None]], dim=-1).detach()
 
 
 def require_recorded(temperature: float, recorded: Sequence[float]) -> None:
-    """Refuse a temperature a teacher was not read at.
-
-    Raises:
-        ConfigError: It was not; the recorded ones are named.
-    """
+    """Raise a ConfigError if the teacher was not recorded at a temperature."""
     have = " and ".join(str(each) for each in recorded)
     if temperature not in recorded:
         raise ConfigError(

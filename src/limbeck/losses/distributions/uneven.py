@@ -1,4 +1,4 @@
-"""The teacher's tokens that are not too improbable, as many as there are, and the others' mass."""
+"""The teacher's tokens above a minimum probability, and the tail."""
 
 from __future__ import annotations
 
@@ -13,32 +13,28 @@ from torch import Tensor
 from limbeck.losses.distributions.base import (
     FLOOR,
     LogProbPair,
-    TeacherDistribution,
-    entropy_of,
     log_softmax,
     padded,
 )
-from limbeck.losses.distributions.top_k import kept_and_tail
+from limbeck.losses.distributions.top_k import KeptTokens, kept_and_tail, tail_of
 
 
 @dataclass(frozen=True)
-class UnevenTopK(TeacherDistribution):
-    """The most probable tokens, more where more are probable; all others are one outcome.
+class UnevenTopK(KeptTokens):
+    """The tokens above a minimum probability; all others are merged into one outcome.
 
-    As `TopK`, it bounds f-divergences from below. At equal bytes its gradient is nearer the exact
-    one, because bytes go to the positions that need them.
+    Like `TopK` it bounds f-divergences from below. At equal bytes its gradient is closer to the
+    exact one, because flat distributions get more tokens.
 
     Attributes:
         ids: Token ids of each position, as wide as the widest row; where not `kept`, a row repeats
             its first id, which is always kept.
         logprobs: Their log-probabilities under the *whole* vocabulary at `temperature`.
-        kept: Which of them count.
-        tail_logprob: Log of the probability of all other tokens.
+        kept: Mask of the tokens that count.
+        tail_logprob: Log-probability of all other tokens.
         temperature: Temperature at which the teacher was read.
         further_tails: The tail's log-probability at other temperatures.
     """
-
-    merges_outcomes = True
 
     ids: Int[Tensor, "N k"]
     logprobs: Float[Tensor, "N k"]
@@ -51,35 +47,31 @@ class UnevenTopK(TeacherDistribution):
     def from_logits(
         cls,
         logits: Float[Tensor, "N V"],
-        most: int,
-        least: float,
+        max_k: int,
+        min_prob: float,
         temperature: float = 1.0,
         further: Iterable[float] = (),
     ) -> UnevenTopK:
-        """Keep of each row the tokens that are probable enough, and the mass of the rest.
+        """Keep each row's tokens of at least `min_prob`, and the probability of the rest.
 
         Args:
             logits: The teacher's.
-            most: Tokens kept of a row at most.
-            least: Probability a token must have at `temperature`; the most probable one is kept in
-                any case.
+            max_k: Most tokens kept in a row.
+            min_prob: Smallest kept probability at `temperature`; the most probable token is always
+                kept.
             temperature: At which log-probabilities are kept.
-            further: Other temperatures it shall serve.
+            further: Other temperatures to support.
         """
         logp = log_softmax(logits, temperature)
-        top = logp.topk(most, dim=-1)
-        kept = top.values >= math.log(least)
+        top = logp.topk(max_k, dim=-1)
+        kept = top.values >= math.log(min_prob)
         kept[:, :1] = True
         width = int(kept.sum(-1).max()) if len(kept) else 1
         kept = kept[:, :width]
         ids = torch.where(kept, top.indices[:, :width], top.indices[:, :1])
-
-        def tail(other: Float[Tensor, "N V"]) -> Float[Tensor, " N"]:
-            return other.scatter(-1, ids, FLOOR).logsumexp(-1)
-
-        tails = {each: tail(log_softmax(logits, each)) for each in further}
+        tails = {each: tail_of(log_softmax(logits, each), ids) for each in further}
         known = top.values[:, :width].masked_fill(~kept, FLOOR)
-        return cls(ids, known, kept, tail(logp), temperature, tails)
+        return cls(ids, known, kept, tail_of(logp, ids), temperature, tails)
 
     @classmethod
     def cat(cls, parts: Sequence[UnevenTopK]) -> UnevenTopK:
@@ -96,23 +88,13 @@ class UnevenTopK(TeacherDistribution):
         )
 
     def at(self, temperature: float) -> Float[Tensor, "N k1"]:
-        """Log-probabilities of the tokens, `FLOOR` where none is kept, then of the tail.
-
-        Raises:
-            ConfigError: The teacher was not read at this temperature.
-        """
+        """Log-probabilities of the tokens, `FLOOR` where none is kept, then of the tail."""
         tails = {self.temperature: self.tail_logprob, **self.further_tails}
         known = self.logprobs.masked_fill(~self.kept, -torch.inf)
         return kept_and_tail(known, tails, self.temperature, temperature).clamp_min(FLOOR)
 
     def compare(self, student_logits: Float[Tensor, "N V"], temperature: float) -> LogProbPair:
-        """Both models on the kept tokens and the rest."""
-        teacher = self.at(temperature)
-        logp = log_softmax(student_logits, temperature)
-        tail = logp.scatter(-1, self.ids, FLOOR).logsumexp(-1, keepdim=True)
-        known = logp.gather(-1, self.ids).masked_fill(~self.kept, FLOOR)
-        return LogProbPair(torch.cat([known, tail], dim=-1), teacher)
-
-    def entropy(self) -> Float[Tensor, " N"]:
-        """Entropy over the kept tokens and the rest, at the temperature of the recording."""
-        return entropy_of(self.at(self.temperature))
+        """Both models on the kept tokens and the tail."""
+        pair = super().compare(student_logits, temperature)
+        absent = torch.nn.functional.pad(~self.kept, (0, 1))
+        return pair._replace(student=pair.student.masked_fill(absent, FLOOR))

@@ -1,4 +1,4 @@
-"""What a draft model for speculative decoding is trained for: that its tokens are accepted.
+"""Acceptance-rate losses for draft models of speculative decoding.
 
 Source: Samarin et al., "LK Losses: Direct Acceptance Rate Optimization for Speculative Decoding",
 2026, arXiv:2602.23881. Acceptance, the sum over outcomes of min(p, q), is 1 - total variation.
@@ -22,8 +22,8 @@ from limbeck.losses.divergences.total_variation import total_variation
 def lk(student: Float[Tensor, "N K"], teacher: Float[Tensor, "N K"]) -> Float[Tensor, " N"]:
     """Negative log of the acceptance: minus log of the sum of min(p, q), from 0 up.
 
-    The gradient is total variation's over the acceptance, so it does not fade where the student is
-    far off.
+    The gradient is total variation's over the acceptance, so it does not vanish for a
+    distant student.
     """
     return -torch.minimum(student, teacher).logsumexp(-1)
 
@@ -39,13 +39,13 @@ def lk_kl(
     """Weight w times KL(teacher || student), and 1 - w times the rejection 1 - acceptance.
 
     w = scale exp(-decay acceptance), a constant to the gradient: a token whose distributions are
-    far apart learns by KL, a near one by acceptance. From 0 up; nats and probability are added, as
-    published. The acceptance in w is each token's own; public code also exists that takes one w
-    from the mean acceptance of a batch, and gives other values on batches of unequal tokens.
+    far apart is trained by KL, a close one by acceptance. From 0 up; nats and
+    probability are added, as published. w uses each token's own acceptance; other public code takes
+    one w from the batch's mean acceptance, which gives other values.
 
     Args:
         scale: Weight of KL where nothing is accepted.
-        decay: How fast that weight fades as acceptance grows; 0 keeps it constant.
+        decay: How fast that weight decays as acceptance grows; 0 keeps it constant.
     """
     rejection = total_variation(student, teacher)
     weight = scale * (-decay * (1 - rejection.detach())).exp()

@@ -1,4 +1,4 @@
-"""Forward and reverse KL, weighed by where the student is wrong.
+"""Forward and reverse KL, weighted by where student and teacher differ.
 
 Source: Wu et al., "Rethinking Kullback-Leibler Divergence in Knowledge Distillation for Large
 Language Models", 2024, arXiv:2404.02657, section 4.

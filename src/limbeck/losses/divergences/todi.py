@@ -1,4 +1,4 @@
-"""Token-wise distillation: each outcome is pulled by the KL that pulls harder there.
+"""Token-wise distillation: a mix of forward and reverse KL per outcome.
 
 Source: Jung et al., "ToDi: Token-wise Distillation via Fine-Grained Divergence Control", 2025,
 arXiv:2505.16297.

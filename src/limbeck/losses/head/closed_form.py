@@ -45,7 +45,7 @@ def closed_form(
         and num_hard <= 1
     )
     if divergences and distribution is not None:
-        forms = (DenseLogits, LazyLogits, KeptTokens, UnevenTopK, DrawnTokens)
+        forms = (DenseLogits, LazyLogits, KeptTokens, DrawnTokens)
         is_hot &= divergences[0].gradient is not None and isinstance(distribution, forms)
         require_served(distribution, divergences[0].name)
     return ClosedForm(terms, weights, student, distribution, workspace) if is_hot else None
@@ -161,10 +161,10 @@ class ClosedForm(ChunkBody):
     ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n 1"]]:
         """Divergence of each row, and the sum of the gradient left in `work.teacher_prob`."""
         assert term.gradient is not None
-        if isinstance(teacher, KeptTokens):
-            return top_k_gradient(term, work, teacher)
         if isinstance(teacher, UnevenTopK):
             return uneven_gradient(term, work, teacher)
+        if isinstance(teacher, KeptTokens):
+            return top_k_gradient(term, work, teacher)
         if isinstance(teacher, DrawnTokens):
             return samples_gradient(term, work, teacher)
         assert isinstance(teacher, DenseLogits)

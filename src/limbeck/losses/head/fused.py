@@ -16,7 +16,7 @@ from limbeck.losses.head.workspace import Workspace
 from limbeck.losses.output_head import Head
 
 MIN_CHUNK, MAX_CHUNK = 64, 1024
-"""Bounds of a chunk: smaller products are slower, larger ones no faster."""
+"""Bounds of a chunk: smaller products are slower, larger ones not faster."""
 
 AUTO_ROWS = 480
 """Tokens whose logits fit in the `auto` budget. More speed up a CPU's products little; far fewer

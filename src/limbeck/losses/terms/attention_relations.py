@@ -28,8 +28,8 @@ class AttentionRelationsTerm(StateTerm):
     values alike; each is cut into as many relation heads in both models, so that widths and head
     counts may differ. Mean over heads, parts and pairs of layers (the paper sums over the parts).
     Queries and keys are taken as projected, before their norms and rotation. A token is
-    related to its whole segment, later tokens included. Memory: heads
-    times n^2 for a segment of n tokens.
+    related to its whole segment, later tokens included. Memory: heads times n^2 for a segment of n
+    tokens.
 
     Source: Wang et al., "MiniLMv2", 2020, arXiv:2012.15828; evidence is from encoders.
     """
@@ -56,11 +56,7 @@ class AttentionRelationsTerm(StateTerm):
         self.student_projections = frozenset(s for s, _ in self.layer_map.pairs)
 
     def forward(self, student: StudentView, signal: TeacherSignal) -> Float[Tensor, " N"]:
-        """Mean over pairs and parts of each token's divergence.
-
-        Raises:
-            ConfigError: The relation heads do not divide a width.
-        """
+        """Mean over pairs and parts of each token's divergence."""
         each = []
         for mine, theirs in self.layer_map.pairs:
             for part in self.parts:

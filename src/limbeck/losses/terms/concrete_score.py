@@ -28,10 +28,7 @@ class ConcreteScoreTerm(LogitTerm):
     needs = SignalNeeds(distribution=True)
 
     def __init__(self, shapes: PairShapes | None = None) -> None:
-        """
-        Args:
-            shapes: Not needed; the same signature as every term's.
-        """
+        """No options; `shapes` is part of every term's signature."""
 
     def __call__(
         self,
@@ -39,11 +36,7 @@ class ConcreteScoreTerm(LogitTerm):
         targets: Int[Tensor, " N"],
         teacher: TeacherDistribution | None,
     ) -> Float[Tensor, " N"]:
-        """Variance of each token's gaps.
-
-        Raises:
-            ConfigError: The teacher's form does not hold all logits.
-        """
+        """Variance of each token's logit differences."""
         whole = whole_logits(teacher, "concrete_score")
         exact = torch.promote_types(logits.dtype, torch.float32)
         possible = logits.isfinite() & whole.isfinite()

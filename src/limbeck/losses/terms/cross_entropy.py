@@ -15,10 +15,7 @@ class CrossEntropyTerm(LogitTerm):
     """Negative log-likelihood of the target token at temperature 1, nats."""
 
     def __init__(self, shapes: PairShapes | None = None) -> None:
-        """
-        Args:
-            shapes: Not needed; the same signature as every term's.
-        """
+        """No options; `shapes` is part of every term's signature."""
 
     def __call__(
         self,

@@ -42,7 +42,6 @@ class DecoupledTerm(LogitTerm):
     ) -> None:
         """
         Args:
-            shapes: Not needed; the same signature as every term's.
             target_weight: Weight of TCKD.
             rest_weight: Weight of NCKD.
             temperature: Divides both models' logits.
@@ -57,11 +56,7 @@ class DecoupledTerm(LogitTerm):
         targets: Int[Tensor, " N"],
         teacher: TeacherDistribution | None,
     ) -> Float[Tensor, " N"]:
-        """Temperature squared times the sum, of each token.
-
-        Raises:
-            ConfigError: The teacher's form has no probability for every target.
-        """
+        """Temperature squared times the weighted sum, of each token."""
         whole = DenseLogits(whole_logits(teacher, "decoupled"))
         pair = whole.compare(logits, self.temperature)
         student_hit, student_rest = split(pair.student, targets)

@@ -39,7 +39,6 @@ class DivergenceTerm(LogitTerm, SteppedTerm):
     ) -> None:
         """
         Args:
-            shapes: Not needed; the same signature as every term's.
             divergence: Its name, or `{type: name, **options}`; see `limbeck.losses.divergences`.
             temperature: Divides both models' logits. The loss is multiplied by its square, which
                 keeps the gradient's size (Hinton et al., 2015, arXiv:1503.02531, section 2).
@@ -61,11 +60,7 @@ class DivergenceTerm(LogitTerm, SteppedTerm):
         targets: Int[Tensor, " N"],
         teacher: TeacherDistribution | None,
     ) -> Float[Tensor, " N"]:
-        """Temperature squared times the divergence of each token.
-
-        Raises:
-            ConfigError: It is not defined on the teacher's form, or not at this temperature.
-        """
+        """Temperature squared times the divergence of each token."""
         assert teacher is not None, "a term that needs a distribution is not called without one"
         require_served(teacher, self.name)
         pair = teacher.compare(logits, self.temperature)

@@ -35,7 +35,8 @@ def relative(student: Float[Tensor, "N D"], teacher: Float[Tensor, "N D"]) -> Fl
 def cosine(student: Float[Tensor, "N D"], teacher: Float[Tensor, "N D"]) -> Float[Tensor, " N"]:
     """One minus the cosine of the angle, from 0 to 2; half if one of them is zero.
 
-    As half the squared gap of the directions, which at equality is 0 upcast, and its gradient too.
+    Computed as half the squared distance of the unit vectors: value and gradient are exactly 0 at
+    equality.
     """
     gap = unit(student) - unit(teacher)
     return 0.5 * gap.square().sum(-1)

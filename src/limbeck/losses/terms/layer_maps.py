@@ -24,7 +24,7 @@ def chosen_map(choice: LayerChoice, shapes: PairShapes) -> LayerMap:
     """The pairs a term compares; at least one.
 
     Raises:
-        ConfigError: There are none, or a layer is named that its model does not have.
+        ConfigError: There are none, or a layer does not exist.
     """
     last = shapes.student_layers - 1, shapes.teacher_layers - 1
     match choice:
@@ -38,9 +38,9 @@ def chosen_map(choice: LayerChoice, shapes: PairShapes) -> LayerMap:
             chosen = LayerMap(choice)
     if not chosen.pairs:
         raise ConfigError(
-            f"layer_map: a student of {shapes.student_layers} layers answers to none of its "
-            f"teacher's {shapes.teacher_layers}: it was not cut out of it and has more layers. "
-            "Use `last`, or list pairs [student, teacher]."
+            f"layer_map: no layer of the student ({shapes.student_layers} layers) maps to one of "
+            f"the teacher ({shapes.teacher_layers}): it was not pruned from it and has more "
+            "layers. Use `last`, or list pairs [student, teacher]."
         )
     if absent := [pair for pair in chosen.pairs if pair[0] > last[0] or pair[1] > last[1]]:
         raise ConfigError(

@@ -72,10 +72,9 @@ class TaidTerm(LogitTerm, SteppedTerm, LearningTerm):
     ) -> None:
         """
         Args:
-            shapes: Not needed; the same signature as every term's.
             steps: Optimizer steps after which t has reached `end`.
             start: t in the first step.
-            end: Greatest t.
+            end: Largest t.
             rate: Maximum growth of t per step; 0 keeps it on the line.
             momentum: Decay of the running mean.
             temperature: Divides both models' logits.
@@ -85,8 +84,8 @@ class TaidTerm(LogitTerm, SteppedTerm, LearningTerm):
         """
         if start > end:
             raise ConfigError(
-                f"A target must move towards the teacher, but 'taid' starts at {start} and ends at "
-                f"{end}. Make `start` at most `end`."
+                f"taid: start must be at most end, because the target moves towards the "
+                f"teacher, got start {start} and end {end}. Lower start or raise end."
             )
         self.steps, self.start, self.end = steps, start, end
         self.rate, self.inertia = rate, momentum
@@ -120,11 +119,7 @@ class TaidTerm(LogitTerm, SteppedTerm, LearningTerm):
         targets: Int[Tensor, " N"],
         teacher: TeacherDistribution | None,
     ) -> Float[Tensor, " N"]:
-        """Temperature squared times the divergence of each token.
-
-        Raises:
-            ConfigError: The teacher's form does not support interpolation.
-        """
+        """Temperature squared times the divergence of each token."""
         assert teacher is not None, "a term that needs a distribution is not called without one"
         require_served(teacher, "taid")
         pair = teacher.compare(logits, self.temperature)
