@@ -12,16 +12,19 @@ from torch import Tensor
 
 from limbeck.batch import Batch
 from limbeck.config import HeadBudget
-from limbeck.errors import ConfigError
+from limbeck.errors import ConfigError, DataError
 from limbeck.evaluate.scores import CALIBRATION_BINS, Scores
+from limbeck.losses import SignalPart
 from limbeck.losses.distributions import (
     DenseLogits,
     DrawnTokens,
     LazyLogits,
     LogProbPair,
+    Mixture,
     TeacherDistribution,
     log_softmax,
 )
+from limbeck.losses.distributions.base import Rows
 from limbeck.losses.divergences.kl import forward_kl, reverse_kl
 from limbeck.losses.divergences.total_variation import total_variation
 from limbeck.losses.head.fused import even_chunk, head_chunk
@@ -64,7 +67,7 @@ class Chunk(NamedTuple):
     """Some of a batch's scored tokens, with both models' opinions of them.
 
     Attributes:
-        window: Which of the N scored tokens.
+        window: Which of the N scored tokens; indices are on the CPU.
         teacher: The teacher's distribution.
         pair: Student and teacher at temperature 1, on the outcomes the teacher speaks about.
         logp: The student's log-probabilities over the vocabulary.
@@ -73,7 +76,7 @@ class Chunk(NamedTuple):
         dense: Whether the pair's outcomes are the vocabulary.
     """
 
-    window: slice
+    window: Rows
     teacher: TeacherDistribution
     pair: LogProbPair
     logp: Float[Tensor, "n V"]
@@ -122,37 +125,54 @@ def measure(
 def chunks(
     student: CausalLM, teacher: Teacher, batch: Batch, head_budget_mb: HeadBudget
 ) -> Iterator[Chunk]:
-    """The scored tokens of a batch, in order; one empty chunk when there are none."""
+    """The scored tokens of a batch, part by part; one empty chunk when there are none."""
     hidden, _ = student(batch)
-    distribution = opinion(teacher, batch)
     targets, head = batch.targets(), student.whole_head
-    dense = isinstance(distribution, DenseLogits | LazyLogits)
     most = head_chunk(head_budget_mb, head.weight, COPIES)
-    size = max(even_chunk(len(targets), most), 1)
-    for start in range(0, max(len(targets), 1), size):
-        window = slice(start, start + size)
-        logits = head(hidden[window])
-        padded = student.padded_mass(logits)
-        logits = logits[:, : student.vocabulary_size]
-        some = distribution.rows(window)
-        pair = some.compare(logits, 1.0)
-        logp = pair.student if dense else log_softmax(logits, 1.0)
-        yield Chunk(window, some, pair, logp, targets[window], padded, dense)
+    for part in opinions(teacher, batch):
+        distribution = part.distribution
+        dense = isinstance(distribution, DenseLogits | LazyLogits | Mixture)
+        count = len(targets) if part.positions is None else len(part.positions)
+        size = max(even_chunk(count, most), 1)
+        for start in range(0, max(count, 1), size):
+            rows = slice(start, start + size)
+            window = rows if part.positions is None else part.positions[rows]
+            logits = head(hidden[window])
+            padded = student.padded_mass(logits)
+            logits = logits[:, : student.vocabulary_size]
+            some = distribution.rows(rows)
+            pair = some.compare(logits, 1.0)
+            logp = pair.student if dense else log_softmax(logits, 1.0)
+            place = window if isinstance(window, slice) else window.cpu()
+            yield Chunk(place, some, pair, logp, targets[window], padded, dense)
 
 
-def opinion(teacher: Teacher, batch: Batch) -> TeacherDistribution:
-    """The teacher's distribution at the scored tokens.
+def opinions(teacher: Teacher, batch: Batch) -> tuple[SignalPart, ...]:
+    """The teacher's distributions, which cover the scored tokens in one form.
 
     Raises:
-        ConfigError: The teacher was not asked for distributions.
+        ConfigError: The teacher was not asked for distributions, or its parts differ in form.
+        DataError: It says nothing about some tokens.
     """
-    distribution = teacher.signal(batch).distribution
-    if distribution is None:
+    signal = teacher.signal(batch)
+    if not signal.parts:
         raise ConfigError(
             "A teacher must give distributions to be compared with, and this one was not asked for "
             "them. Give the objective an alpha above 0, or evaluate against a model."
         )
-    return distribution
+    num_scored = int(batch.num_scored())
+    if missing := len(signal.uncovered(num_scored, batch.scored.device)):
+        raise DataError(
+            f"A teacher must cover every scored token to be compared with, and gave nothing for "
+            f"{missing:,} of {num_scored:,}. Evaluate against a model."
+        )
+    forms = sorted({type(part.distribution).__name__ for part in signal.parts})
+    if len(forms) > 1:
+        raise ConfigError(
+            "A teacher's distributions must have one form to be averaged, and this one's are held "
+            f"as {' and '.join(forms)}. Use teachers of one type, or evaluate against a model."
+        )
+    return signal.parts
 
 
 def token_values(chunk: Chunk) -> dict[str, Float[Tensor, " n"]]:

@@ -1,7 +1,7 @@
 """The forms a teacher's next-token distribution is held in, one a file."""
 
 from limbeck.losses.distributions.base import FLOOR, LogProbPair, TeacherDistribution, log_softmax
-from limbeck.losses.distributions.full import DenseLogits, LazyLogits
+from limbeck.losses.distributions.full import DenseLogits, LazyLogits, Mixture
 from limbeck.losses.distributions.samples import DrawnTokens, Samples
 from limbeck.losses.distributions.top_k import TopK, TopKRenormalised
 from limbeck.losses.distributions.top_k_samples import TopKSamples
@@ -13,6 +13,7 @@ __all__ = [
     "DrawnTokens",
     "LazyLogits",
     "LogProbPair",
+    "Mixture",
     "Samples",
     "TeacherDistribution",
     "TopK",

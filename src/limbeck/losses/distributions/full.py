@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -64,6 +65,50 @@ class LazyLogits(TeacherDistribution):
         return self.head(self.hidden)
 
 
+@dataclass(frozen=True)
+class Mixture(TeacherDistribution):
+    """The mixture sum_i w_i p_i of whole distributions at temperature 1.
+
+    Another temperature softens the mixture, not its members.
+
+    Attributes:
+        members: Distributions over the whole vocabulary, in any form that has logits.
+        log_weights: log w_i; the w_i sum to one.
+    """
+
+    members: tuple[TeacherDistribution, ...]
+    log_weights: tuple[float, ...]
+
+    def compare(self, student_logits: Float[Tensor, "N V"], temperature: float) -> LogProbPair:
+        return DenseLogits(self.logits()).compare(student_logits, temperature)
+
+    @torch.no_grad()
+    def entropy(self) -> Float[Tensor, " N"]:
+        return DenseLogits(self.logits()).entropy()
+
+    @torch.no_grad()
+    def logits(self) -> Float[Tensor, "N V"]:
+        """Log-probabilities of the mixture, all at once."""
+        return torch.stack(
+            [
+                log_softmax(whole_logits(member, "mixture"), 1.0) + log_weight
+                for member, log_weight in zip(self.members, self.log_weights, strict=True)
+            ]
+        ).logsumexp(0)
+
+    @classmethod
+    def cat(cls, parts: Sequence[Mixture]) -> Mixture:
+        columns = zip(*(part.members for part in parts), strict=True)
+        members = tuple(type(column[0]).cat(column) for column in columns)
+        return cls(members, parts[0].log_weights)
+
+    def _with_tensors(self, change: Callable[[Tensor], Tensor]) -> Mixture:
+        return replace(self, members=tuple(each._with_tensors(change) for each in self.members))
+
+    def to(self, device: torch.device) -> Mixture:
+        return replace(self, members=tuple(each.to(device) for each in self.members))
+
+
 def whole_logits(distribution: TeacherDistribution | None, reader: str) -> Float[Tensor, "N V"]:
     """The teacher's logits over the whole vocabulary, without a gradient.
 
@@ -74,7 +119,7 @@ def whole_logits(distribution: TeacherDistribution | None, reader: str) -> Float
     Raises:
         ConfigError: The form does not hold them.
     """
-    if isinstance(distribution, LazyLogits):
+    if isinstance(distribution, LazyLogits | Mixture):
         return distribution.logits()
     if isinstance(distribution, DenseLogits):
         return distribution.logits.detach()

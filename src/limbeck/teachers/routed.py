@@ -1,0 +1,151 @@
+"""A teacher for each source: every document learns from its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import PurePosixPath
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from limbeck.batch import Batch
+from limbeck.errors import ConfigError, DataError
+from limbeck.losses import SignalPart, TeacherSignal
+from limbeck.registry import Component
+from limbeck.teachers.base import Teacher, TeacherRequest, TextWindows
+from limbeck.teachers.base import teachers as registry
+from limbeck.teachers.several import SeveralTeachers
+from limbeck.teachers.stored import samples_of, window_of
+
+
+class RoutedTeacher(SeveralTeachers):
+    """Each window's signal is that of one member, chosen by the source of its document.
+
+    Windows are recognised by content, as in a store, so packing, order and ranks may differ.
+    """
+
+    def __init__(self, members: Mapping[str, Teacher]) -> None:
+        """
+        Args:
+            members: By source: a file of the data, without its suffix, or a folder it is in.
+        """
+        super().__init__(members)
+        self._routes: dict[bytes, str] = {}
+
+    def require(self, request: TeacherRequest) -> None:
+        """Find every window's teacher; the windows of each are required of it alone.
+
+        Raises:
+            ConfigError: As of any teacher.
+            DataError: A document has no teacher, or more than one.
+        """
+        for text in request.texts:
+            for window in text.windows:
+                key, route = window_of(text.data, window).key, self._route(text, window)
+                if self._routes.setdefault(key, route) != route:
+                    raise DataError(
+                        f"{text.option}: a text must have one teacher, and that of "
+                        f"{document_of(text, window)} is also in a source of teacher "
+                        f"{self._routes[key]!r}. Remove it from one of them."
+                    )
+        super().require(request)
+
+    def _request_for(self, name: str, request: TeacherRequest) -> TeacherRequest:
+        texts = [
+            replace(text, windows=[w for w in text.windows if self._route(text, w) == name])
+            for text in request.texts
+        ]
+        return replace(request, texts=tuple(texts))
+
+    def _route(self, text: TextWindows, window: int) -> str:
+        document = document_of(text, window)
+        path = PurePosixPath(document.rpartition(":")[0])
+        found = [name for name in self._members if name in (*path.parts, path.stem)]
+        if len(found) != 1:
+            raise DataError(
+                f"{text.option}: each document must have one teacher, and {document} has "
+                f"{' and '.join(found) or 'none'}; teacher.teachers has {', '.join(self._members)}."
+                " Name each teacher after one file (without its suffix) or folder of the data."
+            )
+        return found[0]
+
+    @torch.no_grad()
+    def signal(self, batch: Batch) -> TeacherSignal:
+        """One part for each teacher that has a document in the batch.
+
+        Raises:
+            DataError: A text has no teacher, as text generated during the run.
+        """
+        if not self._needs.distribution:
+            return TeacherSignal()
+        routes = self._routes_at(batch)
+        scored = batch.scored.cpu()
+        parts: list[SignalPart] = []
+        for name, member in self._members.items():
+            mine = torch.from_numpy(routes == name)
+            # Every rank must enter every forward pass of sharded weights.
+            if not len(mine.nonzero()) and not self._has_ranks and (parts or len(routes)):
+                continue
+            grid = torch.zeros_like(scored)
+            grid[scored] = mine
+            distribution = member.signal(only(batch, grid)).distribution
+            assert distribution is not None
+            positions = mine.nonzero().squeeze(-1).to(batch.scored.device)
+            parts.append(SignalPart(positions, distribution))
+        if len(parts) == 1:
+            return TeacherSignal.from_distribution(parts[0].distribution)
+        return TeacherSignal(tuple(parts))
+
+    def _routes_at(self, batch: Batch) -> np.ndarray:
+        """The name of each scored position's teacher."""
+        names, counts = [], []
+        for sample in samples_of(batch):
+            route = self._routes.get(sample.key)
+            if route is None:
+                raise DataError(
+                    "A routed teacher knows the documents of `data` and of the held-out text only, "
+                    f"and got another text, with {sample.num_scored:,} scored tokens. Use one "
+                    "teacher for text that is generated during the run."
+                )
+            names.append(route)
+            counts.append(sample.num_scored)
+        return np.repeat(np.array(names, dtype=object), np.array(counts, dtype=np.int64))
+
+
+def document_of(text: TextWindows, window: int) -> str:
+    """Where a window's document comes from, as `file:line`."""
+    return text.data.document_name(int(text.data.windows[window, 2]))
+
+
+def only(batch: Batch, scored: Bool[Tensor, "B T"]) -> Batch:
+    """The rows with a position to score, or the first; nothing else of them is scored."""
+    chosen: Int[Tensor, " b"] = scored.any(-1).nonzero().squeeze(-1)
+    rows = (chosen if len(chosen) else torch.zeros(1, dtype=torch.int64)).to(batch.scored.device)
+    return Batch(
+        batch.input_ids[rows],
+        batch.target_ids[rows],
+        scored.to(rows.device)[rows],
+        batch.position_ids[rows],
+        batch.document_ids[rows],
+    )
+
+
+@registry.register("routed")
+def routed(
+    device: torch.device,
+    *,
+    teachers: dict[str, Component],
+    by: Literal["source"] = "source",
+) -> RoutedTeacher:
+    """Each document learns from the teacher of its source: a file or folder of the data."""
+    if not teachers:
+        raise ConfigError("teacher.teachers: must name at least one teacher, got none.")
+    members = {
+        name: registry.bind(spec, f"teacher.teachers.{name}")(device)
+        for name, spec in teachers.items()
+    }
+    return RoutedTeacher(members)
