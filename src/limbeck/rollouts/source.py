@@ -1,0 +1,155 @@
+"""Batches of text that the student writes with its current weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from limbeck.batch import Batch
+from limbeck.data import BatchSource, StepData, order, order_digest
+from limbeck.distributed import World, gather_objects, is_sharded, together
+from limbeck.errors import ConfigError, DataError
+from limbeck.files import write_text
+from limbeck.models import CausalLM
+from limbeck.rollouts.sampling import Rollout, Sampling, sample
+
+MIN_WIDTH = 2
+"""Positions of a batch of no rows: the shortest a model can read as a sequence."""
+
+
+class Rollouts(BatchSource):
+    """Continuations of prompts by a model, sampled once a step; only their tokens are scored.
+
+    A step is a pure function of the model's weights, the seed and the step, so that a run resumed
+    from a checkpoint reads the text it would have read.
+    """
+
+    def __init__(
+        self,
+        model: CausalLM,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        *,
+        seed: int,
+        rows_per_step: int,
+        folder: Path,
+    ) -> None:
+        """
+        Args:
+            model: Writes the text: the student in training.
+            prompts: Token ids.
+            sampling: How to draw.
+            seed: Of the prompts' order and of the draws.
+            rows_per_step: Rollouts of one optimizer step, over all ranks.
+            folder: Gets `step-N.jsonl` for each step; a repeated step replaces its file.
+
+        Raises:
+            ConfigError: The model has too few positions for the longest prompt and its rollout.
+            DataError: There is no prompt, or an empty one.
+        """
+        if not prompts or not all(prompts):
+            raise DataError(
+                f"Rollouts need prompts of at least one token, got {len(prompts)} prompts, "
+                f"{sum(not p for p in prompts)} of them empty. Remove the empty ones."
+            )
+        longest, limit = max(map(len, prompts)) + sampling.tokens, model.max_positions
+        if limit is not None and longest > limit:
+            raise ConfigError(
+                f"rollout.tokens: the longest prompt and its rollout must fit into the model's "
+                f"{limit} positions, got {longest}. Lower rollout.tokens or shorten the prompts."
+            )
+        self._model, self._prompts, self._sampling = model, prompts, sampling
+        self._seed, self._rows_per_step, self._folder = seed, rows_per_step, folder
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of prompts, their order, and how rollouts are drawn."""
+        facts = [order_digest(self._seed, len(self._prompts)), asdict(self._sampling)]
+        text = json.dumps([*facts, [list(prompt) for prompt in self._prompts]])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def step(self, step: int, world: World) -> StepData:
+        """The rank's rollouts of the step, sampled now and kept in the folder."""
+        own = self.write(step, world)
+        facts = [asdict(rollout) for rollout in own]
+        everyone = [each for part in gather_objects(facts, world) for each in part]
+        together(lambda: self._keep(step, everyone), world, main_only=True)
+        first = world.rank * self._rows_per_step // world.size
+        return RolloutsOfStep(own, first, math.ceil(self._rows_per_step / world.size))
+
+    def write(self, step: int, world: World) -> list[Rollout]:
+        """The rank's rollouts; those of all ranks, in rank order, do not depend on their number.
+
+        Raises:
+            ConfigError: The model is sharded.
+        """
+        if any(is_sharded(parameter) for parameter in self._model.parameters()):
+            raise ConfigError(
+                "parallel.shard: rollouts need the student's whole weights on every rank, and "
+                "FSDP2 has spread them. Set parallel.shard to none."
+            )
+        size, count = self._rows_per_step, len(self._prompts)
+        places = range(world.rank * size // world.size, (world.rank + 1) * size // world.size)
+        chosen = [step * size + place for place in places]
+        prompts = [self._prompts[order(self._seed, n // count, count)[n % count]] for n in chosen]
+        keys = [(self._seed, step, place) for place in places]
+        return sample(self._model, prompts, self._sampling, keys)
+
+    def document_name(self, document: int) -> str:
+        """Number of the rollout in its step."""
+        return f"rollout {document}"
+
+    def _keep(self, step: int, rollouts: Sequence[Mapping[str, Any]]) -> None:
+        lines = "".join(json.dumps(rollout) + "\n" for rollout in rollouts)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        write_text(self._folder / f"step-{step}.jsonl", lines)
+
+
+@dataclass(frozen=True)
+class RolloutsOfStep(StepData):
+    """One rank's rollouts.
+
+    Attributes:
+        rollouts: In order.
+        first: Number of the first among those of all ranks.
+        most_rows: Rows of the rank that has most.
+    """
+
+    rollouts: Sequence[Rollout]
+    first: int
+    most_rows: int
+
+    def cut(self, micro_batch: int) -> list[Batch]:
+        """Batches of the rollouts, as many on every rank."""
+        starts = range(0, max(1, self.most_rows), micro_batch)
+        return [
+            rollout_batch(self.rollouts[at : at + micro_batch], self.first + at) for at in starts
+        ]
+
+
+def rollout_batch(rollouts: Sequence[Rollout], first_document: int = 0) -> Batch:
+    """Prompts and continuations, padded on the right; only the continuations are scored.
+
+    No rollouts give one row with nothing scored.
+    """
+    lengths = [len(r.prompt_ids) + len(r.token_ids) - 1 for r in rollouts] or [0]
+    shape = (len(lengths), max(MIN_WIDTH, *lengths))
+    inputs, targets, positions = (torch.zeros(shape, dtype=torch.int64) for _ in range(3))
+    scored = torch.zeros(shape, dtype=torch.bool)
+    documents = torch.full(shape, -1, dtype=torch.int64)
+    for row, length in enumerate(lengths):
+        positions[row, :length] = torch.arange(length)
+        positions[row, length:] = torch.arange(shape[1] - length)
+    for row, (rollout, length) in enumerate(zip(rollouts, lengths, strict=False)):
+        tokens = torch.tensor([*rollout.prompt_ids, *rollout.token_ids])
+        inputs[row, :length], targets[row, :length] = tokens[:-1], tokens[1:]
+        scored[row, len(rollout.prompt_ids) - 1 : length] = True
+        documents[row, :length] = first_document + row
+    return Batch(inputs, targets, scored, positions, documents)

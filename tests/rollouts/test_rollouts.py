@@ -1,0 +1,205 @@
+"""Text the student writes: drawn exactly, scored exactly, the same again after a resume."""
+
+import itertools
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from limbeck.config import ObjectiveConfig
+from limbeck.distributed import World
+from limbeck.errors import ConfigError, DataError
+from limbeck.layer_map import LayerMap
+from limbeck.losses import PairShapes, build_objective
+from limbeck.models import Distiller
+from limbeck.rollouts import Rollout, Rollouts, Sampling, rollout_batch, sample
+from limbeck.rollouts.sampling import nucleus
+from limbeck.teachers import LocalTeacher
+from limbeck.train import train, train_step
+from tests.models.tiny import tiny_llama
+from tests.train.toy import ALONE, VOCABULARY, Listener, fingerprint, toy_pair, toy_setup
+
+PROMPTS = [[5], [3, 9, 1, 7], [2, 2], [30, 11, 4], [8, 1, 6, 6, 20]]
+DIVERGENCE = ObjectiveConfig(alpha=1.0, divergence="reverse_kl")
+
+
+def model(end=None):
+    made = tiny_llama(2, 16, VOCABULARY, seed=1)
+    made.hf_model.generation_config.eos_token_id = end
+    return made
+
+
+def keys(count):
+    return [(7, 0, place) for place in range(count)]
+
+
+def rollouts_of(student, folder, rows_per_step=3, tokens=4):
+    sampling = Sampling(tokens=tokens)
+    return Rollouts(student, PROMPTS, sampling, seed=11, rows_per_step=rows_per_step, folder=folder)
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.6])
+def test_a_row_is_the_same_alone_and_beside_longer_prompts(top_p):
+    student, sampling = model(), Sampling(tokens=6, top_p=top_p, sampling_temperature=0.7)
+    together = sample(student, PROMPTS, sampling, keys(5))
+    for prompt, key, row in zip(PROMPTS, keys(5), together, strict=True):
+        (alone,) = sample(student, [prompt], sampling, [key])
+        assert alone.token_ids == row.token_ids
+        assert alone.logprobs == pytest.approx(row.logprobs, abs=1e-5)
+
+
+def test_logprobs_are_those_of_one_pass_over_the_finished_text():
+    student = model()
+    for row in sample(student, PROMPTS, Sampling(tokens=6, sampling_temperature=2.0), keys(5)):
+        ids = torch.tensor([[*row.prompt_ids, *row.token_ids]])
+        logprobs = student.logits(ids).log_softmax(-1)[0, len(row.prompt_ids) - 1 : -1]
+        expected = logprobs.gather(-1, torch.tensor(row.token_ids)[:, None])[:, 0]
+        assert row.logprobs == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+def test_draws_follow_the_tempered_distribution_within_four_sigma():
+    student, count = model(), 4000
+    rows = sample(student, [[5]] * count, Sampling(tokens=1, sampling_temperature=0.5), keys(count))
+    p = (student.logits(torch.tensor([[5]]))[0, -1] / 0.5).softmax(-1)
+    drawn = torch.tensor([row.token_ids[0] for row in rows]).bincount(minlength=VOCABULARY)
+    assert ((drawn - count * p).abs() <= 4 * (count * p * (1 - p)).sqrt() + 1).all()
+
+
+def test_a_rollout_ends_with_its_first_end_token_and_says_so():
+    rows = sample(model(end=[4, 9, 17, 21, 30]), [[5]] * 40, Sampling(tokens=5), keys(40))
+    ends = {4, 9, 17, 21, 30}
+    assert {row.finish for row in rows} == {"end", "length"}
+    for row in rows:
+        assert not ends & set(row.token_ids[:-1])
+        assert (row.token_ids[-1] in ends) == (row.finish == "end")
+        assert row.finish == "end" or len(row.token_ids) == 5
+        assert len(row.logprobs) == len(row.token_ids)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_sampling_keeps_the_mode_and_the_global_random_state(training):
+    student, state = model().train(training), torch.get_rng_state()
+    sample(student, PROMPTS, Sampling(tokens=2), keys(5))
+    assert student.training is training
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_only_written_tokens_are_scored_from_the_first_to_the_last():
+    rows = [
+        Rollout((5,), (1, 2, 3), (0.0,) * 3, "end"),
+        Rollout((6, 7, 8), (9,), (0.0,), "length"),
+    ]
+    batch = rollout_batch(rows, first_document=3)
+    assert batch.targets().tolist() == [1, 2, 3, 9]
+    assert batch.input_ids[batch.scored].tolist() == [5, 1, 2, 8]
+    assert batch.documents().tolist() == [3, 3, 3, 4]
+    assert rollout_batch([]).num_scored() == 0
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_several_ranks_write_what_one_writes(size, tmp_path):
+    source = rollouts_of(model(), tmp_path)
+    whole = [row.token_ids for row in source.write(2, ALONE)]
+    device = torch.device("cpu")
+    parts = [source.write(2, World(rank, size, device)) for rank in range(size)]
+    assert [row.token_ids for part in parts for row in part] == whole
+
+
+def test_a_student_that_is_its_teacher_has_no_loss_and_no_gradient(tmp_path):
+    distiller, _ = toy_pair(DIVERGENCE)
+    teacher = LocalTeacher(tiny_llama(2, 16, VOCABULARY, seed=1), distiller.objective.needs)
+    batches = rollouts_of(distiller.student, tmp_path).step(0, ALONE).cut(2)
+    optimizer = torch.optim.SGD(distiller.parameters(), lr=0.0)
+    outcome = train_step(distiller, teacher, [optimizer], batches, ALONE, max_grad_norm=1.0)
+    assert outcome.loss == pytest.approx(0, abs=1e-6)
+    assert outcome.grad_norm == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("divergence", ["reverse_kl", "forward_kl"])
+def test_the_expected_gradient_is_that_of_all_continuations_enumerated(divergence, tmp_path):
+    """Every continuation of 3 of 5 tokens, weighted by its probability, against prefixes."""
+    student = tiny_llama(2, 16, 5, seed=1)
+    teacher_model = tiny_llama(2, 16, 5, seed=2)
+    config = ObjectiveConfig(alpha=1.0, divergence=divergence)
+    shapes = PairShapes(2, 2, 16, 16, LayerMap.uniform(2, 2))
+    objective = build_objective(config, shapes, head_budget_mb=1)
+    distiller = Distiller(student, objective)
+    reference = torch.zeros(())
+    for length in range(3):
+        for prefix in itertools.product(range(5), repeat=length):
+            ids = torch.tensor([[1, *prefix]])
+            q = student.logits(ids).log_softmax(-1)[0]
+            p = teacher_model.logits(ids).log_softmax(-1)[0].detach()
+            chance = sum((q[i, token] for i, token in enumerate(prefix)), torch.zeros(())).exp()
+            pair = (q[-1], p[-1]) if divergence == "reverse_kl" else (p[-1], q[-1])
+            value = (pair[0].exp() * (pair[0] - pair[1])).sum()
+            reference = reference + chance.detach() * value
+    names = [name for name, _ in distiller.named_parameters()]
+    expected = torch.autograd.grad(reference, list(distiller.parameters()))
+    rows = [Rollout((1,), y, (0.0,) * 3, "length") for y in itertools.product(range(5), repeat=3)]
+    batch = rollout_batch(rows)
+    logprobs = student.logits(batch.input_ids).log_softmax(-1).detach()
+    chance = logprobs.gather(-1, batch.target_ids[..., None])[..., 0].sum(-1).exp()
+    batch = replace(batch, weights=chance[:, None].expand(-1, 3).contiguous())
+    before = {name: value.clone() for name, value in distiller.state_dict().items()}
+    optimizer = torch.optim.SGD(distiller.parameters(), lr=1.0)
+    local = LocalTeacher(teacher_model, objective.needs)
+    train_step(distiller, local, [optimizer], [batch], ALONE, max_grad_norm=1e9)
+    for name, gradient in zip(names, expected, strict=True):
+        moved = before[name] - distiller.state_dict()[name]
+        torch.testing.assert_close(moved * 375, gradient, atol=2e-4, rtol=1e-3)
+
+
+def test_a_resumed_run_reads_and_learns_the_same(tmp_path):
+    class KilledError(Exception):
+        pass
+
+    def kill(record):
+        if record.get("step") == 10 and record["kind"] == "step":
+            raise KilledError
+
+    def setup(folder, **changes):
+        pair = toy_pair(DIVERGENCE)
+        made = toy_setup(folder, pair=pair, optim={"steps": 12}, **changes)
+        return replace(made, source=rollouts_of(pair[0].student, folder / "rollouts"))
+
+    train(setup(tmp_path / "whole"))
+    with pytest.raises(KilledError):
+        train(setup(tmp_path / "cut", sinks=[Listener(kill)]))
+    train(setup(tmp_path / "cut", resume=True))
+    assert fingerprint(tmp_path / "cut") == fingerprint(tmp_path / "whole")
+    files = sorted((tmp_path / "whole" / "rollouts").iterdir())
+    assert len(files) == 12
+    for file in files:
+        lines = file.read_text()
+        assert [set(json.loads(line)) for line in lines.splitlines()] == [
+            {"prompt_ids", "token_ids", "logprobs", "finish"}
+        ] * 3
+        assert (tmp_path / "cut" / "rollouts" / file.name).read_text() == lines
+
+
+def test_prompts_that_cannot_be_continued_are_refused(tmp_path):
+    student = model()
+    with pytest.raises(DataError, match="1 of them empty"):
+        Rollouts(student, [[1], []], Sampling(), seed=0, rows_per_step=1, folder=tmp_path)
+    assert student.max_positions is not None
+    with pytest.raises(ConfigError, match=r"rollout\.tokens"):
+        rollouts_of(student, tmp_path, tokens=student.max_positions)
+
+
+def test_an_epoch_takes_every_prompt_once_and_later_steps_draw_anew(tmp_path):
+    source = rollouts_of(model(), tmp_path, rows_per_step=1)
+    steps = [source.write(step, ALONE)[0] for step in range(10)]
+    for epoch in (steps[:5], steps[5:]):
+        assert sorted(row.prompt_ids for row in epoch) == sorted(map(tuple, PROMPTS))
+    texts = {prompt: [r.token_ids for r in steps if r.prompt_ids == prompt] for prompt in [(5,)]}
+    assert texts[(5,)][0] != texts[(5,)][1]
+
+
+@pytest.mark.parametrize(("top_p", "kept"), [(0.3, 1), (0.45, 2), (0.75, 3), (0.95, 4), (1.0, 4)])
+def test_top_p_keeps_the_smallest_set_that_reaches_it(top_p, kept):
+    logprobs = torch.tensor([[0.1, 0.4, 0.2, 0.3]]).log()
+    assert nucleus(logprobs, top_p).isfinite()[0].tolist() == [
+        place in (1, 3, 2, 0)[:kept] for place in range(4)
+    ]
