@@ -111,8 +111,8 @@ def typed_tokens(
     by_id = tokens_by_id(tokenizer)
     if max(by_id) >= size:
         raise ConfigError(
-            f"A student must have an embedding row for each token, and has {size:,} rows for ids up to "
-            f"{max(by_id):,}. Save it with its own tokenizer."
+            f"A student must have an embedding row for each token, and has {size:,} rows for ids "
+            f"up to {max(by_id):,}. Save it with its own tokenizer."
         )
     added = {each["id"]: each for each in tree["added_tokens"]}
     unknown = tree["model"].get("unk_token")
