@@ -169,3 +169,18 @@ def test_padding_of_the_head_is_left_out(tmp_path):
     assert logits.shape == (3, student.model.vocabulary_size)
     expected = student.model.logits(torch.tensor([[1, 5, 9]]))[0]
     torch.testing.assert_close(logits, expected, atol=0.01, rtol=0.01)
+
+
+def test_calibration_and_teacher_are_reported(tmp_path, capsys):
+    folder_with(tmp_path / "teacher", width=256, num_attention_heads=8, initializer_range=0.05)
+    folder_with(tmp_path / "student", seed=1, width=256, num_attention_heads=8, layers=1)
+    text = text_in(tmp_path).path
+    export(
+        tmp_path / "student", output=tmp_path / "out", quantize="q4_k_m", max_kl=9.0, tokens=200,
+        data=text, calibration=text, teacher=tmp_path / "teacher", as_json=True,
+    )  # fmt: skip
+    report = json.loads(capsys.readouterr().out)
+    assert report["importance_matrix"]
+    distance = report["parity"]["teacher_kl"]
+    assert distance["student"] > 0.1
+    assert abs(distance["student"] - distance["exported"]) > 1e-6
