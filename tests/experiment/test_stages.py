@@ -73,7 +73,7 @@ def test_each_stage_learns_from_the_student_before_it(tmp_path):
     assert teachers[2]["layers"] == 3
     assert len({each["weights_sha256"] for each in teachers}) == 3
     assert [len(steps_of(folder_of(path, name))) for name in found] == [6, 6, 4]
-    corrected = found["correction"].evaluation["arms"]
+    corrected = found["correction"].evaluation["trials"]
     assert (
         corrected["distilled"]["cross_entropy"]["value"]
         < corrected["teacher"]["cross_entropy"]["value"]

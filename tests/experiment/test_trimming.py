@@ -178,7 +178,7 @@ def test_a_table_of_another_tokenizer_or_a_damaged_one_is_refused(house):
 
 def test_a_student_of_fewer_tokens_and_layers_learns_from_the_trimmed_teacher(house):
     trimming.save_trimmed(trimmed(house), house / "small")
-    bench = shrinking.open_bench(
+    setup = shrinking.open_shrink(
         ModelSource(str(house / "teacher")),
         kind="text",
         data=str(house / "train.jsonl"),
@@ -186,8 +186,8 @@ def test_a_student_of_fewer_tokens_and_layers_learns_from_the_trimmed_teacher(ho
         device=CPU,
         vocabulary=[str(house / "train.jsonl")],
     )
-    found = shrinking.shrink(bench, {"type": "depth", "layers": [0, 1, 3]})
-    shrinking.save_shrunk(bench, found, house / "student")
+    found = shrinking.shrink(setup, {"type": "depth", "layers": [0, 1, 3]})
+    shrinking.save_shrunk(setup, found, house / "student")
     told = json.loads((house / "student" / "limbeck.json").read_text())
     assert told["teacher"]["vocabulary_rows"] == 384, "the teacher as it was found"
     first, second = (house / name / "vocabulary.json" for name in ("small", "student"))
@@ -201,7 +201,7 @@ def test_a_student_of_fewer_tokens_and_layers_learns_from_the_trimmed_teacher(ho
     with limbeck.assemble(limbeck.load(path)) as run:
         assert run.train().report.exists()
     plain = AutoModelForCausalLM.from_pretrained(house / "run" / "student")
-    assert plain.config.vocab_size == bench.trimming.facts["kept"]
+    assert plain.config.vocab_size == setup.trimming.facts["kept"]
     recipe["teacher"]["path"] = str(house / "teacher")
     path.write_text(json.dumps(recipe | {"output": str(house / "again")}))
     with pytest.raises(ConfigError, match="Every token id must mean the same"):

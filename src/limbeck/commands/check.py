@@ -31,7 +31,7 @@ from limbeck.commands.distill import Overrides
 from limbeck.errors import ConfigError
 from limbeck.experiment import Run, assemble, load
 from limbeck.experiment import schema as recipe_schema
-from limbeck.experiment.trials import arms_of
+from limbeck.experiment.trials import trials_of
 from limbeck.report.words import duration
 from limbeck.teachers import require_local
 from limbeck.train.micro_batch import choose_micro_batch, free_bytes
@@ -126,7 +126,7 @@ def plan_of(run: Run, case: Any) -> Plan:
         case,
         config,
         micro_batch=micro_batch,
-        students=len(arms_of(config)),
+        students=len(trials_of(config)),
         free_memory_bytes=free_bytes(world.device),
     )
 

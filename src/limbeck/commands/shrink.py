@@ -18,10 +18,10 @@ from limbeck.data import corpus_path
 from limbeck.errors import ConfigError, StorageError
 from limbeck.experiment import vocabulary as trimming
 from limbeck.experiment.shrink import (
-    Bench,
+    ShrinkSetup,
     Shrunk,
     as_plain,
-    open_bench,
+    open_shrink,
     plan,
     save_shrunk,
     spec_for,
@@ -119,12 +119,12 @@ def shrink(
     )
     with Console(stderr=True).status("Loading the teacher ...") as status:
         if plan:
-            told: Outcome = propose(place.bench(), asked, way, status)
+            told: Outcome = propose(place.setup(), asked, way, status)
         elif all(value is None for value in asked.values()):
             told = trim_only(place, output, status)
         else:
-            bench = place.bench()
-            told = make(bench, spec_of(bench, asked, shape, way), output, status)
+            setup = place.setup()
+            told = make(setup, spec_of(setup, asked, shape, way), output, status)
     typer.echo(json.dumps(told.plain)) if as_json else Console().print(told.shown)
 
 
@@ -138,9 +138,9 @@ class Place(NamedTuple):
     device: str
     vocabulary: tuple[str, ...]
 
-    def bench(self) -> Bench:
+    def setup(self) -> ShrinkSetup:
         """Both, opened; the vocabulary trimmed if asked for."""
-        return open_bench(
+        return open_shrink(
             self.source,
             kind=self.kind,
             data=self.data,
@@ -169,19 +169,19 @@ def trim_only(place: Place, output: Path | None, status: Status) -> Outcome:
     return Outcome({"vocabulary": made.facts}, f"{vocabulary_told(made)}\nmodel  {output}")
 
 
-def propose(bench: Bench, asked: Mapping[str, Any], by: By, status: Status) -> Outcome:
+def propose(setup: ShrinkSetup, asked: Mapping[str, Any], by: By, status: Status) -> Outcome:
     """Three shapes, measured."""
-    found = plan(bench, target_of(bench, asked), by, status.update)
+    found = plan(setup, target_of(setup, asked), by, status.update)
     return Outcome(found, plan_table(found))
 
 
-def make(bench: Bench, spec: Component, output: Path | None, status: Status) -> Outcome:
+def make(setup: ShrinkSetup, spec: Component, output: Path | None, status: Status) -> Outcome:
     """A student, measured and saved."""
     assert output is not None, "require_new asks for it"
-    found = make_student(bench, spec, status.update)
-    save_shrunk(bench, found, output)
-    told = {} if bench.trimming is None else {"vocabulary": bench.trimming.facts}
-    return Outcome(as_plain(found) | told, page(bench, found, output))
+    found = make_student(setup, spec, status.update)
+    save_shrunk(setup, found, output)
+    told = {} if setup.trimming is None else {"vocabulary": setup.trimming.facts}
+    return Outcome(as_plain(found) | told, page(setup, found, output))
 
 
 def require_one_size(
@@ -240,19 +240,19 @@ def require_new(output: Path | None, *, plan: bool) -> None:
         )
 
 
-def target_of(bench: Bench, asked: Mapping[str, Any]) -> int:
+def target_of(setup: ShrinkSetup, asked: Mapping[str, Any]) -> int:
     """The number of parameters asked for."""
     if asked["params"] is not None:
         return count_of(asked["params"])
     share: float = asked["keep"]
-    return round(share * bench.teacher.num_parameters)
+    return round(share * setup.teacher.num_parameters)
 
 
-def spec_of(bench: Bench, asked: Mapping[str, Any], shape: str, by: By) -> dict[str, Any]:
+def spec_of(setup: ShrinkSetup, asked: Mapping[str, Any], shape: str, by: By) -> dict[str, Any]:
     """The `student:` of a recipe that says the same."""
     if asked["keep"] is not None or asked["params"] is not None:
-        return spec_for(bench, target_of(bench, asked), shape, by)
-    told = {"by": by, "calibration_tokens": bench.tokens}
+        return spec_for(setup, target_of(setup, asked), shape, by)
+    told = {"by": by, "calibration_tokens": setup.tokens}
     widths = {name: asked[name] for name in WIDTHS if asked[name] is not None}
     if not widths:
         return {"type": "depth", "keep": asked["layers"], **told}
@@ -260,7 +260,7 @@ def spec_of(bench: Bench, asked: Mapping[str, Any], shape: str, by: By) -> dict[
     return {"type": "width", **widths, **depth, **told}
 
 
-def page(bench: Bench, found: Shrunk, output: Path) -> RenderableType:
+def page(setup: ShrinkSetup, found: Shrunk, output: Path) -> RenderableType:
     """What was measured and made."""
     student, kept = found.student.model, set(found.student.facts["layers_kept"])
     table = Table(title="Layers of the teacher", title_justify="left", box=box.SIMPLE_HEAD)
@@ -271,14 +271,14 @@ def page(bench: Bench, found: Shrunk, output: Path) -> RenderableType:
         numbers = [each["block_influence"], each["forward_kl"], each["cross_entropy"]]
         cells = [str(each["layer"]), *(f"{value:.4f}" for value in numbers)]
         table.add_row(*cells, "" if stays else "taken out", style="" if stays else "dim")
-    share = student.num_parameters / bench.teacher.num_parameters
+    share = student.num_parameters / setup.teacher.num_parameters
     told = (
         f"{student.num_parameters:,} parameters, {share:.1%} of the teacher's; before healing KL "
         f"{found.cost.forward_kl:.3f}, CE {found.cost.cross_entropy:.3f} nats on "
-        f"{bench.held_out.num_tokens:,} held-out tokens.\nstudent  {output}"
+        f"{setup.held_out.num_tokens:,} held-out tokens.\nstudent  {output}"
     )
     others = [choice_table(found.candidates)] if found.candidates else []
-    words = [] if bench.trimming is None else [vocabulary_told(bench.trimming)]
+    words = [] if setup.trimming is None else [vocabulary_told(setup.trimming)]
     return Group(table, *others, *words, told)
 
 

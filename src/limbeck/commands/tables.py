@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-ARMS = {
+TRIALS = {
     "initial": "as initialised",
     "cross_entropy": "cross-entropy only",
     "distilled": "distilled",
@@ -27,17 +27,17 @@ COLUMNS = {
 
 def outcome_table(evaluation: Mapping[str, Any]) -> RenderableType:
     """The students against their anchors, with 95 % intervals over documents."""
-    if not evaluation.get("arms"):
+    if not evaluation.get("trials"):
         return Text("Nothing was measured: the recipe names no held-out text (evaluate.data).")
     title = "Held-out text, against the teacher; 95 % intervals over documents"
     table = Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD)
     table.add_column("student", no_wrap=True)
     for title, _ in COLUMNS.values():
         table.add_column(title, justify="right")
-    for arm, title in ARMS.items():
-        if figures := evaluation["arms"].get(arm):
+    for trial, title in TRIALS.items():
+        if figures := evaluation["trials"].get(trial):
             cells = [cell(figures.get(name), form) for name, (_, form) in COLUMNS.items()]
-            table.add_row(title, *cells, style="bold green" if arm == "distilled" else "")
+            table.add_row(title, *cells, style="bold green" if trial == "distilled" else "")
     return Group(table, *sentences(evaluation))
 
 

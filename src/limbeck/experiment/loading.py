@@ -55,7 +55,7 @@ def problems(config: RunConfig) -> Iterator[Problem]:
     yield from data_problems(config.data)
     yield from schedule_problems(config.optim)
     yield from step_problems(config)
-    yield from arm_problems(config)
+    yield from trial_problems(config)
     yield from record_problems(config)
     for index, spec in enumerate(config.evaluate.suites):
         yield from suites.problems(spec, f"evaluate.suites[{index}]")
@@ -89,7 +89,7 @@ def shared_problems(config: RunConfig) -> Iterator[Problem]:
         )
 
 
-def arm_problems(config: RunConfig) -> Iterator[Problem]:
+def trial_problems(config: RunConfig) -> Iterator[Problem]:
     """What the students a recipe asks for need: text to be held against, and rates of their own."""
     held_out, grid = config.evaluate, config.optim.learning_rate
     if held_out.baseline and not held_out.data:

@@ -30,7 +30,15 @@ from limbeck.experiment.parts import STUDENT_DTYPE, Parts, gather_parts
 from limbeck.experiment.provenance import command_line, host_facts, now
 from limbeck.experiment.results import compare, places, suite_results
 from limbeck.experiment.score_files import read_scores
-from limbeck.experiment.trials import Arm, Bench, arms_of, best, fidelity_of, lasting, suite_context
+from limbeck.experiment.trials import (
+    Trial,
+    TrialRunner,
+    best,
+    fidelity_of,
+    lasting,
+    suite_context,
+    trials_of,
+)
 from limbeck.files import MANIFEST, manifest, publish, write_text
 from limbeck.models import CausalLM, ModelSource, choose_device, load_model
 from limbeck.report.run_files import lines
@@ -102,7 +110,7 @@ class Run:
         """Train every student the recipe asks for, measure them, write the report.
 
         Args:
-            resume: Go on from the last checkpoint; arms that are done stay done.
+            resume: Go on from the last checkpoint; trials that are done stay done.
             overwrite: Remove what is in the run directory first.
 
         Raises:
@@ -118,19 +126,21 @@ class Run:
                 main_only=True,
             )
             self._say_notes()
-            arms = arms_of(self.config)
+            trials = trials_of(self.config)
             initial = self.folder / "initial"
-            if len(arms) > 1 and not self.parts.is_shared:
+            if len(trials) > 1 and not self.parts.is_shared:
                 self._save_initial(initial)
-            bench = Bench(self.parts, initial, stop)
+            runner = TrialRunner(self.parts, initial, stop)
             done: list[bool] = []
-            together(lambda: done.extend(arm.is_done for arm in arms), self.world, main_only=True)
+            together(
+                lambda: done.extend(trial.is_done for trial in trials), self.world, main_only=True
+            )
             done = broadcast_object(done, self.world)
-            for arm, is_done in zip(arms, done, strict=True):
+            for trial, is_done in zip(trials, done, strict=True):
                 if not is_done:
-                    self._run_arm(bench, arm, resume=resume)
-            suites = self._measure_suites(arms)
-            evaluation = self._conclude(arms, suites)
+                    self._run_trial(runner, trial, resume=resume)
+            suites = self._measure_suites(trials)
+            evaluation = self._conclude(trials, suites)
             return RunResult(self.folder / "student", evaluation, self._report())
 
     def evaluate(self, student: Path | None = None) -> dict[str, Any]:
@@ -163,16 +173,16 @@ class Run:
         write_text(self.folder / "recipe.yaml", dump(self.config))
         self._write_provenance({})
 
-    def _run_arm(self, bench: Bench, arm: Arm, *, resume: bool) -> None:
-        """Train an arm; the lines of a plain terminal go to its log.txt as well."""
+    def _run_trial(self, runner: TrialRunner, trial: Trial, *, resume: bool) -> None:
+        """Train a trial; the lines of a plain terminal go to its log.txt as well."""
         if not self.is_main:
-            bench.run(arm, (), resume=resume)
+            runner.run(trial, (), resume=resume)
             return
-        arm.folder.mkdir(parents=True, exist_ok=True)
-        with (arm.folder / "log.txt").open("a", encoding="utf-8") as log:
+        trial.folder.mkdir(parents=True, exist_ok=True)
+        with (trial.folder / "log.txt").open("a", encoding="utf-8") as log:
             consoles = (progress_console(), Console(file=log, width=200))
-            sinks: list[MetricSink] = [TerminalSink(each, arm.name) for each in consoles]
-            bench.run(arm, [*sinks, *make_sinks(self.config.track, arm.folder)], resume=resume)
+            sinks: list[MetricSink] = [TerminalSink(each, trial.name) for each in consoles]
+            runner.run(trial, [*sinks, *make_sinks(self.config.track, trial.folder)], resume=resume)
 
     def _save_initial(self, folder: Path) -> None:
         student = self.parts.student
@@ -200,45 +210,49 @@ class Run:
         context = suite_context(self.parts)
         return {} if context is None else suite_results(self.config, context, students)
 
-    def _measure_suites(self, arms: Sequence[Arm]) -> dict[str, Any]:
+    def _measure_suites(self, trials: Sequence[Trial]) -> dict[str, Any]:
         """Figures of the best student of each kind in the recipe's further suites."""
         if not self.config.evaluate.suites:
             return {}
-        folders = {name: arm.folder for name, arm in best(arms).items()} if self.is_main else {}
+        folders = (
+            {name: trial.folder for name, trial in best(trials).items()} if self.is_main else {}
+        )
         chosen = broadcast_object({n: str(f) for n, f in folders.items()}, self.world)
         return self._suites({n: self._open(Path(f) / "student") for n, f in chosen.items()})
 
-    def _conclude(self, arms: Sequence[Arm], suites: Mapping[str, Any]) -> dict[str, Any]:
-        """Bring the best arms together: student, curves, figures, places to look at."""
+    def _conclude(self, trials: Sequence[Trial], suites: Mapping[str, Any]) -> dict[str, Any]:
+        """Bring the best trials together: student, curves, figures, places to look at."""
         if not self.is_main:
             barrier()
             return {}
-        chosen = best(arms)
+        chosen = best(trials)
         main = chosen["distilled"]
         if main.folder != self.folder:
             publish_copy(main.folder / "student", self.folder / "student")
             metrics = (main.folder / "metrics.jsonl").read_text(encoding="utf-8")
             write_text(self.folder / "metrics.jsonl", metrics)
         files = {"initial": self.folder / "initial.json"}
-        files |= {name: arm.scores for name, arm in chosen.items()}
-        by_kl = best(arms, "forward_kl").get("cross_entropy")
+        files |= {name: trial.scores for name, trial in chosen.items()}
+        by_kl = best(trials, "forward_kl").get("cross_entropy")
         if by_kl is not None and by_kl != chosen["cross_entropy"]:
             files["cross_entropy_by_kl"] = by_kl.scores
         found = {name: read_scores(path)[1] for name, path in files.items()}
         evaluation = compare({name: scores for name, scores in found.items() if scores})
         evaluation |= suites
-        evaluation["learning_rate"] = {name: arm.learning_rate for name, arm in chosen.items()}
-        evaluation["selected_by"] = {name: arm.selected_by for name, arm in chosen.items()}
+        evaluation["learning_rate"] = {name: trial.learning_rate for name, trial in chosen.items()}
+        evaluation["selected_by"] = {name: trial.selected_by for name, trial in chosen.items()}
         held_out = self.parts.held_out
         teacher = find_local(self.parts.teacher)
         # A recorded teacher cannot go on with a text, and has nothing to be shown beside.
         if held_out is not None and teacher is not None and self.world.size == 1:
-            students = {name: self._open(arm.folder / "student") for name, arm in chosen.items()}
+            students = {
+                name: self._open(trial.folder / "student") for name, trial in chosen.items()
+            }
             count = self.config.evaluate.continuations
             with gathered(teacher.model):
                 evaluation |= places(self.parts, teacher, held_out, students, count)
         write_text(self.folder / "evaluation.json", json.dumps(evaluation, indent=1))
-        seconds = {f"training_{name}": step_seconds(arm.folder) for name, arm in chosen.items()}
+        seconds = {f"training_{name}": step_seconds(trial.folder) for name, trial in chosen.items()}
         self._write_provenance({"finished": now(), "timing": seconds})
         barrier()
         return evaluation
@@ -288,7 +302,7 @@ def progress_console() -> Console:
 
 
 def step_seconds(folder: Path) -> float:
-    """Time an arm spent in steps, over all its lives; 0 when it took none."""
+    """Time a trial spent in steps, over all its lives; 0 when it took none."""
     records = lines(folder / "metrics.jsonl")
     return max((r["seconds"] for r in records if r.get("kind") == "step"), default=0.0)
 

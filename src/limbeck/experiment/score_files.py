@@ -1,4 +1,4 @@
-"""A student's figures on disk: a finished arm is measured once, and compared ever after."""
+"""A student's figures on disk: a finished trial is measured once, and compared ever after."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Bench:
+class ShrinkSetup:
     """A teacher to be made smaller, and the text it is measured on.
 
     Attributes:
@@ -102,7 +102,7 @@ class Shrunk:
     candidates: Sequence[Mapping[str, Any]]
 
 
-def open_bench(
+def open_shrink(
     source: ModelSource,
     *,
     kind: str,
@@ -110,7 +110,7 @@ def open_bench(
     tokens: int,
     device: torch.device,
     vocabulary: Sequence[str] = (),
-) -> Bench:
+) -> ShrinkSetup:
     """Load a teacher and its calibration text.
 
     Args:
@@ -131,20 +131,20 @@ def open_bench(
     text = read(data, kind, tokenizer, teacher.max_positions)
     trimming = None if trimming is None else measured(trimming, text, tokens)
     calibration = calibrate(teacher, text, tokens)
-    return Bench(
+    return ShrinkSetup(
         source, teacher, tokenizer, text, tokens, calibration,
         calibrate(teacher, text, tokens, held_out=True), trimming,
     )  # fmt: skip
 
 
-def shrink(bench: Bench, spec: Component, say: Say = lambda _: None) -> Shrunk:
+def shrink(setup: ShrinkSetup, spec: Component, say: Say = lambda _: None) -> Shrunk:
     """Weigh the layers, make the student, and compare it with what else could have been made."""
     say("Weighing every layer ...")
-    importance = layer_table(bench.calibration)
+    importance = layer_table(setup.calibration)
     say("Making the student ...")
-    student = bench.make(spec)
-    others = list(other_choices(bench, student))
-    return Shrunk(student, bench.held_out.cost(student.model), importance, others)
+    student = setup.make(spec)
+    others = list(other_choices(setup, student))
+    return Shrunk(student, setup.held_out.cost(student.model), importance, others)
 
 
 def layer_table(calibration: Calibration) -> list[dict[str, Any]]:
@@ -157,25 +157,27 @@ def layer_table(calibration: Calibration) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def other_choices(bench: Bench, student: InitialStudent) -> Iterator[dict[str, Any]]:
+def other_choices(setup: ShrinkSetup, student: InitialStudent) -> Iterator[dict[str, Any]]:
     """The teacher with as many layers chosen in each way, and with those of the student."""
     kept = tuple(student.facts["layers_kept"])
     chosen = student.facts.get("chosen", {}).get("by")
-    total = bench.teacher.num_layers
+    total = setup.teacher.num_layers
     if len(kept) == total:
         return
     quick: tuple[By, ...] = ("even", "block_influence", "span")
     ways: dict[str, tuple[int, ...]] = {
-        by: choose_layers(bench.calibration, len(kept), by)[0] for by in quick
+        by: choose_layers(setup.calibration, len(kept), by)[0] for by in quick
     }
     ways[str(chosen or "listed")] = kept
     for by, layers in ways.items():
-        with without(bench.teacher, [i for i in range(total) if i not in layers]):
-            cost = bench.held_out.cost(bench.teacher)
+        with without(setup.teacher, [i for i in range(total) if i not in layers]):
+            cost = setup.held_out.cost(setup.teacher)
         yield {"by": by, "layers": list(layers), **cost._asdict()}
 
 
-def plan(bench: Bench, target: int, by: By, say: Say = lambda _: None) -> list[dict[str, Any]]:
+def plan(
+    setup: ShrinkSetup, target: int, by: By, say: Say = lambda _: None
+) -> list[dict[str, Any]]:
     """Three shapes of at most so many parameters, made and measured, the nearest to it first.
 
     Forward KL and cross-entropy are those before any healing, on held-out calibration rows; speeds
@@ -189,16 +191,16 @@ def plan(bench: Bench, target: int, by: By, say: Say = lambda _: None) -> list[d
     for name in SHAPES:
         say(f"Making and measuring the {name} student ...")
         try:
-            made[name] = bench.make(listed(bench, spec_for(bench, target, name, by)))
+            made[name] = setup.make(listed(setup, spec_for(setup, target, name, by)))
         except ConfigError as error:
             refused.append(str(error))
     if not made:
         raise ConfigError(refused[0])
     models = {name: student.model for name, student in made.items()}
-    per_second = speeds({"teacher": bench.teacher, **models})
+    per_second = speeds({"teacher": setup.teacher, **models})
     found: list[dict[str, Any]] = []
     for name, student in made.items():
-        cost = bench.held_out.cost(student.model)
+        cost = setup.held_out.cost(student.model)
         facts = {
             "shape": name,
             "layers": student.model.num_layers,
@@ -213,41 +215,41 @@ def plan(bench: Bench, target: int, by: By, say: Say = lambda _: None) -> list[d
     return sorted(found, key=lambda shape: float(shape["forward_kl"]))
 
 
-def spec_for(bench: Bench, target: int, shape: str, by: By) -> dict[str, Any]:
+def spec_for(setup: ShrinkSetup, target: int, shape: str, by: By) -> dict[str, Any]:
     """The `student:` of a recipe with at most so many parameters: fewer layers, narrower, or both.
 
     Raises:
         ConfigError: No such shape has so few.
     """
-    config, told = bench.teacher.config, {"by": by, "calibration_tokens": bench.tokens}
+    config, told = setup.teacher.config, {"by": by, "calibration_tokens": setup.tokens}
     if shape == "depth":
         return {"type": "depth", "keep": layers_for(config, target), **told}
     depth = {"layers": halfway_layers(config, target)} if shape == "both" else {}
     return {"type": "width", "params": target, **depth, **told}
 
 
-def listed(bench: Bench, spec: dict[str, Any]) -> dict[str, Any]:
-    """The same with its layers chosen on the bench, where greedy choices go on from one another."""
+def listed(setup: ShrinkSetup, spec: dict[str, Any]) -> dict[str, Any]:
+    """The same with its layers chosen on the setup, where greedy choices go on from one another."""
     option = "keep" if spec["type"] == "depth" else "layers"
     if option not in spec or spec["by"] != "loss":
         return spec
-    kept, removals = greedy(bench.calibration, spec[option], known=bench.removals)
-    bench.removals.extend(removals[len(bench.removals) :])
+    kept, removals = greedy(setup.calibration, spec[option], known=setup.removals)
+    setup.removals.extend(removals[len(setup.removals) :])
     rest = {name: value for name, value in spec.items() if name not in (option, "by")}
     return {**rest, "layers": list(kept)}
 
 
-def save_shrunk(bench: Bench, found: Shrunk, folder: Path) -> None:
+def save_shrunk(setup: ShrinkSetup, found: Shrunk, folder: Path) -> None:
     """A Hugging Face folder with limbeck.json and the plot and table of importance beside it."""
 
     def write(place: Path) -> None:
         save_student(found.student.model, found.student.tokenizer, place)
-        facts = bench.text.facts
+        facts = setup.text.facts
         text = {"name": Path(facts["path"]).name, "sha256": facts["sha256"]}
         more = {"limbeck": __version__, "text": text}
-        if bench.trimming is not None:
-            more["vocabulary"] = write_table(place, bench.trimming)
-        write_provenance(place, found.student, bench.found_teacher.facts, more)
+        if setup.trimming is not None:
+            more["vocabulary"] = write_table(place, setup.trimming)
+        write_provenance(place, found.student, setup.found_teacher.facts, more)
         write_text(place / "importance.json", json.dumps(as_plain(found), indent=1))
         write_text(place / "importance.svg", shrink_plot(as_plain(found)))
 

