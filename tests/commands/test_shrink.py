@@ -32,10 +32,10 @@ def test_a_student_is_made_planned_and_told(tmp_path):
     assert "--output must be new" in again.stderr
 
 
-def test_a_vocabulary_is_trimmed_alone_and_before_layers_go(tmp_path):
+def test_a_vocabulary_is_pruned_alone_and_before_layers_go(tmp_path):
     start = house(tmp_path)
-    trim = (*start, "--vocabulary", "train.jsonl")
-    done = limbeck(*trim, "--output", "small", cwd=tmp_path)
+    prune = (*start, "--vocabulary", "train.jsonl")
+    done = limbeck(*prune, "--output", "small", cwd=tmp_path)
     assert "tokens kept" in done.stdout
     assert "of the whole teacher's probability" in " ".join(done.stdout.lower().split())
     kept = json.loads((tmp_path / "small" / "vocabulary.json").read_text())["kept"]

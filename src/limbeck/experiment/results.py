@@ -1,4 +1,4 @@
-"""What a run has shown: the figures of every trial beside each other, and places to look at."""
+"""Results of a run: metrics of all trials side by side, examples, sizes and speeds."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CONTINUED_TOKENS = 48
 
 
 def compare(scores: Mapping[str, Scores]) -> dict[str, Any]:
-    """The figures of every trial with intervals, the gap each closed, and their paired difference.
+    """Metrics of every trial with intervals, the gap each closed, and their paired difference.
 
     Args:
         scores: By trial: `initial`, `distilled`, and `cross_entropy` where there is one, all

@@ -1,4 +1,4 @@
-"""The students a run trains: the distilled one, its cross-entropy anchor, each at every rate."""
+"""The students that a run trains: distilled and cross-entropy baseline, at each learning rate."""
 
 from __future__ import annotations
 
@@ -49,15 +49,15 @@ class Trial:
 
     @property
     def scores(self) -> Path:
-        """Where its figures are kept once it is done."""
+        """File with its metrics, written when it is finished."""
         return self.folder / "scores.json"
 
     @property
     def is_done(self) -> bool:
-        """Whether its student is whole and measured.
+        """Whether its student is intact and measured.
 
         Raises:
-            DataError: It was finished, and the student is gone with every checkpoint.
+            DataError: It was finished, but its student and every checkpoint are missing.
         """
         if not self.scores.exists():
             return False
@@ -85,7 +85,7 @@ class Trial:
 
 
 def trials_of(config: RunConfig) -> list[Trial]:
-    """Every student a recipe asks for; the distilled ones first."""
+    """All trials of a recipe; the distilled ones first."""
     rates: dict[str, float | tuple[float, ...]] = {"distilled": config.optim.learning_rate}
     objectives = {"distilled": config.objective}
     if config.evaluate.baseline:
@@ -105,18 +105,18 @@ def grid_of(rates: float | tuple[float, ...]) -> tuple[float, ...]:
 
 
 def trial_folder(output: Path, name: str, rate: float, grid_size: int) -> Path:
-    """The run directory of a trial: the run's own for the only distilled one."""
+    """The run directory of a trial: the run's own if there is one distilled trial."""
     if grid_size > 1:
         return output / "stages" / f"{name}-{rate:g}"
     return output if name == "distilled" else output / "stages" / name
 
 
 def best(trials: Sequence[Trial], metric: str | None = None) -> dict[str, Trial]:
-    """Of each name the trial with the lowest value on the validation documents.
+    """For each name, the trial with the lowest value on the validation documents.
 
     Args:
         trials: All trials, finished.
-        metric: Which value; by default the one that a trial minimises.
+        metric: The metric to compare; by default the one that a trial minimises.
     """
     chosen: dict[str, Trial] = {}
     for trial in trials:
@@ -127,20 +127,20 @@ def best(trials: Sequence[Trial], metric: str | None = None) -> dict[str, Trial]
 
 
 def validation(trial: Trial, metric: str) -> float:
-    """A finished trial's value on the validation documents; infinite without held-out text."""
+    """A finished trial's metric on the validation documents; infinite without held-out text."""
     figures, _ = read_scores(trial.scores)
     return math.inf if figures is None else figures.mean(metric)
 
 
 class TrialRunner:
-    """Where trials are trained and measured, one after another, on the same parts."""
+    """Trains and measures trials one after another, with the same teacher and data."""
 
     def __init__(self, parts: Parts, initial: Path, stop: StopSignals) -> None:
         """
         Args:
             parts: Of the run.
-            initial: Where the student as initialised is saved, when a second trial needs it.
-            stop: Signals that training heeds.
+            initial: Folder of the initial student, for trials after the first.
+            stop: Signals that stop training.
         """
         self._parts = parts
         self._initial = initial
@@ -149,11 +149,11 @@ class TrialRunner:
         self._latest: Scores | None = None
 
     def run(self, trial: Trial, sinks: Sequence[MetricSink], *, resume: bool) -> None:
-        """Train a trial, keep its best student, and write down its figures."""
+        """Train a trial, save its best student, and write its metrics."""
         parts = self._parts
         distiller = parts.distiller(parts.take_student(self._initial), trial.objective)
         first = parts.config.output / "initial.json"
-        # Rank 0 looks for all: measuring needs every rank, and disks may show a file to some first.
+        # Rank 0 decides: a shared disk may show a file to some ranks first, and all must measure.
         if not broadcast_object(first.exists(), parts.world):
             self._write_scores(first, distiller)
         parts.teacher.require(TeacherRequest(needs=distiller.objective.needs))
@@ -193,20 +193,20 @@ class TrialRunner:
             self._parts.publish_student(distiller.student, trial.folder / "student", weights)
 
     def _write_scores(
-        self, path: Path, distiller: Distiller, deciding: Scores | None = None
+        self, path: Path, distiller: Distiller, validation_scores: Scores | None = None
     ) -> None:
-        """Write a student's figures down; those that decide are measured unless they are given."""
-        reporting = None
+        """Write a student's metrics; those on validation documents are measured unless given."""
+        test_scores = None
         if self._fidelity is not None:
             with gathered(distiller):
-                if deciding is None:
-                    deciding = self._fidelity.validation(distiller.student)
-                reporting = self._fidelity.test(distiller.student)
+                if validation_scores is None:
+                    validation_scores = self._fidelity.validation(distiller.student)
+                test_scores = self._fidelity.test(distiller.student)
         if self._parts.world.is_main:
-            write_scores(path, deciding, reporting)
+            write_scores(path, validation_scores, test_scores)
 
     def _evaluator(self, distiller: Distiller) -> Callable[[], Mapping[str, float]] | None:
-        """What the loop calls to measure; None without held-out text."""
+        """The evaluation that the training loop calls; None without held-out text."""
         fidelity = self._fidelity
         if fidelity is None:
             return None
@@ -219,7 +219,7 @@ class TrialRunner:
 
 
 def suite_context(parts: Parts) -> SuiteContext | None:
-    """What students of a run are measured with; None without held-out text."""
+    """The context of evaluation suites; None without held-out text."""
     if parts.held_out is None:
         return None
     budget = parts.config.memory.head_budget_mb
@@ -234,7 +234,7 @@ def fidelity_of(parts: Parts) -> Fidelity | None:
 
 def fingerprint(parts: Parts, trial: Trial) -> dict[str, Any]:
     """What must not change between a run and its resumption."""
-    told = {
+    facts = {
         "recipe": lasting(parts.config),
         "trial": trial.name,
         "learning_rate": trial.learning_rate,
@@ -242,11 +242,11 @@ def fingerprint(parts: Parts, trial: Trial) -> dict[str, Any]:
         "data": parts.data.facts,
     }
     frozen = parts.facts["trained"].get("frozen_sha256")
-    return told if frozen is None else told | {"frozen_sha256": frozen}
+    return facts if frozen is None else facts | {"frozen_sha256": frozen}
 
 
 def lasting(config: RunConfig) -> dict[str, Any]:
-    """What of a recipe must not change between a run and its resumption."""
+    """The options that must not change between a run and its resumption."""
     plain = to_plain(config)
     transient = ("output", "track", "device", "parallel", "evaluate", "memory", "checkpoint")
     for section in (*transient, "plugins"):
