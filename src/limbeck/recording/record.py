@@ -130,7 +130,7 @@ def put_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def teacher_of(path: str) -> dict[str, Any]:
-    """What a run must know of a teacher whose weights nobody loaded: name, shape, vocabulary.
+    """Name, shape and vocabulary of a teacher, without loading its weights.
 
     Raises:
         ConfigError: There is no configuration of that name.

@@ -76,9 +76,9 @@ def count_step(
         failed: Whether something failed on this rank since the last step.
     """
     local = sum(int(batch.num_scored()) for batch in micro_batches)
-    told = [local, int(failed), *stop_counts]
+    numbers = [local, int(failed), *stop_counts]
     total, failures, *stops = all_sum(
-        torch.tensor(told, dtype=world.exact, device=world.device)
+        torch.tensor(numbers, dtype=world.exact, device=world.device)
     ).tolist()
     stop = reason([int(count) for count in stops])
     return torch.tensor(int(total), device=world.device), stop, failures > 0
