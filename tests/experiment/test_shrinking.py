@@ -91,7 +91,7 @@ def test_a_run_maps_a_shrunk_student_to_the_layers_it_kept(setup, tmp_path):
 @pytest.mark.parametrize("text", ["{", "[]", '{"made": {"layers_kept": ["x"]}}'])
 def test_damaged_provenance_is_told(text, tmp_path):
     (tmp_path / "limbeck.json").write_text(text)
-    with pytest.raises(DataError, match="must say what the student was cut out of"):
+    with pytest.raises(DataError, match="must be as limbeck shrink wrote it"):
         read_provenance(str(tmp_path))
 
 

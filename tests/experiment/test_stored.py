@@ -213,7 +213,7 @@ def test_a_store_without_its_tokenizer_or_a_shard_is_refused(tmp_path):
 def test_check_and_a_student_cut_from_no_teacher_say_what_to_do(tmp_path):
     path = recorded(tmp_path, TOP_K)
     store = from_store(tmp_path)[0]
-    refused(path, [store], ConfigError, "there is only a record of it. Give path:")
+    refused(path, [store], ConfigError, "a recorded teacher has none here")
     from limbeck.commands.check import check
 
     with pytest.raises(ConfigError, match="check needs the weights of the teacher's model"):
