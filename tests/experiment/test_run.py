@@ -250,7 +250,7 @@ def test_files_that_are_no_run_are_never_mixed_with_one(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").write_text("ten years of work")
     for options in ({}, {"overwrite": True}, {"resume": True}):
-        with pytest.raises(ConfigError, match="no run of limbeck's"):
+        with pytest.raises(ConfigError, match="holds files that are not a run's"):
             run(path, **options)
     assert (tmp_path / "run" / "thesis.tex").read_text() == "ten years of work"
 

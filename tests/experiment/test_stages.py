@@ -186,7 +186,7 @@ def test_a_run_without_stages_is_not_mixed_with_one(tmp_path):
         ([{"optim": {}}], r"stages\[0\]: must be a mapping with a name"),
         ([{"name": "a/b"}], r"stages\[0\]\.name: must be letters, digits.*got 'a/b'"),
         ([{"name": "a"}, {"name": "a"}], r"stages\[1\]\.name: must be no other stage's"),
-        ([{"name": "a", "output": "x"}], r"stages\[0\]\.output: is said once, of the whole"),
+        ([{"name": "a", "output": "x"}], r"stages\[0\]\.output: is an option of the whole"),
         (
             [{"name": "a", "teacher": {"path": "stage:a"}}],
             r"stages\[0\]\.teacher\.path: must refer to an earlier stage, got 'stage:a'\. It is",

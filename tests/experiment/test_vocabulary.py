@@ -141,7 +141,9 @@ def test_data_that_would_be_read_otherwise_are_refused_with_the_row(house):
     third = int(after.windows[after.windows[:, 2] == 2][0, 0])
     other[third + 1] += 1
     wrong = dataclasses.replace(after, tokens=other)
-    with pytest.raises(ConfigError, match=r"train\.jsonl:3 of .* other tokens .* Leave the vocab"):
+    with pytest.raises(
+        ConfigError, match=r"train\.jsonl:3 of .* other tokens .* Keep the whole vocab"
+    ):
         vocabularies.prove_same_reading(before, wrong, made.kept)
     short = dataclasses.replace(after, tokens=after.tokens[:-1], scored=after.scored[:-1])
     with pytest.raises(ConfigError, match=r"train\.jsonl:40 of .* becomes other tokens"):
@@ -168,13 +170,11 @@ def test_a_table_of_another_tokenizer_or_a_damaged_one_is_refused(house):
     table = json.loads(path.read_text())
     for kept in (table["kept"][:-1], [*table["kept"], 9999]):
         path.write_text(json.dumps(table | {"kept": kept}))
-        with pytest.raises(
-            DataError, match=r"must lead to the tokenizer .* leads to another\. Fet"
-        ):
+        with pytest.raises(DataError, match=r"must give the tokenizer .* gives another\. Fet"):
             vocabularies.prune_vocabulary(opened(house), [str(path)], "text")
     for text in ("{", "[]", '{"kept": ["x"]}'):
         path.write_text(text)
-        with pytest.raises(DataError, match="must say which tokens were kept"):
+        with pytest.raises(DataError, match="must be a list of kept tokens"):
             vocabularies.prune_vocabulary(opened(house), [str(path)], "text")
 
 
