@@ -193,7 +193,7 @@ def test_a_run_without_stages_is_not_mixed_with_one(tmp_path):
         ),
         (
             [{"name": "a"}, {"name": "b", "student": {"path": "stage:c"}}],
-            r"stages\[1\]\.student\.path: must refer.*Those before: a\.",
+            r"stages\[1\]\.student\.path: must refer.*Earlier stages: a\.",
         ),
         (
             [{"name": "a"}, {"name": "b", "optim": {"stepz": 1}}],
