@@ -50,7 +50,7 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def locked(path: Path, taken: str, *, patience_s: float = 0) -> Iterator[None]:
+def locked(path: Path, taken: str, *, patience_s: float = 0.0) -> Iterator[None]:
     """Hold a lock file; the system releases it when the process dies, however it dies.
 
     Args:

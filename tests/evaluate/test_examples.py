@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from limbeck.batch import Batch
-from limbeck.evaluate.examples import prompts, continuations, disagreements
+from limbeck.evaluate.examples import continuations, disagreements, prompts
 from limbeck.evaluate.measure import measure
 from limbeck.evaluate.speed import speed, speeds
 from limbeck.evaluate.text import left_context, token_text
@@ -69,9 +69,7 @@ def long_rows() -> Rows:
 def test_beginnings_are_the_first_tokens_or_the_whole_question_and_rejoin_to_the_text() -> None:
     data = long_rows()
     cuts = []
-    for (prompt, truth), row in zip(
-        prompts(Words("W"), data, range(4), 4), range(4), strict=True
-    ):
+    for (prompt, truth), row in zip(prompts(Words("W"), data, range(4), 4), range(4), strict=True):
         w = data.whole
         assert [*prompt, *truth] == [*w.input_ids[row].tolist(), int(w.target_ids[row, -1])]
         cuts.append(len(prompt))

@@ -25,7 +25,7 @@ from limbeck.tokenizers import template_hash, tokenizer_hash
 
 FORMAT = 4
 """Raised whenever the same input would give other arrays."""
-LOCK_TIMEOUT_S = 3600
+LOCK_TIMEOUT_S = 3600.0
 
 
 def data_problems(config: DataConfig) -> Iterator[Problem]:
@@ -127,7 +127,7 @@ def make(
 ) -> dict[str, Any]:
     """Tokenise into the cache, unless another process just did; its manifest."""
     taken = (
-        f"{final.parent} is being filled by another process, for over {LOCK_TIMEOUT_S // 60} "
+        f"{final.parent} is being filled by another process, for over {LOCK_TIMEOUT_S / 60:.0f} "
         "minutes. Start again when it is done."
     )
     with locked(final.parent / ".lock", taken, patience_s=LOCK_TIMEOUT_S):

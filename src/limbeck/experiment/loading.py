@@ -95,7 +95,7 @@ def trial_problems(config: RunConfig) -> Iterator[Problem]:
     if held_out.baseline and not held_out.data:
         yield Problem(
             "evaluate.baseline",
-            "compares two students on held-out text, and evaluate.data names none.",
+            "compares two students on held-out text, and evaluate.data is not set.",
         )
     if held_out.baseline_learning_rate is not None and not held_out.baseline:
         yield Problem(

@@ -28,7 +28,7 @@ from limbeck.store import (
     write_head,
 )
 
-CREATION_TIMEOUT_S = 600
+CREATION_TIMEOUT_S = 600.0
 """How long to wait for another process that creates the same store: it may write a head of GBs."""
 
 
