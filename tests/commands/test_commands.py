@@ -28,7 +28,7 @@ def limbeck(*arguments, cwd, check_code=0):
 
 
 @pytest.mark.parametrize(
-    "verb", ["demo", "peek", "check", "shrink", "distill", "evaluate", "report"]
+    "verb", ["demo", "peek", "check", "shrink", "distill", "evaluate", "export", "report"]
 )
 def test_every_verb_explains_itself(verb, tmp_path):
     told = limbeck(verb, "--help", cwd=tmp_path).stdout
