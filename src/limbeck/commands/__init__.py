@@ -21,6 +21,12 @@ from limbeck.errors import LimbeckError, RunError, Stopped
 LAUNCHED = "TORCHELASTIC_RUN_ID"
 """In the environment of a process that torchrun started."""
 
+STOPPED = 128 + signal.SIGTERM
+"""Exit code of a process that was stopped by a signal."""
+
+READER_LEFT = 1
+"""Exit code of click and of rich when nobody reads their output; nothing else here uses it."""
+
 VERBS = {
     "demo": "Distil a real model on this machine, in minutes, and open the report.",
     "peek": "Show the tokens that a teacher, and a student, find likely, along a text.",
@@ -165,7 +171,8 @@ def run() -> int:
     try:
         build()()
     except SystemExit as ending:  # how typer ends, having said what there is to say
-        return ending.code if isinstance(ending.code, int) else int(ending.code is not None)
+        code = ending.code if isinstance(ending.code, int) else int(ending.code is not None)
+        return STOPPED if code == READER_LEFT else code
     except LimbeckError as error:
         complain(str(error))
         return exit_code(error)
