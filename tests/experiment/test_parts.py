@@ -72,3 +72,19 @@ def test_figures_come_from_documents_spread_over_the_whole_text(tmp_path):
         for rows in (held_out.validation_rows, held_out.test_rows)
     )
     assert not deciding & reporting
+
+
+def test_a_detected_type_and_skipped_rows_are_told(tmp_path):
+    path = write_recipe(tmp_path)
+    with (tmp_path / "train.jsonl").open("a") as file:
+        file.write('{"text": ""}\n')
+    options = ["data.type=auto", "data.bad_rows=skip"]
+    parts = gather_parts(limbeck.load(path, options), one_process())
+    train, held = tmp_path / "train.jsonl", tmp_path / "held.jsonl"
+    assert parts.notes == [
+        f"{train} is read as plain text.",
+        f"{held} is read as plain text.",
+        f"1 rows of {train} cannot be read and are left out, 40 are used; the first: "
+        "train.jsonl:41: column 'text' must hold text, got ''.",
+    ]
+    assert parts.facts["data"]["bad_rows"]["skipped"] == 1

@@ -28,10 +28,14 @@ class DataConfig:
     """Training text: path, format, and how it is cut into rows."""
 
     __pydantic_config__ = STRICT
-    type: str
-    """How a row reads: `text`, `completion` (prompt and completion) or `chat` (messages)."""
+    type: str = "auto"
+    """How a row reads: `text`, `completion` (prompt and completion), `chat` (messages), `sharegpt`
+    (conversations) or `alpaca` (instruction, input, output); `auto` looks at the first row."""
     path: str
-    """A .jsonl(.gz), .json or .parquet file, a folder of them, or a Hugging Face data set."""
+    """A .jsonl(.gz), .json, .parquet or .txt file, a folder of them, or a Hugging Face data set."""
+    bad_rows: Literal["error", "skip"] = "error"
+    """`error` refuses a text with rows that cannot be read; `skip` leaves them out and counts
+    them."""
     split: str = "train"
     """Split of a Hugging Face data set."""
     columns: Mapping[str, str] = field(default_factory=dict)

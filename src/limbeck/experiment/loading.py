@@ -146,7 +146,7 @@ def record_problems(config: RunConfig) -> Iterator[Problem]:
 def schema() -> dict[str, Any]:
     """JSON schema of a recipe, for editors."""
     whole = recipe_schema(OPEN_PARTS)
-    whole["$defs"]["DataConfig"]["properties"]["type"]["enum"] = readers.names()
+    whole["$defs"]["DataConfig"]["properties"]["type"]["enum"] = ["auto", *readers.names()]
     whole["properties"]["stages"] = {
         "description": "Several runs: of each its name, and how it differs from the whole.",
         "type": "array",

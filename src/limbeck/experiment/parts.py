@@ -18,10 +18,13 @@ from limbeck.data import (
     HeldOut,
     SourceContext,
     TextData,
+    held_out_config,
     load_held_out,
     load_text,
     overlap,
+    reader_of,
     sources,
+    uses_template,
 )
 from limbeck.data.inputs import require_inputs
 from limbeck.distributed import (
@@ -162,7 +165,9 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
         student = initialisers.bind(config.student, "student")(origin_of(config, teacher, world))
         make_trainable(student.model, config.trainable, config.seed)
     student = agreed(student, world)
-    is_chat = config.data.type == "chat"
+    with main_first(world):
+        texts = [text for text in (config.data, held_out_config(config)) if text is not None]
+        is_chat = any(map(uses_template, texts))
     teacher.require(TeacherRequest(student_tokenizer=student.tokenizer, uses_template=is_chat))
     vocabulary = prove_pair(student, teacher)
     limit = shortest(teacher_limit, student.model.max_positions)
@@ -194,7 +199,7 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
             "data": data.facts,
             "held_out": held_out.data.facts if held_out else None,
         },
-        notes=[*vocabulary.notes, *data_notes(data, held_out)],
+        notes=[*vocabulary.notes, *data_notes(config, data, held_out)],
     )
 
 
@@ -301,9 +306,22 @@ def prove_pair(student: InitialStudent, teacher: Teacher) -> VocabularyProof:
     return proof
 
 
-def data_notes(data: TextData, held_out: HeldOut | None) -> Iterator[str]:
+def data_notes(config: RunConfig, data: TextData, held_out: HeldOut | None) -> Iterator[str]:
     """What a user should hear of the text."""
     facts = data.facts
+    texts = [data] if held_out is None else [data, held_out.data]
+    if config.data.type == "auto":
+        yield from dict.fromkeys(
+            f"{text.facts['path']} is read as {reader_of(text.facts['type']).title}."
+            for text in texts
+        )
+    for text in texts:
+        bad = text.facts["bad_rows"]
+        if bad["skipped"]:
+            yield (
+                f"{bad['skipped']:,} rows of {text.facts['path']} cannot be read and are left out, "
+                f"{text.num_documents:,} are used; the first: {'; '.join(bad['first'])}."
+            )
     if fell := [f"{count:,} {reason}" for reason, count in facts["dropped"].items() if count]:
         yield f"Of {facts['documents']:,} training documents fell out: {', '.join(fell)}."
     if (count := facts["duplicates"]) == 1:
