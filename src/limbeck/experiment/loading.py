@@ -11,6 +11,7 @@ from limbeck.config.json_schema import recipe_schema
 from limbeck.config.trainable import trainable_problems
 from limbeck.data import data_problems, readers, sources
 from limbeck.evaluate.suites import suites
+from limbeck.experiment.text import warmup_problems
 from limbeck.losses import objective_problems, terms
 from limbeck.losses.divergences import divergences
 from limbeck.losses.positions import positions
@@ -126,11 +127,11 @@ def step_problems(config: RunConfig) -> Iterator[Problem]:
             f"must hold at least one row of data.sequence_length = {length}, "
             f"got {optim.tokens_per_step}.",
         )
-    if optim.warmup_steps >= optim.steps:
-        yield Problem(
-            "optim.warmup_steps",
-            f"must be less than optim.steps = {optim.steps}, got {optim.warmup_steps}.",
-        )
+    if (optim.steps is None) == (optim.epochs is None):
+        has = "neither" if optim.steps is None else f"steps: {optim.steps}, epochs: {optim.epochs}"
+        yield Problem("optim.steps", f"must be given, or optim.epochs in its place, got {has}.")
+    if optim.steps is not None:
+        yield from warmup_problems(optim)
 
 
 def record_problems(config: RunConfig) -> Iterator[Problem]:
