@@ -18,7 +18,7 @@ from tests.experiment.house import write_recipe
         ),
         (
             ["optim.epochs=2"],
-            r"optim\.steps: must be given, or optim\.epochs in its .*, got steps: 6, epochs: 2\.0\.",
+            r"optim\.steps: must be given, or optim\.epochs .*, got steps: 6, epochs: 2\.0\.",
         ),
         (["optim.steps=null"], r"optim\.steps: must be given, .* got neither\."),
         (["optim.steps=null", "optim.epochs=0"], r"optim\.epochs: must be greater than 0, got 0"),
