@@ -1,4 +1,4 @@
-"""A student that is a model of its own already."""
+"""A student loaded from a folder or the hub."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ def pretrained(
     trust_remote_code: bool = False,
     tokenizer: Literal["own", "teacher"] = "own",
 ) -> InitialStudent:
-    """A smaller model, as published, or as `limbeck shrink` made it; `tokenizer: teacher` gives a
-    base model the chat template and the end token of its teacher.
+    """A published model, or one pruned by `limbeck shrink`.
+
+    `tokenizer: teacher` gives a base model the chat template and the end token of its teacher.
     """
     source = ModelSource(path, revision, trust_remote_code)
     model = load_model(source, device=origin.device, dtype=origin.dtype)
@@ -35,10 +36,10 @@ def pretrained(
     if tokenizer == "teacher":
         refuse_differing_ids(tokens_by_id(own), tokens_by_id(origin.tokenizer))
         end_as(model, origin.tokenizer)
-    told = read_provenance(path)
-    if told:
-        facts["shrunk"] = told
-    layer_map = surviving(told, model, origin) or spread(model, origin)
+    provenance = read_provenance(path)
+    if provenance:
+        facts["shrunk"] = provenance
+    layer_map = surviving(provenance, model, origin) or spread(model, origin)
     used = origin.tokenizer if tokenizer == "teacher" else own
     return InitialStudent(model, used, layer_map, facts)
 
