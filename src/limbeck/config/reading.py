@@ -219,5 +219,5 @@ def dump(config: RunConfig) -> str:
 
 def to_plain(config: RunConfig) -> dict[str, Any]:
     """The resolved configuration as what JSON can hold."""
-    plain: dict[str, Any] = TypeAdapter(RunConfig).dump_python(config, mode="json")
+    plain: dict[str, Any] = TypeAdapter(RunConfig).dump_python(config, mode="json", by_alias=True)
     return plain

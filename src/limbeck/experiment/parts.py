@@ -13,16 +13,7 @@ from torch import Tensor
 
 from limbeck.config import ObjectiveConfig, RunConfig
 from limbeck.config.schedules import values_over
-from limbeck.data import (
-    BatchSource,
-    HeldOut,
-    SourceContext,
-    TextData,
-    load_held_out,
-    load_text,
-    overlap,
-    sources,
-)
+from limbeck.data import BatchSource, HeldOut, TextData, load_held_out, load_text, overlap
 from limbeck.data.inputs import require_inputs
 from limbeck.distributed import (
     World,
@@ -34,6 +25,15 @@ from limbeck.distributed import (
     together,
 )
 from limbeck.errors import ConfigError, DataError
+from limbeck.experiment.batches import (
+    Writer,
+    fixed_rows,
+    prompt_notes,
+    prompts_of,
+    require_generation,
+    require_same_ends,
+    with_rollouts,
+)
 from limbeck.files import publish
 from limbeck.layer_map import LayerMap
 from limbeck.losses import PairShapes, build_objective
@@ -50,6 +50,7 @@ from limbeck.models import (
     trained_facts,
 )
 from limbeck.registry import type_of
+from limbeck.rollouts import Prompts
 from limbeck.students import InitialStudent, Origin, initialisers
 from limbeck.teachers import (
     Teacher,
@@ -80,8 +81,8 @@ class Parts:
         student: As initialised; whoever trains it takes it away (`take_student`).
         shapes: What terms must know of the two models.
         data: Training text.
-        source: The batches of each step, made from it.
         held_out: Held-out text, if the recipe names any.
+        prompts: What rollouts continue, if the recipe asks for any.
         notes: What a user should hear, though nothing is wrong.
     """
 
@@ -93,9 +94,9 @@ class Parts:
     student: InitialStudent | None
     shapes: PairShapes
     data: TextData
-    source: BatchSource
     held_out: HeldOut | None
     facts: dict[str, Any]
+    prompts: Prompts | None = None
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -130,6 +131,24 @@ class Parts:
             {"kind": "student"},
         )
 
+    def source(self, distiller: Distiller, folder: Path, *, rollouts: bool) -> BatchSource:
+        """The batches of each step of a trial.
+
+        Args:
+            distiller: The student in training.
+            folder: Run directory of the trial.
+            rollouts: Whether to follow the recipe's `rollout`; without, all rows are its text.
+        """
+        if self.prompts is None or not rollouts:
+            return fixed_rows(self.config, self.data, self.tokenizer)
+        rollout = self.config.rollout
+        assert rollout is not None, "there are prompts"
+        writer = Writer(distiller.student, distiller)
+        if rollout.writer == "teacher":
+            teacher = require_local(self.teacher, "rollout.from: teacher").model
+            writer = Writer(teacher, teacher)
+        return with_rollouts(self.config, self.data, self.tokenizer, self.prompts, writer, folder)
+
     def distiller(self, student: CausalLM, objective: ObjectiveConfig) -> Distiller:
         """A student under an objective, spread over the ranks."""
         budget = self.config.memory.head_budget_mb
@@ -157,6 +176,7 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
     with main_first(world):
         teacher = teachers.bind(config.teacher, "teacher")(world.device)
         tokenizer = teacher.tokenizer
+    require_generation(config, teacher)
     teacher_limit = teacher.info.max_positions
     with main_first(world):
         student = initialisers.bind(config.student, "student")(origin_of(config, teacher, world))
@@ -165,6 +185,7 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
     is_chat = config.data.type == "chat"
     teacher.require(TeacherRequest(student_tokenizer=student.tokenizer, uses_template=is_chat))
     vocabulary = prove_pair(student, teacher)
+    require_same_ends(config, student.model, teacher)
     limit = shortest(teacher_limit, student.model.max_positions)
     with main_first(world):
         data = load_text(config.data, tokenizer, limit)
@@ -176,6 +197,7 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
     teacher.require(request_of(config, shapes, vocabulary, data, held_out))
     if not is_shared(config):
         teacher.shard(world)
+    prompts = prompts_of(config, data)
     return Parts(
         config=config,
         world=world,
@@ -185,8 +207,8 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
         student=student,
         shapes=shapes,
         data=data,
-        source=source_of(config, data, tokenizer),
         held_out=held_out,
+        prompts=prompts,
         facts={
             "teacher": teacher.info.to_json(),
             "student": student.facts,
@@ -194,17 +216,8 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
             "data": data.facts,
             "held_out": held_out.data.facts if held_out else None,
         },
-        notes=[*vocabulary.notes, *data_notes(data, held_out)],
+        notes=[*vocabulary.notes, *data_notes(data, held_out), *prompt_notes(prompts)],
     )
-
-
-def source_of(config: RunConfig, data: TextData, tokenizer: PreTrainedTokenizerBase) -> BatchSource:
-    """The recipe's batch source, over its text."""
-    length = config.data.sequence_length
-    context = SourceContext(
-        data, tokenizer, config.seed, config.optim.rows_per_step(length), length
-    )
-    return sources.bind(config.data.source, "data.source")(context)
 
 
 def origin_of(config: RunConfig, teacher: Teacher, world: World) -> Origin:

@@ -335,7 +335,7 @@ def publish_copy(folder: Path, final: Path) -> None:
 
 def clear(folder: Path) -> None:
     """Remove what a run left; the lock stays."""
-    for name in ("stages", "checkpoints", "student", "initial", "tensorboard"):
+    for name in ("stages", "checkpoints", "rollouts", "student", "initial", "tensorboard"):
         shutil.rmtree(folder / name, ignore_errors=True)
     for pattern in ("*.json*", "report.html", "log.txt"):
         for path in folder.glob(pattern):

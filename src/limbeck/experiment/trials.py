@@ -162,7 +162,7 @@ class Bench:
             TrainSetup(
                 distiller=distiller,
                 teacher=parts.teacher,
-                source=parts.source,
+                source=parts.source(distiller, arm.folder, rollouts=arm.name == "distilled"),
                 optim=parts.config.optim,
                 learning_rate=arm.learning_rate,
                 checkpoint=parts.config.checkpoint,
