@@ -14,7 +14,7 @@ from limbeck.data import BatchSource, SourceContext, TextData, sources
 from limbeck.data.build import WEIGHT
 from limbeck.errors import ConfigError, DataError
 from limbeck.models import CausalLM, PreTrainedTokenizerBase
-from limbeck.registry import Problem
+from limbeck.registry import Problem, type_of
 from limbeck.rollouts import Mixed, Prompts, Rollouts, Sampling
 from limbeck.teachers import Teacher, TeacherRequest, find_local, require_local
 
@@ -53,20 +53,30 @@ def rollout_problems(config: RunConfig) -> Iterator[Problem]:
             f"data.sequence_length) that is neither none nor all of them, got {rollout.share} = "
             f"{written} rows. Raise optim.tokens_per_step, or set it to 1.",
         )
-    alphas = values_over(config.objective.alpha, config.optim.steps)
-    if rollout.writer == "student" and min(alphas) < 1:
-        yield Problem(
-            "objective.alpha",
-            "must be 1 in every step with rollout.from=student: below it, cross-entropy would "
-            "train the student on its own samples, which say nothing about the teacher; got "
-            f"{min(alphas):g}. Set objective.alpha=1.",
-        )
+    yield from cross_entropy_problems(config, rollout)
     if WEIGHT in config.data.columns:
         yield Problem(
             "data.columns.weight",
             "weighs the rows of the text, and text written during the run has no weights. Remove "
             "it or `rollout`.",
         )
+
+
+def cross_entropy_problems(config: RunConfig, rollout: RolloutConfig) -> Iterator[Problem]:
+    """Cross-entropy on text that the student wrote itself."""
+    if rollout.writer == "teacher":
+        return
+    why = (
+        "with rollout.from=student, cross-entropy would train the student on its own samples, "
+        "which say nothing about the teacher"
+    )
+    lowest = min(values_over(config.objective.alpha, config.optim.steps))
+    if lowest < 1:
+        text = f"must be 1 in every step, got {lowest:g}: {why}. Set objective.alpha=1."
+        yield Problem("objective.alpha", text)
+    for index, spec in enumerate(config.objective.extra):
+        if type_of(spec) == "cross_entropy":
+            yield Problem(f"objective.extra[{index}]", f"must be another term: {why}. Remove it.")
 
 
 def rollout_rows(config: RunConfig, rollout: RolloutConfig) -> int:

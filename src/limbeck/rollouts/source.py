@@ -110,7 +110,8 @@ class Rollouts(BatchSource):
         size, count = self._rows_per_step, len(self._prompts)
         places = range(world.rank * size // world.size, (world.rank + 1) * size // world.size)
         chosen = [step * size + place for place in places]
-        prompts = [self._prompts[order(self._seed, n // count, count)[n % count]] for n in chosen]
+        indices = [int(order(self._seed, n // count, count)[n % count]) for n in chosen]
+        prompts = [self._prompts[index] for index in indices]
         keys = [(self._seed, step, place) for place in places]
         with unsharded(self._root):
             return sample(self._model, prompts, self._sampling, keys)
