@@ -36,7 +36,7 @@ def run(world, folder, mixed):
         first_number=10,
     )
     if mixed:
-        source = Mixed(source, ShuffledRows(ToyBatches(), seed=3, rows_per_step=1), 10)
+        source = Mixed(source, ShuffledRows(ToyBatches(), seed=3, rows_per_step=1))
     optim = {"steps": 4, "tokens_per_step": (3 + mixed) * LENGTH, "type": "sgd"}
     setup = toy_setup(folder, pair=(distiller, teacher), optim=optim, source=source, world=world)
     train(setup)

@@ -11,7 +11,6 @@ from limbeck.config import read
 from limbeck.errors import ConfigError, DataError
 from limbeck.models import CausalLM
 from tests.experiment.house import steps_of, write_model, write_recipe
-from tests.experiment.recordings import from_store, recorded
 from tests.experiment.test_trainable import stopping_after
 from tests.tokenizers.small import small
 
@@ -60,26 +59,20 @@ def test_a_run_learns_from_what_its_student_writes(tmp_path):
         assert record["rollout_length"] == sum(len(row["token_ids"]) for row in rows) / 4
         assert 0 < record["rollout_entropy"] < 7
         assert 0 < record["rollout_seconds"] < record["seconds"]
+    records = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    measured = [record for record in records if record["kind"] == "evaluation"][-1]
+    assert measured["rollout_teacher_logprob"] < 0 < measured["rollout_reverse_kl"]
+    assert "rollout_forward_kl" in measured
     figures = outcome.evaluation["arms"]
     assert figures["distilled"]["forward_kl"]["value"] != figures["initial"]["forward_kl"]["value"]
     anchor = tmp_path / "run" / "stages" / "cross_entropy"
     assert not (anchor / "rollouts").exists()
     assert "rollout_length" not in steps_of(anchor)[0]
+    with limbeck.assemble(limbeck.load(write_recipe(tmp_path))) as plain:
+        (batch,) = plain.parts.source(None).step(0, plain.world).cut(4)
+        assert steps_of(anchor)[0]["tokens"] == batch.num_scored()
     notes = json.loads((tmp_path / "run" / "provenance.json").read_text())["vocabulary"]["notes"]
     assert "Rollouts continue 40 prompts of 6 tokens." in notes
-
-
-def test_the_baseline_reads_what_it_reads_without_rollouts(tmp_path):
-    changes = ("evaluate.baseline=cross_entropy", "optim.steps=2", "evaluate.continuations=0")
-    losses = []
-    for name in ("with", "without"):
-        folder = tmp_path / name
-        folder.mkdir()
-        path = recipe(folder) if name == "with" else write_recipe(folder, objective=ON_POLICY)
-        run(path, *changes)
-        steps = steps_of(folder / "run" / "stages" / "cross_entropy")
-        losses.append([(record["loss"], record["tokens"]) for record in steps])
-    assert losses[0] == losses[1]
 
 
 def test_half_of_a_step_may_be_fixed_text_and_a_resume_is_exact(tmp_path, monkeypatch):
@@ -156,18 +149,12 @@ def test_a_text_without_a_prompt_is_refused(tmp_path):
         run(path)
 
 
-@pytest.mark.parametrize("kind", ["stored", "routed"])
-def test_a_teacher_of_known_text_is_refused_before_the_student_loads(tmp_path, kind, monkeypatch):
-    if kind == "stored":
-        recorded(tmp_path, {"type": "top_k", "k": 8})
-        overrides = from_store(tmp_path)
-    else:
-        online = f"{{type: online, path: {tmp_path / 'teacher'}}}"
-        overrides = [f"teacher={{type: routed, teachers: {{train: {online}}}}}"]
+def test_a_routed_teacher_is_refused_before_the_student_loads(tmp_path, monkeypatch):
     path = recipe(tmp_path)
     monkeypatch.setattr("limbeck.experiment.parts.origin_of", None)
-    with pytest.raises(ConfigError, match=r"text that is generated during the run needs"):
-        run(path, *overrides)
+    online = f"{{type: online, path: {tmp_path / 'teacher'}}}"
+    with pytest.raises(ConfigError, match=r"generated during the run needs one teacher"):
+        run(path, f"teacher={{type: routed, teachers: {{train: {online}}}}}")
 
 
 def test_a_student_with_other_end_tokens_is_refused(tmp_path):

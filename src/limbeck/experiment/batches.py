@@ -84,46 +84,46 @@ def rollout_rows(config: RunConfig, rollout: RolloutConfig) -> int:
     return round(rollout.share * config.optim.rows_per_step(config.data.sequence_length))
 
 
-def fixed_rows(
-    config: RunConfig, data: TextData, tokenizer: PreTrainedTokenizerBase, *, rollouts: int = 0
+def batches(
+    config: RunConfig,
+    data: TextData,
+    tokenizer: PreTrainedTokenizerBase,
+    rollouts: Rollouts | None,
 ) -> BatchSource:
-    """The recipe's batch source, over its text.
+    """The batches of a trial.
 
     Args:
         config: The recipe.
         data: The text.
         tokenizer: The teacher's.
-        rollouts: Rows of each step that are taken by rollouts.
+        rollouts: Take the place of `rollout.share` of the rows of the text.
     """
     length = config.data.sequence_length
-    rows = config.optim.rows_per_step(length) - rollouts
+    rows = config.optim.rows_per_step(length)
+    if rollouts is not None and config.rollout is not None:
+        rows -= rollout_rows(config, config.rollout)
+        if not rows:
+            return rollouts
     context = SourceContext(data, tokenizer, config.seed, rows, length)
-    return sources.bind(config.data.source, "data.source")(context)
+    fixed = sources.bind(config.data.source, "data.source")(context)
+    return fixed if rollouts is None else Mixed(rollouts, fixed)
 
 
-def with_rollouts(
-    config: RunConfig,
-    data: TextData,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Prompts,
-    writer: Writer,
-    folder: Path,
-) -> BatchSource:
-    """Rollouts, beside rows of the text where `rollout.share` leaves any.
+def make_rollouts(
+    config: RunConfig, data: TextData, prompts: Prompts, writer: Writer, folder: Path
+) -> Rollouts:
+    """The rollouts of a trial.
 
     Args:
         config: The recipe, with a `rollout`.
         data: The text.
-        tokenizer: The teacher's.
         prompts: From the text.
         writer: Student or teacher.
         folder: Run directory of the trial; its `rollouts` gets the files.
     """
     rollout = config.rollout
     assert rollout is not None, "prompts come with it"
-    rows = rollout_rows(config, rollout)
-    first_number = max(data.num_documents, data.num_rows)
-    rollouts = Rollouts(
+    return Rollouts(
         writer.model,
         prompts,
         Sampling(
@@ -132,14 +132,11 @@ def with_rollouts(
             top_p=rollout.top_p,
         ),
         seed=config.seed,
-        rows_per_step=rows,
+        rows_per_step=rollout_rows(config, rollout),
         folder=folder / "rollouts",
         root=writer.root,
-        first_number=first_number,
+        first_number=max(data.num_documents, data.num_rows),
     )
-    if rows == config.optim.rows_per_step(config.data.sequence_length):
-        return rollouts
-    return Mixed(rollouts, fixed_rows(config, data, tokenizer, rollouts=rows), first_number)
 
 
 def prompts_of(config: RunConfig, data: TextData) -> Prompts | None:

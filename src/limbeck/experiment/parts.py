@@ -27,12 +27,12 @@ from limbeck.distributed import (
 from limbeck.errors import ConfigError, DataError
 from limbeck.experiment.batches import (
     Writer,
-    fixed_rows,
+    batches,
+    make_rollouts,
     prompt_notes,
     prompts_of,
     require_generation,
     require_same_ends,
-    with_rollouts,
 )
 from limbeck.files import publish
 from limbeck.layer_map import LayerMap
@@ -50,7 +50,7 @@ from limbeck.models import (
     trained_facts,
 )
 from limbeck.registry import type_of
-from limbeck.rollouts import Prompts
+from limbeck.rollouts import Prompts, Rollouts
 from limbeck.students import InitialStudent, Origin, initialisers
 from limbeck.teachers import (
     Teacher,
@@ -131,23 +131,25 @@ class Parts:
             {"kind": "student"},
         )
 
-    def source(self, distiller: Distiller, folder: Path, *, rollouts: bool) -> BatchSource:
-        """The batches of each step of a trial.
+    def rollouts(self, distiller: Distiller, folder: Path) -> Rollouts | None:
+        """What is written during a trial; None where the recipe has no `rollout`.
 
         Args:
             distiller: The student in training.
             folder: Run directory of the trial.
-            rollouts: Whether to follow the recipe's `rollout`; without, all rows are its text.
         """
-        if self.prompts is None or not rollouts:
-            return fixed_rows(self.config, self.data, self.tokenizer)
         rollout = self.config.rollout
-        assert rollout is not None, "there are prompts"
+        if self.prompts is None or rollout is None:
+            return None
         writer = Writer(distiller.student, distiller)
         if rollout.writer == "teacher":
             teacher = require_local(self.teacher, "rollout.from: teacher").model
             writer = Writer(teacher, teacher)
-        return with_rollouts(self.config, self.data, self.tokenizer, self.prompts, writer, folder)
+        return make_rollouts(self.config, self.data, self.prompts, writer, folder)
+
+    def source(self, rollouts: Rollouts | None) -> BatchSource:
+        """The batches of each step of a trial; without rollouts, all of them are the text's."""
+        return batches(self.config, self.data, self.tokenizer, rollouts)
 
     def distiller(self, student: CausalLM, objective: ObjectiveConfig) -> Distiller:
         """A student under an objective, spread over the ranks."""

@@ -15,15 +15,13 @@ from limbeck.rollouts.source import Rollouts
 class Mixed(BatchSource):
     """Rollouts and fixed text in every step; the rollouts come first."""
 
-    def __init__(self, rollouts: Rollouts, fixed: BatchSource, first_rollout: int) -> None:
+    def __init__(self, rollouts: Rollouts, fixed: BatchSource) -> None:
         """
         Args:
-            rollouts: Their rows of a step.
+            rollouts: Their rows of a step, numbered above the documents of the fixed text.
             fixed: The other rows of a step.
-            first_rollout: Document number of a step's first rollout; those of the fixed text are
-                lower.
         """
-        self._rollouts, self._fixed, self._first_rollout = rollouts, fixed, first_rollout
+        self._rollouts, self._fixed = rollouts, fixed
 
     @property
     def fingerprint(self) -> str:
@@ -37,7 +35,7 @@ class Mixed(BatchSource):
 
     def document_name(self, document: int) -> str:
         """Number of a rollout, or file and line of a document."""
-        part = self._rollouts if document >= self._first_rollout else self._fixed
+        part = self._rollouts if document >= self._rollouts.first_number else self._fixed
         return part.document_name(document)
 
 

@@ -33,6 +33,10 @@ class Rollouts(BatchSource):
 
     A step is a pure function of the model's weights, the seed and the step, so that a run resumed
     from a checkpoint reads the text it would have read.
+
+    Attributes:
+        first_number: Number of a step's first rollout in messages.
+        latest: This rank's rollouts of the last step.
     """
 
     def __init__(
@@ -77,7 +81,8 @@ class Rollouts(BatchSource):
             )
         self._model, self._prompts, self._sampling = model, prompts, sampling
         self._seed, self._rows_per_step, self._folder = seed, rows_per_step, folder
-        self._root, self._first_number = root or model, first_number
+        self._root, self.first_number = root or model, first_number
+        self.latest: Sequence[Rollout] = ()
         self._watch = Watch(folder)
 
     @property
@@ -92,14 +97,14 @@ class Rollouts(BatchSource):
     def step(self, step: int, world: World) -> StepData:
         """The rank's rollouts of the step, sampled now and kept in the folder."""
         started = time.perf_counter()
-        own = self.write(step, world)
+        own = self.latest = self.write(step, world)
         facts = [asdict(rollout) for rollout in own]
         everyone = [each for part in gather_objects(facts, world) for each in part]
         together(lambda: self._keep(step, everyone), world, main_only=True)
         figures = figures_of(everyone)
         return RolloutsOfStep(
             own,
-            self._first_number + world.rank * self._rows_per_step // world.size,
+            self.first_number + world.rank * self._rows_per_step // world.size,
             math.ceil(self._rows_per_step / world.size),
             figures | {"rollout_seconds": time.perf_counter() - started},
             self._watch.warnings(step, figures) if world.is_main else [],
@@ -118,7 +123,7 @@ class Rollouts(BatchSource):
 
     def document_name(self, document: int) -> str:
         """Number of the rollout in its step."""
-        return f"rollout {document - self._first_number}"
+        return f"rollout {document - self.first_number}"
 
     def _keep(self, step: int, rollouts: Sequence[Mapping[str, Any]]) -> None:
         lines = "".join(json.dumps(rollout) + "\n" for rollout in rollouts)
