@@ -63,7 +63,7 @@ def test_a_run_learns_from_what_its_student_writes(tmp_path):
     measured = [record for record in records if record["kind"] == "evaluation"][-1]
     assert measured["rollout_teacher_logprob"] < 0 < measured["rollout_reverse_kl"]
     assert "rollout_forward_kl" in measured
-    figures = outcome.evaluation["arms"]
+    figures = outcome.evaluation["trials"]
     assert figures["distilled"]["forward_kl"]["value"] != figures["initial"]["forward_kl"]["value"]
     anchor = tmp_path / "run" / "stages" / "cross_entropy"
     assert not (anchor / "rollouts").exists()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import shutil
@@ -10,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from transformers import PreTrainedTokenizerBase
 
 from limbeck.config import DataConfig
@@ -19,15 +17,15 @@ from limbeck.data.formats import Encoder, Reader, readers
 from limbeck.data.rows import Source, open_source
 from limbeck.data.source import sources
 from limbeck.data.text_data import ARRAYS, TextData
-from limbeck.errors import ConfigError, StorageError, TryLaterError
-from limbeck.files import manifest, publish, sweep
+from limbeck.errors import ConfigError, StorageError
+from limbeck.files import locked, manifest, publish, sweep
 from limbeck.models import cache_folder
 from limbeck.registry import Problem, suggest
 from limbeck.tokenizers import template_hash, tokenizer_hash
 
 FORMAT = 5
 """Raised whenever the same input would give other arrays."""
-LOCK_TIMEOUT_S = 3600
+LOCK_TIMEOUT_S = 3600.0
 
 
 def data_problems(config: DataConfig) -> Iterator[Problem]:
@@ -128,7 +126,11 @@ def make(
     progress: Progress,
 ) -> dict[str, Any]:
     """Tokenise into the cache, unless another process just did; its manifest."""
-    with locked(final.parent):
+    taken = (
+        f"{final.parent} is being filled by another process, for over {LOCK_TIMEOUT_S / 60:.0f} "
+        "minutes. Start again when it is done."
+    )
+    with locked(final.parent / ".lock", taken, patience_s=LOCK_TIMEOUT_S):
         sweep(final.parent)
         found = manifest(final)
         if found is None:
@@ -142,31 +144,3 @@ def make(
     if found is None:
         raise StorageError(f"{final} was written and cannot be read back. Check the disk.")
     return found
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder, made if need be, against every other process.
-
-    Raises:
-        StorageError: It cannot be made or written.
-        TryLaterError: Another process holds it for too long.
-    """
-    lock = FileLock(folder / ".lock", timeout=LOCK_TIMEOUT_S)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout as error:
-        raise TryLaterError(
-            f"{folder} is being filled by another process, which has held {error.lock_file} for "
-            f"over {LOCK_TIMEOUT_S // 60} minutes. Start again when it is done."
-        ) from error
-    except OSError as error:
-        raise StorageError(
-            f"{folder} must be a folder that can be written, for the tokenised data: "
-            f"{error.strerror}. Choose another place."
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()

@@ -103,6 +103,7 @@ class TeacherRequest:
         uses_template: Whether the text is chats, so that the chat template counts too.
         measured: Whether students are measured against the teacher, at temperature 1.
         generated: Whether the run also asks for text that is generated while it runs.
+        whole_vocabulary: Whether every distribution must be over the whole vocabulary.
     """
 
     needs: SignalNeeds = NOTHING
@@ -114,6 +115,7 @@ class TeacherRequest:
     uses_template: bool = False
     measured: bool = False
     generated: bool = False
+    whole_vocabulary: bool = False
 
 
 class Teacher(ABC):
@@ -144,6 +146,9 @@ class Teacher(ABC):
     @abstractmethod
     def signal(self, batch: Batch) -> TeacherSignal:
         """Distributions and hidden states at the scored positions of a batch, without gradients."""
+
+    def abandon_pass(self) -> None:  # noqa: B027  (optional)
+        """Release what a forward pass that failed has left. Does nothing without weights here."""
 
     def shard(self, world: World) -> None:  # noqa: B027  (optional)
         """Spread its weights over the ranks. Does nothing for a teacher without weights here."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from limbeck.batch import Batch
-from limbeck.distributed import World, shard
+from limbeck.distributed import World, abandon_pass, shard
 from limbeck.errors import ConfigError
 from limbeck.losses import SignalNeeds, TeacherSignal
 from limbeck.losses.distributions import LazyLogits
@@ -96,6 +96,10 @@ class LocalTeacher(Teacher):
             hidden, layer_hidden = self.model(batch, sorted(needs.layers))
         distribution = LazyLogits(hidden, self.model.head) if needs.distribution else None
         return TeacherSignal.from_distribution(distribution, layer_hidden, projections)
+
+    def abandon_pass(self) -> None:
+        """Let go of the weights that a failed pass gathered."""
+        abandon_pass(self.model)
 
     def shard(self, world: World) -> None:
         """Spread the model over the ranks; it computes in its own data type."""
