@@ -9,9 +9,9 @@ from pathlib import Path
 from torch import nn
 
 from limbeck.config import RolloutConfig, RunConfig
-from limbeck.config.schedules import values_over
+from limbeck.config.schedules import Schedule
 from limbeck.data import BatchSource, SourceContext, TextData, sources
-from limbeck.data.build import WEIGHT
+from limbeck.data.detect import WEIGHT
 from limbeck.errors import ConfigError, DataError
 from limbeck.models import CausalLM, PreTrainedTokenizerBase
 from limbeck.registry import Problem, type_of
@@ -70,7 +70,8 @@ def cross_entropy_problems(config: RunConfig, rollout: RolloutConfig) -> Iterato
         "with rollout.from=student, cross-entropy would train the student on its own samples, "
         "which say nothing about the teacher"
     )
-    lowest = min(values_over(config.objective.alpha, config.optim.steps))
+    alpha = config.objective.alpha
+    lowest = min(alpha.values.values()) if isinstance(alpha, Schedule) else alpha
     if lowest < 1:
         text = f"must be 1 in every step, got {lowest:g}: {why}. Set objective.alpha=1."
         yield Problem("objective.alpha", text)
@@ -148,7 +149,7 @@ def prompts_of(config: RunConfig, data: TextData) -> Prompts | None:
     if config.rollout is None:
         return None
     longest = config.data.sequence_length - config.rollout.tokens
-    first_tokens = config.rollout.prompt_tokens if config.data.type == "text" else None
+    first_tokens = config.rollout.prompt_tokens if data.facts["type"] == "text" else None
     prompts = Prompts(data, longest=longest, first_tokens=first_tokens)
     if not prompts:
         raise DataError(

@@ -84,6 +84,7 @@ class Run:
         except BaseException:
             self._stack.close()
             raise
+        self.config = self.parts.config
 
     def __enter__(self) -> Run:
         return self
