@@ -13,7 +13,6 @@ from limbeck.export import export_student, exporters, open_student
 from limbeck.export.gguf import Gguf
 from limbeck.export.llama_cpp import running
 from limbeck.files import manifest
-from tests.commands.test_commands import limbeck
 from tests.export.made import folder_with, text_in
 from tests.tokenizers.small import END
 
@@ -105,14 +104,11 @@ def test_what_llama_cpp_does_not_load_is_an_error(tmp_path):
         pass
 
 
-def test_a_student_is_published_with_parity_and_modelfile(tmp_path):
+def test_a_student_is_published_with_parity_and_modelfile(tmp_path, capsys):
     folder_with(tmp_path / "run" / "student")
-    text = text_in(tmp_path)
-    done = limbeck(
-        "export", "run", "--quantize", "q8_0", "--output", "out", "--data", text.path,
-        "--tokens", "200", cwd=tmp_path,
-    )  # fmt: skip
-    assert "same top token" in done.stdout
+    data = text_in(tmp_path).path
+    export(tmp_path / "run", output=tmp_path / "out", quantize="q8_0", data=data, tokens=200)
+    assert "same top token" in capsys.readouterr().out
     assert manifest(tmp_path / "out") is not None
     report = json.loads((tmp_path / "out" / "parity.json").read_text())
     assert report["file"] == "run-q8_0.gguf"
@@ -169,3 +165,18 @@ def test_padding_of_the_head_is_left_out(tmp_path):
     assert logits.shape == (3, student.model.vocabulary_size)
     expected = student.model.logits(torch.tensor([[1, 5, 9]]))[0]
     torch.testing.assert_close(logits, expected, atol=0.01, rtol=0.01)
+
+
+def test_calibration_and_teacher_are_reported(tmp_path, capsys):
+    folder_with(tmp_path / "teacher", width=256, num_attention_heads=8, initializer_range=0.05)
+    folder_with(tmp_path / "student", seed=1, width=256, num_attention_heads=8, layers=1)
+    text = text_in(tmp_path).path
+    export(
+        tmp_path / "student", output=tmp_path / "out", quantize="q4_k_m", max_kl=9.0, tokens=200,
+        data=text, calibration=text, teacher=tmp_path / "teacher", as_json=True,
+    )  # fmt: skip
+    report = json.loads(capsys.readouterr().out)
+    assert report["importance_matrix"]
+    distance = report["parity"]["teacher_kl"]
+    assert distance["student"] > 0.1
+    assert abs(distance["student"] - distance["exported"]) > 1e-6

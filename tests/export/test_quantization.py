@@ -1,8 +1,10 @@
 import gguf
 import numpy as np
 import pytest
+import torch
 from gguf import GGMLQuantizationType as Kind
 
+from limbeck.export.importance import importance_of
 from limbeck.export.llama_cpp import quantized
 from limbeck.export.quantization import MIXTURES, choose
 from tests.export.made import made, parity_of
@@ -72,3 +74,33 @@ def test_more_bits_are_nearer(tmp_path):
     order = ("q4_k_m", "q5_k_m", "q6_k", "q8_0", "f16")
     kl = [parity_of(student, tmp_path, quantize=quantize).mean_kl for quantize in order]
     assert kl == sorted(kl, reverse=True)
+
+
+def test_importance_is_the_mean_square_of_inputs():
+    student = made("gpt2")
+    windows = [[1, 2, 3], [4, 5, 6, 7]]
+    importance = importance_of(student.model, windows)
+    assert len(importance) == 2 * 4
+    norm = student.model.blocks[0].ln_1
+    with torch.no_grad():
+        embedded = [
+            student.model.decoder.wte(torch.tensor(w)) + student.model.decoder.wpe.weight[: len(w)]
+            for w in windows
+        ]
+        expected = norm(torch.cat(embedded)).square().mean(0)
+    found = importance["transformer.h.0.attn.c_attn.weight"]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_important_columns_are_kept_best():
+    weights = RNG.standard_normal((64, 256)).astype(np.float32)
+    importance = np.full(256, 1e-3, dtype=np.float32)
+    importance[::4] = 10.0
+
+    def error(blocks):
+        again = gguf.quants.dequantize(blocks, Kind.Q4_K)
+        return float(np.sum((again - weights) ** 2 * importance))
+
+    assert error(quantized(weights, Kind.Q4_K, importance)) < 0.8 * error(
+        quantized(weights, Kind.Q4_K)
+    )

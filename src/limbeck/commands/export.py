@@ -15,6 +15,7 @@ from rich.table import Table
 from limbeck.commands.shrink import require_new
 from limbeck.data import corpus_path
 from limbeck.export import HeldOutText, export_student, exporters, open_student
+from limbeck.export.publishing import open_teacher
 
 
 def export(
@@ -40,6 +41,17 @@ def export(
     ] = None,
     data_type: Annotated[str, typer.Option(help="text, completion or chat.")] = "text",
     tokens: Annotated[int, typer.Option(min=2, help="Of held-out text.")] = 2048,
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            help="Text for an importance matrix, for formats of 6 bits and fewer.",
+            show_default=False,
+        ),
+    ] = None,
+    teacher: Annotated[
+        Path | None,
+        typer.Option(help="Show the KL to this teacher as well.", show_default=False),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print parity.json.")] = False,
 ) -> None:
     """Write a student as a GGUF file for llama.cpp or Ollama, and verify it there.
@@ -51,13 +63,15 @@ def export(
     Examples: limbeck export runs/x --quantize q8_0 --output exports/x;
     limbeck export student --quantize q4_k_m --output small --data chats.jsonl --data-type chat
     """
-    options = {} if max_kl is None else {"max_kl": max_kl}
+    options = {"max_kl": max_kl, "calibration": calibration, "calibration_type": data_type}
     exporter = exporters.bind({"type": format, "quantize": quantize, **options}, "export")()
     require_new(output, plan=False)
     exporter.require()
     text = HeldOutText(data_type, data or str(corpus_path("heldout")), tokens)
     with Console(stderr=True).status("Loading the student ...") as status:
-        report = export_student(exporter, open_student(student), output, text, status.update)
+        opened = open_student(student)
+        reference = None if teacher is None else open_teacher(teacher, opened)
+        report = export_student(exporter, opened, output, text, reference, status.update)
     typer.echo(json.dumps(report)) if as_json else Console().print(page(report, output))
 
 
@@ -79,8 +93,19 @@ def page(report: Mapping[str, Any], output: Path) -> RenderableType:
         (long, f"{parity['long_kl']:.2g}"),
         ("same top token", f"{parity['same_top']:.2%}"),
         ("perplexity", f"{parity['exported_perplexity']:.3f} ({change:+.2%})"),
+        *teacher_rows(parity["teacher_kl"]),
         ("tokenisation, BOS, EOS, chat template", "equal"),
     ):
         table.add_row(name, value)
     size = f"{output / report['file']}  {report['bytes'] / 1e6:,.1f} MB"
     return Group(table, *report["notes"], size)
+
+
+def teacher_rows(distance: Mapping[str, float] | None) -> list[tuple[str, str]]:
+    """What quantising costs, beside the distance that distillation left."""
+    if distance is None:
+        return []
+    student, exported = distance["student"], distance["exported"]
+    return [
+        ("KL to the teacher", f"{exported:.3f} (student {student:.3f}; {exported - student:+.3f})")
+    ]

@@ -85,7 +85,7 @@ def shrink(
     by: Way = "loss",
     vocabulary: Vocabulary = None,
     data: Text = None,
-    data_type: Annotated[str, typer.Option(help="text, completion or chat.")] = "text",
+    data_type: Annotated[str, typer.Option(help="A type of data.type.")] = "auto",
     tokens: Annotated[int, typer.Option(min=2, help="Of calibration text.")] = 2048,
     plan: Plan = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

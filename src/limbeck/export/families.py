@@ -250,8 +250,8 @@ def write_rope(writer: GGUFWriter, config: PreTrainedConfig, width: int) -> None
         writer.add_rope_scaling_factor(float(rope["factor"]))
 
 
-def tensors(student: CausalLM, family: Family) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of the file under its name there, in float32, adapters merged.
+def tensors(student: CausalLM, family: Family) -> Iterator[tuple[str, str, Tensor]]:
+    """Every tensor's name in the student, its name in the file, and it: float32, adapters merged.
 
     Raises:
         ConfigError: The student has a tensor that the architecture has no name for.
@@ -269,10 +269,10 @@ def tensors(student: CausalLM, family: Family) -> Iterator[tuple[str, Tensor]]:
             )
         tensor = arranged(own, value.detach().float().cpu(), student.config, family)
         in_vocabulary = name.startswith(("token_embd.", "output.")) and len(tensor) == rows
-        yield name, tensor[:size] if in_vocabulary else tensor
+        yield own, name, tensor[:size] if in_vocabulary else tensor
     factors = llama3_factors(student.config)
     if factors is not None:
-        yield "rope_freqs.weight", factors
+        yield "", "rope_freqs.weight", factors
 
 
 def arranged(own: str, tensor: Tensor, config: PreTrainedConfig, family: Family) -> Tensor:

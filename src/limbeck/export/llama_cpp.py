@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from gguf import GGMLQuantizationType, quant_shape_to_byte_shape
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
 from limbeck.errors import ConfigError, DataError
@@ -158,24 +158,29 @@ def library() -> Library:
 
 
 def quantized(
-    weights: Float[np.ndarray, "R D"], kind: GGMLQuantizationType
+    weights: Float[np.ndarray, "R D"],
+    kind: GGMLQuantizationType,
+    importance: Float32[np.ndarray, " D"] | None = None,
 ) -> UInt8[np.ndarray, "R bytes"]:
     """A matrix in one of llama.cpp's block formats, by llama.cpp itself.
 
     Args:
         weights: float32; D is divisible by the format's block.
         kind: The format.
+        importance: Of each column's error; all the same without it.
     """
     call = library().call
     source = np.ascontiguousarray(weights, dtype=np.float32)
     rows, width = source.shape
     blocks = np.empty(quant_shape_to_byte_shape(source.shape, kind), dtype=np.uint8)
+    weighed = None if importance is None else np.ascontiguousarray(importance)
+    column = None if weighed is None else weighed.ctypes.data
     step = max(ROWS_AT_ONCE // width, 1)
     for first in range(0, rows, step):
         part = source[first : first + step]
         into = blocks[first : first + step]
         written = call.ggml_quantize_chunk(
-            int(kind), part.ctypes.data, into.ctypes.data, 0, len(part), width, None
+            int(kind), part.ctypes.data, into.ctypes.data, 0, len(part), width, column
         )
         assert written == into.nbytes, f"{kind.name}: {written} bytes for {into.nbytes}"
     return blocks

@@ -66,6 +66,19 @@ class Difference:
 
 
 @dataclass(frozen=True)
+class TeacherDistance:
+    """KL(teacher || model) on the same text, nats a token.
+
+    Attributes:
+        student: Of the student in memory.
+        exported: Of the file.
+    """
+
+    student: float
+    exported: float
+
+
+@dataclass(frozen=True)
 class Parity:
     """How far a file is from the student.
 
@@ -84,6 +97,7 @@ class Parity:
         long_kl: Mean KL there.
         first_difference: The first position whose KL exceeds `max_kl`; None where none does.
         problems: What else differs; empty if the file tokenises, ends and renders as the student.
+        teacher_kl: Distance to the teacher; None where no teacher was given.
     """
 
     max_kl: float
@@ -98,6 +112,7 @@ class Parity:
     long_kl: float
     first_difference: Difference | None
     problems: tuple[str, ...]
+    teacher_kl: TeacherDistance | None = None
 
     @property
     def passed(self) -> bool:
@@ -138,6 +153,7 @@ def measure(
     file: ExportedFile,
     windows: Sequence[Sequence[int]],
     max_kl: float,
+    teacher: CausalLM | None = None,
 ) -> Parity:
     """Run a file beside its student.
 
@@ -148,9 +164,11 @@ def measure(
         file: The file.
         windows: Token ids of held-out text, at least two a window; the last is the longest.
         max_kl: Mean KL that is allowed, nats a token.
+        teacher: Of the same tokens, on the CPU.
     """
     problems = list(text_problems(student, tokenizer, runtime, file, windows))
     columns: list[Tensor] = []
+    distances: list[Tensor] = []
     first = None
     with torch.no_grad(), evaluating(student):
         for number, window in enumerate(windows):
@@ -158,6 +176,8 @@ def measure(
             theirs = runtime.logits(window)[:, : ours.shape[1]].double()
             theirs = log_softmax(theirs, 1.0)
             columns.append(compared(ours, theirs, window))
+            if teacher is not None:
+                distances.append(from_teacher(teacher, ours, theirs, window))
             above = (columns[-1][0] > max_kl).nonzero()
             if first is None and len(above):
                 place = int(above[0])
@@ -178,6 +198,7 @@ def measure(
         long_kl=float(columns[-1][0].mean()),
         first_difference=first,
         problems=tuple(problems),
+        teacher_kl=TeacherDistance(*torch.cat(distances, 1).mean(1).tolist()) if teacher else None,
     )
 
 
@@ -192,6 +213,20 @@ def compared(
     same = (ours.argmax(-1) == theirs.argmax(-1)).double()
     kl = forward_kl(theirs, ours)
     return torch.stack([kl.nan_to_num(math.inf), same, *entropies])
+
+
+def from_teacher(
+    teacher: CausalLM,
+    ours: Float[Tensor, "T V"],
+    theirs: Float[Tensor, "T V"],
+    window: Sequence[int],
+) -> Float[Tensor, "2 T"]:
+    """KL from the teacher to the student, and to the file, over the tokens they share."""
+    logits = teacher.logits(torch.tensor([list(window)]))[0].double()
+    size = min(logits.shape[1], ours.shape[1])
+    reference = log_softmax(logits[:, :size], 1.0)
+    models = (log_softmax(logp[:, :size], 1.0) for logp in (ours, theirs))
+    return torch.stack([forward_kl(logp, reference) for logp in models])
 
 
 def difference(

@@ -10,18 +10,14 @@ from typing import Any
 
 import torch
 
-from limbeck.config import DataConfig
-from limbeck.data import load_text
 from limbeck.errors import ConfigError
 from limbeck.export.base import ExportedFile, Exporter
+from limbeck.export.held_out import HeldOutText, windows_of
 from limbeck.export.modelfile import modelfile
 from limbeck.export.parity import Parity, measure
 from limbeck.files import publish, sha256, write_text
 from limbeck.models import CausalLM, ModelSource, PreTrainedTokenizerBase, load_model, model_facts
-from limbeck.tokenizers import load_tokenizer, tokens_by_id
-
-WINDOW = 512
-"""Positions of a window, but for the long one."""
+from limbeck.tokenizers import load_tokenizer, prove_same_vocabulary, tokens_by_id
 
 
 @dataclass(frozen=True)
@@ -41,21 +37,6 @@ class Student:
     facts: Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class HeldOutText:
-    """What a file is compared with its student on.
-
-    Attributes:
-        kind: How a row reads: `text`, `completion` or `chat`.
-        path: Of the text.
-        tokens: Positions, in windows of at most 512; and at most as many in one long window.
-    """
-
-    kind: str
-    path: str
-    tokens: int
-
-
 def open_student(path: Path) -> Student:
     """A student's folder, or that in a run's directory.
 
@@ -70,8 +51,33 @@ def open_student(path: Path) -> Student:
             "adapter_config.json. Merge them: PeftModel.merge_and_unload(), then save_pretrained. "
             "Students that limbeck trains are merged already."
         )
-    source = ModelSource(str(folder))
-    model = load_model(source, device=torch.device("cpu"), dtype=torch.float32)
+    model, tokenizer = opened(folder)
+    named = folder.resolve()
+    name = named.parent.name if folder == inside else named.name
+    facts = model_facts(ModelSource(str(folder)), model)
+    return Student(model, tokenizer, name, {**facts, "name": name})
+
+
+def open_teacher(path: Path, student: Student) -> CausalLM:
+    """A teacher's folder, if its tokens are the student's.
+
+    Raises:
+        ConfigError: It is none, or its tokens are others.
+    """
+    model, tokenizer = opened(path)
+    proof = prove_same_vocabulary(
+        student.tokenizer,
+        tokenizer,
+        student_rows=student.model.vocabulary_rows,
+        teacher_rows=model.vocabulary_rows,
+    )
+    model.vocabulary_size = proof.size
+    return model
+
+
+def opened(folder: Path) -> tuple[CausalLM, PreTrainedTokenizerBase]:
+    """A model on the CPU in float32, cut to its tokenizer's vocabulary, and the tokenizer."""
+    model = load_model(ModelSource(str(folder)), device=torch.device("cpu"), dtype=torch.float32)
     tokenizer = load_tokenizer(str(folder))
     size = 1 + max(tokens_by_id(tokenizer))
     if size > model.vocabulary_rows:
@@ -80,9 +86,7 @@ def open_student(path: Path) -> Student:
             f"has {model.vocabulary_rows:,}. Save it with its own tokenizer."
         )
     model.vocabulary_size = size
-    named = folder.resolve()
-    name = named.parent.name if folder == inside else named.name
-    return Student(model, tokenizer, name, {**model_facts(source, model), "name": name})
+    return model, tokenizer
 
 
 def export_student(
@@ -90,6 +94,7 @@ def export_student(
     student: Student,
     output: Path,
     text: HeldOutText,
+    teacher: CausalLM | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Write a folder with the file, its parity and a Modelfile; or nothing, if parity fails.
@@ -99,6 +104,7 @@ def export_student(
         student: What to export.
         output: The folder; new.
         text: Held-out text.
+        teacher: Compared as well, for what quantising costs beside it.
         say: Called with what is being done.
 
     Returns:
@@ -115,7 +121,7 @@ def export_student(
         path = folder / f"{student.name}{exporter.suffix}"
         file = exporter.export(student.model, student.tokenizer, path)
         say("Comparing with the student ...")
-        parity = verify(exporter, student, file, text)
+        parity = verify(exporter, student, file, text, teacher)
         parity.require(path.name)
         report.update(
             {
@@ -137,19 +143,16 @@ def export_student(
     return report
 
 
-def verify(exporter: Exporter, student: Student, file: ExportedFile, text: HeldOutText) -> Parity:
-    """A file beside its student on held-out text."""
-    windows = windows_of(student, file.max_positions, text)
+def verify(
+    exporter: Exporter,
+    student: Student,
+    file: ExportedFile,
+    text: HeldOutText,
+    teacher: CausalLM | None,
+) -> Parity:
+    """A file beside its student: on windows of single documents, and all end to end as one."""
+    rows = windows_of(student.tokenizer, file.max_positions, text)
+    windows = [*rows, [token for row in rows for token in row][: file.max_positions]]
+    model, limit = student.model, exporter.max_kl
     with exporter.run(file) as runtime:
-        return measure(student.model, student.tokenizer, runtime, file, windows, exporter.max_kl)
-
-
-def windows_of(student: Student, max_positions: int, text: HeldOutText) -> list[list[int]]:
-    """Windows of single documents, and all of them end to end as the last, long one."""
-    config = DataConfig(
-        type=text.kind, path=text.path, sequence_length=min(WINDOW, max_positions), pack=False
-    )
-    data = load_text(config, student.tokenizer, max_positions)
-    rows = [data.batch([row]).input_ids[0].tolist() for row in data.token_rows(text.tokens)]
-    whole = [token for row in rows for token in row]
-    return [*(row for row in rows if len(row) > 1), whole[:max_positions]]
+        return measure(model, student.tokenizer, runtime, file, windows, limit, teacher)
