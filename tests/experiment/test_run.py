@@ -8,6 +8,7 @@ import sys
 import pytest
 
 import limbeck
+from limbeck.config import read
 from limbeck.errors import ConfigError, DataError
 from limbeck.files import manifest
 from tests.experiment.house import steps_of, write_model, write_recipe, write_texts
@@ -118,6 +119,21 @@ def test_the_baseline_is_chosen_by_what_it_minimises_and_reported_by_kl_too(tmp_
 def test_the_best_student_of_a_grid_is_published_whole(tmp_path):
     outcome = run(write_recipe(tmp_path), "optim.learning_rate=[1e-6, 3e-3]")
     assert manifest(outcome.student) is not None
+
+
+def test_a_run_of_epochs_is_the_run_of_their_steps_and_resumes(tmp_path):
+    path = write_recipe(tmp_path)
+    options = ("optim.steps=null", "optim.epochs=0.5", "evaluate.data=null")
+    student = run(path, *options).student
+    body = (student / "model.safetensors").read_bytes()
+    steps = len(steps_of(tmp_path / "run"))
+    saved = read(tmp_path / "run" / "recipe.yaml").optim
+    assert (saved.steps, saved.epochs) == (steps, None)
+    shutil.rmtree(student)
+    assert (run(path, *options, resume=True).student / "model.safetensors").read_bytes() == body
+    other = f"output={tmp_path / 'other'}"
+    again = run(path, f"optim.steps={steps}", "evaluate.data=null", other)
+    assert (again.student / "model.safetensors").read_bytes() == body
 
 
 def test_resuming_a_finished_run_makes_a_missing_student_again(tmp_path):

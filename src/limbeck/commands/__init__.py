@@ -15,7 +15,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from limbeck import __version__
 from limbeck.config.foreign_names import FOREIGN_NAMES
-from limbeck.config.reading import fields_at
+from limbeck.config.reading import recipe_option
 from limbeck.errors import LimbeckError, RunError, Stopped
 
 LAUNCHED = "TORCHELASTIC_RUN_ID"
@@ -114,7 +114,8 @@ class Verb(TyperCommand):
         """Parse arguments, after a look for options that belong into the recipe."""
         known = {o for each in self.params for o in (*each.opts, *each.secondary_opts)}
         for option in (arg.partition("=")[0] for arg in args if arg.startswith("--")):
-            path = recipe_option(option.lstrip("-").replace("-", "_"))
+            name = option.lstrip("-").replace("-", "_")
+            path = FOREIGN_NAMES.get(name) or recipe_option(name)
             if option not in known and path:
                 raise typer.BadParameter(
                     f"no such option: {option}. Options of the recipe are written without dashes: "
@@ -122,16 +123,6 @@ class Verb(TyperCommand):
                     ctx=ctx,
                 )
         return super().parse_args(ctx, args)
-
-
-def recipe_option(name: str) -> str | None:
-    """The recipe's path of an option by its last part, or by its name in another tool."""
-    for section in fields_at(()):
-        if name == section:
-            return name
-        if name in fields_at((section,)):
-            return f"{section}.{name}"
-    return FOREIGN_NAMES.get(name)
 
 
 def print_version(show: bool) -> None:

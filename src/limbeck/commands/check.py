@@ -28,6 +28,7 @@ from limbeck.checks import (
 from limbeck.checks.case import spread
 from limbeck.checks.plan import size
 from limbeck.commands.distill import Overrides
+from limbeck.data import reader_of
 from limbeck.errors import ConfigError
 from limbeck.experiment import Run, assemble, load
 from limbeck.experiment import schema as recipe_schema
@@ -98,9 +99,10 @@ def tell(run: Run, *, as_json: bool) -> list[str]:
         plan = plan_of(run, case)
     findings += plan_findings(plan)
     batches = [parts.data.batch([row]) for row in spread(parts.data.num_rows, NOTED_ROWS)]
+    is_chat = reader_of(parts.data.facts["type"]).uses_template
     notes = [
         *parts.notes,
-        *text_notes(parts.tokenizer, batches, is_chat=config.data.type == "chat"),
+        *text_notes(parts.tokenizer, batches, is_chat=is_chat),
     ]
     example = trained_on(parts.tokenizer, batches[0])
     failing = [f.name for f in findings if is_failing(f)]

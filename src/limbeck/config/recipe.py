@@ -6,13 +6,14 @@ Closed sections are dataclasses. Open ones (`teacher`, `divergence`, ...) are ma
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Interval, MinLen
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 
 from limbeck.config.schedules import STRICT, Schedule, Scheduled
 from limbeck.config.trainable import TrainableConfig
@@ -28,10 +29,14 @@ class DataConfig:
     """Training text: path, format, and how it is cut into rows."""
 
     __pydantic_config__ = STRICT
-    type: str
-    """How a row reads: `text`, `completion` (prompt and completion) or `chat` (messages)."""
+    type: str = "auto"
+    """How a row reads: `text`, `completion` (prompt and completion), `chat` (messages), `sharegpt`
+    (conversations) or `alpaca` (instruction, input, output); `auto` looks at the first row."""
     path: str
-    """A .jsonl(.gz), .json or .parquet file, a folder of them, or a Hugging Face data set."""
+    """A .jsonl(.gz), .json, .parquet or .txt file, a folder of them, or a Hugging Face data set."""
+    bad_rows: Literal["error", "skip"] = "error"
+    """`error` refuses a text with rows that cannot be read; `skip` leaves them out and counts
+    them."""
     split: str = "train"
     """Split of a Hugging Face data set."""
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -67,6 +72,27 @@ class ObjectiveConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RolloutConfig:
+    """Training text written during the run, as continuations of prompts from `data`."""
+
+    __pydantic_config__ = STRICT
+    share: Annotated[float, Interval(gt=0, le=1)] = 1.0
+    """Share of the rows of each step that are written, lambda in Agarwal et al. (2024,
+    arXiv:2306.13649); the other rows are text of `data`. Rounded to whole rows."""
+    writer: Annotated[Literal["student", "teacher"], Field(alias="from")] = "student"
+    """Who writes: `student`, with its current weights, or `teacher`, which must be online."""
+    tokens: Positive = 128
+    """Length of a continuation, at most; an end token ends it earlier."""
+    sampling_temperature: Rate = 1.0
+    """Divides the writer's logits when it samples; `objective.temperature` is another."""
+    top_p: Annotated[float, Interval(gt=0, le=1)] = 1.0
+    """Sample from the most probable tokens that together reach this probability."""
+    prompt_tokens: Positive = 32
+    """Prompts of `text` data: this many first tokens of each document. `completion` data have
+    prompts, and a chat's is everything up to its last answer."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class OptimConfig:
     """The optimizer, its schedule, and the size of a step."""
 
@@ -75,12 +101,14 @@ class OptimConfig:
     """`muon` updates the matrices of the blocks, AdamW the rest."""
     learning_rate: Rate | Annotated[tuple[Rate, ...], MinLen(1)]
     """Peak. A list is a grid: every trial is trained once with each, and the best kept."""
-    steps: Positive
-    """Optimizer steps of the run."""
+    steps: Positive | None = None
+    """Optimizer steps of the run. Give this or `epochs`."""
+    epochs: Rate | None = None
+    """Passes over the training text, in place of `steps`; need not be whole."""
     tokens_per_step: Positive = 65_536
     """Positions of one optimizer step, over all micro-batches and ranks."""
-    warmup_steps: Annotated[int, Ge(0)] = 0
-    """Steps from 0 to the peak."""
+    warmup_steps: Annotated[int, Ge(0)] | Annotated[float, Interval(gt=0, lt=1)] = 0
+    """Steps from 0 to the peak; a number below 1 is a share of all steps."""
     schedule: str = "cosine"
     """Any schedule of `transformers.get_scheduler`."""
     schedule_options: Mapping[str, Any] = field(default_factory=dict)
@@ -92,12 +120,26 @@ class OptimConfig:
         0.95,
     )
     """Of AdamW."""
+    eps: Rate = 1e-8
+    """Of AdamW: added to the root of the second moment."""
     momentum: Annotated[float, Interval(ge=0, lt=1)] = 0.9
     """Of SGD and Muon."""
     max_grad_norm: Rate = 1.0
     """Gradients are clipped to this norm over all parameters."""
     max_bad_steps: Positive = 3
     """Steps in a row whose loss or gradient is not finite before the run stops; none is taken."""
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps, once `epochs` has been turned into `steps`."""
+        assert self.steps is not None, "the text gives the steps of an epoch"
+        return self.steps
+
+    @property
+    def num_warmup_steps(self) -> int:
+        """Steps from 0 to the peak."""
+        is_share = isinstance(self.warmup_steps, float)
+        return math.ceil(self.warmup_steps * self.num_steps) if is_share else int(self.warmup_steps)
 
     def rows_per_step(self, sequence_length: int) -> int:
         """Rows of one optimizer step, over all micro-batches and ranks."""
@@ -207,6 +249,8 @@ class RunConfig:
     output: Annotated[Path, AfterValidator(Path.expanduser)]
     """Run directory: resolved recipe, provenance, metrics, checkpoints, student, report."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    rollout: RolloutConfig | None = None
+    """Train on text that the student or the teacher writes during the run."""
     trainable: TrainableConfig = field(default_factory=TrainableConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     memory: MemoryConfig = field(default_factory=MemoryConfig)

@@ -11,6 +11,8 @@ from limbeck.config.json_schema import recipe_schema
 from limbeck.config.trainable import trainable_problems
 from limbeck.data import data_problems, readers, sources
 from limbeck.evaluate.suites import suites
+from limbeck.experiment.batches import rollout_problems
+from limbeck.experiment.text import warmup_problems
 from limbeck.losses import objective_problems, terms
 from limbeck.losses.divergences import divergences
 from limbeck.losses.positions import positions
@@ -55,6 +57,7 @@ def problems(config: RunConfig) -> Iterator[Problem]:
     yield from data_problems(config.data)
     yield from schedule_problems(config.optim)
     yield from step_problems(config)
+    yield from rollout_problems(config)
     yield from trial_problems(config)
     yield from record_problems(config)
     for index, spec in enumerate(config.evaluate.suites):
@@ -126,11 +129,11 @@ def step_problems(config: RunConfig) -> Iterator[Problem]:
             f"must hold at least one row of data.sequence_length = {length}, "
             f"got {optim.tokens_per_step}.",
         )
-    if optim.warmup_steps >= optim.steps:
-        yield Problem(
-            "optim.warmup_steps",
-            f"must be less than optim.steps = {optim.steps}, got {optim.warmup_steps}.",
-        )
+    if (optim.steps is None) == (optim.epochs is None):
+        has = "neither" if optim.steps is None else f"steps: {optim.steps}, epochs: {optim.epochs}"
+        yield Problem("optim.steps", f"must be given, or optim.epochs in its place, got {has}.")
+    if optim.steps is not None:
+        yield from warmup_problems(optim)
 
 
 def record_problems(config: RunConfig) -> Iterator[Problem]:
@@ -146,7 +149,7 @@ def record_problems(config: RunConfig) -> Iterator[Problem]:
 def schema() -> dict[str, Any]:
     """JSON schema of a recipe, for editors."""
     whole = recipe_schema(OPEN_PARTS)
-    whole["$defs"]["DataConfig"]["properties"]["type"]["enum"] = readers.names()
+    whole["$defs"]["DataConfig"]["properties"]["type"]["enum"] = ["auto", *readers.names()]
     whole["properties"]["stages"] = {
         "description": "Several runs: of each its name, and how it differs from the whole.",
         "type": "array",

@@ -52,7 +52,7 @@ def train(setup: TrainSetup) -> TrainResult:
     loop = Loop(setup)
     loop.begin()
     try:
-        while loop.totals.step < setup.optim.steps:
+        while loop.totals.step < setup.optim.num_steps:
             loop.step()
         loop.raise_failed_sink()
     finally:
@@ -110,7 +110,7 @@ class Loop:
                 most_rows=self._most_rows,
             )
         for sink in self._sinks:
-            sink.begin(self.totals.step, setup.optim.steps)
+            sink.begin(self.totals.step, setup.optim.num_steps)
         setup.distiller.train()
         for text in damaged:
             self._say(kind="note", step=self.totals.step, text=f"damaged checkpoint {text}")
@@ -142,10 +142,13 @@ class Loop:
                 **outcome.shares,
                 learning_rate=rate,
                 grad_norm=outcome.grad_norm,
+                **data.metrics,
                 tokens=totals.tokens,
                 seconds=totals.seconds,
                 tokens_per_second=num_scored / seconds,
             )
+        for text in data.warnings:
+            self._say(kind="note", step=totals.step, text=text)
         improved = self._measure() if self._is_due(setup.evaluate_every) else False
         keep_now = improved and setup.checkpoint.keep_best
         if keep_now or self._is_due(setup.checkpoint.every):
@@ -248,7 +251,7 @@ class Loop:
             )
 
     def _is_due(self, every: int) -> bool:
-        return self.totals.step % every == 0 or self.totals.step == self._setup.optim.steps
+        return self.totals.step % every == 0 or self.totals.step == self._setup.optim.num_steps
 
     def _measure(self) -> bool:
         """Evaluate; whether the student is the best so far."""
