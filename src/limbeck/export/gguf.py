@@ -34,7 +34,10 @@ MAX_KL = {
     "q5_k_m": 0.15,
     "q4_k_m": 0.3,
 }
-"""Mean KL to the student that a format may have, nats a token: several times what was measured."""
+"""Mean KL to the student that a format may have, nats a token.
+
+Quantised: several times what SmolLM2-135M has as q8_0 (0.005) and q4_k_m (0.035).
+"""
 
 
 @exporters.register("gguf")
