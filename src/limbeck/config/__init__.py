@@ -20,6 +20,7 @@ from limbeck.config.recipe import (
     ObjectiveConfig,
     OptimConfig,
     RecordConfig,
+    RolloutConfig,
     RunConfig,
 )
 
@@ -32,6 +33,7 @@ __all__ = [
     "ObjectiveConfig",
     "OptimConfig",
     "RecordConfig",
+    "RolloutConfig",
     "RunConfig",
     "dotted",
     "dump",

@@ -25,6 +25,7 @@ from limbeck.distributed.sharding import (
     gathered,
     is_sharded,
     shard,
+    unsharded,
     whole,
 )
 from limbeck.distributed.stopping import StopSignals
@@ -52,6 +53,7 @@ __all__ = [
     "set_damaged_aside",
     "shard",
     "together",
+    "unsharded",
     "whole",
     "world",
 ]

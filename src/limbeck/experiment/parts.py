@@ -16,12 +16,10 @@ from limbeck.config.schedules import values_over
 from limbeck.data import (
     BatchSource,
     HeldOut,
-    SourceContext,
     TextData,
     held_out_config,
     load_held_out,
     load_text,
-    sources,
     uses_template,
 )
 from limbeck.data.inputs import require_inputs
@@ -35,6 +33,15 @@ from limbeck.distributed import (
     together,
 )
 from limbeck.errors import ConfigError, DataError
+from limbeck.experiment.batches import (
+    Writer,
+    batches,
+    make_rollouts,
+    prompt_notes,
+    prompts_of,
+    require_generation,
+    require_same_ends,
+)
 from limbeck.experiment.text import data_notes, epochs_note, with_steps
 from limbeck.files import publish
 from limbeck.layer_map import LayerMap
@@ -52,6 +59,7 @@ from limbeck.models import (
     trained_facts,
 )
 from limbeck.registry import type_of
+from limbeck.rollouts import Prompts, Rollouts
 from limbeck.students import InitialStudent, Origin, initialisers
 from limbeck.teachers import (
     Teacher,
@@ -82,8 +90,8 @@ class Parts:
         student: As initialised; whoever trains it takes it away (`take_student`).
         shapes: What terms must know of the two models.
         data: Training text.
-        source: The batches of each step, made from it.
         held_out: Held-out text, if the recipe names any.
+        prompts: What rollouts continue, if the recipe asks for any.
         notes: What a user should hear, though nothing is wrong.
     """
 
@@ -95,9 +103,9 @@ class Parts:
     student: InitialStudent | None
     shapes: PairShapes
     data: TextData
-    source: BatchSource
     held_out: HeldOut | None
     facts: dict[str, Any]
+    prompts: Prompts | None = None
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -132,6 +140,26 @@ class Parts:
             {"kind": "student"},
         )
 
+    def rollouts(self, distiller: Distiller, folder: Path) -> Rollouts | None:
+        """What is written during a trial; None where the recipe has no `rollout`.
+
+        Args:
+            distiller: The student in training.
+            folder: Run directory of the trial.
+        """
+        rollout = self.config.rollout
+        if self.prompts is None or rollout is None:
+            return None
+        writer = Writer(distiller.student, distiller)
+        if rollout.writer == "teacher":
+            teacher = require_local(self.teacher, "rollout.from: teacher").model
+            writer = Writer(teacher, teacher)
+        return make_rollouts(self.config, self.data, self.prompts, writer, folder)
+
+    def source(self, rollouts: Rollouts | None) -> BatchSource:
+        """The batches of each step of a trial; without rollouts, all of them are the text's."""
+        return batches(self.config, self.data, self.tokenizer, rollouts)
+
     def distiller(self, student: CausalLM, objective: ObjectiveConfig) -> Distiller:
         """A student under an objective, spread over the ranks."""
         budget = self.config.memory.head_budget_mb
@@ -159,7 +187,7 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
     with main_first(world):
         teacher = teachers.bind(config.teacher, "teacher")(world.device)
         tokenizer = teacher.tokenizer
-    teacher_limit = teacher.info.max_positions
+    require_generation(config, teacher)
     with main_first(world):
         student = initialisers.bind(config.student, "student")(origin_of(config, teacher, world))
         make_trainable(student.model, config.trainable, config.seed)
@@ -169,18 +197,19 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
         is_chat = any(map(uses_template, texts))
     teacher.require(TeacherRequest(student_tokenizer=student.tokenizer, uses_template=is_chat))
     vocabulary = prove_pair(student, teacher)
-    limit = shortest(teacher_limit, student.model.max_positions)
+    require_same_ends(config, student.model, teacher)
+    limit = shortest(teacher.info.max_positions, student.model.max_positions)
     with main_first(world):
         data = load_text(config.data, tokenizer, limit)
         held_out = load_held_out(config, tokenizer, limit)
     epochs, config = config.optim.epochs, with_steps(config, data)
-    require_known_tokens(data, vocabulary)
-    if held_out is not None:
-        require_known_tokens(held_out.data, vocabulary)
+    for text in (data, *([] if held_out is None else [held_out.data])):
+        require_known_tokens(text, vocabulary)
     shapes = shapes_of(student, teacher)
     teacher.require(request_of(config, shapes, vocabulary, data, held_out))
     if not is_shared(config):
         teacher.shard(world)
+    prompts = prompts_of(config, data)
     return Parts(
         config=config,
         world=world,
@@ -190,8 +219,8 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
         student=student,
         shapes=shapes,
         data=data,
-        source=source_of(config, data, tokenizer),
         held_out=held_out,
+        prompts=prompts,
         facts={
             "teacher": teacher.info.to_json(),
             "student": student.facts,
@@ -203,17 +232,9 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
             *vocabulary.notes,
             *data_notes(config, data, held_out),
             *([] if epochs is None else [epochs_note(epochs, config, data)]),
+            *prompt_notes(prompts),
         ],
     )
-
-
-def source_of(config: RunConfig, data: TextData, tokenizer: PreTrainedTokenizerBase) -> BatchSource:
-    """The recipe's batch source, over its text."""
-    length = config.data.sequence_length
-    context = SourceContext(
-        data, tokenizer, config.seed, config.optim.rows_per_step(length), length
-    )
-    return sources.bind(config.data.source, "data.source")(context)
 
 
 def origin_of(config: RunConfig, teacher: Teacher, world: World) -> Origin:
