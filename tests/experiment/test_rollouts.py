@@ -101,7 +101,7 @@ def test_half_of_a_step_may_be_fixed_text_and_a_resume_is_exact(tmp_path, monkey
 
 def test_a_teacher_may_write_for_a_student_that_learns_its_tokens(tmp_path):
     """Sequence-level distillation: cross-entropy on the teacher's text, no distributions."""
-    changes = {"optim": {"steps": 2}, "evaluate": {"data": None}}
+    changes = {"optim": {"steps": 2}, "evaluate": {"data": None}, "data": {"type": "auto"}}
     path = recipe(tmp_path, {"from": "teacher"}, {**ON_POLICY, "alpha": 0.0}, **changes)
     run(path)
     teacher = CausalLM(AutoModelForCausalLM.from_pretrained(tmp_path / "teacher").eval())
