@@ -53,7 +53,7 @@ def test_online_teacher_is_made_from_a_recipe(tmp_path):
     model = tiny_llama(2, 32)
     save_student(model, tiny_tokenizer(), tmp_path / "teacher")
     make = teachers.bind({"type": "online", "path": str(tmp_path / "teacher")}, "teacher")
-    teacher = make(torch.device("cpu"))
+    teacher = make(ALONE)
     assert teacher.info.name == str(tmp_path / "teacher")
     assert teacher.info.dtype == "float32"
     expected = LocalTeacher(model).signal(random_batch()).distribution.hidden

@@ -18,6 +18,7 @@ from limbeck.teachers.routed import RoutedTeacher
 from tests.experiment.house import steps_of, write_model, write_recipe, write_texts
 from tests.models.tiny import random_batch, tiny_llama, tiny_tokenizer
 from tests.tokenizers.small import small
+from tests.train.toy import ALONE
 
 
 @pytest.fixture(autouse=True)
@@ -161,7 +162,7 @@ def test_run_of_several_teachers_trains_and_evaluates(kind, tmp_path):
 def test_weights_that_are_not_one_positive_number_a_teacher_are_refused(weights):
     spec = {"type": "ensemble", "teachers": [{"type": "online", "path": "a"}] * 2}
     with pytest.raises(ConfigError, match="one positive number for each"):
-        teachers.bind({**spec, "weights": weights}, "teacher")(torch.device("cpu"))
+        teachers.bind({**spec, "weights": weights}, "teacher")(ALONE)
 
 
 def test_ensemble_of_one_equals_it():

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,13 +44,15 @@ from limbeck.models import (
     PreTrainedTokenizerBase,
     choose_dtype,
     load_model,
+    loading_notes,
     make_trainable,
+    reopened,
     save_student,
     shared_model,
     trained_facts,
 )
 from limbeck.registry import type_of
-from limbeck.students import InitialStudent, Origin, initialisers
+from limbeck.students import InitialStudent, Origin, initialisers, reads_teacher
 from limbeck.teachers import (
     Teacher,
     TeacherRequest,
@@ -104,10 +106,13 @@ class Parts:
         return is_shared(self.config)
 
     def take_student(self, saved: Path) -> CausalLM:
-        """A student as initialised: the one in memory the first time, then the one saved."""
-        if self.student is not None:
-            model, self.student = self.student.model, None
-            return model
+        """A student as initialised: from its files, or the one in memory and then the one saved."""
+        first = None if self.student is None else self.student.model
+        if first is not None and first.weight_files is not None:
+            return reopened(first, first.config, first.weight_files, STUDENT_DTYPE)
+        if first is not None:
+            self.student = None
+            return first
         if self.is_shared:
             model = shared_model(
                 require_local(self.teacher, "student.type: a shared student").model
@@ -138,7 +143,7 @@ class Parts:
             torch.manual_seed(self.config.seed)
             built = build_objective(objective, self.shapes, head_budget_mb=budget)
         distiller = Distiller(student, built)
-        distiller.to(self.world.device)
+        built.to(self.world.device)
         if not self.is_shared:  # FSDP2 would make each of the two its own copy
             compute = choose_dtype(self.config.parallel.compute_dtype, self.world.device)
             shard(distiller, student.blocks, self.world, compute_dtype=compute)
@@ -154,12 +159,15 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
     """
     require_alone_if_shared(config, world)
     together(lambda: require_inputs(config), world, main_only=True)
+    by_rows = opening_worlds(config, world)
     with main_first(world):
-        teacher = teachers.bind(config.teacher, "teacher")(world.device)
+        teacher = teachers.bind(config.teacher, "teacher")(by_rows.teacher)
         tokenizer = teacher.tokenizer
     teacher_limit = teacher.info.max_positions
     with main_first(world):
-        student = initialisers.bind(config.student, "student")(origin_of(config, teacher, world))
+        student = initialisers.bind(config.student, "student")(
+            origin_of(config, teacher, by_rows.student)
+        )
         make_trainable(student.model, config.trainable, config.seed)
     student = agreed(student, world)
     is_chat = config.data.type == "chat"
@@ -176,6 +184,7 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
     teacher.require(request_of(config, shapes, vocabulary, data, held_out))
     if not is_shared(config):
         teacher.shard(world)
+    notes = [*teacher.notes, *loading_notes("student", student.model), *by_rows.notes]
     return Parts(
         config=config,
         world=world,
@@ -194,8 +203,37 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
             "data": data.facts,
             "held_out": held_out.data.facts if held_out else None,
         },
-        notes=[*vocabulary.notes, *data_notes(data, held_out)],
+        notes=[*vocabulary.notes, *data_notes(data, held_out), *(notes if world.size > 1 else ())],
     )
+
+
+class OpeningWorlds(NamedTuple):
+    """The ranks for which teacher and student are opened: without a mesh, they are loaded whole."""
+
+    teacher: World
+    student: World
+    notes: tuple[str, ...]
+    """What is loaded whole because of the recipe, and what in the recipe avoids it."""
+
+
+def opening_worlds(config: RunConfig, world: World) -> OpeningWorlds:
+    """Whether teacher and student may stay in their files until they are sharded."""
+    whole = replace(world, mesh=None)
+    teacher = student = world
+    notes: list[str] = []
+    if config.trainable.lora is not None or config.trainable.freeze:
+        student = whole
+        notes.append("student: every rank loads all of it, because trainable changes or hashes it.")
+    kind = type_of(config.student)
+    cut = kind in ("depth", "copy") and student is whole
+    if reads_teacher(config.student) or cut:
+        teacher = whole
+        notes.append(
+            f"teacher: every rank loads all of it before it is sharded, because a {kind} student "
+            "is made from its weights. Make the student once with limbeck shrink, and name its "
+            "folder: {type: pretrained, path: ...}."
+        )
+    return OpeningWorlds(teacher, student, tuple(notes))
 
 
 def source_of(config: RunConfig, data: TextData, tokenizer: PreTrainedTokenizerBase) -> BatchSource:
@@ -213,7 +251,7 @@ def origin_of(config: RunConfig, teacher: Teacher, world: World) -> Origin:
     return Origin(
         local.model if local else None,
         teacher.tokenizer,
-        world.device,
+        world,
         STUDENT_DTYPE,
         config.seed,
         lambda: load_text(config.data, teacher.tokenizer, teacher.info.max_positions),
@@ -239,7 +277,8 @@ def agreed(student: InitialStudent, world: World) -> InitialStudent:
                 f"{others.get(name)} on rank {rank} and {shapes.get(name)} on rank {world.rank}. "
                 "Make it once with `limbeck shrink`, and name its folder."
             )
-    from_main(tensors.values())
+    if student.model.weight_files is None:  # of those in files, `fill` compares the files
+        from_main(tensors.values())
     pairs = broadcast_object(student.layer_map.pairs, world)
     return replace(student, layer_map=LayerMap(tuple((s, t) for s, t in pairs)))
 

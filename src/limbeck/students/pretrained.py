@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from limbeck.models import ModelSource, load_model, model_facts
+from limbeck.distributed import model_for
+from limbeck.models import ModelSource, model_facts
 from limbeck.students.base import InitialStudent, Origin, initialisers, spread
 from limbeck.students.provenance import read_provenance, surviving
 from limbeck.tokenizers import load_tokenizer
@@ -14,9 +15,9 @@ def pretrained(
 ) -> InitialStudent:
     """A smaller model, as published, or as `limbeck shrink` made it."""
     source = ModelSource(path, revision, trust_remote_code)
-    model = load_model(source, device=origin.device, dtype=origin.dtype)
+    model = model_for(source, origin.world, origin.dtype)
     tokenizer = load_tokenizer(path, revision=revision, trust_remote_code=trust_remote_code)
-    facts = {"origin": "pretrained", **model_facts(source, model)}
+    facts = {"origin": "pretrained", **model_facts(source, model, hashed=origin.world.is_main)}
     told = read_provenance(path)
     if told:
         facts["shrunk"] = told
