@@ -67,8 +67,7 @@ def fill(model: CausalLM, world: World) -> None:
     def read() -> None:
         for name in files.tensors:
             rows, first_row = own_rows(tensors[name].detach())
-            files.read(name, rows, first_row)
-            if bad := int((~rows.isfinite()).sum()):
+            if bad := files.read(name, rows, first_row):
                 raise DataError(
                     f"Weights must be finite numbers, but {name} of this {model.family} model "
                     f"holds {bad:,} that are not. Fetch or save the model again."

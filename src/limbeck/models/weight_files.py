@@ -46,26 +46,32 @@ class WeightFiles:
     tensors: Mapping[str, tuple[Path, str]]
     rounded_to: torch.dtype | None = None
 
-    def read(self, name: str, target: Tensor, first_row: int = 0) -> None:
+    def read(self, name: str, target: Tensor, first_row: int = 0) -> int:
         """Copy a weight's rows into a tensor, cast to the tensor's data type.
 
         Args:
             name: In the model's state dict.
             target: As many rows as it has are read; of any device and data type.
             first_row: Of the weight, where the target begins.
+
+        Returns:
+            How many of the numbers read are not finite.
         """
         path, stored = self.tensors[name]
         with safe_open(path, framework="pt") as file:
             if target.ndim == 0:
                 target.copy_(self._rounded(file.get_tensor(stored)))
-                return
+                return int((~target.isfinite()).sum())
             rows = file.get_slice(stored)
             row_bytes = max(target[:1].numel() * target.element_size(), 1)
             step = max(STEP_BYTES // row_bytes, 1)
+            bad = 0
             for start in range(0, len(target), step):
                 part = target[start : start + step]
                 first = first_row + start
                 part.copy_(self._rounded(rows[first : first + len(part)]))
+                bad += int((~part.isfinite()).sum())
+        return bad
 
     def renamed(self, names: Mapping[str, str]) -> WeightFiles:
         """The same files for a model with other names: each new name with its old one."""
