@@ -2,8 +2,8 @@
 
     PYTHONPATH=src:. python benchmarks/load_memory.py --work DIR [--ranks 2 4] [--label after]
 
-Makes a random Llama of 373 M float32 parameters (1.49 GB, four files) in DIR once; it is teacher and
-student. Each rank runs what `limbeck distill` runs before its first step: parts, teacher sharded,
+Makes a random Llama of 373 M float32 parameters (1.49 GB, four files) in DIR once; it is teacher
+and student. Each rank runs what `limbeck distill` runs before its first step: parts, teacher and
 student sharded. The parent reads every rank's /proc/PID/smaps_rollup as often as it can.
 """
 
@@ -17,6 +17,16 @@ import socket
 import time
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
+
+import torch
+from tests.experiment.house import write_texts
+from tests.models.tiny import tiny_config
+from tests.tokenizers.small import small
+from transformers import AutoModelForCausalLM
+
+import limbeck
+from limbeck.distributed import barrier, sharding, world
+from limbeck.experiment.parts import gather_parts
 
 LOADING, GATHERED = 1, 2
 DIMENSIONS = {
@@ -32,11 +42,6 @@ DIMENSIONS = {
 
 def make_model(folder: Path) -> None:
     """A random Llama with a small tokenizer, unless it is there."""
-    import torch
-    from tests.models.tiny import tiny_config
-    from tests.tokenizers.small import small
-    from transformers import AutoModelForCausalLM
-
     if (folder / "model.safetensors.index.json").exists():
         return
     torch.manual_seed(0)
@@ -51,12 +56,6 @@ def rank_main(rank: int, size: int, port: int, work: str, phase: Synchronized[in
     os.environ.update(
         MASTER_ADDR="localhost", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(size)
     )
-    import torch
-
-    import limbeck
-    from limbeck.distributed import barrier, sharding, world
-    from limbeck.experiment.parts import gather_parts
-
     torch.set_num_threads(1)
     config = limbeck.load(Path(work) / "recipe.yaml")
     root = sharding.become_root
@@ -130,8 +129,6 @@ def measure(size: int, work: Path) -> dict[str, float]:
 
 def recipe(work: Path) -> None:
     """Teacher and student are the same large model."""
-    from tests.experiment.house import write_texts
-
     write_texts(work / "train.jsonl", 40, seed=1)
     settings = {
         "teacher": {"type": "online", "path": str(work / "model"), "dtype": "float32"},
