@@ -8,6 +8,7 @@ from limbeck.models import save_student
 from limbeck.teachers import TeacherRequest, teachers
 from limbeck.teachers.local import LocalTeacher
 from tests.models.tiny import random_batch, tiny_llama, tiny_model, tiny_tokenizer
+from tests.train.toy import ALONE
 
 
 def test_signal_is_the_models_distribution_at_the_scored_positions():
