@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 import limbeck
+from limbeck.config.foreign_names import FOREIGN_NAMES
 from limbeck.data import sources
 from limbeck.errors import ConfigError
 from limbeck.evaluate.suites import suites
@@ -45,6 +46,14 @@ def test_a_wrong_recipe_is_answered_as_the_page_says(overrides, answer, tmp_path
     with pytest.raises(ConfigError) as error:
         load("recipe.yaml", shlex.split(overrides))
     assert str(error.value) == answer
+
+
+def test_the_table_of_other_tools_names_the_options_that_messages_name():
+    rows = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \| (.*) \|$", PAGE, re.MULTILINE)
+    assert len(rows) >= 12
+    for theirs, here in rows:
+        for name in re.findall(r"`(\w+)`", theirs):
+            assert f"`{FOREIGN_NAMES[name]}`" in here
 
 
 @pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda p: p.name)

@@ -154,7 +154,7 @@ def our_forms(temperature: float) -> list[tuple[str, dict]]:
     told += [
         (
             "probable enough with tail",
-            {"type": "top_k", "k": 4096, "least": least, "temperatures": further},
+            {"type": "top_k", "k": 4096, "min_prob": least, "temperatures": further},
         )
         for least in (2e-3, 1e-3, 5e-4, 2e-4, 1.25e-4, 5e-5)
     ]

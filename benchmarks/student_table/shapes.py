@@ -11,7 +11,7 @@ import torch
 
 from limbeck import __version__
 from limbeck.data import corpus_path
-from limbeck.experiment.shrink import Bench, listed, open_bench
+from limbeck.experiment.shrink import ShrinkSetup, listed, open_shrink
 from limbeck.files import publish, write_text
 from limbeck.models import ModelSource, model_facts, save_student
 from limbeck.prune import cut_config, num_parameters
@@ -33,24 +33,24 @@ def make_shapes(told: argparse.Namespace, shapes: list[str]) -> None:
     missing = [shape for shape in shapes if not shape_folder(told, shape).exists()]
     if not missing:
         return
-    bench = open_bench(
+    setup = open_shrink(
         ModelSource(told.teacher),
         kind="text",
         data=str(corpus_path("train")),
         tokens=told.calibration,
         device=torch.device("cpu"),
     )
-    bench.removals.extend(known_removals(told, bench))
+    setup.removals.extend(known_removals(told, setup))
     for shape in missing:
         print(f"making {shape} ...", flush=True)
-        spec = listed(bench, spec_of(told, bench, shape))
-        write_text(removals_file(told), json.dumps(bench.removals))
-        save(bench, spec, shape_folder(told, shape))
+        spec = listed(setup, spec_of(told, setup, shape))
+        write_text(removals_file(told), json.dumps(setup.removals))
+        save(setup, spec, shape_folder(told, shape))
 
 
-def spec_of(told: argparse.Namespace, bench: Bench, shape: str) -> dict[str, Any]:
+def spec_of(told: argparse.Namespace, setup: ShrinkSetup, shape: str) -> dict[str, Any]:
     """A shape as the `student:` of a recipe."""
-    config, common = bench.teacher.config, {"calibration_tokens": told.calibration}
+    config, common = setup.teacher.config, {"calibration_tokens": told.calibration}
     first, _, second = shape.partition(":")
     if first not in ("width", "both"):
         return {"type": "depth", "keep": int(first), "by": second or "loss", **common}
@@ -59,10 +59,10 @@ def spec_of(told: argparse.Namespace, bench: Bench, shape: str) -> dict[str, Any
     return spec | ({"layers": halfway_layers(config, target)} if first == "both" else {})
 
 
-def save(bench: Bench, spec: dict[str, Any], folder: Path) -> None:
+def save(setup: ShrinkSetup, spec: dict[str, Any], folder: Path) -> None:
     """As `limbeck shrink` saves a student, without its plots: they cost more than the student."""
-    student = bench.make(spec)
-    teacher = model_facts(bench.source, bench.teacher)
+    student = setup.make(spec)
+    teacher = model_facts(setup.source, setup.teacher)
 
     def write(place: Path) -> None:
         save_student(student.model, student.tokenizer, place)
@@ -77,12 +77,12 @@ def removals_file(told: argparse.Namespace) -> Path:
     return path
 
 
-def known_removals(told: argparse.Namespace, bench: Bench) -> list[dict[str, Any]]:
+def known_removals(told: argparse.Namespace, setup: ShrinkSetup) -> list[dict[str, Any]]:
     """Greedy removals found here before, or recorded for this very teacher and calibration."""
     if removals_file(told).exists():
         return list(json.loads(removals_file(told).read_text()))
     recorded = json.loads(KNOWN.read_text())
-    teacher = model_facts(bench.source, bench.teacher)
+    teacher = model_facts(setup.source, setup.teacher)
     same = (recorded["calibration_tokens"], recorded["weights_sha256"])
     if same != (told.calibration, teacher["weights_sha256"]):
         return []

@@ -13,10 +13,13 @@ import os
 import shutil
 import stat
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from limbeck.errors import StorageError
+from filelock import FileLock, Timeout
+
+from limbeck.errors import StorageError, TryLaterError
 
 MANIFEST = "manifest.json"
 
@@ -44,6 +47,36 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def locked(path: Path, taken: str, *, patience_s: float = 0.0) -> Iterator[None]:
+    """Hold a lock file; the system releases it when the process dies, however it dies.
+
+    Args:
+        path: Of the lock file; its folder is made if need be.
+        taken: What the error says when another process holds it.
+        patience_s: How long to wait for that process.
+
+    Raises:
+        TryLaterError: Another process holds it.
+        StorageError: The folder cannot be made or written.
+    """
+    lock = FileLock(path, timeout=patience_s)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise TryLaterError(taken) from None
+    except OSError as error:
+        raise StorageError(
+            f"{path.parent} must be a folder that can be written, and is not ({error}). Choose "
+            "another place."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def seal(directory: Path, facts: Mapping[str, Any]) -> None:

@@ -28,7 +28,7 @@ def limbeck(*arguments, cwd, check_code=0):
 
 
 @pytest.mark.parametrize(
-    "verb", ["demo", "peek", "check", "shrink", "distill", "evaluate", "report"]
+    "verb", ["demo", "peek", "check", "shrink", "distill", "evaluate", "export", "report"]
 )
 def test_every_verb_explains_itself(verb, tmp_path):
     told = limbeck(verb, "--help", cwd=tmp_path).stdout
@@ -80,11 +80,11 @@ def test_distill_evaluate_and_report_go_hand_in_hand(tmp_path):
     path = write_recipe(tmp_path)
     done = limbeck("distill", path.name, "--json", cwd=tmp_path)
     evaluation = json.loads(done.stdout)
-    assert evaluation["arms"]["distilled"]["forward_kl"]["value"] > 0
+    assert evaluation["trials"]["distilled"]["forward_kl"]["value"] > 0
     told = limbeck("evaluate", path.name, "--json", cwd=tmp_path)
     figures = json.loads(told.stdout)
-    assert figures["arms"]["distilled"]["forward_kl"] == pytest.approx(
-        evaluation["arms"]["distilled"]["forward_kl"], rel=1e-4
+    assert figures["trials"]["distilled"]["forward_kl"] == pytest.approx(
+        evaluation["trials"]["distilled"]["forward_kl"], rel=1e-4
     )
     assert "loss" in (tmp_path / "run" / "log.txt").read_text()
     (tmp_path / "run" / "report.html").unlink()

@@ -46,7 +46,7 @@ def test_a_store_is_budgeted_recorded_in_parts_joined_checked_and_mended(tmp_pat
     recording_recipe(tmp_path, TOP_K)
     told, _ = limbeck(tmp_path, "record", "recipe.yaml", "--budget", "--json")
     budget = json.loads(told)
-    assert budget["settings"][0]["form"] == {**TOP_K, "least": 0.0, "temperatures": [1.0]}
+    assert budget["settings"][0]["form"] == {**TOP_K, "min_prob": 0.0, "temperatures": [1.0]}
     assert not (tmp_path / "store").exists()
     told, progress = limbeck(tmp_path, "record", "recipe.yaml", "--no-budget")
     assert "not there yet" not in told

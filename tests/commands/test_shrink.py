@@ -24,7 +24,7 @@ def test_a_student_is_made_planned_and_told(tmp_path):
     start = house(tmp_path)
     done = limbeck(*start, "--output", "student", "--layers", "3", cwd=tmp_path)
     assert "taken out" in done.stdout
-    assert "before healing KL" in done.stdout
+    assert "before distillation KL" in done.stdout
     assert (tmp_path / "student" / "limbeck.json").is_file()
     planned = json.loads(limbeck(*start, "--keep", "0.7", "--plan", "--json", cwd=tmp_path).stdout)
     assert len(planned) == 3
@@ -32,12 +32,14 @@ def test_a_student_is_made_planned_and_told(tmp_path):
     assert "--output must be new" in again.stderr
 
 
-def test_a_vocabulary_is_trimmed_alone_and_before_layers_go(tmp_path):
+def test_a_vocabulary_is_pruned_alone_and_before_layers_go(tmp_path):
     start = house(tmp_path)
-    trim = (*start, "--vocabulary", "train.jsonl")
-    done = limbeck(*trim, "--output", "small", cwd=tmp_path)
+    prune = (*start, "--vocabulary", "train.jsonl")
+    done = limbeck(*prune, "--output", "small", cwd=tmp_path)
     assert "tokens kept" in done.stdout
-    assert "of the whole teacher's probability" in " ".join(done.stdout.lower().split())
+    assert "the original teacher gives them a probability of" in " ".join(
+        done.stdout.lower().split()
+    )
     kept = json.loads((tmp_path / "small" / "vocabulary.json").read_text())["kept"]
     assert not (tmp_path / "small" / "importance.json").exists()
     table = ("shrink", "teacher", "--vocabulary", "small/vocabulary.json", "--data", "train.jsonl")
@@ -57,7 +59,7 @@ def test_a_vocabulary_is_size_enough_but_not_for_a_plan():
 @pytest.mark.parametrize(
     ("asked", "more", "message"),
     [
-        ({}, {}, "got nothing. Give one of the three"),
+        ({}, {}, "got nothing. Use one of these"),
         ({"keep": 0.5, "layers": 3}, {}, "got --layers, --keep"),
         ({"keep": 0.5, "params": "1M"}, {}, "got --keep, --params"),
         ({"keep": 0.0}, {}, "must be above 0"),

@@ -213,9 +213,9 @@ def test_a_path_that_does_not_exist_is_a_mistake_of_the_configuration(
 
 
 def test_a_file_of_another_kind_and_an_empty_folder_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("a b c")
+    (tmp_path / "notes.doc").write_text("a b c")
     with pytest.raises(ConfigError, match=r"must end in one of \.jsonl, \.jsonl\.gz"):
-        load(tmp_path / "notes.txt")
+        load(tmp_path / "notes.doc")
     with pytest.raises(ConfigError, match=r"must hold files ending in .* and has none"):
         load(tmp_path)
 
@@ -255,7 +255,7 @@ def test_a_tokenizer_without_an_end_token_cannot_append_one(tmp_path: Path) -> N
 
 def test_chat_needs_a_template(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", [{"messages": [USER, ANSWER]}])
-    with pytest.raises(ConfigError, match="chat needs a tokenizer with a chat template"):
+    with pytest.raises(ConfigError, match="needs a tokenizer with a chat template"):
         load(path, kind="chat")
 
 

@@ -33,8 +33,8 @@ CHAT = {
 }
 
 
-def test_the_three_types_are_registered() -> None:
-    assert readers.names() == ["chat", "completion", "text"]
+def test_the_five_types_are_registered() -> None:
+    assert readers.names() == ["alpaca", "chat", "completion", "sharegpt", "text"]
     assert all(readers.describe(name) for name in readers.names())
 
 
@@ -280,22 +280,12 @@ def test_a_template_that_drops_earlier_reasoning_scores_what_it_renders(
     )
 
 
-def test_a_tool_call_may_have_null_content(tmp_path: Path) -> None:
-    call = {"type": "function", "function": {"name": "boil", "arguments": {}}}
-    messages = [CHAT["messages"][1], {"role": "assistant", "content": None, "tool_calls": [call]}]
-    path = write(tmp_path / "r.jsonl", [{"messages": messages}])
-    template = CHATML.replace("m.content", "m.content.strip()")
-    template = template.replace("message.content", "message.content.strip()")
-    assert load(path, small(template=template), kind="chat", sequence_length=256).num_rows == 1
-
-
 @pytest.mark.parametrize(
     ("kind", "row", "advice"),
     [
         ("text", CHAT, "data.type: chat"),
-        ("chat", {"conversations": [{"from": "human", "value": "x"}]}, "jq -c"),
-        ("chat", {"messages": [{"from": "human", "value": "x"}]}, "jq -c"),
-        ("text", {"instruction": "x", "input": "", "output": "y"}, "prompt: instruction"),
+        ("chat", {"conversations": [{"from": "human", "value": "x"}]}, "data.type: sharegpt"),
+        ("text", {"instruction": "x", "input": "", "output": "y"}, "data.type: alpaca"),
         ("text", {"prompt": "x", "completion": "y"}, "data.type: completion"),
         ("chat", {"text": "x"}, "data.type: text"),
     ],

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from limbeck.batch import Batch
-from limbeck.evaluate.examples import beginnings, continuations, disagreements
+from limbeck.evaluate.examples import continuations, disagreements, prompts
 from limbeck.evaluate.measure import measure
 from limbeck.evaluate.speed import speed, speeds
 from limbeck.evaluate.text import left_context, token_text
@@ -69,9 +69,7 @@ def long_rows() -> Rows:
 def test_beginnings_are_the_first_tokens_or_the_whole_question_and_rejoin_to_the_text() -> None:
     data = long_rows()
     cuts = []
-    for (prompt, truth), row in zip(
-        beginnings(Words("W"), data, range(4), 4), range(4), strict=True
-    ):
+    for (prompt, truth), row in zip(prompts(Words("W"), data, range(4), 4), range(4), strict=True):
         w = data.whole
         assert [*prompt, *truth] == [*w.input_ids[row].tolist(), int(w.target_ids[row, -1])]
         cuts.append(len(prompt))
@@ -83,17 +81,17 @@ def test_windows_from_the_middle_of_a_text_begin_at_its_first_new_line() -> None
     line = int(data.whole.input_ids[0, 9])
     first = data.whole.input_ids[0].tolist().index(line)
     words.words[line] = "\n"
-    prompt, truth = beginnings(words, data, [0], 1)[0]
+    prompt, truth = prompts(words, data, [0], 1)[0]
     assert [*prompt, *truth] == [
         *data.whole.input_ids[0, first + 1 :].tolist(),
         int(data.whole.target_ids[0, -1]),
     ]
-    question, _ = beginnings(words, data, [3], 1)[0]
+    question, _ = prompts(words, data, [3], 1)[0]
     assert question == data.whole.input_ids[3, :41].tolist()
 
 
 def test_short_texts_make_no_beginnings() -> None:
-    assert beginnings(Words(), packed_rows(), range(6), 3) == []
+    assert prompts(Words(), packed_rows(), range(6), 3) == []
 
 
 def test_continuations_are_what_each_model_writes_after_the_same_prompt() -> None:

@@ -35,7 +35,7 @@ def gradients(data, micro_batch, head_budget_mb):
     rows = list(range(data.num_rows))
     parts = [rows[i : i + micro_batch] for i in range(0, len(rows), micro_batch)]
     batches = [data.batch(part) for part in parts]
-    step_tokens, _ = count_step(batches, [0] * len(SIGNALS), ALONE)
+    step_tokens, *_ = count_step(batches, [0] * len(SIGNALS), ALONE)
     told = accumulate(distiller, teacher, batches, step_tokens, ALONE)
     return told.sums, {name: p.grad for name, p in distiller.named_parameters()}
 

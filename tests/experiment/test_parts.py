@@ -1,6 +1,7 @@
 """The parts of a run: what is drawn at random, and in which numbers a teacher computes."""
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,7 @@ import limbeck
 from limbeck.batch import Batch
 from limbeck.config import ObjectiveConfig
 from limbeck.distributed import World, full_weights, world
+from limbeck.errors import ConfigError
 from limbeck.experiment.parts import gather_parts
 from limbeck.models import facts
 from limbeck.models.facts import files_hash
@@ -129,3 +131,39 @@ def hashed_by_rank_0(world, path, student, noted):
 )
 def test_rank_0_hashes_for_all_and_a_whole_load_is_noted(student, noted, tmp_path):
     on_ranks(2, hashed_by_rank_0, write_recipe(tmp_path), student, noted)
+
+
+def test_a_detected_type_and_skipped_rows_are_told(tmp_path):
+    path = write_recipe(tmp_path)
+    with (tmp_path / "train.jsonl").open("a") as file:
+        file.write('{"text": ""}\n')
+    options = ["data.type=auto", "data.bad_rows=skip"]
+    parts = gather_parts(limbeck.load(path, options), one_process())
+    train, held = tmp_path / "train.jsonl", tmp_path / "held.jsonl"
+    assert parts.notes == [
+        f"{train} is read as plain text.",
+        f"{held} is read as plain text.",
+        f"1 rows of {train} cannot be read and are left out, 40 are used; the first: "
+        "train.jsonl:41: column 'text' must hold text, got ''.",
+    ]
+    assert parts.facts["data"]["bad_rows"]["skipped"] == 1
+
+
+def test_epochs_become_the_steps_that_read_every_row(tmp_path):
+    path = write_recipe(tmp_path)
+    options = ["optim.steps=null", "optim.warmup_steps=0.1"]
+    none = ["optim.steps=null", "optim.warmup_steps=0"]
+    parts = {}
+    for epochs in (0.01, 1, 2.5):
+        config = limbeck.load(path, [*(options if epochs > 1 else none), f"optim.epochs={epochs}"])
+        parts[epochs] = gather_parts(config, one_process())
+    rows = parts[1].data.num_rows
+    steps = {epochs: each.config.optim.num_steps for epochs, each in parts.items()}
+    assert steps == {0.01: 1, 1: math.ceil(rows / 4), 2.5: math.ceil(2.5 * rows / 4)}
+    assert parts[2.5].config.optim.epochs is None
+    assert parts[2.5].config.optim.num_warmup_steps == math.ceil(0.1 * steps[2.5])
+    assert parts[2.5].notes == [
+        f"optim.epochs: 2.5 passes over {rows} rows, 4 a step, are {steps[2.5]} steps."
+    ]
+    with pytest.raises(ConfigError, match=r"must be less than optim\.steps = 1, got 1"):
+        gather_parts(limbeck.load(path, [*options, "optim.epochs=.01"]), one_process())

@@ -93,15 +93,30 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on_later(tmp_path, sent, cod
     assert weights(stopped) == weights(untouched)
 
 
-def test_a_run_whose_reader_leaves_saves_and_stops(tmp_path):
-    """`limbeck distill ... 2>&1 | head -1` closes the pipe while the run goes on writing."""
-    stopped = whole(tmp_path, "stopped")
-    process = start(stopped)
-    wait_for_step(process, stopped, 1)
+def leave_the_pipe(folder, **settings):
+    """`limbeck distill ... 2>&1 | head -1`: close the pipe while the run goes on; its exit code."""
+    folder.mkdir()
+    write_recipe(folder, **settings)
+    process = start(folder)
+    wait_for_step(process, folder, 1)
     process.stdout.close()
-    assert process.wait(timeout=60) == 143
-    assert list((stopped / "run" / "checkpoints").glob("step-*"))
-    assert "resumed at" in finish(start(stopped, "--resume"))
+    return process.wait(timeout=PATIENCE_S)
+
+
+def test_a_run_whose_reader_leaves_saves_and_stops(tmp_path):
+    """More steps than fit between two lines of progress: the run itself meets the closed pipe."""
+    folder = tmp_path / "stopped"
+    assert leave_the_pipe(folder, optim={"steps": 100_000}, evaluate={"every": 100_000}) == 143
+    assert list((folder / "run" / "checkpoints").glob("step-*"))
+    assert not (folder / "run" / "student").exists()
+
+
+def test_a_run_whose_reader_leaves_before_its_last_words_is_whole_or_saved(tmp_path):
+    """So few steps that the pipe is found closed at the end."""
+    folder = tmp_path / "finished"
+    assert leave_the_pipe(folder, optim={"steps": 3}) == 143
+    finish(start(folder, "--resume"))
+    assert (folder / "run" / "student" / "model.safetensors").is_file()
 
 
 def test_two_ranks_take_the_steps_of_one_process(tmp_path):

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 import limbeck
+from limbeck.config import read
 from limbeck.errors import ConfigError, DataError
 from limbeck.files import manifest
 from tests.experiment.house import steps_of, write_model, write_recipe, write_texts
@@ -43,10 +44,10 @@ def run(path, *overrides, **options):
 
 def test_a_recipe_becomes_a_student_a_table_and_a_report(tmp_path):
     outcome = run(write_recipe(tmp_path), "evaluate.baseline=cross_entropy")
-    arms = outcome.evaluation["arms"]
-    assert arms.keys() == {"initial", "distilled", "cross_entropy", "teacher"}
-    assert arms["distilled"]["forward_kl"]["value"] < arms["initial"]["forward_kl"]["value"]
-    assert arms["teacher"]["forward_kl"]["value"] == 0
+    trials = outcome.evaluation["trials"]
+    assert trials.keys() == {"initial", "distilled", "cross_entropy", "teacher"}
+    assert trials["distilled"]["forward_kl"]["value"] < trials["initial"]["forward_kl"]["value"]
+    assert trials["teacher"]["forward_kl"]["value"] == 0
     assert outcome.evaluation["difference"]["forward_kl"].keys() == {"value", "low", "high"}
     assert outcome.evaluation == json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert outcome.report is not None
@@ -68,7 +69,7 @@ def test_a_recipe_becomes_a_student_a_table_and_a_report(tmp_path):
     assert done.stdout.split() == ["2", "4"]
 
 
-def test_both_arms_read_the_same_tokens_in_the_same_order(tmp_path):
+def test_both_trials_read_the_same_tokens_in_the_same_order(tmp_path):
     run(write_recipe(tmp_path), "evaluate.baseline=cross_entropy", "objective.alpha=0.0")
     main = steps_of(tmp_path / "run")
     anchor = steps_of(tmp_path / "run" / "stages" / "cross_entropy")
@@ -110,7 +111,7 @@ def test_the_baseline_is_chosen_by_what_it_minimises_and_reported_by_kl_too(tmp_
         "distilled": "forward_kl",
         "cross_entropy": "cross_entropy",
     }
-    own, by_kl = (evaluation["arms"][k] for k in ("cross_entropy", "cross_entropy_by_kl"))
+    own, by_kl = (evaluation["trials"][k] for k in ("cross_entropy", "cross_entropy_by_kl"))
     assert own["cross_entropy"]["value"] < by_kl["cross_entropy"]["value"]
     assert own["forward_kl"]["value"] > by_kl["forward_kl"]["value"]
 
@@ -118,6 +119,21 @@ def test_the_baseline_is_chosen_by_what_it_minimises_and_reported_by_kl_too(tmp_
 def test_the_best_student_of_a_grid_is_published_whole(tmp_path):
     outcome = run(write_recipe(tmp_path), "optim.learning_rate=[1e-6, 3e-3]")
     assert manifest(outcome.student) is not None
+
+
+def test_a_run_of_epochs_is_the_run_of_their_steps_and_resumes(tmp_path):
+    path = write_recipe(tmp_path)
+    options = ("optim.steps=null", "optim.epochs=0.5", "evaluate.data=null")
+    student = run(path, *options).student
+    body = (student / "model.safetensors").read_bytes()
+    steps = len(steps_of(tmp_path / "run"))
+    saved = read(tmp_path / "run" / "recipe.yaml").optim
+    assert (saved.steps, saved.epochs) == (steps, None)
+    shutil.rmtree(student)
+    assert (run(path, *options, resume=True).student / "model.safetensors").read_bytes() == body
+    other = f"output={tmp_path / 'other'}"
+    again = run(path, f"optim.steps={steps}", "evaluate.data=null", other)
+    assert (again.student / "model.safetensors").read_bytes() == body
 
 
 def test_resuming_a_finished_run_makes_a_missing_student_again(tmp_path):
@@ -182,8 +198,8 @@ def evaluate_again(tmp_path, allowed):
     first = run(path).evaluation
     with limbeck.assemble(limbeck.load(path)) as whole:
         again = whole.evaluate()
-    assert again["arms"]["distilled"]["forward_kl"] == pytest.approx(
-        first["arms"]["distilled"]["forward_kl"], rel=allowed
+    assert again["trials"]["distilled"]["forward_kl"] == pytest.approx(
+        first["trials"]["distilled"]["forward_kl"], rel=allowed
     )
 
 
@@ -216,8 +232,8 @@ def test_padded_vocabularies_give_the_losses_of_unpadded_ones(tmp_path, student_
     (plain_losses, plain_eval), (padded_losses, padded_eval) = found
     assert padded_losses == pytest.approx(plain_losses, rel=1e-4)
     kl = "distilled"
-    assert padded_eval["arms"][kl]["forward_kl"]["value"] == pytest.approx(
-        plain_eval["arms"][kl]["forward_kl"]["value"], rel=1e-3
+    assert padded_eval["trials"][kl]["forward_kl"]["value"] == pytest.approx(
+        plain_eval["trials"][kl]["forward_kl"]["value"], rel=1e-3
     )
     assert padded_eval["padded_mass"]["initial"] > 0
     assert plain_eval["padded_mass"]["initial"] == 0
@@ -250,7 +266,7 @@ def test_files_that_are_no_run_are_never_mixed_with_one(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").write_text("ten years of work")
     for options in ({}, {"overwrite": True}, {"resume": True}):
-        with pytest.raises(ConfigError, match="no run of limbeck's"):
+        with pytest.raises(ConfigError, match="holds files that are not a run's"):
             run(path, **options)
     assert (tmp_path / "run" / "thesis.tex").read_text() == "ten years of work"
 
@@ -267,7 +283,7 @@ def test_resuming_a_finished_run_trains_nothing_and_says_the_same(tmp_path):
     path = write_recipe(tmp_path)
     first = run(path)
     again = run(path, resume=True)
-    assert again.evaluation["arms"] == first.evaluation["arms"]
+    assert again.evaluation["trials"] == first.evaluation["trials"]
     assert len(steps_of(tmp_path / "run")) == 6
 
 
@@ -285,7 +301,7 @@ def test_without_held_out_text_there_is_a_student_and_no_claim(tmp_path):
     path.write_text(json.dumps(recipe))
     outcome = run(path)
     assert outcome.student.exists()
-    assert outcome.evaluation["arms"] == {}
+    assert outcome.evaluation["trials"] == {}
     assert outcome.report is not None
     assert "what it kept is not known" in outcome.report.read_text()
 
@@ -312,7 +328,7 @@ def test_overwriting_leaves_nothing_of_the_run_before(tmp_path):
 def test_a_student_that_began_as_its_teacher_still_gets_its_figures(tmp_path):
     path = write_recipe(tmp_path, student={"layers": [0, 1, 2, 3]})
     outcome = run(path, "optim.steps=2")
-    assert outcome.evaluation["arms"]["initial"]["forward_kl"]["value"] == pytest.approx(
+    assert outcome.evaluation["trials"]["initial"]["forward_kl"]["value"] == pytest.approx(
         0, abs=1e-6
     )
     assert "gap_recovered_percent" not in outcome.evaluation

@@ -30,7 +30,7 @@ def run(path, *overrides, **options):
 
 
 def test_a_run_in_one_copy_of_the_weights_never_changes_its_teacher(tmp_path, monkeypatch):
-    """And its second arm, which begins anew, shares them as well."""
+    """And its second trial, which begins anew, shares them as well."""
     from limbeck.train import train
 
     config = limbeck.load(write_recipe(tmp_path), [*SHARED, "evaluate.baseline=cross_entropy"])
@@ -91,9 +91,11 @@ def test_several_ranks_cannot_share(tmp_path):
 
 def test_a_copy_begins_as_its_teacher(tmp_path):
     outcome = run(write_recipe(tmp_path), "student={type: copy}", "objective.alpha=0")
-    arms = outcome.evaluation["arms"]
-    assert arms["initial"]["forward_kl"]["value"] == pytest.approx(0, abs=1e-6)
-    assert arms["distilled"]["cross_entropy"]["value"] < arms["teacher"]["cross_entropy"]["value"]
+    trials = outcome.evaluation["trials"]
+    assert trials["initial"]["forward_kl"]["value"] == pytest.approx(0, abs=1e-6)
+    assert (
+        trials["distilled"]["cross_entropy"]["value"] < trials["teacher"]["cross_entropy"]["value"]
+    )
 
 
 def alone_on_a_mesh(path):

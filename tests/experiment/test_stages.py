@@ -73,7 +73,7 @@ def test_each_stage_learns_from_the_student_before_it(tmp_path):
     assert teachers[2]["layers"] == 3
     assert len({each["weights_sha256"] for each in teachers}) == 3
     assert [len(steps_of(folder_of(path, name))) for name in found] == [6, 6, 4]
-    corrected = found["correction"].evaluation["arms"]
+    corrected = found["correction"].evaluation["trials"]
     assert (
         corrected["distilled"]["cross_entropy"]["value"]
         < corrected["teacher"]["cross_entropy"]["value"]
@@ -186,14 +186,14 @@ def test_a_run_without_stages_is_not_mixed_with_one(tmp_path):
         ([{"optim": {}}], r"stages\[0\]: must be a mapping with a name"),
         ([{"name": "a/b"}], r"stages\[0\]\.name: must be letters, digits.*got 'a/b'"),
         ([{"name": "a"}, {"name": "a"}], r"stages\[1\]\.name: must be no other stage's"),
-        ([{"name": "a", "output": "x"}], r"stages\[0\]\.output: is said once, of the whole"),
+        ([{"name": "a", "output": "x"}], r"stages\[0\]\.output: is an option of the whole"),
         (
             [{"name": "a", "teacher": {"path": "stage:a"}}],
             r"stages\[0\]\.teacher\.path: must refer to an earlier stage, got 'stage:a'\. It is",
         ),
         (
             [{"name": "a"}, {"name": "b", "student": {"path": "stage:c"}}],
-            r"stages\[1\]\.student\.path: must refer.*Those before: a\.",
+            r"stages\[1\]\.student\.path: must refer.*Earlier stages: a\.",
         ),
         (
             [{"name": "a"}, {"name": "b", "optim": {"stepz": 1}}],

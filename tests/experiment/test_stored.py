@@ -12,7 +12,7 @@ import torch
 import limbeck
 from limbeck.errors import ConfigError, DataError
 from limbeck.experiment import load
-from limbeck.experiment.shrink import open_bench, save_shrunk, shrink
+from limbeck.experiment.shrink import open_shrink, save_shrunk, shrink
 from limbeck.models import ModelSource
 from limbeck.store import Store
 from tests.experiment.house import steps_of, write_model, write_texts
@@ -44,15 +44,15 @@ def test_a_run_from_exact_hidden_states_is_the_online_run(tmp_path):
     ]
     mine, theirs = (o.student / "model.safetensors" for o in (stored, online))
     assert mine.read_bytes() == theirs.read_bytes()
-    for arm, figures in online.evaluation["arms"].items():
+    for trial, figures in online.evaluation["trials"].items():
         for name, figure in figures.items():
-            assert stored.evaluation["arms"][arm][name] == pytest.approx(figure, rel=1e-3)
+            assert stored.evaluation["trials"][trial][name] == pytest.approx(figure, rel=1e-3)
     provenance = json.loads((tmp_path / "run" / "provenance.json").read_text())
     assert provenance["teacher"]["recorded"]["form"] == HIDDEN | {"precision": "exact"}
     assert provenance["teacher"]["weights_sha256"]
     assert stored.report.exists()
     with limbeck.assemble(load(path, overrides)) as whole:
-        assert whole.evaluate(stored.student)["arms"]["distilled"]["forward_kl"]["value"] > 0
+        assert whole.evaluate(stored.student)["trials"]["distilled"]["forward_kl"]["value"] > 0
 
 
 @pytest.mark.parametrize(
@@ -67,11 +67,11 @@ def test_a_run_from_a_part_of_the_distribution_measures_what_that_part_holds(
     temperature = f"objective.temperature={form.get('temperature', 2.0)}"
     baseline = "evaluate.baseline=cross_entropy"
     outcome = run(path, [*from_store(tmp_path), temperature, baseline])
-    arms = outcome.evaluation["arms"]
-    assert arms.keys() == {"initial", "distilled", "cross_entropy"}
-    assert arms["distilled"]["forward_kl"]["value"] < arms["initial"]["forward_kl"]["value"]
+    trials = outcome.evaluation["trials"]
+    assert trials.keys() == {"initial", "distilled", "cross_entropy"}
+    assert trials["distilled"]["forward_kl"]["value"] < trials["initial"]["forward_kl"]["value"]
     possible = {"forward_kl", "reverse_kl", "total_variation", "top1_agreement"}
-    assert arms["distilled"].keys() & possible == metrics
+    assert trials["distilled"].keys() & possible == metrics
     assert "<html" in outcome.report.read_text()
 
 
@@ -107,7 +107,7 @@ def test_a_temperature_of_any_step_that_was_not_recorded_is_refused_before_the_f
 def test_a_shrunk_student_is_held_to_the_recorded_layers_that_it_kept(tmp_path):
     """As beside the teacher's model: the same map, the same losses, the same student."""
     path = recorded(tmp_path, HIDDEN, (0, 1, 3), data={"pack": False}, memory={"micro_batch": 1})
-    bench = open_bench(
+    setup = open_shrink(
         ModelSource(str(tmp_path / "teacher")),
         kind="text",
         data=str(tmp_path / "train.jsonl"),
@@ -115,7 +115,7 @@ def test_a_shrunk_student_is_held_to_the_recorded_layers_that_it_kept(tmp_path):
         device=torch.device("cpu"),
     )
     spec = {"type": "depth", "layers": (0, 1, 3)}
-    save_shrunk(bench, shrink(bench, spec), tmp_path / "shrunk")
+    save_shrunk(setup, shrink(setup, spec), tmp_path / "shrunk")
     options = [
         f"student={{type: pretrained, path: {tmp_path / 'shrunk'}}}",
         "objective.extra=[{type: hidden_state, weight: 0.5, layer_map: surviving}]",
@@ -213,7 +213,7 @@ def test_a_store_without_its_tokenizer_or_a_shard_is_refused(tmp_path):
 def test_check_and_a_student_cut_from_no_teacher_say_what_to_do(tmp_path):
     path = recorded(tmp_path, TOP_K)
     store = from_store(tmp_path)[0]
-    refused(path, [store], ConfigError, "there is only a record of it. Give path:")
+    refused(path, [store], ConfigError, "a recorded teacher has none here")
     from limbeck.commands.check import check
 
     with pytest.raises(ConfigError, match="check needs the weights of the teacher's model"):

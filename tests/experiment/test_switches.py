@@ -32,7 +32,7 @@ def evaluation(folder, overrides):
     folder.mkdir()
     path = write_recipe(folder, evaluate={"baseline": "cross_entropy"})
     assert live(trained, path, overrides, folder / "result.json") == 0
-    return json.loads((folder / "result.json").read_text())["arms"]
+    return json.loads((folder / "result.json").read_text())["trials"]
 
 
 def test_a_run_on_a_mesh_of_one_has_the_figures_of_a_plain_run(tmp_path):
@@ -67,7 +67,7 @@ AGAIN = {
         form=test_stored.TOP_K,
         metrics={"forward_kl", "reverse_kl", "total_variation"},
     ),
-    "adapters": test_trainable.test_both_arms_begin_with_the_same_adapters,
+    "adapters": test_trainable.test_both_trials_begin_with_the_same_adapters,
 }
 RESUMES = {
     "all weights": "trainable={freeze: []}",

@@ -31,14 +31,14 @@ def run(path, *overrides, **options):
 @pytest.mark.parametrize("lora", [LORA, DORA])
 def test_a_recipe_with_adapters_leaves_an_ordinary_student(lora, tmp_path):
     outcome = run(write_recipe(tmp_path), lora)
-    arms = outcome.evaluation["arms"]
-    assert arms["distilled"]["forward_kl"]["value"] < arms["initial"]["forward_kl"]["value"]
+    trials = outcome.evaluation["trials"]
+    assert trials["distilled"]["forward_kl"]["value"] < trials["initial"]["forward_kl"]["value"]
     names = load_file(outcome.student / "model.safetensors").keys()
     teacher = load_file(tmp_path / "teacher" / "model.safetensors").keys()
     assert names == {n for n in teacher if "layers.2." not in n and "layers.3." not in n}
     with limbeck.assemble(limbeck.load(tmp_path / "recipe.yaml", [lora])) as whole:
-        again = whole.evaluate()["arms"]["distilled"]["forward_kl"]["value"]
-    assert again == pytest.approx(arms["distilled"]["forward_kl"]["value"], rel=1e-5)
+        again = whole.evaluate()["trials"]["distilled"]["forward_kl"]["value"]
+    assert again == pytest.approx(trials["distilled"]["forward_kl"]["value"], rel=1e-5)
 
 
 def test_the_run_says_how_much_is_trained(tmp_path):
@@ -108,7 +108,7 @@ def test_a_run_does_not_go_on_from_other_frozen_weights(tmp_path, monkeypatch):
         run(recipe, LORA, resume=True)
 
 
-def test_both_arms_begin_with_the_same_adapters(tmp_path):
+def test_both_trials_begin_with_the_same_adapters(tmp_path):
     run(write_recipe(tmp_path), DORA, "evaluate.baseline=cross_entropy", "objective.alpha=0.0")
     main = steps_of(tmp_path / "run")
     anchor = steps_of(tmp_path / "run" / "stages" / "cross_entropy")

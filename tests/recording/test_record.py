@@ -195,9 +195,9 @@ def test_the_budget_tells_exact_forms_from_approximate_ones(tmp_path):
 
 def test_what_a_recipe_must_say_of_a_recording(tmp_path):
     path = recording_recipe(tmp_path, TOP_K)
-    with pytest.raises(ConfigError, match="record: the recipe must say where"):
+    with pytest.raises(ConfigError, match="record: the recipe must have this section"):
         Recording(load(path, ["record=null"]))
-    with pytest.raises(ConfigError, match="a recording needs a teacher that can read"):
+    with pytest.raises(ConfigError, match="a recording needs a model"):
         Recording(load(path, ["teacher={type: stored, path: x}"]))
     with pytest.raises(ConfigError, match=r"layers of the teacher, 0 to 3, got \[4\]"):
         Recording(load(path, ["record.layers=[4]"]))

@@ -27,7 +27,7 @@ def figure(value: float, spread: float) -> dict[str, float]:
     return {"value": value, "low": value - spread, "high": value + spread}
 
 
-def arm(kl: float, agreement: float, cross_entropy: float, sure: float) -> dict[str, Any]:
+def trial(kl: float, agreement: float, cross_entropy: float, sure: float) -> dict[str, Any]:
     """Figures of one student."""
     return {
         "forward_kl": figure(kl, 0.03 * kl + 0.004),
@@ -60,13 +60,13 @@ def size(parameters: int, layers: int, speed: float) -> dict[str, Any]:
 def evaluation() -> dict[str, Any]:
     """A whole evaluation.json."""
     told = ("cross_entropy", "perplexity", "bits_per_byte", "ece", "over_confidence")
-    teacher = {metric: arm(0.0, 1.0, 2.011, 0.008)[metric] for metric in told}
+    teacher = {metric: trial(0.0, 1.0, 2.011, 0.008)[metric] for metric in told}
     return {
         "metrics": ["forward_kl", "top1_agreement"],
-        "arms": {
-            "initial": arm(2.731, 0.352, 4.702, 0.109),
-            "cross_entropy": arm(0.911, 0.602, 2.604, 0.071),
-            "distilled": arm(0.774, 0.641, 2.571, 0.018),
+        "trials": {
+            "initial": trial(2.731, 0.352, 4.702, 0.109),
+            "cross_entropy": trial(0.911, 0.602, 2.604, 0.071),
+            "distilled": trial(0.774, 0.641, 2.571, 0.018),
             "teacher": teacher,
         },
         "gap_recovered_percent": {

@@ -132,7 +132,7 @@ def test_names_samples_and_recipe_are_escaped_wherever_they_stand(run: Path) -> 
         rewrite(run / name, poison)
     rewrite(run / "provenance.json", lambda tree: tree.update({HOSTILE: {HOSTILE: HOSTILE}}))
     rewrite(run / "provenance.json", lambda tree: tree["timing"].update({HOSTILE: 3.0}))
-    rewrite(run / "evaluation.json", lambda tree: tree["arms"].update({HOSTILE: {}}))
+    rewrite(run / "evaluation.json", lambda tree: tree["trials"].update({HOSTILE: {}}))
     (run / "recipe.yaml").write_text(f'teacher: {{path: "{HOSTILE}"}}\n</pre>{HOSTILE}')
     page = read(run)
     assert_fetches_and_runs_nothing(page)
@@ -212,8 +212,8 @@ def test_a_missing_file_is_named(name: str, run: Path) -> None:
     [
         ("provenance.json", "{"),
         ("provenance.json", "[]"),
-        ("evaluation.json", '{"arms": []}'),
-        ("evaluation.json", '{"arms": {"distilled": {"forward_kl": {"value": "far"}}}}'),
+        ("evaluation.json", '{"trials": []}'),
+        ("evaluation.json", '{"trials": {"distilled": {"forward_kl": {"value": "far"}}}}'),
         ("evaluation.json", "[" * 100_000),
         ("evaluation.json", '{"disagreements": [{"context": "a"}]}'),
         ("metrics.jsonl", '{"kind": "step"}\n{"kind": \n{"kind": "step"}\n'),
@@ -239,7 +239,7 @@ def test_a_last_line_cut_off_while_being_written_is_left_out(run: Path) -> None:
 
 def test_figures_that_are_not_finite_do_not_stop_the_page(run: Path) -> None:
     def change(tree: Any) -> None:
-        tree["arms"]["initial"]["perplexity"] = {"value": float("inf"), "low": 1.0, "high": None}
+        tree["trials"]["initial"]["perplexity"] = {"value": float("inf"), "low": 1.0, "high": None}
         tree["gap_recovered_percent"]["distilled"]["value"] = float("nan")
         tree["models"]["student"]["tokens_per_second"] = 0.0
 

@@ -56,7 +56,7 @@ def test_top_k_ids_are_exact_and_log_probabilities_within_their_bound(vocabulary
 @pytest.mark.parametrize("vocabulary", VOCABULARIES)
 @pytest.mark.parametrize("least", [1e-9, 0.01, 0.9])
 def test_tokens_that_are_probable_enough_come_back(vocabulary, least):
-    spec = {"type": "top_k", "k": 30, "least": least, "temperatures": [1.0, 2.0]}
+    spec = {"type": "top_k", "k": 30, "min_prob": least, "temperatures": [1.0, 2.0]}
     read, back = there_and_back(spec, logits_over(vocabulary))
     assert isinstance(back, UnevenTopK)
     assert torch.equal(kept_ids(read, vocabulary), kept_ids(back, vocabulary))
@@ -84,7 +84,7 @@ def kept_ids(signal, vocabulary):
     return torch.zeros(len(signal.ids), vocabulary).bool().scatter(-1, signal.ids, True)
 
 
-@pytest.mark.parametrize("spec", [{"k": 32}, {"k": 256}, {"k": 1000, "least": 0.0005}])
+@pytest.mark.parametrize("spec", [{"k": 32}, {"k": 256}, {"k": 1000, "min_prob": 0.0005}])
 @pytest.mark.parametrize("apart", [0.0, 0.05, 1.0])
 @pytest.mark.parametrize("scale", [1.0, 3.0, 6.0])
 def test_stored_top_k_bounds_the_dense_divergence_up_to_its_rounding(spec, apart, scale):
@@ -146,7 +146,7 @@ def test_large_probabilities_are_finer_where_small_ones_are_kept():
     logits = logits_over(2000)
     errors = {}
     for least in (1e-4, 0.0):
-        read, back = there_and_back({"type": "top_k", "k": 200, "least": least}, logits)
+        read, back = there_and_back({"type": "top_k", "k": 200, "min_prob": least}, logits)
         ids = read.ids[:, :1]
         assert torch.equal(read.ids[:, 0], logits.argmax(-1))
         stored = torch.where(back.ids == ids, back.logprobs, -math.inf).amax(-1)
@@ -253,7 +253,7 @@ def test_any_bytes_are_decoded_or_refused(told, num_scored):
     """A crafted record may carry a right checksum; its bytes must still do no harm."""
     ranks = TokenRanks(np.empty(0, np.int32), 300)
     specs = [{"type": "top_k", "k": 3}, {"type": "samples", "num_draws": 5}]
-    specs.append({"type": "top_k", "k": 3, "least": 0.1})
+    specs.append({"type": "top_k", "k": 3, "min_prob": 0.1})
     for spec in [*specs, {"type": "top_k_samples", "k": 3}]:
         with pytest.raises(DataError):
             forms.bind(spec, "form")(300).decode(memoryview(b"\1" + told), num_scored, ranks)

@@ -11,7 +11,7 @@ from tests.store.small import header, sample, teacher_at, write
 
 FORMS = [
     {"type": "top_k", "k": 8, "temperatures": [1.0, 2.0]},
-    {"type": "top_k", "k": 20, "least": 0.02},
+    {"type": "top_k", "k": 20, "min_prob": 0.02},
     {"type": "samples", "num_draws": 20},
     {"type": "top_k_samples", "k": 4, "num_draws": 9},
     {"type": "hidden"},

@@ -25,5 +25,5 @@ def test_it_is_the_teacher_and_answers_layer_for_layer(kind):
 
 @pytest.mark.parametrize("kind", ["copy", "shared"])
 def test_a_recorded_teacher_has_no_weights_to_begin_with(kind):
-    with pytest.raises(ConfigError, match=r"student\.type: .*there is only a record of it"):
+    with pytest.raises(ConfigError, match=r"student\.type: .*a recorded teacher has none here"):
         initialisers.bind(kind, "student")(Origin(None, tiny_tokenizer(), ALONE))

@@ -169,7 +169,7 @@ def test_bad_options_are_found_before_anything_loads():
 
 
 def test_recorded_teacher_cannot_be_cut():
-    with pytest.raises(ConfigError, match=r"only a record of it\. Give path"):
+    with pytest.raises(ConfigError, match=r"recorded teacher has none here\. Set student\.path"):
         cut(None, keep=1)
 
 

@@ -16,6 +16,7 @@ from limbeck.teachers import DISTRIBUTION, LocalTeacher, TeacherRequest, TextWin
 from limbeck.teachers.ensemble import Ensemble
 from limbeck.teachers.routed import RoutedTeacher
 from tests.experiment.house import steps_of, write_model, write_recipe, write_texts
+from tests.experiment.recordings import recorded
 from tests.models.tiny import random_batch, tiny_llama, tiny_tokenizer
 from tests.tokenizers.small import small
 from tests.train.toy import ALONE
@@ -53,7 +54,7 @@ def recipe_of_two(folder):
     recipe = json.loads(path.read_text())
     online = [{"type": "online", "path": str(folder / each)} for each in ("teacher", "other")]
     recipe["teacher"] = {
-        "type": "routed", "by": "source", "teachers": {"code": online[0], "chat": online[1]}
+        "type": "routed", "teachers": {"code": online[0], "chat": online[1]}
     }  # fmt: skip
     recipe["student"] = {"type": "pretrained", "path": str(folder / "other")}
     recipe["data"]["path"], recipe["evaluate"]["data"] = str(folder / "train"), str(folder / "held")
@@ -204,3 +205,14 @@ def test_hidden_states_of_several_teachers_are_refused():
     needs = replace(DISTRIBUTION, layers=frozenset({0}))
     with pytest.raises(ConfigError, match=r"nothing but distributions.*\[0\]"):
         Ensemble([member(0)], [1.0]).require(TeacherRequest(needs=needs))
+
+
+def test_top_k_store_in_an_ensemble_is_refused_before_the_run(tmp_path):
+    recorded(tmp_path, {"type": "top_k", "k": 4})
+    both = [
+        {"type": "stored", "path": str(tmp_path / "store")},
+        {"type": "online", "path": str(tmp_path / "teacher")},
+    ]
+    several = teachers.bind({"type": "ensemble", "teachers": both}, "teacher")(ALONE)
+    with pytest.raises(ConfigError, match=r"whole vocabulary, and the store .* holds top_k"):
+        several.require(TeacherRequest(needs=DISTRIBUTION))

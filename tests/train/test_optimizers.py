@@ -1,6 +1,7 @@
 """Each optimizer is torch's own, decays matrices only, and survives a checkpoint."""
 
 from copy import deepcopy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -40,6 +41,14 @@ def reference(kind: str, distiller):
         block_matrices, lr=0.01, weight_decay=0.1, momentum=0.8, adjust_lr_fn="match_rms_adamw"
     )
     return [muon, AdamW(others, lr=0.01, betas=(0.9, 0.95))]
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_eps_and_betas_reach_adamw(kind):
+    distiller, _ = toy_pair()
+    optim = replace(config(kind), eps=0.1, betas=(0.8, 0.99))
+    adamw = make_optimizers(distiller, optim, 0.01, CPU)[-1]
+    assert {(group["eps"], group["betas"]) for group in adamw.param_groups} == {(0.1, (0.8, 0.99))}
 
 
 def step(distiller, optimizers, seed):

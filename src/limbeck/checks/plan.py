@@ -126,11 +126,15 @@ def make_plan(
         disk=plan_disk(case.distiller, config, state, students),
         micro_batch=measured.rows,
         micro_batches_per_step=passes,
-        steps=config.optim.steps,
-        passes_over_text=rows_per_step * config.optim.steps / available,
+        steps=config.optim.num_steps,
+        passes_over_text=rows_per_step * config.optim.num_steps / available,
         students=students,
         tokens_per_second=measured.tokens / measured.seconds,
-        seconds=measured.seconds * rows_per_step / measured.rows * config.optim.steps * students,
+        seconds=measured.seconds
+        * rows_per_step
+        / measured.rows
+        * config.optim.num_steps
+        * students,
     )
 
 
@@ -183,7 +187,7 @@ def plan_disk(distiller: Distiller, config: RunConfig, state: int, students: int
     keep = config.checkpoint.keep + config.checkpoint.keep_best + 1  # one is being written
     weights = trained_bytes(distiller)
     student = sum(p.numel() * p.element_size() for p in distiller.student.parameters())
-    kept = min(keep, -(-config.optim.steps // config.checkpoint.every) + 1)
+    kept = min(keep, -(-config.optim.num_steps // config.checkpoint.every) + 1)
     saved_students = students + (students > 1)  # several start from one that is saved
     needed = students * kept * (weights + state) + saved_students * student
     return Disk(weights + state, needed, shutil.disk_usage(existing(config.output)).free)

@@ -15,11 +15,17 @@ from typer.core import TyperCommand, TyperGroup
 
 from limbeck import __version__
 from limbeck.config.foreign_names import FOREIGN_NAMES
-from limbeck.config.reading import fields_at
+from limbeck.config.reading import recipe_option
 from limbeck.errors import LimbeckError, RunError, Stopped
 
 LAUNCHED = "TORCHELASTIC_RUN_ID"
 """In the environment of a process that torchrun started."""
+
+STOPPED = 128 + signal.SIGTERM
+"""Exit code of a process that was stopped by a signal."""
+
+READER_LEFT = 1
+"""Exit code of click and of rich when nobody reads their output; nothing else here uses it."""
 
 VERBS = {
     "demo": "Distil a real model on this machine, in minutes, and open the report.",
@@ -29,6 +35,7 @@ VERBS = {
     "record": "Run the teacher over a data set once and store its distributions.",
     "distill": "Train a student from a teacher, and measure what it kept.",
     "evaluate": "Measure a student against the recipe's teacher on held-out text.",
+    "export": "Write a student as GGUF for llama.cpp or Ollama, verified there.",
     "report": "Write report.html again from a run directory.",
     "store": "Inspect, verify, repair and merge stores of recorded teacher signals.",
 }
@@ -49,6 +56,7 @@ student in safetensors and a report of what was kept and what was lost.
   limbeck shrink TEACHER --layers 20 a student out of the teacher, by measurement
   limbeck record recipe.yaml         the teacher's answers once, into a store
   limbeck distill recipe.yaml        the main job; add key=value to change the recipe
+  limbeck export STUDENT --output DIR  the student as a verified GGUF file
 
 Exit codes: 0 done; 2 the recipe is wrong; 3 the data is wrong or damaged; 4 failed, can be resumed;
 5 numbers stopped being finite; 6 disk or permission; 75 try later; 130 Ctrl-C, 143 stopped by a
@@ -106,7 +114,8 @@ class Verb(TyperCommand):
         """Parse arguments, after a look for options that belong into the recipe."""
         known = {o for each in self.params for o in (*each.opts, *each.secondary_opts)}
         for option in (arg.partition("=")[0] for arg in args if arg.startswith("--")):
-            path = recipe_option(option.lstrip("-").replace("-", "_"))
+            name = option.lstrip("-").replace("-", "_")
+            path = FOREIGN_NAMES.get(name) or recipe_option(name)
             if option not in known and path:
                 raise typer.BadParameter(
                     f"no such option: {option}. Options of the recipe are written without dashes: "
@@ -114,16 +123,6 @@ class Verb(TyperCommand):
                     ctx=ctx,
                 )
         return super().parse_args(ctx, args)
-
-
-def recipe_option(name: str) -> str | None:
-    """The recipe's path of an option by its last part, or by its name in another tool."""
-    for section in fields_at(()):
-        if name == section:
-            return name
-        if name in fields_at((section,)):
-            return f"{section}.{name}"
-    return FOREIGN_NAMES.get(name)
 
 
 def print_version(show: bool) -> None:
@@ -163,7 +162,8 @@ def run() -> int:
     try:
         build()()
     except SystemExit as ending:  # how typer ends, having said what there is to say
-        return ending.code if isinstance(ending.code, int) else int(ending.code is not None)
+        code = ending.code if isinstance(ending.code, int) else int(ending.code is not None)
+        return STOPPED if code == READER_LEFT else code
     except LimbeckError as error:
         complain(str(error))
         return exit_code(error)

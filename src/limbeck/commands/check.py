@@ -28,10 +28,11 @@ from limbeck.checks import (
 from limbeck.checks.case import spread
 from limbeck.checks.plan import size
 from limbeck.commands.distill import Overrides
+from limbeck.data import reader_of
 from limbeck.errors import ConfigError
 from limbeck.experiment import Run, assemble, load
 from limbeck.experiment import schema as recipe_schema
-from limbeck.experiment.trials import arms_of
+from limbeck.experiment.trials import trials_of
 from limbeck.report.words import duration
 from limbeck.teachers import require_local
 from limbeck.train.micro_batch import choose_micro_batch, free_bytes
@@ -78,7 +79,7 @@ def check(
 def tell(run: Run, *, as_json: bool) -> list[str]:
     """Prove and print everything; the names of what keeps the run from starting."""
     parts, config = run.parts, run.config
-    assert parts.student is not None, "nobody has taken it"
+    assert parts.student is not None, "the student has been taken"
     distiller = parts.distiller(parts.student.model, config.objective)
     case = Case(
         distiller,
@@ -98,9 +99,10 @@ def tell(run: Run, *, as_json: bool) -> list[str]:
         plan = plan_of(run, case)
     findings += plan_findings(plan)
     batches = [parts.data.batch([row]) for row in spread(parts.data.num_rows, NOTED_ROWS)]
+    is_chat = reader_of(parts.data.facts["type"]).uses_template
     notes = [
         *parts.notes,
-        *text_notes(parts.tokenizer, batches, is_chat=config.data.type == "chat"),
+        *text_notes(parts.tokenizer, batches, is_chat=is_chat),
     ]
     example = trained_on(parts.tokenizer, batches[0])
     failing = [f.name for f in findings if is_failing(f)]
@@ -126,7 +128,7 @@ def plan_of(run: Run, case: Any) -> Plan:
         case,
         config,
         micro_batch=micro_batch,
-        students=len(arms_of(config)),
+        students=len(trials_of(config)),
         free_memory_bytes=free_bytes(world.device),
     )
 
@@ -155,9 +157,11 @@ def page(
     findings: Iterable[Finding], notes: list[str], example: list[Segment], plan: Plan
 ) -> RenderableType:
     """All that was found, for people."""
-    told = [Text(f"- {note}") for note in notes]
+    note_lines = [Text(f"- {note}") for note in notes]
     heading = [Text("\nNotes", style="bold")] if notes else []
-    return Group(findings_table(findings), *heading, *told, example_text(example), plan_table(plan))
+    return Group(
+        findings_table(findings), *heading, *note_lines, example_text(example), plan_table(plan)
+    )
 
 
 def findings_table(findings: Iterable[Finding]) -> Table:

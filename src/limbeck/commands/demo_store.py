@@ -50,19 +50,19 @@ def second_act(console: Console, say: Say, teacher: Path, output: Path, steps: i
         "Both learn from the store, one at each temperature. They are cut out of the teacher's "
         "weights, which are let go then: no step needs a pass of it.",
     )
-    arms: dict[str, Any] = {}
+    trials: dict[str, Any] = {}
     for temperature in TEMPERATURES:
         with assemble(learner(config, temperature)) as run:
             outcome = run.train(overwrite=(run.folder / "recipe.yaml").exists())
-        arms.setdefault("as initialised", outcome.evaluation["arms"]["initial"])
-        arms[f"learnt at T = {temperature:g}"] = outcome.evaluation["arms"]["distilled"]
+        trials.setdefault("as initialised", outcome.evaluation["trials"]["initial"])
+        trials[f"learnt at T = {temperature:g}"] = outcome.evaluation["trials"]["distilled"]
     say(
         console,
         "4. What they learnt",
         "On held-out text, recorded in the same store. A top-k store gives a lower bound of the "
         "distance to the teacher, up to rounding. The first act's student learns longer.",
     )
-    console.print(table(arms))
+    console.print(table(trials))
 
 
 def configure(teacher: Path, output: Path, steps: int | None) -> RunConfig:
@@ -92,13 +92,13 @@ def learner(config: RunConfig, temperature: float) -> RunConfig:
     )
 
 
-def table(arms: dict[str, Any]) -> Table:
+def table(trials: dict[str, Any]) -> Table:
     """Distance to the teacher and cross-entropy of every student."""
     shown = Table(box=box.SIMPLE_HEAD, header_style="bold")
     shown.add_column("student")
     shown.add_column("KL, at least", justify="right")
     shown.add_column("CE, nats", justify="right")
-    for name, figures in arms.items():
+    for name, figures in trials.items():
         cells = [f"{figures[m]['value']:.3f}" for m in ("forward_kl", "cross_entropy")]
         shown.add_row(name, *cells)
     return shown

@@ -61,14 +61,14 @@ def record(
         is_main = recording.world.is_main
         if budget is not None and is_main and not (as_json and budget_only):
             Console(stderr=as_json).print(budget_table(budget))
-        told = None if budget is None else asdict(budget)
+        facts = None if budget is None else asdict(budget)
         if budget_only:
             if as_json and is_main:
-                typer.echo(json.dumps(told))
+                typer.echo(json.dumps(facts))
             return
         done = recording.record(part, budget, check)
         if is_main and as_json:
-            typer.echo(json.dumps({**asdict(done), "store": str(done.store), "budget": told}))
+            typer.echo(json.dumps({**asdict(done), "store": str(done.store), "budget": facts}))
         elif is_main:
             missing = f", {done.left} not there yet" if done.left else ""
             typer.echo(

@@ -1,4 +1,4 @@
-"""`limbeck shrink`: a student from the teacher, by taking out what matters least."""
+"""`limbeck shrink`: a student pruned from its teacher."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from rich.table import Table
 
 from limbeck.data import corpus_path
 from limbeck.errors import ConfigError, StorageError
-from limbeck.experiment import vocabulary as trimming
+from limbeck.experiment import vocabulary as vocabularies
 from limbeck.experiment.shrink import (
-    Bench,
+    ShrinkSetup,
     Shrunk,
     as_plain,
-    open_bench,
+    open_shrink,
     plan,
     save_shrunk,
     spec_for,
 )
 from limbeck.experiment.shrink import shrink as make_student
-from limbeck.experiment.vocabulary import Trimming, is_table
+from limbeck.experiment.vocabulary import PrunedVocabulary, is_table
 from limbeck.models import ModelSource, choose_device
 from limbeck.prune.targets import count_of
 from limbeck.registry import Component
@@ -85,7 +85,7 @@ def shrink(
     by: Way = "loss",
     vocabulary: Vocabulary = None,
     data: Text = None,
-    data_type: Annotated[str, typer.Option(help="text, completion or chat.")] = "text",
+    data_type: Annotated[str, typer.Option(help="A type of data.type.")] = "auto",
     tokens: Annotated[int, typer.Option(min=2, help="Of calibration text.")] = 2048,
     plan: Plan = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -93,43 +93,43 @@ def shrink(
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
 ) -> None:
-    """Make a student out of a teacher: some of its layers, its widest parts, or its used tokens.
+    """Prune a teacher into a student: fewer layers, smaller widths, or a smaller vocabulary.
 
     Writes an ordinary Hugging Face folder to start a distillation from (student: {type: pretrained,
-    path: DIR}), with limbeck.json (what was kept of whom), importance.json and importance.svg, and
-    vocabulary.json where tokens were left out.
+    path: DIR}), with limbeck.json (what was kept of which teacher), importance.json and
+    importance.svg, and vocabulary.json if the vocabulary was pruned.
 
     Examples: limbeck shrink TEACHER --output student --layers 20;
     limbeck shrink TEACHER --params 60M --plan;
-    limbeck shrink TEACHER --vocabulary data.jsonl --output trimmed-teacher
+    limbeck shrink TEACHER --vocabulary data.jsonl --output pruned-teacher
     """
     widths = dict(zip(WIDTHS, (intermediate, heads, kv_heads, hidden), strict=True))
     asked = {"layers": layers, "keep": keep, "params": params, **widths}
-    trimmed = tuple(vocabulary or ())
-    way = require_one_size(asked, shape=shape, by=by, plan=plan, vocabulary=trimmed)
+    kept_by = tuple(vocabulary or ())
+    way = require_one_size(asked, shape=shape, by=by, plan=plan, vocabulary=kept_by)
     require_new(output, plan=plan)
 
     place = Place(
         ModelSource(teacher, revision, trust_remote_code),
         kind=data_type,
-        data=data or next((p for p in trimmed if not is_table(p)), str(corpus_path("train"))),
+        data=data or next((p for p in kept_by if not is_table(p)), str(corpus_path("train"))),
         tokens=tokens,
         device=device,
-        vocabulary=trimmed,
+        vocabulary=kept_by,
     )
     with Console(stderr=True).status("Loading the teacher ...") as status:
         if plan:
-            told: Outcome = propose(place.bench(), asked, way, status)
+            outcome: Outcome = propose(place.setup(), asked, way, status)
         elif all(value is None for value in asked.values()):
-            told = trim_only(place, output, status)
+            outcome = prune_vocabulary_only(place, output, status)
         else:
-            bench = place.bench()
-            told = make(bench, spec_of(bench, asked, shape, way), output, status)
-    typer.echo(json.dumps(told.plain)) if as_json else Console().print(told.shown)
+            setup = place.setup()
+            outcome = make(setup, spec_of(setup, asked, shape, way), output, status)
+    typer.echo(json.dumps(outcome.plain)) if as_json else Console().print(outcome.shown)
 
 
 class Place(NamedTuple):
-    """Where teacher and text are."""
+    """Teacher and text to load."""
 
     source: ModelSource
     kind: str
@@ -138,9 +138,9 @@ class Place(NamedTuple):
     device: str
     vocabulary: tuple[str, ...]
 
-    def bench(self) -> Bench:
-        """Both, opened; the vocabulary trimmed if asked for."""
-        return open_bench(
+    def setup(self) -> ShrinkSetup:
+        """Teacher and text, loaded; the vocabulary pruned if asked for."""
+        return open_shrink(
             self.source,
             kind=self.kind,
             data=self.data,
@@ -151,63 +151,63 @@ class Place(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What the command has to say, for a program and for people."""
+    """The output of the command, as JSON and as text."""
 
     plain: Any
     shown: RenderableType
 
 
-def trim_only(place: Place, output: Path | None, status: Status) -> Outcome:
-    """The teacher with fewer tokens and all of its layers, measured and saved."""
+def prune_vocabulary_only(place: Place, output: Path | None, status: Status) -> Outcome:
+    """Prune the vocabulary and nothing else, measure and save."""
     assert output is not None, "require_new asks for it"
-    teacher = trimming.open_teacher(place.source, choose_device(place.device))
-    status.update("Trimming the vocabulary ...")
-    made = trimming.trim(teacher, place.vocabulary, place.kind)
-    text = trimming.read(place.data, place.kind, made.tokenizer, made.model.max_positions)
-    made = trimming.measured(made, text, place.tokens)
-    trimming.save_trimmed(made, output)
-    return Outcome({"vocabulary": made.facts}, f"{vocabulary_told(made)}\nmodel  {output}")
+    teacher = vocabularies.open_teacher(place.source, choose_device(place.device))
+    status.update("Pruning the vocabulary ...")
+    made = vocabularies.prune_vocabulary(teacher, place.vocabulary, place.kind)
+    text = vocabularies.read(place.data, place.kind, made.tokenizer, made.model.max_positions)
+    made = vocabularies.measured(made, text, place.tokens)
+    vocabularies.save_pruned(made, output)
+    return Outcome({"vocabulary": made.facts}, f"{vocabulary_summary(made)}\nmodel  {output}")
 
 
-def propose(bench: Bench, asked: Mapping[str, Any], by: By, status: Status) -> Outcome:
+def propose(setup: ShrinkSetup, asked: Mapping[str, Any], by: By, status: Status) -> Outcome:
     """Three shapes, measured."""
-    found = plan(bench, target_of(bench, asked), by, status.update)
+    found = plan(setup, target_of(setup, asked), by, status.update)
     return Outcome(found, plan_table(found))
 
 
-def make(bench: Bench, spec: Component, output: Path | None, status: Status) -> Outcome:
+def make(setup: ShrinkSetup, spec: Component, output: Path | None, status: Status) -> Outcome:
     """A student, measured and saved."""
     assert output is not None, "require_new asks for it"
-    found = make_student(bench, spec, status.update)
-    save_shrunk(bench, found, output)
-    told = {} if bench.trimming is None else {"vocabulary": bench.trimming.facts}
-    return Outcome(as_plain(found) | told, page(bench, found, output))
+    found = make_student(setup, spec, status.update)
+    save_shrunk(setup, found, output)
+    vocabulary = {} if setup.pruned is None else {"vocabulary": setup.pruned.facts}
+    return Outcome(as_plain(found) | vocabulary, page(setup, found, output))
 
 
 def require_one_size(
     asked: Mapping[str, Any], *, shape: str, by: str, plan: bool, vocabulary: Sequence[str] = ()
 ) -> By:
-    """How layers are chosen; a size told in no way, or in two that contradict, is refused.
+    """How layers are chosen, after checking that exactly one size was given.
 
-    A vocabulary that is trimmed is size enough.
+    A pruned vocabulary counts as a size.
 
     Raises:
-        ConfigError: Naming what was told.
+        ConfigError: No size was given, or two that contradict; which.
     """
-    for name, told, known in (("--by", by, WAYS), ("--shape", shape, SHAPES)):
-        if told not in known:
-            raise ConfigError(f"{name} must be one of {', '.join(known)}, got {told!r}.")
+    for name, value, known in (("--by", by, WAYS), ("--shape", shape, SHAPES)):
+        if value not in known:
+            raise ConfigError(f"{name} must be one of {', '.join(known)}, got {value!r}.")
     given = [name for name, value in asked.items() if value is not None]
     targets = [name for name in ("keep", "params") if name in given]
-    told = ", ".join(f"--{name.replace('_', '-')}" for name in given) or "nothing"
+    options = ", ".join(f"--{name.replace('_', '-')}" for name in given) or "nothing"
     if plan and (not targets or given != targets[:1]):
         raise ConfigError(
-            f"A plan needs a target, --keep 0.5 or --params 60M, and nothing else, got {told}."
+            f"A plan needs a target, --keep 0.5 or --params 60M, and nothing else, got {options}."
         )
     if (not given and not vocabulary) or (targets and len(given) > 1):
         raise ConfigError(
-            "A student's size is told by --keep 0.5, or --params 60M, or --layers and --hidden, "
-            f"--intermediate, --heads, --kv-heads as wanted, got {told}. Give one of the three."
+            "A student's size is given by --keep 0.5, by --params 60M, or by any of --layers, "
+            f"--hidden, --intermediate, --heads and --kv-heads, got {options}. Use one of these."
         )
     if asked["keep"] == 0:
         raise ConfigError("--keep must be above 0, a share of the parameters, got 0. Try 0.5.")
@@ -216,10 +216,10 @@ def require_one_size(
 
 
 def require_new(output: Path | None, *, plan: bool) -> None:
-    """Refuse an output that cannot be, or would be written over, before anything is measured.
+    """Refuse an output that cannot be written or exists, before anything is measured.
 
     Raises:
-        ConfigError: It is missing, or there already; or a plan is to write something.
+        ConfigError: It is missing or exists; or it was given with --plan.
         StorageError: It may not be written.
     """
     if plan and output is not None:
@@ -240,28 +240,28 @@ def require_new(output: Path | None, *, plan: bool) -> None:
         )
 
 
-def target_of(bench: Bench, asked: Mapping[str, Any]) -> int:
+def target_of(setup: ShrinkSetup, asked: Mapping[str, Any]) -> int:
     """The number of parameters asked for."""
     if asked["params"] is not None:
         return count_of(asked["params"])
     share: float = asked["keep"]
-    return round(share * bench.teacher.num_parameters)
+    return round(share * setup.teacher.num_parameters)
 
 
-def spec_of(bench: Bench, asked: Mapping[str, Any], shape: str, by: By) -> dict[str, Any]:
-    """The `student:` of a recipe that says the same."""
+def spec_of(setup: ShrinkSetup, asked: Mapping[str, Any], shape: str, by: By) -> dict[str, Any]:
+    """The `student:` section of a recipe for the same student."""
     if asked["keep"] is not None or asked["params"] is not None:
-        return spec_for(bench, target_of(bench, asked), shape, by)
-    told = {"by": by, "calibration_tokens": bench.tokens}
+        return spec_for(setup, target_of(setup, asked), shape, by)
+    choice = {"by": by, "calibration_tokens": setup.tokens}
     widths = {name: asked[name] for name in WIDTHS if asked[name] is not None}
     if not widths:
-        return {"type": "depth", "keep": asked["layers"], **told}
+        return {"type": "depth", "keep": asked["layers"], **choice}
     depth = {} if asked["layers"] is None else {"layers": asked["layers"]}
-    return {"type": "width", **widths, **depth, **told}
+    return {"type": "width", **widths, **depth, **choice}
 
 
-def page(bench: Bench, found: Shrunk, output: Path) -> RenderableType:
-    """What was measured and made."""
+def page(setup: ShrinkSetup, found: Shrunk, output: Path) -> RenderableType:
+    """Tables of what was measured, and the size of the student."""
     student, kept = found.student.model, set(found.student.facts["layers_kept"])
     table = Table(title="Layers of the teacher", title_justify="left", box=box.SIMPLE_HEAD)
     for heading in ("layer", "block influence", "KL without it", "CE without it", ""):
@@ -271,33 +271,33 @@ def page(bench: Bench, found: Shrunk, output: Path) -> RenderableType:
         numbers = [each["block_influence"], each["forward_kl"], each["cross_entropy"]]
         cells = [str(each["layer"]), *(f"{value:.4f}" for value in numbers)]
         table.add_row(*cells, "" if stays else "taken out", style="" if stays else "dim")
-    share = student.num_parameters / bench.teacher.num_parameters
-    told = (
-        f"{student.num_parameters:,} parameters, {share:.1%} of the teacher's; before healing KL "
-        f"{found.cost.forward_kl:.3f}, CE {found.cost.cross_entropy:.3f} nats on "
-        f"{bench.held_out.num_tokens:,} held-out tokens.\nstudent  {output}"
+    share = student.num_parameters / setup.teacher.num_parameters
+    summary = (
+        f"{student.num_parameters:,} parameters, {share:.1%} of the teacher's; before distillation "
+        f"KL {found.cost.forward_kl:.3f}, CE {found.cost.cross_entropy:.3f} nats on "
+        f"{setup.held_out.num_tokens:,} held-out tokens.\nstudent  {output}"
     )
     others = [choice_table(found.candidates)] if found.candidates else []
-    words = [] if bench.trimming is None else [vocabulary_told(bench.trimming)]
-    return Group(table, *others, *words, told)
+    words = [] if setup.pruned is None else [vocabulary_summary(setup.pruned)]
+    return Group(table, *others, *words, summary)
 
 
-def vocabulary_told(trimming: Trimming) -> str:
-    """What became of a vocabulary."""
-    facts, mass = trimming.facts, trimming.facts["mass"]
-    whole, left = trimming.teacher.model, trimming.model
+def vocabulary_summary(pruned: PrunedVocabulary) -> str:
+    """Size of a pruned vocabulary, and the probability it keeps."""
+    facts, kept = pruned.facts, pruned.facts["kept_probability"]
+    whole, left = pruned.teacher.model, pruned.model
     used = f", {facts['used']:,} of them used by the data" if "used" in facts else ""
     return (
         f"{facts['kept']:,} of {facts['of']:,} tokens kept{used}; {left.num_parameters:,} of "
         f"{whole.num_parameters:,} parameters, a head of {left.width} x {left.vocabulary_rows:,}.\n"
-        f"Of the whole teacher's probability {mass['kept']:.2%} is on them, at {mass['tokens']:,} "
-        f"positions of {mass['text']} ({mass['nats']:.4f} nats)."
+        f"The original teacher gives them a probability of {kept['mean']:.2%} on average, at "
+        f"{kept['tokens']:,} positions of {kept['text']} ({kept['nats']:.4f} nats)."
     )
 
 
 def choice_table(candidates: Sequence[Mapping[str, Any]]) -> Table:
-    """What as many layers cost, chosen in each way."""
-    title = "As many layers, before healing, on held-out rows"
+    """Cost of as many layers by each method of choice."""
+    title = "As many layers, before distillation, on held-out rows"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for heading in ("chosen by", "KL", "CE", "layers"):
         table.add_column(heading, overflow="fold")
@@ -309,8 +309,8 @@ def choice_table(candidates: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def plan_table(proposed: Sequence[Mapping[str, Any]]) -> Table:
-    """Three shapes, the nearest to the teacher first."""
-    title = "Shapes of that size before healing, the nearest to the teacher first"
+    """Three shapes, lowest forward KL first."""
+    title = "Shapes of that size before distillation, lowest KL first"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     headings = ("shape", "layers", "widths", "parameters", "memory", "speed", "KL", "CE")
     for heading in headings:
@@ -318,11 +318,11 @@ def plan_table(proposed: Sequence[Mapping[str, Any]]) -> Table:
     for each in proposed:
         names = {"width": "hidden", "inner": "units", "heads": "heads", "kv_heads": "kv"}
         widths = each["widths"]
-        told = ", ".join(f"{word} {widths[n]}" for n, word in names.items() if n in widths)
+        sizes = ", ".join(f"{word} {widths[n]}" for n, word in names.items() if n in widths)
         table.add_row(
             each["shape"],
             str(each["layers"]),
-            told or "as the teacher",
+            sizes or "as the teacher",
             f"{each['parameters']:,}",
             f"{each['bytes'] / 1e6:,.0f} MB",
             f"{each['tokens_per_second']:,.0f}/s, {each['speed_ratio']:.2f} x",

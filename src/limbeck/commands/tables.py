@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-ARMS = {
+TRIALS = {
     "initial": "as initialised",
     "cross_entropy": "cross-entropy only",
     "distilled": "distilled",
@@ -27,17 +27,17 @@ COLUMNS = {
 
 def outcome_table(evaluation: Mapping[str, Any]) -> RenderableType:
     """The students against their anchors, with 95 % intervals over documents."""
-    if not evaluation.get("arms"):
+    if not evaluation.get("trials"):
         return Text("Nothing was measured: the recipe names no held-out text (evaluate.data).")
     title = "Held-out text, against the teacher; 95 % intervals over documents"
     table = Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD)
     table.add_column("student", no_wrap=True)
     for title, _ in COLUMNS.values():
         table.add_column(title, justify="right")
-    for arm, title in ARMS.items():
-        if figures := evaluation["arms"].get(arm):
+    for trial, title in TRIALS.items():
+        if figures := evaluation["trials"].get(trial):
             cells = [cell(figures.get(name), form) for name, (_, form) in COLUMNS.items()]
-            table.add_row(title, *cells, style="bold green" if arm == "distilled" else "")
+            table.add_row(title, *cells, style="bold green" if trial == "distilled" else "")
     return Group(table, *sentences(evaluation))
 
 
@@ -51,17 +51,17 @@ def cell(figure: Mapping[str, float] | None, form: str) -> str:
 
 def sentences(evaluation: Mapping[str, Any]) -> list[Text]:
     """What the table says, in words."""
-    said = []
+    lines = []
     gap = evaluation.get("gap_recovered_percent", {}).get("distilled")
     if gap:
         low, high = gap["low"], gap["high"]
         if gap["value"] < 0:
-            said.append(
+            lines.append(
                 f"The student ended {-gap['value']:.0f} % [{-high:.0f}, {-low:.0f}] farther (KL) "
                 "from the teacher than it started."
             )
         else:
-            said.append(
+            lines.append(
                 f"Distillation closed {gap['value']:.0f} % [{low:.0f}, {high:.0f}] of the distance "
                 "(KL) between the initial student and the teacher."
             )
@@ -72,9 +72,9 @@ def sentences(evaluation: Mapping[str, Any]) -> list[Text]:
         digits = 3 if not is_sure or least >= 0.0005 else 6
         value, low, high = (f"{ahead[key]:+.{digits}f}" for key in ("value", "low", "high"))
         sure = "excludes" if is_sure else "includes"
-        said.append(
+        lines.append(
             f"Trained with cross-entropy only, on the same tokens, the student ends "
             f"{value} nats [{low}, {high}] farther from the teacher than the distilled one: "
             f"the interval, paired by document, {sure} zero."
         )
-    return [Text(line) for line in said]
+    return [Text(line) for line in lines]

@@ -2,54 +2,68 @@
 
 from __future__ import annotations
 
-FOREIGN_NAMES = {
-    "lr": "optim.learning_rate",
-    "max_lr": "optim.learning_rate",
-    "batch_size": "optim.tokens_per_step",
-    "global_batch_size": "optim.tokens_per_step",
-    "gradient_accumulation_steps": "optim.tokens_per_step",
-    "per_device_train_batch_size": "memory.micro_batch",
-    "micro_batch_size": "memory.micro_batch",
-    "gradient_checkpointing": "memory.activation_checkpointing",
-    "epochs": "optim.steps",
-    "num_epochs": "optim.steps",
-    "num_train_epochs": "optim.steps",
-    "max_steps": "optim.steps",
-    "max_length": "data.sequence_length",
-    "max_seq_length": "data.sequence_length",
-    "seq_length": "data.sequence_length",
-    "sequence_len": "data.sequence_length",
-    "packing": "data.pack",
-    "sample_packing": "data.pack",
-    "dataset": "data.path",
-    "max_grad_norm": "optim.max_grad_norm",
-    "grad_clip": "optim.max_grad_norm",
-    "warmup": "optim.warmup_steps",
-    "lr_scheduler_type": "optim.schedule",
-    "lr_scheduler": "optim.schedule",
-    "optimizer": "optim.type",
-    "weight_decay": "optim.weight_decay",
-    "output_dir": "output",
-    "save_steps": "checkpoint.every",
-    "save_total_limit": "checkpoint.keep",
-    "eval_steps": "evaluate.every",
-    "eval_dataset": "evaluate.data",
-    "report_to": "track",
-    "kd_alpha": "objective.alpha",
-    "kd_temperature": "objective.temperature",
+NAMES = {
+    "teacher": "teacher_model teacher_model_name_or_path",
+    "student": "model model_name_or_path base_model student_model",
+    "data.path": "dataset datasets dataset_name dataset_path train_dataset train_file",
+    "data.split": "dataset_split train_split",
+    "data.columns": "dataset_text_field text_column column_mapping field_messages",
+    "data.sequence_length": "max_length max_seq_length max_seq_len seq_length "
+    "seq_len sequence_len cutoff_len model_max_length block_size",
+    "data.pack": "packing packed sample_packing",
+    "data.max_documents": "max_samples max_train_samples",
+    "objective.alpha": "kd_alpha kd_ratio distill_alpha distillation_alpha",
+    "objective.temperature": "kd_temperature kd_temp distill_temperature distillation_temperature",
+    "objective.divergence": "kd_loss loss_type loss_fn beta",
+    "optim.type": "optimizer",
+    "optim.learning_rate": "lr max_lr peak_lr",
+    "optim.steps": "max_steps num_steps max_train_steps train_steps total_steps",
+    "optim.epochs": "num_epochs num_train_epochs max_epochs",
+    "optim.tokens_per_step": "batch_size global_batch_size "
+    "train_batch_size gradient_accumulation_steps",
+    "optim.warmup_steps": "warmup warmup_ratio num_warmup_steps",
+    "optim.schedule": "lr_scheduler_type lr_scheduler lr_schedule scheduler",
+    "optim.schedule_options": "lr_scheduler_kwargs",
+    "optim.betas": "adam_beta1 adam_beta2",
+    "optim.eps": "adam_epsilon adam_eps",
+    "optim.max_grad_norm": "grad_clip gradient_clipping clip_grad_norm",
+    "evaluate.data": "eval_dataset eval_file val_dataset validation_file",
+    "evaluate.every": "eval_steps eval_interval",
+    "memory.micro_batch": "per_device_train_batch_size micro_batch_size per_device_eval_batch_size",
+    "memory.activation_checkpointing": "gradient_checkpointing enable_activation_checkpointing",
+    "checkpoint.every": "save_steps save_interval checkpointing_steps",
+    "checkpoint.keep": "save_total_limit",
+    "parallel.compute_dtype": "bf16 fp16 mixed_precision torch_dtype",
+    "parallel.shard": "fsdp deepspeed",
+    "parallel.timeout_s": "ddp_timeout",
+    "trainable.lora": "use_lora lora_r lora_rank peft_config adapter",
+    "track": "report_to wandb_project",
+    "output": "output_dir",
+    "seed": "random_seed data_seed",
 }
+"""By option of a recipe: names of other tools, and names that look like them."""
+
+FOREIGN_NAMES = {name: path for path, names in NAMES.items() for name in names.split()}
+
+UNITS = {
+    "optim.tokens_per_step": "the positions of one optimizer step: rows of a pass * "
+    "data.sequence_length * accumulation steps * processes",
+    "memory.micro_batch": "rows of one pass on one process; it changes memory, not results",
+    "optim.warmup_steps": "a number of steps, or a share of all steps between 0 and 1",
+    "optim.betas": "both in a list",
+}
+"""What an option counts, where other tools count something else."""
 
 
 def ours(name: str) -> str:
     """How an error message continues for a name of another tool; empty for any other name.
 
     Example:
-        >>> ours("lr")
-        ': here it is optim.learning_rate'
+        >>> ours("max_steps")
+        ': here it is optim.steps'
     """
     path = FOREIGN_NAMES.get(name.lower())
     if path is None:
         return ""
-    unit = ", a number of tokens" if path == "optim.tokens_per_step" else ""
-    unit = ", a number of optimizer steps" if "epochs" in name.lower() else unit
+    unit = f" ({UNITS[path]})" if path in UNITS else ""
     return f": here it is {path}{unit}"

@@ -22,8 +22,12 @@ from limbeck.registry import Problem, suggest
 
 MAX_RECIPE_BYTES = 1 << 20
 
-COUNTED = {"memory.micro_batch": "rows", "memory.head_budget_mb": "megabytes"}
-"""Units of the numbers that may also be `auto`."""
+COUNTED = {
+    "memory.micro_batch": "a whole number of rows or 'auto'",
+    "memory.head_budget_mb": "a whole number of megabytes or 'auto'",
+    "optim.warmup_steps": "a whole number of steps, or a share of all steps between 0 and 1",
+}
+"""What numbers that have another form too may be."""
 
 Check = Callable[[RunConfig], Iterable[Problem]]
 
@@ -165,16 +169,34 @@ def explain(error: Mapping[str, Any]) -> Problem:
             at = dotted(error["loc"])
             known = fields_at(error["loc"][:-1])
             name = str(error["loc"][-1])
-            return Problem(at, f"no such option{ours(name) or suggest(name, known)}.")
+            return Problem(at, f"no such option{elsewhere(name) or suggest(name, known)}.")
         case "missing" | "missing_keyword_only_argument" | "missing_argument":
             return Problem(at, "is missing, and a run needs it.")
         case "greater_than" | "greater_than_equal" | "less_than" | "less_than_equal":
             return Problem(at, f"must be {bounds(where, error)}, got {got}.")
         case "literal_error":
             return Problem(at, f"must be {error['ctx']['expected']}, got {got!r}.")
-        case "int_parsing" if at in COUNTED:
-            return Problem(at, f"must be a whole number of {COUNTED[at]} or 'auto', got {got!r}.")
+        case "int_parsing" | "int_from_float" if at in COUNTED:
+            return Problem(at, f"must be {COUNTED[at]}, got {got!r}.")
     return Problem(at, f"{error['msg'][:1].lower()}{error['msg'][1:]}, got {got!r}.")
+
+
+def elsewhere(name: str) -> str:
+    """How a message continues for an option of another tool, or of another section of a recipe.
+
+    Example:
+        >>> elsewhere("learning_rate")
+        ': here it is optim.learning_rate'
+    """
+    path = recipe_option(name)
+    return ours(name) or (f": here it is {path}" if path else "")
+
+
+def recipe_option(name: str) -> str | None:
+    """The path in a recipe of the only option with this last part."""
+    places = [name] if name in fields_at(()) else []
+    places += [f"{section}.{name}" for section in fields_at(()) if name in fields_at((section,))]
+    return places[0] if len(places) == 1 else None
 
 
 def is_branch(part: int | str) -> bool:

@@ -6,6 +6,7 @@ Closed sections are dataclasses. Open ones (`teacher`, `divergence`, ...) are ma
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,10 +29,14 @@ class DataConfig:
     """Training text: path, format, and how it is cut into rows."""
 
     __pydantic_config__ = STRICT
-    type: str
-    """How a row reads: `text`, `completion` (prompt and completion) or `chat` (messages)."""
+    type: str = "auto"
+    """How a row reads: `text`, `completion` (prompt and completion), `chat` (messages), `sharegpt`
+    (conversations) or `alpaca` (instruction, input, output); `auto` looks at the first row."""
     path: str
-    """A .jsonl(.gz), .json or .parquet file, a folder of them, or a Hugging Face data set."""
+    """A .jsonl(.gz), .json, .parquet or .txt file, a folder of them, or a Hugging Face data set."""
+    bad_rows: Literal["error", "skip"] = "error"
+    """`error` refuses a text with rows that cannot be read; `skip` leaves them out and counts
+    them."""
     split: str = "train"
     """Split of a Hugging Face data set."""
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -75,12 +80,14 @@ class OptimConfig:
     """`muon` updates the matrices of the blocks, AdamW the rest."""
     learning_rate: Rate | Annotated[tuple[Rate, ...], MinLen(1)]
     """Peak. A list is a grid: every trial is trained once with each, and the best kept."""
-    steps: Positive
-    """Optimizer steps of the run."""
+    steps: Positive | None = None
+    """Optimizer steps of the run. Give this or `epochs`."""
+    epochs: Rate | None = None
+    """Passes over the training text, in place of `steps`; need not be whole."""
     tokens_per_step: Positive = 65_536
     """Positions of one optimizer step, over all micro-batches and ranks."""
-    warmup_steps: Annotated[int, Ge(0)] = 0
-    """Steps from 0 to the peak."""
+    warmup_steps: Annotated[int, Ge(0)] | Annotated[float, Interval(gt=0, lt=1)] = 0
+    """Steps from 0 to the peak; a number below 1 is a share of all steps."""
     schedule: str = "cosine"
     """Any schedule of `transformers.get_scheduler`."""
     schedule_options: Mapping[str, Any] = field(default_factory=dict)
@@ -92,12 +99,26 @@ class OptimConfig:
         0.95,
     )
     """Of AdamW."""
+    eps: Rate = 1e-8
+    """Of AdamW: added to the root of the second moment."""
     momentum: Annotated[float, Interval(ge=0, lt=1)] = 0.9
     """Of SGD and Muon."""
     max_grad_norm: Rate = 1.0
     """Gradients are clipped to this norm over all parameters."""
     max_bad_steps: Positive = 3
     """Steps in a row whose loss or gradient is not finite before the run stops; none is taken."""
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps, once `epochs` has been turned into `steps`."""
+        assert self.steps is not None, "the text gives the steps of an epoch"
+        return self.steps
+
+    @property
+    def num_warmup_steps(self) -> int:
+        """Steps from 0 to the peak."""
+        is_share = isinstance(self.warmup_steps, float)
+        return math.ceil(self.warmup_steps * self.num_steps) if is_share else int(self.warmup_steps)
 
     def rows_per_step(self, sequence_length: int) -> int:
         """Rows of one optimizer step, over all micro-batches and ranks."""

@@ -1,9 +1,9 @@
 """Text and chats as batches: reading, tokenising, cutting, packing, order."""
 
 from limbeck.data.corpus import corpus_path
-from limbeck.data.formats import readers
-from limbeck.data.held_out import HeldOut, load_held_out
-from limbeck.data.load import data_problems, load_data, load_text
+from limbeck.data.formats import reader_of, readers
+from limbeck.data.held_out import HeldOut, held_out_config, load_held_out
+from limbeck.data.load import data_problems, load_data, load_text, uses_template
 from limbeck.data.order import order, order_digest, step_rows
 from limbeck.data.source import BatchSource, RowsOfStep, SourceContext, StepData, sources
 from limbeck.data.text_data import TextData, overlap
@@ -17,13 +17,16 @@ __all__ = [
     "TextData",
     "corpus_path",
     "data_problems",
+    "held_out_config",
     "load_data",
     "load_held_out",
     "load_text",
     "order",
     "order_digest",
     "overlap",
+    "reader_of",
     "readers",
     "sources",
     "step_rows",
+    "uses_template",
 ]

@@ -5,28 +5,27 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import xxhash
 from jaxtyping import Bool, Int32, Shaped
 
 from limbeck.config import DataConfig
-from limbeck.data.formats import Encoder, Piece, Reader, Values, other_type
+from limbeck.data.detect import WEIGHT, advice, wanted_columns
+from limbeck.data.formats import Encoder, Piece, Reader, Values
 from limbeck.data.packing import cut, pack
 from limbeck.data.rows import Row, Source
 from limbeck.errors import DataError
 
 SHOWN = 5
-"""Bad rows an error lists."""
+"""Bad rows an error or a note lists."""
 CHUNK_ROWS = 512
 CHUNK_CHARACTERS = 1 << 21
 
-WEIGHT = "weight"
-"""A column that any type reads where `data.columns` names it."""
 MOST_WEIGHT = 1e6
 
 TOO_SHORT = "less than two tokens"
@@ -38,6 +37,14 @@ Arrays = dict[str, Shaped[np.ndarray, "..."]]
 
 Progress = Callable[[int], None]
 """Told the number of rows read so far."""
+
+
+class Complaint(NamedTuple):
+    """A bad row: index of its file, its line, and what is wrong."""
+
+    file: int
+    line: int
+    problem: str
 
 
 @dataclass
@@ -54,7 +61,7 @@ class Draft:
     places: list[tuple[int, int]] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
-    complaints: list[str] = field(default_factory=list)
+    complaints: list[Complaint] = field(default_factory=list)
     num_bad: int = 0
 
 
@@ -67,21 +74,26 @@ def build(
         DataError: Rows are bad, there are none, or none is left.
     """
     draft = Draft()
-    columns = {name: name for name in reader.columns} | dict(config.columns)
-    for rows in chunks(source.rows(tuple(columns.values())), config.max_documents):
+    for rows in chunks(rows_of(config, source, reader), config.max_documents):
         good = [
             (row, values)
             for row in rows
-            if (values := checked(draft, source, row, columns, reader)) is not None
+            if (values := checked(draft, row, config, reader)) is not None
         ]
-        if not draft.num_bad:
+        if not draft.num_bad or config.bad_rows == "skip":
             for (row, values), piece in zip(
                 good, reader.encode([values for _, values in good], encoder), strict=True
             ):
-                add(draft, source, row, values, piece, config.sequence_length)
+                add(draft, row, values, piece, config.sequence_length)
         progress(len(draft.places) + draft.num_bad)
-    refuse(draft, config.path)
-    return arrays(draft, config), facts(draft, config)
+    refuse(draft, config, source)
+    return arrays(draft, config), facts(draft, config, source)
+
+
+def rows_of(config: DataConfig, source: Source, reader: Reader) -> Iterator[Row]:
+    """Rows with the columns that a type reads."""
+    needed, optional = wanted_columns(config, reader)
+    return source.rows(tuple(needed.values()), tuple(optional.values()))
 
 
 def chunks(rows: Iterator[Row], most: int | None) -> Iterator[list[Row]]:
@@ -98,24 +110,24 @@ def chunks(rows: Iterator[Row], most: int | None) -> Iterator[list[Row]]:
         yield chunk
 
 
-def checked(
-    draft: Draft, source: Source, row: Row, columns: Mapping[str, str], reader: Reader
-) -> Values | None:
+def checked(draft: Draft, row: Row, config: DataConfig, reader: Reader) -> Values | None:
     """A row's columns under a type's own names; None for a bad row, which is noted."""
+    needed, optional = wanted_columns(config, reader)
     problem = row.problem
     if not problem:
-        missing = [name for name in columns.values() if name not in row.values]
+        missing = [name for name in needed.values() if name not in row.values]
         if missing:
             has = ", ".join(map(repr, row.values)) or "none"
-            problem = f"column {missing[0]!r} is missing; the row has {has}{other_type(row.values)}"
+            problem = f"column {missing[0]!r} is missing; the row has {has}{advice(row.values)}"
     if problem:
-        complain(draft, source, row, problem)
+        complain(draft, row, problem)
         return None
+    columns = needed | {n: c for n, c in optional.items() if row.values.get(c) is not None}
     values = {name: row.values[column] for name, column in columns.items()}
     if (
         told := reader.problem(values) or weight_problem(values, columns.get(WEIGHT, WEIGHT))
     ) is not None:
-        complain(draft, source, row, told)
+        complain(draft, row, told)
         return None
     return values
 
@@ -134,19 +146,22 @@ def weight_problem(values: Values, column: str = WEIGHT) -> str | None:
     return f"column {column!r} must be a number from 0 to 1,000,000, got {str(weight)[:40]}"
 
 
-def complain(draft: Draft, source: Source, row: Row, problem: str) -> None:
+def complain(draft: Draft, row: Row, problem: str) -> None:
     """Note a bad row."""
     draft.num_bad += 1
     if len(draft.complaints) < SHOWN:
-        draft.complaints.append(f"  {source.labels[row.file]}:{row.number}: {problem}")
+        draft.complaints.append(Complaint(row.file, row.number, problem))
 
 
-def add(
-    draft: Draft, source: Source, row: Row, values: Values, piece: Piece | str, length: int
-) -> None:
+def named(draft: Draft, files: Sequence[str]) -> list[str]:
+    """The first bad rows, each as `file:line: what is wrong`."""
+    return [f"{files[file]}:{line}: {problem}" for file, line, problem in draft.complaints]
+
+
+def add(draft: Draft, row: Row, values: Values, piece: Piece | str, length: int) -> None:
     """Take a tokenised row in: its tokens, its windows, and what fell out of it."""
     if isinstance(piece, str):
-        complain(draft, source, row, piece)
+        complain(draft, row, piece)
         return
     document = len(draft.places)
     content = {name: value for name, value in values.items() if name != WEIGHT}
@@ -170,16 +185,20 @@ def add(
     draft.num_tokens += len(piece.ids)
 
 
-def refuse(draft: Draft, path: str) -> None:
-    """Raise where rows are bad, or none is left."""
-    if draft.num_bad:
+def refuse(draft: Draft, config: DataConfig, source: Source) -> None:
+    """Raise where rows are bad and not skipped, or none is left."""
+    path = config.path
+    if draft.num_bad and (config.bad_rows == "error" or not draft.places):
         first = f", the first {SHOWN}" if draft.num_bad > SHOWN else ""
+        remedy = "Correct or remove them. Set data.columns where columns have other names."
+        if config.bad_rows == "error":
+            remedy = f"{remedy[:-1]}, or data.bad_rows: skip to train on the others."
         raise DataError(
             "\n".join(
                 [
                     f"Every row of {path} must be readable; {draft.num_bad:,} are not{first}:",
-                    *draft.complaints,
-                    "Correct or remove them. Set data.columns where columns have other names.",
+                    *(f"  {line}" for line in named(draft, source.labels)),
+                    remedy,
                 ]
             )
         )
@@ -188,7 +207,9 @@ def refuse(draft: Draft, path: str) -> None:
     if not any(draft.weights):
         raise DataError(f"{path} must have a row whose weight is above 0, and all are 0.")
     if not draft.windows:
-        table = [("rows read", len(draft.places)), *draft.dropped.items(), ("rows left", 0)]
+        skipped = [("bad rows skipped", draft.num_bad)] if draft.num_bad else []
+        num_read = len(draft.places) + draft.num_bad
+        table = [("rows read", num_read), *skipped, *draft.dropped.items(), ("rows left", 0)]
         raise DataError(
             "\n".join(
                 [
@@ -222,9 +243,10 @@ def arrays(draft: Draft, config: DataConfig) -> Arrays:
     }
 
 
-def facts(draft: Draft, config: DataConfig) -> dict[str, Any]:
+def facts(draft: Draft, config: DataConfig, source: Source) -> dict[str, Any]:
     """Counts of what was read and what fell out."""
     return {
+        "bad_rows": {"skipped": draft.num_bad, "first": named(draft, source.names)},
         "documents": len(draft.places),
         "documents_used": len({document for *_, document in draft.windows}),
         "duplicates": len(draft.hashes) - len(set(draft.hashes)),

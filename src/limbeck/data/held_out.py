@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from limbeck.config import EvaluateConfig, RunConfig
+from limbeck.config import DataConfig, EvaluateConfig, RunConfig
 from limbeck.data.load import load_text
 from limbeck.data.text_data import TextData
 from limbeck.errors import DataError
@@ -51,23 +51,30 @@ class HeldOut:
         return [int(self.data.row_windows[row]) for row in rows]
 
 
-def load_held_out(
-    config: RunConfig, tokenizer: PreTrainedTokenizerBase, limit: int | None
-) -> HeldOut | None:
-    """The recipe's held-out text, one window a row so that documents stay apart; None without it.
-
-    Args:
-        config: The recipe.
-        tokenizer: Makes the ids.
-        limit: Positions of a row, at most.
-    """
+def held_out_config(config: RunConfig) -> DataConfig | None:
+    """How the recipe's held-out text is read: one window a row, so that documents stay apart."""
     if config.evaluate.data is None:
         return None
-    held_out = replace(
+    return replace(
         config.data,
         path=config.evaluate.data,
         split=config.evaluate.split,
         max_documents=config.evaluate.max_documents,
         pack=False,
     )
+
+
+def load_held_out(
+    config: RunConfig, tokenizer: PreTrainedTokenizerBase, limit: int | None
+) -> HeldOut | None:
+    """The recipe's held-out text; None without it.
+
+    Args:
+        config: The recipe.
+        tokenizer: Makes the ids.
+        limit: Positions of a row, at most.
+    """
+    held_out = held_out_config(config)
+    if held_out is None:
+        return None
     return HeldOut(load_text(held_out, tokenizer, limit), config.evaluate)

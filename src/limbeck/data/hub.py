@@ -52,14 +52,16 @@ def from_dataset(data: datasets.Dataset, label: str) -> Source:
         body = json.dumps([label, data.num_rows, sums])
         return hashlib.sha256(body.encode()).hexdigest()
 
-    def rows(columns: Sequence[str]) -> Iterator[Row]:
+    def rows(columns: Sequence[str] = (), optional: Sequence[str] = ()) -> Iterator[Row]:
         missing = [c for c in columns if c not in data.column_names]
         if missing:
             raise ConfigError(
                 f"data.columns: {label} has no column {missing[0]!r}; it has "
                 f"{', '.join(data.column_names)}. Name yours under data.columns."
             )
-        for number, values in enumerate(data.select_columns(list(columns)), 1):
+        names = data.column_names
+        wanted = [*columns, *(c for c in optional if c in names)] if columns else names
+        for number, values in enumerate(data.select_columns(wanted), 1):
             yield Row(0, number, values)
 
     return Source((label,), (label,), digest, rows)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
 
 from limbeck.config import DataConfig, RunConfig
-from limbeck.data.build import Draft, checked, refuse
-from limbeck.data.formats import readers
+from limbeck.data.build import Draft, checked, refuse, rows_of
+from limbeck.data.detect import data_type
+from limbeck.data.formats import reader_of
+from limbeck.data.held_out import held_out_config
 from limbeck.data.rows import may_be_on_hub, open_source
 from limbeck.errors import ConfigError, DataError, LimbeckError
 from limbeck.models import ModelSource, cache_folder
@@ -19,6 +20,8 @@ from limbeck.registry import Component, type_of
 
 FIRST_ROWS = 8
 """Rows of each text that are read."""
+SKIPPED_ROWS = 1000
+"""Bad rows at the beginning after which a text is refused although bad rows are skipped."""
 
 MODELS = ("online", "pretrained")
 """Types of teachers and students whose `path` is a model."""
@@ -40,8 +43,7 @@ def require_inputs(config: RunConfig) -> None:
         if type_of(spec) in MODELS
     ]
     checks.append(("data.path", partial(require_first_rows, config.data)))
-    if config.evaluate.data is not None:
-        held_out = replace(config.data, path=config.evaluate.data, split=config.evaluate.split)
+    if (held_out := held_out_config(config)) is not None:
         checks.append(("evaluate.data", partial(require_first_rows, held_out)))
     errors: list[tuple[str, LimbeckError]] = []
     for option, check in checks:
@@ -72,11 +74,13 @@ def require_first_rows(config: DataConfig) -> None:
     """Refuse a text whose file is missing or whose first rows its type cannot read."""
     if not Path(config.path).expanduser().exists() and may_be_on_hub(config.path):
         return
-    reader = readers.bind(config.type, "data")()
     source = open_source(config.path, config.split, cache_folder() / "data")
-    columns = {name: name for name in reader.columns} | dict(config.columns)
+    reader = reader_of(data_type(config, source))
     draft = Draft()
-    for row in islice(source.rows(tuple(columns.values())), FIRST_ROWS):
-        checked(draft, source, row, columns, reader)
+    most = FIRST_ROWS if config.bad_rows == "error" else SKIPPED_ROWS
+    for row in islice(rows_of(config, source, reader), most):
+        is_good = checked(draft, row, config, reader) is not None
+        if is_good and config.bad_rows == "skip":
+            return
     if draft.num_bad:
-        refuse(draft, config.path)
+        refuse(draft, config, source)

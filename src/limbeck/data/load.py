@@ -2,42 +2,43 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from transformers import PreTrainedTokenizerBase
 
 from limbeck.config import DataConfig
-from limbeck.data.build import WEIGHT, Progress, build, save
-from limbeck.data.formats import Encoder, Reader, readers
+from limbeck.data.build import Progress, build, save
+from limbeck.data.detect import AUTO, candidates, data_type, known_columns
+from limbeck.data.formats import Encoder, Reader, reader_of, readers
 from limbeck.data.rows import Source, open_source
 from limbeck.data.source import sources
 from limbeck.data.text_data import ARRAYS, TextData
-from limbeck.errors import ConfigError, StorageError, TryLaterError
-from limbeck.files import manifest, publish, sweep
+from limbeck.errors import ConfigError, StorageError
+from limbeck.files import locked, manifest, publish, sweep
 from limbeck.models import cache_folder
 from limbeck.registry import Problem, suggest
 from limbeck.tokenizers import template_hash, tokenizer_hash
 
-FORMAT = 4
+FORMAT = 5
 """Raised whenever the same input would give other arrays."""
-LOCK_TIMEOUT_S = 3600
+LOCK_TIMEOUT_S = 3600.0
 
 
 def data_problems(config: DataConfig) -> Iterator[Problem]:
     """Every mistake in what a configuration says of the data, but for what is in the files."""
     yield from sources.problems(config.source, "data.source")
-    wrong = readers.problems(config.type, "data")
+    wrong = [] if config.type == AUTO else readers.problems(config.type, "data")
     yield from wrong
     if wrong:
         return
-    known = (*readers.bind(config.type, "data")().columns, WEIGHT)
+    kinds = candidates() if config.type == AUTO else [config.type]
+    known = list(dict.fromkeys(n for kind in kinds for n in known_columns(reader_of(kind))))
     for name in config.columns:
         if name not in known:
             yield Problem(
@@ -45,6 +46,17 @@ def data_problems(config: DataConfig) -> Iterator[Problem]:
                 f"type {config.type!r} reads no such column{suggest(name, known)}. It reads: "
                 f"{', '.join(known)}.",
             )
+
+
+def uses_template(config: DataConfig) -> bool:
+    """Whether the text is written with the tokenizer's chat template.
+
+    Raises:
+        ConfigError: There is no such text.
+        DataError: Its first row has the columns of no type.
+    """
+    source = open_source(config.path, config.split, cache_folder() / "data")
+    return reader_of(data_type(config, source)).uses_template
 
 
 def load_data(
@@ -81,10 +93,11 @@ def load_data(
         )
     if problems:
         raise ConfigError("\n".join(problems))
-    reader = readers.bind(config.type, "data")()
-    encoder = Encoder(tokenizer, append_eos=config.append_eos and config.type != "chat")
-    reader.check(encoder)
     source = open_source(config.path, config.split, cache)
+    config = replace(config, type=data_type(config, source))
+    reader = reader_of(config.type)
+    encoder = Encoder(tokenizer, append_eos=config.append_eos and not reader.uses_template)
+    reader.check(encoder)
     identity = identify(config, source, tokenizer, encoder)
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
     final = cache / key
@@ -110,6 +123,7 @@ def identify(
         "sha256": source.sha256,
         "type": config.type,
         "columns": dict(config.columns),
+        "bad_rows": config.bad_rows,
         "sequence_length": config.sequence_length,
         "pack": config.pack,
         "max_documents": config.max_documents,
@@ -128,7 +142,11 @@ def make(
     progress: Progress,
 ) -> dict[str, Any]:
     """Tokenise into the cache, unless another process just did; its manifest."""
-    with locked(final.parent):
+    taken = (
+        f"{final.parent} is being filled by another process, for over {LOCK_TIMEOUT_S / 60:.0f} "
+        "minutes. Start again when it is done."
+    )
+    with locked(final.parent / ".lock", taken, patience_s=LOCK_TIMEOUT_S):
         sweep(final.parent)
         found = manifest(final)
         if found is None:
@@ -142,31 +160,3 @@ def make(
     if found is None:
         raise StorageError(f"{final} was written and cannot be read back. Check the disk.")
     return found
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder, made if need be, against every other process.
-
-    Raises:
-        StorageError: It cannot be made or written.
-        TryLaterError: Another process holds it for too long.
-    """
-    lock = FileLock(folder / ".lock", timeout=LOCK_TIMEOUT_S)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout as error:
-        raise TryLaterError(
-            f"{folder} is being filled by another process, which has held {error.lock_file} for "
-            f"over {LOCK_TIMEOUT_S // 60} minutes. Start again when it is done."
-        ) from error
-    except OSError as error:
-        raise StorageError(
-            f"{folder} must be a folder that can be written, for the tokenised data: "
-            f"{error.strerror}. Choose another place."
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import pyarrow
 import pyarrow.parquet
@@ -24,6 +24,9 @@ from limbeck.errors import ConfigError, DataError, StorageError
 from limbeck.files import sha256
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
+TEXT_SUFFIXES = (".txt", ".md")
+"""Files that are one text each."""
+KNOWN_SUFFIXES = ", ".join((*SUFFIXES, *TEXT_SUFFIXES))
 GZIP_MAGIC = b"\x1f\x8b"
 BOM = b"\xef\xbb\xbf"
 
@@ -45,6 +48,19 @@ class Row:
     problem: str = ""
 
 
+@runtime_checkable
+class ReadRows(Protocol):
+    """Reads rows, from the first one."""
+
+    def __call__(self, columns: Sequence[str] = (), optional: Sequence[str] = ()) -> Iterator[Row]:
+        """Rows with some columns; those of JSON Lines have all that the line has.
+
+        Args:
+            columns: They must be there; without any, all columns are read.
+            optional: Read where they are there.
+        """
+
+
 @dataclass(frozen=True)
 class Source:
     """Where rows come from.
@@ -53,13 +69,13 @@ class Source:
         labels: Path of each file, as complaints show it.
         names: The same without the folder that was given, as what is shared shows it.
         digest: Hashes all of it; see `sha256`.
-        rows: Reads the columns named, from the first row; may be called again.
+        rows: Reads the rows; may be called again.
     """
 
     labels: tuple[str, ...]
     names: tuple[str, ...]
     digest: Callable[[], str]
-    rows: Callable[[Sequence[str]], Iterator[Row]]
+    rows: ReadRows
 
     @cached_property
     def sha256(self) -> str:
@@ -75,7 +91,8 @@ def open_source(path: str, split: str, cache: Path) -> Source:
     """The rows behind a configuration's `data.path`.
 
     Args:
-        path: A file, a folder of them, or a Hugging Face data set.
+        path: A file, a folder of them, or a Hugging Face data set. Of a folder, files of rows are
+            read if there are any, and plain text files otherwise, each as one text.
         split: Of a Hugging Face data set.
         cache: Where a downloaded data set is kept if the user's own cache cannot be written.
 
@@ -85,17 +102,19 @@ def open_source(path: str, split: str, cache: Path) -> Source:
     """
     here = Path(path).expanduser()
     if here.is_dir():
-        found = (p for p in sorted(here.rglob("*")) if p.is_file() and is_data(p))
-        files = [p for p in found if not is_hidden(p.relative_to(here))]
+        found = [p for p in sorted(here.rglob("*")) if p.is_file()]
+        seen = [p for p in found if not is_hidden(p.relative_to(here))]
+        files = [p for p in seen if p.name.endswith(SUFFIXES)]
+        files = files or [p for p in seen if p.name.endswith(TEXT_SUFFIXES)]
         if not files:
             raise ConfigError(
-                f"data.path: {path} must hold files ending in {', '.join(SUFFIXES)}, and has none."
+                f"data.path: {path} must hold files ending in {KNOWN_SUFFIXES}, and has none."
             )
         return from_files(files, here)
     if here.exists():
-        if not is_data(here):
+        if not here.name.endswith((*SUFFIXES, *TEXT_SUFFIXES)):
             raise ConfigError(
-                f"data.path: {path} must end in one of {', '.join(SUFFIXES)}. Rename or convert it."
+                f"data.path: {path} must end in one of {KNOWN_SUFFIXES}. Rename or convert it."
             )
         return from_files([here], here.parent)
     if not may_be_on_hub(path):
@@ -108,13 +127,12 @@ def open_source(path: str, split: str, cache: Path) -> Source:
 
 def may_be_on_hub(path: str) -> bool:
     """Whether a path that is not here may name a data set on the Hugging Face hub."""
-    is_file = path.startswith((".", "/", "~")) or path.endswith(SUFFIXES) or path.count("/") > 1
+    is_file = (
+        path.startswith((".", "/", "~"))
+        or path.endswith((*SUFFIXES, *TEXT_SUFFIXES))
+        or path.count("/") > 1
+    )
     return not is_file
-
-
-def is_data(path: Path) -> bool:
-    """Whether a file's name says that it holds rows."""
-    return path.name.endswith(SUFFIXES)
 
 
 def is_hidden(path: Path) -> bool:
@@ -134,15 +152,17 @@ def from_files(files: Sequence[Path], folder: Path) -> Source:
             raise StorageError(f"{error.filename} cannot be read: {error.strerror}.") from error
         return sums[0] if len(sums) == 1 else hashlib.sha256("".join(sums).encode()).hexdigest()
 
-    def rows(columns: Sequence[str]) -> Iterator[Row]:
+    def rows(columns: Sequence[str] = (), optional: Sequence[str] = ()) -> Iterator[Row]:
         for index, file in enumerate(files):
-            yield from read_file(file, index, columns)
+            yield from read_file(file, index, columns, optional)
 
     return Source(labels, names, digest, rows)
 
 
-def read_file(path: Path, index: int, columns: Sequence[str]) -> Iterator[Row]:
-    """Rows of one file.
+def read_file(
+    path: Path, index: int, columns: Sequence[str], optional: Sequence[str]
+) -> Iterator[Row]:
+    """Rows of one file; see `ReadRows`.
 
     Raises:
         DataError: The file as a whole is not what its name says.
@@ -150,7 +170,10 @@ def read_file(path: Path, index: int, columns: Sequence[str]) -> Iterator[Row]:
     """
     try:
         if path.suffix == ".parquet":
-            yield from read_parquet(path, index, columns)
+            yield from read_parquet(path, index, columns, optional)
+            return
+        if path.suffix in TEXT_SUFFIXES:
+            yield read_text(path, index)
             return
         with open_bytes(path) as file:
             if ".json" in path.suffixes and first_byte(path) == b"[":
@@ -181,6 +204,22 @@ def open_bytes(path: Path) -> gzip.GzipFile | BufferedReader:
     return gzip.open(path, "rb") if named else path.open("rb")
 
 
+def read_text(path: Path, index: int) -> Row:
+    """A plain text file as one row."""
+    body = path.read_bytes().removeprefix(BOM)
+    if not body.strip():
+        return Row(index, 1, {}, "must hold text, and is empty")
+    try:
+        return Row(index, 1, {"text": body.decode("utf-8")})
+    except UnicodeDecodeError as error:
+        return Row(index, 1, {}, not_utf8(body, error))
+
+
+def not_utf8(body: bytes, error: UnicodeDecodeError) -> str:
+    """What is wrong with bytes that are no text."""
+    return f"must be UTF-8, and has byte 0x{body[error.start]:02x} at {error.start}"
+
+
 def first_byte(path: Path) -> bytes:
     """The first byte of a text that is neither white space nor a byte-order mark."""
     with open_bytes(path) as file:
@@ -207,7 +246,7 @@ def parse(line: bytes) -> tuple[Any, str]:
     try:
         return json.loads(line.decode("utf-8")), ""
     except UnicodeDecodeError as error:
-        return None, f"must be UTF-8, and has byte 0x{line[error.start]:02x} at {error.start}"
+        return None, not_utf8(line, error)
     except (ValueError, RecursionError) as error:
         return None, f"must be JSON: {error}"
 
@@ -228,7 +267,9 @@ def read_array(path: Path, body: bytes, index: int) -> Iterator[Row]:
         yield as_row(index, number, item)
 
 
-def read_parquet(path: Path, index: int, columns: Sequence[str]) -> Iterator[Row]:
+def read_parquet(
+    path: Path, index: int, columns: Sequence[str], optional: Sequence[str]
+) -> Iterator[Row]:
     """Rows of a Parquet file, a row group at a time, the columns asked for alone."""
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
@@ -240,7 +281,8 @@ def read_parquet(path: Path, index: int, columns: Sequence[str]) -> Iterator[Row
                     "Name yours under data.columns."
                 )
             number = 0
-            for batch in file.iter_batches(batch_size=256, columns=list(columns)):
+            wanted = [*columns, *(c for c in optional if c in names)] if columns else names
+            for batch in file.iter_batches(batch_size=256, columns=wanted):
                 for values in batch.to_pylist():
                     number += 1
                     yield Row(index, number, values)

@@ -7,13 +7,11 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from limbeck.distributed.ranks import World, together
-from limbeck.errors import StorageError, TryLaterError
+from limbeck.files import locked as locked_file
 from limbeck.files import write_text
 
 LOCK = ".lock"
@@ -28,30 +26,19 @@ def locked(folder: Path, world: World) -> Iterator[None]:
         TryLaterError: Another process holds it; the message says which.
         StorageError: The directory cannot be made or written.
     """
-    lock = FileLock(folder / LOCK, timeout=0)
+    with ExitStack() as held:
 
-    def acquire() -> None:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
+        def acquire() -> None:
+            taken = (
+                f"Only one process may use {folder} at a time, and {holder(folder)} does. Wait for "
+                "it, or choose another output."
+            )
+            held.enter_context(locked_file(folder / LOCK, taken))
+            held.callback((folder / OWNER).unlink, missing_ok=True)
             write_text(folder / OWNER, json.dumps(owner()))
-        except Timeout:
-            raise TryLaterError(
-                f"Only one process may use {folder} at a time, and {holder(folder)} does. "
-                "Wait for it, or choose another output."
-            ) from None
-        except StorageError:
-            raise
-        except OSError as error:
-            raise StorageError(f"{folder} cannot be used for a run: {error}.") from error
 
-    together(acquire, world, main_only=True)
-    try:
+        together(acquire, world, main_only=True)
         yield
-    finally:
-        if world.is_main:
-            (folder / OWNER).unlink(missing_ok=True)
-            lock.release()
 
 
 def owner() -> dict[str, str | int]:

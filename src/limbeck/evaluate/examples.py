@@ -1,4 +1,4 @@
-"""Single places of the held-out text, for a reader: disagreements and continuations."""
+"""Examples from held-out text for the report: disagreements and continuations."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ SHORTEST_TRUTH = 8
 
 
 @dataclass(frozen=True)
-class Place:
+class Disagreement:
     """One token where two models differ.
 
     Attributes:
         document: Its document's index.
         forward_kl: KL(teacher || student) there, nats.
         before: Ids of the text it follows.
-        target: Id of the token that really followed.
-        teacher: The teacher's likeliest token ids and their probabilities.
+        target: Id of the next token of the text.
+        teacher: The teacher's most probable token ids and their probabilities.
         student: The student's.
     """
 
@@ -60,15 +60,15 @@ def disagreements(
 ) -> list[dict[str, Any]]:
     """The tokens with the largest forward KL, at most one a document, largest first.
 
-    Of sharded models every rank must ask, with the same rows.
+    With sharded models every rank calls it, with the same rows.
     """
     device = next(student.parameters()).device
-    worst: dict[int, Place] = {}
+    worst: dict[int, Disagreement] = {}
     with torch.no_grad(), evaluating(student):
         for start in range(0, len(rows), ROWS_AT_ONCE):
             batch = data.batch(rows[start : start + ROWS_AT_ONCE])
             for chunk in chunks(student, teacher, batch.to(device), head_budget_mb):
-                for place in worst_places(chunk, batch):
+                for place in largest_disagreements(chunk, batch):
                     old = worst.get(place.document)
                     if old is None or place.forward_kl > old.forward_kl:
                         worst[place.document] = place
@@ -76,7 +76,7 @@ def disagreements(
     return [described(place, tokenizer, data) for place in first]
 
 
-def worst_places(chunk: Chunk, batch: Batch) -> Iterator[Place]:
+def largest_disagreements(chunk: Chunk, batch: Batch) -> Iterator[Disagreement]:
     """The token of largest forward KL of each document in a chunk."""
     divergence = forward_kl(chunk.pair.student, chunk.pair.teacher).cpu()
     documents = batch.documents()[chunk.window]
@@ -86,7 +86,7 @@ def worst_places(chunk: Chunk, batch: Batch) -> Iterator[Place]:
         i = int(of_document.argmax())
         row, position = place[i]
         begin = position - int(batch.position_ids[row, position])
-        yield Place(
+        yield Disagreement(
             document=document,
             forward_kl=float(divergence[i]),
             before=batch.input_ids[row, max(begin, 0) : position + 1].tolist(),
@@ -102,8 +102,8 @@ def likeliest(logp: Float[Tensor, " V"]) -> list[tuple[int, float]]:
     return list(zip(top.indices.tolist(), top.values.exp().tolist(), strict=True))
 
 
-def described(place: Place, tokenizer: Tokenizer, data: Documents) -> dict[str, Any]:
-    """A place in words, as evaluation.json holds it."""
+def described(place: Disagreement, tokenizer: Tokenizer, data: Documents) -> dict[str, Any]:
+    """A disagreement with its tokens as text, as in evaluation.json."""
 
     def named(outcomes: list[tuple[int, float]]) -> list[list[Any]]:
         return [[token_text(tokenizer, place.before, i), p] for i, p in outcomes]
@@ -127,21 +127,21 @@ def continuations(
     count: int,
     max_new_tokens: int = 48,
 ) -> list[dict[str, Any]]:
-    """The same held-out beginnings, continued greedily by every model.
+    """Held-out prompts, continued greedily by every model.
 
     Args:
-        models: By the name their text has in the answer ("teacher", "distilled", ...).
-        tokenizer: Of all of them.
+        models: By name ("teacher", "distilled", ...).
+        tokenizer: Of all models.
         data: The held-out text.
-        rows: Rows to take beginnings from, spread over them.
-        count: How many; fewer when the rows hold no more long enough texts.
-        max_new_tokens: Most tokens a model writes.
+        rows: Rows to take prompts from, evenly spaced.
+        count: Number of prompts; fewer if the rows have fewer texts that are long enough.
+        max_new_tokens: Maximum length of a continuation.
 
     Returns:
-        `{"prompt", "truth", name: text, ...}` each, truth being what the text says.
+        `{"prompt", "truth", name: text, ...}` each; truth is the text itself.
     """
     found = []
-    for prompt, truth in beginnings(tokenizer, data, rows, count):
+    for prompt, truth in prompts(tokenizer, data, rows, count):
         written = {}
         for name, model in models.items():
             with torch.no_grad(), evaluating(model):
@@ -156,29 +156,29 @@ def continuations(
     return found
 
 
-def beginnings(
+def prompts(
     tokenizer: Tokenizer, data: Documents, rows: Sequence[int], count: int
 ) -> list[tuple[list[int], list[int]]]:
-    """Beginnings of different documents, each with the tokens that follow it.
+    """Prompts from different documents, each with the tokens that follow it.
 
-    A text's beginning is its first 24 tokens, or all that is not scored where that is more (a
-    chat's question). A window cut out of the middle of a text begins at its first new line.
+    A prompt is the first 24 tokens of a text, or all unscored ones if these are more (a chat's
+    question). In a window from the middle of a text it starts at the first new line.
     """
     found: dict[int, tuple[list[int], list[int]]] = {}
     stride = max(len(rows) // max(count, 1), 1)
-    spread = [*rows[::stride], *rows]  # the evenly spread ones first, then whatever is left
+    spread = [*rows[::stride], *rows]  # evenly spaced rows first, then all
     for row in spread:
         if len(found) >= count:
             break
-        for document, prompt, truth in pieces(tokenizer, data.batch([row])):
+        for document, prompt, truth in split_prompts(tokenizer, data.batch([row])):
             if document not in found:
                 found[document] = (prompt, truth)
                 break
     return list(found.values())[:count]
 
 
-def pieces(tokenizer: Tokenizer, batch: Batch) -> Iterator[tuple[int, list[int], list[int]]]:
-    """Each piece of text in a row that is long enough, cut into a beginning and its sequel."""
+def split_prompts(tokenizer: Tokenizer, batch: Batch) -> Iterator[tuple[int, list[int], list[int]]]:
+    """Each text in a row that is long enough, split into a prompt and its continuation."""
     tokens, targets = batch.input_ids[0].tolist(), batch.target_ids[0].tolist()
     documents, positions = batch.document_ids[0].tolist(), batch.position_ids[0].tolist()
     starts = [t for t, position in enumerate(positions) if position == 0]
@@ -196,7 +196,7 @@ def pieces(tokenizer: Tokenizer, batch: Batch) -> Iterator[tuple[int, list[int],
 
 
 def from_a_line(tokenizer: Tokenizer, text: list[int]) -> list[int]:
-    """A text from its first new line on, where it seems to start inside a sentence."""
+    """The text from its first new line, if it seems to start inside a sentence."""
     if not starts_inside(text_of(tokenizer, text[:PROMPT_TOKENS])):
         return text
     for at, token in enumerate(text[: 2 * PROMPT_TOKENS], start=1):
@@ -206,6 +206,6 @@ def from_a_line(tokenizer: Tokenizer, text: list[int]) -> list[int]:
 
 
 def starts_inside(text: str) -> bool:
-    """Whether the first letter is one no sentence starts with."""
+    """Whether the first character does not start a sentence."""
     first = text[:1]
     return first.isspace() or first.islower() or first in ".,;:!?)]}"

@@ -1,4 +1,4 @@
-"""Walking a student and its teacher over held-out text, a chunk of logits at a time."""
+"""Measuring a student against its teacher on held-out text, a chunk of logits at a time."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ DIVERGENCES = {
     "total_variation": total_variation,
 }
 COPIES = 8
-"""Arrays of as many logits as a chunk has that exist at once while it is measured, about."""
+"""Approximate number of arrays of a chunk's logits that exist at once."""
 
 
 @runtime_checkable
@@ -46,7 +46,7 @@ class Documents(Protocol):
 
     @property
     def num_documents(self) -> int:
-        """Documents those rows hold."""
+        """Number of documents in the data set."""
 
     @property
     def document_bytes(self) -> np.ndarray:
@@ -57,23 +57,23 @@ class Documents(Protocol):
         """Scored tokens of each whole document."""
 
     def batch(self, rows: Sequence[int]) -> Batch:
-        """Some of the rows; none gives one row with nothing scored."""
+        """The rows with these numbers; none gives one row with nothing scored."""
 
     def document_name(self, document: int) -> str:
-        """Where a document comes from, for a reader."""
+        """The source of a document, for messages."""
 
 
 class Chunk(NamedTuple):
-    """Some of a batch's scored tokens, with both models' opinions of them.
+    """Some of a batch's scored positions, with both models' distributions.
 
     Attributes:
         window: Which of the N scored tokens; indices are on the CPU.
         teacher: The teacher's distribution.
-        pair: Student and teacher at temperature 1, on the outcomes the teacher speaks about.
+        pair: Student and teacher at temperature 1, on the outcomes of the teacher's form.
         logp: The student's log-probabilities over the vocabulary.
-        targets: The tokens that really followed.
-        padded: Probability the student leaves on rows beyond the vocabulary.
-        dense: Whether the pair's outcomes are the vocabulary.
+        targets: The next tokens of the text.
+        padded: The student's probability on rows beyond the vocabulary.
+        dense: Whether the outcomes are the vocabulary.
     """
 
     window: Rows
@@ -100,14 +100,14 @@ def measure(
 
     Args:
         student: The student; measured in eval mode, left in the mode it was in.
-        teacher: A teacher. One that is not dense (a store's top-k) gives bounds of the divergences
-            that are defined on it, and neither its own cross-entropy nor the agreement.
+        teacher: A teacher. One without whole distributions (a store's top-k) gives bounds of the
+            divergences its form serves, but neither its own cross-entropy nor the agreement.
         data: The held-out text.
         rows: Rows to measure; with `reduce`, this rank's share of them.
         micro_batch: Rows of one forward pass.
         device: Where the models are.
-        reduce: Sums a tensor over the ranks. Ranks with fewer rows keep in step with empty batches,
-            as sharded models need every rank in every forward pass.
+        reduce: Sums a tensor over the ranks. Ranks with fewer rows run empty batches, because
+            sharded models need every rank in every forward pass.
         head_budget_mb: Memory for the logits that exist at once.
     """
     totals: dict[str, Tensor] = {}
@@ -125,11 +125,11 @@ def measure(
 def chunks(
     student: CausalLM, teacher: Teacher, batch: Batch, head_budget_mb: HeadBudget
 ) -> Iterator[Chunk]:
-    """The scored tokens of a batch, part by part; one empty chunk when there are none."""
+    """The scored positions of a batch in chunks; one empty chunk if there are none."""
     hidden, _ = student(batch)
     targets, head = batch.targets(), student.whole_head
     most = head_chunk(head_budget_mb, head.weight, COPIES)
-    for part in opinions(teacher, batch):
+    for part in parts_of(teacher, batch):
         distribution = part.distribution
         dense = isinstance(distribution, DenseLogits | LazyLogits | Mixture)
         count = len(targets) if part.positions is None else len(part.positions)
@@ -140,25 +140,25 @@ def chunks(
             logits = head(hidden[window])
             padded = student.padded_mass(logits)
             logits = logits[:, : student.vocabulary_size]
-            some = distribution.rows(rows)
-            pair = some.compare(logits, 1.0)
+            part_rows = distribution.rows(rows)
+            pair = part_rows.compare(logits, 1.0)
             logp = pair.student if dense else log_softmax(logits, 1.0)
             place = window if isinstance(window, slice) else window.cpu()
-            yield Chunk(place, some, pair, logp, targets[window], padded, dense)
+            yield Chunk(place, part_rows, pair, logp, targets[window], padded, dense)
 
 
-def opinions(teacher: Teacher, batch: Batch) -> tuple[SignalPart, ...]:
-    """The teacher's distributions, which cover the scored tokens in one form.
+def parts_of(teacher: Teacher, batch: Batch) -> tuple[SignalPart, ...]:
+    """The parts of the teacher's signal, which cover every scored position in one form.
 
     Raises:
-        ConfigError: The teacher was not asked for distributions, or its parts differ in form.
-        DataError: It says nothing about some tokens.
+        ConfigError: The signal has no distributions, or its parts differ in form.
+        DataError: Some scored positions have no distribution.
     """
     signal = teacher.signal(batch)
     if not signal.parts:
         raise ConfigError(
-            "A teacher must give distributions to be compared with, and this one was not asked for "
-            "them. Give the objective an alpha above 0, or evaluate against a model."
+            "A student is measured against distributions, and this teacher was not asked for them. "
+            "Give the objective an alpha above 0, or evaluate against a model."
         )
     num_scored = int(batch.num_scored())
     if missing := len(signal.uncovered(num_scored, batch.scored.device)):
@@ -176,7 +176,7 @@ def opinions(teacher: Teacher, batch: Batch) -> tuple[SignalPart, ...]:
 
 
 def token_values(chunk: Chunk) -> dict[str, Float[Tensor, " n"]]:
-    """Every metric of every token of a chunk."""
+    """Every metric of every position of a chunk."""
     student, teacher = chunk.pair
     targets = chunk.targets[:, None]
     confidence, first = chunk.logp.max(-1)
@@ -207,7 +207,7 @@ def add(
     documents: Int[Tensor, " n"],
     num_documents: int,
 ) -> None:
-    """Add a chunk's tokens to the sums of their documents, in float64."""
+    """Add a chunk's metrics to the sums of their documents, in float64."""
     values = {name: value.cpu().double() for name, value in token_values(chunk).items()}
     for name, value in values.items():
         total = totals.setdefault(name, torch.zeros(num_documents, dtype=torch.float64))
@@ -221,7 +221,7 @@ def add(
 
 
 def as_scores(totals: dict[str, np.ndarray], data: Documents) -> Scores:
-    """The sums of the documents that have any, with the bytes that were measured.
+    """Scores of the documents with measured tokens.
 
     Args:
         totals: Sums by name, over all documents of the data set.
@@ -249,7 +249,7 @@ def in_step(
     device: torch.device,
     reduce: Callable[[Tensor], Tensor] | None,
 ) -> Iterator[Sequence[int]]:
-    """Rows of each micro-batch, going on with none while other ranks still have some."""
+    """Rows of each micro-batch; empty ones while other ranks still have rows."""
     start = 0
     while True:
         mine = rows[start : start + micro_batch]

@@ -1,4 +1,4 @@
-"""Dark knowledge, one position at a time: what a teacher thinks beside the token that followed."""
+"""Dark knowledge, position by position: the teacher's probabilities for the next token."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from limbeck.models import CausalLM, evaluating
 
 @dataclass(frozen=True)
 class Candidate:
-    """One token that might follow.
+    """One candidate for the next token.
 
     Attributes:
-        text: How it reads.
+        text: The token as text.
         id: Its id.
         logit: The teacher's logit.
         teacher: Its probability under the teacher, at each temperature.
         student: Under the student, at each temperature; empty without a student.
-        followed: Whether it is the token that really followed.
-        rank: Its place among the teacher's tokens, from 1.
+        followed: Whether it is the next token of the text.
+        rank: Its rank by the teacher's probability, from 1.
     """
 
     text: str
@@ -44,13 +44,13 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Position:
-    """What may follow one token of the text.
+    """The candidates after one token of the text.
 
     Attributes:
-        text: The token just read.
-        candidates: The teacher's likeliest tokens, then the one that followed if it is not there.
+        text: The last token read.
+        candidates: The teacher's most probable tokens, and the next token of the text.
         entropy: The teacher's entropy at each temperature, nats.
-        student_first: The student's likeliest token; None without a student.
+        student_first: The student's most probable token; None without a student.
         student_probability: Its probability at temperature 1; None without a student.
         forward_kl: KL(teacher || student) at each temperature, nats; empty without a student.
     """
@@ -65,11 +65,11 @@ class Position:
 
 @dataclass(frozen=True)
 class Peek:
-    """A text and what follows each of its tokens.
+    """A text and the candidates after each of its tokens.
 
     Attributes:
-        text: The text as it was given.
-        temperatures: At which probabilities are told; the first is always 1.
+        text: The text.
+        temperatures: Temperatures of the probabilities; the first is always 1.
         positions: One for each token.
     """
 
@@ -78,7 +78,7 @@ class Peek:
     positions: tuple[Position, ...]
 
     def to_plain(self) -> dict[str, Any]:
-        """The same as what JSON can hold."""
+        """The same as JSON."""
         return dataclasses.asdict(self)
 
 
@@ -91,15 +91,15 @@ def peek(
     *,
     top: int = 5,
 ) -> Peek:
-    """What the teacher, and the student beside it, think may follow each token of a text.
+    """The teacher's and the student's probabilities for the next token, along a text.
 
     Args:
         tokenizer: Of both models; their vocabularies must be cut to the same size.
         teacher: The teacher.
         student: The student, if there is one.
         text: Any text; one row, so at most what the models can read.
-        temperatures: Further temperatures; 1 is always told, and told first.
-        top: How many of the teacher's likeliest tokens.
+        temperatures: Further temperatures; 1 is always the first.
+        top: Number of the teacher's most probable tokens.
 
     Raises:
         ConfigError: The text is empty or too long, or a temperature is not positive.
@@ -137,15 +137,15 @@ def look(
     temperatures: tuple[float, ...],
     top: int,
 ) -> Position:
-    """One position: the teacher's likeliest tokens at each temperature, and the student's view.
+    """One position: the teacher's most probable tokens, and the student's probabilities.
 
     Args:
         tokenizer: Turns ids into text.
         logits: The teacher's, and the student's if there is one.
         ids: The whole text.
-        at: Which token has just been read.
-        temperatures: At which to tell probabilities.
-        top: How many tokens.
+        at: Index of the last token read.
+        temperatures: Temperatures of the probabilities.
+        top: Number of tokens.
     """
     before, followed = ids[: at + 1], ids[at + 1] if at + 1 < len(ids) else None
     tables = [torch.stack([log_softmax(row[None], t)[0] for t in temperatures]) for row in logits]

@@ -1,7 +1,7 @@
-"""Sums per document, and what they say: values with intervals, differences, the gap closed.
+"""Sums per document, and metrics from them: values with intervals, differences, the gap closed.
 
-Every figure is a ratio of sums. Its interval is the percentile bootstrap over documents (Efron,
-1979): documents are drawn with replacement, and the ratio is taken again.
+Every metric is a ratio of sums. Its interval is the percentile bootstrap over documents (Efron,
+1979): documents are drawn with replacement, and the ratio is computed again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ INTERVAL_PERCENT = 95.0
 CALIBRATION_BINS = 15
 
 Interval = dict[str, float]
-"""`{"value", "low", "high"}`: a figure and the ends of its 95 % interval."""
+"""`{"value", "low", "high"}`: a metric and the ends of its 95 % interval."""
 
 MEANS = (
     "forward_kl",
@@ -30,7 +30,7 @@ MEANS = (
     "cross_entropy",
     "teacher_cross_entropy",
 )
-"""Figures that are a mean over tokens; a teacher that is not dense gives only some of them."""
+"""Metrics that are a mean over tokens; a teacher without whole distributions has only some."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,10 @@ class Scores:
     Attributes:
         metrics: By name, the sum over a document's tokens (nats, or counts).
         counts: Number of tokens measured.
-        bytes: UTF-8 bytes of the text those tokens stand for.
-        calibration: Sum of (hit - confidence) of the student's first choice, by confidence bin.
+        bytes: UTF-8 bytes of the text of those tokens.
+        calibration: Sum of (hit - confidence) of the student's top token, by confidence bin.
         documents: Index of each document in the data set.
-        padded_mass: Mean probability the student leaves on rows that stand for no token.
+        padded_mass: The student's mean probability on rows beyond the vocabulary.
     """
 
     metrics: Mapping[str, Float64[np.ndarray, " documents"]]
@@ -69,12 +69,12 @@ Figure = Callable[[Sums], Float64[np.ndarray, " resamples"]]
 
 
 def summarise(scores: Scores, seed: int = 0) -> dict[str, Interval]:
-    """Every figure the scores can give, with its interval.
+    """Every metric with its interval.
 
     forward_kl, reverse_kl, cross_entropy and teacher_cross_entropy are nats a token, perplexity is
     exp(cross_entropy), bits_per_byte compares across tokenizers, over_confidence is the student's
-    mean probability of its first choice less how often it is right, and ece is the expected
-    calibration error over 15 bins. With one document an interval has no width and says nothing.
+    mean probability of its top token minus its accuracy, and ece is the expected calibration error
+    over 15 bins. With one document the interval has no width and is meaningless.
 
     Raises:
         DataError: No token was measured.
@@ -94,7 +94,7 @@ def summarise(scores: Scores, seed: int = 0) -> dict[str, Interval]:
 
 
 def paired_difference(a: Scores, b: Scores, metric: str, seed: int = 0) -> Interval:
-    """Mean of a metric under `a` less that under `b`, the same documents drawn for both.
+    """Mean of a metric under `a` minus that under `b`, with the same resampled documents.
 
     Raises:
         DataError: They were not measured on the same tokens.
@@ -104,9 +104,9 @@ def paired_difference(a: Scores, b: Scores, metric: str, seed: int = 0) -> Inter
 
 
 def gap_recovered(initial: Scores, student: Scores, seed: int = 0) -> Interval:
-    """How much of the initial forward KL to the teacher is gone, percent; 100 is the teacher.
+    """Reduction of the initial forward KL to the teacher, percent; 100 equals the teacher.
 
-    Negative when the student is farther from the teacher than it began.
+    Negative if the student is farther from the teacher than it started.
 
     Raises:
         DataError: They were not measured on the same tokens, or there was no gap to begin with.
@@ -127,7 +127,7 @@ def columns(scores: Scores) -> dict[str, Float64[np.ndarray, " documents"]]:
 
 
 def paired(a: Scores, b: Scores, metric: str, seed: int) -> Sums:
-    """Sums of one metric under both, over the same draws of documents."""
+    """Sums of one metric under both, over the same resampled documents."""
     same = np.array_equal(a.documents, b.documents) and np.array_equal(a.counts, b.counts)
     if not same:
         raise DataError(
@@ -152,7 +152,7 @@ def resampled(table: Mapping[str, Float64[np.ndarray, " documents"]], seed: int)
 
 
 def interval(figure: Float64[np.ndarray, " resamples"]) -> Interval:
-    """The figure itself, which stands first, and the percentiles of its resamples."""
+    """The value, which is the first entry, and the percentiles of the resamples."""
     tail = (100 - INTERVAL_PERCENT) / 2
     low, high = np.percentile(figure[1:], [tail, 100 - tail])
     return {"value": float(figure[0]), "low": float(low), "high": float(high)}
@@ -169,15 +169,15 @@ def bits_per_byte(sums: Sums) -> Float64[np.ndarray, " resamples"]:
 
 
 def over_confidence(sums: Sums) -> Float64[np.ndarray, " resamples"]:
-    """Mean probability of the student's first choice less its accuracy; positive is too sure."""
+    """Mean probability of the student's top token minus its accuracy; positive: over-confident."""
     return (sums["student_confidence"] - sums["student_hit"]) / sums["tokens"]
 
 
 def expected_calibration_error(sums: Sums) -> Float64[np.ndarray, " resamples"]:
     """Mean over bins, weighted by tokens, of |accuracy - confidence| (Guo et al., 2017).
 
-    A resample keeps the sign each bin has on the whole. With its own signs it would count noise as
-    error, and the interval would lie above the figure.
+    Resamples use the sign of each bin on the whole sample. With signs of their own they would count
+    noise as error, and the interval would lie above the value.
     """
     gaps = np.stack([column for name, column in sums.items() if name.startswith("bin_")])
     total: Float64[np.ndarray, " resamples"] = np.sign(gaps[:, 0]) @ gaps / sums["tokens"]

@@ -1,4 +1,4 @@
-"""A recipe's file into a configuration, with every mistake that can be known before loading."""
+"""Reading a recipe, with every check that needs no model and no data."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from limbeck.config.json_schema import recipe_schema
 from limbeck.config.trainable import trainable_problems
 from limbeck.data import data_problems, readers, sources
 from limbeck.evaluate.suites import suites
+from limbeck.experiment.text import warmup_problems
 from limbeck.losses import objective_problems, terms
 from limbeck.losses.divergences import divergences
 from limbeck.losses.positions import positions
@@ -32,20 +33,20 @@ OPEN_PARTS: dict[str, Registry[Any]] = {
     "evaluate.suites[]": suites,
     "record.form": forms,
 }
-"""Where a recipe may name components, and of which registry."""
+"""Options whose value is a registered component, with its registry."""
 
 
 def load(path: Path | str, overrides: Iterable[str] = ()) -> RunConfig:
-    """Read a recipe, apply `a.b=value` overrides, check everything.
+    """Read a recipe, apply `a.b=value` overrides, and check it.
 
     Raises:
-        ConfigError: With one line a mistake, each beginning with the path of the field.
+        ConfigError: One line for each mistake, starting with the path of the option.
     """
     return read(Path(path), overrides, problems)
 
 
 def problems(config: RunConfig) -> Iterator[Problem]:
-    """Every mistake in the open parts, and in what parts say of each other."""
+    """Mistakes in component options, and contradictions between options."""
     yield from teachers.problems(config.teacher, "teacher")
     yield from initialisers.problems(config.student, "student")
     yield from objective_problems(config.objective)
@@ -55,22 +56,22 @@ def problems(config: RunConfig) -> Iterator[Problem]:
     yield from data_problems(config.data)
     yield from schedule_problems(config.optim)
     yield from step_problems(config)
-    yield from arm_problems(config)
+    yield from trial_problems(config)
     yield from record_problems(config)
     for index, spec in enumerate(config.evaluate.suites):
         yield from suites.problems(spec, f"evaluate.suites[{index}]")
 
 
 def size_problems(student: Component) -> Iterator[Problem]:
-    """The size of a student cut out of its teacher is said in one way."""
+    """Problems with the size of a student that is pruned from its teacher."""
     ways = {way: student.get(way) for way in ("layers", "keep", "fraction", "drop")}
     if type_of(student) == "depth":
-        told = ways_problem(by=str(student.get("by", "even")), **ways)
-        yield from [Problem("student", told)] if told else []
+        problem = ways_problem(by=str(student.get("by", "even")), **ways)
+        yield from [Problem("student", problem)] if problem else []
     if type_of(student) == "width":
         names = ("intermediate", "heads", "kv_heads", "hidden", "keep", "params")
-        told = sizes_problem(**{name: student.get(name) for name in names})
-        yield from [Problem("student", told)] if told else []
+        problem = sizes_problem(**{name: student.get(name) for name in names})
+        yield from [Problem("student", problem)] if problem else []
 
 
 def shared_problems(config: RunConfig) -> Iterator[Problem]:
@@ -89,23 +90,23 @@ def shared_problems(config: RunConfig) -> Iterator[Problem]:
         )
 
 
-def arm_problems(config: RunConfig) -> Iterator[Problem]:
-    """What the students a recipe asks for need: text to be held against, and rates of their own."""
+def trial_problems(config: RunConfig) -> Iterator[Problem]:
+    """Problems with the baseline and with grids of learning rates, which need held-out text."""
     held_out, grid = config.evaluate, config.optim.learning_rate
     if held_out.baseline and not held_out.data:
         yield Problem(
             "evaluate.baseline",
-            "compares two students on held-out text, and evaluate.data names none.",
+            "compares two students on held-out text, and evaluate.data is not set.",
         )
     if held_out.baseline_learning_rate is not None and not held_out.baseline:
         yield Problem(
             "evaluate.baseline_learning_rate",
-            "is the baseline's, and evaluate.baseline asks for none. Set it to cross_entropy.",
+            "needs a baseline, and evaluate.baseline is not set. Set it to cross_entropy.",
         )
     if isinstance(grid, tuple) and not held_out.data:
         yield Problem(
             "optim.learning_rate",
-            "a grid is decided on held-out text, and evaluate.data names none. Give one number, "
+            "a grid is compared on held-out text, and evaluate.data is not set. Give one number, "
             "or held-out text.",
         )
     for at, rates in (
@@ -118,7 +119,7 @@ def arm_problems(config: RunConfig) -> Iterator[Problem]:
 
 
 def step_problems(config: RunConfig) -> Iterator[Problem]:
-    """What the size of a step and the length of the run say of each other."""
+    """Contradictions between the size of a step, the rows and the length of the run."""
     optim, length = config.optim, config.data.sequence_length
     if optim.tokens_per_step < length:
         yield Problem(
@@ -126,15 +127,15 @@ def step_problems(config: RunConfig) -> Iterator[Problem]:
             f"must hold at least one row of data.sequence_length = {length}, "
             f"got {optim.tokens_per_step}.",
         )
-    if optim.warmup_steps >= optim.steps:
-        yield Problem(
-            "optim.warmup_steps",
-            f"must be less than optim.steps = {optim.steps}, got {optim.warmup_steps}.",
-        )
+    if (optim.steps is None) == (optim.epochs is None):
+        has = "neither" if optim.steps is None else f"steps: {optim.steps}, epochs: {optim.epochs}"
+        yield Problem("optim.steps", f"must be given, or optim.epochs in its place, got {has}.")
+    if optim.steps is not None:
+        yield from warmup_problems(optim)
 
 
 def record_problems(config: RunConfig) -> Iterator[Problem]:
-    """What is wrong with the form of a recording, and with its layers."""
+    """Problems with the form and the layers of a recording."""
     if config.record is None:
         return
     yield from forms.problems(config.record.form, "record.form")
@@ -146,7 +147,7 @@ def record_problems(config: RunConfig) -> Iterator[Problem]:
 def schema() -> dict[str, Any]:
     """JSON schema of a recipe, for editors."""
     whole = recipe_schema(OPEN_PARTS)
-    whole["$defs"]["DataConfig"]["properties"]["type"]["enum"] = readers.names()
+    whole["$defs"]["DataConfig"]["properties"]["type"]["enum"] = ["auto", *readers.names()]
     whole["properties"]["stages"] = {
         "description": "Several runs: of each its name, and how it differs from the whole.",
         "type": "array",

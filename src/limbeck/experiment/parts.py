@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,10 +18,11 @@ from limbeck.data import (
     HeldOut,
     SourceContext,
     TextData,
+    held_out_config,
     load_held_out,
     load_text,
-    overlap,
     sources,
+    uses_template,
 )
 from limbeck.data.inputs import require_inputs
 from limbeck.distributed import (
@@ -34,6 +35,7 @@ from limbeck.distributed import (
     together,
 )
 from limbeck.errors import ConfigError, DataError
+from limbeck.experiment.text import data_notes, epochs_note, with_steps
 from limbeck.files import publish
 from limbeck.layer_map import LayerMap
 from limbeck.losses import PairShapes, build_objective
@@ -74,7 +76,7 @@ class Parts:
     """Models, tokenizer and data of a run.
 
     Attributes:
-        config: The recipe.
+        config: The recipe, its epochs turned into steps.
         world: This process among all.
         tokenizer: Of teacher and student, proven to be one.
         vocabulary: The proof.
@@ -170,13 +172,16 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
         )
         make_trainable(student.model, config.trainable, config.seed)
     student = agreed(student, world)
-    is_chat = config.data.type == "chat"
+    with main_first(world):
+        texts = [text for text in (config.data, held_out_config(config)) if text is not None]
+        is_chat = any(map(uses_template, texts))
     teacher.require(TeacherRequest(student_tokenizer=student.tokenizer, uses_template=is_chat))
     vocabulary = prove_pair(student, teacher)
     limit = shortest(teacher_limit, student.model.max_positions)
     with main_first(world):
         data = load_text(config.data, tokenizer, limit)
         held_out = load_held_out(config, tokenizer, limit)
+    epochs, config = config.optim.epochs, with_steps(config, data)
     require_known_tokens(data, vocabulary)
     if held_out is not None:
         require_known_tokens(held_out.data, vocabulary)
@@ -203,7 +208,12 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
             "data": data.facts,
             "held_out": held_out.data.facts if held_out else None,
         },
-        notes=[*vocabulary.notes, *data_notes(data, held_out), *(notes if world.size > 1 else ())],
+        notes=[
+            *vocabulary.notes,
+            *data_notes(config, data, held_out),
+            *([] if epochs is None else [epochs_note(epochs, config, data)]),
+            *(notes if world.size > 1 else ()),
+        ],
     )
 
 
@@ -295,7 +305,7 @@ def request_of(
         objective = build_objective(config.objective, shapes, head_budget_mb=1)
     temperatures: tuple[float, ...] = ()
     if objective.needs.distribution:
-        temperatures = values_over(config.objective.temperature, config.optim.steps)
+        temperatures = values_over(config.objective.temperature, config.optim.num_steps)
     texts = [TextWindows("data", data, range(len(data.windows)))]
     if held_out is not None:
         texts.append(TextWindows("evaluate.data", held_out.data, held_out.windows))
@@ -338,19 +348,6 @@ def prove_pair(student: InitialStudent, teacher: Teacher) -> VocabularyProof:
     )
     student.model.vocabulary_size = proof.size
     return proof
-
-
-def data_notes(data: TextData, held_out: HeldOut | None) -> Iterator[str]:
-    """What a user should hear of the text."""
-    facts = data.facts
-    if fell := [f"{count:,} {reason}" for reason, count in facts["dropped"].items() if count]:
-        yield f"Of {facts['documents']:,} training documents fell out: {', '.join(fell)}."
-    if (count := facts["duplicates"]) == 1:
-        yield "1 training document is a duplicate."
-    elif count:
-        yield f"{count:,} training documents are duplicates."
-    if held_out is not None and (shared := overlap(data, held_out.data)):
-        yield f"{shared} held-out documents also stand in the training text."
 
 
 def require_known_tokens(data: TextData, vocabulary: VocabularyProof) -> None:

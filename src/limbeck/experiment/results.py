@@ -1,4 +1,4 @@
-"""What a run has shown: the figures of every arm beside each other, and places to look at."""
+"""Results of a run: metrics of all trials side by side, examples, sizes and speeds."""
 
 from __future__ import annotations
 
@@ -32,24 +32,24 @@ CONTINUED_TOKENS = 48
 
 
 def compare(scores: Mapping[str, Scores]) -> dict[str, Any]:
-    """The figures of every arm with intervals, the gap each closed, and their paired difference.
+    """Metrics of every trial with intervals, the gap each closed, and their paired difference.
 
     Args:
-        scores: By arm: `initial`, `distilled`, and `cross_entropy` where there is one, all measured
-            on the same tokens.
+        scores: By trial: `initial`, `distilled`, and `cross_entropy` where there is one, all
+            measured on the same tokens.
     """
     if not scores:
-        return {"metrics": list(METRICS), "arms": {}}
-    arms = {name: summarise(s) for name, s in scores.items()}
+        return {"metrics": list(METRICS), "trials": {}}
+    trials = {name: summarise(s) for name, s in scores.items()}
     some = next(iter(scores.values()))
     found: dict[str, Any] = {
         "metrics": list(METRICS),
-        "arms": arms,
+        "trials": trials,
         "padded_mass": {name: s.padded_mass for name, s in scores.items()},
         "held_out": {"documents": len(some.documents), "tokens": some.num_tokens},
     }
     if "teacher_cross_entropy" in some.metrics:
-        found["arms"]["teacher"] = teacher_figures(some)
+        found["trials"]["teacher"] = teacher_figures(some)
     if "initial" in scores and has_gap(scores["initial"]):
         found["gap_recovered_percent"] = {
             name: gap_recovered(scores["initial"], s)

@@ -30,7 +30,15 @@ from limbeck.experiment.parts import STUDENT_DTYPE, Parts, gather_parts
 from limbeck.experiment.provenance import command_line, host_facts, now
 from limbeck.experiment.results import compare, places, suite_results
 from limbeck.experiment.score_files import read_scores
-from limbeck.experiment.trials import Arm, Bench, arms_of, best, fidelity_of, lasting, suite_context
+from limbeck.experiment.trials import (
+    Trial,
+    TrialRunner,
+    best,
+    fidelity_of,
+    lasting,
+    suite_context,
+    trials_of,
+)
 from limbeck.files import MANIFEST, manifest, publish, write_text
 from limbeck.models import CausalLM, ModelSource, choose_device, load_model
 from limbeck.report.run_files import lines
@@ -57,7 +65,7 @@ class RunResult:
 
 
 class Run:
-    """A recipe brought to life; use it as a context, or let the process end."""
+    """A recipe with everything it names loaded; use it as a context manager."""
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
@@ -73,6 +81,7 @@ class Run:
             )
             self.parts: Parts = gather_parts(config, self.world)
             self._stack = stack.pop_all()
+        self.config = self.parts.config
 
     def __enter__(self) -> Run:
         return self
@@ -87,7 +96,7 @@ class Run:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes and talks."""
+        """Whether this process writes files and prints."""
         return self.world.is_main
 
     @property
@@ -99,8 +108,8 @@ class Run:
         """Train every student the recipe asks for, measure them, write the report.
 
         Args:
-            resume: Go on from the last checkpoint; arms that are done stay done.
-            overwrite: Remove what is in the run directory first.
+            resume: Resume from the last checkpoint; finished trials are skipped.
+            overwrite: Delete the contents of the run directory first.
 
         Raises:
             ConfigError: The run directory holds another run.
@@ -115,23 +124,25 @@ class Run:
                 main_only=True,
             )
             self._say_notes()
-            arms = arms_of(self.config)
+            trials = trials_of(self.config)
             initial = self.folder / "initial"
-            if len(arms) > 1 and not self.parts.is_shared:
+            if len(trials) > 1 and not self.parts.is_shared:
                 self._save_initial(initial)
-            bench = Bench(self.parts, initial, stop)
+            runner = TrialRunner(self.parts, initial, stop)
             done: list[bool] = []
-            together(lambda: done.extend(arm.is_done for arm in arms), self.world, main_only=True)
+            together(
+                lambda: done.extend(trial.is_done for trial in trials), self.world, main_only=True
+            )
             done = broadcast_object(done, self.world)
-            for arm, is_done in zip(arms, done, strict=True):
+            for trial, is_done in zip(trials, done, strict=True):
                 if not is_done:
-                    self._run_arm(bench, arm, resume=resume)
-            suites = self._measure_suites(arms)
-            evaluation = self._conclude(arms, suites)
+                    self._run_trial(runner, trial, resume=resume)
+            suites = self._measure_suites(trials)
+            evaluation = self._conclude(trials, suites)
             return RunResult(self.folder / "student", evaluation, self._report())
 
     def evaluate(self, student: Path | None = None) -> dict[str, Any]:
-        """Figures of a student's folder against the teacher, on the documents that report.
+        """Metrics of a student's folder against the teacher, on the test documents.
 
         Args:
             student: Any student with the recipe's tokenizer; the run's own by default.
@@ -152,7 +163,7 @@ class Run:
         return evaluation | self._suites({"distilled": model})
 
     def _prepare(self, *, resume: bool, overwrite: bool) -> None:
-        """Make the run directory ready, on rank 0 while the others wait."""
+        """Prepare the run directory, on rank 0 while the others wait."""
         if overwrite:
             clear(self.folder)
         if resume:
@@ -160,16 +171,16 @@ class Run:
         write_text(self.folder / "recipe.yaml", dump(self.config))
         self._write_provenance({})
 
-    def _run_arm(self, bench: Bench, arm: Arm, *, resume: bool) -> None:
-        """Train an arm; the lines of a plain terminal go to its log.txt as well."""
+    def _run_trial(self, runner: TrialRunner, trial: Trial, *, resume: bool) -> None:
+        """Train a trial; progress lines are also written to its log.txt."""
         if not self.is_main:
-            bench.run(arm, (), resume=resume)
+            runner.run(trial, (), resume=resume)
             return
-        arm.folder.mkdir(parents=True, exist_ok=True)
-        with (arm.folder / "log.txt").open("a", encoding="utf-8") as log:
+        trial.folder.mkdir(parents=True, exist_ok=True)
+        with (trial.folder / "log.txt").open("a", encoding="utf-8") as log:
             consoles = (progress_console(), Console(file=log, width=200))
-            sinks: list[MetricSink] = [TerminalSink(each, arm.name) for each in consoles]
-            bench.run(arm, [*sinks, *make_sinks(self.config.track, arm.folder)], resume=resume)
+            sinks: list[MetricSink] = [TerminalSink(each, trial.name) for each in consoles]
+            runner.run(trial, [*sinks, *make_sinks(self.config.track, trial.folder)], resume=resume)
 
     def _save_initial(self, folder: Path) -> None:
         student = self.parts.student
@@ -180,7 +191,7 @@ class Run:
         barrier()
 
     def _require_same_vocabulary(self, folder: Path, model: CausalLM) -> None:
-        """Refuse a student to whose tokenizer the recipe's ids mean something else."""
+        """Refuse a student whose tokenizer gives the recipe's ids another meaning."""
         prove_same_vocabulary(
             load_tokenizer(str(folder)),
             self.parts.tokenizer,
@@ -195,49 +206,53 @@ class Run:
         return model
 
     def _suites(self, students: Mapping[str, CausalLM]) -> dict[str, Any]:
-        """Figures of the recipe's further suites; every rank calls it."""
+        """Results of the recipe's further suites; every rank calls it."""
         context = suite_context(self.parts)
         return {} if context is None else suite_results(self.config, context, students)
 
-    def _measure_suites(self, arms: Sequence[Arm]) -> dict[str, Any]:
-        """Figures of the best student of each kind in the recipe's further suites."""
+    def _measure_suites(self, trials: Sequence[Trial]) -> dict[str, Any]:
+        """Results of the best student of each kind in the recipe's further suites."""
         if not self.config.evaluate.suites:
             return {}
-        folders = {name: arm.folder for name, arm in best(arms).items()} if self.is_main else {}
+        folders = (
+            {name: trial.folder for name, trial in best(trials).items()} if self.is_main else {}
+        )
         chosen = broadcast_object({n: str(f) for n, f in folders.items()}, self.world)
         return self._suites({n: self._open(Path(f) / "student") for n, f in chosen.items()})
 
-    def _conclude(self, arms: Sequence[Arm], suites: Mapping[str, Any]) -> dict[str, Any]:
-        """Bring the best arms together: student, curves, figures, places to look at."""
+    def _conclude(self, trials: Sequence[Trial], suites: Mapping[str, Any]) -> dict[str, Any]:
+        """Write student, curves, metrics and examples of the best trials."""
         if not self.is_main:
             barrier()
             return {}
-        chosen = best(arms)
+        chosen = best(trials)
         main = chosen["distilled"]
         if main.folder != self.folder:
             publish_copy(main.folder / "student", self.folder / "student")
             metrics = (main.folder / "metrics.jsonl").read_text(encoding="utf-8")
             write_text(self.folder / "metrics.jsonl", metrics)
         files = {"initial": self.folder / "initial.json"}
-        files |= {name: arm.scores for name, arm in chosen.items()}
-        by_kl = best(arms, "forward_kl").get("cross_entropy")
+        files |= {name: trial.scores for name, trial in chosen.items()}
+        by_kl = best(trials, "forward_kl").get("cross_entropy")
         if by_kl is not None and by_kl != chosen["cross_entropy"]:
             files["cross_entropy_by_kl"] = by_kl.scores
         found = {name: read_scores(path)[1] for name, path in files.items()}
         evaluation = compare({name: scores for name, scores in found.items() if scores})
         evaluation |= suites
-        evaluation["learning_rate"] = {name: arm.learning_rate for name, arm in chosen.items()}
-        evaluation["selected_by"] = {name: arm.selected_by for name, arm in chosen.items()}
+        evaluation["learning_rate"] = {name: trial.learning_rate for name, trial in chosen.items()}
+        evaluation["selected_by"] = {name: trial.selected_by for name, trial in chosen.items()}
         held_out = self.parts.held_out
         teacher = find_local(self.parts.teacher)
-        # A recorded teacher cannot go on with a text, and has nothing to be shown beside.
+        # Examples need a teacher that can continue a text.
         if held_out is not None and teacher is not None and self.world.size == 1:
-            students = {name: self._open(arm.folder / "student") for name, arm in chosen.items()}
+            students = {
+                name: self._open(trial.folder / "student") for name, trial in chosen.items()
+            }
             count = self.config.evaluate.continuations
             with gathered(teacher.model):
                 evaluation |= places(self.parts, teacher, held_out, students, count)
         write_text(self.folder / "evaluation.json", json.dumps(evaluation, indent=1))
-        seconds = {f"training_{name}": step_seconds(arm.folder) for name, arm in chosen.items()}
+        seconds = {f"training_{name}": step_seconds(trial.folder) for name, trial in chosen.items()}
         self._write_provenance({"finished": now(), "timing": seconds})
         barrier()
         return evaluation
@@ -251,7 +266,7 @@ class Run:
                 progress_console().print(f"note: {note}", markup=False, highlight=False)
 
     def _write_provenance(self, ending: Mapping[str, Any]) -> None:
-        """Where everything came from, and what is known when the run is over."""
+        """Write provenance.json: versions, hashes, host, and at the end times."""
         tokenizer = self.parts.tokenizer
         provenance = {
             "limbeck": __version__,
@@ -272,28 +287,28 @@ class Run:
 
 
 def assemble(config: RunConfig) -> Run:
-    """Load and prove everything a recipe names.
+    """Load and verify everything that a recipe names.
 
     Raises:
-        ConfigError: Parts do not go together.
+        ConfigError: Teacher, student, data or objective do not fit together.
         DataError: The text cannot be used.
     """
     return Run(config)
 
 
 def progress_console() -> Console:
-    """Where a run says how it goes: stdout is for the answer, which a program may read."""
+    """The console for progress: stderr, since programs read the result from stdout."""
     return ProgressConsole(stderr=True)
 
 
 def step_seconds(folder: Path) -> float:
-    """Time an arm spent in steps, over all its lives; 0 when it took none."""
+    """Time a trial spent in steps, over all its attempts; 0 without any."""
     records = lines(folder / "metrics.jsonl")
     return max((r["seconds"] for r in records if r.get("kind") == "step"), default=0.0)
 
 
 def require_directory(folder: Path, *, resume: bool, overwrite: bool) -> None:
-    """Refuse a directory that holds another run, unless told what to do with it."""
+    """Refuse a directory that holds another run, unless `resume` or `overwrite` is set."""
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"output: must be a folder, and {folder} is a file. Choose another.")
     begun = (folder / "recipe.yaml").exists()
@@ -304,25 +319,24 @@ def require_directory(folder: Path, *, resume: bool, overwrite: bool) -> None:
         )
     if begun and not (resume or overwrite):
         raise ConfigError(
-            f"output: {folder} already holds a run. Add --resume to go on with it, --overwrite to "
-            "throw it away, or choose another output."
+            f"output: {folder} already holds a run. Add --resume to continue it, --overwrite to "
+            "delete it, or choose another output."
         )
     if not begun and folder.exists() and any(p.name[0] != "." for p in folder.iterdir()):
         raise ConfigError(
-            f"output: {folder} holds files that are no run of limbeck's, and they would be mixed "
-            "with its own. Choose another output."
+            f"output: {folder} holds files that are not a run's. Choose another output."
         )
 
 
 def require_same_recipe(folder: Path, config: RunConfig) -> None:
-    """Refuse to go on with another recipe, before the one in the directory is written over."""
+    """Refuse to resume with another recipe, before the saved one is overwritten."""
     saved = folder / "recipe.yaml"
     if saved.exists():
         require_same({"recipe": lasting(read(saved))}, {"recipe": lasting(config)})
 
 
 def publish_copy(folder: Path, final: Path) -> None:
-    """A copy of a published folder, whole or absent."""
+    """Publish a copy of a published folder."""
     shutil.rmtree(final, ignore_errors=True)
 
     def copy(place: Path) -> None:
@@ -333,7 +347,7 @@ def publish_copy(folder: Path, final: Path) -> None:
 
 
 def clear(folder: Path) -> None:
-    """Remove what a run left; the lock stays."""
+    """Delete the files of a run, except its lock."""
     for name in ("stages", "checkpoints", "student", "initial", "tensorboard"):
         shutil.rmtree(folder / name, ignore_errors=True)
     for pattern in ("*.json*", "report.html", "log.txt"):

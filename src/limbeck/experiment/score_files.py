@@ -1,4 +1,4 @@
-"""A student's figures on disk: a finished arm is measured once, and compared ever after."""
+"""The metrics of a finished trial, in a file."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from limbeck.evaluate.scores import Scores
 from limbeck.files import write_text
 
 
-def write_scores(path: Path, deciding: Scores | None, reporting: Scores | None) -> None:
-    """Keep a student's figures on the documents that decide and on those that report."""
+def write_scores(path: Path, validation: Scores | None, test: Scores | None) -> None:
+    """Write a student's metrics on the validation and the test documents."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    both = {"deciding": plain(deciding), "reporting": plain(reporting)}
+    both = {"validation": plain(validation), "test": plain(test)}
     write_text(path, json.dumps(both))
 
 
 def read_scores(path: Path) -> tuple[Scores | None, Scores | None]:
-    """The figures `write_scores` kept: deciding, reporting.
+    """The metrics on the validation and the test documents.
 
     Raises:
         DataError: The file is not one of limbeck's.
     """
     try:
         both = json.loads(path.read_text(encoding="utf-8"))
-        return scores(both["deciding"]), scores(both["reporting"])
+        return scores(both["validation"]), scores(both["test"])
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise DataError(
-            f"{path} must hold a student's figures, and cannot be read ({error}). Run "
+            f"{path} must hold a student's metrics, and cannot be read ({error}). Run "
             "`limbeck distill` with --resume, which makes it again."
         ) from error
 
 
 def plain(figures: Scores | None) -> dict[str, Any] | None:
-    """Figures as JSON."""
+    """Scores as JSON."""
     if figures is None:
         return None
     values = {f.name: vars(figures)[f.name] for f in dataclasses.fields(figures)}
@@ -48,7 +48,7 @@ def plain(figures: Scores | None) -> dict[str, Any] | None:
 
 
 def scores(saved: dict[str, Any] | None) -> Scores | None:
-    """Figures from JSON."""
+    """Scores from JSON."""
     if saved is None:
         return None
     return Scores(

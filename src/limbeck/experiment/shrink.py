@@ -16,12 +16,12 @@ from limbeck.distributed import World
 from limbeck.errors import ConfigError
 from limbeck.evaluate.speed import speeds
 from limbeck.experiment.vocabulary import (
+    PrunedVocabulary,
     Teacher,
-    Trimming,
     measured,
     open_teacher,
+    prune_vocabulary,
     read,
-    trim,
     write_table,
 )
 from limbeck.files import publish, write_text
@@ -42,19 +42,19 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Bench:
-    """A teacher to be made smaller, and the text it is measured on.
+class ShrinkSetup:
+    """A teacher to prune, and its calibration text.
 
     Attributes:
-        source: Where it is from.
-        teacher: In eval mode; without some of its tokens where these were trimmed.
+        source: Where it was loaded from.
+        teacher: In eval mode, with its vocabulary pruned if asked for.
         tokenizer: Its tokenizer.
         text: Calibration text.
-        tokens: Positions of it to weigh parts on.
-        calibration: Its first rows, on which parts are weighed.
+        tokens: Positions on which importance is measured.
+        calibration: Its first rows, on which importance is measured.
         held_out: The rows after them, on which candidates are compared.
-        trimming: What became of its vocabulary; None where it is whole.
-        removals: Layers that were taken out one after the other by loss, as far as anybody asked.
+        pruned: The pruned vocabulary; None if it is whole.
+        removals: Layers removed greedily by loss so far, kept for the next request.
     """
 
     source: ModelSource
@@ -64,38 +64,38 @@ class Bench:
     tokens: int
     calibration: Calibration
     held_out: Calibration
-    trimming: Trimming | None = None
+    pruned: PrunedVocabulary | None = None
     removals: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def found_teacher(self) -> Teacher:
-        """The teacher as it was found, its vocabulary whole."""
-        if self.trimming is not None:
-            return self.trimming.teacher
+        """The teacher before its vocabulary was pruned."""
+        if self.pruned is not None:
+            return self.pruned.teacher
         return Teacher(self.source, self.teacher, self.tokenizer)
 
     @property
     def origin(self) -> Origin:
-        """What a student is made from."""
+        """The inputs of student initialisers."""
         teacher = self.teacher
         alone = World(0, 1, teacher.hf_model.device)
         dtype = teacher.hf_model.dtype
         return Origin(teacher, self.tokenizer, alone, dtype, text=lambda: self.text)
 
     def make(self, spec: Component) -> InitialStudent:
-        """The student a recipe's `student:` would name."""
+        """The student that a recipe's `student:` section describes."""
         return initialisers.bind(spec, "student")(self.origin)
 
 
 @dataclass(frozen=True)
 class Shrunk:
-    """What was found and made.
+    """A student with what was measured.
 
     Attributes:
         student: The smaller model.
-        cost: Of it, on held-out calibration rows, before any healing.
+        cost: Of the student on held-out calibration rows, before distillation.
         importance: Of each layer; see `layer_table`.
-        candidates: Ways to choose as many layers, with what they cost.
+        candidates: Other choices of as many layers, each with its cost.
     """
 
     student: InitialStudent
@@ -104,7 +104,7 @@ class Shrunk:
     candidates: Sequence[Mapping[str, Any]]
 
 
-def open_bench(
+def open_shrink(
     source: ModelSource,
     *,
     kind: str,
@@ -112,45 +112,45 @@ def open_bench(
     tokens: int,
     device: torch.device,
     vocabulary: Sequence[str] = (),
-) -> Bench:
+) -> ShrinkSetup:
     """Load a teacher and its calibration text.
 
     Args:
         source: The teacher.
         kind: How a row of the text reads, as `data.type` of a recipe.
         data: The text.
-        tokens: Positions to weigh parts on, and as many more to compare candidates on.
+        tokens: Positions to measure importance on, and as many more to compare candidates on.
         device: Where to compute.
-        vocabulary: Data, as `kind` reads them, whose tokens the teacher is trimmed to first.
+        vocabulary: Data, as `kind` reads them, whose tokens the vocabulary is pruned to first.
 
     Raises:
         ConfigError: The teacher or the text cannot be used, or the text is too short.
     """
     opened = open_teacher(source, device)
-    trimming = trim(opened, vocabulary, kind) if vocabulary else None
-    teacher = opened.model if trimming is None else trimming.model
-    tokenizer = opened.tokenizer if trimming is None else trimming.tokenizer
+    pruned = prune_vocabulary(opened, vocabulary, kind) if vocabulary else None
+    teacher = opened.model if pruned is None else pruned.model
+    tokenizer = opened.tokenizer if pruned is None else pruned.tokenizer
     text = read(data, kind, tokenizer, teacher.max_positions)
-    trimming = None if trimming is None else measured(trimming, text, tokens)
+    pruned = None if pruned is None else measured(pruned, text, tokens)
     calibration = calibrate(teacher, text, tokens)
-    return Bench(
+    return ShrinkSetup(
         source, teacher, tokenizer, text, tokens, calibration,
-        calibrate(teacher, text, tokens, held_out=True), trimming,
+        calibrate(teacher, text, tokens, held_out=True), pruned,
     )  # fmt: skip
 
 
-def shrink(bench: Bench, spec: Component, say: Say = lambda _: None) -> Shrunk:
-    """Weigh the layers, make the student, and compare it with what else could have been made."""
-    say("Weighing every layer ...")
-    importance = layer_table(bench.calibration)
+def shrink(setup: ShrinkSetup, spec: Component, say: Say = lambda _: None) -> Shrunk:
+    """Measure every layer, make the student, and compare it with other choices of layers."""
+    say("Measuring every layer ...")
+    importance = layer_table(setup.calibration)
     say("Making the student ...")
-    student = bench.make(spec)
-    others = list(other_choices(bench, student))
-    return Shrunk(student, bench.held_out.cost(student.model), importance, others)
+    student = setup.make(spec)
+    others = list(other_choices(setup, student))
+    return Shrunk(student, setup.held_out.cost(student.model), importance, others)
 
 
 def layer_table(calibration: Calibration) -> list[dict[str, Any]]:
-    """Of each layer its block influence, and what the teacher costs without it alone."""
+    """Block influence of each layer, and the cost of the teacher without it."""
     layers = range(calibration.teacher.num_layers)
     influence = block_influence(calibration)
     costs = costs_without(calibration, [(layer,) for layer in layers])
@@ -159,29 +159,31 @@ def layer_table(calibration: Calibration) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def other_choices(bench: Bench, student: InitialStudent) -> Iterator[dict[str, Any]]:
-    """The teacher with as many layers chosen in each way, and with those of the student."""
+def other_choices(setup: ShrinkSetup, student: InitialStudent) -> Iterator[dict[str, Any]]:
+    """Cost of the teacher with as many layers chosen by each method, the student's included."""
     kept = tuple(student.facts["layers_kept"])
     chosen = student.facts.get("chosen", {}).get("by")
-    total = bench.teacher.num_layers
+    total = setup.teacher.num_layers
     if len(kept) == total:
         return
     quick: tuple[By, ...] = ("even", "block_influence", "span")
     ways: dict[str, tuple[int, ...]] = {
-        by: choose_layers(bench.calibration, len(kept), by)[0] for by in quick
+        by: choose_layers(setup.calibration, len(kept), by)[0] for by in quick
     }
     ways[str(chosen or "listed")] = kept
     for by, layers in ways.items():
-        with without(bench.teacher, [i for i in range(total) if i not in layers]):
-            cost = bench.held_out.cost(bench.teacher)
+        with without(setup.teacher, [i for i in range(total) if i not in layers]):
+            cost = setup.held_out.cost(setup.teacher)
         yield {"by": by, "layers": list(layers), **cost._asdict()}
 
 
-def plan(bench: Bench, target: int, by: By, say: Say = lambda _: None) -> list[dict[str, Any]]:
-    """Three shapes of at most so many parameters, made and measured, the nearest to it first.
+def plan(
+    setup: ShrinkSetup, target: int, by: By, say: Say = lambda _: None
+) -> list[dict[str, Any]]:
+    """Three shapes of at most `target` parameters, measured; lowest forward KL first.
 
-    Forward KL and cross-entropy are those before any healing, on held-out calibration rows; speeds
-    are taken side by side in one process, so that their ratios mean something.
+    Forward KL and cross-entropy are measured before distillation, on held-out calibration rows.
+    Speeds are measured side by side in one process, so compare their ratios.
 
     Raises:
         ConfigError: No shape has so few parameters.
@@ -191,16 +193,16 @@ def plan(bench: Bench, target: int, by: By, say: Say = lambda _: None) -> list[d
     for name in SHAPES:
         say(f"Making and measuring the {name} student ...")
         try:
-            made[name] = bench.make(listed(bench, spec_for(bench, target, name, by)))
+            made[name] = setup.make(listed(setup, spec_for(setup, target, name, by)))
         except ConfigError as error:
             refused.append(str(error))
     if not made:
         raise ConfigError(refused[0])
     models = {name: student.model for name, student in made.items()}
-    per_second = speeds({"teacher": bench.teacher, **models})
+    per_second = speeds({"teacher": setup.teacher, **models})
     found: list[dict[str, Any]] = []
     for name, student in made.items():
-        cost = bench.held_out.cost(student.model)
+        cost = setup.held_out.cost(student.model)
         facts = {
             "shape": name,
             "layers": student.model.num_layers,
@@ -215,41 +217,41 @@ def plan(bench: Bench, target: int, by: By, say: Say = lambda _: None) -> list[d
     return sorted(found, key=lambda shape: float(shape["forward_kl"]))
 
 
-def spec_for(bench: Bench, target: int, shape: str, by: By) -> dict[str, Any]:
-    """The `student:` of a recipe with at most so many parameters: fewer layers, narrower, or both.
+def spec_for(setup: ShrinkSetup, target: int, shape: str, by: By) -> dict[str, Any]:
+    """The `student:` section for at most `target` parameters: fewer layers, narrower, or both.
 
     Raises:
-        ConfigError: No such shape has so few.
+        ConfigError: No such shape has so few parameters.
     """
-    config, told = bench.teacher.config, {"by": by, "calibration_tokens": bench.tokens}
+    config, options = setup.teacher.config, {"by": by, "calibration_tokens": setup.tokens}
     if shape == "depth":
-        return {"type": "depth", "keep": layers_for(config, target), **told}
+        return {"type": "depth", "keep": layers_for(config, target), **options}
     depth = {"layers": halfway_layers(config, target)} if shape == "both" else {}
-    return {"type": "width", "params": target, **depth, **told}
+    return {"type": "width", "params": target, **depth, **options}
 
 
-def listed(bench: Bench, spec: dict[str, Any]) -> dict[str, Any]:
-    """The same with its layers chosen on the bench, where greedy choices go on from one another."""
+def listed(setup: ShrinkSetup, spec: dict[str, Any]) -> dict[str, Any]:
+    """The same with its layers chosen now, so that greedy choices continue from earlier ones."""
     option = "keep" if spec["type"] == "depth" else "layers"
     if option not in spec or spec["by"] != "loss":
         return spec
-    kept, removals = greedy(bench.calibration, spec[option], known=bench.removals)
-    bench.removals.extend(removals[len(bench.removals) :])
+    kept, removals = greedy(setup.calibration, spec[option], known=setup.removals)
+    setup.removals.extend(removals[len(setup.removals) :])
     rest = {name: value for name, value in spec.items() if name not in (option, "by")}
     return {**rest, "layers": list(kept)}
 
 
-def save_shrunk(bench: Bench, found: Shrunk, folder: Path) -> None:
-    """A Hugging Face folder with limbeck.json and the plot and table of importance beside it."""
+def save_shrunk(setup: ShrinkSetup, found: Shrunk, folder: Path) -> None:
+    """Publish a Hugging Face folder with limbeck.json, importance.json and importance.svg."""
 
     def write(place: Path) -> None:
         save_student(found.student.model, found.student.tokenizer, place)
-        facts = bench.text.facts
+        facts = setup.text.facts
         text = {"name": Path(facts["path"]).name, "sha256": facts["sha256"]}
         more = {"limbeck": __version__, "text": text}
-        if bench.trimming is not None:
-            more["vocabulary"] = write_table(place, bench.trimming)
-        write_provenance(place, found.student, bench.found_teacher.facts, more)
+        if setup.pruned is not None:
+            more["vocabulary"] = write_table(place, setup.pruned)
+        write_provenance(place, found.student, setup.found_teacher.facts, more)
         write_text(place / "importance.json", json.dumps(as_plain(found), indent=1))
         write_text(place / "importance.svg", shrink_plot(as_plain(found)))
 
@@ -257,7 +259,7 @@ def save_shrunk(bench: Bench, found: Shrunk, folder: Path) -> None:
 
 
 def as_plain(found: Shrunk) -> dict[str, Any]:
-    """What was found, for JSON."""
+    """Everything measured, as JSON."""
     facts = found.student.facts
     return {
         "cost": found.cost._asdict(),

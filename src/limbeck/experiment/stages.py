@@ -1,7 +1,7 @@
-"""Several runs in one recipe, each of which may begin where an earlier one ended.
+"""Several runs in one recipe; a run may start from the student of an earlier one.
 
-A stage is a recipe of its own that says only how it differs from the whole. `stage:NAME`, wherever
-a path may stand, is the student of an earlier stage.
+A stage lists the options in which it differs from the rest of the recipe. `stage:NAME` in place of
+a path is the student of an earlier stage.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from limbeck.files import manifest
 from limbeck.registry import Problem
 
 REFERENCE = "stage:"
-"""What stands before an earlier stage's name in a path."""
+"""Prefix of a reference to an earlier stage."""
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
@@ -38,8 +38,8 @@ class Stage:
     """One run of several.
 
     Attributes:
-        name: Of it, and of its run directory.
-        config: All of it: what the recipe says, changed by what the stage says.
+        name: Also the name of its run directory.
+        config: The recipe with the options of the stage.
     """
 
     name: str
@@ -47,17 +47,17 @@ class Stage:
 
     @property
     def is_done(self) -> bool:
-        """Whether its student is whole and its report, which is written last, is there."""
+        """Whether its student is intact and its report, which is written last, exists."""
         folder = self.config.output
         return (folder / "report.html").exists() and manifest(folder / "student") is not None
 
 
 def load_stages(path: Path | str, overrides: Iterable[str] = ()) -> tuple[Stage, ...]:
-    """The stages of a recipe, all of them checked; none if it has no `stages`.
+    """The stages of a recipe, all checked; none if it has no `stages`.
 
     Args:
         path: The recipe.
-        overrides: Each `a.b=value`, of what the stages inherit.
+        overrides: Each `a.b=value`, for the options all stages inherit.
 
     Raises:
         ConfigError: With one line a mistake, each beginning with the path of the field.
@@ -66,13 +66,15 @@ def load_stages(path: Path | str, overrides: Iterable[str] = ()) -> tuple[Stage,
     tree = parse(path, overrides)
     if "stages" not in tree:
         return ()
-    told = tree.pop("stages")
-    wrong = list(list_problems(told))
+    entries = tree.pop("stages")
+    wrong = list(list_problems(entries))
     output = Path(str(tree.get("output", "."))).expanduser()
     stages = []
     if not wrong:
-        names = [each["name"] for each in told]
-        trees = [inherited(tree, {k: v for k, v in each.items() if k != "name"}) for each in told]
+        names = [each["name"] for each in entries]
+        trees = [
+            inherited(tree, {k: v for k, v in each.items() if k != "name"}) for each in entries
+        ]
         found: list[list[Problem]] = []
         for place, (name, whole) in enumerate(zip(names, trees, strict=True)):
             if "output" in tree:
@@ -89,13 +91,13 @@ def load_stages(path: Path | str, overrides: Iterable[str] = ()) -> tuple[Stage,
     return tuple(stages)
 
 
-def list_problems(told: Any) -> Iterator[Problem]:
+def list_problems(entries: Any) -> Iterator[Problem]:
     """What is wrong with the list of stages itself."""
-    if not isinstance(told, list) or not told:
-        yield Problem("stages", f"must be a list of stages, at least one, got {told!r}.")
+    if not isinstance(entries, list) or not entries:
+        yield Problem("stages", f"must be a list of stages, at least one, got {entries!r}.")
         return
     seen: set[str] = set()
-    for place, stage in enumerate(told):
+    for place, stage in enumerate(entries):
         at = f"stages[{place}]"
         if not isinstance(stage, Mapping) or "name" not in stage:
             yield Problem(at, f"must be a mapping with a name, got {stage!r}.")
@@ -110,13 +112,13 @@ def list_problems(told: Any) -> Iterator[Problem]:
             if option in stage:
                 yield Problem(
                     f"{at}.{option}",
-                    f"is said once, of the whole recipe, got {stage[option]!r}. Leave it out: a "
+                    f"is an option of the whole recipe, got {stage[option]!r}. Leave it out: a "
                     "stage's run directory is stages/NAME in output.",
                 )
 
 
 def inherited(whole: Mapping[str, Any], change: Mapping[str, Any], at: str = "") -> dict[str, Any]:
-    """A recipe changed by a stage: sections are merged, components of a named type replaced.
+    """A recipe with the options of a stage: sections are merged, components with a type replaced.
 
     Example:
         >>> inherited({"optim": {"steps": 9, "type": "sgd"}}, {"optim": {"steps": 3}})
@@ -136,16 +138,16 @@ def inherited(whole: Mapping[str, Any], change: Mapping[str, Any], at: str = "")
 
 
 def reference_problems(tree: Mapping[str, Any], known: Mapping[str, str]) -> Iterator[Problem]:
-    """References to what is no earlier stage."""
+    """References to stages that do not come earlier."""
     for at, value in leaves(tree):
         name = name_in(value)
         if name is not None and name not in known:
-            before = f"Those before: {', '.join(known)}." if known else "It is the first."
+            before = f"Earlier stages: {', '.join(known)}." if known else "It is the first."
             yield Problem(at, f"must refer to an earlier stage, got {value!r}. {before}")
 
 
 def referred(tree: Any, known: Mapping[str, str]) -> Any:
-    """The same tree with each reference replaced by the folder it stands for."""
+    """The same tree with each reference replaced by a folder."""
     if isinstance(tree, Mapping):
         return {key: referred(value, known) for key, value in tree.items()}
     if isinstance(tree, list):
@@ -154,14 +156,14 @@ def referred(tree: Any, known: Mapping[str, str]) -> Any:
 
 
 def name_in(value: Any) -> str | None:
-    """The stage a value refers to, if it does."""
+    """The stage that a value refers to, or None."""
     if isinstance(value, str) and value.startswith(REFERENCE):
         return value.removeprefix(REFERENCE)
     return None
 
 
 def gathered_problems(found: Sequence[Sequence[Problem]]) -> list[Problem]:
-    """Problems of all stages; one that every stage has is of what they inherit, and told once."""
+    """Problems of all stages; one that every stage has is inherited, and listed once."""
     several = len(found) > 1
     common = [p for p in found[0] if several and all(p in others for others in found)]
     rest = [
@@ -182,14 +184,14 @@ def run_stages(
 ) -> None:
     """Run stages one after the other, each in its own run directory.
 
-    Killed at any moment, the same call with `resume` goes on: stages that are done stay done, the
-    one that was running goes on from its last checkpoint.
+    After a crash at any moment, call it again with `resume`: finished stages are skipped, and the
+    interrupted one resumes from its last checkpoint.
 
     Args:
         stages: From `load_stages`.
-        tell: Called with what each stage came to, those already done included; on rank 0.
-        resume: Go on.
-        overwrite: Remove what the stages left first.
+        tell: Called on rank 0 with the result of each stage, finished ones included.
+        resume: Skip finished stages and resume the interrupted one.
+        overwrite: Delete the stages' run directories first.
 
     Raises:
         ConfigError: A stage's directory holds another run.
@@ -198,7 +200,7 @@ def run_stages(
     output = stages[0].config.output.parent.parent
     is_main = int(os.environ.get("RANK", "0")) == 0
     with ExitStack() as stack:
-        if is_main:  # ranks know of each other within a stage only
+        if is_main:  # the process group exists within a stage only
             stack.enter_context(locked(output, World(0, 1, torch.device("cpu"))))
         require_stages(output, stages, resume=resume, overwrite=overwrite)
         if overwrite and is_main:
@@ -206,16 +208,16 @@ def run_stages(
         done = [stage.is_done and not overwrite for stage in stages]
         for place, (stage, is_done) in enumerate(zip(stages, done, strict=True)):
             if is_main:
-                said = "is done" if is_done else f"begins in {stage.config.output}"
-                text = f"stage {place + 1} of {len(stages)}, {stage.name}, {said}"
+                state = "is done" if is_done else f"starts in {stage.config.output}"
+                text = f"stage {place + 1} of {len(stages)}, {stage.name}, {state}"
                 progress_console().print(text, markup=False, highlight=False)
-            result = left_by(stage) if is_done else run_stage(stage, resume=resume)
+            result = result_of(stage) if is_done else run_stage(stage, resume=resume)
             if is_main:
                 tell(stage, result)
 
 
 def require_stages(output: Path, stages: Sequence[Stage], *, resume: bool, overwrite: bool) -> None:
-    """Refuse a directory that holds something else, and stages begun with another recipe."""
+    """Refuse a directory with other contents, and stages started with another recipe."""
     if resume and overwrite:
         raise ConfigError(
             "A run is resumed or overwritten, and both were asked for. Leave out --resume or "
@@ -225,11 +227,11 @@ def require_stages(output: Path, stages: Sequence[Stage], *, resume: bool, overw
         raise ConfigError(
             f"output: {output} already holds a run without stages. Choose another output."
         )
-    begun = [stage.name for stage in stages if (stage.config.output / "recipe.yaml").exists()]
-    if begun and not (resume or overwrite):
+    started = [stage.name for stage in stages if (stage.config.output / "recipe.yaml").exists()]
+    if started and not (resume or overwrite):
         raise ConfigError(
-            f"output: {output} already holds stages ({', '.join(begun)}). Add --resume to go on "
-            "with them, --overwrite to throw them away, or choose another output."
+            f"output: {output} already holds stages ({', '.join(started)}). Add --resume to "
+            "continue, --overwrite to delete them, or choose another output."
         )
     if resume:
         for stage in stages:
@@ -237,16 +239,16 @@ def require_stages(output: Path, stages: Sequence[Stage], *, resume: bool, overw
 
 
 def run_stage(stage: Stage, *, resume: bool) -> RunResult:
-    """Run one stage; nothing of it stays in memory."""
+    """Run one stage and release its memory."""
     with Run(stage.config) as run:
         result = run.train(resume=resume)
     del run
-    gc.collect()  # models hold themselves in cycles, and the next stage needs the room
+    gc.collect()  # models are in reference cycles, and the next stage needs the memory
     return result
 
 
-def left_by(stage: Stage) -> RunResult:
-    """What a stage that is done has left."""
+def result_of(stage: Stage) -> RunResult:
+    """The result of a finished stage, from its run directory."""
     folder = stage.config.output
     evaluation = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
     return RunResult(folder / "student", evaluation, folder / "report.html")

@@ -1,4 +1,4 @@
-"""The students a run trains: the distilled one, its cross-entropy anchor, each at every rate."""
+"""The students that a run trains: distilled and cross-entropy baseline, at each learning rate."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from limbeck.train import MetricSink, TrainSetup, train
 
 
 @dataclass(frozen=True)
-class Arm:
+class Trial:
     """One student to train.
 
     Attributes:
@@ -49,15 +49,15 @@ class Arm:
 
     @property
     def scores(self) -> Path:
-        """Where its figures are kept once it is done."""
+        """File with its metrics, written when it is finished."""
         return self.folder / "scores.json"
 
     @property
     def is_done(self) -> bool:
-        """Whether its student is whole and measured.
+        """Whether its student is intact and measured.
 
         Raises:
-            DataError: It was finished, and the student is gone with every checkpoint.
+            DataError: It was finished, but its student and every checkpoint are missing.
         """
         if not self.scores.exists():
             return False
@@ -84,15 +84,15 @@ class Arm:
         return "cross_entropy" if learns_from_text else "forward_kl"
 
 
-def arms_of(config: RunConfig) -> list[Arm]:
-    """Every student a recipe asks for; the distilled ones first."""
+def trials_of(config: RunConfig) -> list[Trial]:
+    """All trials of a recipe; the distilled ones first."""
     rates: dict[str, float | tuple[float, ...]] = {"distilled": config.optim.learning_rate}
     objectives = {"distilled": config.objective}
     if config.evaluate.baseline:
         rates["cross_entropy"] = config.evaluate.baseline_learning_rate or rates["distilled"]
         objectives["cross_entropy"] = replace(config.objective, alpha=0.0, extra=(), positions=None)
     return [
-        Arm(name, rate, objective, arm_folder(config.output, name, rate, len(grid)))
+        Trial(name, rate, objective, trial_folder(config.output, name, rate, len(grid)))
         for name, objective in objectives.items()
         for grid in [grid_of(rates[name])]
         for rate in grid
@@ -104,43 +104,43 @@ def grid_of(rates: float | tuple[float, ...]) -> tuple[float, ...]:
     return rates if isinstance(rates, tuple) else (rates,)
 
 
-def arm_folder(output: Path, name: str, rate: float, grid_size: int) -> Path:
-    """The run directory of an arm: the run's own for the only distilled one."""
+def trial_folder(output: Path, name: str, rate: float, grid_size: int) -> Path:
+    """The run directory of a trial: the run's own if there is one distilled trial."""
     if grid_size > 1:
         return output / "stages" / f"{name}-{rate:g}"
     return output if name == "distilled" else output / "stages" / name
 
 
-def best(arms: Sequence[Arm], metric: str | None = None) -> dict[str, Arm]:
-    """Of each name the trial with the lowest value on the validation documents.
+def best(trials: Sequence[Trial], metric: str | None = None) -> dict[str, Trial]:
+    """For each name, the trial with the lowest value on the validation documents.
 
     Args:
-        arms: All trials, finished.
-        metric: Which value; by default the one that a trial minimises.
+        trials: All trials, finished.
+        metric: The metric to compare; by default the one that a trial minimises.
     """
-    chosen: dict[str, Arm] = {}
-    for arm in arms:
-        by = metric or arm.selected_by
-        if arm.name not in chosen or validation(arm, by) < validation(chosen[arm.name], by):
-            chosen[arm.name] = arm
+    chosen: dict[str, Trial] = {}
+    for trial in trials:
+        by = metric or trial.selected_by
+        if trial.name not in chosen or validation(trial, by) < validation(chosen[trial.name], by):
+            chosen[trial.name] = trial
     return chosen
 
 
-def validation(arm: Arm, metric: str) -> float:
-    """A finished trial's value on the validation documents; infinite without held-out text."""
-    figures, _ = read_scores(arm.scores)
+def validation(trial: Trial, metric: str) -> float:
+    """A finished trial's metric on the validation documents; infinite without held-out text."""
+    figures, _ = read_scores(trial.scores)
     return math.inf if figures is None else figures.mean(metric)
 
 
-class Bench:
-    """Where arms are trained and measured, one after another, on the same parts."""
+class TrialRunner:
+    """Trains and measures trials one after another, with the same teacher and data."""
 
     def __init__(self, parts: Parts, initial: Path, stop: StopSignals) -> None:
         """
         Args:
             parts: Of the run.
-            initial: Where the student as initialised is saved, when a second arm needs it.
-            stop: Signals that training heeds.
+            initial: Folder of the initial student, for trials after the first.
+            stop: Signals that stop training.
         """
         self._parts = parts
         self._initial = initial
@@ -148,12 +148,12 @@ class Bench:
         self._fidelity = fidelity_of(parts)
         self._latest: Scores | None = None
 
-    def run(self, arm: Arm, sinks: Sequence[MetricSink], *, resume: bool) -> None:
-        """Train an arm, keep its best student, and write down its figures."""
+    def run(self, trial: Trial, sinks: Sequence[MetricSink], *, resume: bool) -> None:
+        """Train a trial, save its best student, and write its metrics."""
         parts = self._parts
-        distiller = parts.distiller(parts.take_student(self._initial), arm.objective)
+        distiller = parts.distiller(parts.take_student(self._initial), trial.objective)
         first = parts.config.output / "initial.json"
-        # Rank 0 looks for all: measuring needs every rank, and disks may show a file to some first.
+        # Rank 0 decides: a shared disk may show a file to some ranks first, and all must measure.
         if not broadcast_object(first.exists(), parts.world):
             self._write_scores(first, distiller)
         parts.teacher.require(TeacherRequest(needs=distiller.objective.needs))
@@ -164,49 +164,49 @@ class Bench:
                 teacher=parts.teacher,
                 source=parts.source,
                 optim=parts.config.optim,
-                learning_rate=arm.learning_rate,
+                learning_rate=trial.learning_rate,
                 checkpoint=parts.config.checkpoint,
                 memory=parts.config.memory,
                 world=parts.world,
-                folder=arm.folder,
+                folder=trial.folder,
                 sequence_length=parts.config.data.sequence_length,
                 dropout_seed=parts.config.seed,
                 evaluate=self._evaluator(distiller),
-                selected_by=arm.selected_by,
+                selected_by=trial.selected_by,
                 evaluate_every=parts.config.evaluate.every,
                 sinks=sinks,
                 resume=resume,
-                fingerprint=fingerprint(parts, arm),
+                fingerprint=fingerprint(parts, trial),
                 stop=self._stop,
             )
         )
         if result.best_step != result.step:
-            checkpoint = arm.folder / "checkpoints" / checkpoint_name(result.best_step)
+            checkpoint = trial.folder / "checkpoints" / checkpoint_name(result.best_step)
             load_checkpoint(checkpoint, distiller, (), parts.world)
             self._latest = None
-        self._save(arm, distiller)
-        self._write_scores(arm.scores, distiller, self._latest)
+        self._save(trial, distiller)
+        self._write_scores(trial.scores, distiller, self._latest)
 
-    def _save(self, arm: Arm, distiller: Distiller) -> None:
+    def _save(self, trial: Trial, distiller: Distiller) -> None:
         weights = full_weights(distiller.student.hf_model, self._parts.world)
         if self._parts.world.is_main:
-            self._parts.publish_student(distiller.student, arm.folder / "student", weights)
+            self._parts.publish_student(distiller.student, trial.folder / "student", weights)
 
     def _write_scores(
-        self, path: Path, distiller: Distiller, deciding: Scores | None = None
+        self, path: Path, distiller: Distiller, validation_scores: Scores | None = None
     ) -> None:
-        """Write a student's figures down; those that decide are measured unless they are given."""
-        reporting = None
+        """Write a student's metrics; those on validation documents are measured unless given."""
+        test_scores = None
         if self._fidelity is not None:
             with gathered(distiller):
-                if deciding is None:
-                    deciding = self._fidelity.validation(distiller.student)
-                reporting = self._fidelity.test(distiller.student)
+                if validation_scores is None:
+                    validation_scores = self._fidelity.validation(distiller.student)
+                test_scores = self._fidelity.test(distiller.student)
         if self._parts.world.is_main:
-            write_scores(path, deciding, reporting)
+            write_scores(path, validation_scores, test_scores)
 
     def _evaluator(self, distiller: Distiller) -> Callable[[], Mapping[str, float]] | None:
-        """What the loop calls to measure; None without held-out text."""
+        """The evaluation that the training loop calls; None without held-out text."""
         fidelity = self._fidelity
         if fidelity is None:
             return None
@@ -219,7 +219,7 @@ class Bench:
 
 
 def suite_context(parts: Parts) -> SuiteContext | None:
-    """What students of a run are measured with; None without held-out text."""
+    """The context of evaluation suites; None without held-out text."""
     if parts.held_out is None:
         return None
     budget = parts.config.memory.head_budget_mb
@@ -232,21 +232,21 @@ def fidelity_of(parts: Parts) -> Fidelity | None:
     return None if context is None else Fidelity(context)
 
 
-def fingerprint(parts: Parts, arm: Arm) -> dict[str, Any]:
+def fingerprint(parts: Parts, trial: Trial) -> dict[str, Any]:
     """What must not change between a run and its resumption."""
-    told = {
+    facts = {
         "recipe": lasting(parts.config),
-        "arm": arm.name,
-        "learning_rate": arm.learning_rate,
+        "trial": trial.name,
+        "learning_rate": trial.learning_rate,
         "teacher": parts.teacher.info.to_json(),
         "data": parts.data.facts,
     }
     frozen = parts.facts["trained"].get("frozen_sha256")
-    return told if frozen is None else told | {"frozen_sha256": frozen}
+    return facts if frozen is None else facts | {"frozen_sha256": frozen}
 
 
 def lasting(config: RunConfig) -> dict[str, Any]:
-    """What of a recipe must not change between a run and its resumption."""
+    """The options that must not change between a run and its resumption."""
     plain = to_plain(config)
     transient = ("output", "track", "device", "parallel", "evaluate", "memory", "checkpoint")
     for section in (*transient, "plugins"):

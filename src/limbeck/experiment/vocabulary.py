@@ -1,4 +1,4 @@
-"""A teacher's vocabulary trimmed to the tokens some data use, proven on those data."""
+"""Pruning a teacher's vocabulary to the tokens of a data set, verified on that data."""
 
 from __future__ import annotations
 
@@ -40,18 +40,18 @@ LENGTH = 256
 """Positions of a calibration row, where the model reads so many."""
 
 TABLE = "vocabulary.json"
-"""Beside a trimmed model: the old id of each of its tokens."""
+"""File of a pruned model: the original id of each of its tokens."""
 
 
-PROVEN = 64
-"""Tokens on which a trimmed model is compared with the whole one."""
+VERIFIED_TOKENS = 64
+"""Tokens on which a pruned model is compared with the original."""
 
 
 class Teacher(NamedTuple):
-    """A teacher as it is found.
+    """A loaded teacher.
 
     Attributes:
-        source: Where.
+        source: Where it was loaded from.
         model: In eval mode, in float32, cut to its tokenizer's tokens.
         tokenizer: Its tokenizer.
     """
@@ -62,40 +62,40 @@ class Teacher(NamedTuple):
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Name, hash and shape, for a folder that is handed on."""
-        told = model_facts(self.source, self.model)
-        # Students are handed on, and the folders of this machine are nobody's business.
+        """Name, hash and shape, for a published folder."""
+        facts = model_facts(self.source, self.model)
+        # Published folders must not reveal paths of this machine.
         if Path(self.source.path).expanduser().exists():
-            told["name"] = Path(self.source.path).name
-        return told
+            facts["name"] = Path(self.source.path).name
+        return facts
 
 
-class Mass(NamedTuple):
-    """What a teacher's restriction to the kept tokens leaves out.
+class KeptProbability(NamedTuple):
+    """Probability of the original teacher on the kept tokens.
 
     Attributes:
-        tokens: Scored positions it was measured at.
-        kept: Mean probability of the whole teacher on kept tokens.
-        least: The smallest at any position.
-        nats: Mean of -log of it: forward KL from the restricted distribution to the whole one.
+        tokens: Number of scored positions measured.
+        mean: Mean over positions.
+        min: Minimum over positions.
+        nats: Mean of its -log: the forward KL that pruning alone costs.
     """
 
     tokens: int
-    kept: float
-    least: float
+    mean: float
+    min: float
     nats: float
 
 
 @dataclass(frozen=True)
-class Trimming:
-    """A teacher without the tokens that its data do not use.
+class PrunedVocabulary:
+    """A teacher with a pruned vocabulary.
 
     Attributes:
-        teacher: The whole one.
-        model: The trimmed one: the same body, and the rows of the kept tokens.
-        tokenizer: Its tokenizer, which reads the data as the whole one does.
-        kept: Of each of its tokens the old id, increasing.
-        facts: What was kept, for whom; JSON.
+        teacher: The original.
+        model: The same blocks, with the embedding and head rows of the kept tokens.
+        tokenizer: Its tokenizer, which tokenizes the data as the original does.
+        kept: The original id of each of its tokens, increasing.
+        facts: Sizes, hashes and data, as JSON.
     """
 
     teacher: Teacher
@@ -106,7 +106,7 @@ class Trimming:
 
 
 def open_teacher(source: ModelSource, device: torch.device) -> Teacher:
-    """Load a teacher that is to be made smaller.
+    """Load a teacher to prune.
 
     Raises:
         ConfigError: It cannot be used.
@@ -132,20 +132,20 @@ def read(
     )  # fmt: skip
 
 
-def trim(teacher: Teacher, paths: Sequence[str], kind: str) -> Trimming:
-    """Keep the tokens that some data use, and prove that these are read as before.
+def prune_vocabulary(teacher: Teacher, paths: Sequence[str], kind: str) -> PrunedVocabulary:
+    """Keep the tokens that a data set uses, and verify that it is tokenized as before.
 
     Args:
         teacher: Not changed.
-        paths: The data, at least one; or the vocabulary.json of a model that was trimmed before.
+        paths: One or more data files; or the vocabulary.json of a pruned model.
         kind: How a row of the data reads, as `data.type` of a recipe.
 
     Raises:
-        ConfigError: The tokenizer or the model cannot be trimmed, or would read the data otherwise.
+        ConfigError: The tokenizer or model cannot be pruned, or would tokenize the data otherwise.
         DataError: A vocabulary.json is damaged.
     """
     if any(is_table(path) for path in paths):
-        return trim_alike(teacher, paths)
+        return prune_like(teacher, paths)
     limit = teacher.model.max_positions
     before = [read(path, kind, teacher.tokenizer, limit) for path in paths]
     used = {int(i) for text in before for i in np.unique(text.tokens)}
@@ -159,45 +159,45 @@ def trim(teacher: Teacher, paths: Sequence[str], kind: str) -> Trimming:
 
 
 def is_table(path: str) -> bool:
-    """Whether a path is another model's table and no data."""
+    """Whether a path is the vocabulary.json of a pruned model."""
     return Path(path).name == TABLE
 
 
-def trim_alike(teacher: Teacher, paths: Sequence[str]) -> Trimming:
+def prune_like(teacher: Teacher, paths: Sequence[str]) -> PrunedVocabulary:
     """Keep the tokens that another model with the same tokenizer kept.
 
     Raises:
-        ConfigError: The tokenizer is another one, or there is more than the one table.
+        ConfigError: The tokenizers differ, or there are several paths.
         DataError: The table is damaged.
     """
     if len(paths) > 1:
         raise ConfigError(
-            f"A vocabulary is trimmed to some data, or as one {TABLE} says, got "
+            f"A vocabulary is pruned to data or by one {TABLE}, got "
             f"{', '.join(paths)}. Leave out the others."
         )
     path = Path(paths[0]).expanduser()
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
         kept = tuple(int(i) for i in table["kept"])
-        whole, trimmed = str(table["whole_tokenizer_sha256"]), str(table["tokenizer_sha256"])
+        whole, expected = str(table["whole_tokenizer_sha256"]), str(table["tokenizer_sha256"])
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise DataError(
-            f"{path} must say which tokens were kept, as limbeck shrink wrote it, and cannot be "
-            f"read: {error!r}. Name the data instead."
+            f"{path} must be a list of kept tokens written by limbeck shrink, and cannot be read: "
+            f"{error!r}. Name the data instead."
         ) from error
     own = tokenizer_hash(teacher.tokenizer)
     if own != whole:
         raise ConfigError(
-            f"Two models are trimmed alike where they have the same tokenizer, but that of "
-            f"{teacher.source.path} has the hash {own[:12]} and {path} is for {whole[:12]}. Take a "
-            "model of the same family, or trim each to the data."
+            f"Models pruned by one {TABLE} must have the same tokenizer, but that of "
+            f"{teacher.source.path} has the hash {own[:12]} and {path} is for {whole[:12]}. Use a "
+            "model of the same family, or prune each to the data."
         )
     known = tokens_by_id(teacher.tokenizer)
     tokenizer = pruned_tokenizer(teacher.tokenizer, kept) if known.keys() >= {*kept} else None
-    if tokenizer is None or tokenizer_hash(tokenizer) != trimmed:
+    if tokenizer is None or tokenizer_hash(tokenizer) != expected:
         raise DataError(
-            f"{path} must lead to the tokenizer with the hash {trimmed[:12]}, and its list of "
-            f"{len(kept):,} tokens leads to another. Fetch it again, or name the data instead."
+            f"{path} must give the tokenizer with the hash {expected[:12]}, and its list of "
+            f"{len(kept):,} tokens gives another. Fetch it again, or name the data instead."
         )
     return cut(teacher, tokenizer, kept, {})
 
@@ -207,11 +207,11 @@ def cut(
     tokenizer: PreTrainedTokenizerBase,
     kept: tuple[int, ...],
     more: Mapping[str, Any],
-) -> Trimming:
-    """The trimmed model beside its tokenizer, proven to say what the whole one says."""
+) -> PrunedVocabulary:
+    """The pruned model, verified to give the original's logits on kept tokens."""
     whole = teacher.model
     model = with_tokens(whole, kept)
-    length = min(PROVEN, model.max_positions or PROVEN, len(kept))
+    length = min(VERIFIED_TOKENS, model.max_positions or VERIFIED_TOKENS, len(kept))
     ids = torch.linspace(0, len(kept) - 1, length, device=whole.hf_model.device).long()
     prove_same_logits(whole, model, kept, ids[None])
     facts = {
@@ -222,14 +222,14 @@ def cut(
         "parameters_saved": whole.num_parameters - model.num_parameters,
         **more,
     }
-    return Trimming(teacher, model, tokenizer, kept, facts)
+    return PrunedVocabulary(teacher, model, tokenizer, kept, facts)
 
 
 def prove_same_reading(before: TextData, after: TextData, kept: Sequence[int]) -> None:
-    """Check that a trimmed tokenizer reads data as the whole one does, token by token.
+    """Check that a pruned tokenizer tokenizes data as the original does.
 
     Raises:
-        ConfigError: With the first text that it reads otherwise.
+        ConfigError: It does not; the first such text.
     """
     new_id = np.full(1 + max(*kept, int(before.tokens.max())), -1, dtype=np.int64)
     new_id[list(kept)] = np.arange(len(kept))
@@ -243,36 +243,37 @@ def prove_same_reading(before: TextData, after: TextData, kept: Sequence[int]) -
     at = int(differs.argmax()) if differs.any() else length - 1
     window = int(np.searchsorted(before.windows[:, 0], at, side="right")) - 1
     raise ConfigError(
-        "A trimmed tokenizer must read the data it was trimmed to as the whole one does, but "
+        "A pruned tokenizer must tokenize its data as the original does, but "
         f"{before.document_name(int(before.windows[window, 2]))} of {before.facts['path']} becomes "
-        f"other tokens ({len(kept):,} of the tokens are kept). Leave the vocabulary whole, or "
-        "leave that row out."
+        f"other tokens ({len(kept):,} tokens are kept). Keep the whole vocabulary, or leave that "
+        "row out."
     )
 
 
-def measured(trimming: Trimming, text: TextData, tokens: int) -> Trimming:
-    """The same, knowing how much of the whole teacher's probability is on what it kept.
+def measured(pruned: PrunedVocabulary, text: TextData, tokens: int) -> PrunedVocabulary:
+    """The same with the original teacher's probability of the kept tokens among its facts.
 
     Args:
-        trimming: As `trim` makes it.
-        text: As the trimmed tokenizer reads it.
-        tokens: Positions to measure at.
+        pruned: As `prune_vocabulary` makes it.
+        text: Tokenized by the pruned tokenizer.
+        tokens: Number of positions to measure.
     """
-    name, mass = Path(text.facts["path"]).name, mass_kept(trimming, text, tokens)
-    return replace(trimming, facts={**trimming.facts, "mass": {"text": name, **mass._asdict()}})
+    name, kept = Path(text.facts["path"]).name, probability_kept(pruned, text, tokens)
+    facts = {**pruned.facts, "kept_probability": {"text": name, **kept._asdict()}}
+    return replace(pruned, facts=facts)
 
 
-def mass_kept(trimming: Trimming, text: TextData, tokens: int) -> Mass:
-    """How much of the whole teacher's probability is on kept tokens, on the first rows of a text.
+def probability_kept(pruned: PrunedVocabulary, text: TextData, tokens: int) -> KeptProbability:
+    """The original teacher's probability of the kept tokens, on the first rows of a text.
 
     Args:
-        trimming: The hidden states of whole and trimmed model are the same, so one pass does.
-        text: As the trimmed tokenizer reads it.
-        tokens: Positions, at least; whole rows are taken.
+        pruned: Original and pruned model have the same hidden states, so one pass is enough.
+        text: Tokenized by the pruned tokenizer.
+        tokens: Minimum number of positions; whole rows are read.
     """
-    whole, model = trimming.teacher.model, trimming.model
+    whole, model = pruned.teacher.model, pruned.model
     device = model.hf_model.device
-    chosen = torch.tensor(trimming.kept, device=device)
+    chosen = torch.tensor(pruned.kept, device=device)
     found: list[torch.Tensor] = []
     with torch.no_grad(), evaluating(model):
         for row in rows_of(text, tokens):
@@ -280,33 +281,35 @@ def mass_kept(trimming: Trimming, text: TextData, tokens: int) -> Mass:
             for window in chunks(len(states), CHUNK):
                 logp = log_softmax(whole.head(states[window]), 1.0)
                 found.append(logp[:, chosen].double().logsumexp(-1).cpu())
-    log_mass = torch.cat(found).clamp(max=0.0)
-    mass = log_mass.exp()
-    return Mass(len(mass), float(mass.mean()), float(mass.min()), float(-log_mass.mean()))
+    logprobs = torch.cat(found).clamp(max=0.0)
+    probs = logprobs.exp()
+    return KeptProbability(
+        len(probs), float(probs.mean()), float(probs.min()), float(-logprobs.mean())
+    )
 
 
-def write_table(folder: Path, trimming: Trimming) -> dict[str, Any]:
-    """Write vocabulary.json into a student's folder; what limbeck.json says of it."""
+def write_table(folder: Path, pruned: PrunedVocabulary) -> dict[str, Any]:
+    """Write vocabulary.json into a student's folder; returns its entry of limbeck.json."""
     table = {
-        "kept": list(trimming.kept),
-        "tokenizer_sha256": trimming.facts["tokenizer_sha256"],
-        "whole_tokenizer_sha256": trimming.facts["whole_tokenizer_sha256"],
+        "kept": list(pruned.kept),
+        "tokenizer_sha256": pruned.facts["tokenizer_sha256"],
+        "whole_tokenizer_sha256": pruned.facts["whole_tokenizer_sha256"],
     }
     write_text(folder / TABLE, json.dumps(table) + "\n")
-    return {**trimming.facts, "table": TABLE, "sha256": sha256(folder / TABLE)}
+    return {**pruned.facts, "table": TABLE, "sha256": sha256(folder / TABLE)}
 
 
-def save_trimmed(trimming: Trimming, folder: Path) -> None:
-    """A Hugging Face folder of the trimmed teacher, with limbeck.json and vocabulary.json."""
-    layers = tuple(range(trimming.model.num_layers))
-    facts = {"origin": "vocabulary", "layers_kept": [*layers], **shape_facts(trimming.model)}
+def save_pruned(pruned: PrunedVocabulary, folder: Path) -> None:
+    """Publish the pruned teacher, with limbeck.json and vocabulary.json."""
+    layers = tuple(range(pruned.model.num_layers))
+    facts = {"origin": "vocabulary", "layers_kept": [*layers], **shape_facts(pruned.model)}
     student = InitialStudent(
-        trimming.model, trimming.tokenizer, LayerMap.surviving(layers), facts
+        pruned.model, pruned.tokenizer, LayerMap.surviving(layers), facts
     )  # fmt: skip
 
     def write(place: Path) -> None:
-        save_student(trimming.model, trimming.tokenizer, place)
-        more = {"limbeck": __version__, "vocabulary": write_table(place, trimming)}
-        write_provenance(place, student, trimming.teacher.facts, more)
+        save_student(pruned.model, pruned.tokenizer, place)
+        more = {"limbeck": __version__, "vocabulary": write_table(place, pruned)}
+        write_provenance(place, student, pruned.teacher.facts, more)
 
     publish(folder, write, {"kind": "student"})

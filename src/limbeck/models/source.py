@@ -157,26 +157,26 @@ def refuse_unknown_kinds(name: str, config: PreTrainedConfig, *, own_code: bool 
         ConfigError: Naming the kind and what is missing.
     """
     plain: Mapping[str, Any] = config.to_dict()
-    told = f"{name} ({config.model_type})"
+    described = f"{name} ({config.model_type})"
     if modality := next((key for key in MODALITIES if plain.get(key)), None):
         raise ConfigError(
-            f"A model must read text only, but {told} has a {modality}. limbeck has no entry for "
-            "models of several modalities; give the folder of its text part."
+            f"A model must read text only, but {described} has a {modality}. limbeck does not "
+            "support models of several modalities; give the folder of the text part."
         )
     if experts := next((key for key in EXPERTS if (plain.get(key) or 0) > 1), None):
         raise ConfigError(
-            f"A model must be dense, but {told} has {experts} = {plain[experts]}. limbeck has no "
-            "entry for mixtures of experts; choose a dense model."
+            f"A model must be dense, but {described} has {experts} = {plain[experts]}. limbeck "
+            "does not support mixtures of experts; choose a dense model."
         )
     if plain.get("quantization_config"):
         raise ConfigError(
-            f"Weights must be plain numbers, but {told} is quantised (quantization_config). "
+            f"Weights must be plain numbers, but {described} is quantised (quantization_config). "
             "Give the original weights, or a .gguf file."
         )
     causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or own_code
     if not causal or plain.get("is_encoder_decoder"):
         raise ConfigError(
-            f"A model must be a causal language model, but {told} is not one. Choose a "
+            f"A model must be a causal language model, but {described} is not one. Choose a "
             "decoder-only model, as Llama, Qwen, Gemma or Mistral."
         )
 

@@ -39,7 +39,7 @@ CHUNK = 32
 
 SETTINGS: tuple[Mapping[str, Any], ...] = (
     *({"type": "top_k", "k": k} for k in (16, 32, 64, 128)),
-    *({"type": "top_k", "k": 1024, "least": p} for p in (0.002, 0.0005, 0.0002)),
+    *({"type": "top_k", "k": 1024, "min_prob": p} for p in (0.002, 0.0005, 0.0002)),
     *({"type": "samples", "num_draws": n} for n in (25, 50, 100)),
     *({"type": "top_k_samples", "k": k, "num_draws": n} for k, n in ((16, 8), (32, 16))),
     *({"type": "hidden", "precision": p} for p in ("int8", "float16", "exact")),

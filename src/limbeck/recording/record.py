@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 
 from limbeck.batch import Batch
-from limbeck.errors import DataError, StorageError, TryLaterError
+from limbeck.files import locked
 from limbeck.losses.distributions import LazyLogits
 from limbeck.models import CausalLM, ModelSource, PreTrainedTokenizerBase, evaluating
 from limbeck.models.source import find, read_config
@@ -28,6 +27,9 @@ from limbeck.store import (
     shard_facts,
     write_head,
 )
+
+CREATION_TIMEOUT_S = 600.0
+"""How long to wait for another process that creates the same store: it may write a head of GBs."""
 
 
 class Recorder:
@@ -57,21 +59,14 @@ class Recorder:
         Raises:
             DataError: It is of another recording.
             StorageError: The folder cannot be written.
+            TryLaterError: Another process takes too long to create it.
         """
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(self._folder / ".lock"):
-                create(self._folder, self._header)
-                put_tokenizer(self._folder, tokenizer)
-                if self._form.needs_head:
-                    write_head(self._folder, self._teacher.head)
-        except (DataError, StorageError):
-            raise
-        except OSError as error:
-            raise StorageError(
-                f"record.output: {self._folder} must be a folder that can be written, and is not "
-                f"({error}). Choose another place."
-            ) from error
+        taken = f"Another process is creating {self._folder}. Start again when it is done."
+        with locked(self._folder / ".lock", taken, patience_s=CREATION_TIMEOUT_S):
+            create(self._folder, self._header)
+            put_tokenizer(self._folder, tokenizer)
+            if self._form.needs_head:
+                write_head(self._folder, self._teacher.head)
 
     def left(self, shards: Sequence[int]) -> list[int]:
         """Those of the shards that are not published."""
@@ -93,19 +88,13 @@ class Recorder:
             StorageError: The disk is full.
         """
         for shard in shards:
-            lock = FileLock(self._folder / f".lock-{shard:05d}", timeout=0)
-            try:
-                lock.acquire()
-            except Timeout:
-                raise TryLaterError(
-                    f"Only one process may record shard {shard} of {self._folder}, and another one "
-                    "does. Give each process its own part (--shards 1/2, --shards 2/2), or wait."
-                ) from None
-            try:
+            taken = (
+                f"Only one process may record shard {shard} of {self._folder}, and another one "
+                "does. Give each process its own part (--shards 1/2, --shards 2/2), or wait."
+            )
+            with locked(self._folder / f".lock-{shard:05d}", taken):
                 if self.left([shard]):
                     self._record(shard, progress, check)
-            finally:
-                lock.release()
 
     def _record(self, shard: int, progress: RecordingProgress, check: Callable[[], None]) -> None:
         places = self._plan.shards[shard]
@@ -141,7 +130,7 @@ def put_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def teacher_of(path: str) -> dict[str, Any]:
-    """What a run must know of a teacher whose weights nobody loaded: name, shape, vocabulary.
+    """Name, shape and vocabulary of a teacher, without loading its weights.
 
     Raises:
         ConfigError: There is no configuration of that name.

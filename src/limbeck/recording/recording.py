@@ -1,4 +1,4 @@
-"""A recipe's teacher and text brought together for a recording."""
+"""Recording the teacher and text of a recipe."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from limbeck.tokenizers import prove_same_vocabulary, template_hash, tokenizer_h
 
 @dataclass(frozen=True)
 class Recorded:
-    """What a recording process did.
+    """The result of a recording process.
 
     Attributes:
         store: The folder.
-        shards: Of the whole store.
+        shards: Shards of the complete store.
         recorded: Shards this process recorded.
-        left: Shards of the whole store that are not there yet.
-        scored: Tokens the whole store speaks about.
+        left: Shards that are still missing.
+        scored: Scored positions of the complete store.
     """
 
     store: Path
@@ -47,7 +47,7 @@ class Recorded:
 
 
 class Recording:
-    """A recipe's recording; use it as a context."""
+    """A recipe's recording; use it as a context manager."""
 
     def __init__(self, config: RunConfig) -> None:
         """
@@ -55,8 +55,8 @@ class Recording:
             config: With a `record` section and a teacher that has a model.
 
         Raises:
-            ConfigError: One of the two is missing, teacher and text do not go together, or the
-                folder to record to holds something else.
+            ConfigError: One of them is missing, teacher and text do not fit together, or the
+                output folder has other contents.
             DataError: The text cannot be used.
         """
         self.config = config
@@ -107,7 +107,7 @@ class Recording:
         self.header.make_form()
 
     def _plan(self, limit: int | None) -> Plan:
-        """Every training window, and those held-out windows that a run measures on."""
+        """Every training window, and the held-out windows that a run evaluates."""
         config = self.config
         with main_first(self.world):
             data = load_text(config.data, self.tokenizer, limit)
@@ -117,7 +117,7 @@ class Recording:
         return plan_shards(texts, self.settings.shard_tokens)
 
     def budget(self) -> Budget:
-        """What this recording and others would take, measured on a few windows."""
+        """Size and error of this form and of others, measured on a few windows."""
         return make_budget(
             self.model, self.plan, self.header.form, self.settings.layers, self.settings.output
         )
@@ -125,16 +125,16 @@ class Recording:
     def record(
         self, part: tuple[int, int], budget: Budget | None, check: Callable[[], None]
     ) -> Recorded:
-        """Record what is not there yet of a part; of several processes each takes its share.
+        """Record the missing shards of a part; several processes share them.
 
         Args:
-            part: Which part of how many, counted from 0.
-            budget: What it takes; the disk is not looked at without one.
+            part: 0-based number of the part, and number of parts.
+            budget: For the check of free disk space; no check without it.
             check: Called between the teacher's passes; raises to stop.
 
         Raises:
-            DataError: The folder holds a store of something else.
-            StorageError: The disk has too little room.
+            DataError: The folder holds another store.
+            StorageError: The disk has too little space.
         """
         recorder = Recorder(self.model, self.plan, self.header, self.settings.output)
         number, parts = part
@@ -161,26 +161,26 @@ class Recording:
         )
 
     def _bytes_of(self, shards: Sequence[int]) -> int:
-        """Bytes of those shards that are there; others' parts may stand beside them."""
+        """Bytes of the existing ones among the shards."""
         folders = [self.settings.output / shard_name(shard) for shard in shards]
         return sum(p.lstat().st_size for f in folders if f.exists() for p in files_under(f))
 
 
 def settings_of(config: RunConfig) -> RecordConfig:
-    """What a recipe says of its recording.
+    """The `record` section of a recipe.
 
     Raises:
-        ConfigError: Nothing, or of a teacher that is recorded already.
+        ConfigError: It is missing, or the teacher is itself a store.
     """
     if config.record is None:
         raise ConfigError(
-            "record: the recipe must say where to record to and in which form, and has no such "
-            "section. Add record: {form: {type: top_k, k: 32}, output: stores/x}."
+            "record: the recipe must have this section, with the folder and the form of the store. "
+            "Add record: {form: {type: top_k, k: 32}, output: stores/x}."
         )
     if type_of(config.teacher) == "stored":
         raise ConfigError(
-            "teacher: a recording needs a teacher that can read, got {type: stored}. Name the "
-            "model: teacher='{type: online, path: ...}'."
+            "teacher: a recording needs a model, got {type: stored}. Name the model: "
+            "teacher='{type: online, path: ...}'."
         )
     return config.record
 

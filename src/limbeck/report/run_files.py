@@ -60,7 +60,7 @@ class Evaluation:
 
     __pydantic_config__ = LENIENT
     metrics: tuple[str, ...] = ()
-    arms: dict[str, dict[str, Figure]] = field(default_factory=dict)
+    trials: dict[str, dict[str, Figure]] = field(default_factory=dict)
     gap_recovered_percent: dict[str, Figure] = field(default_factory=dict)
     difference: dict[str, Figure] = field(default_factory=dict)
     held_out: dict[str, int] = field(default_factory=dict)

@@ -18,7 +18,7 @@ from limbeck.report.plots import Curve, plot
 from limbeck.report.run_files import Evaluation, Figure, RunFiles, read_run
 from limbeck.report.words import number, percent
 
-ARMS = {
+TRIALS = {
     "initial": "Before training",
     "cross_entropy": "Data alone",
     "cross_entropy_by_kl": "Data alone, learning rate chosen by KL",
@@ -105,8 +105,8 @@ def run_page(run: RunFiles) -> str:
         },
         "sizes": {who: evaluation.models.get(who, story.NOTHING) for who in facts},
         "strip": [i in kept for i in range(depth)] if kept and isinstance(depth, int) else [],
-        "arms": [(arm, label) for arm, label in ARMS.items() if arm in evaluation.arms],
-        "arm_labels": {**ARMS, "truth": "The text itself"},
+        "trials": [(trial, label) for trial, label in TRIALS.items() if trial in evaluation.trials],
+        "trial_labels": {**TRIALS, "truth": "The text itself"},
         "table": list(table(evaluation)),
         "gaps": list(gap_bars(evaluation)),
         "plots": list(plots(run)),
@@ -135,46 +135,46 @@ def speed_ratio(evaluation: Evaluation) -> float | None:
 
 
 def table(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
-    """A row for every metric we have words for and any arm has."""
+    """A row for every metric we have words for and any trial has."""
     for name, metric in METRICS.items():
-        figures = {arm: figure_of(evaluation, arm, name) for arm in ARMS}
-        known = {arm: figure for arm, figure in figures.items() if figure is not None}
-        rivals = {arm: metric.rank(f.value) for arm, f in known.items() if arm != "teacher"}
-        best = min(rivals, key=lambda arm: rivals[arm]) if len(rivals) > 1 else None
-        columns = [arm for arm in ARMS if arm in evaluation.arms]
+        figures = {trial: figure_of(evaluation, trial, name) for trial in TRIALS}
+        known = {trial: figure for trial, figure in figures.items() if figure is not None}
+        rivals = {trial: metric.rank(f.value) for trial, f in known.items() if trial != "teacher"}
+        best = min(rivals, key=lambda trial: rivals[trial]) if len(rivals) > 1 else None
+        columns = [trial for trial in TRIALS if trial in evaluation.trials]
         if known:
-            cells = [cell(metric, figures[arm], arm, arm == best) for arm in columns]
+            cells = [cell(metric, figures[trial], trial, trial == best) for trial in columns]
             yield {"metric": metric, "cells": cells}
 
 
-def figure_of(evaluation: Evaluation, arm: str, metric: str) -> Figure | None:
-    """A figure of an arm; None where it was not measured, or is a padded mass of nothing."""
-    padded = evaluation.padded_mass.get(arm)
+def figure_of(evaluation: Evaluation, trial: str, metric: str) -> Figure | None:
+    """A figure of a trial; None where it was not measured, or is a padded mass of nothing."""
+    padded = evaluation.padded_mass.get(trial)
     if metric == "padded_mass" and padded:
         return Figure(padded)
-    return evaluation.arms.get(arm, {}).get(metric)
+    return evaluation.trials.get(trial, {}).get(metric)
 
 
-def cell(metric: Metric, figure: Figure | None, arm: str, best: bool) -> dict[str, Any]:
+def cell(metric: Metric, figure: Figure | None, trial: str, best: bool) -> dict[str, Any]:
     """One cell of the table."""
     ends = ""
     if figure is not None and figure.low is not None and figure.high is not None:
         low, high = metric.shown(figure.low), metric.shown(figure.high)
         ends = f"{low} to {high}" if low != high else ""
     shown = metric.shown(None if figure is None else figure.value)
-    return {"arm": arm, "label": ARMS[arm], "value": shown, "ends": ends, "best": best}
+    return {"trial": trial, "label": TRIALS[trial], "value": shown, "ends": ends, "best": best}
 
 
 def gap_bars(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
-    """How much of the gap each trained arm closed, with the ends of its interval, percent."""
-    for arm in ("cross_entropy", "distilled"):
-        figure = evaluation.gap_recovered_percent.get(arm)
+    """How much of the gap each trained trial closed, with the ends of its interval, percent."""
+    for trial in ("cross_entropy", "distilled"):
+        figure = evaluation.gap_recovered_percent.get(trial)
         if figure is not None and math.isfinite(figure.value):
             low = figure.value if figure.low is None else figure.low
             high = figure.value if figure.high is None else figure.high
             left, right = (min(max(end, 0.0), 100.0) for end in (low, high))
             bar = min(max(figure.value, 0.0), 100.0)
-            yield {"arm": arm, "figure": figure, "bar": bar, "left": left, "right": right}
+            yield {"trial": trial, "figure": figure, "bar": bar, "left": left, "right": right}
 
 
 def plots(run: RunFiles) -> Iterator[dict[str, Any]]:

@@ -44,9 +44,9 @@ def shrink_plot(found: Mapping[str, Any]) -> str:
         influence.set_title("Block influence (1 - cosine of input and output)", loc="left")
         influence.set_xlabel("layer; blue stays in the student")
         ways = found["candidates"]
-        told = [f"{way['by']}, {len(way['layers'])} layers" for way in ways]
-        costs.barh(told, [way["forward_kl"] for way in ways], color=KEPT)
-        costs.set_title("Forward KL before healing, by choice of layers", loc="left")
+        names = [f"{way['by']}, {len(way['layers'])} layers" for way in ways]
+        costs.barh(names, [way["forward_kl"] for way in ways], color=KEPT)
+        costs.set_title("Forward KL before distillation, by choice of layers", loc="left")
         file = io.StringIO()
         figure.savefig(file, format="svg", metadata={"Date": None})
     return file.getvalue()

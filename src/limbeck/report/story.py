@@ -14,7 +14,7 @@ NOTHING = ModelSize()
 
 def headline(evaluation: Evaluation | None) -> str:
     """The one sentence a reader takes away."""
-    if evaluation is None or not evaluation.arms:
+    if evaluation is None or not evaluation.trials:
         return "A student was distilled; no text was held out, so what it kept is not known."
     gap = evaluation.gap_recovered_percent.get("distilled")
     closed = "A student was distilled from its teacher"
@@ -50,16 +50,16 @@ def ratio(above: float | None, below: float | None) -> float | None:
 
 def lede(evaluation: Evaluation | None) -> list[str]:
     """The sentences below the headline."""
-    if evaluation is None or not evaluation.arms:
+    if evaluation is None or not evaluation.trials:
         return ["Give evaluate.data some held-out text to measure it against its teacher."]
     return [*agreement(evaluation), *against_baseline(evaluation), *caution(evaluation)]
 
 
 def agreement(evaluation: Evaluation) -> Iterator[str]:
     """How often both models would write the same token."""
-    arms = evaluation.arms
-    after = arms.get("distilled", {}).get("top1_agreement")
-    before = arms.get("initial", {}).get("top1_agreement")
+    trials = evaluation.trials
+    after = trials.get("distilled", {}).get("top1_agreement")
+    before = trials.get("initial", {}).get("top1_agreement")
     if after is not None:
         was = "" if before is None else f" ({percent(before.value, 0)} before training)"
         yield (

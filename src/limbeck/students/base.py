@@ -1,4 +1,4 @@
-"""How a student's first weights are made, one file each."""
+"""Initialisers of students, one file each."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from limbeck.registry import Component, Registry, type_of
 
 @dataclass(frozen=True)
 class Origin:
-    """What a student may be made from.
+    """The inputs of an initialiser.
 
     Attributes:
-        teacher: None where only its recorded signals are there.
+        teacher: None for a recorded teacher, which has no weights here.
         tokenizer: The teacher's.
-        world: The ranks the student will be sharded over. Without a mesh its weights are loaded;
-            with one they may stay in their files until it is sharded.
-        dtype: Its number format; float32 trains, narrower ones lose small updates.
-        seed: Of whatever is random.
-        text: Reads the text on which the teacher's parts are weighed; None where there is none.
-        recorded: What is known of a teacher that is not there, but recorded; JSON.
+        world: Ranks the student will be sharded over. Without a mesh its weights are loaded; with
+            one they may stay in their files until it is sharded.
+        dtype: Of the weights. Use float32 for training: narrower types lose small updates.
+        seed: Of random weights.
+        text: Reads the calibration text; None without one.
+        recorded: `TeacherInfo` of a recorded teacher, as JSON.
     """
 
     teacher: CausalLM | None
@@ -51,12 +51,12 @@ class Origin:
 
     @property
     def teacher_layers(self) -> int | None:
-        """Layers of the teacher, or of the one that was recorded; None where nobody knows."""
+        """Number of the teacher's layers; None if unknown."""
         return self.recorded.get("layers") if self.teacher is None else self.teacher.num_layers
 
     @property
     def teacher_family(self) -> str | None:
-        """Its model family; None where nobody knows."""
+        """The teacher's model family; None if unknown."""
         return self.recorded.get("family") if self.teacher is None else self.teacher.family
 
 
@@ -65,12 +65,12 @@ class InitialStudent:
     """A student before its first step.
 
     Attributes:
-        model: In eval mode; its parameters are its own.
+        model: In eval mode.
         tokenizer: Its tokenizer.
-        layer_map: Which of its layers answers to which of the teacher's; no pairs where the
-            teacher has fewer layers, or nobody knows how many.
-        facts: Where it comes from; JSON.
-        kept: What it kept of its teacher's insides, too long to be told with the facts; JSON.
+        layer_map: Pairs of student and teacher layers; no pairs if the teacher has fewer layers or
+            their number is unknown.
+        facts: Its origin and size, as JSON.
+        kept: The teacher's channels, heads and units it kept, as JSON.
     """
 
     model: CausalLM
@@ -115,7 +115,7 @@ def made_of(
 
 
 def spread(student: CausalLM, origin: Origin) -> LayerMap:
-    """The uniform layer map of a student that shares no layers with its teacher, if any."""
+    """The uniform layer map, for a student that was not pruned from its teacher."""
     layers = origin.teacher_layers
     if layers is None or layers < student.num_layers:
         return LayerMap(())

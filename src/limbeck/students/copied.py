@@ -1,4 +1,4 @@
-"""A student that begins as its teacher."""
+"""A student that starts as a copy of its teacher."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from limbeck.students.base import InitialStudent, Origin, initialisers, made_of
 
 @initialisers.register("copy")
 def copied(origin: Origin) -> InitialStudent:
-    """The teacher's weights, copied: with `objective.alpha: 0`, a teacher that is corrected."""
+    """A copy of the teacher. With `objective.alpha: 0` this fine-tunes the teacher."""
     teacher = origin.teacher
     if teacher is None:
         raise ConfigError(
-            "student.type: a copy is made of the teacher's model, and there is only a record of "
-            "it. Use an online teacher, or a pretrained student."
+            "student.type: a copy needs the teacher's model, and a recorded teacher has none here. "
+            "Use an online teacher, or a pretrained student."
         )
     names = {name: name for name in teacher.hf_model.state_dict()}
     model = made_of(teacher, teacher.config, names, origin)

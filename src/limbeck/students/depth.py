@@ -1,4 +1,4 @@
-"""A student that is some of its teacher's layers."""
+"""A student with some of its teacher's layers."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from limbeck.tokenizers import load_tokenizer
 
 Layers = tuple[Annotated[int, Ge(0)], ...] | None
 By = Literal["even", "block_influence", "span", "loss"]
-"""How layers are chosen: evenly spaced; those that change their input most; all but the stretch of
-neighbours whose absence costs least; or without the one whose absence costs least, again and again.
+"""How layers are chosen: evenly spaced; those with the largest block influence; all but the run of
+consecutive layers whose removal costs least; or greedily, removing the layer that costs least.
 """
 
 CALIBRATION_TOKENS = 2048
@@ -49,8 +49,8 @@ def depth(
     trust_remote_code: bool = False,
 ) -> InitialStudent:
     """Some of the teacher's layers, its embeddings and its head, copied."""
-    if told := ways_problem(layers=layers, keep=keep, fraction=fraction, drop=drop, by=by):
-        raise ConfigError(told)
+    if problem := ways_problem(layers=layers, keep=keep, fraction=fraction, drop=drop, by=by):
+        raise ConfigError(problem)
     teacher, tokenizer, facts = teacher_of(
         origin, None if path is None else (path, revision, trust_remote_code)
     )
@@ -70,7 +70,7 @@ def depth(
 def teacher_of(
     origin: Origin, place: tuple[str, str | None, bool] | None
 ) -> tuple[CausalLM, PreTrainedTokenizerBase, dict[str, Any]]:
-    """The model a student is cut out of, its tokenizer, and facts where it is not the teacher.
+    """The model a student is pruned from, its tokenizer, and facts if it is not the teacher.
 
     Raises:
         ConfigError: There is none.
@@ -78,12 +78,12 @@ def teacher_of(
     if place is None:
         if origin.teacher is None:
             raise ConfigError(
-                "A student is cut out of the teacher's model, and there is only a record of it. "
-                "Give path: the teacher's folder or name."
+                "A student is pruned from the teacher's model, and a recorded teacher has none "
+                "here. Set student.path to the teacher's folder or name."
             )
         return origin.teacher, origin.tokenizer, {}
     source = ModelSource(*place)
-    # Loaded where it is cut, so that it never stands beside teacher and student on the device.
+    # On the CPU: the device holds teacher and student already.
     teacher = load_model(source, device=torch.device("cpu"), dtype=origin.dtype)
     path, revision, trust_remote_code = place
     tokenizer = load_tokenizer(path, revision=revision, trust_remote_code=trust_remote_code)
@@ -95,7 +95,7 @@ def teacher_of(
 
 
 def ways_problem(*, by: str = "even", **ways: Any) -> str | None:
-    """What is wrong with how a recipe says which layers stay; None where nothing is."""
+    """What is wrong with the options that choose the layers; None if nothing is."""
     given = [way for way, value in ways.items() if value is not None]
     if len(given) != 1:
         return (
@@ -111,15 +111,15 @@ def ways_problem(*, by: str = "even", **ways: Any) -> str | None:
 
 
 def calibration_text(origin: Origin) -> Text:
-    """The text on which a teacher's parts are weighed.
+    """The calibration text.
 
     Raises:
         ConfigError: There is none.
     """
     if origin.text is None:
         raise ConfigError(
-            "What matters in a teacher is measured on text, and there is none here. Choose "
-            "by: even, or give an Origin with text."
+            "Importance is measured on text, and there is none here. Choose by: even, or give an "
+            "Origin with text."
         )
     return origin.text()
 
@@ -127,10 +127,10 @@ def calibration_text(origin: Origin) -> Text:
 def choose_layers(
     calibration: Calibration, keep: int, by: By, progress: Progress = lambda _: None
 ) -> tuple[tuple[int, ...], dict[str, Any]]:
-    """The layers of a teacher that stay, and how they were found.
+    """The layers of a teacher that are kept, and how they were chosen.
 
     Raises:
-        ConfigError: It has not so many.
+        ConfigError: It has fewer layers.
     """
     total = calibration.teacher.num_layers
     even = even_layers(keep, total)
@@ -156,20 +156,20 @@ def kept_layers(
     """The layers a student keeps, 0-based and increasing; exactly one of the three is given.
 
     Raises:
-        ConfigError: A layer the teacher does not have, one twice, out of order, or none left.
+        ConfigError: A layer does not exist, is repeated or out of order, or none is kept.
     """
     if keep is not None:
         return even_layers(keep, num_layers)
     option, named = ("layers", layers) if layers is not None else ("drop", drop or ())
-    told = (
+    rule = (
         f"{option} must name layers of the teacher, 0 to {num_layers - 1}, each once and in order"
     )
     if absent := [i for i in named if not 0 <= i < num_layers]:
-        raise ConfigError(f"{told}, but it has no {absent} (got {list(named)}). Leave them out.")
+        raise ConfigError(f"{rule}, but it has no {absent} (got {list(named)}). Leave them out.")
     if twice := sorted({i for i in named if list(named).count(i) > 1}):
-        raise ConfigError(f"{told}; {twice[0]} is listed twice (got {list(named)}).")
+        raise ConfigError(f"{rule}; {twice[0]} is listed twice (got {list(named)}).")
     if list(named) != sorted(named):
-        raise ConfigError(f"{told}, got {list(named)}. Sort them: {sorted(named)}.")
+        raise ConfigError(f"{rule}, got {list(named)}. Sort them: {sorted(named)}.")
     kept = tuple(named) if option == "layers" else tuple(sorted(set(range(num_layers)) - {*named}))
     if not kept:
         raise ConfigError(f"A student must keep at least one layer, but {option} leaves none.")
@@ -177,19 +177,19 @@ def kept_layers(
 
 
 def even_layers(keep: int, num_layers: int) -> tuple[int, ...]:
-    """Layers spread evenly over all, the first and the last among them.
+    """Evenly spaced layers, the first and the last included.
 
     Example:
         >>> even_layers(4, 10)
         (0, 3, 6, 9)
 
     Raises:
-        ConfigError: There are not so many.
+        ConfigError: There are fewer layers.
     """
     if not 1 <= keep <= num_layers:
         raise ConfigError(
             f"A student keeps between 1 and the teacher's {num_layers} layers, got {keep}. Ask for "
-            "so many."
+            "fewer."
         )
     if keep == 1:  # the first layer, which reads the embedding
         return (0,)
@@ -197,7 +197,7 @@ def even_layers(keep: int, num_layers: int) -> tuple[int, ...]:
 
 
 def cut(teacher: CausalLM, kept: Sequence[int], origin: Origin) -> CausalLM:
-    """A model of its own: copies of some of the teacher's blocks, and of all that is no block."""
+    """A copy of the teacher with the kept blocks only."""
     names = renumbered(teacher.hf_model.state_dict(), teacher.blocks_name, kept)
     return made_of(teacher, cut_config(teacher.config, kept), dict(names), origin)
 
@@ -205,7 +205,7 @@ def cut(teacher: CausalLM, kept: Sequence[int], origin: Origin) -> CausalLM:
 def renumbered(
     names: Iterable[str], blocks_name: str, kept: Sequence[int]
 ) -> Iterator[tuple[str, str]]:
-    """New and old names of the kept blocks' weights, and of those in no block."""
+    """New and old names of the kept blocks' weights, and of all other weights."""
     new_number = {str(old): new for new, old in enumerate(kept)}
     for name in names:
         if not name.startswith(f"{blocks_name}."):

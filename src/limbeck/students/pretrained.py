@@ -1,4 +1,4 @@
-"""A student that is a model of its own already."""
+"""A student loaded from a folder or the hub."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from limbeck.tokenizers import load_tokenizer
 def pretrained(
     origin: Origin, *, path: str, revision: str | None = None, trust_remote_code: bool = False
 ) -> InitialStudent:
-    """A smaller model, as published, or as `limbeck shrink` made it."""
+    """A published model, or one pruned by `limbeck shrink`."""
     source = ModelSource(path, revision, trust_remote_code)
     model = model_for(source, origin.world, origin.dtype)
     tokenizer = load_tokenizer(path, revision=revision, trust_remote_code=trust_remote_code)
     facts = {"origin": "pretrained", **model_facts(source, model, hashed=origin.world.is_main)}
-    told = read_provenance(path)
-    if told:
-        facts["shrunk"] = told
-    layer_map = surviving(told, model, origin) or spread(model, origin)
+    provenance = read_provenance(path)
+    if provenance:
+        facts["shrunk"] = provenance
+    layer_map = surviving(provenance, model, origin) or spread(model, origin)
     return InitialStudent(model, tokenizer, layer_map, facts)

@@ -1,4 +1,4 @@
-"""limbeck.json: beside a shrunk model's weights, what they were cut out of."""
+"""limbeck.json in the folder of a pruned model: what it was pruned from."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ FILE = "limbeck.json"
 def write_provenance(
     folder: Path, student: InitialStudent, teacher: Mapping[str, Any], more: Mapping[str, Any]
 ) -> None:
-    """Say in a student's folder which layers, heads, units and channels of whom it kept.
+    """Write limbeck.json: teacher, and the layers, heads, units and channels that were kept.
 
     Args:
         folder: The student's.
         student: As made by `depth` or `width`.
-        teacher: Facts of the model it was cut out of, with the hash of its weight files.
-        more: What else is known: version, calibration text.
+        teacher: Facts of the model it was pruned from, with the hash of its weight files.
+        more: Further facts: version, calibration text.
     """
-    told = {
+    provenance = {
         **more,
         "made": dict(student.facts),
         "teacher": dict(teacher),
         "kept": dict(student.kept),
     }
-    (folder / FILE).write_text(json.dumps(told) + "\n", encoding="utf-8")
+    (folder / FILE).write_text(json.dumps(provenance) + "\n", encoding="utf-8")
 
 
 def read_provenance(path: str) -> dict[str, Any]:
-    """What a student's folder says of its origin, without the long lists; empty if nothing.
+    """The contents of limbeck.json without its long lists; empty without such a file.
 
     Raises:
         DataError: The file is damaged.
@@ -45,26 +45,27 @@ def read_provenance(path: str) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        told = dict(json.loads(file.read_text(encoding="utf-8")))
-        told.pop("kept", None)
-        kept = told["made"]["layers_kept"]
-        if not all(isinstance(layer, int) for layer in (*kept, told["teacher"]["layers"])):
+        provenance = dict(json.loads(file.read_text(encoding="utf-8")))
+        provenance.pop("kept", None)
+        kept = provenance["made"]["layers_kept"]
+        if not all(isinstance(layer, int) for layer in (*kept, provenance["teacher"]["layers"])):
             raise TypeError("layers must be whole numbers")
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise DataError(
-            f"{file} must say what the student was cut out of, as limbeck shrink wrote it, and "
-            f"cannot be read: {error!r}. Make the student again, or remove the file."
+            f"{file} must be as limbeck shrink wrote it, and cannot be read: {error!r}. Make the "
+            "student again, or remove the file."
         ) from error
-    return told
+    return provenance
 
 
-def surviving(told: Mapping[str, Any], student: CausalLM, origin: Origin) -> LayerMap | None:
-    """The map to the layers a student was cut out of, if the teacher is built like the old one.
+def surviving(provenance: Mapping[str, Any], student: CausalLM, origin: Origin) -> LayerMap | None:
+    """The map to the teacher's layers that were kept; None if the teacher's shape is another.
 
-    The weights may be others by now: a teacher that was corrected first is still the right one.
+    The teacher's weights may differ from those the student was pruned from: a teacher that was
+    fine-tuned first has the same layers.
     """
-    if not told:
+    if not provenance:
         return None
-    kept, old = told["made"]["layers_kept"], told["teacher"]
+    kept, old = provenance["made"]["layers_kept"], provenance["teacher"]
     same = (old["layers"], old["family"]) == (origin.teacher_layers, origin.teacher_family)
     return LayerMap.surviving(kept) if same and len(kept) == student.num_layers else None

@@ -1,4 +1,4 @@
-"""A student made of nothing but a configuration."""
+"""A student with random weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from limbeck.students.base import InitialStudent, Origin, initialisers, spread
 
 Size = Annotated[int, Gt(0)] | None
 ROWS_MULTIPLE = 64
-"""Embedding and head get a multiple of so many rows: matrix products are faster then."""
+"""Embedding and head rows are padded to a multiple of this, for faster matrix products."""
 
 
 @initialisers.register("random")
@@ -34,7 +34,7 @@ def random(
     intermediate: Size = None,
     config: str | None = None,
 ) -> InitialStudent:
-    """A new model with random weights, like the teacher in kind, or after a config.json."""
+    """A new model with random weights, of the teacher's family or of a config.json."""
     shape = Shape(layers, width, heads, kv_heads, intermediate)
     size = max(origin.tokenizer.get_vocab().values()) + 1
     rows = -(-size // ROWS_MULTIPLE) * ROWS_MULTIPLE
@@ -64,8 +64,8 @@ def _pattern(origin: Origin, shape: Shape, rows: int, config: str | None) -> Pre
         return pattern
     if origin.teacher is None:
         raise ConfigError(
-            "A random student takes its kind from the teacher's model, and there is only a record "
-            "of it. Give config: PATH, a model's config.json."
+            "A random student has the teacher's architecture, and a recorded teacher has no model "
+            "here. Set student.config to a model's config.json."
         )
     if shape.layers is None or shape.width is None:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""A student that is its teacher under adapters, in one copy of the weights."""
+"""A student that shares its teacher's weights and trains adapters."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def shared(origin: Origin) -> InitialStudent:
     """The teacher's own frozen weights, in memory once; needs `trainable.lora`, one process."""
     if origin.teacher is None:
         raise ConfigError(
-            "student.type: a shared student has the weights of the teacher's model, and there is "
-            "only a record of it. Use an online teacher, or a pretrained student."
+            "student.type: a shared student needs the teacher's model, and a recorded teacher has "
+            "none here. Use an online teacher, or a pretrained student."
         )
     model = shared_model(origin.teacher)
     layer_map = LayerMap.surviving(range(model.num_layers))

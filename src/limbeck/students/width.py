@@ -1,4 +1,4 @@
-"""A student that is its teacher with fewer channels, heads and units, and perhaps fewer layers."""
+"""A student with some of its teacher's channels, heads, units and layers."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ def width(
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> InitialStudent:
-    """The teacher's largest channels, heads and units by activation, in all or fewer layers."""
+    """The channels, heads and units with the largest activations, in all or some layers."""
     sizes = {"intermediate": intermediate, "heads": heads, "kv_heads": kv_heads, "hidden": hidden}
-    if told := sizes_problem(**sizes, keep=keep, params=params):
-        raise ConfigError(told)
+    if problem := sizes_problem(**sizes, keep=keep, params=params):
+        raise ConfigError(problem)
     teacher, tokenizer, facts = teacher_of(
         origin, None if path is None else (path, revision, trust_remote_code)
     )
@@ -83,7 +83,7 @@ def width(
 
 
 def sizes_problem(*, keep: float | None, params: int | str | None, **sizes: Any) -> str | None:
-    """What is wrong with how a width student's size is said; None where nothing is."""
+    """What is wrong with the options of a width student's size; None if nothing is."""
     named = [name for name, value in sizes.items() if value is not None]
     ways = [*(["sizes"] if named else []), *(["keep"] if keep is not None else [])]
     ways += ["params"] if params is not None else []
@@ -97,7 +97,7 @@ def sizes_problem(*, keep: float | None, params: int | str | None, **sizes: Any)
 
 
 def sized(old: Widths, **sizes: int | None) -> Widths:
-    """A model's widths with some of them changed; heads and their groups follow each other."""
+    """A model's widths with some changed; heads and key-value heads keep their ratio."""
     new = replace(
         old,
         width=sizes["hidden"] or old.width,
@@ -138,7 +138,7 @@ def fits(old: Widths, new: Widths) -> None:
 
 
 def plain(tree: Any) -> Any:
-    """What JSON knows of a tree: lists for tuples."""
+    """A tree with lists for tuples, as JSON has them."""
     if isinstance(tree, dict):
         return {key: plain(value) for key, value in tree.items()}
     return [plain(each) for each in tree] if isinstance(tree, list | tuple) else tree

@@ -102,6 +102,7 @@ class TeacherRequest:
         student_tokenizer: Must read text as the teacher's does.
         uses_template: Whether the text is chats, so that the chat template counts too.
         measured: Whether students are measured against the teacher, at temperature 1.
+        whole_vocabulary: Whether every distribution must be over the whole vocabulary.
     """
 
     needs: SignalNeeds = NOTHING
@@ -112,6 +113,7 @@ class TeacherRequest:
     student_tokenizer: PreTrainedTokenizerBase | None = None
     uses_template: bool = False
     measured: bool = False
+    whole_vocabulary: bool = False
 
 
 class Teacher(ABC):
@@ -147,6 +149,9 @@ class Teacher(ABC):
     def notes(self) -> tuple[str, ...]:
         """What a user should know of how it was loaded."""
         return ()
+
+    def abandon_pass(self) -> None:  # noqa: B027  (optional)
+        """Release what a forward pass that failed has left. Does nothing without weights here."""
 
     def shard(self, world: World) -> None:  # noqa: B027  (optional)
         """Spread its weights over the ranks, and adopt rank 0's hash of them; every rank calls it.

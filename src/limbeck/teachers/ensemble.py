@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -11,9 +12,9 @@ from limbeck.batch import Batch
 from limbeck.distributed import World
 from limbeck.errors import ConfigError
 from limbeck.losses import TeacherSignal
-from limbeck.losses.distributions import DenseLogits, LazyLogits, Mixture
+from limbeck.losses.distributions import Mixture
 from limbeck.registry import Component
-from limbeck.teachers.base import Teacher
+from limbeck.teachers.base import Teacher, TeacherRequest
 from limbeck.teachers.base import teachers as registry
 from limbeck.teachers.several import SeveralTeachers
 
@@ -32,24 +33,15 @@ class Ensemble(SeveralTeachers):
 
     @torch.no_grad()
     def signal(self, batch: Batch) -> TeacherSignal:
-        """The mixture at the scored positions of a batch.
-
-        Raises:
-            ConfigError: A member does not give whole distributions.
-        """
+        """The mixture at the scored positions of a batch."""
         if not self._needs.distribution:
             return TeacherSignal()
-        given = []
-        for name, member in self._members.items():
-            distribution = member.signal(batch).distribution
-            if not isinstance(distribution, DenseLogits | LazyLogits | Mixture):
-                raise ConfigError(
-                    f"teacher.teachers[{name}]: a mixture needs distributions over the whole "
-                    f"vocabulary, and this teacher gives {type(distribution).__name__}. Use a "
-                    "teacher that is online or whose hidden states were recorded."
-                )
-            given.append(distribution)
-        return TeacherSignal.from_distribution(Mixture(tuple(given), self._log_weights))
+        given = [member.signal(batch).distribution for member in self._members.values()]
+        found = tuple(each for each in given if each is not None)
+        return TeacherSignal.from_distribution(Mixture(found, self._log_weights))
+
+    def _requests(self, request: TeacherRequest) -> Mapping[str, TeacherRequest]:
+        return dict.fromkeys(self._members, replace(request, whole_vocabulary=True))
 
 
 @registry.register("ensemble")

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from limbeck.batch import Batch
-from limbeck.distributed import World, broadcast_object, model_for, shard
+from limbeck.distributed import World, abandon_pass, broadcast_object, model_for, shard
 from limbeck.errors import ConfigError
 from limbeck.losses import SignalNeeds, TeacherSignal
 from limbeck.losses.distributions import LazyLogits
@@ -103,6 +103,10 @@ class LocalTeacher(Teacher):
     def notes(self) -> tuple[str, ...]:
         """That it was loaded whole where it should have been read by rows."""
         return loading_notes("teacher", self.model)
+
+    def abandon_pass(self) -> None:
+        """Let go of the weights that a failed pass gathered."""
+        abandon_pass(self.model)
 
     def shard(self, world: World) -> None:
         """Spread the model over the ranks; it computes in its own data type."""

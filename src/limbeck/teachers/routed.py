@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import PurePosixPath
-from typing import Literal
 
 import numpy as np
 import torch
@@ -44,23 +43,28 @@ class RoutedTeacher(SeveralTeachers):
             ConfigError: As of any teacher.
             DataError: A document has no teacher, or more than one.
         """
-        for text in request.texts:
-            for window in text.windows:
-                key, route = window_of(text.data, window).key, self._route(text, window)
-                if self._routes.setdefault(key, route) != route:
-                    raise DataError(
-                        f"{text.option}: a text must have one teacher, and that of "
-                        f"{document_of(text, window)} is also in a source of teacher "
-                        f"{self._routes[key]!r}. Remove it from one of them."
-                    )
         super().require(request)
 
-    def _request_for(self, name: str, request: TeacherRequest) -> TeacherRequest:
-        texts = [
-            replace(text, windows=[w for w in text.windows if self._route(text, w) == name])
-            for text in request.texts
-        ]
-        return replace(request, texts=tuple(texts))
+    def _requests(self, request: TeacherRequest) -> Mapping[str, TeacherRequest]:
+        texts: dict[str, list[TextWindows]] = {name: [] for name in self._members}
+        for text in request.texts:
+            windows: dict[str, list[int]] = {name: [] for name in self._members}
+            for window in text.windows:
+                route = self._route(text, window)
+                self._remember(text, window, route)
+                windows[route].append(window)
+            for name, own in windows.items():
+                texts[name].append(replace(text, windows=own))
+        return {name: replace(request, texts=tuple(own)) for name, own in texts.items()}
+
+    def _remember(self, text: TextWindows, window: int, route: str) -> None:
+        key = window_of(text.data, window).key
+        if self._routes.setdefault(key, route) != route:
+            raise DataError(
+                f"{text.option}: a text must have one teacher, and that of "
+                f"{document_of(text, window)} is also in a source of teacher "
+                f"{self._routes[key]!r}. Remove it from one of them."
+            )
 
     def _route(self, text: TextWindows, window: int) -> str:
         document = document_of(text, window)
@@ -140,7 +144,6 @@ def routed(
     world: World,
     *,
     teachers: dict[str, Component],
-    by: Literal["source"] = "source",
 ) -> RoutedTeacher:
     """Each document learns from the teacher of its source: a file or folder of the data."""
     if not teachers:

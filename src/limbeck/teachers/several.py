@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -84,13 +85,18 @@ class SeveralTeachers(Teacher):
                 f"reads layers {sorted(request.needs.layers | request.needs.projections)}. Leave "
                 "that term out, or use one teacher."
             )
-        for name, member in self._members.items():
-            member.require(self._request_for(name, request))
+        for name, own in self._requests(request).items():
+            self._members[name].require(own)
         self._needs = request.needs
 
-    def _request_for(self, name: str, request: TeacherRequest) -> TeacherRequest:
-        """What is required of one member; everything by default."""
-        return request
+    @abstractmethod
+    def _requests(self, request: TeacherRequest) -> Mapping[str, TeacherRequest]:
+        """What is required of each member."""
+
+    def abandon_pass(self) -> None:
+        """Release what every member holds of a failed pass."""
+        for member in self._members.values():
+            member.abandon_pass()
 
     def prefetch(self, batches: Sequence[Batch]) -> None:
         """Let every member work ahead."""

@@ -103,6 +103,8 @@ class StoredTeacher(Teacher):
             self._require_windows(text)
         self._require_layers(request.needs)
         self._needs = request.needs
+        if request.whole_vocabulary:
+            self._require_whole_vocabulary()
         if request.measured:
             self._require_measurable()
         if request.objective is not None:
@@ -196,6 +198,14 @@ class StoredTeacher(Teacher):
                 f"The objective reads the teacher's layers {absent}, and the store "
                 f"{self.store.path} holds layers {list(recorded) or 'none'}. Record again with "
                 "record.layers, or leave out the term that reads them."
+            )
+
+    def _require_whole_vocabulary(self) -> None:
+        if self._head is None:
+            raise ConfigError(
+                "A mixture of teachers needs distributions over the whole vocabulary, and the "
+                f"store {self.store.path} holds {self.store.header.form['type']}. Record again "
+                "with `record.form: {type: hidden}`, or use `teacher: {type: online, path: ...}`."
             )
 
     def _require_terms(self, objective: Objective) -> None:

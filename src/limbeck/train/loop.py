@@ -26,7 +26,6 @@ from limbeck.distributed.stopping import SIGNALS
 from limbeck.errors import ConfigError, NonFiniteError, Stopped
 from limbeck.files import sweep
 from limbeck.models import enable_activation_checkpointing
-from limbeck.teachers import find_local
 from limbeck.train.metrics import JsonlSink, MetricSink
 from limbeck.train.micro_batch import choose_micro_batch, is_out_of_memory, out_of_memory
 from limbeck.train.non_finite import bad_rows, documents_of, dump, narrow
@@ -53,8 +52,9 @@ def train(setup: TrainSetup) -> TrainResult:
     loop = Loop(setup)
     loop.begin()
     try:
-        while loop.totals.step < setup.optim.steps:
+        while loop.totals.step < setup.optim.num_steps:
             loop.step()
+        loop.raise_failed_sink()
     finally:
         loop.close()
     return loop.result()
@@ -75,6 +75,7 @@ class Loop:
         self._sinks: list[MetricSink] = []
         if setup.world.is_main:
             self._sinks = [JsonlSink(setup.folder / "metrics.jsonl"), *setup.sinks]
+        self._failed_sink: Exception | None = None
         self._resumed_from: int | None = None
         self._saved_at: int | None = None
         self._fingerprint = {**setup.fingerprint, "sample_order": setup.source.fingerprint}
@@ -109,7 +110,7 @@ class Loop:
                 most_rows=self._most_rows,
             )
         for sink in self._sinks:
-            sink.begin(self.totals.step, setup.optim.steps)
+            sink.begin(self.totals.step, setup.optim.num_steps)
         setup.distiller.train()
         for text in damaged:
             self._say(kind="note", step=self.totals.step, text=f"damaged checkpoint {text}")
@@ -155,7 +156,10 @@ class Loop:
         setup = self._setup
         micro_batches = data.cut(self.totals.micro_batch)
         asked = [0] * len(SIGNALS) if setup.stop is None else setup.stop.counts()
-        step_tokens, stop = count_step(micro_batches, asked, setup.world)
+        failed = self._failed_sink is not None
+        step_tokens, stop, failed = count_step(micro_batches, asked, setup.world, failed=failed)
+        if failed:
+            self.raise_failed_sink()
         if stop is not None:
             self._stop(stop)
         if setup.teacher is not None:
@@ -206,9 +210,8 @@ class Loop:
         """Discard the failed pass, release its memory, and halve the micro-batch."""
         setup = self._setup
         abandon_pass(setup.distiller)
-        teacher = None if setup.teacher is None else find_local(setup.teacher)
-        if teacher is not None:
-            abandon_pass(teacher.model)
+        if setup.teacher is not None:
+            setup.teacher.abandon_pass()
         if setup.world.device.type == "cuda":
             torch.cuda.empty_cache()
         self.totals.micro_batch //= 2
@@ -245,7 +248,7 @@ class Loop:
             )
 
     def _is_due(self, every: int) -> bool:
-        return self.totals.step % every == 0 or self.totals.step == self._setup.optim.steps
+        return self.totals.step % every == 0 or self.totals.step == self._setup.optim.num_steps
 
     def _measure(self) -> bool:
         """Evaluate; whether the student is the best so far."""
@@ -301,8 +304,23 @@ class Loop:
         )
 
     def _say(self, **record: Any) -> None:
-        for sink in self._sinks:
-            sink.write(record)
+        """Write a record to every sink; an error of rank 0 waits until all ranks can raise it."""
+        try:
+            for sink in self._sinks:
+                sink.write(record)
+        except Exception as error:
+            if self._setup.world.size == 1:
+                raise
+            self._failed_sink = self._failed_sink or error
+
+    def raise_failed_sink(self) -> None:
+        """Raise, on every rank, the error of a sink of rank 0, if there was one."""
+
+        def fail() -> None:
+            if self._failed_sink is not None:
+                raise self._failed_sink
+
+        together(fail, self._setup.world, main_only=True)
 
     def close(self) -> None:
         """Close the sinks."""

@@ -74,6 +74,7 @@ def adamw(
         list(by_decay(parameters, optim.weight_decay)),
         lr=learning_rate,
         betas=optim.betas,
+        eps=optim.eps,
         fused=device.type in ("cpu", "cuda"),
     )
 

@@ -44,12 +44,12 @@ def make_schedule(optim: OptimConfig, learning_rate: float) -> Callable[[int], f
         scheduler = get_scheduler(
             optim.schedule,
             stand_in,
-            num_warmup_steps=optim.warmup_steps,
-            num_training_steps=optim.steps,
+            num_warmup_steps=optim.num_warmup_steps,
+            num_training_steps=optim.num_steps,
             scheduler_specific_kwargs=dict(optim.schedule_options),
         )
         factor = cast(LambdaLR, scheduler).lr_lambdas[0]
-        factor(0), factor(optim.steps - 1)
+        factor(0), factor(optim.num_steps - 1)
     except (TypeError, ValueError) as error:
         raise ConfigError(
             f"optim.schedule_options must suit the schedule {optim.schedule!r}, "

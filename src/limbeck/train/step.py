@@ -61,19 +61,27 @@ class StepOutcome:
 
 
 def count_step(
-    micro_batches: Iterable[Batch], stop_counts: Sequence[int], world: World
-) -> tuple[Int[Tensor, ""], signal.Signals | None]:
-    """N of the whole step, and the signal by which any rank was asked to stop.
+    micro_batches: Iterable[Batch],
+    stop_counts: Sequence[int],
+    world: World,
+    *,
+    failed: bool = False,
+) -> tuple[Int[Tensor, ""], signal.Signals | None, bool]:
+    """N of the whole step, the signal by which any rank was asked to stop, whether any failed.
 
     Args:
         micro_batches: Of this rank.
         stop_counts: `StopSignals.counts()` of this rank.
         world: The ranks; one all-reduce carries it all.
+        failed: Whether something failed on this rank since the last step.
     """
     local = sum(int(batch.num_scored()) for batch in micro_batches)
-    numbers = torch.tensor([local, *stop_counts], dtype=world.exact, device=world.device)
-    total, *stops = all_sum(numbers).tolist()
-    return torch.tensor(int(total), device=world.device), reason([int(n) for n in stops])
+    numbers = [local, int(failed), *stop_counts]
+    total, failures, *stops = all_sum(
+        torch.tensor(numbers, dtype=world.exact, device=world.device)
+    ).tolist()
+    stop = reason([int(count) for count in stops])
+    return torch.tensor(int(total), device=world.device), stop, failures > 0
 
 
 def accumulate(
@@ -157,7 +165,7 @@ def train_step(
     max_grad_norm: float = math.inf,
 ) -> StepOutcome:
     """One optimizer step on one rank's micro-batches; every rank has as many."""
-    step_tokens, _ = count_step(micro_batches, [0] * len(SIGNALS), world)
+    step_tokens, *_ = count_step(micro_batches, [0] * len(SIGNALS), world)
     accumulated = accumulate(distiller, teacher, micro_batches, step_tokens, world)
     return apply(distiller, optimizers, accumulated, world, max_grad_norm=max_grad_norm)
 

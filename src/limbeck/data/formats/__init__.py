@@ -8,7 +8,7 @@ end token are one loses no end of turn.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -23,36 +23,6 @@ from limbeck.tokenizers import backend_of
 
 Values = Mapping[str, Any]
 """A row's columns, under the names a type reads."""
-
-
-SHAREGPT = (
-    "Convert ShareGPT's form with: jq -c '{messages: [.conversations[] | {role: "
-    '({human: "user", gpt: "assistant"}[.from] // .from), content: .value}]}\''
-)
-"""How rows with `conversations` of `from` and `value` become rows of type `chat`."""
-
-
-def other_type(columns: Collection[str]) -> str:
-    """What to do with a row whose columns belong to another type; empty where that is unknown.
-
-    Example:
-        >>> other_type(["messages"])
-        '. Conversations are read with data.type: chat'
-    """
-    if "messages" in columns:
-        return ". Conversations are read with data.type: chat"
-    if "conversations" in columns:
-        return f". Conversations are read with data.type: chat. {SHAREGPT}"
-    if {"instruction", "output"} <= set(columns):
-        return (
-            ". Alpaca's form is read with data.type: completion and data.columns: "
-            "{prompt: instruction, completion: output}; join 'input' to the instruction first"
-        )
-    if {"prompt", "completion"} <= set(columns):
-        return ". Prompts and completions are read with data.type: completion"
-    if "text" in columns:
-        return ". Plain text is read with data.type: text"
-    return ""
 
 
 @dataclass(frozen=True)
@@ -113,8 +83,14 @@ class Encoder:
 class Reader(ABC):
     """A type of data."""
 
+    title: ClassVar[str]
+    """What people call rows of this type, for messages."""
     columns: ClassVar[tuple[str, ...]]
     """Columns a row must have."""
+    optional: ClassVar[tuple[str, ...]] = ()
+    """Columns that are read where a row has them."""
+    uses_template: ClassVar[bool] = False
+    """Whether rows are written with the tokenizer's chat template."""
 
     @abstractmethod
     def problem(self, values: Values) -> str | None:
@@ -129,6 +105,15 @@ class Reader(ABC):
 
 
 readers: Registry[Reader] = Registry("data type", __name__)
+
+
+def reader_of(kind: str) -> Reader:
+    """The reader of a data type.
+
+    Raises:
+        ConfigError: There is no such type.
+    """
+    return readers.bind(kind, "data")()
 
 
 def text_problem(value: object, name: str) -> str | None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+from abc import abstractmethod
 from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,23 +14,19 @@ from jaxtyping import Bool
 from jinja2 import TemplateError
 from tokenizers import Encoding
 
-from limbeck.data.formats import (
-    SHAREGPT,
-    Encoder,
-    Piece,
-    Reader,
-    Values,
-    piece,
-    readers,
-    text_problem,
+from limbeck.data.formats import Encoder, Piece, Reader, Values, piece, readers
+from limbeck.data.formats.messages import (
+    BadRowError,
+    Conversation,
+    Message,
+    read_messages,
+    read_tools,
 )
 from limbeck.data.offsets import covered_bytes
 from limbeck.errors import ConfigError
 
-ROLES = ("system", "developer", "user", "assistant", "tool")
 GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
-Message = dict[str, Any]
 Turn = tuple[str, str]
 """The rendered conversation up to the start of an answer, and up to its end."""
 
@@ -35,26 +34,38 @@ SENTINEL = "\ue000answer\ue001"
 """Stands in for an answer to locate it; private-use characters that no text should contain."""
 
 
-@readers.register("chat")
-class Chat(Reader):
-    """Column `messages`, a list of `{role, content}`; only the assistant's turns are scored."""
+PROBE = "limbeck_probe_"
+"""Stands in for the name of a tool, to see whether a template writes it."""
 
-    columns: ClassVar[tuple[str, ...]] = ("messages",)
+
+class Dialogue(Reader):
+    """A type whose rows are conversations; only the assistant's turns are scored."""
+
+    uses_template: ClassVar[bool] = True
+
+    @abstractmethod
+    def conversation(self, values: Values) -> Conversation:
+        """The conversation of a row.
+
+        Raises:
+            BadRowError: It cannot be used.
+        """
 
     def problem(self, values: Values) -> str | None:
         """Why the conversation cannot be used."""
-        messages = values["messages"]
-        if not isinstance(messages, list) or not messages:
-            return "column 'messages' must be a list of messages that is not empty"
-        told = (message_problem(m, f"messages[{i}]") for i, m in enumerate(messages))
-        return next((text for text in told if text), None)
+        try:
+            self.conversation(values)
+        except BadRowError as error:
+            return str(error)
+        return None
 
     def check(self, encoder: Encoder) -> None:
         """Raise where the tokenizer has no chat template."""
         if encoder.tokenizer.chat_template is None:
             raise ConfigError(
-                "data.type: chat needs a tokenizer with a chat template, and this one has none. "
-                "Use the tokenizer of a chat model, or the type `text` or `completion`."
+                f"data.type: {self.title} needs a tokenizer with a chat template, and this one has "
+                "none. Use the tokenizer of a chat model, or the type `text` or `completion`; "
+                "data.columns: {prompt: instruction, completion: output} reads Alpaca's rows so."
             )
 
     def encode(self, rows: Sequence[Values], encoder: Encoder) -> list[Piece | str]:
@@ -64,58 +75,90 @@ class Chat(Reader):
         between the conversation up to an answer and up to its end, each rendered and tokenised.
         """
         template = str(encoder.tokenizer.get_chat_template())
-        chats = [[clean(message) for message in row["messages"]] for row in rows]
+        chats = [self.conversation(row) for row in rows]
         if GENERATION_MARK.search(template):
-            return [marked(messages, encoder) for messages in chats]
+            return [marked(chat, encoder) for chat in chats]
         return incremental(chats, encoder)
 
 
-def message_problem(message: object, name: str) -> str | None:
-    """Why a message cannot be used, or None."""
-    if not isinstance(message, dict):
-        return f"{name} must be a mapping with role and content, got {type(message).__name__}"
-    if "role" not in message and {"from", "value"} <= message.keys():
-        return f"{name} has 'from' and 'value', and must have 'role' and 'content'. {SHAREGPT}"
-    if message.get("role") not in ROLES:
-        return f"{name}.role must be one of {', '.join(ROLES)}, got {message.get('role')!r}"
-    if message.get("tool_calls") and not message.get("content"):
-        return None
-    return text_problem(message.get("content"), f"{name}.content")
+@readers.register("chat")
+class Chat(Dialogue):
+    """Column `messages`, a list of `{role, content}`; only the assistant's turns are scored."""
+
+    title: ClassVar[str] = "chat"
+    columns: ClassVar[tuple[str, ...]] = ("messages",)
+    optional: ClassVar[tuple[str, ...]] = ("tools",)
+
+    def conversation(self, values: Values) -> Conversation:
+        """The messages and the tools they may call."""
+        return Conversation(
+            read_messages(values["messages"], "messages"), read_tools(values.get("tools"))
+        )
 
 
-def clean(message: Message) -> Message:
-    """A message without empty keys; `content` is text, also where a tool call leaves it null."""
-    return {k: v for k, v in message.items() if v is not None} | {
-        "content": message.get("content") or ""
-    }
-
-
-def render(messages: list[Message], encoder: Encoder, *, open_answer: bool = False) -> str:
+def render(chat: Conversation, encoder: Encoder, *, open_answer: bool = False) -> str:
     """The conversation as the template writes it, up to where an answer begins if asked."""
     return str(
         encoder.tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=open_answer
+            chat.messages, tools=chat.tools, tokenize=False, add_generation_prompt=open_answer
         )
     )
 
 
-def refused(error: Exception) -> str:
+def first_messages(chat: Conversation, count: int) -> Conversation:
+    """The beginning of a conversation."""
+    return replace(chat, messages=chat.messages[:count])
+
+
+def unwritten_tools(chat: Conversation, encoder: Encoder) -> str | None:
+    """What the template leaves out of a conversation with tools; None when it writes all of it.
+
+    Each name of a tool and each result is replaced by a probe, which must be in the rendering.
+    """
+    probed, probes = deepcopy(chat), dict[str, str]()
+
+    def probe(place: str) -> str:
+        name = f"{PROBE}{len(probes)}_"
+        probes[name] = place
+        return name
+
+    for tool in probed.tools or []:
+        function = tool.get("function", tool)
+        function["name"] = probe("column 'tools': the chat template describes no tools")
+    for index, message in enumerate(probed.messages):
+        place = chat.place(index)
+        for call in message.get("tool_calls", []):
+            what = f"{place}.tool_calls: the chat template does not write every tool call"
+            call["function"]["name"] = probe(what)
+        if message["role"] == "tool":
+            message["content"] = probe(f"{place}: the chat template writes no tool results")
+    text = render(probed, encoder) if probes else ""
+    missing = next((what for name, what in probes.items() if name not in text), None)
+    if missing is None:
+        return None
+    return f"{missing}; use a model whose template has tools, or leave such rows out"
+
+
+def refused(chat: Conversation, error: Exception) -> str:
     """A template's own objection."""
-    return f"messages: the chat template refuses them: {error}"
+    return f"{chat.column}: the chat template refuses them: {error}"
 
 
-def marked(messages: list[Message], encoder: Encoder) -> Piece | str:
+def marked(chat: Conversation, encoder: Encoder) -> Piece | str:
     """A conversation scored by the template's own marks."""
     try:
-        text = render(messages, encoder)
+        text = render(chat, encoder)
+        if problem := unwritten_tools(chat, encoder):
+            return problem
         encoding: Any = encoder.tokenizer.apply_chat_template(
-            messages,
+            chat.messages,
+            tools=chat.tools,
             return_dict=True,
             return_assistant_tokens_mask=True,
             tokenizer_kwargs={"return_offsets_mapping": True},
         )
     except (TemplateError, TypeError, ValueError) as error:
-        return refused(error)
+        return refused(chat, error)
     ids, scored = encoding["input_ids"], np.array(encoding["assistant_masks"], dtype=np.bool_)
     scored[:1] = False
     size = covered_bytes(text, encoding["offset_mapping"], scored & ~special(ids, encoder))
@@ -127,9 +170,9 @@ def special(ids: Sequence[int], encoder: Encoder) -> Bool[np.ndarray, " tokens"]
     return np.isin(np.asarray(ids), list(encoder.special_ids))
 
 
-def incremental(chats: Sequence[list[Message]], encoder: Encoder) -> list[Piece | str]:
+def incremental(chats: Sequence[Conversation], encoder: Encoder) -> list[Piece | str]:
     """Conversations scored by rendering them turn by turn."""
-    drafts = [turns(messages, encoder) for messages in chats]
+    drafts = [turns(chat, encoder) for chat in chats]
     texts = [
         text
         for draft in drafts
@@ -138,44 +181,48 @@ def incremental(chats: Sequence[list[Message]], encoder: Encoder) -> list[Piece 
     ]
     encodings = iter(encoder.encode(texts, special=False))
     pieces: list[Piece | str] = []
-    for draft in drafts:
+    for chat, draft in zip(chats, drafts, strict=True):
         if isinstance(draft, str):
             pieces.append(draft)
             continue
         whole = next(encodings)
         spans = [(next(encodings), next(encodings)) for _ in draft[1]]
-        pieces.append(score_turns(draft[0], whole, spans, encoder))
+        scored = score_turns(draft[0], whole, spans, encoder)
+        pieces.append(f"{chat.column}: {scored}" if isinstance(scored, str) else scored)
     return pieces
 
 
-def turns(messages: list[Message], encoder: Encoder) -> tuple[str, list[Turn]] | str:
-    """The whole conversation and its answers' borders as text, or why they cannot be told."""
+def turns(chat: Conversation, encoder: Encoder) -> tuple[str, list[Turn]] | str:
+    """The whole conversation and its answers' borders as text, or why they are unknown."""
     found: list[Turn] = []
     try:
-        whole = render(messages, encoder)
-        for index, message in enumerate(messages):
+        whole = render(chat, encoder)
+        if problem := unwritten_tools(chat, encoder):
+            return problem
+        for index, message in enumerate(chat.messages):
             if message["role"] != "assistant":
                 continue
+            place = chat.place(index)
             if index == 0:
-                return "messages[0]: there is nothing before it that the assistant could answer"
-            before = render(messages[:index], encoder, open_answer=True)
-            after = render(messages[: index + 1], encoder)
+                return f"{place}: there is nothing before it that the assistant could answer"
+            before = render(first_messages(chat, index), encoder, open_answer=True)
+            after = render(first_messages(chat, index + 1), encoder)
             turn: Turn | None = (before, after)
             if not after.startswith(before) or not whole.startswith(after):
-                turn = located(messages, index, whole, encoder)
+                turn = located(chat, index, whole, encoder)
             if turn is None:
                 return (
-                    f"messages[{index}]: the chat template writes what came before differently "
+                    f"{place}: the chat template writes what came before differently "
                     "in a longer conversation, so the position of the answer is unknown; use a "
                     "template with {% generation %} marks"
                 )
             found.append(turn)
     except (TemplateError, TypeError, ValueError) as error:
-        return refused(error)
+        return refused(chat, error)
     return whole, found
 
 
-def located(messages: list[Message], index: int, whole: str, encoder: Encoder) -> Turn | None:
+def located(chat: Conversation, index: int, whole: str, encoder: Encoder) -> Turn | None:
     """An answer's borders in a rendering that is no extension of the shorter ones.
 
     Some templates rewrite earlier turns: Qwen3's removes their reasoning. What the student reads is
@@ -186,11 +233,12 @@ def located(messages: list[Message], index: int, whole: str, encoder: Encoder) -
         None where the text around the sentinel is not the text around the answer, and for tool
         calls, which follow the content.
     """
-    message = messages[index]
-    if message.get("tool_calls") or SENTINEL in whole:
+    messages = chat.messages
+    if messages[index].get("tool_calls") or SENTINEL in whole:
         return None
-    other = {"role": "assistant", "content": SENTINEL}
-    text = render([*messages[:index], other, *messages[index + 1 :]], encoder)
+    other: Message = {"role": "assistant", "content": SENTINEL}
+    changed = replace(chat, messages=[*messages[:index], other, *messages[index + 1 :]])
+    text = render(changed, encoder)
     head, found, tail = text.partition(SENTINEL)
     end = len(whole) - len(tail)
     is_same = whole.startswith(head) and whole.endswith(tail) and end > len(head)
@@ -210,7 +258,7 @@ def score_turns(
         start, end = len(before.ids), len(after.ids)
         if ids[:start] != before.ids or ids[:end] != after.ids:
             return (
-                f"messages: a token straddles a border of answer {number}, so it cannot be told "
+                f"a token straddles a border of answer {number}, so it cannot be told "
                 "what the assistant said; strip the white space around the answer, or use a "
                 "template with {% generation %} marks"
             )

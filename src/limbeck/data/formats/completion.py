@@ -15,6 +15,7 @@ from limbeck.data.formats import Encoder, Piece, Reader, Values, piece, readers,
 class Completion(Reader):
     """Columns `prompt`, which is read, and `completion`, which is scored."""
 
+    title: ClassVar[str] = "prompts and completions"
     columns: ClassVar[tuple[str, ...]] = ("prompt", "completion")
 
     def problem(self, values: Values) -> str | None:

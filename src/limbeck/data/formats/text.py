@@ -15,6 +15,7 @@ from limbeck.data.offsets import covered_bytes
 class Text(Reader):
     """Plain text in the column `text`; every token but the first is scored."""
 
+    title: ClassVar[str] = "plain text"
     columns: ClassVar[tuple[str, ...]] = ("text",)
 
     def problem(self, values: Values) -> str | None:

@@ -30,7 +30,7 @@ class TopKForm(Form):
 
     Errors: at most 0.5 nat for a log-probability; for the square root of a probability 0.0023
     before the k tokens are rescaled to sum to one with the tail, and 0.00014 if its rounded value
-    is at least 0.0003 and 50 times `least`; 1e-5 for the square root of the tail.
+    is at least 0.0003 and 50 times `min_prob`; 1e-5 for the square root of the tail.
     """
 
     def __init__(
@@ -38,14 +38,14 @@ class TopKForm(Form):
         vocabulary_size: int,
         *,
         k: Annotated[int, Ge(1)] = 32,
-        least: Annotated[float, Ge(0), Lt(1)] = 0.0,
+        min_prob: Annotated[float, Ge(0), Lt(1)] = 0.0,
         temperatures: Annotated[tuple[Annotated[float, Gt(0)], ...], MinLen(1)] = (1.0,),
     ) -> None:
         """
         Args:
             vocabulary_size: Tokens the teacher's distributions are over.
-            k: Tokens kept at each position; the maximum with `least`.
-            least: Minimum probability of a kept token; the most probable one is always kept. It
+            k: Tokens kept at each position; the maximum with `min_prob`.
+            min_prob: Minimum probability of a kept token; the most probable one is always kept. It
                 needs about 60 % of the bytes of a fixed k for the same gradient error. (Keeping
                 tokens up to a total probability needs more than a fixed k.)
             temperatures: Temperatures the store serves. The k log-probabilities are kept at the
@@ -64,8 +64,8 @@ class TopKForm(Form):
                 f"form.temperatures must be different, got {list(temperatures)}. Name each once."
             )
         self._vocabulary_size = vocabulary_size
-        self._k, self._least = k, least
-        self._first_fine_level = quantization.first_fine_level(least) if least > 0 else 256
+        self._k, self._min_prob = k, min_prob
+        self._first_fine_level = quantization.first_fine_level(min_prob) if min_prob > 0 else 256
         self._temperatures = tuple(float(each) for each in temperatures)
 
     def read_teacher(
@@ -75,8 +75,8 @@ class TopKForm(Form):
         first, *further = self._temperatures
         parts: list[TeacherDistribution] = []
         for logits in logits_in_chunks(distribution):
-            if self._least > 0:
-                kept = UnevenTopK.from_logits(logits, self._k, self._least, first, further)
+            if self._min_prob > 0:
+                kept = UnevenTopK.from_logits(logits, self._k, self._min_prob, first, further)
                 parts.append(kept)
             else:
                 parts.append(TopK.from_logits(logits, self._k, first, further))
@@ -105,12 +105,14 @@ class TopKForm(Form):
         tail_planes = [quantization.encode_probs(tail.float().cpu().numpy()) for tail in tails]
         rounded = quantization.to_levels(known)
         fine = rounded >= self._first_fine_level
-        parts = [quantization.to_sixteenths(known[fine], rounded[fine])] if self._least > 0 else []
+        parts = (
+            [quantization.to_sixteenths(known[fine], rounded[fine])] if self._min_prob > 0 else []
+        )
         return pack([*planes, rounded, *parts, *tail_planes])
 
     def decode(self, coded: memoryview, num_scored: int, ranks: TokenRanks) -> TopK | UnevenTopK:
         unpack = Unpacker(coded)
-        if self._least > 0:
+        if self._min_prob > 0:
             ids, kept = id_sets.read_uneven(unpack, num_scored, ranks, self._k)
         else:
             ids = id_sets.read_rows(unpack, num_scored, self._k, ranks)
@@ -123,7 +125,7 @@ class TopKForm(Form):
         first, *further = (torch.from_numpy(tail) for tail in tails)
         named = dict(zip(self._temperatures[1:], further, strict=True))
         token_ids, logprobs = torch.from_numpy(ids), torch.from_numpy(known)
-        if self._least > 0:
+        if self._min_prob > 0:
             mask = torch.from_numpy(kept)
             return UnevenTopK(token_ids, logprobs, mask, first, self._temperatures[0], named)
         return TopK(token_ids, logprobs, first, self._temperatures[0], named)
@@ -132,7 +134,7 @@ class TopKForm(Form):
         """Log-probabilities of the kept tokens, of which there are `entries`."""
         rounded = unpack.next(entries)
         known = quantization.from_levels(rounded)
-        if self._least > 0:
+        if self._min_prob > 0:
             fine = rounded >= self._first_fine_level
             packed = unpack.next(-(-int(fine.sum()) // 2))
             known[fine] = quantization.from_sixteenths(rounded[fine], packed)

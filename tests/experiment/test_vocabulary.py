@@ -11,7 +11,7 @@ import limbeck
 from limbeck.data import corpus_path
 from limbeck.errors import ConfigError, DataError
 from limbeck.experiment import shrink as shrinking
-from limbeck.experiment import vocabulary as trimming
+from limbeck.experiment import vocabulary as vocabularies
 from limbeck.files import manifest, sha256
 from limbeck.models import ModelSource, cache_folder, embedded_teacher
 from limbeck.tokenizers import tokenizer_hash
@@ -30,18 +30,20 @@ def house(tmp_path, monkeypatch):
 
 
 def opened(house, name="teacher"):
-    return trimming.open_teacher(ModelSource(str(house / name)), CPU)
+    return vocabularies.open_teacher(ModelSource(str(house / name)), CPU)
 
 
-def trimmed(house, *names):
-    made = trimming.trim(opened(house), [str(house / n) for n in names or ("train.jsonl",)], "text")
-    text = trimming.read(str(house / "train.jsonl"), "text", made.tokenizer, 64)
-    return trimming.measured(made, text, 64)
+def pruned(house, *names):
+    made = vocabularies.prune_vocabulary(
+        opened(house), [str(house / n) for n in names or ("train.jsonl",)], "text"
+    )
+    text = vocabularies.read(str(house / "train.jsonl"), "text", made.tokenizer, 64)
+    return vocabularies.measured(made, text, 64)
 
 
-def test_a_trimmed_folder_is_an_ordinary_model_that_says_what_it_kept(house):
-    made = trimmed(house)
-    trimming.save_trimmed(made, house / "small")
+def test_a_pruned_folder_is_an_ordinary_model_that_says_what_it_kept(house):
+    made = pruned(house)
+    vocabularies.save_pruned(made, house / "small")
     assert manifest(house / "small") is not None, "published whole"
     plain = AutoModelForCausalLM.from_pretrained(house / "small", dtype=torch.float32).eval()
     old = AutoModelForCausalLM.from_pretrained(house / "teacher", dtype=torch.float32).eval()
@@ -71,24 +73,24 @@ def test_a_trimmed_folder_is_an_ordinary_model_that_says_what_it_kept(house):
         assert str(house) not in file.read_text()
 
 
-def test_the_mass_is_that_of_the_whole_teachers_distribution(house):
-    made = trimmed(house)
+def test_the_kept_probability_is_that_of_the_whole_teachers_distribution(house):
+    made = pruned(house)
     whole = made.teacher.model
-    text = trimming.read(str(house / "train.jsonl"), "text", small(), 64)
+    text = vocabularies.read(str(house / "train.jsonl"), "text", small(), 64)
     wanted = []
     for row in range(text.num_rows):
-        if sum(len(p) for p in wanted) >= made.facts["mass"]["tokens"]:
+        if sum(len(p) for p in wanted) >= made.facts["kept_probability"]["tokens"]:
             break
         batch = text.batch([row])
         with torch.no_grad():
             p = torch.softmax(whole.head(whole(batch)[0]).double(), -1)
         wanted.append(p[:, list(made.kept)].sum(-1))
     mass = torch.cat(wanted)
-    assert made.facts["mass"] == {
+    assert made.facts["kept_probability"] == {
         "text": "train.jsonl",
         "tokens": len(mass),
-        "kept": pytest.approx(float(mass.mean()), rel=1e-5),
-        "least": pytest.approx(float(mass.min()), rel=1e-5),
+        "mean": pytest.approx(float(mass.mean()), rel=1e-5),
+        "min": pytest.approx(float(mass.min()), rel=1e-5),
         "nats": pytest.approx(float(-mass.log().mean()), rel=1e-5),
     }
 
@@ -101,14 +103,14 @@ def test_an_id_in_the_configuration_that_is_no_token_becomes_none(house):
     edited(hole).save_pretrained(house / "teacher")
     teacher = opened(house)
     teacher.model.hf_model.config.pad_token_id = 319
-    made = trimming.trim(teacher, [str(house / "train.jsonl")], "text")
+    made = vocabularies.prune_vocabulary(teacher, [str(house / "train.jsonl")], "text")
     assert made.model.config.pad_token_id is None
     assert made.tokenizer.eos_token_id == made.model.config.eos_token_id == 0
 
 
 def test_more_data_keep_more_tokens(house):
     (house / "more.jsonl").write_text(json.dumps({"text": SENTENCES[3]}) + "\n")
-    assert {*trimmed(house).kept} < {*trimmed(house, "train.jsonl", "more.jsonl").kept}
+    assert {*pruned(house).kept} < {*pruned(house, "train.jsonl", "more.jsonl").kept}
 
 
 @pytest.mark.parametrize("kind", ["chat", "completion"])
@@ -125,60 +127,60 @@ def test_chats_and_completions_are_read_as_before(kind, house):
         "completion": {"prompt": "what rises: ", "completion": "the spirit"},
     }
     (house / "rows.jsonl").write_text(json.dumps(rows[kind]) + "\n")
-    made = trimming.trim(opened(house), [str(house / "rows.jsonl")], kind)
+    made = vocabularies.prune_vocabulary(opened(house), [str(house / "rows.jsonl")], kind)
     assert made.facts["kept"] == len(made.tokenizer) < len(tokenizer)
     assert made.tokenizer.chat_template == CHATML
 
 
 def test_data_that_would_be_read_otherwise_are_refused_with_the_row(house):
-    before = trimming.read(str(house / "train.jsonl"), "text", small(), 64)
-    made = trimmed(house)
-    after = trimming.read(str(house / "train.jsonl"), "text", made.tokenizer, 64)
-    trimming.prove_same_reading(before, after, made.kept)
+    before = vocabularies.read(str(house / "train.jsonl"), "text", small(), 64)
+    made = pruned(house)
+    after = vocabularies.read(str(house / "train.jsonl"), "text", made.tokenizer, 64)
+    vocabularies.prove_same_reading(before, after, made.kept)
     other = after.tokens.copy()
     third = int(after.windows[after.windows[:, 2] == 2][0, 0])
     other[third + 1] += 1
     wrong = dataclasses.replace(after, tokens=other)
-    with pytest.raises(ConfigError, match=r"train\.jsonl:3 of .* other tokens .* Leave the vocab"):
-        trimming.prove_same_reading(before, wrong, made.kept)
+    with pytest.raises(
+        ConfigError, match=r"train\.jsonl:3 of .* other tokens .* Keep the whole vocab"
+    ):
+        vocabularies.prove_same_reading(before, wrong, made.kept)
     short = dataclasses.replace(after, tokens=after.tokens[:-1], scored=after.scored[:-1])
     with pytest.raises(ConfigError, match=r"train\.jsonl:40 of .* becomes other tokens"):
-        trimming.prove_same_reading(before, short, made.kept)
+        vocabularies.prove_same_reading(before, short, made.kept)
 
 
-def test_a_second_model_is_trimmed_alike_by_the_table(house):
-    trimming.save_trimmed(trimmed(house), house / "small")
+def test_a_second_model_is_pruned_alike_by_the_table(house):
+    vocabularies.save_pruned(pruned(house), house / "small")
     write_model(house / "other", rows=320, layers=2, seed=1)
     table = str(house / "small" / "vocabulary.json")
-    made = trimming.trim(opened(house, "other"), [table], "text")
-    assert made.kept == trimmed(house).kept
-    assert tokenizer_hash(made.tokenizer) == tokenizer_hash(trimmed(house).tokenizer)
+    made = vocabularies.prune_vocabulary(opened(house, "other"), [table], "text")
+    assert made.kept == pruned(house).kept
+    assert tokenizer_hash(made.tokenizer) == tokenizer_hash(pruned(house).tokenizer)
     assert "used" not in made.facts
     with pytest.raises(ConfigError, match=r"as one vocabulary\.json says, got .*Leave out the oth"):
-        trimming.trim(opened(house), [table, str(house / "train.jsonl")], "text")
+        vocabularies.prune_vocabulary(opened(house), [table, str(house / "train.jsonl")], "text")
 
 
 def test_a_table_of_another_tokenizer_or_a_damaged_one_is_refused(house):
-    trimming.save_trimmed(trimmed(house), house / "small")
+    vocabularies.save_pruned(pruned(house), house / "small")
     path = house / "small" / "vocabulary.json"
     with pytest.raises(ConfigError, match=r"have the same tokenizer, but that of .* is for .*Take"):
-        trimming.trim(opened(house, "small"), [str(path)], "text")
+        vocabularies.prune_vocabulary(opened(house, "small"), [str(path)], "text")
     table = json.loads(path.read_text())
     for kept in (table["kept"][:-1], [*table["kept"], 9999]):
         path.write_text(json.dumps(table | {"kept": kept}))
-        with pytest.raises(
-            DataError, match=r"must lead to the tokenizer .* leads to another\. Fet"
-        ):
-            trimming.trim(opened(house), [str(path)], "text")
+        with pytest.raises(DataError, match=r"must give the tokenizer .* gives another\. Fet"):
+            vocabularies.prune_vocabulary(opened(house), [str(path)], "text")
     for text in ("{", "[]", '{"kept": ["x"]}'):
         path.write_text(text)
-        with pytest.raises(DataError, match="must say which tokens were kept"):
-            trimming.trim(opened(house), [str(path)], "text")
+        with pytest.raises(DataError, match="must be a list of kept tokens"):
+            vocabularies.prune_vocabulary(opened(house), [str(path)], "text")
 
 
-def test_a_student_of_fewer_tokens_and_layers_learns_from_the_trimmed_teacher(house):
-    trimming.save_trimmed(trimmed(house), house / "small")
-    bench = shrinking.open_bench(
+def test_a_student_of_fewer_tokens_and_layers_learns_from_the_pruned_teacher(house):
+    vocabularies.save_pruned(pruned(house), house / "small")
+    setup = shrinking.open_shrink(
         ModelSource(str(house / "teacher")),
         kind="text",
         data=str(house / "train.jsonl"),
@@ -186,8 +188,8 @@ def test_a_student_of_fewer_tokens_and_layers_learns_from_the_trimmed_teacher(ho
         device=CPU,
         vocabulary=[str(house / "train.jsonl")],
     )
-    found = shrinking.shrink(bench, {"type": "depth", "layers": [0, 1, 3]})
-    shrinking.save_shrunk(bench, found, house / "student")
+    found = shrinking.shrink(setup, {"type": "depth", "layers": [0, 1, 3]})
+    shrinking.save_shrunk(setup, found, house / "student")
     told = json.loads((house / "student" / "limbeck.json").read_text())
     assert told["teacher"]["vocabulary_rows"] == 384, "the teacher as it was found"
     first, second = (house / name / "vocabulary.json" for name in ("small", "student"))
@@ -201,7 +203,7 @@ def test_a_student_of_fewer_tokens_and_layers_learns_from_the_trimmed_teacher(ho
     with limbeck.assemble(limbeck.load(path)) as run:
         assert run.train().report.exists()
     plain = AutoModelForCausalLM.from_pretrained(house / "run" / "student")
-    assert plain.config.vocab_size == bench.trimming.facts["kept"]
+    assert plain.config.vocab_size == setup.pruned.facts["kept"]
     recipe["teacher"]["path"] = str(house / "teacher")
     path.write_text(json.dumps(recipe | {"output": str(house / "again")}))
     with pytest.raises(ConfigError, match="Every token id must mean the same"):
@@ -209,13 +211,13 @@ def test_a_student_of_fewer_tokens_and_layers_learns_from_the_trimmed_teacher(ho
 
 
 @pytest.mark.slow
-def test_smollm2_trimmed_to_the_corpus_is_itself_in_plain_transformers(tmp_path):
+def test_smollm2_pruned_to_the_corpus_is_itself_in_plain_transformers(tmp_path):
     folder = embedded_teacher(cache_folder(), print)
-    teacher = trimming.open_teacher(ModelSource(str(folder)), CPU)
-    made = trimming.trim(teacher, [str(corpus_path("heldout"))], "text")
-    text = trimming.read(str(corpus_path("heldout")), "text", made.tokenizer, 8192)
-    made = trimming.measured(made, text, 256)
-    trimming.save_trimmed(made, tmp_path / "small")
+    teacher = vocabularies.open_teacher(ModelSource(str(folder)), CPU)
+    made = vocabularies.prune_vocabulary(teacher, [str(corpus_path("heldout"))], "text")
+    text = vocabularies.read(str(corpus_path("heldout")), "text", made.tokenizer, 8192)
+    made = vocabularies.measured(made, text, 256)
+    vocabularies.save_pruned(made, tmp_path / "small")
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "small", dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "small")
     kept = torch.tensor(made.kept)

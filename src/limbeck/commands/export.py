@@ -1,0 +1,111 @@
+"""`limbeck export`: a student as a file for another runtime, verified there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+
+from limbeck.commands.shrink import require_new
+from limbeck.data import corpus_path
+from limbeck.export import HeldOutText, export_student, exporters, open_student
+from limbeck.export.publishing import open_teacher
+
+
+def export(
+    student: Annotated[
+        Path, typer.Argument(help="A student's folder, or a run's directory.", show_default=False)
+    ],
+    *,
+    output: Annotated[Path, typer.Option(help="Folder to write; new.", show_default=False)],
+    format: Annotated[str, typer.Option(help="gguf.")] = "gguf",
+    quantize: Annotated[
+        str, typer.Option(help="f32, f16, bf16, q8_0, q6_k, q5_k_m or q4_k_m.")
+    ] = "f16",
+    max_kl: Annotated[
+        float | None,
+        typer.Option(
+            help="Mean KL to the student, in nats, above which the file is refused; by format.",
+            show_default=False,
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Held-out text; that of limbeck by default.", show_default=False),
+    ] = None,
+    data_type: Annotated[str, typer.Option(help="text, completion or chat.")] = "text",
+    tokens: Annotated[int, typer.Option(min=2, help="Of held-out text.")] = 2048,
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            help="Text for an importance matrix, for formats of 6 bits and fewer.",
+            show_default=False,
+        ),
+    ] = None,
+    teacher: Annotated[
+        Path | None,
+        typer.Option(help="Show the KL to this teacher as well.", show_default=False),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print parity.json.")] = False,
+) -> None:
+    """Write a student as a GGUF file for llama.cpp or Ollama, and verify it there.
+
+    The file is run in llama.cpp on held-out text, and its logits, tokenisation, special tokens and
+    chat template are compared with the student's. A file that differs is not published. Needs
+    pip install 'limbeck[export]'.
+
+    Examples: limbeck export runs/x --quantize q8_0 --output exports/x;
+    limbeck export student --quantize q4_k_m --output small --data chats.jsonl --data-type chat
+    """
+    options = {"max_kl": max_kl, "calibration": calibration, "calibration_type": data_type}
+    exporter = exporters.bind({"type": format, "quantize": quantize, **options}, "export")()
+    require_new(output, plan=False)
+    exporter.require()
+    text = HeldOutText(data_type, data or str(corpus_path("heldout")), tokens)
+    with Console(stderr=True).status("Loading the student ...") as status:
+        opened = open_student(student)
+        reference = None if teacher is None else open_teacher(teacher, opened)
+        report = export_student(exporter, opened, output, text, reference, status.update)
+    typer.echo(json.dumps(report)) if as_json else Console().print(page(report, output))
+
+
+def page(report: Mapping[str, Any], output: Path) -> RenderableType:
+    """What was written and measured."""
+    parity = report["parity"]
+    table = Table(
+        title="The file in its runtime, beside the student",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_header=False,
+    )
+    change = parity["exported_perplexity"] / parity["student_perplexity"] - 1
+    long = f"mean KL in a window of {parity['long_window']:,}"
+    for name, value in (
+        ("positions", f"{parity['positions']:,}"),
+        ("mean KL, nats", f"{parity['mean_kl']:.2g} (at most {parity['max_kl']:g})"),
+        ("99 % of positions below", f"{parity['kl_99']:.2g}"),
+        (long, f"{parity['long_kl']:.2g}"),
+        ("same top token", f"{parity['same_top']:.2%}"),
+        ("perplexity", f"{parity['exported_perplexity']:.3f} ({change:+.2%})"),
+        *teacher_rows(parity["teacher_kl"]),
+        ("tokenisation, BOS, EOS, chat template", "equal"),
+    ):
+        table.add_row(name, value)
+    size = f"{output / report['file']}  {report['bytes'] / 1e6:,.1f} MB"
+    return Group(table, *report["notes"], size)
+
+
+def teacher_rows(distance: Mapping[str, float] | None) -> list[tuple[str, str]]:
+    """What quantising costs, beside the distance that distillation left."""
+    if distance is None:
+        return []
+    student, exported = distance["student"], distance["exported"]
+    return [
+        ("KL to the teacher", f"{exported:.3f} (student {student:.3f}; {exported - student:+.3f})")
+    ]

@@ -1,0 +1,123 @@
+"""What an export format is: a student as a file, and that file in the runtime it is made for."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from limbeck.models import CausalLM, PreTrainedTokenizerBase
+from limbeck.registry import Registry
+
+Messages = Sequence[Mapping[str, str]]
+"""A chat: `role` and `content` of each message."""
+
+
+@dataclass(frozen=True)
+class ExportedFile:
+    """A student in another format.
+
+    Attributes:
+        path: The file.
+        max_positions: Longest sequence the file says it can read.
+        normalisation: Unicode form (`NFC`) that the tokenizer applies and the runtime does not;
+            None where both do the same.
+        facts: What the file holds; JSON.
+        notes: What a user should know about it.
+    """
+
+    path: Path
+    max_positions: int
+    normalisation: str | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+class Runtime(ABC):
+    """An exported file, loaded by the program that will run it."""
+
+    @abstractmethod
+    def logits(self, token_ids: Sequence[int]) -> Float[Tensor, "T V"]:
+        """Logits at every position of one sequence, on the CPU in float32."""
+
+    @abstractmethod
+    def tokenize(self, text: str, *, add_special: bool) -> list[int]:
+        """Token ids of a text; special tokens in it are recognised.
+
+        Args:
+            text: Any text.
+            add_special: Whether to add what the file says begins and ends a text.
+        """
+
+    @property
+    @abstractmethod
+    def bos_id(self) -> int | None:
+        """The token that begins a text."""
+
+    @property
+    @abstractmethod
+    def eos_id(self) -> int | None:
+        """The token that ends a text."""
+
+    @abstractmethod
+    def end_ids(self) -> frozenset[int]:
+        """All tokens at which the runtime stops generating."""
+
+    @abstractmethod
+    def render(self, chats: Sequence[Messages]) -> list[str] | None:
+        """Chats by the file's own template, ready for an answer; None if it has no template."""
+
+
+class Exporter(ABC):
+    """Writes students in one format."""
+
+    @property
+    @abstractmethod
+    def suffix(self) -> str:
+        """End of the file's name, as `-q8_0.gguf`."""
+
+    @property
+    @abstractmethod
+    def max_kl(self) -> float:
+        """Mean KL to the student above which the file is refused, nats a token."""
+
+    @abstractmethod
+    def require(self) -> None:
+        """Refuse before anything is loaded if a library that the format needs is missing.
+
+        Raises:
+            ConfigError: Naming what to install.
+        """
+
+    @abstractmethod
+    def export(
+        self, student: CausalLM, tokenizer: PreTrainedTokenizerBase, path: Path
+    ) -> ExportedFile:
+        """Write a student.
+
+        Args:
+            student: On the CPU in float32; rows beyond its vocabulary are left out.
+            tokenizer: The student's.
+            path: The file.
+
+        Raises:
+            ConfigError: The format cannot hold this student.
+        """
+
+    @abstractmethod
+    def run(self, file: ExportedFile) -> AbstractContextManager[Runtime]:
+        """The file in its runtime.
+
+        Raises:
+            DataError: The runtime does not load it.
+        """
+
+
+exporters: Registry[Exporter] = Registry("export format", package="limbeck.export")
+"""Classes with keyword-only options, each an `Exporter`."""

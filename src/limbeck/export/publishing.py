@@ -1,0 +1,158 @@
+"""A student exported, verified in the runtime, and only then published."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from limbeck.errors import ConfigError
+from limbeck.export.base import ExportedFile, Exporter
+from limbeck.export.held_out import HeldOutText, windows_of
+from limbeck.export.modelfile import modelfile
+from limbeck.export.parity import Parity, measure
+from limbeck.files import publish, sha256, write_text
+from limbeck.models import CausalLM, ModelSource, PreTrainedTokenizerBase, load_model, model_facts
+from limbeck.tokenizers import load_tokenizer, prove_same_vocabulary, tokens_by_id
+
+
+@dataclass(frozen=True)
+class Student:
+    """A student to be exported.
+
+    Attributes:
+        model: On the CPU in float32; cut to its tokenizer's vocabulary.
+        tokenizer: Its tokenizer.
+        name: What its files are called.
+        facts: Where it is from; JSON.
+    """
+
+    model: CausalLM
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    facts: Mapping[str, Any]
+
+
+def open_student(path: Path) -> Student:
+    """A student's folder, or that in a run's directory.
+
+    Raises:
+        ConfigError: It is none, or holds adapters that were not merged.
+    """
+    inside = path / "student"
+    folder = inside if not (path / "config.json").is_file() and inside.is_dir() else path
+    if (folder / "adapter_config.json").is_file():
+        raise ConfigError(
+            f"An exported student needs its adapters merged, and {folder} holds "
+            "adapter_config.json. Merge them: PeftModel.merge_and_unload(), then save_pretrained. "
+            "Students that limbeck trains are merged already."
+        )
+    model, tokenizer = opened(folder)
+    named = folder.resolve()
+    name = named.parent.name if folder == inside else named.name
+    facts = model_facts(ModelSource(str(folder)), model)
+    return Student(model, tokenizer, name, {**facts, "name": name})
+
+
+def open_teacher(path: Path, student: Student) -> CausalLM:
+    """A teacher's folder, if its tokens are the student's.
+
+    Raises:
+        ConfigError: It is none, or its tokens are others.
+    """
+    model, tokenizer = opened(path)
+    proof = prove_same_vocabulary(
+        student.tokenizer,
+        tokenizer,
+        student_rows=student.model.vocabulary_rows,
+        teacher_rows=model.vocabulary_rows,
+    )
+    model.vocabulary_size = proof.size
+    return model
+
+
+def opened(folder: Path) -> tuple[CausalLM, PreTrainedTokenizerBase]:
+    """A model on the CPU in float32, cut to its tokenizer's vocabulary, and the tokenizer."""
+    model = load_model(ModelSource(str(folder)), device=torch.device("cpu"), dtype=torch.float32)
+    tokenizer = load_tokenizer(str(folder))
+    size = 1 + max(tokens_by_id(tokenizer))
+    if size > model.vocabulary_rows:
+        raise ConfigError(
+            f"{folder} must have an embedding row for each of its tokenizer's {size:,} ids, and "
+            f"has {model.vocabulary_rows:,}. Save it with its own tokenizer."
+        )
+    model.vocabulary_size = size
+    return model, tokenizer
+
+
+def export_student(
+    exporter: Exporter,
+    student: Student,
+    output: Path,
+    text: HeldOutText,
+    teacher: CausalLM | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Write a folder with the file, its parity and a Modelfile; or nothing, if parity fails.
+
+    Args:
+        exporter: The format.
+        student: What to export.
+        output: The folder; new.
+        text: Held-out text.
+        teacher: Compared as well, for what quantising costs beside it.
+        say: Called with what is being done.
+
+    Returns:
+        What parity.json holds.
+
+    Raises:
+        ConfigError: The format cannot hold the student.
+        DataError: The file does not compute what the student computes.
+    """
+    report: dict[str, Any] = {}
+
+    def write(folder: Path) -> None:
+        say("Writing ...")
+        path = folder / f"{student.name}{exporter.suffix}"
+        file = exporter.export(student.model, student.tokenizer, path)
+        say("Comparing with the student ...")
+        parity = verify(exporter, student, file, text, teacher)
+        parity.require(path.name)
+        report.update(
+            {
+                "student": dict(student.facts),
+                "file": path.name,
+                "bytes": path.stat().st_size,
+                "sha256": sha256(path),
+                "text": {"name": Path(text.path).name, "type": text.kind},
+                **file.facts,
+                "notes": list(file.notes),
+                "parity": parity.to_plain(),
+            }
+        )
+        write_text(folder / "parity.json", json.dumps(report, indent=1, ensure_ascii=False))
+        if path.suffix == ".gguf":
+            write_text(folder / "Modelfile", modelfile(student.model, student.tokenizer, file))
+
+    publish(output, write, {"kind": "export"})
+    return report
+
+
+def verify(
+    exporter: Exporter,
+    student: Student,
+    file: ExportedFile,
+    text: HeldOutText,
+    teacher: CausalLM | None,
+) -> Parity:
+    """A file beside its student: on windows of single documents, and all end to end as one."""
+    rows = windows_of(student.tokenizer, file.max_positions, text)
+    windows = [*rows, [token for row in rows for token in row][: file.max_positions]]
+    model, limit = student.model, exporter.max_kl
+    with exporter.run(file) as runtime:
+        return measure(model, student.tokenizer, runtime, file, windows, limit, teacher)
