@@ -167,9 +167,8 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
         tokenizer = teacher.tokenizer
     teacher_limit = teacher.info.max_positions
     with main_first(world):
-        student = initialisers.bind(config.student, "student")(
-            origin_of(config, teacher, by_rows.student)
-        )
+        origin = origin_of(config, teacher, by_rows.student)
+        student = initialisers.bind(config.student, "student")(origin)
         make_trainable(student.model, config.trainable, config.seed)
     student = agreed(student, world)
     with main_first(world):
@@ -189,7 +188,6 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
     teacher.require(request_of(config, shapes, vocabulary, data, held_out))
     if not is_shared(config):
         teacher.shard(world)
-    notes = [*teacher.notes, *loading_notes("student", student.model), *by_rows.notes]
     return Parts(
         config=config,
         world=world,
@@ -212,9 +210,18 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
             *vocabulary.notes,
             *data_notes(config, data, held_out),
             *([] if epochs is None else [epochs_note(epochs, config, data)]),
-            *(notes if world.size > 1 else ()),
+            *whole_loads(teacher, student, by_rows, world),
         ],
     )
+
+
+def whole_loads(
+    teacher: Teacher, student: InitialStudent, opened: OpeningWorlds, world: World
+) -> tuple[str, ...]:
+    """Which models several ranks have loaded whole, why, and how to avoid it."""
+    if world.size == 1:
+        return ()
+    return (*teacher.notes, *loading_notes("student", student.model), *opened.notes)
 
 
 class OpeningWorlds(NamedTuple):
