@@ -203,8 +203,7 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
             "teacher": teacher.info.to_json(),
             "student": student.facts,
             "trained": trained_facts(student.model, config.trainable),
-            "data": data.facts,
-            "held_out": held_out.data.facts if held_out else None,
+            **text_facts(data, held_out),
         },
         notes=[
             *vocabulary.notes,
@@ -213,6 +212,11 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
             *whole_loads(teacher, student, by_rows, world),
         ],
     )
+
+
+def text_facts(data: TextData, held_out: HeldOut | None) -> dict[str, Any]:
+    """Facts of the training text and of the held-out text."""
+    return {"data": data.facts, "held_out": held_out.data.facts if held_out else None}
 
 
 def whole_loads(
