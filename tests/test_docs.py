@@ -125,6 +125,24 @@ def test_a_file_of_ones_own_trains_and_resumes(file, code, changes, tmp_path, mo
         assert figures["distilled"]["student"] < figures["distilled"]["teacher"]
 
 
+def test_the_on_policy_recipe_trains_on_what_its_student_writes(tmp_path, monkeypatch):
+    """The page's objective and rollout over tiny models, with shorter texts."""
+    monkeypatch.setenv("LIMBECK_CACHE", str(tmp_path / "cache"))
+    page = re.findall(r"```yaml\n(.*?)```", (DOCS / "on-policy.md").read_text(), re.DOTALL)
+    shown, path = yaml.safe_load(page[0]), write_recipe(tmp_path, optim={"steps": 2})
+    tiny = {"tokens": 12, "prompt_tokens": 6}
+    sections = {"objective": shown["objective"], "rollout": {**shown["rollout"], **tiny}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | sections))
+    with limbeck.assemble(load(path)) as run:
+        run.train()
+    for step in range(2):
+        lines = (tmp_path / "run" / "rollouts" / f"step-{step}.jsonl").read_text().splitlines()
+        assert len(lines) == 2
+        assert set(json.loads(lines[0])) == {"prompt_ids", "token_ids", "logprobs", "finish"}
+    figures = re.findall(r"^\| `(rollout_\w+)` \|", (DOCS / "on-policy.md").read_text(), re.M)
+    assert set(figures) == {name for name in steps_of(tmp_path / "run")[0] if "rollout" in name}
+
+
 @pytest.mark.slow
 def test_every_rank_imports_the_file_from_the_command_line(tmp_path):
     path = extended(tmp_path, *PLUGINS[0])

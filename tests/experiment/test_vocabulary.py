@@ -158,14 +158,14 @@ def test_a_second_model_is_pruned_alike_by_the_table(house):
     assert made.kept == pruned(house).kept
     assert tokenizer_hash(made.tokenizer) == tokenizer_hash(pruned(house).tokenizer)
     assert "used" not in made.facts
-    with pytest.raises(ConfigError, match=r"as one vocabulary\.json says, got .*Leave out the oth"):
+    with pytest.raises(ConfigError, match=r"by one vocabulary\.json, got .*Leave out the oth"):
         vocabularies.prune_vocabulary(opened(house), [table, str(house / "train.jsonl")], "text")
 
 
 def test_a_table_of_another_tokenizer_or_a_damaged_one_is_refused(house):
     vocabularies.save_pruned(pruned(house), house / "small")
     path = house / "small" / "vocabulary.json"
-    with pytest.raises(ConfigError, match=r"have the same tokenizer, but that of .* is for .*Take"):
+    with pytest.raises(ConfigError, match=r"have the same tokenizer, but that of .* is for .*Use"):
         vocabularies.prune_vocabulary(opened(house, "small"), [str(path)], "text")
     table = json.loads(path.read_text())
     for kept in (table["kept"][:-1], [*table["kept"], 9999]):

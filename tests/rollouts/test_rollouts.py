@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from limbeck.config import ObjectiveConfig
+from limbeck.config.trainable import LowRankConfig, TrainableConfig
 from limbeck.distributed import World
 from limbeck.errors import ConfigError, DataError
 from limbeck.layer_map import LayerMap
 from limbeck.losses import PairShapes, build_objective
-from limbeck.models import Distiller
+from limbeck.models import Distiller, make_trainable
 from limbeck.rollouts import Rollout, Rollouts, Sampling, rollout_batch, sample
 from limbeck.rollouts.sampling import nucleus
 from limbeck.teachers import LocalTeacher
@@ -49,8 +50,19 @@ def test_a_row_is_the_same_alone_and_beside_longer_prompts(top_p):
         assert alone.logprobs == pytest.approx(row.logprobs, abs=1e-5)
 
 
-def test_logprobs_are_those_of_one_pass_over_the_finished_text():
-    student = model()
+def adapted():
+    made = model()
+    make_trainable(made, TrainableConfig(lora=LowRankConfig(rank=4)), seed=0)
+    with torch.no_grad():
+        for name, weight in made.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(0, 0.5)
+    return made
+
+
+@pytest.mark.parametrize("make", [model, adapted])
+def test_logprobs_are_those_of_one_pass_over_the_finished_text(make):
+    student = make()
     for row in sample(student, PROMPTS, Sampling(tokens=6, sampling_temperature=2.0), keys(5)):
         ids = torch.tensor([[*row.prompt_ids, *row.token_ids]])
         logprobs = student.logits(ids).log_softmax(-1)[0, len(row.prompt_ids) - 1 : -1]

@@ -88,7 +88,7 @@ def test_family_without_grouped_heads_takes_none():
 
 
 def test_recorded_teacher_needs_a_configuration():
-    with pytest.raises(ConfigError, match="Give config: PATH"):
+    with pytest.raises(ConfigError, match=r"Set student\.config to"):
         make(None, layers=1, width=16)
 
 

@@ -151,6 +151,12 @@ def test_a_layer_that_was_not_recorded_is_refused(hidden):
         stored.require(TeacherRequest(needs=SignalNeeds(projections=frozenset({2}))))
 
 
+def test_text_that_is_generated_during_the_run_is_refused(hidden):
+    _, stored = hidden
+    with pytest.raises(ConfigError, match=r"generated during the run .* recorded text only"):
+        stored.require(TeacherRequest(generated=True))
+
+
 def student_logits(parts, batch):
     with torch.no_grad():
         hidden, _ = parts.student.model(batch)

@@ -27,14 +27,14 @@ LESSON = (
 
 
 def show(seen: Peek, paths: Sequence[str], console: Console) -> None:
-    """Draw the peek, in letters the terminal or file has."""
+    """Draw the peek with the characters that the terminal or file can encode."""
     if console.encoding.lower().startswith("utf"):
         draw(seen, paths, console)
         return
     with console.capture() as captured:
         draw(seen, paths, console)
-    told = captured.get().translate(PLAIN).encode(console.encoding, "replace")
-    console.file.write(told.decode(console.encoding))
+    text = captured.get().translate(PLAIN).encode(console.encoding, "replace")
+    console.file.write(text.decode(console.encoding))
 
 
 def draw(seen: Peek, paths: Sequence[str], console: Console) -> None:
@@ -60,7 +60,7 @@ def visible_name(name: str) -> str:
 
 
 def heading(before: str, position: Position) -> Text:
-    """The text so far, what followed, and how unsure the teacher is."""
+    """The text so far, the next token, and the teacher's entropy."""
     left = visible(before[-LEFT_CHARACTERS:]).replace("·", " ")
     line = Text("…" if len(before) > LEFT_CHARACTERS else "").append(left.lstrip(), style="bold")
     followed = next((c.text for c in position.candidates if c.followed), None)
@@ -125,13 +125,13 @@ def one_bar(probability: float, longest: float, width: int, colour: str) -> Text
 
 
 def rest(position: Position, at: int, width: int) -> Text:
-    """What all tokens that are not shown have together."""
+    """Total probability of the tokens that are not shown."""
     teacher = 1 - sum(c.teacher[at] for c in position.candidates)
-    told = f"{'':<{width}}{percent(max(teacher, 0.0)):>{PERCENT_WIDTH}}"
+    text = f"{'':<{width}}{percent(max(teacher, 0.0)):>{PERCENT_WIDTH}}"
     if position.student_first is not None:
         student = 1 - sum(c.student[at] for c in position.candidates)
-        told += f"\n{'':<{width}}{percent(max(student, 0.0)):>{PERCENT_WIDTH}}"
-    return Text(told, style=SOFT)
+        text += f"\n{'':<{width}}{percent(max(student, 0.0)):>{PERCENT_WIDTH}}"
+    return Text(text, style=SOFT)
 
 
 def student_line(position: Position) -> Text:
@@ -140,5 +140,5 @@ def student_line(position: Position) -> Text:
     line = Text("  student first: ", style=SOFT)
     line.append(visible(position.student_first), style=STUDENT)
     apart = " → ".join(number(kl, 2) for kl in position.forward_kl)
-    told = f" {percent(position.student_probability)}   forward KL {apart} nats"
-    return line.append(told, style=SOFT)
+    text = f" {percent(position.student_probability)}   forward KL {apart} nats"
+    return line.append(text, style=SOFT)

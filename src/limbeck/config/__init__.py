@@ -19,6 +19,7 @@ from limbeck.config.recipe import (
     ObjectiveConfig,
     OptimConfig,
     RecordConfig,
+    RolloutConfig,
     RunConfig,
 )
 
@@ -31,6 +32,7 @@ __all__ = [
     "ObjectiveConfig",
     "OptimConfig",
     "RecordConfig",
+    "RolloutConfig",
     "RunConfig",
     "dotted",
     "dump",

@@ -7,7 +7,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -218,9 +218,11 @@ def fields_at(where: Iterable[int | str]) -> list[str]:
     for part in where:
         if not dataclasses.is_dataclass(section):
             return []
-        section = get_type_hints(section).get(str(part))
-    known = dataclasses.fields(section) if dataclasses.is_dataclass(section) else ()
-    return [f.name for f in known]
+        hint = get_type_hints(section).get(str(part))
+        section = next(filter(dataclasses.is_dataclass, (hint, *get_args(hint))), None)
+    if section is None:
+        return []
+    return list(TypeAdapter(section).json_schema().get("properties", ()))
 
 
 def dotted(location: Iterable[int | str]) -> str:
@@ -241,5 +243,5 @@ def dump(config: RunConfig) -> str:
 
 def to_plain(config: RunConfig) -> dict[str, Any]:
     """The resolved configuration as what JSON can hold."""
-    plain: dict[str, Any] = TypeAdapter(RunConfig).dump_python(config, mode="json")
+    plain: dict[str, Any] = TypeAdapter(RunConfig).dump_python(config, mode="json", by_alias=True)
     return plain

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Interval, MinLen
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 
 from limbeck.config.schedules import STRICT, Schedule, Scheduled
 from limbeck.config.trainable import TrainableConfig
@@ -69,6 +69,27 @@ class ObjectiveConfig:
     """Further terms, `{type, weight, ...}`, weights absolute."""
     positions: Component | str | None = None
     """Where logits are compared, e.g. `{type: teacher_entropy, share: 0.2}`; else everywhere."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutConfig:
+    """Training text written during the run, as continuations of prompts from `data`."""
+
+    __pydantic_config__ = STRICT
+    share: Annotated[float, Interval(gt=0, le=1)] = 1.0
+    """Share of the rows of each step that are written, lambda in Agarwal et al. (2024,
+    arXiv:2306.13649); the other rows are text of `data`. Rounded to whole rows."""
+    writer: Annotated[Literal["student", "teacher"], Field(alias="from")] = "student"
+    """Who writes: `student`, with its current weights, or `teacher`, which must be online."""
+    tokens: Positive = 128
+    """Length of a continuation, at most; an end token ends it earlier."""
+    sampling_temperature: Rate = 1.0
+    """Divides the writer's logits when it samples; `objective.temperature` is another."""
+    top_p: Annotated[float, Interval(gt=0, le=1)] = 1.0
+    """Sample from the most probable tokens that together reach this probability."""
+    prompt_tokens: Positive = 32
+    """Prompts of `text` data: this many first tokens of each document. `completion` data have
+    prompts, and a chat's is everything up to its last answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,6 +249,8 @@ class RunConfig:
     output: Annotated[Path, AfterValidator(Path.expanduser)]
     """Run directory: resolved recipe, provenance, metrics, checkpoints, student, report."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    rollout: RolloutConfig | None = None
+    """Train on text that the student or the teacher writes during the run."""
     trainable: TrainableConfig = field(default_factory=TrainableConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     memory: MemoryConfig = field(default_factory=MemoryConfig)

@@ -58,6 +58,7 @@ class Draft:
     hashes: list[int] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
     num_scored: list[int] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)
     places: list[tuple[int, int]] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
@@ -172,6 +173,7 @@ def add(draft: Draft, row: Row, values: Values, piece: Piece | str, length: int)
     draft.num_scored.append(int(piece.scored.sum()))
     if not piece.scored.any():
         draft.sizes.append(0)
+        draft.ends.append(draft.num_tokens)
         draft.dropped[TOO_SHORT if len(piece.ids) < 2 else UNSCORED] += 1
         return
     draft.sizes.append(piece.num_bytes)
@@ -183,6 +185,7 @@ def add(draft: Draft, row: Row, values: Values, piece: Piece | str, length: int)
     draft.tokens.append(piece.ids)
     draft.scored.append(piece.scored)
     draft.num_tokens += len(piece.ids)
+    draft.ends.append(draft.num_tokens)
 
 
 def refuse(draft: Draft, config: DataConfig, source: Source) -> None:
@@ -236,6 +239,7 @@ def arrays(draft: Draft, config: DataConfig) -> Arrays:
         "document_hashes": np.array(draft.hashes, dtype=np.uint64),
         "document_bytes": np.array(draft.sizes, dtype=np.int64),
         "document_scored": np.array(draft.num_scored, dtype=np.int64),
+        "document_ends": np.array(draft.ends, dtype=np.int64),
         "document_places": np.array(draft.places, dtype=np.int64),
         "document_weights": np.array(
             draft.weights if WEIGHT in config.columns else [], dtype=np.float32

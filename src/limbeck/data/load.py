@@ -25,7 +25,7 @@ from limbeck.models import cache_folder
 from limbeck.registry import Problem, suggest
 from limbeck.tokenizers import template_hash, tokenizer_hash
 
-FORMAT = 5
+FORMAT = 6
 """Raised whenever the same input would give other arrays."""
 LOCK_TIMEOUT_S = 3600.0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -35,6 +35,16 @@ class StepData(ABC):
             numbers.append(list(range(first, first + len(batch.input_ids))))
             first += len(batch.input_ids)
         return numbers
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """Figures of the whole step for metrics.jsonl, where rank 0's are kept; none by default."""
+        return {}
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        """What the user should know about the step now, on rank 0; nothing by default."""
+        return ()
 
 
 class BatchSource(ABC):

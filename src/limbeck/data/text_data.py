@@ -27,6 +27,7 @@ ARRAYS = (
     "document_hashes",
     "document_bytes",
     "document_scored",
+    "document_ends",
     "document_places",
     "document_weights",
 )
@@ -48,6 +49,7 @@ class TextData:
         document_hashes: Of each document's content.
         document_bytes: UTF-8 bytes of each document's scored text; 0 for a dropped one.
         document_scored: Scored tokens of each document.
+        document_ends: Where each document ends in `tokens`; a dropped one has no tokens.
         document_places: File and line of each document.
         document_weights: Factor of the objective on each document's tokens; empty where the text
             has no weight column.
@@ -63,6 +65,7 @@ class TextData:
     document_hashes: UInt64[np.ndarray, " documents"]
     document_bytes: Int64[np.ndarray, " documents"]
     document_scored: Int64[np.ndarray, " documents"]
+    document_ends: Int64[np.ndarray, " documents"]
     document_places: Int64[np.ndarray, "documents 2"]
     document_weights: Float32[np.ndarray, " weighted"]
     names: tuple[str, ...]

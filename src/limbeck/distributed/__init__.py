@@ -26,6 +26,7 @@ from limbeck.distributed.sharding import (
     gathered,
     is_sharded,
     shard,
+    unsharded,
     whole,
 )
 from limbeck.distributed.stopping import StopSignals
@@ -55,6 +56,7 @@ __all__ = [
     "set_damaged_aside",
     "shard",
     "together",
+    "unsharded",
     "whole",
     "world",
 ]

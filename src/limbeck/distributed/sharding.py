@@ -95,6 +95,28 @@ def gathered(*modules: nn.Module) -> Iterator[None]:
             root.reshard()
 
 
+@contextmanager
+def unsharded(root: nn.Module) -> Iterator[None]:
+    """A context in which every rank holds all weights of a module, blocks included.
+
+    Ranks may then make different numbers of calls, as when texts end after different numbers of
+    tokens. It takes memory for the whole module. Modules that are not sharded stay as they are.
+
+    Args:
+        root: What `shard` was called with.
+    """
+    parts = [module for module in root.modules() if isinstance(module, FSDPModule)]
+    for part in parts:
+        part.set_reshard_after_forward(False, recurse=False)
+        part.unshard()
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.set_reshard_after_forward(part is not root, recurse=False)
+            part.reshard()
+
+
 def abandon_pass(module: nn.Module) -> None:
     """Make a module fit for its next forward pass, after one or its backward pass raised.
 

@@ -11,6 +11,7 @@ from limbeck.config.json_schema import recipe_schema
 from limbeck.config.trainable import trainable_problems
 from limbeck.data import data_problems, readers, sources
 from limbeck.evaluate.suites import suites
+from limbeck.experiment.batches import rollout_problems
 from limbeck.experiment.text import warmup_problems
 from limbeck.losses import objective_problems, terms
 from limbeck.losses.divergences import divergences
@@ -56,6 +57,7 @@ def problems(config: RunConfig) -> Iterator[Problem]:
     yield from data_problems(config.data)
     yield from schedule_problems(config.optim)
     yield from step_problems(config)
+    yield from rollout_problems(config)
     yield from trial_problems(config)
     yield from record_problems(config)
     for index, spec in enumerate(config.evaluate.suites):

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,12 +16,10 @@ from limbeck.config.schedules import values_over
 from limbeck.data import (
     BatchSource,
     HeldOut,
-    SourceContext,
     TextData,
     held_out_config,
     load_held_out,
     load_text,
-    sources,
     uses_template,
 )
 from limbeck.data.inputs import require_inputs
@@ -35,6 +33,16 @@ from limbeck.distributed import (
     together,
 )
 from limbeck.errors import ConfigError, DataError
+from limbeck.experiment.batches import (
+    Writer,
+    batches,
+    make_rollouts,
+    prompt_notes,
+    prompts_of,
+    require_generation,
+    require_same_ends,
+)
+from limbeck.experiment.opening import opening_worlds, whole_loads
 from limbeck.experiment.text import data_notes, epochs_note, with_steps
 from limbeck.files import publish
 from limbeck.layer_map import LayerMap
@@ -46,7 +54,6 @@ from limbeck.models import (
     PreTrainedTokenizerBase,
     choose_dtype,
     load_model,
-    loading_notes,
     make_trainable,
     reopened,
     save_student,
@@ -54,7 +61,8 @@ from limbeck.models import (
     trained_facts,
 )
 from limbeck.registry import type_of
-from limbeck.students import InitialStudent, Origin, initialisers, reads_teacher
+from limbeck.rollouts import Prompts, Rollouts
+from limbeck.students import InitialStudent, Origin, initialisers
 from limbeck.teachers import (
     Teacher,
     TeacherRequest,
@@ -84,8 +92,8 @@ class Parts:
         student: As initialised; whoever trains it takes it away (`take_student`).
         shapes: What terms must know of the two models.
         data: Training text.
-        source: The batches of each step, made from it.
         held_out: Held-out text, if the recipe names any.
+        prompts: What rollouts continue, if the recipe asks for any.
         notes: What a user should hear, though nothing is wrong.
     """
 
@@ -97,9 +105,9 @@ class Parts:
     student: InitialStudent | None
     shapes: PairShapes
     data: TextData
-    source: BatchSource
     held_out: HeldOut | None
     facts: dict[str, Any]
+    prompts: Prompts | None = None
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -137,6 +145,26 @@ class Parts:
             {"kind": "student"},
         )
 
+    def rollouts(self, distiller: Distiller, folder: Path) -> Rollouts | None:
+        """What is written during a trial; None where the recipe has no `rollout`.
+
+        Args:
+            distiller: The student in training.
+            folder: Run directory of the trial.
+        """
+        rollout = self.config.rollout
+        if self.prompts is None or rollout is None:
+            return None
+        writer = Writer(distiller.student, distiller)
+        if rollout.writer == "teacher":
+            teacher = require_local(self.teacher, "rollout.from: teacher").model
+            writer = Writer(teacher, teacher)
+        return make_rollouts(self.config, self.data, self.prompts, writer, folder)
+
+    def source(self, rollouts: Rollouts | None) -> BatchSource:
+        """The batches of each step of a trial; without rollouts, all of them are the text's."""
+        return batches(self.config, self.data, self.tokenizer, rollouts)
+
     def distiller(self, student: CausalLM, objective: ObjectiveConfig) -> Distiller:
         """A student under an objective, spread over the ranks."""
         budget = self.config.memory.head_budget_mb
@@ -165,7 +193,7 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
     with main_first(world):
         teacher = teachers.bind(config.teacher, "teacher")(by_rows.teacher)
         tokenizer = teacher.tokenizer
-    teacher_limit = teacher.info.max_positions
+    require_generation(config, teacher)
     with main_first(world):
         origin = origin_of(config, teacher, by_rows.student)
         student = initialisers.bind(config.student, "student")(origin)
@@ -176,18 +204,19 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
         is_chat = any(map(uses_template, texts))
     teacher.require(TeacherRequest(student_tokenizer=student.tokenizer, uses_template=is_chat))
     vocabulary = prove_pair(student, teacher)
-    limit = shortest(teacher_limit, student.model.max_positions)
+    require_same_ends(config, student.model, teacher)
+    limit = shortest(teacher.info.max_positions, student.model.max_positions)
     with main_first(world):
         data = load_text(config.data, tokenizer, limit)
         held_out = load_held_out(config, tokenizer, limit)
     epochs, config = config.optim.epochs, with_steps(config, data)
-    require_known_tokens(data, vocabulary)
-    if held_out is not None:
-        require_known_tokens(held_out.data, vocabulary)
+    for text in (data, *([] if held_out is None else [held_out.data])):
+        require_known_tokens(text, vocabulary)
     shapes = shapes_of(student, teacher)
     teacher.require(request_of(config, shapes, vocabulary, data, held_out))
     if not is_shared(config):
         teacher.shard(world)
+    prompts = prompts_of(config, data)
     return Parts(
         config=config,
         world=world,
@@ -197,8 +226,8 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
         student=student,
         shapes=shapes,
         data=data,
-        source=source_of(config, data, tokenizer),
         held_out=held_out,
+        prompts=prompts,
         facts={
             "teacher": teacher.info.to_json(),
             "student": student.facts,
@@ -210,6 +239,7 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
             *data_notes(config, data, held_out),
             *([] if epochs is None else [epochs_note(epochs, config, data)]),
             *whole_loads(teacher, student, by_rows, world),
+            *prompt_notes(prompts),
         ],
     )
 
@@ -217,53 +247,6 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
 def text_facts(data: TextData, held_out: HeldOut | None) -> dict[str, Any]:
     """Facts of the training text and of the held-out text."""
     return {"data": data.facts, "held_out": held_out.data.facts if held_out else None}
-
-
-def whole_loads(
-    teacher: Teacher, student: InitialStudent, opened: OpeningWorlds, world: World
-) -> tuple[str, ...]:
-    """Which models several ranks have loaded whole, why, and how to avoid it."""
-    if world.size == 1:
-        return ()
-    return (*teacher.notes, *loading_notes("student", student.model), *opened.notes)
-
-
-class OpeningWorlds(NamedTuple):
-    """The ranks for which teacher and student are opened: without a mesh, they are loaded whole."""
-
-    teacher: World
-    student: World
-    notes: tuple[str, ...]
-    """What is loaded whole because of the recipe, and what in the recipe avoids it."""
-
-
-def opening_worlds(config: RunConfig, world: World) -> OpeningWorlds:
-    """Whether teacher and student may stay in their files until they are sharded."""
-    whole = replace(world, mesh=None)
-    teacher = student = world
-    notes: list[str] = []
-    if config.trainable.lora is not None or config.trainable.freeze:
-        student = whole
-        notes.append("student: every rank loads all of it, because trainable changes or hashes it.")
-    kind = type_of(config.student)
-    cut = kind in ("depth", "copy") and student is whole
-    if reads_teacher(config.student) or cut:
-        teacher = whole
-        notes.append(
-            f"teacher: every rank loads all of it before it is sharded, because a {kind} student "
-            "is made from its weights. Make the student once with limbeck shrink, and name its "
-            "folder: {type: pretrained, path: ...}."
-        )
-    return OpeningWorlds(teacher, student, tuple(notes))
-
-
-def source_of(config: RunConfig, data: TextData, tokenizer: PreTrainedTokenizerBase) -> BatchSource:
-    """The recipe's batch source, over its text."""
-    length = config.data.sequence_length
-    context = SourceContext(
-        data, tokenizer, config.seed, config.optim.rows_per_step(length), length
-    )
-    return sources.bind(config.data.source, "data.source")(context)
 
 
 def origin_of(config: RunConfig, teacher: Teacher, world: World) -> Origin:

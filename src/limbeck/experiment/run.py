@@ -348,7 +348,7 @@ def publish_copy(folder: Path, final: Path) -> None:
 
 def clear(folder: Path) -> None:
     """Delete the files of a run, except its lock."""
-    for name in ("stages", "checkpoints", "student", "initial", "tensorboard"):
+    for name in ("stages", "checkpoints", "rollouts", "student", "initial", "tensorboard"):
         shutil.rmtree(folder / name, ignore_errors=True)
     for pattern in ("*.json*", "report.html", "log.txt"):
         for path in folder.glob(pattern):

@@ -21,13 +21,16 @@ from limbeck.distributed import (
 )
 from limbeck.errors import DataError
 from limbeck.evaluate.fidelity import Fidelity
+from limbeck.evaluate.rollouts import rollout_figures
 from limbeck.evaluate.scores import Scores
 from limbeck.evaluate.suites import SuiteContext
 from limbeck.experiment.parts import Parts
 from limbeck.experiment.score_files import read_scores, write_scores
 from limbeck.files import manifest
 from limbeck.models import Distiller
+from limbeck.rollouts import Rollouts
 from limbeck.teachers import TeacherRequest
+from limbeck.teachers.base import DISTRIBUTION
 from limbeck.train import MetricSink, TrainSetup, train
 
 
@@ -72,6 +75,11 @@ class Trial:
                 "checkpoint to make it from. Restore one of them, or train again with --overwrite."
             )
         return False
+
+    @property
+    def writes(self) -> bool:
+        """Whether it follows the recipe's `rollout`; the baseline trains on the text alone."""
+        return self.name == "distilled"
 
     @property
     def selected_by(self) -> str:
@@ -158,11 +166,12 @@ class TrialRunner:
             self._write_scores(first, distiller)
         parts.teacher.require(TeacherRequest(needs=distiller.objective.needs))
         self._latest = None
+        rollouts = parts.rollouts(distiller, trial.folder) if trial.writes else None
         result = train(
             TrainSetup(
                 distiller=distiller,
                 teacher=parts.teacher,
-                source=parts.source,
+                source=parts.source(rollouts),
                 optim=parts.config.optim,
                 learning_rate=trial.learning_rate,
                 checkpoint=parts.config.checkpoint,
@@ -171,7 +180,7 @@ class TrialRunner:
                 folder=trial.folder,
                 sequence_length=parts.config.data.sequence_length,
                 dropout_seed=parts.config.seed,
-                evaluate=self._evaluator(distiller),
+                evaluate=self._evaluator(distiller, rollouts),
                 selected_by=trial.selected_by,
                 evaluate_every=parts.config.evaluate.every,
                 sinks=sinks,
@@ -205,15 +214,24 @@ class TrialRunner:
         if self._parts.world.is_main:
             write_scores(path, validation_scores, test_scores)
 
-    def _evaluator(self, distiller: Distiller) -> Callable[[], Mapping[str, float]] | None:
+    def _evaluator(
+        self, distiller: Distiller, rollouts: Rollouts | None
+    ) -> Callable[[], Mapping[str, float]] | None:
         """The evaluation that the training loop calls; None without held-out text."""
-        fidelity = self._fidelity
+        fidelity, parts = self._fidelity, self._parts
         if fidelity is None:
             return None
 
         def evaluate() -> Mapping[str, float]:
             scores = self._latest = fidelity.validation(distiller.student)
-            return {name: scores.mean(name) for name in scores.metrics}
+            measured = {name: scores.mean(name) for name in scores.metrics}
+            if rollouts is None:
+                return measured
+            reader = parts.teacher.with_needs(DISTRIBUTION)
+            budget = parts.config.memory.head_budget_mb
+            return measured | rollout_figures(
+                distiller.student, reader, rollouts.latest, parts.world, budget
+            )
 
         return evaluate
 

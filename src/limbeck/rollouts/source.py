@@ -1,23 +1,27 @@
-"""Batches of text that the student writes with its current weights."""
+"""Batches of text that a model writes with its current weights."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import nn
 
 from limbeck.batch import Batch
 from limbeck.data import BatchSource, StepData, order, order_digest
-from limbeck.distributed import World, gather_objects, is_sharded, together
+from limbeck.distributed import World, gather_objects, together, unsharded
 from limbeck.errors import ConfigError, DataError
 from limbeck.files import write_text
 from limbeck.models import CausalLM
+from limbeck.rollouts.figures import Watch, figures_of
 from limbeck.rollouts.sampling import Rollout, Sampling, sample
 
 MIN_WIDTH = 2
@@ -29,6 +33,10 @@ class Rollouts(BatchSource):
 
     A step is a pure function of the model's weights, the seed and the step, so that a run resumed
     from a checkpoint reads the text it would have read.
+
+    Attributes:
+        first_number: Number of a step's first rollout in messages.
+        latest: This rank's rollouts of the last step.
     """
 
     def __init__(
@@ -40,15 +48,21 @@ class Rollouts(BatchSource):
         seed: int,
         rows_per_step: int,
         folder: Path,
+        root: nn.Module | None = None,
+        first_number: int = 0,
     ) -> None:
         """
         Args:
-            model: Writes the text: the student in training.
+            model: Writes the text: the student in training, or a teacher.
             prompts: Token ids.
             sampling: How to draw.
             seed: Of the prompts' order and of the draws.
             rows_per_step: Rollouts of one optimizer step, over all ranks.
             folder: Gets `step-N.jsonl` for each step; a repeated step replaces its file.
+            root: The module with the model in it that was sharded over the ranks, if one was. Each
+                rank holds its whole weights while it writes.
+            first_number: Number of a step's first rollout in messages, above those of the documents
+                and rows it stands beside.
 
         Raises:
             ConfigError: The model has too few positions for the longest prompt and its rollout.
@@ -67,44 +81,49 @@ class Rollouts(BatchSource):
             )
         self._model, self._prompts, self._sampling = model, prompts, sampling
         self._seed, self._rows_per_step, self._folder = seed, rows_per_step, folder
+        self._root, self.first_number = root or model, first_number
+        self.latest: Sequence[Rollout] = ()
+        self._watch = Watch(folder)
 
     @property
     def fingerprint(self) -> str:
         """Hash of prompts, their order, and how rollouts are drawn."""
         facts = [order_digest(self._seed, len(self._prompts)), asdict(self._sampling)]
-        text = json.dumps([*facts, [list(prompt) for prompt in self._prompts]])
-        return hashlib.sha256(text.encode()).hexdigest()
+        digest = hashlib.sha256(json.dumps([*facts, self._rows_per_step]).encode())
+        for prompt in self._prompts:
+            digest.update(np.array([len(prompt), *prompt], dtype="<i8").tobytes())
+        return digest.hexdigest()
 
     def step(self, step: int, world: World) -> StepData:
         """The rank's rollouts of the step, sampled now and kept in the folder."""
-        own = self.write(step, world)
+        started = time.perf_counter()
+        own = self.latest = self.write(step, world)
         facts = [asdict(rollout) for rollout in own]
         everyone = [each for part in gather_objects(facts, world) for each in part]
         together(lambda: self._keep(step, everyone), world, main_only=True)
-        first = world.rank * self._rows_per_step // world.size
-        return RolloutsOfStep(own, first, math.ceil(self._rows_per_step / world.size))
+        figures = figures_of(everyone)
+        return RolloutsOfStep(
+            own,
+            self.first_number + world.rank * self._rows_per_step // world.size,
+            math.ceil(self._rows_per_step / world.size),
+            figures | {"rollout_seconds": time.perf_counter() - started},
+            self._watch.warnings(step, figures) if world.is_main else [],
+        )
 
     def write(self, step: int, world: World) -> list[Rollout]:
-        """The rank's rollouts; those of all ranks, in rank order, do not depend on their number.
-
-        Raises:
-            ConfigError: The model is sharded.
-        """
-        if any(is_sharded(parameter) for parameter in self._model.parameters()):
-            raise ConfigError(
-                "parallel.shard: rollouts need the student's whole weights on every rank, and "
-                "FSDP2 has spread them. Set parallel.shard to none."
-            )
+        """The rank's rollouts; those of all ranks, in rank order, do not depend on their number."""
         size, count = self._rows_per_step, len(self._prompts)
         places = range(world.rank * size // world.size, (world.rank + 1) * size // world.size)
         chosen = [step * size + place for place in places]
-        prompts = [self._prompts[order(self._seed, n // count, count)[n % count]] for n in chosen]
+        indices = [int(order(self._seed, n // count, count)[n % count]) for n in chosen]
+        prompts = [self._prompts[index] for index in indices]
         keys = [(self._seed, step, place) for place in places]
-        return sample(self._model, prompts, self._sampling, keys)
+        with unsharded(self._root):
+            return sample(self._model, prompts, self._sampling, keys)
 
     def document_name(self, document: int) -> str:
         """Number of the rollout in its step."""
-        return f"rollout {document}"
+        return f"rollout {document - self.first_number}"
 
     def _keep(self, step: int, rollouts: Sequence[Mapping[str, Any]]) -> None:
         lines = "".join(json.dumps(rollout) + "\n" for rollout in rollouts)
@@ -118,13 +137,17 @@ class RolloutsOfStep(StepData):
 
     Attributes:
         rollouts: In order.
-        first: Number of the first among those of all ranks.
+        first: Number of the rank's first, in messages.
         most_rows: Rows of the rank that has most.
+        figures: Of all ranks' rollouts (`figures_of`), and the seconds this rank took for them.
+        complaints: What changed for the worse since the first steps.
     """
 
     rollouts: Sequence[Rollout]
     first: int
     most_rows: int
+    figures: Mapping[str, float] = field(default_factory=dict)
+    complaints: Sequence[str] = ()
 
     def cut(self, micro_batch: int) -> list[Batch]:
         """Batches of the rollouts, as many on every rank."""
@@ -132,6 +155,22 @@ class RolloutsOfStep(StepData):
         return [
             rollout_batch(self.rollouts[at : at + micro_batch], self.first + at) for at in starts
         ]
+
+    def row_numbers(self, micro_batch: int) -> list[list[int]]:
+        """Numbers of the rollouts in each micro-batch."""
+        starts = range(0, max(1, self.most_rows), micro_batch)
+        last = len(self.rollouts)
+        return [[self.first + i for i in range(at, min(at + micro_batch, last))] for at in starts]
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """The figures."""
+        return self.figures
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        """The complaints."""
+        return self.complaints
 
 
 def rollout_batch(rollouts: Sequence[Rollout], first_document: int = 0) -> Batch:

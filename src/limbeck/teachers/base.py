@@ -102,6 +102,7 @@ class TeacherRequest:
         student_tokenizer: Must read text as the teacher's does.
         uses_template: Whether the text is chats, so that the chat template counts too.
         measured: Whether students are measured against the teacher, at temperature 1.
+        generated: Whether the run also asks for text that is generated while it runs.
         whole_vocabulary: Whether every distribution must be over the whole vocabulary.
     """
 
@@ -113,6 +114,7 @@ class TeacherRequest:
     student_tokenizer: PreTrainedTokenizerBase | None = None
     uses_template: bool = False
     measured: bool = False
+    generated: bool = False
     whole_vocabulary: bool = False
 
 

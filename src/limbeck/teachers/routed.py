@@ -40,9 +40,15 @@ class RoutedTeacher(SeveralTeachers):
         """Find every window's teacher; the windows of each are required of it alone.
 
         Raises:
-            ConfigError: As of any teacher.
+            ConfigError: As of any teacher, or text is generated during the run.
             DataError: A document has no teacher, or more than one.
         """
+        if request.generated:
+            raise ConfigError(
+                "teacher.type: text that is generated during the run needs one teacher for all of "
+                "it, and a routed teacher chooses by the source of a document. Use type: online or "
+                "ensemble, or remove `rollout`."
+            )
         super().require(request)
 
     def _requests(self, request: TeacherRequest) -> Mapping[str, TeacherRequest]:

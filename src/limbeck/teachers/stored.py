@@ -92,9 +92,16 @@ class StoredTeacher(Teacher):
         """Compare the store with everything the run will read from it.
 
         Raises:
-            ConfigError: Tokenizer, template, vocabulary, layers, form or a temperature differ.
+            ConfigError: Tokenizer, template, vocabulary, layers, form or a temperature differ, or
+                text is generated during the run.
             DataError: Windows are missing; how many, and the first of them.
         """
+        if request.generated:
+            raise ConfigError(
+                "teacher.type: text that is generated during the run needs a teacher that can read "
+                "it, and a stored teacher has signals for its recorded text only. Name the model: "
+                "teacher='{type: online, path: ...}', or remove `rollout`."
+            )
         if request.student_tokenizer is not None:
             self._require_tokenizer(request.student_tokenizer, uses_template=request.uses_template)
         if request.vocabulary_size is not None:

@@ -142,10 +142,13 @@ class Loop:
                 **outcome.shares,
                 learning_rate=rate,
                 grad_norm=outcome.grad_norm,
+                **data.metrics,
                 tokens=totals.tokens,
                 seconds=totals.seconds,
                 tokens_per_second=num_scored / seconds,
             )
+        for text in data.warnings:
+            self._say(kind="note", step=totals.step, text=text)
         improved = self._measure() if self._is_due(setup.evaluate_every) else False
         keep_now = improved and setup.checkpoint.keep_best
         if keep_now or self._is_due(setup.checkpoint.every):

@@ -1,0 +1,209 @@
+"""The batches of a trial: rows of the recipe's text, rollouts, or both in every step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from limbeck.config import RolloutConfig, RunConfig
+from limbeck.config.schedules import Schedule
+from limbeck.data import BatchSource, SourceContext, TextData, sources
+from limbeck.data.detect import WEIGHT
+from limbeck.errors import ConfigError, DataError
+from limbeck.models import CausalLM, PreTrainedTokenizerBase
+from limbeck.registry import Problem, type_of
+from limbeck.rollouts import Mixed, Prompts, Rollouts, Sampling
+from limbeck.teachers import Teacher, TeacherRequest, find_local, require_local
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Who writes rollouts.
+
+    Attributes:
+        model: Writes.
+        root: Holds it, and is what was sharded over the ranks if anything was.
+    """
+
+    model: CausalLM
+    root: nn.Module
+
+
+def rollout_problems(config: RunConfig) -> Iterator[Problem]:
+    """What `rollout` and the other sections say of each other."""
+    rollout, length = config.rollout, config.data.sequence_length
+    if rollout is None:
+        return
+    prompt = rollout.prompt_tokens if config.data.type == "text" else 1
+    if prompt + rollout.tokens > length:
+        yield Problem(
+            "rollout.tokens",
+            f"a prompt of {prompt} tokens and its rollout must fit into data.sequence_length = "
+            f"{length}, got {rollout.tokens}. Lower rollout.tokens"
+            + (" or rollout.prompt_tokens." if config.data.type == "text" else "."),
+        )
+    rows, written = config.optim.rows_per_step(length), rollout_rows(config, rollout)
+    if rows and not (1 <= written < rows or (written == rows and rollout.share == 1)):
+        yield Problem(
+            "rollout.share",
+            f"must be a part of the {rows} rows of a step (optim.tokens_per_step / "
+            f"data.sequence_length) that is neither none nor all of them, got {rollout.share} = "
+            f"{written} rows. Raise optim.tokens_per_step, or set it to 1.",
+        )
+    yield from cross_entropy_problems(config, rollout)
+    if WEIGHT in config.data.columns:
+        yield Problem(
+            "data.columns.weight",
+            "weighs the rows of the text, and text written during the run has no weights. Remove "
+            "it or `rollout`.",
+        )
+
+
+def cross_entropy_problems(config: RunConfig, rollout: RolloutConfig) -> Iterator[Problem]:
+    """Cross-entropy on text that the student wrote itself."""
+    if rollout.writer == "teacher":
+        return
+    why = (
+        "with rollout.from=student, cross-entropy would train the student on its own samples, "
+        "which say nothing about the teacher"
+    )
+    alpha = config.objective.alpha
+    lowest = min(alpha.values.values()) if isinstance(alpha, Schedule) else alpha
+    if lowest < 1:
+        text = f"must be 1 in every step, got {lowest:g}: {why}. Set objective.alpha=1."
+        yield Problem("objective.alpha", text)
+    for index, spec in enumerate(config.objective.extra):
+        if type_of(spec) == "cross_entropy":
+            yield Problem(f"objective.extra[{index}]", f"must be another term: {why}. Remove it.")
+
+
+def rollout_rows(config: RunConfig, rollout: RolloutConfig) -> int:
+    """Rows of each optimizer step that are rollouts, over all ranks."""
+    return round(rollout.share * config.optim.rows_per_step(config.data.sequence_length))
+
+
+def batches(
+    config: RunConfig,
+    data: TextData,
+    tokenizer: PreTrainedTokenizerBase,
+    rollouts: Rollouts | None,
+) -> BatchSource:
+    """The batches of a trial.
+
+    Args:
+        config: The recipe.
+        data: The text.
+        tokenizer: The teacher's.
+        rollouts: Take the place of `rollout.share` of the rows of the text.
+    """
+    length = config.data.sequence_length
+    rows = config.optim.rows_per_step(length)
+    if rollouts is not None and config.rollout is not None:
+        rows -= rollout_rows(config, config.rollout)
+        if not rows:
+            return rollouts
+    context = SourceContext(data, tokenizer, config.seed, rows, length)
+    fixed = sources.bind(config.data.source, "data.source")(context)
+    return fixed if rollouts is None else Mixed(rollouts, fixed)
+
+
+def make_rollouts(
+    config: RunConfig, data: TextData, prompts: Prompts, writer: Writer, folder: Path
+) -> Rollouts:
+    """The rollouts of a trial.
+
+    Args:
+        config: The recipe, with a `rollout`.
+        data: The text.
+        prompts: From the text.
+        writer: Student or teacher.
+        folder: Run directory of the trial; its `rollouts` gets the files.
+    """
+    rollout = config.rollout
+    assert rollout is not None, "prompts come with it"
+    return Rollouts(
+        writer.model,
+        prompts,
+        Sampling(
+            tokens=rollout.tokens,
+            sampling_temperature=rollout.sampling_temperature,
+            top_p=rollout.top_p,
+        ),
+        seed=config.seed,
+        rows_per_step=rollout_rows(config, rollout),
+        folder=folder / "rollouts",
+        root=writer.root,
+        first_number=max(data.num_documents, data.num_rows),
+    )
+
+
+def prompts_of(config: RunConfig, data: TextData) -> Prompts | None:
+    """What rollouts of the run continue; None without rollouts.
+
+    Raises:
+        DataError: No document gives a prompt.
+    """
+    if config.rollout is None:
+        return None
+    longest = config.data.sequence_length - config.rollout.tokens
+    first_tokens = config.rollout.prompt_tokens if data.facts["type"] == "text" else None
+    prompts = Prompts(data, longest=longest, first_tokens=first_tokens)
+    if not prompts:
+        raise DataError(
+            f"Rollouts need at least one document with a prompt. Of the {data.num_documents:,} of "
+            f"{data.facts['path']}, {prompts.too_short:,} are too short or have no prompt, and "
+            f"{prompts.too_long:,} have a prompt of over {longest:,} tokens (data.sequence_length "
+            "less rollout.tokens). Change those options or the text."
+        )
+    return prompts
+
+
+def prompt_notes(prompts: Prompts | None) -> Iterator[str]:
+    """Number of prompts, and how many documents give none."""
+    if prompts is None:
+        return
+    text = f"Rollouts continue {len(prompts):,} prompts of {prompts.mean_length:.0f} tokens"
+    left_out = [(prompts.too_short, "are too short or have no prompt")]
+    left_out += [(prompts.too_long, "have a prompt that is too long")]
+    yield f"{text}." + "".join(f" {count:,} documents {why}." for count, why in left_out if count)
+
+
+def require_generation(config: RunConfig, teacher: Teacher) -> None:
+    """Refuse a teacher that cannot do what the recipe's `rollout` asks of it.
+
+    Raises:
+        ConfigError: It has no signals for new text, or it is to write and is not in this process.
+    """
+    if config.rollout is None:
+        return
+    teacher.require(TeacherRequest(generated=True))
+    if config.rollout.writer == "teacher":
+        require_local(teacher, "rollout.from: teacher")
+
+
+def require_same_ends(config: RunConfig, student: CausalLM, teacher: Teacher) -> None:
+    """Refuse a student that ends its texts with other tokens than its teacher.
+
+    The teacher would score an end as any other token, and the student never learns to stop.
+
+    Raises:
+        ConfigError: Their generation configurations, or its tokenizer, name different end tokens.
+    """
+    if config.rollout is None:
+        return
+    local, own = find_local(teacher), student.end_ids
+    if local is not None:
+        expected, agree = local.model.end_ids, local.model.end_ids == own
+    else:
+        end = teacher.tokenizer.eos_token_id
+        expected = frozenset() if end is None else frozenset([int(end)])
+        agree = expected <= own
+    if not agree:
+        raise ConfigError(
+            "rollout: student and teacher must end a text with the same tokens, or rollouts never "
+            f"learn to stop; the student's are {sorted(own)} and the teacher's {sorted(expected)}. "
+            "Make eos_token_id in both generation_config.json the same."
+        )

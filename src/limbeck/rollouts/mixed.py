@@ -1,0 +1,66 @@
+"""Steps of which a part is written during the run, and the rest is fixed text."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from limbeck.batch import Batch
+from limbeck.data import BatchSource, StepData
+from limbeck.distributed import World
+from limbeck.rollouts.source import Rollouts
+
+
+class Mixed(BatchSource):
+    """Rollouts and fixed text in every step; the rollouts come first."""
+
+    def __init__(self, rollouts: Rollouts, fixed: BatchSource) -> None:
+        """
+        Args:
+            rollouts: Their rows of a step, numbered above the documents of the fixed text.
+            fixed: The other rows of a step.
+        """
+        self._rollouts, self._fixed = rollouts, fixed
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of both parts."""
+        both = f"{self._rollouts.fingerprint} {self._fixed.fingerprint}"
+        return hashlib.sha256(both.encode()).hexdigest()
+
+    def step(self, step: int, world: World) -> StepData:
+        """The rank's share of both parts."""
+        return MixedStep(self._rollouts.step(step, world), self._fixed.step(step, world))
+
+    def document_name(self, document: int) -> str:
+        """Number of a rollout, or file and line of a document."""
+        part = self._rollouts if document >= self._rollouts.first_number else self._fixed
+        return part.document_name(document)
+
+
+@dataclass(frozen=True)
+class MixedStep(StepData):
+    """One rank's share of a step in two parts, whose rows are in different micro-batches."""
+
+    rollouts: StepData
+    fixed: StepData
+
+    def cut(self, micro_batch: int) -> list[Batch]:
+        """Batches of rollouts, then of fixed text."""
+        return [*self.rollouts.cut(micro_batch), *self.fixed.cut(micro_batch)]
+
+    def row_numbers(self, micro_batch: int) -> list[list[int]]:
+        """Numbers of the rows in each micro-batch."""
+        parts = (self.rollouts, self.fixed)
+        return [numbers for part in parts for numbers in part.row_numbers(micro_batch)]
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """Figures of the rollouts."""
+        return self.rollouts.metrics
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        """Warnings about the rollouts."""
+        return self.rollouts.warnings

@@ -1,0 +1,72 @@
+"""Prompts taken from the documents of a text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import overload
+
+import numpy as np
+from jaxtyping import Int64
+
+from limbeck.data import TextData
+
+
+class Prompts(Sequence[Sequence[int]]):
+    """Beginnings of documents, read from the tokens on disk.
+
+    Attributes:
+        too_short: Documents left out because nothing of them would follow the prompt.
+        too_long: Documents left out because their prompt leaves no room for a rollout.
+    """
+
+    def __init__(self, data: TextData, *, longest: int, first_tokens: int | None = None) -> None:
+        """
+        Args:
+            data: The text.
+            longest: Tokens of a prompt, at most.
+            first_tokens: Take so many tokens of each document. None takes everything before the
+                last stretch of scored tokens: a chat up to its last answer, with the template's
+                generation prompt, and the prompt of a completion.
+        """
+        ends = np.asarray(data.document_ends)
+        begins = np.concatenate([[0], ends[:-1]])
+        stops = last_answers(data, ends) if first_tokens is None else begins + first_tokens
+        has_prompt = (begins < stops) & (stops < ends)
+        fits = stops - begins <= longest
+        self.too_short = int(np.count_nonzero(~has_prompt))
+        self.too_long = int(np.count_nonzero(has_prompt & ~fits))
+        kept = has_prompt & fits
+        self._tokens = data.tokens
+        self._spans = np.stack([begins[kept], stops[kept]], axis=1)
+
+    def __len__(self) -> int:
+        return len(self._spans)
+
+    @overload
+    def __getitem__(self, index: int) -> list[int]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[list[int]]: ...
+    def __getitem__(self, index: int | slice) -> list[int] | list[list[int]]:
+        if isinstance(index, slice):
+            return [self[each] for each in range(*index.indices(len(self)))]
+        begin, stop = self._spans[index].tolist()
+        ids: list[int] = self._tokens[begin:stop].tolist()
+        return ids
+
+    @property
+    def mean_length(self) -> float:
+        """Tokens of a prompt, on average."""
+        return float((self._spans[:, 1] - self._spans[:, 0]).mean())
+
+
+def last_answers(
+    data: TextData, ends: Int64[np.ndarray, " documents"]
+) -> Int64[np.ndarray, " documents"]:
+    """Where the last stretch of scored tokens of each document begins.
+
+    A document's first token is never scored, so a stretch lies in one document. For a document
+    without one this is a place before the document, or -1.
+    """
+    scored = np.asarray(data.scored)
+    starts = np.concatenate([[-1], np.flatnonzero(scored[1:] & ~scored[:-1]) + 1])
+    return np.asarray(starts[np.searchsorted(starts, ends) - 1])
