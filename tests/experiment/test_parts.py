@@ -16,7 +16,8 @@ from limbeck.experiment.parts import gather_parts
 from limbeck.models import facts
 from limbeck.models.facts import files_hash
 from tests.distributed.processes import on_ranks
-from tests.experiment.house import write_recipe, write_texts
+from tests.experiment.house import write_model, write_recipe, write_texts
+from tests.tokenizers.small import BEGIN, CHATML, small
 
 
 @pytest.fixture(autouse=True)
@@ -167,3 +168,23 @@ def test_epochs_become_the_steps_that_read_every_row(tmp_path):
     ]
     with pytest.raises(ConfigError, match=r"must be less than optim\.steps = 1, got 1"):
         gather_parts(limbeck.load(path, [*options, "optim.epochs=.01"]), one_process())
+
+
+def test_a_base_student_of_an_instruct_teacher_needs_the_teachers_tokenizer(tmp_path):
+    path = write_recipe(tmp_path)
+    small(template=CHATML).save_pretrained(tmp_path / "teacher")
+    base = write_model(tmp_path / "base", rows=len(small()), layers=2, seed=1)
+    small(end=BEGIN).save_pretrained(base)
+    turns = [{"from": "human", "value": "What boils?"}, {"from": "gpt", "value": "A still."}]
+    for name in ("train", "held"):
+        line = json.dumps({"conversations": turns})
+        (tmp_path / f"{name}.jsonl").write_text(f"{line}\n" * 8)
+    options = ["data.type=auto", f"student={{type: pretrained, path: {base}}}"]
+    with pytest.raises(ConfigError, match=r"must end a text .* tokenizer: teacher\}"):
+        gather_parts(limbeck.load(path, options), one_process())
+    parts = gather_parts(limbeck.load(path, [*options, "student.tokenizer=teacher"]), one_process())
+    end = small().eos_token_id
+    assert parts.student.model.config.eos_token_id == end
+    targets = parts.data.batch([0])
+    assert int(targets.target_ids[0][targets.scored[0]][-1]) == end
+    assert parts.vocabulary.notes == ()

@@ -3,9 +3,10 @@ import dataclasses
 import pytest
 import torch
 
+from limbeck.batch import Batch
 from limbeck.errors import ConfigError
 from limbeck.models import tensors_hash
-from limbeck.prune.calibration import Calibration
+from limbeck.prune.calibration import Calibration, calibrate
 from limbeck.prune.importance import block_influence, cheapest_span, greedy, loss_without, without
 from limbeck.students import Origin, initialisers
 from limbeck.students.depth import choose_layers, ways_problem
@@ -169,3 +170,31 @@ def test_a_choice_by_measurement_needs_text():
 def test_layers_named_and_chosen_at_once_are_refused():
     assert "layers names them already, got by: loss" in ways_problem(layers=(1,), by="loss")
     assert ways_problem(keep=3, by="loss") is None
+
+
+class Rows:
+    """A text of rows of some lengths."""
+
+    facts = {"path": "made"}  # noqa: RUF012
+
+    def __init__(self, *lengths):
+        self.lengths = lengths
+        self.num_rows = len(lengths)
+
+    def row_length(self, row):
+        return self.lengths[row]
+
+    def batch(self, rows):
+        return Batch.from_tokens(torch.arange(self.lengths[rows[0]])[None] + rows[0])
+
+
+def test_held_out_rows_follow_the_calibration_rows_however_long_they_are():
+    teacher = tiny_llama(2, 32)
+    text = Rows(20, 20, 20, 20)
+    first = calibrate(teacher, text, 8)
+    second = calibrate(teacher, text, 8, held_out=True)
+    assert [int(c.batches[0].input_ids[0, 0]) for c in (first, second)] == [0, 1]
+    third = calibrate(teacher, text, 30, held_out=True)
+    assert [int(batch.input_ids[0, 0]) for batch in third.batches] == [2, 3]
+    with pytest.raises(ConfigError, match=r"at least 122 tokens, one half .* has 80 in 4 rows"):
+        calibrate(teacher, text, 61, held_out=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -19,13 +18,13 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.utils import logging
 
 from limbeck.errors import ConfigError, DataError, TryLaterError
 from limbeck.models.build import attention_of, empty, from_config, hollow
 from limbeck.models.causal_lm import CausalLM
 from limbeck.models.gguf import load_gguf
 from limbeck.models.prove import prove_documents_apart, prove_head
+from limbeck.models.quiet import quiet
 from limbeck.models.source import (
     ModelSource,
     Place,
@@ -45,15 +44,13 @@ def load_model(source: ModelSource, *, device: torch.device, dtype: torch.dtype)
         DataError: Its weights are damaged or not all there.
         TryLaterError: The hub does not answer.
     """
-    if not sys.stderr.isatty():
-        quiet: Any = logging.disable_progress_bar  # in a log file a bar is noise
-        quiet()
     place = find(source)
-    if place.name.endswith(".gguf"):
-        hf_model = load_gguf(place, dtype)
-        refuse_unknown_kinds(source.path, hf_model.config)
-    else:
-        hf_model = _from_pretrained(source, place, read_config(source, place), dtype)
+    with quiet():
+        if place.name.endswith(".gguf"):
+            hf_model = load_gguf(place, dtype)
+            refuse_unknown_kinds(source.path, hf_model.config)
+        else:
+            hf_model = _from_pretrained(source, place, read_config(source, place), dtype)
     model = CausalLM(hf_model).to(device).eval()
     prove_head(model)
     prove_documents_apart(model)
@@ -186,6 +183,7 @@ def _from_pretrained(
             attn_implementation=attention_of(config),
             use_safetensors=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, by name
         )
     except SafetensorError as error:
         raise _damaged(source, error) from error
@@ -197,9 +195,11 @@ def _from_pretrained(
         raise ConfigError(
             f"{source.path} cannot be loaded from safetensors: {first_line(error)}"
         ) from error
-    _require_all(
-        source, sorted(info["missing_keys"]) + [str(m) for m in sorted(info["mismatched_keys"])]
-    )
+    others = [
+        f"{name} is {list(found)} in the file and {list(wanted)} in config.json"
+        for name, found, wanted in sorted(info["mismatched_keys"])
+    ]
+    _require_all(source, sorted(info["missing_keys"]) + others)
     assert isinstance(hf_model, PreTrainedModel)
     return hf_model
 

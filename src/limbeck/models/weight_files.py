@@ -134,7 +134,11 @@ def find_weights(place: Place, hf_model: PreTrainedModel) -> tuple[WeightFiles, 
                 if name in state:
                     found[name] = (path, stored)
                     shapes[name] = list(file.get_slice(stored).get_shape())
-    absent = [name for name, shape in shapes.items() if shape != list(state[name].shape)]
+    absent = [
+        f"{name} is {shape} in the file and {list(state[name].shape)} in config.json"
+        for name, shape in shapes.items()
+        if shape != list(state[name].shape)
+    ]
     for names in tied_groups(hf_model):
         present = [name for name in names if name in found]
         if len(present) > 1:
