@@ -228,12 +228,7 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
         data=data,
         held_out=held_out,
         prompts=prompts,
-        facts={
-            "teacher": teacher.info.to_json(),
-            "student": student.facts,
-            "trained": trained_facts(student.model, config.trainable),
-            **text_facts(data, held_out),
-        },
+        facts=facts_of(config, teacher, student, data, held_out),
         notes=[
             *vocabulary.notes,
             *data_notes(config, data, held_out),
@@ -244,9 +239,21 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
     )
 
 
-def text_facts(data: TextData, held_out: HeldOut | None) -> dict[str, Any]:
-    """Facts of the training text and of the held-out text."""
-    return {"data": data.facts, "held_out": held_out.data.facts if held_out else None}
+def facts_of(
+    config: RunConfig,
+    teacher: Teacher,
+    student: InitialStudent,
+    data: TextData,
+    held_out: HeldOut | None,
+) -> dict[str, Any]:
+    """What is known of models and texts, for provenance.json."""
+    return {
+        "teacher": teacher.info.to_json(),
+        "student": student.facts,
+        "trained": trained_facts(student.model, config.trainable),
+        "data": data.facts,
+        "held_out": held_out.data.facts if held_out else None,
+    }
 
 
 def origin_of(config: RunConfig, teacher: Teacher, world: World) -> Origin:
