@@ -100,9 +100,16 @@ def test_nothing_is_wider_than_the_terminal_or_cut_off(width: int, student: bool
     assert "…" not in told
 
 
+def test_each_column_names_what_its_full_bar_stands_for() -> None:
+    line = next(line for line in drawn(seen(), 120).splitlines() if "full = " in line)
+    scales = [float(each) for each in re.findall(r"full = ([\d.]+)", line)]
+    assert len(scales) == 3
+    assert scales == sorted(scales, reverse=True)
+
+
 def test_bars_grow_flatter_as_the_temperature_rises() -> None:
     lines = [line for line in drawn(seen(student=False), 120).splitlines() if "%" in line]
-    last = lines[4]  # the fifth of the first position's tokens
+    last = lines[5]  # the fifth of the first position's tokens, below the heading
     widths = [len(bar) for bar in re.findall(r"[▏▎▍▌▋▊▉█]+", last)]
     assert len(widths) == 3
     assert widths == sorted(widths)

@@ -1,5 +1,6 @@
 """The parts of a run: what is drawn at random, and in which numbers a teacher computes."""
 
+import json
 import math
 from dataclasses import replace
 
@@ -9,10 +10,14 @@ import torch
 import limbeck
 from limbeck.batch import Batch
 from limbeck.config import ObjectiveConfig
-from limbeck.distributed import World, world
+from limbeck.distributed import World, full_weights, world
 from limbeck.errors import ConfigError
 from limbeck.experiment.parts import gather_parts
-from tests.experiment.house import write_recipe, write_texts
+from limbeck.models import facts
+from limbeck.models.facts import files_hash
+from tests.distributed.processes import on_ranks
+from tests.experiment.house import write_model, write_recipe, write_texts
+from tests.tokenizers.small import BEGIN, CHATML, small
 
 
 @pytest.fixture(autouse=True)
@@ -76,6 +81,59 @@ def test_figures_come_from_documents_spread_over_the_whole_text(tmp_path):
     assert not deciding & reporting
 
 
+STUDENTS = [
+    {"type": "depth", "layers": [0, 3]},
+    {"type": "copy"},
+    {"type": "pretrained", "path": "teacher"},
+]
+
+
+def test_students_that_stay_in_files_until_they_are_sharded_have_the_weights_of_others(tmp_path):
+    """The teacher computes in bfloat16: what is copied from it in memory is rounded."""
+    path = write_recipe(tmp_path, teacher={"dtype": "bfloat16"})
+    for spec in STUDENTS:
+        student = {**spec, "path": str(tmp_path / "teacher")} if "path" in spec else spec
+        config = limbeck.load(path, [f"student={json.dumps(student)}"])
+        wanted = gather_parts(config, one_process()).student
+        with world(torch.device("cpu"), "always") as here:
+            parts = gather_parts(config, here)
+            assert parts.student.layer_map == wanted.layer_map
+            for _ in range(2):  # every trial begins with the same
+                model = parts.take_student(tmp_path / "none")
+                assert {p.device.type for p in model.parameters()} == {"meta"}
+                parts.distiller(model, config.objective)
+                weights = full_weights(model.hf_model, here)
+                for name, value in wanted.model.hf_model.state_dict().items():
+                    assert torch.equal(weights[name], value), name
+
+
+def hashed_by_rank_0(world, path, student, noted):
+    calls = []
+
+    def counted(name, folder):
+        calls.append(name)
+        return files_hash(name, folder)
+
+    facts.files_hash = counted  # of this process, which ends with the test
+    parts = gather_parts(limbeck.load(path, [f"student={json.dumps(student)}"]), world)
+    assert bool(calls) == world.is_main
+    assert len(parts.teacher.info.weights_sha256) == 64
+    notes = [note for note in parts.notes if note.startswith(("teacher: every", "student: every"))]
+    assert len(notes) == noted
+    assert not noted or "because a depth student is made from its weights" in notes[0]
+
+
+@pytest.mark.parametrize(
+    ("student", "noted"),
+    [
+        ({"type": "depth", "layers": [0, 3]}, 0),
+        ({"type": "depth", "keep": 3, "by": "block_influence"}, 1),
+    ],
+)
+def test_rank_0_hashes_for_all_and_a_whole_load_is_noted(student, noted, tmp_path):
+    on_ranks(2, hashed_by_rank_0, write_recipe(tmp_path), student, noted)
+
+
 def test_a_detected_type_and_skipped_rows_are_told(tmp_path):
     path = write_recipe(tmp_path)
     with (tmp_path / "train.jsonl").open("a") as file:
@@ -110,3 +168,23 @@ def test_epochs_become_the_steps_that_read_every_row(tmp_path):
     ]
     with pytest.raises(ConfigError, match=r"must be less than optim\.steps = 1, got 1"):
         gather_parts(limbeck.load(path, [*options, "optim.epochs=.01"]), one_process())
+
+
+def test_a_base_student_of_an_instruct_teacher_needs_the_teachers_tokenizer(tmp_path):
+    path = write_recipe(tmp_path)
+    small(template=CHATML).save_pretrained(tmp_path / "teacher")
+    base = write_model(tmp_path / "base", rows=len(small()), layers=2, seed=1)
+    small(end=BEGIN).save_pretrained(base)
+    turns = [{"from": "human", "value": "What boils?"}, {"from": "gpt", "value": "A still."}]
+    for name in ("train", "held"):
+        line = json.dumps({"conversations": turns})
+        (tmp_path / f"{name}.jsonl").write_text(f"{line}\n" * 8)
+    options = ["data.type=auto", f"student={{type: pretrained, path: {base}}}"]
+    with pytest.raises(ConfigError, match=r"must end a text .* tokenizer: teacher\}"):
+        gather_parts(limbeck.load(path, options), one_process())
+    parts = gather_parts(limbeck.load(path, [*options, "student.tokenizer=teacher"]), one_process())
+    end = small().eos_token_id
+    assert parts.student.model.config.eos_token_id == end
+    targets = parts.data.batch([0])
+    assert int(targets.target_ids[0][targets.scored[0]][-1]) == end
+    assert parts.vocabulary.notes == ()

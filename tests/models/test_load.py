@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, BertConfig, BertForMaskedLM
+from transformers.utils import logging
 
 from limbeck.errors import ConfigError, DataError
 from limbeck.models import (
@@ -86,13 +87,16 @@ def test_weights_that_do_not_fill_the_model_are_refused(folder):
 
 def test_weights_of_another_shape_are_refused(folder):
     change_config(folder, intermediate_size=48)
-    with pytest.raises((DataError, ConfigError), match=r"shape|size|mismatch"):
+    with pytest.raises(DataError, match=r"is \[.*\] in the file and \[.*\] in config\.json"):
         load(folder)
 
 
 def test_broken_configuration_is_refused(folder):
     (folder / "config.json").write_text("{")
-    with pytest.raises(ConfigError, match="configuration of"):
+    with pytest.raises(ConfigError, match=r"config\.json must hold a JSON object.*line 1"):
+        load(folder)
+    (folder / "config.json").write_text("[]")
+    with pytest.raises(ConfigError, match=r"config\.json must hold a JSON object.*it is no object"):
         load(folder)
     (folder / "config.json").write_text('{"model_type": "no-such-family"}')
     with pytest.raises(ConfigError, match=r"configuration of.*no-such-family"):
@@ -176,3 +180,21 @@ def test_configuration_of_no_possible_model_is_refused():
     config.num_attention_heads = 0
     with pytest.raises(ConfigError, match="No llama model can be made"):
         new_model(config, device=CPU, dtype=torch.float32, seed=0)
+
+
+def test_an_encoder_is_refused_before_its_weights_are_read(tmp_path):
+    config = BertConfig(
+        vocab_size=70, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=16,
+    )  # fmt: skip
+    BertForMaskedLM(config).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"\(bert\) is not one"):
+        load(tmp_path)
+
+
+def test_loading_and_saving_print_nothing_and_leave_transformers_as_it_was(folder, capfd, tmp_path):
+    before = (logging.get_verbosity(), logging.is_progress_bar_enabled())
+    model = load(folder)
+    save_student(model, tiny_tokenizer(70), tmp_path / "saved")
+    assert capfd.readouterr() == ("", "")
+    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before

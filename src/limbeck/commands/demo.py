@@ -52,14 +52,11 @@ def demo(
 ) -> None:
     """Distil a real model on this machine, in minutes, and open the report.
 
-    A 135-million-parameter chat model is the teacher. Its student starts as the same model with a
-    third of its layers taken out, which wrecks it, and learns to speak again from the teacher's
-    distributions. A twin trained on the plain text, the same tokens in the same order, is the
-    anchor: what distillation adds is the difference. An earlier demo in the run directory is
-    continued if it was stopped, and replaced if it is done.
-
-    The second act, `--act 2`, is a short one: the teacher is recorded once into a store, and two
-    students learn from it without the teacher.
+    A 135-million-parameter chat model is the teacher. Its student starts as the same model without
+    half of its layers, which wrecks it, and learns to speak again from the teacher's
+    distributions. A second student trained on the text alone, the same tokens in the same order,
+    is the baseline: what distillation adds is the difference. An earlier demo in the run directory
+    is continued if it was stopped, and replaced if it is done.
     """
     console = Console()
     teacher = fetch_teacher(console)

@@ -82,13 +82,16 @@ def bars(position: Position, temperatures: Sequence[float], console: Console) ->
     table = Table(box=None, padding=(0, 2, 0, 0), header_style=SOFT)
     table.add_column("  token", width=LONGEST_TOKEN + 2, no_wrap=True, overflow="ellipsis")
     table.add_column("logit", justify="right", no_wrap=True)
-    for i, temperature in enumerate(temperatures):
-        nats = f"T={temperature:g}" + (f"  {number(position.entropy[i], 2)} nats" if i else "")
-        table.add_column(nats, no_wrap=True, min_width=width + PERCENT_WIDTH)
     longest = [
         max(max(c.teacher[i], *c.student[i : i + 1], 0.0) for c in position.candidates)
         for i in range(len(temperatures))
     ]
+    for i, temperature in enumerate(temperatures):
+        nats = f"  {number(position.entropy[i], 2)} nats" if i else ""
+        scale = f"\nfull = {percent(longest[i])}"
+        table.add_column(
+            f"T={temperature:g}{nats}{scale}", no_wrap=True, min_width=width + PERCENT_WIDTH
+        )
     for candidate in position.candidates:
         mark = "▸ " if candidate.followed else "  "
         style = FOLLOWED if candidate.followed else ""

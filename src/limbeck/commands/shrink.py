@@ -36,7 +36,18 @@ from limbeck.students.depth import By
 WAYS = ("even", "block_influence", "span", "loss")
 SHAPES = ("depth", "width", "both")
 WIDTHS = ("intermediate", "heads", "kv_heads", "hidden")
-Number = Annotated[int | None, typer.Option(min=1, show_default=False)]
+Layers = Annotated[int | None, typer.Option(min=1, help="Layers to keep.", show_default=False)]
+Neurons = Annotated[
+    int | None, typer.Option(min=1, help="Neurons of each MLP to keep.", show_default=False)
+]
+Heads = Annotated[
+    int | None, typer.Option(min=1, help="Query heads of each layer to keep.", show_default=False)
+]
+KvHeads = Annotated[
+    int | None,
+    typer.Option(min=1, help="Key-value heads of each layer to keep.", show_default=False),
+]
+Hidden = Annotated[int | None, typer.Option(min=1, help="Hidden size to keep.", show_default=False)]
 Output = Annotated[
     Path | None, typer.Option(help="Folder for the student; new.", show_default=False)
 ]
@@ -74,14 +85,14 @@ def shrink(
     teacher: Annotated[str, typer.Argument(help="Folder or hub name.", show_default=False)],
     *,
     output: Output = None,
-    layers: Number = None,
+    layers: Layers = None,
     keep: Share = None,
     params: Count = None,
     shape: Shape = "depth",
-    intermediate: Number = None,
-    heads: Number = None,
-    kv_heads: Number = None,
-    hidden: Number = None,
+    intermediate: Neurons = None,
+    heads: Heads = None,
+    kv_heads: KvHeads = None,
+    hidden: Hidden = None,
     by: Way = "loss",
     vocabulary: Vocabulary = None,
     data: Text = None,

@@ -12,6 +12,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from limbeck.models.adapters import merged
 from limbeck.models.build import empty
 from limbeck.models.causal_lm import CausalLM
+from limbeck.models.quiet import quiet
 
 WRAPPED = "hf_model."
 """What the wrappers put before a parameter's own name."""
@@ -54,9 +55,10 @@ def save_student(
     kept, name = hf_model.generation_config, hf_model.config.name_or_path
     hf_model.generation_config, hf_model.config.name_or_path = settings, ""
     try:
-        hf_model.save_pretrained(
-            folder, state_dict={n: t for n, t in state.items() if n not in tied}
-        )
+        with quiet():
+            hf_model.save_pretrained(
+                folder, state_dict={n: t for n, t in state.items() if n not in tied}
+            )
     finally:
         hf_model.generation_config, hf_model.config.name_or_path = kept, name
     tokenizer.save_pretrained(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +16,12 @@ from huggingface_hub.errors import (
     HFValidationError,
     LocalEntryNotFoundError,
 )
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedConfig
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    AutoConfig,
+    PreTrainedConfig,
+)
 
 from limbeck.errors import ConfigError, TryLaterError
 from limbeck.tokenizers.load import hub_answers
@@ -77,6 +83,7 @@ def find(source: ModelSource) -> Place:
                 f"A model's folder must hold config.json, but {path} does not. Give the folder "
                 "that save_pretrained wrote."
             )
+        require_json(path / "config.json")
         if not list(path.glob("*.safetensors")):
             raise ConfigError(
                 f"Weights must be in safetensors, but {path} has no .safetensors file (pickled "
@@ -87,6 +94,22 @@ def find(source: ModelSource) -> Place:
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source.path) or source.path.startswith((".", "~")):
         raise ConfigError(f"There must be a model at {path}, but there is no such folder or file.")
     return on_hub(source)
+
+
+def require_json(path: Path) -> None:
+    """Refuse a file that must hold a JSON object and does not.
+
+    Raises:
+        ConfigError: Naming what is wrong with it.
+    """
+    try:
+        told = "" if isinstance(json.loads(path.read_bytes()), dict) else "it is no object"
+    except (OSError, ValueError, RecursionError) as error:
+        told = first_line(error).rstrip(".")
+    if told:
+        raise ConfigError(
+            f"{path} must hold a JSON object, and does not: {told}. Fetch or save the model again."
+        )
 
 
 def on_hub(source: ModelSource) -> Place:
@@ -142,9 +165,11 @@ def read_config(source: ModelSource, place: Place) -> PreTrainedConfig:
             place.name, revision=place.commit, trust_remote_code=source.trust_remote_code
         )
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        remedy = "Choose another model, or update transformers."
+        if "trust_remote_code" in str(error):
+            remedy = "Its own Python needs trust_remote_code: true and a pinned revision."
         raise ConfigError(
-            f"The configuration of {source.path} cannot be used: {first_line(error)} Models with "
-            "Python of their own need trust_remote_code: true and a pinned revision."
+            f"The configuration of {source.path} cannot be used: {first_line(error)} {remedy}"
         ) from error
     refuse_unknown_kinds(source.path, config, own_code=source.trust_remote_code)
     return config
@@ -174,7 +199,8 @@ def refuse_unknown_kinds(name: str, config: PreTrainedConfig, *, own_code: bool 
             "Give the original weights, or a .gguf file."
         )
     causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or own_code
-    if not causal or plain.get("is_encoder_decoder"):
+    is_encoder = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not plain.get("is_decoder")
+    if not causal or is_encoder or plain.get("is_encoder_decoder"):
         raise ConfigError(
             f"A model must be a causal language model, but {described} is not one. Choose a "
             "decoder-only model, as Llama, Qwen, Gemma or Mistral."

@@ -89,32 +89,31 @@ def calibrate(teacher: CausalLM, data: Text, tokens: int, *, held_out: bool = Fa
         teacher: The whole model.
         data: The text.
         tokens: Minimum number of positions; whole rows are taken.
-        held_out: Take the rows after the first `tokens` positions instead.
+        held_out: Take as many from the rows after those instead.
 
     Raises:
         ConfigError: The text is shorter.
     """
     device = teacher.hf_model.device
-    required = 2 * tokens if held_out else tokens
-    batches = [data.batch([row]).to(device) for row in rows_of(data, required)]
-    if held_out:
-        batches = batches[len(rows_of(data, tokens)) :]
+    first = len(rows_of(data, tokens)) if held_out else 0
+    batches = [data.batch([row]).to(device) for row in rows_of(data, tokens, first)]
     batches = [batch for batch in batches if batch.scored.any()]
     if not batches:
         raise ConfigError(
-            f"Calibration text must have at least {required:,} tokens, and {data.facts['path']} "
-            f"has {sum(map(data.row_length, range(data.num_rows))):,}. Use more text, or lower the "
-            "number of tokens."
+            f"Calibration text must have at least {2 * tokens:,} tokens, one half to measure parts "
+            f"on and one to compare students on, and {data.facts['path']} has "
+            f"{sum(map(data.row_length, range(data.num_rows))):,} in {data.num_rows:,} rows. Use "
+            "more text, or lower the number of tokens."
         )
     with torch.no_grad(), evaluating(teacher):
         states = tuple(teacher(batch)[0] for batch in batches)
     return Calibration(teacher, tuple(batches), states)
 
 
-def rows_of(data: Text, tokens: int) -> list[int]:
-    """The first rows with at least `tokens` positions in total; all rows if there are fewer."""
+def rows_of(data: Text, tokens: int, first: int = 0) -> list[int]:
+    """Rows from `first` on with at least `tokens` positions; all of them if there are fewer."""
     rows, left = [], tokens
-    for row in range(data.num_rows):
+    for row in range(first, data.num_rows):
         if left <= 0:
             break
         rows.append(row)

@@ -2,23 +2,52 @@
 
 from __future__ import annotations
 
-from limbeck.models import ModelSource, load_model, model_facts
+from typing import Any, Literal
+
+from limbeck.distributed import model_for
+from limbeck.models import CausalLM, ModelSource, PreTrainedTokenizerBase, model_facts
 from limbeck.students.base import InitialStudent, Origin, initialisers, spread
 from limbeck.students.provenance import read_provenance, surviving
-from limbeck.tokenizers import load_tokenizer
+from limbeck.tokenizers import load_tokenizer, refuse_differing_ids, tokens_by_id
 
 
 @initialisers.register("pretrained")
 def pretrained(
-    origin: Origin, *, path: str, revision: str | None = None, trust_remote_code: bool = False
+    origin: Origin,
+    *,
+    path: str,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    tokenizer: Literal["own", "teacher"] = "own",
 ) -> InitialStudent:
-    """A published model, or one pruned by `limbeck shrink`."""
+    """A published model, or one pruned by `limbeck shrink`.
+
+    `tokenizer: teacher` gives a base model the chat template and the end token of its teacher.
+    """
     source = ModelSource(path, revision, trust_remote_code)
-    model = load_model(source, device=origin.device, dtype=origin.dtype)
-    tokenizer = load_tokenizer(path, revision=revision, trust_remote_code=trust_remote_code)
-    facts = {"origin": "pretrained", **model_facts(source, model)}
+    model = model_for(source, origin.world, origin.dtype)
+    own = load_tokenizer(path, revision=revision, trust_remote_code=trust_remote_code)
+    facts = {
+        "origin": "pretrained",
+        "tokenizer": tokenizer,
+        **model_facts(source, model, hashed=origin.world.is_main),
+    }
+    if tokenizer == "teacher":
+        refuse_differing_ids(tokens_by_id(own), tokens_by_id(origin.tokenizer))
+        end_as(model, origin.tokenizer)
     provenance = read_provenance(path)
     if provenance:
         facts["shrunk"] = provenance
     layer_map = surviving(provenance, model, origin) or spread(model, origin)
-    return InitialStudent(model, tokenizer, layer_map, facts)
+    used = origin.tokenizer if tokenizer == "teacher" else own
+    return InitialStudent(model, used, layer_map, facts)
+
+
+def end_as(model: CausalLM, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Make a model's configurations begin, end and pad a text as a tokenizer does."""
+    end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    own: Any = model.config
+    settings: Any = model.hf_model.generation_config
+    for place in (own, *([] if settings is None else [settings])):
+        place.bos_token_id, place.eos_token_id = tokenizer.bos_token_id, end
+        place.pad_token_id = end if pad is None else pad

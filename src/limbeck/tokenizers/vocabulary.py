@@ -120,7 +120,8 @@ def refuse_differing_ends(
             "Student and teacher must end a text with the same token; the student's is "
             f"{student.eos_token!r} ({student.eos_token_id}), the teacher's {teacher.eos_token!r} "
             f"({teacher.eos_token_id}). One is often the base model and the other the chat model: "
-            "take both of one kind, or save the student with the teacher's tokenizer files."
+            "take both of one kind, or give the student the teacher's template and end token: "
+            "student: {type: pretrained, path: ..., tokenizer: teacher}."
         )
 
 

@@ -21,6 +21,9 @@ from limbeck.train.metrics import Record
 
 SECONDS_BETWEEN_LINES = 5.0
 
+UNSHOWN = ("kind", "step", "student_confidence", "student_hit", "padded_mass", "tokens")
+"""Of an evaluation: what metrics.jsonl has and the line leaves out."""
+
 
 class ProgressConsole(Console):
     """A console whose reader may leave: a broken pipe asks the run to save and stop."""
@@ -95,9 +98,9 @@ def in_words(record: Record, steps: int) -> str:
                 f"{record['tokens_per_second']:,.0f} tokens/s  {left:,.0f} s left"
             )
         case "evaluation":
-            shown = {k: v for k, v in record.items() if k not in ("kind", "step")}
+            shown = {k: v for k, v in record.items() if k not in UNSHOWN and v is not None}
             return f"{at}  held out: " + "  ".join(
-                f"{name} {value:.4f}" for name, value in shown.items() if value is not None
+                f"{name.replace('_', ' ')} {value:.4f}" for name, value in shown.items()
             )
         case "non_finite":
             return (
