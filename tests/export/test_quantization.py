@@ -1,3 +1,5 @@
+from collections import Counter
+
 import gguf
 import numpy as np
 import pytest
@@ -104,3 +106,16 @@ def test_important_columns_are_kept_best():
     assert error(quantized(weights, Kind.Q4_K, importance)) < 0.8 * error(
         quantized(weights, Kind.Q4_K)
     )
+
+
+def test_a_real_models_formats_are_those_of_llama_cpps_quantiser():
+    """SmolLM2-135M with 15 layers as llama_model_quantize cut it (llama-cpp-python 0.3.36)."""
+    inputs = dict.fromkeys(("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up"), 576)
+    inputs["ffn_down"] = 1536
+    found = Counter(
+        choose(f"blk.{i}.{name}.weight", (64, width), "q4_k_m", 15, is_head=False).kind.name
+        for i in range(15)
+        for name, width in inputs.items()
+    )
+    found[choose("token_embd.weight", (64, 576), "q4_k_m", 15, is_head=True).kind.name] += 1
+    assert found == {"Q5_0": 83, "Q8_0": 8, "Q4_K": 8, "Q6_K": 7}

@@ -91,8 +91,8 @@ class RolloutConfig:
     top_p: Annotated[float, Interval(gt=0, le=1)] = 1.0
     """Sample from the most probable tokens that together reach this probability."""
     prompt_tokens: Positive = 32
-    """Prompts of `text` data: this many first tokens of each document. `completion` data have
-    prompts, and a chat's is everything up to its last answer."""
+    """Prompts of `text` data: this many first tokens of each document. Data of other types have
+    prompts of their own: everything before the last answer or completion."""
 
 
 @dataclass(frozen=True, kw_only=True)
