@@ -40,6 +40,7 @@ from kept.distillkit import PUBLISHED, replace_all, round_trip_error
 from kept.plot import draw
 
 from limbeck.batch import Batch
+from limbeck.distributed import World
 from limbeck.losses.distributions import LazyLogits, TeacherDistribution
 from limbeck.models import CausalLM, ModelSource, load_model
 from limbeck.store import Sample, Store, StoreHeader, generator_of
@@ -275,7 +276,7 @@ def main() -> None:
             lines = rates_and_access(teacher, teacher_rate, Path(temporary))
             keep(chosen.results, {"rates": lines})
             return
-        origin = Origin(model, load_tokenizer(chosen.teacher), device)
+        origin = Origin(model, load_tokenizer(chosen.teacher), World(0, 1, device))
         student, _ = read_all(depth(origin, drop=tuple(chosen.drop)).model, samples)
         for temperature in chosen.temperatures:
             print(f"temperature {temperature}", flush=True)

@@ -6,7 +6,7 @@ import argparse
 import json
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +159,7 @@ def parts_of(bench: Bench, cell: Cell, config: RunConfig) -> Parts:
         Origin(
             None,
             texts.tokenizer,
-            bench.world.device,
+            replace(bench.world, mesh=None),
             STUDENT_DTYPE,
             recorded=teacher.info.to_json(),
         )

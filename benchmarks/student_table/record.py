@@ -95,7 +95,9 @@ def open_store(
     plan = plan_shards([*every, Windows(held.data, held.windows)], SHARD)
     name = hashlib.sha256(f"{plan.data_hash} {layers} {told.teacher}".encode()).hexdigest()[:12]
     folder = told.work / f"store-{name}"
-    teacher = teachers.bind({"type": "online", "path": str(told.teacher)}, "teacher")(world.device)
+    teacher = teachers.bind({"type": "online", "path": str(told.teacher)}, "teacher")(
+        dataclasses.replace(world, mesh=None)
+    )
     model = require_local(teacher, "recording").model
     model.vocabulary_size = 1 + max(texts.tokenizer.get_vocab().values())
     header = StoreHeader(

@@ -1,10 +1,15 @@
 """Which processes have a mesh."""
 
+import os
+import socket
+import time
+
 import pytest
 import torch
 
-from limbeck.distributed import world
-from limbeck.errors import ConfigError
+from limbeck.distributed import broadcast_object, world
+from limbeck.errors import ConfigError, RunError
+from tests.distributed.processes import context
 
 
 @pytest.mark.parametrize(
@@ -27,3 +32,34 @@ def test_a_device_without_collectives_is_refused():
     refused = pytest.raises(ConfigError, match="need CPU or CUDA, got device 'mps'")
     with refused, world(torch.device("mps"), "always"):
         pass
+
+
+def with_a_late_rank(rank, port, late_s, words):
+    os.environ.update(
+        MASTER_ADDR="localhost", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE="2"
+    )
+    refused = pytest.raises(RunError, match=words)
+    with refused, world(torch.device("cpu"), timeout_s=2) as here:
+        if rank == 1:
+            time.sleep(late_s)
+        broadcast_object("what rank 0 decides", here)
+
+
+def test_a_collective_that_a_rank_does_not_join_ends_with_its_place_and_what_to_do():
+    """Rank 0 gives up after timeout_s; rank 1 then finds that rank 0 is gone."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    begin = (
+        r"Rank {} waited in distributed\.ranks\.\w+ of distributed\.ranks\.gather_objects, and "
+        r"another rank did not come: .*parallel\.timeout_s = 2 s.*--resume"
+    )
+    started = [
+        context().Process(target=with_a_late_rank, args=(rank, port, 6, begin.format(rank)))
+        for rank in range(2)
+    ]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(60)
+    assert [process.exitcode for process in started] == [0, 0]

@@ -10,9 +10,12 @@ import torch
 import limbeck
 from limbeck.batch import Batch
 from limbeck.config import ObjectiveConfig
-from limbeck.distributed import World, world
+from limbeck.distributed import World, full_weights, world
 from limbeck.errors import ConfigError
 from limbeck.experiment.parts import gather_parts
+from limbeck.models import facts
+from limbeck.models.facts import files_hash
+from tests.distributed.processes import on_ranks
 from tests.experiment.house import write_model, write_recipe, write_texts
 from tests.tokenizers.small import BEGIN, CHATML, small
 
@@ -78,6 +81,59 @@ def test_figures_come_from_documents_spread_over_the_whole_text(tmp_path):
     assert not deciding & reporting
 
 
+STUDENTS = [
+    {"type": "depth", "layers": [0, 3]},
+    {"type": "copy"},
+    {"type": "pretrained", "path": "teacher"},
+]
+
+
+def test_students_that_stay_in_files_until_they_are_sharded_have_the_weights_of_others(tmp_path):
+    """The teacher computes in bfloat16: what is copied from it in memory is rounded."""
+    path = write_recipe(tmp_path, teacher={"dtype": "bfloat16"})
+    for spec in STUDENTS:
+        student = {**spec, "path": str(tmp_path / "teacher")} if "path" in spec else spec
+        config = limbeck.load(path, [f"student={json.dumps(student)}"])
+        wanted = gather_parts(config, one_process()).student
+        with world(torch.device("cpu"), "always") as here:
+            parts = gather_parts(config, here)
+            assert parts.student.layer_map == wanted.layer_map
+            for _ in range(2):  # every trial begins with the same
+                model = parts.take_student(tmp_path / "none")
+                assert {p.device.type for p in model.parameters()} == {"meta"}
+                parts.distiller(model, config.objective)
+                weights = full_weights(model.hf_model, here)
+                for name, value in wanted.model.hf_model.state_dict().items():
+                    assert torch.equal(weights[name], value), name
+
+
+def hashed_by_rank_0(world, path, student, noted):
+    calls = []
+
+    def counted(name, folder):
+        calls.append(name)
+        return files_hash(name, folder)
+
+    facts.files_hash = counted  # of this process, which ends with the test
+    parts = gather_parts(limbeck.load(path, [f"student={json.dumps(student)}"]), world)
+    assert bool(calls) == world.is_main
+    assert len(parts.teacher.info.weights_sha256) == 64
+    notes = [note for note in parts.notes if note.startswith(("teacher: every", "student: every"))]
+    assert len(notes) == noted
+    assert not noted or "because a depth student is made from its weights" in notes[0]
+
+
+@pytest.mark.parametrize(
+    ("student", "noted"),
+    [
+        ({"type": "depth", "layers": [0, 3]}, 0),
+        ({"type": "depth", "keep": 3, "by": "block_influence"}, 1),
+    ],
+)
+def test_rank_0_hashes_for_all_and_a_whole_load_is_noted(student, noted, tmp_path):
+    on_ranks(2, hashed_by_rank_0, write_recipe(tmp_path), student, noted)
+
+
 def test_a_detected_type_and_skipped_rows_are_told(tmp_path):
     path = write_recipe(tmp_path)
     with (tmp_path / "train.jsonl").open("a") as file:
@@ -97,21 +153,21 @@ def test_a_detected_type_and_skipped_rows_are_told(tmp_path):
 def test_epochs_become_the_steps_that_read_every_row(tmp_path):
     path = write_recipe(tmp_path)
     options = ["optim.steps=null", "optim.warmup_steps=0.1"]
-    none = ["optim.steps=null", "optim.warmup_steps=0"]
     parts = {}
     for epochs in (0.01, 1, 2.5):
-        config = limbeck.load(path, [*(options if epochs > 1 else none), f"optim.epochs={epochs}"])
+        config = limbeck.load(path, [*options, f"optim.epochs={epochs}"])
         parts[epochs] = gather_parts(config, one_process())
     rows = parts[1].data.num_rows
     steps = {epochs: each.config.optim.num_steps for epochs, each in parts.items()}
     assert steps == {0.01: 1, 1: math.ceil(rows / 4), 2.5: math.ceil(2.5 * rows / 4)}
     assert parts[2.5].config.optim.epochs is None
-    assert parts[2.5].config.optim.num_warmup_steps == math.ceil(0.1 * steps[2.5])
+    assert parts[2.5].config.optim.num_warmup_steps == math.floor(0.1 * steps[2.5])
     assert parts[2.5].notes == [
         f"optim.epochs: 2.5 passes over {rows} rows, 4 a step, are {steps[2.5]} steps."
     ]
+    one_step = ["optim.steps=null", "optim.epochs=.01", "optim.warmup_steps=1"]
     with pytest.raises(ConfigError, match=r"must be less than optim\.steps = 1, got 1"):
-        gather_parts(limbeck.load(path, [*options, "optim.epochs=.01"]), one_process())
+        gather_parts(limbeck.load(path, one_step), one_process())
 
 
 def test_a_base_student_of_an_instruct_teacher_needs_the_teachers_tokenizer(tmp_path):

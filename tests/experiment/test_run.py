@@ -155,7 +155,7 @@ def test_a_finished_run_without_student_and_checkpoints_is_no_success(tmp_path):
 
 def test_every_missing_path_is_named_before_any_weights_are_read(tmp_path, monkeypatch):
     path = write_recipe(tmp_path)
-    monkeypatch.setattr("limbeck.teachers.local.load_model", None)
+    monkeypatch.setattr("limbeck.teachers.local.model_for", None)
     student = {"type": "pretrained", "path": str(tmp_path / "no-student")}
     wrong = [f"student={json.dumps(student)}", "data.path=none.jsonl", "evaluate.data=no.jsonl"]
     with pytest.raises(ConfigError) as error:
@@ -168,7 +168,7 @@ def test_a_bad_first_row_of_the_held_out_text_is_refused_before_any_weights_are_
     tmp_path, monkeypatch
 ):
     path = write_recipe(tmp_path)
-    monkeypatch.setattr("limbeck.teachers.local.load_model", None)
+    monkeypatch.setattr("limbeck.teachers.local.model_for", None)
     (tmp_path / "bad.jsonl").write_text('{"body": "a still boils"}\n')
     with pytest.raises(DataError, match=r"(?s)evaluate\.data: .*column 'text' is missing"):
         run(path, f"evaluate.data={tmp_path / 'bad.jsonl'}")

@@ -26,6 +26,7 @@ from limbeck.students import Origin, initialisers
 from limbeck.students.provenance import read_provenance
 from tests.experiment.house import write_model, write_recipe, write_texts
 from tests.tokenizers.small import small
+from tests.train.toy import ALONE
 
 CPU = torch.device("cpu")
 
@@ -72,7 +73,7 @@ def test_a_run_maps_a_shrunk_student_to_the_layers_it_kept(setup, tmp_path):
     found = shrinking.shrink(setup, depth(layers=[0, 1, 4]))
     shrinking.save_shrunk(setup, found, tmp_path / "student")
     make = initialisers.bind({"type": "pretrained", "path": str(tmp_path / "student")}, "student")
-    student = make(Origin(setup.teacher, setup.tokenizer, CPU))
+    student = make(Origin(setup.teacher, setup.tokenizer, ALONE))
     assert student.layer_map == LayerMap(((0, 0), (1, 1), (2, 4)))
     assert student.facts["shrunk"]["made"]["layers_kept"] == [0, 1, 4]
     assert "kept" not in student.facts["shrunk"], "too long for a report"
@@ -81,11 +82,11 @@ def test_a_run_maps_a_shrunk_student_to_the_layers_it_kept(setup, tmp_path):
         device=CPU,
         dtype=torch.float32,
     )
-    assert make(Origin(other, setup.tokenizer, CPU)).layer_map == LayerMap.uniform(3, 3)
+    assert make(Origin(other, setup.tokenizer, ALONE)).layer_map == LayerMap.uniform(3, 3)
     known = {"layers": setup.teacher.num_layers, "family": setup.teacher.family}
-    recorded = Origin(None, setup.tokenizer, CPU, recorded=known)
+    recorded = Origin(None, setup.tokenizer, ALONE, recorded=known)
     assert make(recorded).layer_map == student.layer_map
-    assert make(Origin(None, setup.tokenizer, CPU)).layer_map == LayerMap(())
+    assert make(Origin(None, setup.tokenizer, ALONE)).layer_map == LayerMap(())
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"made": {"layers_kept": ["x"]}}'])

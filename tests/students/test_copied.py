@@ -6,6 +6,7 @@ import torch
 from limbeck.errors import ConfigError
 from limbeck.students import Origin, initialisers
 from tests.models.tiny import tiny_model, tiny_tokenizer
+from tests.train.toy import ALONE
 
 CPU = torch.device("cpu")
 
@@ -13,7 +14,7 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("kind", ["copy", "shared"])
 def test_it_is_the_teacher_and_answers_layer_for_layer(kind):
     teacher = tiny_model("gemma2", 3)
-    made = initialisers.bind(kind, "student")(Origin(teacher, tiny_tokenizer(), CPU))
+    made = initialisers.bind(kind, "student")(Origin(teacher, tiny_tokenizer(), ALONE))
     ids = torch.arange(12)[None]
     assert torch.equal(made.model.logits(ids), teacher.logits(ids))
     assert made.layer_map.pairs == ((0, 0), (1, 1), (2, 2))
@@ -25,4 +26,4 @@ def test_it_is_the_teacher_and_answers_layer_for_layer(kind):
 @pytest.mark.parametrize("kind", ["copy", "shared"])
 def test_a_recorded_teacher_has_no_weights_to_begin_with(kind):
     with pytest.raises(ConfigError, match=r"student\.type: .*a recorded teacher has none here"):
-        initialisers.bind(kind, "student")(Origin(None, tiny_tokenizer(), CPU))
+        initialisers.bind(kind, "student")(Origin(None, tiny_tokenizer(), ALONE))

@@ -15,12 +15,13 @@ from tests.models.tiny import (
     tiny_model,
     tiny_tokenizer,
 )
+from tests.train.toy import ALONE
 
 CPU = torch.device("cpu")
 
 
 def origin(teacher) -> Origin:
-    return Origin(teacher, tiny_tokenizer(), CPU)
+    return Origin(teacher, tiny_tokenizer(), ALONE)
 
 
 def cut(teacher, **options):

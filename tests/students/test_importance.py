@@ -11,6 +11,7 @@ from limbeck.prune.importance import block_influence, cheapest_span, greedy, los
 from limbeck.students import Origin, initialisers
 from limbeck.students.depth import choose_layers, ways_problem
 from tests.models.tiny import FAMILIES, random_batch, tiny_llama, tiny_model, tiny_tokenizer
+from tests.train.toy import ALONE
 
 CPU = torch.device("cpu")
 OUT = ("o_proj", "down_proj", "dense", "c_proj", "fc2", "dense_4h_to_h")
@@ -48,7 +49,7 @@ def test_a_block_that_does_nothing_costs_nothing_and_goes_first(family):
         kept, _ = choose_layers(text, 3, by)
         assert kept == (0, 1, 3)
     cut = initialisers.bind({"type": "depth", "layers": [0, 1, 3]}, "student")
-    student = cut(Origin(teacher, tiny_tokenizer(), CPU)).model
+    student = cut(Origin(teacher, tiny_tokenizer(), ALONE)).model
     ids = random_batch().input_ids
     assert torch.equal(student.logits(ids), teacher.logits(ids))
 
@@ -61,7 +62,7 @@ def test_loss_without_a_block_is_that_of_the_model_cut_there(family):
     found = loss_without(text, groups, removed=())
     for group, kl in zip(groups, found, strict=True):
         make = initialisers.bind({"type": "depth", "drop": group}, "student")
-        cost = text.cost(make(Origin(teacher, tiny_tokenizer(), CPU)).model)
+        cost = text.cost(make(Origin(teacher, tiny_tokenizer(), ALONE)).model)
         assert kl == pytest.approx(cost.forward_kl, rel=1e-4, abs=1e-7)
     assert loss_without(text, [(3,)], removed=[1]) == pytest.approx(
         loss_without(text, [(1, 3)]), rel=1e-6
@@ -152,7 +153,7 @@ class Text:
 def test_a_recipe_may_ask_for_the_choice(by):
     teacher = tiny_llama(4, 32)
     silence(teacher, [1])
-    origin = dataclasses.replace(Origin(teacher, tiny_tokenizer(), CPU), text=Text)
+    origin = dataclasses.replace(Origin(teacher, tiny_tokenizer(), ALONE), text=Text)
     spec = {"type": "depth", "fraction": 0.75, "by": by, "calibration_tokens": 30}
     student = initialisers.bind(spec, "student")(origin)
     assert student.facts["layers_kept"] == [0, 2, 3]
@@ -163,7 +164,7 @@ def test_a_recipe_may_ask_for_the_choice(by):
 def test_a_choice_by_measurement_needs_text():
     make = initialisers.bind({"type": "depth", "keep": 1, "by": "loss"}, "student")
     with pytest.raises(ConfigError, match="measured on text, and there is none"):
-        make(Origin(tiny_llama(2, 32), tiny_tokenizer(), CPU))
+        make(Origin(tiny_llama(2, 32), tiny_tokenizer(), ALONE))
 
 
 def test_layers_named_and_chosen_at_once_are_refused():

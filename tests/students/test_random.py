@@ -9,13 +9,14 @@ from limbeck.models import save_student, tensors_hash
 from limbeck.prune import Shape, resized_config
 from limbeck.students import Origin, initialisers
 from tests.models.tiny import FAMILIES, tiny_config, tiny_llama, tiny_model, tiny_tokenizer
+from tests.train.toy import ALONE
 
 CPU = torch.device("cpu")
 
 
 def make(teacher, seed=0, **options):
     spec = {"type": "random", **options}
-    return initialisers.bind(spec, "student")(Origin(teacher, tiny_tokenizer(), CPU, seed=seed))
+    return initialisers.bind(spec, "student")(Origin(teacher, tiny_tokenizer(), ALONE, seed=seed))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -14,14 +14,15 @@ from limbeck.prune.roles import ROLES
 from limbeck.prune.targets import count_of, layers_for, widths_for
 from limbeck.students import Origin, initialisers
 from tests.models.tiny import random_batch, tiny_llama, tiny_model, tiny_tokenizer
-from tests.students.test_importance import CPU, Text
+from tests.students.test_importance import Text
+from tests.train.toy import ALONE
 
 FREE = sorted(family for family, roles in ROLES.items() if roles.free_heads)
 BOUND = sorted(set(ROLES) - set(FREE))
 
 
 def origin(teacher) -> Origin:
-    return dataclasses.replace(Origin(teacher, tiny_tokenizer(), CPU), text=Text)
+    return dataclasses.replace(Origin(teacher, tiny_tokenizer(), ALONE), text=Text)
 
 
 def narrow(teacher, **options):

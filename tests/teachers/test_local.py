@@ -8,6 +8,7 @@ from limbeck.models import save_student
 from limbeck.teachers import TeacherRequest, teachers
 from limbeck.teachers.local import LocalTeacher
 from tests.models.tiny import random_batch, tiny_llama, tiny_model, tiny_tokenizer
+from tests.train.toy import ALONE
 
 
 def test_signal_is_the_models_distribution_at_the_scored_positions():
@@ -53,7 +54,7 @@ def test_online_teacher_is_made_from_a_recipe(tmp_path):
     model = tiny_llama(2, 32)
     save_student(model, tiny_tokenizer(), tmp_path / "teacher")
     make = teachers.bind({"type": "online", "path": str(tmp_path / "teacher")}, "teacher")
-    teacher = make(torch.device("cpu"))
+    teacher = make(ALONE)
     assert teacher.info.name == str(tmp_path / "teacher")
     assert teacher.info.dtype == "float32"
     expected = LocalTeacher(model).signal(random_batch()).distribution.hidden

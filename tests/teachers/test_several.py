@@ -19,6 +19,7 @@ from tests.experiment.house import steps_of, write_model, write_recipe, write_te
 from tests.experiment.recordings import recorded
 from tests.models.tiny import random_batch, tiny_llama, tiny_tokenizer
 from tests.tokenizers.small import small
+from tests.train.toy import ALONE
 
 
 @pytest.fixture(autouse=True)
@@ -162,7 +163,7 @@ def test_run_of_several_teachers_trains_and_evaluates(kind, tmp_path):
 def test_weights_that_are_not_one_positive_number_a_teacher_are_refused(weights):
     spec = {"type": "ensemble", "teachers": [{"type": "online", "path": "a"}] * 2}
     with pytest.raises(ConfigError, match="one positive number for each"):
-        teachers.bind({**spec, "weights": weights}, "teacher")(torch.device("cpu"))
+        teachers.bind({**spec, "weights": weights}, "teacher")(ALONE)
 
 
 def test_ensemble_of_one_equals_it():
@@ -212,6 +213,6 @@ def test_top_k_store_in_an_ensemble_is_refused_before_the_run(tmp_path):
         {"type": "stored", "path": str(tmp_path / "store")},
         {"type": "online", "path": str(tmp_path / "teacher")},
     ]
-    several = teachers.bind({"type": "ensemble", "teachers": both}, "teacher")(torch.device("cpu"))
+    several = teachers.bind({"type": "ensemble", "teachers": both}, "teacher")(ALONE)
     with pytest.raises(ConfigError, match=r"whole vocabulary, and the store .* holds top_k"):
         several.require(TeacherRequest(needs=DISTRIBUTION))

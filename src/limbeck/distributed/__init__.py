@@ -8,6 +8,7 @@ from limbeck.distributed.checkpoints import (
     save_checkpoint,
     set_damaged_aside,
 )
+from limbeck.distributed.filling import fill, model_for
 from limbeck.distributed.lock import locked
 from limbeck.distributed.ranks import (
     World,
@@ -39,6 +40,7 @@ __all__ = [
     "barrier",
     "broadcast_object",
     "checkpoint_name",
+    "fill",
     "from_main",
     "full_weights",
     "gather_objects",
@@ -48,6 +50,7 @@ __all__ = [
     "load_checkpoint",
     "locked",
     "main_first",
+    "model_for",
     "prune",
     "save_checkpoint",
     "set_damaged_aside",

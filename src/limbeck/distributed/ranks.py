@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +33,9 @@ TIMEOUT_S = 1800
 
 KINDS = (ConfigError, DataError, RunError, NonFiniteError, StorageError, TryLaterError)
 """Errors that `together` raises on every rank as their own class; others become a RunError."""
+
+WAITING = ("Timed out waiting", "timed out", "closed by peer", "reset by peer", "Broken pipe")
+"""Words of gloo's errors when another rank does not answer."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,7 @@ def world(
 
     Raises:
         ConfigError: The device has no backend of torch.distributed.
+        RunError: Another rank did not come to a collective in time, or ended.
     """
     launched = "RANK" in os.environ and "WORLD_SIZE" in os.environ
     sharded = launched or device.type == "cuda" or shard == "always" or compute_dtype == "bfloat16"
@@ -95,7 +100,10 @@ def world(
     if device.index is not None:
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
-    with process_group(backend, alone=not launched, timeout_s=timeout_s):
+    with (
+        late_ranks_named(timeout_s),
+        process_group(backend, alone=not launched, timeout_s=timeout_s),
+    ):
         size = dist.get_world_size()
         if shard == "none":
             # HSDP with shard groups of one: whole replicas through the same code.
@@ -118,6 +126,40 @@ def process_group(backend: str, *, alone: bool, timeout_s: int = TIMEOUT_S) -> I
         yield
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def late_ranks_named(timeout_s: int) -> Iterator[None]:
+    """Turn the errors of a collective that another rank did not join into one that says so.
+
+    NCCL's watchdog ends the process instead, after it has logged the collective.
+
+    Raises:
+        RunError: With this rank, what it waited in, and what to do.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        waits = isinstance(error, dist.DistError) or any(word in str(error) for word in WAITING)
+        if isinstance(error, RunError) or not waits:
+            raise
+        raise RunError(
+            f"Rank {os.environ.get('RANK', '0')} waited in {place_of(error)}, and another rank did "
+            f"not come: {str(error).splitlines()[0]} That rank ended, hangs, or worked alone for "
+            f"longer than parallel.timeout_s = {timeout_s} s. Look at its messages, raise "
+            "parallel.timeout_s if it needs more time, and go on with --resume."
+        ) from error
+
+
+def place_of(error: BaseException) -> str:
+    """The innermost two functions of limbeck that an error passed through."""
+    frames = [
+        f"{frame.filename.rpartition('limbeck/')[2].removesuffix('.py').replace('/', '.')}"
+        f".{frame.name}"
+        for frame in traceback.extract_tb(error.__traceback__)
+        if "limbeck/" in frame.filename
+    ]
+    return " of ".join(reversed(frames[-2:])) or "torch.distributed"
 
 
 def all_sum(value: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor
 
+from limbeck.distributed.filling import fill, prove, unfilled
 from limbeck.distributed.ranks import World
 
 
@@ -26,6 +27,9 @@ def shard(
     compute_dtype: torch.dtype | None = None,
 ) -> None:
     """Shard a module over all ranks, each block on its own and the rest with the root.
+
+    A model that `open_model` left on the meta device is then read from its files, each rank its
+    own rows, and its head and packing are proven.
 
     The root keeps what belongs to no block (embedding, final norm, output head, projectors)
     gathered after its forward pass: a teacher's head is read when its signal is compared, which is
@@ -39,7 +43,9 @@ def shard(
         compute_dtype: Type of the gathered weights and of the computation; gradients are summed in
             float32. None computes in the weights' own.
     """
+    waiting = unfilled(module)
     if world.mesh is None:
+        assert not waiting, "only a sharded model may leave its weights in their files"
         return
     reduce_dtype = torch.float32 if compute_dtype in (torch.bfloat16, torch.float16) else None
     # Inputs stay as they are: a teacher's log-probabilities and token weights must reach the loss
@@ -50,7 +56,12 @@ def shard(
     for block in blocks:
         fully_shard(block, mesh=world.mesh, mp_policy=policy)
     fully_shard(module, mesh=world.mesh, mp_policy=policy, reshard_after_forward=False)
+    for model in waiting:
+        fill(model, world)
     become_root(module)
+    with gathered(module):
+        for model in waiting:
+            prove(model)
 
 
 def become_root(module: nn.Module) -> None:

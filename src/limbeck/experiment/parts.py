@@ -42,6 +42,7 @@ from limbeck.experiment.batches import (
     require_generation,
     require_same_ends,
 )
+from limbeck.experiment.opening import opening_worlds, whole_loads
 from limbeck.experiment.text import data_notes, epochs_note, with_steps
 from limbeck.files import publish
 from limbeck.layer_map import LayerMap
@@ -54,6 +55,7 @@ from limbeck.models import (
     choose_dtype,
     load_model,
     make_trainable,
+    reopened,
     save_student,
     shared_model,
     trained_facts,
@@ -114,10 +116,13 @@ class Parts:
         return is_shared(self.config)
 
     def take_student(self, saved: Path) -> CausalLM:
-        """A student as initialised: the one in memory the first time, then the one saved."""
-        if self.student is not None:
-            model, self.student = self.student.model, None
-            return model
+        """A student as initialised: from its files, or the one in memory and then the one saved."""
+        first = None if self.student is None else self.student.model
+        if first is not None and first.weight_files is not None:
+            return reopened(first, first.config, first.weight_files, STUDENT_DTYPE)
+        if first is not None:
+            self.student = None
+            return first
         if self.is_shared:
             model = shared_model(
                 require_local(self.teacher, "student.type: a shared student").model
@@ -168,7 +173,7 @@ class Parts:
             torch.manual_seed(self.config.seed)
             built = build_objective(objective, self.shapes, head_budget_mb=budget)
         distiller = Distiller(student, built)
-        distiller.to(self.world.device)
+        built.to(self.world.device)
         if not self.is_shared:  # FSDP2 would make each of the two its own copy
             compute = choose_dtype(self.config.parallel.compute_dtype, self.world.device)
             shard(distiller, student.blocks, self.world, compute_dtype=compute)
@@ -184,12 +189,14 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
     """
     require_alone_if_shared(config, world)
     together(lambda: require_inputs(config), world, main_only=True)
+    by_rows = opening_worlds(config, world)
     with main_first(world):
-        teacher = teachers.bind(config.teacher, "teacher")(world.device)
+        teacher = teachers.bind(config.teacher, "teacher")(by_rows.teacher)
         tokenizer = teacher.tokenizer
     require_generation(config, teacher)
     with main_first(world):
-        student = initialisers.bind(config.student, "student")(origin_of(config, teacher, world))
+        origin = origin_of(config, teacher, by_rows.student)
+        student = initialisers.bind(config.student, "student")(origin)
         make_trainable(student.model, config.trainable, config.seed)
     student = agreed(student, world)
     with main_first(world):
@@ -221,20 +228,32 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
         data=data,
         held_out=held_out,
         prompts=prompts,
-        facts={
-            "teacher": teacher.info.to_json(),
-            "student": student.facts,
-            "trained": trained_facts(student.model, config.trainable),
-            "data": data.facts,
-            "held_out": held_out.data.facts if held_out else None,
-        },
+        facts=facts_of(config, teacher, student, data, held_out),
         notes=[
             *vocabulary.notes,
             *data_notes(config, data, held_out),
             *([] if epochs is None else [epochs_note(epochs, config, data)]),
+            *whole_loads(teacher, student, by_rows, world),
             *prompt_notes(prompts),
         ],
     )
+
+
+def facts_of(
+    config: RunConfig,
+    teacher: Teacher,
+    student: InitialStudent,
+    data: TextData,
+    held_out: HeldOut | None,
+) -> dict[str, Any]:
+    """What is known of models and texts, for provenance.json."""
+    return {
+        "teacher": teacher.info.to_json(),
+        "student": student.facts,
+        "trained": trained_facts(student.model, config.trainable),
+        "data": data.facts,
+        "held_out": held_out.data.facts if held_out else None,
+    }
 
 
 def origin_of(config: RunConfig, teacher: Teacher, world: World) -> Origin:
@@ -243,7 +262,7 @@ def origin_of(config: RunConfig, teacher: Teacher, world: World) -> Origin:
     return Origin(
         local.model if local else None,
         teacher.tokenizer,
-        world.device,
+        world,
         STUDENT_DTYPE,
         config.seed,
         lambda: load_text(config.data, teacher.tokenizer, teacher.info.max_positions),
@@ -269,7 +288,8 @@ def agreed(student: InitialStudent, world: World) -> InitialStudent:
                 f"{others.get(name)} on rank {rank} and {shapes.get(name)} on rank {world.rank}. "
                 "Make it once with `limbeck shrink`, and name its folder."
             )
-    from_main(tensors.values())
+    if student.model.weight_files is None:  # of those in files, `fill` compares the files
+        from_main(tensors.values())
     pairs = broadcast_object(student.layer_map.pairs, world)
     return replace(student, layer_map=LayerMap(tuple((s, t) for s, t in pairs)))
 

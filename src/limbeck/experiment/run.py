@@ -69,21 +69,18 @@ class Run:
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
-        self._stack = ExitStack()
         self._started = now()
-        self.world: World = self._stack.enter_context(
-            world(
-                choose_device(config.device),
-                config.parallel.shard,
-                config.parallel.compute_dtype,
-                config.parallel.timeout_s,
+        with ExitStack() as stack:
+            self.world: World = stack.enter_context(
+                world(
+                    choose_device(config.device),
+                    config.parallel.shard,
+                    config.parallel.compute_dtype,
+                    config.parallel.timeout_s,
+                )
             )
-        )
-        try:
             self.parts: Parts = gather_parts(config, self.world)
-        except BaseException:
-            self._stack.close()
-            raise
+            self._stack = stack.pop_all()
         self.config = self.parts.config
 
     def __enter__(self) -> Run:
@@ -95,7 +92,7 @@ class Run:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._stack.close()
+        self._stack.__exit__(kind, error, trace)
 
     @property
     def is_main(self) -> bool:
@@ -187,6 +184,8 @@ class Run:
 
     def _save_initial(self, folder: Path) -> None:
         student = self.parts.student
+        if student is not None and student.model.weight_files is not None:
+            return  # every trial opens it again
         if self.is_main and student is not None and manifest(folder) is None:
             self.parts.publish_student(student.model, folder)
         barrier()

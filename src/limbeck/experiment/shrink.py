@@ -12,6 +12,7 @@ import torch
 
 from limbeck import __version__
 from limbeck.data import TextData
+from limbeck.distributed import World
 from limbeck.errors import ConfigError
 from limbeck.evaluate.speed import speeds
 from limbeck.experiment.vocabulary import (
@@ -77,8 +78,9 @@ class ShrinkSetup:
     def origin(self) -> Origin:
         """The inputs of student initialisers."""
         teacher = self.teacher
-        device, dtype = teacher.hf_model.device, teacher.hf_model.dtype
-        return Origin(teacher, self.tokenizer, device, dtype, text=lambda: self.text)
+        alone = World(0, 1, teacher.hf_model.device)
+        dtype = teacher.hf_model.dtype
+        return Origin(teacher, self.tokenizer, alone, dtype, text=lambda: self.text)
 
     def make(self, spec: Component) -> InitialStudent:
         """The student that a recipe's `student:` section describes."""

@@ -17,6 +17,7 @@ from limbeck.models.embedded import (
     embedded_teacher,
 )
 from limbeck.models.facts import (
+    loading_notes,
     model_facts,
     shape_facts,
     tensors_hash,
@@ -30,6 +31,8 @@ from limbeck.models.load import (
     enable_activation_checkpointing,
     load_model,
     new_model,
+    open_model,
+    reopened,
 )
 from limbeck.models.modes import (
     evaluating,
@@ -55,6 +58,9 @@ from limbeck.models.shared import (
 from limbeck.models.source import (
     ModelSource,
 )
+from limbeck.models.weight_files import (
+    WeightFiles,
+)
 
 __all__ = [
     "HEAD_TOLERANCE",
@@ -64,6 +70,7 @@ __all__ = [
     "ModelSource",
     "PreTrainedConfig",
     "PreTrainedTokenizerBase",
+    "WeightFiles",
     "cache_folder",
     "captured_projections",
     "choose_device",
@@ -74,13 +81,16 @@ __all__ = [
     "evaluating",
     "head_error",
     "load_model",
+    "loading_notes",
     "make_trainable",
     "model_facts",
     "neighbours_seen",
     "new_model",
+    "open_model",
     "plain_weights",
     "prove_documents_apart",
     "prove_head",
+    "reopened",
     "save_student",
     "shape_facts",
     "shared_model",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
@@ -36,6 +37,15 @@ def empty(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     Drawing random weights only to replace them took 4.3 s of 4.4 s for SmolLM2-135M.
     """
     with no_init_weights():
+        model: Any = from_config(config, dtype)
+    model.tie_weights()
+    assert isinstance(model, PreTrainedModel)
+    return model
+
+
+def hollow(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """A model whose parameters are on the meta device; its buffers are computed, on the CPU."""
+    with init_empty_weights(include_buffers=False):
         model: Any = from_config(config, dtype)
     model.tie_weights()
     assert isinstance(model, PreTrainedModel)

@@ -19,6 +19,7 @@ from limbeck.losses.distributions import log_softmax
 from limbeck.models.adapters import INSIDE, Adapter
 from limbeck.models.heads import transform_of
 from limbeck.models.modes import evaluating
+from limbeck.models.weight_files import WeightFiles
 
 
 class CausalLM(nn.Module):
@@ -29,6 +30,9 @@ class CausalLM(nn.Module):
         blocks: The decoder blocks, first to last.
         adapters: Low-rank changes of linear layers, by the layer's name in `hf_model`.
         head_name: Of the layer that makes logits, in `hf_model`.
+        weight_files: Where the weights are while `hf_model` is on the meta device; sharding reads
+            them. None for a model with weights.
+        whole_because: Why it was loaded whole, where reading it by rows was asked for.
     """
 
     def __init__(self, hf_model: PreTrainedModel) -> None:
@@ -44,6 +48,8 @@ class CausalLM(nn.Module):
         self._transform = transform_of(hf_model.config)
         self._blocks_name = find_blocks(hf_model)
         self.adapters: Mapping[str, Adapter] = {}
+        self.weight_files: WeightFiles | None = None
+        self.whole_because: str | None = None
         head = output_layer(hf_model)
         self.head_name = next(n for n, module in hf_model.named_modules() if module is head)
         self._vocabulary_size = self.vocabulary_rows

@@ -13,13 +13,19 @@ from limbeck.models.causal_lm import CausalLM
 from limbeck.models.source import ModelSource, find
 
 
-def model_facts(source: ModelSource, model: CausalLM) -> dict[str, Any]:
-    """Name, commit, hash of the weight files, and shape of a loaded model; JSON."""
+def model_facts(source: ModelSource, model: CausalLM, *, hashed: bool = True) -> dict[str, Any]:
+    """Name, commit, hash of the weight files, and shape of a model; JSON.
+
+    Args:
+        source: Where the model came from.
+        model: Loaded or opened.
+        hashed: False leaves the hash out: it reads every byte, and one rank is enough.
+    """
     place = find(source)
     return {
         "name": source.path,
         "revision": place.commit,
-        "weights_sha256": files_hash(place.name, place.folder),
+        "weights_sha256": files_hash(place.name, place.folder) if hashed else None,
         **shape_facts(model),
     }
 
@@ -35,6 +41,17 @@ def shape_facts(model: CausalLM) -> dict[str, Any]:
         "vocabulary_rows": model.vocabulary_rows,
         "dtype": str(model.hf_model.dtype).removeprefix("torch."),
     }
+
+
+def loading_notes(name: str, model: CausalLM) -> tuple[str, ...]:
+    """That a model was loaded whole where it should have been read by rows, and what that takes."""
+    if model.whole_because is None:
+        return ()
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    return (
+        f"{name}: every rank loads all {size / 1e9:,.2f} GB of the model before it is sharded, "
+        f"because {model.whole_because}.",
+    )
 
 
 def files_hash(name: str, folder: Path) -> str:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from limbeck.errors import ConfigError, DataError, TryLaterError
-from limbeck.models.build import attention_of, empty, from_config
+from limbeck.models.build import attention_of, empty, from_config, hollow
 from limbeck.models.causal_lm import CausalLM
 from limbeck.models.gguf import load_gguf
 from limbeck.models.prove import prove_documents_apart, prove_head
@@ -27,6 +33,7 @@ from limbeck.models.source import (
     read_config,
     refuse_unknown_kinds,
 )
+from limbeck.models.weight_files import NeedsWholeLoad, WeightFiles, find_weights
 
 
 def load_model(source: ModelSource, *, device: torch.device, dtype: torch.dtype) -> CausalLM:
@@ -48,6 +55,37 @@ def load_model(source: ModelSource, *, device: torch.device, dtype: torch.dtype)
     prove_head(model)
     prove_documents_apart(model)
     return model
+
+
+def open_model(source: ModelSource, *, device: torch.device, dtype: torch.dtype) -> CausalLM:
+    """Open a causal LM whose weights stay in their files until `distributed.shard` reads them.
+
+    The model is on the meta device and costs no memory. Sharding proves its head and its packing.
+    Where transformers does more to the weights than cast and rename them, the model is loaded
+    whole, and `whole_because` says why.
+
+    Raises:
+        ConfigError: It is not there, or is a model limbeck cannot use.
+        DataError: Its weights are damaged or not all there.
+        TryLaterError: The hub does not answer.
+    """
+    try:
+        return _open(source, dtype)
+    except NeedsWholeLoad as reason:
+        model = load_model(source, device=device, dtype=dtype)
+        model.whole_because = str(reason)
+        return model
+
+
+def reopened(
+    model: CausalLM, config: PreTrainedConfig, files: WeightFiles, dtype: torch.dtype
+) -> CausalLM:
+    """A model on the meta device like another that is, of a configuration and files of its own."""
+    made = CausalLM(hollow(config, dtype)).eval()
+    made.weight_files = files
+    made.end_like(model)
+    made.vocabulary_size = model.vocabulary_size
+    return made
 
 
 def new_model(
@@ -95,6 +133,42 @@ def enable_activation_checkpointing(model: CausalLM) -> None:
         layer._gradient_checkpointing_func = functools.partial(checkpoint, use_reentrant=False)
 
 
+def _open(source: ModelSource, dtype: torch.dtype) -> CausalLM:
+    place = find(source)
+    if place.name.endswith(".gguf"):
+        raise NeedsWholeLoad("a .gguf file is decoded whole")
+    if source.trust_remote_code:
+        raise NeedsWholeLoad("its Python may do more to its weights than cast and rename them")
+    config = read_config(source, place)
+    try:
+        model = CausalLM(hollow(config, dtype)).eval()
+        model.weight_files, absent = find_weights(place, model.hf_model)
+    except SafetensorError as error:
+        raise _damaged(source, error) from error
+    except (ValueError, KeyError, RuntimeError, ZeroDivisionError, ImportError) as error:
+        raise NeedsWholeLoad(first_line(error)) from error  # whose errors name the cause
+    _require_all(source, absent)
+    with suppress(OSError):  # it has none, and its configuration says what holds
+        model.hf_model.generation_config = GenerationConfig.from_pretrained(
+            place.name, revision=place.commit or "main"
+        )
+    return model
+
+
+def _damaged(source: ModelSource, error: SafetensorError) -> DataError:
+    return DataError(
+        f"The weights of {source.path} are damaged: {first_line(error)} Fetch them again."
+    )
+
+
+def _require_all(source: ModelSource, absent: Sequence[str]) -> None:
+    if absent:
+        raise DataError(
+            f"The weights of {source.path} must fill the whole model, but {len(absent)} are absent "
+            f"or of another shape: {', '.join(absent[:5])}. Fetch or save the model again."
+        )
+
+
 def _from_pretrained(
     source: ModelSource, place: Place, config: PreTrainedConfig, dtype: torch.dtype
 ) -> PreTrainedModel:
@@ -112,9 +186,7 @@ def _from_pretrained(
             ignore_mismatched_sizes=True,  # refused below, by name
         )
     except SafetensorError as error:
-        raise DataError(
-            f"The weights of {source.path} are damaged: {first_line(error)} Fetch them again."
-        ) from error
+        raise _damaged(source, error) from error
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
         if place.commit is not None and isinstance(error, OSError) and _network(error):
             raise TryLaterError(
@@ -127,11 +199,7 @@ def _from_pretrained(
         f"{name} is {list(found)} in the file and {list(wanted)} in config.json"
         for name, found, wanted in sorted(info["mismatched_keys"])
     ]
-    if absent := sorted(info["missing_keys"]) + others:
-        raise DataError(
-            f"The weights of {source.path} must fill the whole model, but {len(absent)} are absent "
-            f"or of another shape: {', '.join(absent[:5])}. Fetch or save the model again."
-        )
+    _require_all(source, sorted(info["missing_keys"]) + others)
     assert isinstance(hf_model, PreTrainedModel)
     return hf_model
 

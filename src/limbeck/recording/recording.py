@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
@@ -62,13 +62,10 @@ class Recording:
         self.config = config
         self.settings = settings_of(config)
         require_store_or_new(self.settings.output)
-        self._stack = ExitStack()
-        self.world = self._stack.enter_context(world(choose_device(config.device), "none"))
-        try:
+        with ExitStack() as stack:
+            self.world = stack.enter_context(world(choose_device(config.device), "none"))
             self._gather()
-        except BaseException:
-            self._stack.close()
-            raise
+            self._stack = stack.pop_all()
 
     def __enter__(self) -> Recording:
         return self
@@ -79,12 +76,14 @@ class Recording:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._stack.close()
+        self._stack.__exit__(kind, error, trace)
 
     def _gather(self) -> None:
         config = self.config
+        whole = replace(self.world, mesh=None)  # every process records shards of its own
         with main_first(self.world):
-            teacher = teachers.bind(config.teacher, "teacher")(self.world.device)
+            teacher = teachers.bind(config.teacher, "teacher")(whole)
+        teacher.shard(whole)
         self.model = require_local(teacher, "record").model
         tokenizer = self.tokenizer = teacher.tokenizer
         rows = teacher.info.vocabulary_rows

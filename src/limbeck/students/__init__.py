@@ -4,10 +4,12 @@ from limbeck.students.base import (
     InitialStudent,
     Origin,
     initialisers,
+    reads_teacher,
 )
 
 __all__ = [
     "InitialStudent",
     "Origin",
     "initialisers",
+    "reads_teacher",
 ]

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
+from limbeck.distributed import World
 from limbeck.layer_map import LayerMap
-from limbeck.models import CausalLM, PreTrainedTokenizerBase
+from limbeck.models import (
+    CausalLM,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+    copied_model,
+    reopened,
+)
 from limbeck.prune.calibration import Text
-from limbeck.registry import Registry
+from limbeck.registry import Component, Registry, type_of
 
 
 @dataclass(frozen=True)
@@ -21,7 +28,8 @@ class Origin:
     Attributes:
         teacher: None for a recorded teacher, which has no weights here.
         tokenizer: The teacher's.
-        device: Device of the student.
+        world: Ranks the student will be sharded over. Without a mesh its weights are loaded; with
+            one they may stay in their files until it is sharded.
         dtype: Of the weights. Use float32 for training: narrower types lose small updates.
         seed: Of random weights.
         text: Reads the calibration text; None without one.
@@ -30,11 +38,16 @@ class Origin:
 
     teacher: CausalLM | None
     tokenizer: PreTrainedTokenizerBase
-    device: torch.device
+    world: World
     dtype: torch.dtype = torch.float32
     seed: int = 0
     text: Callable[[], Text] | None = None
     recorded: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the student is to live."""
+        return self.world.device
 
     @property
     def teacher_layers(self) -> int | None:
@@ -68,6 +81,37 @@ class InitialStudent:
 
 
 initialisers: Registry[InitialStudent] = Registry("student", package="limbeck.students")
+
+
+def reads_teacher(student: Component) -> bool:
+    """Whether a student is made from the teacher's weights, and not from its files or its shape."""
+    kind = type_of(student)
+    even = student.get("by", "even") == "even"
+    return not (kind in ("pretrained", "random", "copy") or (kind == "depth" and even))
+
+
+def made_of(
+    teacher: CausalLM, config: PreTrainedConfig, names: Mapping[str, str], origin: Origin
+) -> CausalLM:
+    """A model of its own with some of a teacher's weights, copied or still in the teacher's files.
+
+    Args:
+        teacher: Whose weights.
+        config: Of the model.
+        names: Each name in the model's state dict with the teacher's name for it.
+        origin: Device and data type of the model.
+    """
+    if teacher.weight_files is not None:
+        files = teacher.weight_files.renamed(names)
+        # Copied weights have had the teacher's data type; these shall be the same.
+        files = replace(files, rounded_to=teacher.hf_model.dtype)
+        return reopened(teacher, config, files, origin.dtype)
+    state = teacher.hf_model.state_dict()
+    weights = {new: state[old] for new, old in names.items()}
+    model = copied_model(config, weights, device=origin.device, dtype=origin.dtype)
+    model.end_like(teacher)
+    model.vocabulary_size = teacher.vocabulary_size
+    return model
 
 
 def spread(student: CausalLM, origin: Origin) -> LayerMap:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from limbeck.errors import ConfigError
 from limbeck.layer_map import LayerMap
-from limbeck.models import copied_model, shape_facts
-from limbeck.students.base import InitialStudent, Origin, initialisers
+from limbeck.models import shape_facts
+from limbeck.students.base import InitialStudent, Origin, initialisers, made_of
 
 
 @initialisers.register("copy")
@@ -17,11 +17,8 @@ def copied(origin: Origin) -> InitialStudent:
             "student.type: a copy needs the teacher's model, and a recorded teacher has none here. "
             "Use an online teacher, or a pretrained student."
         )
-    model = copied_model(
-        teacher.config, teacher.hf_model.state_dict(), device=origin.device, dtype=origin.dtype
-    )
-    model.end_like(teacher)
-    model.vocabulary_size = teacher.vocabulary_size
+    names = {name: name for name in teacher.hf_model.state_dict()}
+    model = made_of(teacher, teacher.config, names, origin)
     layer_map = LayerMap.surviving(range(model.num_layers))
     facts = {"origin": "copy", **shape_facts(model)}
     return InitialStudent(model, origin.tokenizer, layer_map, facts)

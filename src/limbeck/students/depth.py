@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Ge, Gt, Le
-from torch import Tensor
 
 from limbeck.errors import ConfigError
 from limbeck.layer_map import LayerMap
@@ -15,7 +14,6 @@ from limbeck.models import (
     CausalLM,
     ModelSource,
     PreTrainedTokenizerBase,
-    copied_model,
     load_model,
     model_facts,
     shape_facts,
@@ -23,7 +21,7 @@ from limbeck.models import (
 from limbeck.prune import cut_config
 from limbeck.prune.calibration import Calibration, Text, calibrate
 from limbeck.prune.importance import Progress, block_influence, cheapest_span, greedy
-from limbeck.students.base import InitialStudent, Origin, initialisers
+from limbeck.students.base import InitialStudent, Origin, initialisers, made_of
 from limbeck.tokenizers import load_tokenizer
 
 Layers = tuple[Annotated[int, Ge(0)], ...] | None
@@ -89,7 +87,11 @@ def teacher_of(
     teacher = load_model(source, device=torch.device("cpu"), dtype=origin.dtype)
     path, revision, trust_remote_code = place
     tokenizer = load_tokenizer(path, revision=revision, trust_remote_code=trust_remote_code)
-    return teacher, tokenizer, {"cut_from": model_facts(source, teacher)}
+    return (
+        teacher,
+        tokenizer,
+        {"cut_from": model_facts(source, teacher, hashed=origin.world.is_main)},
+    )
 
 
 def ways_problem(*, by: str = "even", **ways: Any) -> str | None:
@@ -196,23 +198,19 @@ def even_layers(keep: int, num_layers: int) -> tuple[int, ...]:
 
 def cut(teacher: CausalLM, kept: Sequence[int], origin: Origin) -> CausalLM:
     """A copy of the teacher with the kept blocks only."""
-    config = cut_config(teacher.config, kept)
-    weights = dict(renumbered(teacher.hf_model.state_dict(), teacher.blocks_name, kept))
-    model = copied_model(config, weights, device=origin.device, dtype=origin.dtype)
-    model.end_like(teacher)
-    model.vocabulary_size = teacher.vocabulary_size
-    return model
+    names = renumbered(teacher.hf_model.state_dict(), teacher.blocks_name, kept)
+    return made_of(teacher, cut_config(teacher.config, kept), dict(names), origin)
 
 
 def renumbered(
-    state: Mapping[str, Tensor], blocks_name: str, kept: Sequence[int]
-) -> Iterator[tuple[str, Tensor]]:
-    """The weights of the kept blocks under their new numbers, and all other weights."""
+    names: Iterable[str], blocks_name: str, kept: Sequence[int]
+) -> Iterator[tuple[str, str]]:
+    """New and old names of the kept blocks' weights, and of all other weights."""
     new_number = {str(old): new for new, old in enumerate(kept)}
-    for name, tensor in state.items():
+    for name in names:
         if not name.startswith(f"{blocks_name}."):
-            yield name, tensor
+            yield name, name
             continue
         number, _, rest = name.removeprefix(f"{blocks_name}.").partition(".")
         if number in new_number:
-            yield f"{blocks_name}.{new_number[number]}.{rest}", tensor
+            yield f"{blocks_name}.{new_number[number]}.{rest}", name

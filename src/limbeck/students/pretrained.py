@@ -4,13 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from limbeck.models import (
-    CausalLM,
-    ModelSource,
-    PreTrainedTokenizerBase,
-    load_model,
-    model_facts,
-)
+from limbeck.distributed import model_for
+from limbeck.models import CausalLM, ModelSource, PreTrainedTokenizerBase, model_facts
 from limbeck.students.base import InitialStudent, Origin, initialisers, spread
 from limbeck.students.provenance import read_provenance, surviving
 from limbeck.tokenizers import load_tokenizer, refuse_differing_ids, tokens_by_id
@@ -30,9 +25,13 @@ def pretrained(
     `tokenizer: teacher` gives a base model the chat template and the end token of its teacher.
     """
     source = ModelSource(path, revision, trust_remote_code)
-    model = load_model(source, device=origin.device, dtype=origin.dtype)
+    model = model_for(source, origin.world, origin.dtype)
     own = load_tokenizer(path, revision=revision, trust_remote_code=trust_remote_code)
-    facts = {"origin": "pretrained", "tokenizer": tokenizer, **model_facts(source, model)}
+    facts = {
+        "origin": "pretrained",
+        "tokenizer": tokenizer,
+        **model_facts(source, model, hashed=origin.world.is_main),
+    }
     if tokenizer == "teacher":
         refuse_differing_ids(tokens_by_id(own), tokens_by_id(origin.tokenizer))
         end_as(model, origin.tokenizer)

@@ -147,11 +147,19 @@ class Teacher(ABC):
     def signal(self, batch: Batch) -> TeacherSignal:
         """Distributions and hidden states at the scored positions of a batch, without gradients."""
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of how it was loaded."""
+        return ()
+
     def abandon_pass(self) -> None:  # noqa: B027  (optional)
         """Release what a forward pass that failed has left. Does nothing without weights here."""
 
     def shard(self, world: World) -> None:  # noqa: B027  (optional)
-        """Spread its weights over the ranks. Does nothing for a teacher without weights here."""
+        """Spread its weights over the ranks, and adopt rank 0's hash of them; every rank calls it.
+
+        Does nothing for a teacher without weights here.
+        """
 
     def with_needs(self, needs: SignalNeeds) -> Teacher:
         """The same teacher with needs of its own; weights and stores are shared, not copied."""
@@ -161,4 +169,8 @@ class Teacher(ABC):
 
 
 teachers: Registry[Teacher] = Registry("teacher", package="limbeck.teachers")
-"""Factories `(device: torch.device, *, options) -> Teacher`."""
+"""Factories `(world: World, *, options) -> Teacher`.
+
+Only rank 0's needs to hash weight files. Where `world` has a mesh, weights may stay in their files
+until `shard` is called.
+"""

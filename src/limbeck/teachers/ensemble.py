@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 
 from limbeck.batch import Batch
+from limbeck.distributed import World
 from limbeck.errors import ConfigError
 from limbeck.losses import TeacherSignal
 from limbeck.losses.distributions import Mixture
@@ -45,7 +46,7 @@ class Ensemble(SeveralTeachers):
 
 @registry.register("ensemble")
 def ensemble(
-    device: torch.device, *, teachers: list[Component], weights: list[float] | None = None
+    world: World, *, teachers: list[Component], weights: list[float] | None = None
 ) -> Ensemble:
     """The mixture of several teachers' probabilities, by weight."""
     weights = weights or [1.0] * len(teachers)
@@ -55,7 +56,7 @@ def ensemble(
             f"{weights} for {len(teachers)}. Correct the list, or leave it out for equal weights."
         )
     members = [
-        registry.bind(spec, f"teacher.teachers[{index}]")(device)
+        registry.bind(spec, f"teacher.teachers[{index}]")(world)
         for index, spec in enumerate(teachers)
     ]
     return Ensemble(members, weights)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from limbeck.batch import Batch
-from limbeck.distributed import World, abandon_pass, shard
+from limbeck.distributed import World, abandon_pass, broadcast_object, model_for, shard
 from limbeck.errors import ConfigError
 from limbeck.losses import SignalNeeds, TeacherSignal
 from limbeck.losses.distributions import LazyLogits
@@ -15,7 +17,7 @@ from limbeck.models import (
     PreTrainedTokenizerBase,
     captured_projections,
     choose_dtype,
-    load_model,
+    loading_notes,
     model_facts,
     shape_facts,
 )
@@ -97,6 +99,11 @@ class LocalTeacher(Teacher):
         distribution = LazyLogits(hidden, self.model.head) if needs.distribution else None
         return TeacherSignal.from_distribution(distribution, layer_hidden, projections)
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """That it was loaded whole where it should have been read by rows."""
+        return loading_notes("teacher", self.model)
+
     def abandon_pass(self) -> None:
         """Let go of the weights that a failed pass gathered."""
         abandon_pass(self.model)
@@ -104,6 +111,8 @@ class LocalTeacher(Teacher):
     def shard(self, world: World) -> None:
         """Spread the model over the ranks; it computes in its own data type."""
         shard(self.model, self.model.blocks, world)
+        shared_hash = broadcast_object(self._info.weights_sha256, world)
+        self._info = replace(self._info, weights_sha256=shared_hash)
 
 
 def find_local(teacher: Teacher) -> LocalTeacher | None:
@@ -132,7 +141,7 @@ def require_local(teacher: Teacher, purpose: str) -> LocalTeacher:
 
 @teachers.register("online")
 def online(
-    device: torch.device,
+    world: World,
     *,
     path: str,
     dtype: str = "auto",
@@ -141,7 +150,10 @@ def online(
 ) -> LocalTeacher:
     """A model that runs beside the student: nothing to record, one more forward pass a step."""
     source = ModelSource(path, revision, trust_remote_code)
-    model = load_model(source, device=device, dtype=choose_dtype(dtype, device))
-    facts = {**model_facts(source, model), "max_positions": model.max_positions}
+    model = model_for(source, world, choose_dtype(dtype, world.device))
+    facts = {
+        **model_facts(source, model, hashed=world.is_main),
+        "max_positions": model.max_positions,
+    }
     tokenizer = load_tokenizer(path, revision=revision, trust_remote_code=trust_remote_code)
     return LocalTeacher(model, info=TeacherInfo.from_json(facts), tokenizer=tokenizer)

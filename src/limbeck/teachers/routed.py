@@ -12,6 +12,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from limbeck.batch import Batch
+from limbeck.distributed import World
 from limbeck.errors import ConfigError, DataError
 from limbeck.losses import SignalPart, TeacherSignal
 from limbeck.registry import Component
@@ -146,7 +147,7 @@ def only(batch: Batch, scored: Bool[Tensor, "B T"]) -> Batch:
 
 @registry.register("routed")
 def routed(
-    device: torch.device,
+    world: World,
     *,
     teachers: dict[str, Component],
 ) -> RoutedTeacher:
@@ -154,7 +155,7 @@ def routed(
     if not teachers:
         raise ConfigError("teacher.teachers: must name at least one teacher, got none.")
     members = {
-        name: registry.bind(spec, f"teacher.teachers.{name}")(device)
+        name: registry.bind(spec, f"teacher.teachers.{name}")(world)
         for name, spec in teachers.items()
     }
     return RoutedTeacher(members)

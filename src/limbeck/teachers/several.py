@@ -103,6 +103,11 @@ class SeveralTeachers(Teacher):
         for member in self._members.values():
             member.prefetch(batches)
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Those of every member."""
+        return tuple(note for member in self._members.values() for note in member.notes)
+
     def shard(self, world: World) -> None:
         """Spread every member over the ranks."""
         self._has_ranks = world.size > 1

@@ -12,6 +12,7 @@ import torch
 
 from limbeck.batch import Batch
 from limbeck.data import TextData
+from limbeck.distributed import World
 from limbeck.errors import ConfigError, DataError
 from limbeck.files import manifest
 from limbeck.losses import Objective, SignalNeeds, TeacherSignal
@@ -273,6 +274,6 @@ def samples_of(batch: Batch) -> Iterator[Sample]:
 
 
 @teachers.register("stored")
-def stored(device: torch.device, *, path: str) -> StoredTeacher:
+def stored(world: World, *, path: str) -> StoredTeacher:
     """A teacher recorded with `limbeck record`: no forward pass, no teacher in memory."""
-    return StoredTeacher(Store.open(Path(path).expanduser()), device)
+    return StoredTeacher(Store.open(Path(path).expanduser()), world.device)

@@ -1,0 +1,51 @@
+"""Which models of a run stay in their files until they are sharded, and which are loaded whole."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+from limbeck.config import RunConfig
+from limbeck.distributed import World
+from limbeck.models import loading_notes
+from limbeck.registry import type_of
+from limbeck.students import InitialStudent, reads_teacher
+from limbeck.teachers import Teacher
+
+
+class OpeningWorlds(NamedTuple):
+    """The ranks for which teacher and student are opened: without a mesh, they are loaded whole."""
+
+    teacher: World
+    student: World
+    notes: tuple[str, ...]
+    """What is loaded whole because of the recipe, and what in the recipe avoids it."""
+
+
+def opening_worlds(config: RunConfig, world: World) -> OpeningWorlds:
+    """Whether teacher and student may stay in their files until they are sharded."""
+    whole = replace(world, mesh=None)
+    teacher = student = world
+    notes: list[str] = []
+    if config.trainable.lora is not None or config.trainable.freeze:
+        student = whole
+        notes.append("student: every rank loads all of it, because trainable changes or hashes it.")
+    kind = type_of(config.student)
+    cut = kind in ("depth", "copy") and student is whole
+    if reads_teacher(config.student) or cut:
+        teacher = whole
+        notes.append(
+            f"teacher: every rank loads all of it before it is sharded, because a {kind} student "
+            "is made from its weights. Make the student once with limbeck shrink, and name its "
+            "folder: {type: pretrained, path: ...}."
+        )
+    return OpeningWorlds(teacher, student, tuple(notes))
+
+
+def whole_loads(
+    teacher: Teacher, student: InitialStudent, opened: OpeningWorlds, world: World
+) -> tuple[str, ...]:
+    """Which models several ranks have loaded whole, why, and how to avoid it."""
+    if world.size == 1:
+        return ()
+    return (*teacher.notes, *loading_notes("student", student.model), *opened.notes)
