@@ -22,7 +22,7 @@ from tests.experiment.house import write_recipe
         ),
         (["optim.steps=null"], r"optim\.steps: must be given, .* got neither\."),
         (["optim.steps=null", "optim.epochs=0"], r"optim\.epochs: must be greater than 0, got 0"),
-        (["optim.warmup_steps=0.99", "optim.steps=3"], "must be less than optim.steps = 3, got 3"),
+        (["optim.warmup_steps=3", "optim.steps=3"], "must be less than optim.steps = 3, got 3"),
         (["evaluate.baseline_learning_rate=1e-3"], "evaluate.baseline is not set"),
         (["evaluate.data=null", "optim.learning_rate=[1e-3, 2e-3]"], "evaluate.data is not set"),
         (["evaluate.data=null", "evaluate.baseline=cross_entropy"], "evaluate.data is not set"),

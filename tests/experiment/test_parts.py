@@ -153,21 +153,21 @@ def test_a_detected_type_and_skipped_rows_are_told(tmp_path):
 def test_epochs_become_the_steps_that_read_every_row(tmp_path):
     path = write_recipe(tmp_path)
     options = ["optim.steps=null", "optim.warmup_steps=0.1"]
-    none = ["optim.steps=null", "optim.warmup_steps=0"]
     parts = {}
     for epochs in (0.01, 1, 2.5):
-        config = limbeck.load(path, [*(options if epochs > 1 else none), f"optim.epochs={epochs}"])
+        config = limbeck.load(path, [*options, f"optim.epochs={epochs}"])
         parts[epochs] = gather_parts(config, one_process())
     rows = parts[1].data.num_rows
     steps = {epochs: each.config.optim.num_steps for epochs, each in parts.items()}
     assert steps == {0.01: 1, 1: math.ceil(rows / 4), 2.5: math.ceil(2.5 * rows / 4)}
     assert parts[2.5].config.optim.epochs is None
-    assert parts[2.5].config.optim.num_warmup_steps == math.ceil(0.1 * steps[2.5])
+    assert parts[2.5].config.optim.num_warmup_steps == math.floor(0.1 * steps[2.5])
     assert parts[2.5].notes == [
         f"optim.epochs: 2.5 passes over {rows} rows, 4 a step, are {steps[2.5]} steps."
     ]
+    one_step = ["optim.steps=null", "optim.epochs=.01", "optim.warmup_steps=1"]
     with pytest.raises(ConfigError, match=r"must be less than optim\.steps = 1, got 1"):
-        gather_parts(limbeck.load(path, [*options, "optim.epochs=.01"]), one_process())
+        gather_parts(limbeck.load(path, one_step), one_process())
 
 
 def test_a_base_student_of_an_instruct_teacher_needs_the_teachers_tokenizer(tmp_path):

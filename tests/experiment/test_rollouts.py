@@ -101,7 +101,7 @@ def test_half_of_a_step_may_be_fixed_text_and_a_resume_is_exact(tmp_path, monkey
 
 def test_a_teacher_may_write_for_a_student_that_learns_its_tokens(tmp_path):
     """Sequence-level distillation: cross-entropy on the teacher's text, no distributions."""
-    changes = {"optim": {"steps": 2}, "evaluate": {"data": None}}
+    changes = {"optim": {"steps": 2}, "evaluate": {"data": None}, "data": {"type": "auto"}}
     path = recipe(tmp_path, {"from": "teacher"}, {**ON_POLICY, "alpha": 0.0}, **changes)
     run(path)
     teacher = CausalLM(AutoModelForCausalLM.from_pretrained(tmp_path / "teacher").eval())
@@ -142,11 +142,16 @@ def test_a_rollout_section_that_cannot_be_run_is_refused(tmp_path, overrides, ex
         limbeck.load(recipe(tmp_path), overrides)
 
 
-def test_a_text_without_a_prompt_is_refused(tmp_path):
+def test_a_text_without_a_prompt_is_refused_and_some_are_counted(tmp_path):
     path = recipe(tmp_path, {"tokens": 4, "prompt_tokens": 60}, data={"sequence_length": 64})
     (tmp_path / "train.jsonl").write_text('{"text": "a still"}\n' * 3)
     with pytest.raises(DataError, match=r"3 are too short or have no prompt, and 0 have"):
         run(path)
+    with (tmp_path / "train.jsonl").open("a") as file:
+        file.write(json.dumps({"text": "a still boils " * 40}) + "\n")
+    with limbeck.assemble(limbeck.load(path)) as whole:
+        told = "Documents that no rollout continues: 3 too short or without a prompt."
+        assert whole.parts.notes[-2:] == ["Rollouts continue 1 prompts of 60 tokens.", told]
 
 
 def test_a_routed_teacher_is_refused_before_the_student_loads(tmp_path, monkeypatch):

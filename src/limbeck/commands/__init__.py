@@ -56,6 +56,7 @@ student in safetensors and a report of what was kept and what was lost.
   limbeck shrink TEACHER --layers 20 a student out of the teacher, by measurement
   limbeck record recipe.yaml         the teacher's answers once, into a store
   limbeck distill recipe.yaml        the main job; add key=value to change the recipe
+  limbeck distill TEACHER 12 DATA    the same without a recipe: it is written for you
   limbeck export STUDENT --output DIR  the student as a verified GGUF file
 
 Exit codes: 0 done; 2 the recipe is wrong; 3 the data is wrong or damaged; 4 failed, can be resumed;

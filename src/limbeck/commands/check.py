@@ -27,7 +27,7 @@ from limbeck.checks import (
 )
 from limbeck.checks.case import spread
 from limbeck.checks.plan import size
-from limbeck.commands.distill import Overrides
+from limbeck.commands.arguments import Overrides
 from limbeck.data import reader_of
 from limbeck.errors import ConfigError
 from limbeck.experiment import Run, assemble, load

@@ -10,20 +10,27 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from limbeck.commands.check import check
+from limbeck.commands.first_recipe import is_short, write_recipe
 from limbeck.commands.tables import outcome_table
 from limbeck.config import dump
 from limbeck.experiment import RunResult, Stage, assemble, load, load_stages, run_stages
 
-Recipe = Annotated[Path, typer.Argument(help="The recipe, YAML.", show_default=False)]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(help="Changes to the recipe: key.sub=value, each in YAML.", show_default=False),
+Words = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="RECIPE | TEACHER STUDENT DATA [key=value ...]",
+        help="A recipe, or two models and data; then changes to the recipe, each value in YAML.",
+        show_default=False,
+    ),
 ]
 
 
 def distill(
-    recipe: Recipe,
-    overrides: Overrides = None,
+    words: Words,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Write the recipe, check it, and leave.")
+    ] = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last checkpoint of the run directory.")
     ] = False,
@@ -41,16 +48,28 @@ def distill(
     holds the resolved recipe, metrics.jsonl, checkpoints, the student in safetensors, and
     report.html. Ctrl-C and SIGTERM save first; `--resume` goes on, on a CPU bit for bit.
 
+    limbeck distill TEACHER STUDENT DATA writes a recipe with comments beside the run directory,
+    prints it and runs it. STUDENT is a model, or a number of the teacher's layers ("12 layers").
+
     A recipe with `stages` is several such runs, one after the other, each in stages/NAME.
 
     On several GPUs or processes: torchrun --nproc-per-node 8 -m limbeck distill recipe.yaml
     """
-    if stages := load_stages(recipe, overrides or []):
+    recipe, overrides = Path(words[0]), words[1:]
+    if is_short(words):
+        recipe, overrides = write_recipe(words, keep_run=resume or overwrite), []
+        Console(stderr=True).print(
+            f"{recipe}:\n{recipe.read_text()}", markup=False, highlight=False, soft_wrap=True
+        )
+    if plan:
+        check(recipe, overrides, as_json=as_json)
+        return
+    if stages := load_stages(recipe, overrides):
         distill_stages(
             stages, resume=resume, overwrite=overwrite, print_config=print_config, as_json=as_json
         )
         return
-    config = load(recipe, overrides or [])
+    config = load(recipe, overrides)
     if print_config:
         typer.echo(dump(config), nl=False)
         return

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from limbeck.commands.distill import Overrides, Recipe
+from limbeck.commands.arguments import Overrides, Recipe
 from limbeck.commands.tables import outcome_table
 from limbeck.experiment import assemble, load
 

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from limbeck.checks.plan import size
-from limbeck.commands.distill import Overrides, Recipe
+from limbeck.commands.arguments import Overrides, Recipe
 from limbeck.distributed import StopSignals
 from limbeck.distributed.stopping import reason
 from limbeck.errors import Stopped

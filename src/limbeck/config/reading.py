@@ -104,10 +104,7 @@ def parse(path: Path, overrides: Iterable[str]) -> dict[str, Any]:
     if not OmegaConf.is_dict(base):
         raise ConfigError(f"{path} must hold a mapping of sections.")
     for override in overrides:
-        key = override.partition("=")[0]
-        with blamed_on(f"The override {override!r}"):
-            value = OmegaConf.select(OmegaConf.from_dotlist([override]), key)
-            OmegaConf.update(base, key, value, merge=False)
+        override_in(base, override)
     tree = OmegaConf.to_container(base, resolve=False)
     assert isinstance(tree, dict), "OmegaConf keeps a mapping a mapping"
     for at, value in leaves(tree):
@@ -120,6 +117,18 @@ def parse(path: Path, overrides: Iterable[str]) -> dict[str, Any]:
         folder = path.parent.resolve()
         tree["plugins"] = [str(folder / Path(str(p)).expanduser()) for p in tree["plugins"]]
     return {str(key): value for key, value in tree.items()}
+
+
+def override_in(tree: Any, override: str) -> None:
+    """Apply `key.sub=value` to a configuration of OmegaConf, in place.
+
+    Raises:
+        ConfigError: The value is not YAML, or the key leads through something that has no keys.
+    """
+    key = override.partition("=")[0]
+    with blamed_on(f"The override {override!r}"):
+        value = OmegaConf.select(OmegaConf.from_dotlist([override]), key)
+        OmegaConf.update(tree, key, value, merge=False)
 
 
 @contextlib.contextmanager

@@ -19,6 +19,9 @@ from limbeck.config.schedules import STRICT, Schedule, Scheduled
 from limbeck.config.trainable import TrainableConfig
 from limbeck.registry import Component
 
+ROUNDING = 1e-9
+"""Part of a step by which a product of floats may miss a whole number."""
+
 Positive = Annotated[int, Gt(0)]
 HeadBudget = Positive | Literal["auto"]
 Rate = Annotated[float, Gt(0)]
@@ -88,8 +91,8 @@ class RolloutConfig:
     top_p: Annotated[float, Interval(gt=0, le=1)] = 1.0
     """Sample from the most probable tokens that together reach this probability."""
     prompt_tokens: Positive = 32
-    """Prompts of `text` data: this many first tokens of each document. `completion` data have
-    prompts, and a chat's is everything up to its last answer."""
+    """Prompts of `text` data: this many first tokens of each document. Data of other types have
+    prompts of their own: everything before the last answer or completion."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,8 +141,9 @@ class OptimConfig:
     @property
     def num_warmup_steps(self) -> int:
         """Steps from 0 to the peak."""
-        is_share = isinstance(self.warmup_steps, float)
-        return math.ceil(self.warmup_steps * self.num_steps) if is_share else int(self.warmup_steps)
+        if isinstance(self.warmup_steps, int):
+            return self.warmup_steps
+        return math.floor(self.warmup_steps * self.num_steps + ROUNDING)
 
     def rows_per_step(self, sequence_length: int) -> int:
         """Rows of one optimizer step, over all micro-batches and ranks."""

@@ -165,10 +165,14 @@ def prompt_notes(prompts: Prompts | None) -> Iterator[str]:
     """Number of prompts, and how many documents give none."""
     if prompts is None:
         return
-    text = f"Rollouts continue {len(prompts):,} prompts of {prompts.mean_length:.0f} tokens"
-    left_out = [(prompts.too_short, "are too short or have no prompt")]
-    left_out += [(prompts.too_long, "have a prompt that is too long")]
-    yield f"{text}." + "".join(f" {count:,} documents {why}." for count, why in left_out if count)
+    yield f"Rollouts continue {len(prompts):,} prompts of {prompts.mean_length:.0f} tokens."
+    left_out = {
+        "too short or without a prompt": prompts.too_short,
+        "with a prompt that is too long": prompts.too_long,
+    }
+    if any(left_out.values()):
+        counts = ", ".join(f"{count:,} {why}" for why, count in left_out.items() if count)
+        yield f"Documents that no rollout continues: {counts}."
 
 
 def require_generation(config: RunConfig, teacher: Teacher) -> None:

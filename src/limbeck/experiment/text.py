@@ -7,12 +7,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from limbeck.config import OptimConfig, RunConfig
+from limbeck.config.recipe import ROUNDING
 from limbeck.data import HeldOut, TextData, overlap, reader_of
 from limbeck.errors import ConfigError
 from limbeck.registry import Problem
-
-ROUNDING = 1e-9
-"""Part of a step by which a product of floats may miss a whole number."""
 
 
 def with_steps(config: RunConfig, data: TextData) -> RunConfig:

@@ -1,0 +1,100 @@
+"""`limbeck distill TEACHER STUDENT DATA`: the recipe it writes, and what it refuses."""
+
+import json
+from pathlib import Path
+
+import pytest
+import typer
+import yaml
+from typer.testing import CliRunner
+
+import limbeck
+from limbeck.commands.distill import distill
+from limbeck.commands.first_recipe import write_recipe
+from limbeck.errors import ConfigError
+from tests.experiment.house import steps_of, write_model, write_texts
+from tests.tokenizers.small import BEGIN, CHATML, small
+
+SMALL = ["data.sequence_length=32", "optim.tokens_per_step=128", "device=cpu"]
+
+
+@pytest.fixture(autouse=True)
+def _place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LIMBECK_CACHE", str(tmp_path / "cache"))
+    write_model(Path("teacher"), rows=len(small()))
+    small(template=CHATML).save_pretrained("teacher")
+    write_texts(Path("train.jsonl"), 30, seed=1)
+
+
+def run(*arguments: str, code: int = 0) -> str:
+    app = typer.Typer()
+    app.command()(distill)
+    result = CliRunner().invoke(app, list(arguments), catch_exceptions=False)
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def test_a_number_of_layers_is_a_pruned_student_and_trains(tmp_path: Path) -> None:
+    told = run("teacher", "2 layers", "train.jsonl", *SMALL, "optim.steps=2")
+    text = Path("runs/teacher-to-2-layers.yaml").read_text()
+    assert text in told
+    assert "# which layers to keep" in text
+    recipe = yaml.safe_load(text)
+    assert recipe["student"] == {"type": "depth", "keep": 2, "by": "block_influence"}
+    assert recipe["optim"]["steps"] == 2
+    assert "epochs" not in recipe["optim"]
+    folder = tmp_path / "runs" / "teacher-to-2-layers"
+    assert len(steps_of(folder)) == 2
+    assert (folder / "student" / "model.safetensors").exists()
+    with pytest.raises(ConfigError, match=r"already holds a run\. Add --resume to continue it"):
+        run("teacher", "2 layers", "train.jsonl", *SMALL)
+    assert "student" in run("teacher", "2 layers", "train.jsonl", "--resume")
+
+
+def test_a_base_student_of_an_instruct_teacher_trains_on_sharegpt(tmp_path: Path) -> None:
+    base = write_model(tmp_path / "base", rows=len(small()), layers=2, seed=1)
+    small(end=BEGIN).save_pretrained(base)
+    turns = [{"from": "human", "value": "What boils?"}, {"from": "gpt", "value": "A still."}]
+    Path("chat.jsonl").write_text(f"{json.dumps({'conversations': turns})}\n" * 8)
+    told = run("teacher", "base", "chat.jsonl", *SMALL, "output=here", "optim.epochs=2")
+    assert yaml.safe_load(Path("here.yaml").read_text())["student"]["tokenizer"] == "teacher"
+    config = json.loads(Path("here/student/config.json").read_text())
+    assert config["eos_token_id"] == small().eos_token_id
+    assert "learning_rate: 2.0e-05" in told
+
+
+def test_plan_writes_and_checks_and_trains_nothing(tmp_path: Path) -> None:
+    told = run("teacher", "2", "train.jsonl", *SMALL, "--plan")
+    assert "The plan" in told
+    assert not (tmp_path / "runs" / "teacher-to-2-layers").exists()
+    assert limbeck.load("runs/teacher-to-2-layers.yaml").optim.epochs == 1
+
+
+def test_rows_are_as_long_as_both_models_read() -> None:
+    limit = json.loads(Path("teacher/config.json").read_text())["max_position_embeddings"]
+    path = write_recipe(["teacher", "2", "train.jsonl"], keep_run=False)
+    assert limbeck.load(path).data.sequence_length == min(limit, 1024)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["teacher", "train.jsonl"], r"got teacher train\.jsonl\. For example: limbeck distill"),
+        (["teacher", "2", "train.jsonl", "other"], "distill takes a recipe, or a teacher"),
+        (["./nowhere", "2", "train.jsonl"], "There must be a model at nowhere"),
+        (["teacher", "./nowhere", "train.jsonl"], "There must be a model at nowhere"),
+        (["teacher", "2", "train.jsonl", "optim.lr=1"], r"here it is optim\.learning_rate"),
+        (["teacher", "2", "train.jsonl", "teacher={type: onl"], "is not YAML"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_and_leaves_no_recipe(words: list[str], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        write_recipe(words, keep_run=False)
+    assert not list(Path("runs").glob("*.yaml"))
+
+
+def test_several_processes_need_a_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="Several processes need a recipe"):
+        write_recipe(["teacher", "2", "train.jsonl"], keep_run=False)
