@@ -121,7 +121,7 @@ def measure(size: int, work: Path) -> dict[str, float]:
             ):
                 key = f"{kind} {name}"
                 peaks[key] = max(peaks.get(key, 0), value - base)
-        time.sleep(0.002)
+        time.sleep(0.03)
     assert [each.exitcode for each in ranks] == [0] * size
     figures = {key: round(value) for key, value in peaks.items() if " " in key}
     return figures | {"seconds": round(time.perf_counter() - start, 1)}

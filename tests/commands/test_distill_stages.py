@@ -12,7 +12,7 @@ def test_stages_run_one_after_the_other_and_each_is_told(tmp_path):
     write_stages(tmp_path, CASCADE[:2])
     done = limbeck("distill", "recipe.yaml", "--json", "--resume", cwd=tmp_path)
     assert list(json.loads(done.stdout)["stages"]) == ["correction", "three"]
-    assert "stage 2 of 2, three, begins in" in done.stderr
+    assert "stage 2 of 2, three, starts in" in done.stderr
     again = limbeck("distill", "recipe.yaml", "--resume", cwd=tmp_path)
     assert "stage 1 of 2, correction, is done" in again.stderr
     assert "stage    three" in again.stdout
