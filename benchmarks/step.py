@@ -99,7 +99,7 @@ def main() -> None:
                 size, count = int(config.memory.micro_batch), parts.data.num_rows
                 rows = step_rows(number, 0, 1, seed=0, num_rows=count, rows_per_step=size)
                 batches = [parts.data.batch(rows)]
-                tokens, _ = count_step(batches, [0] * len(SIGNALS), world)
+                tokens, *_ = count_step(batches, [0] * len(SIGNALS), world)
                 done = accumulate(distiller, parts.teacher, batches, tokens, world)
                 with record_function("optimizer"):
                     apply(distiller, optimizers, done, world, max_grad_norm=1.0)

@@ -132,6 +132,7 @@ def take_steps(parts: Parts, distiller: Distiller, rate: float, steps: int) -> f
     optim, world = parts.config.optim, parts.world
     optimizers = make_optimizers(distiller, optim, rate, world.device)
     schedule = make_schedule(optim, rate)
+    source = ShuffledRows(parts.data, seed=parts.config.seed, rows_per_step=STEP // ROW)
     distiller.train()
     began = time.perf_counter()
     for step in range(steps):
@@ -141,7 +142,7 @@ def take_steps(parts: Parts, distiller: Distiller, rate: float, steps: int) -> f
             distiller,
             parts.teacher,
             optimizers,
-            parts.source.step(step, world).cut(STEP // ROW),
+            source.step(step, world).cut(STEP // ROW),
             world,
             max_grad_norm=optim.max_grad_norm,
         )
@@ -170,7 +171,7 @@ def parts_of(bench: Bench, cell: Cell, config: RunConfig) -> Parts:
     teacher.require(request_of(config, shapes, vocabulary, data, texts.held_out))
     return Parts(
         config, bench.world, texts.tokenizer, vocabulary, teacher, student, shapes, data,
-        ShuffledRows(data, seed=config.seed, rows_per_step=STEP // ROW), texts.held_out, {},
+        texts.held_out, {},
     )  # fmt: skip
 
 
