@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -231,6 +232,12 @@ def fields_at(where: Iterable[int | str]) -> list[str]:
         section = next(filter(dataclasses.is_dataclass, (hint, *get_args(hint))), None)
     if section is None:
         return []
+    return options_of(section)
+
+
+@cache
+def options_of(section: type) -> list[str]:
+    """Names of the options of a section, as a recipe writes them."""
     return list(TypeAdapter(section).json_schema().get("properties", ()))
 
 
