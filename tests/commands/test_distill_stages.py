@@ -3,7 +3,7 @@
 import json
 
 from limbeck.experiment import load
-from tests.commands.test_commands import limbeck
+from tests.commands.processes import limbeck
 from tests.experiment.house import steps_of
 from tests.experiment.test_stages import CASCADE, write_stages
 
@@ -17,7 +17,7 @@ def test_stages_run_one_after_the_other_and_each_is_told(tmp_path):
     assert "stage 1 of 2, correction, is done" in again.stderr
     assert "stage    three" in again.stdout
     assert len(steps_of(tmp_path / "run" / "stages" / "three")) == 6
-    refused = limbeck("distill", "recipe.yaml", cwd=tmp_path, check_code=2)
+    refused = limbeck("distill", "recipe.yaml", cwd=tmp_path, code=2)
     assert "already holds stages" in refused.stderr
 
 

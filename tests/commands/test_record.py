@@ -1,35 +1,18 @@
 """`limbeck record` and `limbeck store` as a person or a scheduler calls them."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
 
 from limbeck.experiment import load
 from limbeck.recording import Recording
+from tests.commands.processes import limbeck
 from tests.experiment.house import steps_of
 from tests.experiment.recordings import contents, recording_recipe
 
 TOP_K = {"type": "top_k", "k": 8}
-
-
-def limbeck(folder, *arguments, code=0):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "LIMBECK_CACHE": str(folder / "cache")}
-    done = subprocess.run(
-        [sys.executable, "-m", "limbeck", *arguments],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert done.returncode == code, done.stderr
-    return done.stdout, done.stderr
 
 
 def damage(folder):
@@ -44,56 +27,56 @@ def damage(folder):
 @pytest.mark.slow
 def test_a_store_is_budgeted_recorded_in_parts_joined_checked_and_mended(tmp_path):
     recording_recipe(tmp_path, TOP_K)
-    told, _ = limbeck(tmp_path, "record", "recipe.yaml", "--budget", "--json")
+    told, _ = limbeck("record", "recipe.yaml", "--budget", "--json", cwd=tmp_path)
     budget = json.loads(told)
     assert budget["settings"][0]["form"] == {**TOP_K, "min_prob": 0.0, "temperatures": [1.0]}
     assert not (tmp_path / "store").exists()
-    told, progress = limbeck(tmp_path, "record", "recipe.yaml", "--no-budget")
+    told, progress = limbeck("record", "recipe.yaml", "--no-budget", cwd=tmp_path)
     assert "not there yet" not in told
     assert "bytes/token" in progress
     whole = contents(tmp_path / "store")
-    told, _ = limbeck(tmp_path, "store", "ls", "store", "--json")
+    told, _ = limbeck("store", "ls", "store", "--json", cwd=tmp_path)
     shards = json.loads(told)["num_shards"]
     assert json.loads(told)["finished_shards"] == shards > 2
-    told, _ = limbeck(tmp_path, "store", "ls", "store")
+    told, _ = limbeck("store", "ls", "store", cwd=tmp_path)
     assert "form       top_k, k: 8" in told
-    told, _ = limbeck(tmp_path, "store", "verify", "store")
+    told, _ = limbeck("store", "verify", "store", cwd=tmp_path)
     assert "store is whole." in told
     damage(tmp_path)
-    told, _ = limbeck(tmp_path, "store", "ls", "store", "--json")
+    told, _ = limbeck("store", "ls", "store", "--json", cwd=tmp_path)
     assert json.loads(told)["finished_shards"] == shards  # what is inside them is for `verify`
-    told, error = limbeck(tmp_path, "store", "verify", "store", code=3)
+    told, error = limbeck("store", "verify", "store", code=3, cwd=tmp_path)
     assert "shard 1" in told
     assert "limbeck store repair store" in error
-    told, _ = limbeck(tmp_path, "store", "repair", "store")
+    told, _ = limbeck("store", "repair", "store", cwd=tmp_path)
     assert "shard 1: store/shard-00001" in told
     assert "put aside as damaged-" in told
-    told, _ = limbeck(tmp_path, "store", "ls", "store")
+    told, _ = limbeck("store", "ls", "store", cwd=tmp_path)
     assert f"shards     {shards - 1} of {shards}" in told
-    told, _ = limbeck(tmp_path, "record", "recipe.yaml", "--no-budget", "--json")
+    told, _ = limbeck("record", "recipe.yaml", "--no-budget", "--json", cwd=tmp_path)
     assert json.loads(told)["recorded"] == 1
     for aside in (tmp_path / "store").glob("damaged-*"):
         shutil.rmtree(aside)
     assert contents(tmp_path / "store") == whole
     for part in ("1/2", "2/2"):
         output = f"record.output=part-{part[0]}"
-        limbeck(tmp_path, "record", "recipe.yaml", output, "--shards", part, "--no-budget")
-    _, error = limbeck(tmp_path, "store", "merge", "part-1", "--output", "joined", code=3)
+        limbeck("record", "recipe.yaml", output, "--shards", part, "--no-budget", cwd=tmp_path)
+    _, error = limbeck("store", "merge", "part-1", "--output", "joined", code=3, cwd=tmp_path)
     assert "the parts together lack" in error
-    limbeck(tmp_path, "store", "merge", "part-1", "part-2", "--output", "joined")
+    limbeck("store", "merge", "part-1", "part-2", "--output", "joined", cwd=tmp_path)
     assert contents(tmp_path / "joined") == whole
 
 
 @pytest.mark.slow
 def test_mistakes_leave_with_the_code_of_their_kind(tmp_path):
     recording_recipe(tmp_path, TOP_K)
-    _, error = limbeck(tmp_path, "record", "recipe.yaml", "--shards", "3/2", code=2)
+    _, error = limbeck("record", "recipe.yaml", "--shards", "3/2", code=2, cwd=tmp_path)
     assert "--shards must say which part of how many" in error
-    _, error = limbeck(tmp_path, "record", "recipe.yaml", "record.form.k=400", code=2)
+    _, error = limbeck("record", "recipe.yaml", "record.form.k=400", code=2, cwd=tmp_path)
     assert "form.k must be less than the teacher's 320 tokens, got 400" in error
-    _, error = limbeck(tmp_path, "record", "recipe.yaml", "record.output=teacher", code=2)
+    _, error = limbeck("record", "recipe.yaml", "record.output=teacher", code=2, cwd=tmp_path)
     assert "teacher holds config.json, " in error
-    _, error = limbeck(tmp_path, "store", "ls", "nowhere", code=3)
+    _, error = limbeck("store", "ls", "nowhere", code=3, cwd=tmp_path)
     assert "nowhere must be a store" in error
 
 
@@ -125,13 +108,13 @@ def test_what_vllm_recorded_trains_a_student(tmp_path):
                     lines.append(json.dumps(row))
     (tmp_path / "theirs.jsonl").write_text("\n".join(lines))
     options = ["--output", "store", "--tokenizer", "teacher", "--k", "8"]
-    told, _ = limbeck(tmp_path, "store", "import", "theirs.jsonl", *options)
+    told, _ = limbeck("store", "import", "theirs.jsonl", *options, cwd=tmp_path)
     assert "store has 1 shard(s)." in told
     from_it = ["teacher={type: stored, path: store}", "student.path=teacher"]
-    limbeck(tmp_path, "distill", "recipe.yaml", *from_it, "output=imported")
-    limbeck(tmp_path, "record", "recipe.yaml", "record.output=ours", "--no-budget")
+    limbeck("distill", "recipe.yaml", *from_it, "output=imported", cwd=tmp_path)
+    limbeck("record", "recipe.yaml", "record.output=ours", "--no-budget", cwd=tmp_path)
     ours = ["teacher={type: stored, path: ours}", "student.path=teacher"]
-    limbeck(tmp_path, "distill", "recipe.yaml", *ours, "output=recorded")
+    limbeck("distill", "recipe.yaml", *ours, "output=recorded", cwd=tmp_path)
     mine, theirs = steps_of(tmp_path / "imported"), steps_of(tmp_path / "recorded")
     for a, b in zip(mine, theirs, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)

@@ -7,7 +7,7 @@ import yaml
 
 from limbeck.commands.shrink import require_new, require_one_size
 from limbeck.errors import ConfigError, StorageError
-from tests.commands.test_commands import limbeck
+from tests.commands.processes import limbeck
 from tests.experiment.house import write_model, write_texts
 from tests.tokenizers.small import small
 
@@ -28,7 +28,7 @@ def test_a_student_is_made_planned_and_told(tmp_path):
     assert (tmp_path / "student" / "limbeck.json").is_file()
     planned = json.loads(limbeck(*start, "--keep", "0.7", "--plan", "--json", cwd=tmp_path).stdout)
     assert len(planned) == 3
-    again = limbeck(*start, "--output", "student", "--layers", "3", cwd=tmp_path, check_code=2)
+    again = limbeck(*start, "--output", "student", "--layers", "3", cwd=tmp_path, code=2)
     assert "--output must be new" in again.stderr
 
 
