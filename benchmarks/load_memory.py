@@ -1,6 +1,6 @@
 """Private memory of each rank while teacher and student load, sampled from outside.
 
-    PYTHONPATH=src:. python benchmarks/load_memory.py --work DIR [--ranks 2 4] [--label after]
+    PYTHONPATH=src:. python benchmarks/load_memory.py --work DIR [--ranks 2 4] [--label L] [--trim]
 
 Makes a random Llama of 373 M float32 parameters (1.49 GB, four files) in DIR once; it is teacher
 and student. Each rank runs what `limbeck distill` runs before its first step: parts, teacher and
@@ -10,6 +10,7 @@ student sharded. The parent reads every rank's /proc/PID/smaps_rollup as often a
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import multiprocessing
 import os
@@ -51,7 +52,9 @@ def make_model(folder: Path) -> None:
     small().save_pretrained(folder)
 
 
-def rank_main(rank: int, size: int, port: int, work: str, phase: Synchronized[int]) -> None:
+def rank_main(
+    rank: int, size: int, port: int, work: str, trim: bool, phase: Synchronized[int]
+) -> None:
     """One rank: load everything, then wait to be measured once more."""
     os.environ.update(
         MASTER_ADDR="localhost", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(size)
@@ -71,11 +74,20 @@ def rank_main(rank: int, size: int, port: int, work: str, phase: Synchronized[in
         time.sleep(0.3)  # the parent measures what a rank is without models
         phase.value = LOADING
         parts = gather_parts(config, here)
+        give_back(trim)
         phase.value = LOADING
-        parts.distiller(parts.take_student(Path("none")), config.objective)
+        distiller = parts.distiller(parts.take_student(Path("none")), config.objective)
+        give_back(trim)
         phase.value = 0
         time.sleep(0.3)
         barrier()
+        del distiller
+
+
+def give_back(trim: bool) -> None:
+    """Return memory that is free to the system, which glibc does not do by itself."""
+    if trim:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def private_mib(pid: int) -> tuple[float, float]:
@@ -87,7 +99,7 @@ def private_mib(pid: int) -> tuple[float, float]:
     return fields["Anonymous"], fields["Private_Clean"] + fields["Private_Dirty"]
 
 
-def measure(size: int, work: Path) -> dict[str, float]:
+def measure(size: int, work: Path, *, trim: bool) -> dict[str, float]:
     """Load on some ranks; the largest figures of any rank, in MiB over a rank without models."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -95,7 +107,7 @@ def measure(size: int, work: Path) -> dict[str, float]:
     context = multiprocessing.get_context("spawn")
     phases = [context.Value("i", 0) for _ in range(size)]
     ranks = [
-        context.Process(target=rank_main, args=(rank, size, port, str(work), phases[rank]))
+        context.Process(target=rank_main, args=(rank, size, port, str(work), trim, phases[rank]))
         for rank in range(size)
     ]
     start = time.perf_counter()
@@ -148,6 +160,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4])
     parser.add_argument("--label", default="")
+    parser.add_argument("--trim", action="store_true", help="malloc_trim after each model")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     os.environ["LIMBECK_CACHE"] = str(arguments.work / "cache")
@@ -155,9 +168,8 @@ def main() -> None:
     make_model(arguments.work / "model")
     recipe(arguments.work)
     for size in arguments.ranks:
-        print(
-            json.dumps({"label": arguments.label, "ranks": size, **measure(size, arguments.work)})
-        )
+        figures = measure(size, arguments.work, trim=arguments.trim)
+        print(json.dumps({"label": arguments.label, "ranks": size, **figures}), flush=True)
 
 
 if __name__ == "__main__":

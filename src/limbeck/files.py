@@ -40,6 +40,11 @@ def files_under(path: Path) -> Iterator[Path]:
     return (p for p in sorted(path.rglob("*")) if p.is_symlink() or not p.is_dir())
 
 
+def nearest_existing(path: Path) -> Path:
+    """A path, or its nearest parent that exists."""
+    return next(place for place in (path, *path.absolute().parents) if place.exists())
+
+
 def sync(path: Path) -> None:
     """Wait until a file's bytes, or a directory's names, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -34,6 +34,17 @@ def test_missing_model_is_refused(tmp_path):
         make(origin)
 
 
+def test_a_base_model_takes_over_every_end_token_of_its_teacher(tmp_path):
+    base, chat = small(end=BEGIN), small(template=CHATML)
+    save_student(tiny_llama(2, 32, vocabulary=len(chat)), base, tmp_path)
+    teacher = tiny_llama(2, 32, vocabulary=len(chat))
+    teacher.hf_model.generation_config.eos_token_id = [chat.eos_token_id, base.eos_token_id]
+    spec = {"type": "pretrained", "path": str(tmp_path), "tokenizer": "teacher"}
+    student = initialisers.bind(spec, "student")(Origin(teacher, chat, ALONE))
+    assert student.model.end_ids == teacher.end_ids
+    assert len(student.model.end_ids) == 2
+
+
 def test_a_base_model_takes_over_its_teachers_template_and_end_token(tmp_path):
     base, chat = small(end=BEGIN), small(template=CHATML)
     assert base.eos_token_id != chat.eos_token_id

@@ -6,7 +6,6 @@ import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +17,7 @@ from limbeck.checks.proof import Proof
 from limbeck.config import OptimConfig, RunConfig
 from limbeck.distributed import is_sharded
 from limbeck.errors import ConfigError
+from limbeck.files import nearest_existing
 from limbeck.losses.head.fused import head_bytes
 from limbeck.models import CausalLM, Distiller
 from limbeck.teachers import TeacherRequest
@@ -190,7 +190,7 @@ def plan_disk(distiller: Distiller, config: RunConfig, state: int, students: int
     kept = min(keep, -(-config.optim.num_steps // config.checkpoint.every) + 1)
     saved_students = students + (students > 1)  # several start from one that is saved
     needed = students * kept * (weights + state) + saved_students * student
-    return Disk(weights + state, needed, shutil.disk_usage(existing(config.output)).free)
+    return Disk(weights + state, needed, shutil.disk_usage(nearest_existing(config.output)).free)
 
 
 def plan_findings(plan: Plan) -> list[Proof]:
@@ -257,11 +257,6 @@ def checkpointed_bytes(student: CausalLM, config: RunConfig, rows: int) -> int:
         return 0
     element = next(student.parameters()).element_size()
     return rows * config.data.sequence_length * student.num_layers * student.width * element
-
-
-def existing(path: Path) -> Path:
-    """The nearest directory above a path that exists."""
-    return next(place for place in (path, *path.absolute().parents) if place.exists())
 
 
 def size(num_bytes: int) -> str:

@@ -25,7 +25,8 @@ STOPPED = 128 + signal.SIGTERM
 """Exit code of a process that was stopped by a signal."""
 
 READER_LEFT = 1
-"""Exit code of click and of rich when nobody reads their output; nothing else here uses it."""
+"""Exit code of click and of rich when the reader of their output has left. limbeck has no other
+use for it."""
 
 VERBS = {
     "demo": "Distil a real model on this machine, in minutes, and open the report.",

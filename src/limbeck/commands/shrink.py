@@ -28,6 +28,7 @@ from limbeck.experiment.shrink import (
 )
 from limbeck.experiment.shrink import shrink as make_student
 from limbeck.experiment.vocabulary import PrunedVocabulary, is_table
+from limbeck.files import nearest_existing
 from limbeck.models import ModelSource, choose_device
 from limbeck.prune.targets import count_of
 from limbeck.registry import Component
@@ -243,7 +244,7 @@ def require_new(output: Path | None, *, plan: bool) -> None:
         raise ConfigError("--output must name a folder for the student. Or ask for a --plan only.")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError(f"--output must be new, and {output} holds something. Choose another.")
-    above = next(place for place in (output, *output.absolute().parents) if place.exists())
+    above = nearest_existing(output)
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise StorageError(
             f"--output must be in a folder that can be written, and {above} is none. Choose "

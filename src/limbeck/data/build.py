@@ -125,10 +125,9 @@ def checked(draft: Draft, row: Row, config: DataConfig, reader: Reader) -> Value
         return None
     columns = needed | {n: c for n, c in optional.items() if row.values.get(c) is not None}
     values = {name: row.values[column] for name, column in columns.items()}
-    if (
-        told := reader.problem(values) or weight_problem(values, columns.get(WEIGHT, WEIGHT))
-    ) is not None:
-        complain(draft, row, told)
+    defect = reader.problem(values) or weight_problem(values, columns.get(WEIGHT, WEIGHT))
+    if defect is not None:
+        complain(draft, row, defect)
         return None
     return values
 

@@ -101,7 +101,7 @@ def own_rows(tensor: Tensor) -> tuple[Tensor, int]:
     first = 0
     for axis, placement in enumerate(tensor.placements):
         if isinstance(placement, Shard):  # as torch.chunk divides
-            assert placement.dim == 0, "FSDP2 shards rows unless told otherwise"
+            assert placement.dim == 0, "FSDP2 shards rows by default"
             chunk = -(-tensor.shape[0] // tensor.device_mesh.size(axis))
             first = min(tensor.device_mesh.get_local_rank(axis) * chunk, tensor.shape[0])
     return tensor.to_local(), first

@@ -33,7 +33,7 @@ class Writer:
 
 
 def rollout_problems(config: RunConfig) -> Iterator[Problem]:
-    """What `rollout` and the other sections say of each other."""
+    """Contradictions between `rollout` and the other sections."""
     rollout, length = config.rollout, config.data.sequence_length
     if rollout is None:
         return

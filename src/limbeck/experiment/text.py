@@ -1,4 +1,4 @@
-"""What a run says of its text before it starts, and the steps that its epochs take."""
+"""Notes about the text at the start of a run, and the number of steps of its epochs."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def epochs_note(epochs: float, config: RunConfig, data: TextData) -> str:
 
 
 def data_notes(config: RunConfig, data: TextData, held_out: HeldOut | None) -> Iterator[str]:
-    """What a user should hear of the text."""
+    """Notes about the training and held-out text."""
     facts = data.facts
     texts = [data] if held_out is None else [data, held_out.data]
     if config.data.type == "auto":

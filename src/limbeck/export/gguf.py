@@ -21,8 +21,10 @@ from limbeck.export.families import context_length, family_of, tensors, write_se
 from limbeck.export.held_out import WINDOW, HeldOutText, windows_of
 from limbeck.export.importance import Importance, importance_of
 from limbeck.export.llama_cpp import LlamaCpp, quantized, require_llama_cpp, running
+from limbeck.export.modelfile import modelfile
 from limbeck.export.quantization import MIXTURES, PLAIN, Quantize, choose
 from limbeck.export.vocabulary import vocabulary_of, write_vocabulary
+from limbeck.files import write_text
 from limbeck.models import CausalLM, PreTrainedTokenizerBase
 
 MAX_KL = {
@@ -36,7 +38,7 @@ MAX_KL = {
 }
 """Mean KL to the student that a format may have, nats a token.
 
-Quantised: several times what SmolLM2-135M has as q8_0 (0.005) and q4_k_m (0.035).
+Quantised: several times what SmolLM2-135M has as q8_0 (0.0046) and q4_k_m (0.056; docs/export.md).
 """
 
 
@@ -85,7 +87,7 @@ class Gguf(Exporter):
     def export(
         self, student: CausalLM, tokenizer: PreTrainedTokenizerBase, path: Path
     ) -> ExportedFile:
-        """Write a student."""
+        """Write a student, and a Modelfile for Ollama beside it."""
         family = family_of(student)
         vocabulary = vocabulary_of(tokenizer, student.vocabulary_size)
         positions, notes = context_length(student.config, family)
@@ -115,7 +117,7 @@ class Gguf(Exporter):
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-        return ExportedFile(
+        file = ExportedFile(
             path,
             positions,
             vocabulary.normalisation,
@@ -130,6 +132,8 @@ class Gguf(Exporter):
             },
             (*notes, *fallback_note(fallbacks)),
         )
+        write_text(path.with_name("Modelfile"), modelfile(student, tokenizer, file))
+        return file
 
     def _importance(self, student: CausalLM, tokenizer: PreTrainedTokenizerBase) -> Importance:
         if self._calibration is None or MIXTURES[self._quantize].base in (*PLAIN, Kind.Q8_0):

@@ -13,7 +13,6 @@ import torch
 from limbeck.errors import ConfigError
 from limbeck.export.base import ExportedFile, Exporter
 from limbeck.export.held_out import HeldOutText, windows_of
-from limbeck.export.modelfile import modelfile
 from limbeck.export.parity import Parity, measure
 from limbeck.files import publish, sha256, write_text
 from limbeck.models import CausalLM, ModelSource, PreTrainedTokenizerBase, load_model, model_facts
@@ -136,8 +135,6 @@ def export_student(
             }
         )
         write_text(folder / "parity.json", json.dumps(report, indent=1, ensure_ascii=False))
-        if path.suffix == ".gguf":
-            write_text(folder / "Modelfile", modelfile(student.model, student.tokenizer, file))
 
     publish(output, write, {"kind": "export"})
     return report

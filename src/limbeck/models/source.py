@@ -103,12 +103,12 @@ def require_json(path: Path) -> None:
         ConfigError: Naming what is wrong with it.
     """
     try:
-        told = "" if isinstance(json.loads(path.read_bytes()), dict) else "it is no object"
+        defect = "" if isinstance(json.loads(path.read_bytes()), dict) else "it is no object"
     except (OSError, ValueError, RecursionError) as error:
-        told = first_line(error).rstrip(".")
-    if told:
+        defect = first_line(error).rstrip(".")
+    if defect:
         raise ConfigError(
-            f"{path} must hold a JSON object, and does not: {told}. Fetch or save the model again."
+            f"{path} must hold a JSON object, and does not: {defect}. Fetch or save it again."
         )
 
 

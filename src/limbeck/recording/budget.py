@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from limbeck.errors import StorageError
+from limbeck.files import nearest_existing
 from limbeck.losses import Head
 from limbeck.losses.distributions import DrawnTokens, LazyLogits, TeacherDistribution
 from limbeck.losses.divergences.kl import forward_kl
@@ -127,7 +128,7 @@ def make_budget(
         sum(len(read.hidden) for read in reads),
         temperature,
         scored * len(layers) * teacher.width * size,
-        shutil.disk_usage(existing(folder)).free,
+        shutil.disk_usage(nearest_existing(folder)).free,
     )
 
 
@@ -151,14 +152,6 @@ def require_room(budget: Budget, folder: Path, share: float, there_bytes: int) -
             f"{budget.free_bytes:,} are free. Free some space, choose another place, or a form of "
             "fewer bytes a token."
         )
-
-
-def existing(folder: Path) -> Path:
-    """The folder, or its nearest existing parent."""
-    folder = folder.absolute()
-    while not folder.exists():
-        folder = folder.parent
-    return folder
 
 
 def temperature_of(form: Mapping[str, Any]) -> float:

@@ -46,7 +46,7 @@ class Origin:
 
     @property
     def device(self) -> torch.device:
-        """Where the student is to live."""
+        """Device of the student."""
         return self.world.device
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from limbeck.distributed import model_for
-from limbeck.models import CausalLM, ModelSource, PreTrainedTokenizerBase, model_facts
+from limbeck.models import CausalLM, ModelSource, model_facts
 from limbeck.students.base import InitialStudent, Origin, initialisers, spread
 from limbeck.students.provenance import read_provenance, surviving
 from limbeck.tokenizers import load_tokenizer, refuse_differing_ids, tokens_by_id
@@ -34,7 +34,7 @@ def pretrained(
     }
     if tokenizer == "teacher":
         refuse_differing_ids(tokens_by_id(own), tokens_by_id(origin.tokenizer))
-        end_as(model, origin.tokenizer)
+        end_as(model, origin)
     provenance = read_provenance(path)
     if provenance:
         facts["shrunk"] = provenance
@@ -43,11 +43,17 @@ def pretrained(
     return InitialStudent(model, used, layer_map, facts)
 
 
-def end_as(model: CausalLM, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Make a model's configurations begin, end and pad a text as a tokenizer does."""
+def end_as(model: CausalLM, origin: Origin) -> None:
+    """Make a model begin, end and pad a text as the teacher does.
+
+    A chat model often ends a text with more tokens than its tokenizer's end token.
+    """
+    tokenizer = origin.tokenizer
     end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
     own: Any = model.config
     settings: Any = model.hf_model.generation_config
     for place in (own, *([] if settings is None else [settings])):
         place.bos_token_id, place.eos_token_id = tokenizer.bos_token_id, end
         place.pad_token_id = end if pad is None else pad
+    if settings is not None and origin.teacher is not None and len(origin.teacher.end_ids) > 1:
+        settings.eos_token_id = sorted(origin.teacher.end_ids)

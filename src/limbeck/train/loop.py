@@ -312,7 +312,7 @@ class Loop:
             for sink in self._sinks:
                 sink.write(record)
         except Exception as error:
-            if self._setup.world.size == 1:
+            if self._setup.world.size == 1 or isinstance(error, Stopped):  # by a second Ctrl-C
                 raise
             self._failed_sink = self._failed_sink or error
 

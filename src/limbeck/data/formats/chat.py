@@ -258,8 +258,8 @@ def score_turns(
         start, end = len(before.ids), len(after.ids)
         if ids[:start] != before.ids or ids[:end] != after.ids:
             return (
-                f"a token straddles a border of answer {number}, so it cannot be told "
-                "what the assistant said; strip the white space around the answer, or use a "
+                f"a token straddles a border of answer {number}, so it is unclear "
+                "what the assistant wrote; strip the white space around the answer, or use a "
                 "template with {% generation %} marks"
             )
         scored[start : end_of_turn(text, whole, start, end, encoder)] = True
