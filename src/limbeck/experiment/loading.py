@@ -66,9 +66,9 @@ def problems(config: RunConfig) -> Iterator[Problem]:
 
 def size_problems(student: Component) -> Iterator[Problem]:
     """Problems with the size of a student that is pruned from its teacher."""
-    ways = {way: student.get(way) for way in ("layers", "keep", "fraction", "drop")}
     if type_of(student) == "depth":
-        problem = ways_problem(by=str(student.get("by", "even")), **ways)
+        ways = {way: student.get(way) for way in ("layers", "keep", "fraction", "params", "drop")}
+        problem = ways_problem(by=student.get("by"), **ways)
         yield from [Problem("student", problem)] if problem else []
     if type_of(student) == "width":
         names = ("intermediate", "heads", "kv_heads", "hidden", "keep", "params")
