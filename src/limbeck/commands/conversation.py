@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -18,6 +20,13 @@ from limbeck.rollouts import Rollout, Sampling, sample
 
 GREEDY = 1e-9
 """A top-p that leaves the most probable token only."""
+
+RANGES = {
+    "temperature": "a number from 0",
+    "top-p": "a number from 0 to 1",
+    "tokens": "a whole number from 1",
+}
+"""Values of the settings that commands change."""
 
 Stream = Callable[[str, str], None]
 """Receives who answers, and the answer so far."""
@@ -49,19 +58,14 @@ class Settings:
         Raises:
             ConfigError: The value is no such number.
         """
-        field = name.replace("-", "_")
-        try:
-            number = int(value) if field == "tokens" else float(value)
-        except ValueError:
-            number = -1
-        highest = 1 if field == "top_p" else float("inf")
-        lowest = 1 if field == "tokens" else 0
-        if not lowest <= number <= highest or number == float("inf"):
-            raise ConfigError(
-                f"/{name} must be {'a whole number from 1' if lowest else 'a number from 0'}"
-                f"{' to 1' if field == 'top_p' else ''}, got {value!r}."
-            )
-        return replace(self, **{field: number})
+        with suppress(ValueError):
+            if name == "tokens" and int(value) >= 1:
+                return replace(self, tokens=int(value))
+            if name == "top-p" and 0 <= float(value) <= 1:
+                return replace(self, top_p=float(value))
+            if name == "temperature" and 0 <= float(value) < math.inf:
+                return replace(self, temperature=float(value))
+        raise ConfigError(f"/{name} must be {RANGES[name]}, got {value!r}.")
 
     def __str__(self) -> str:
         return f"temperature {self.temperature:g}, top-p {self.top_p:g}, {self.tokens} tokens"
