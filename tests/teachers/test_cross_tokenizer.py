@@ -197,9 +197,6 @@ def test_a_run_trains_resumes_and_measures(tmp_path):
     path = write_pair(tmp_path, optim={"steps": 2, "warmup_steps": 0}, **changes)
     with limbeck.assemble(load(path)) as run:
         run.train()
-    (tmp_path / "run" / "scores.json").unlink()
-    with limbeck.assemble(load(tmp_path / "run" / "recipe.yaml")) as run:
-        run.train(resume=True)
     steps = steps_of(tmp_path / "run")
     assert [r["step"] for r in steps] == [1, 2]
     assert all(r["divergence"] > 0 for r in steps)
@@ -208,7 +205,10 @@ def test_a_run_trains_resumes_and_measures(tmp_path):
     notes = json.loads((tmp_path / "run" / "provenance.json").read_text())["vocabulary"]["notes"]
     assert sum(note.startswith("Coverage of the ") for note in notes) == 2
     assert "Coverage of the student" in (tmp_path / "run" / "report.html").read_text()
+    (tmp_path / "run" / "scores.json").unlink()
     with limbeck.assemble(load(tmp_path / "run" / "recipe.yaml")) as run:
+        run.train(resume=True)
+        assert [r["step"] for r in steps_of(tmp_path / "run")] == [1, 2]
         assert run.evaluate(tmp_path / "run" / "student")["trials"]["distilled"]
 
 

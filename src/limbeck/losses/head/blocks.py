@@ -63,7 +63,8 @@ class ChunkTeacher:
         self.workspace = workspace
         self.outcomes: OutcomeMap | None = None
         if isinstance(distribution, MergedOutcomes) and isinstance(distribution.member, LazyLogits):
-            distribution, self.outcomes = distribution.member, distribution.outcomes
+            self.outcomes = distribution.outcomes
+            distribution = distribution.member
         if isinstance(distribution, LazyLogits):
             # Once for all chunks: a head in another dtype than the states is copied as a whole.
             dtype = product_dtype(distribution.hidden, distribution.head.weight)
