@@ -6,6 +6,7 @@ batches are made; no other module slices `[:-1]` or `[1:]`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -61,16 +62,9 @@ class Batch:
         """B."""
         return len(self.input_ids)
 
-    def rows(self, rows: slice) -> Batch:
-        """Some of the rows."""
-        return Batch(
-            self.input_ids[rows],
-            self.target_ids[rows],
-            self.scored[rows],
-            self.position_ids[rows],
-            self.document_ids[rows],
-            None if self.weights is None else self.weights[rows],
-        )
+    def part(self, rows: slice, positions: slice = slice(None)) -> Batch:
+        """Some of the rows; they may be cut at their end only."""
+        return self._changed(lambda tensor: tensor[rows, positions])
 
     def num_scored(self) -> Int[Tensor, ""]:
         """N, as a tensor so that counting does not wait for the device."""
@@ -99,11 +93,14 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
+        return self._changed(lambda tensor: tensor.to(device))
+
+    def _changed(self, change: Callable[[Tensor], Tensor]) -> Batch:
         return Batch(
-            self.input_ids.to(device),
-            self.target_ids.to(device),
-            self.scored.to(device),
-            self.position_ids.to(device),
-            self.document_ids.to(device),
-            None if self.weights is None else self.weights.to(device),
+            change(self.input_ids),
+            change(self.target_ids),
+            change(self.scored),
+            change(self.position_ids),
+            change(self.document_ids),
+            None if self.weights is None else change(self.weights),
         )

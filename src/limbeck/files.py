@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,30 @@ MAX_MANIFEST_BYTES = 64 << 20
 
 MAX_JSON_DEPTH = 32
 """Levels of nesting in a manifest or a header; real ones have at most five."""
+
+
+def scaled(value: int | float, units: Sequence[str]) -> str:
+    """Three digits of a value in the largest of its units; each is a thousand of the one before.
+
+    Example:
+        >>> scaled(134515008, ["", "k", "M"]), scaled(950, ["", "k", "M"])
+        ('135 M', '950')
+    """
+    power = 0
+    while abs(value) >= 1000 and power < len(units) - 1:
+        value, power = value / 1000, power + 1
+    digits = 0 if not power or abs(value) >= 100 else 1 if abs(value) >= 10 else 2
+    return f"{value:.{digits}f} {units[power]}".rstrip()
+
+
+def size(num_bytes: int | float) -> str:
+    """A number of bytes, three digits.
+
+    Example:
+        >>> size(538090408), size(1536)
+        ('538 MB', '1.54 kB')
+    """
+    return scaled(num_bytes, ["B", "kB", "MB", "GB", "TB"])
 
 
 def sha256(path: Path) -> str:

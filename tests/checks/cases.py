@@ -1,6 +1,7 @@
 """A tiny pair and its text, to prove things about."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -20,8 +21,10 @@ class RandomRows:
 
     num_rows = 6
 
-    def __init__(self, vocabulary: int = VOCABULARY) -> None:
-        self._whole = random_batch(self.num_rows, 40, vocabulary)
+    def __init__(self, vocabulary: int = VOCABULARY, *, weighted: bool = False) -> None:
+        whole = random_batch(self.num_rows, 40, vocabulary)
+        weights = torch.linspace(0, 2, 40).expand(whole.scored.shape) if weighted else None
+        self._whole = replace(whole, weights=weights)
 
     def batch(self, rows: Sequence[int]) -> Batch:
         some, whole = list(rows), self._whole
@@ -31,6 +34,7 @@ class RandomRows:
             whole.scored[some],
             whole.position_ids[some],
             whole.document_ids[some],
+            None if whole.weights is None else whole.weights[some],
         )
 
 

@@ -9,13 +9,18 @@ from limbeck.checks import Proof, Unproven, prove
 from limbeck.checks.case import view
 from limbeck.checks.micro_batches import micro_batches_add_up
 from limbeck.checks.models import documents_proof
-from limbeck.checks.objective import finite_differences, fused_against_plain, zero_at_equality
+from limbeck.checks.objective import (
+    evaluate,
+    finite_differences,
+    fused_against_plain,
+    zero_at_equality,
+)
 from limbeck.losses import Head
 from limbeck.losses.divergences import divergences
 from limbeck.losses.divergences.kl import forward_kl
-from limbeck.losses.head import fused
+from limbeck.losses.head import closed_form, fused
 from limbeck.models.heads import Softcap
-from tests.checks.cases import tiny_case, weights_of
+from tests.checks.cases import RandomRows, tiny_case, weights_of
 from tests.models.tiny import tiny_model
 
 FAMILIES = ("llama", "qwen3", "gemma2", "gpt2", "granite")
@@ -56,6 +61,39 @@ STATE_TERMS = (
 def test_terms_on_hidden_states_are_proven_too_projectors_and_all(term):
     student = tiny_model("llama", 2, seed=2, width=16)
     assert failing(tiny_case(student=student, extra=(term,))) == set()
+
+
+def test_token_weights_are_proven_too():
+    case = dataclasses.replace(tiny_case(), data=RandomRows(weighted=True))
+    batch = case.sample()
+    views = view(case, batch)
+    weights = views.student.token_weights
+    assert weights is not None
+    plain = dataclasses.replace(
+        views, student=dataclasses.replace(views.student, token_weights=None)
+    )
+    objective = case.distiller.objective
+    weighted, unweighted = (evaluate(objective, v.student, v.signal) for v in (views, plain))
+    assert float(weighted.loss) != pytest.approx(float(unweighted.loss), rel=1e-3)
+    assert failing(case) == set()
+    for i in range(len(batch)):
+        assert torch.equal(batch.part(slice(i, i + 1)).weights, batch.weights[i : i + 1])
+
+
+def test_a_fused_path_that_ignores_token_weights_fails(monkeypatch):
+    case = dataclasses.replace(tiny_case(), data=RandomRows(weighted=True))
+    views = view(case, case.sample())
+    monkeypatch.setattr(
+        closed_form.ClosedForm, "_rows", without_weights(closed_form.ClosedForm._rows)
+    )
+    assert not fused_against_plain(case, views).holds
+
+
+def without_weights(rows):
+    def ignoring(self, logits, room, teacher, targets, weights, wants_gradient):
+        return rows(self, logits, room, teacher, targets, None, wants_gradient)
+
+    return ignoring
 
 
 @pytest.mark.parametrize("chosen", ["teacher_entropy", "student_entropy"])

@@ -52,6 +52,17 @@ def test_a_number_of_layers_is_a_pruned_student_and_trains(tmp_path: Path) -> No
     assert "student" in run("teacher", "2 layers", "train.jsonl", "--resume")
 
 
+@pytest.mark.parametrize(("word", "params"), [("1.5B", "1.5B"), ("60m", "60M")])
+def test_a_size_is_a_pruned_student_of_at_most_so_many_parameters(word: str, params: str) -> None:
+    path = write_recipe(["teacher", word, "train.jsonl"], keep_run=False)
+    assert path == Path(f"runs/teacher-to-{params}.yaml")
+    student = limbeck.load(path).student
+    assert student == {"type": "depth", "params": params, "by": "block_influence"}
+    Path(word).mkdir()  # a folder of that name is a model
+    with pytest.raises(ConfigError, match=r"config\.json|no model|must be"):
+        write_recipe(["teacher", word, "train.jsonl"], keep_run=False)
+
+
 def test_a_base_student_of_an_instruct_teacher_trains_on_sharegpt(tmp_path: Path) -> None:
     base = write_model(tmp_path / "base", rows=len(small()), layers=2, seed=1)
     small(end=BEGIN).save_pretrained(base)

@@ -309,5 +309,8 @@ def test_skipping_every_row_is_refused(tmp_path: Path) -> None:
     assert "bad_rows" not in str(raised.value)
     with pytest.raises(DataError, match="2 are not:"):
         require_first_rows(DataConfig(path=str(path), bad_rows="skip"))
+    write(path, [{"text": ""}])
+    with pytest.raises(DataError, match="must be readable; 1 is not:"):
+        load(path, bad_rows="skip")
     write(path, [*[{"text": ""}] * 20, {"text": "A still boils."}])
     require_first_rows(DataConfig(path=str(path), bad_rows="skip"))

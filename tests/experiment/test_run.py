@@ -1,16 +1,20 @@
 """The main job from a recipe to a report, on tiny models that take the real path."""
 
+import gc
 import json
 import shutil
 import subprocess
 import sys
+import weakref
 
 import pytest
 
 import limbeck
 from limbeck.config import read
 from limbeck.errors import ConfigError, DataError
+from limbeck.experiment.parts import Parts
 from limbeck.files import manifest
+from limbeck.models import Distiller
 from tests.experiment.house import steps_of, write_model, write_recipe, write_texts
 from tests.tokenizers.small import edited, small
 
@@ -74,6 +78,25 @@ def test_both_trials_read_the_same_tokens_in_the_same_order(tmp_path):
     main = steps_of(tmp_path / "run")
     anchor = steps_of(tmp_path / "run" / "stages" / "cross_entropy")
     assert [r["cross_entropy"] for r in main] == [r["cross_entropy"] for r in anchor]
+
+
+def test_a_trial_is_out_of_memory_before_the_next_one_starts(tmp_path, monkeypatch):
+    trained: list[weakref.ref[Distiller]] = []
+    make = Parts.distiller
+
+    def make_after_the_last(self, student, objective):
+        assert [each for each in trained if each() is not None] == []
+        distiller = make(self, student, objective)
+        trained.append(weakref.ref(distiller))
+        return distiller
+
+    monkeypatch.setattr(Parts, "distiller", make_after_the_last)
+    gc.disable()
+    try:
+        run(write_recipe(tmp_path), "optim.learning_rate=[1e-3, 3e-3]", "optim.steps=2")
+    finally:
+        gc.enable()
+    assert len(trained) == 2
 
 
 def test_a_grid_keeps_the_rate_that_comes_nearest_to_the_teacher(tmp_path):
@@ -277,6 +300,26 @@ def test_resuming_with_another_recipe_is_refused_with_the_difference(tmp_path):
     (tmp_path / "run" / "scores.json").unlink()
     with pytest.raises(ConfigError, match=r"temperature: was 2\.0, is 3\.0"):
         run(path, "objective.temperature=3.0", resume=True)
+
+
+def test_resuming_in_another_number_format_is_refused(tmp_path):
+    path = write_recipe(tmp_path)
+    run(path, "parallel.shard=always")
+    (tmp_path / "run" / "scores.json").unlink()
+    with pytest.raises(ConfigError, match="compute_dtype: was 'float32', is 'bfloat16'"):
+        run(path, "parallel.compute_dtype=bfloat16", resume=True)
+    assert run(path, "parallel.timeout_s=99", resume=True).student.exists()
+
+
+def test_resuming_with_another_plugin_is_refused(tmp_path):
+    plugin = tmp_path / "mine.py"
+    plugin.write_text("x = 1\n")
+    path = write_recipe(tmp_path, plugins=["mine.py"])
+    run(path)
+    (tmp_path / "run" / "scores.json").unlink()
+    plugin.write_text("x = 2\n")
+    with pytest.raises(ConfigError, match=r"plugins\[0\]: was '\w{64}', is '\w{64}'"):
+        run(path, resume=True)
 
 
 def test_resuming_a_finished_run_trains_nothing_and_says_the_same(tmp_path):

@@ -3,6 +3,7 @@ import dataclasses
 import pytest
 import torch
 from transformers import GenerationConfig
+from transformers.generation import configuration_utils
 
 from limbeck.batch import Batch
 from limbeck.errors import ConfigError
@@ -122,6 +123,15 @@ def test_greedy_generation_is_that_of_transformers(family):
         ids, attention_mask=torch.ones_like(ids), generation_config=settings
     )
     assert model.generate(prompt, 10) == expected[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize("sampling_temperature", [0.0, 1.0])
+def test_transformers_warns_of_no_setting(sampling_temperature, monkeypatch):
+    warnings = []
+    logger = configuration_utils.logger
+    monkeypatch.setattr(logger, "warning_once", warnings.append)
+    tiny_model("llama").generate([5, 9], 2, sampling_temperature=sampling_temperature)
+    assert warnings == []
 
 
 def test_sampling_depends_on_its_seed_and_on_nothing_else():

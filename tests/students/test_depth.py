@@ -25,7 +25,8 @@ def origin(teacher) -> Origin:
 
 
 def cut(teacher, **options):
-    return initialisers.bind({"type": "depth", **options}, "student")(origin(teacher))
+    even = {"by": "even"} if "keep" in options and len(options) == 1 else {}
+    return initialisers.bind({"type": "depth", **even, **options}, "student")(origin(teacher))
 
 
 def by_hand(teacher, batch, kept):
@@ -161,6 +162,18 @@ def test_impossible_layers_are_refused(options, message):
 def test_exactly_one_way_to_choose_layers(options):
     with pytest.raises(ConfigError, match="exactly one of layers"):
         cut(tiny_llama(2, 32), **options)
+
+
+def test_a_number_of_parameters_is_the_most_layers_that_fit():
+    teacher = tiny_llama(6, 32)
+    wanted = cut(teacher, keep=4).model.num_parameters
+    for params in (wanted, wanted + 1, f"{wanted / 1e3}K"):
+        assert cut(teacher, params=params, by="even").model.num_layers == 4
+    assert cut(teacher, params=wanted - 1, by="even").model.num_layers == 3
+    with pytest.raises(ConfigError, match="With one layer the student still has"):
+        cut(teacher, params=10, by="even")
+    with pytest.raises(ConfigError, match="reads as 60M"):
+        cut(teacher, params="many", by="even")
 
 
 def test_bad_options_are_found_before_anything_loads():

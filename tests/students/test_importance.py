@@ -9,6 +9,7 @@ from limbeck.models import tensors_hash
 from limbeck.prune.calibration import Calibration, calibrate
 from limbeck.prune.importance import block_influence, cheapest_span, greedy, loss_without, without
 from limbeck.students import Origin, initialisers
+from limbeck.students.base import reads_teacher
 from limbeck.students.depth import choose_layers, ways_problem
 from tests.models.tiny import FAMILIES, random_batch, tiny_llama, tiny_model, tiny_tokenizer
 from tests.train.toy import ALONE
@@ -167,9 +168,33 @@ def test_a_choice_by_measurement_needs_text():
         make(Origin(tiny_llama(2, 32), tiny_tokenizer(), ALONE))
 
 
+def test_layers_are_chosen_by_block_influence_unless_the_recipe_says_otherwise():
+    teacher = tiny_llama(4, 32)
+    silence(teacher, [1])
+    origin = dataclasses.replace(Origin(teacher, tiny_tokenizer(), ALONE), text=Text)
+    student = initialisers.bind({"type": "depth", "keep": 3}, "student")(origin)
+    assert student.facts["layers_kept"] == [0, 2, 3]
+    assert student.facts["chosen"]["by"] == "block_influence"
+
+
+@pytest.mark.parametrize(
+    ("student", "reads"),
+    [
+        ({"keep": 3}, True),
+        ({"params": "1K"}, True),
+        ({"keep": 3, "by": "even"}, False),
+        ({"layers": [0, 1]}, False),
+        ({"drop": [0]}, False),
+    ],
+)
+def test_only_a_choice_by_measurement_reads_the_teacher_weights(student, reads):
+    assert reads_teacher({"type": "depth", **student}) is reads
+
+
 def test_layers_named_and_chosen_at_once_are_refused():
     assert "layers names them already, got by: loss" in ways_problem(layers=(1,), by="loss")
     assert ways_problem(keep=3, by="loss") is None
+    assert ways_problem(drop=(1,), by=None) is None
 
 
 class Rows:

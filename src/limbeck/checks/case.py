@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
 
 from limbeck.batch import Batch
 from limbeck.config import ObjectiveConfig
@@ -96,6 +95,26 @@ class Views:
     distribution: LazyLogits
     signal: TeacherSignal
 
+    def rows(self, rows: slice, dtype: torch.dtype | None = None) -> Views:
+        """The same at some of the positions; in another number format if `dtype` is given."""
+        old, signal = self.student, self.signal
+        weights, segments = old.token_weights, old.segments
+        student = StudentView(
+            old.hidden[rows].to(dtype),
+            old.head if dtype is None else old.head.to(dtype),
+            {i: states[rows].to(dtype) for i, states in old.layer_hidden.items()},
+            old.targets[rows],
+            None if weights is None else weights[rows].to(dtype),
+            None if segments is None else segments[rows],
+            projections_at(old.layer_projections, rows, dtype),
+        )
+        head = self.distribution.head if dtype is None else self.distribution.head.to(dtype)
+        distribution = LazyLogits(self.distribution.hidden[rows].to(dtype), head)
+        layers = {i: states[rows].to(dtype) for i, states in signal.layer_hidden.items()}
+        projections = projections_at(signal.layer_projections, rows, dtype)
+        whole = TeacherSignal.from_distribution(distribution, layers, projections)
+        return Views(student, distribution, whole)
+
 
 def spread(num_rows: int, count: int) -> list[int]:
     """`count` row numbers spread evenly over the text; all rows if there are fewer.
@@ -112,7 +131,7 @@ def shortened(batch: Batch, positions: int) -> Batch:
     """The first positions of each row; more when a row's first scored positions come later."""
     late = [int(row.int().argmax()) + 16 for row in batch.scored if row.any()]
     length = max(positions, *late) if late else positions
-    return part(batch, slice(None), slice(0, length))
+    return batch.part(slice(None), slice(0, length))
 
 
 def uneven(batch: Batch) -> Batch:
@@ -120,22 +139,7 @@ def uneven(batch: Batch) -> Batch:
     place = batch.scored.cumsum(1) - 1
     every = torch.arange(1, len(batch.scored) + 1, device=batch.scored.device)[:, None]
     kept = batch.scored & (place % every == 0)
-    return Batch(batch.input_ids, batch.target_ids, kept, batch.position_ids, batch.document_ids)
-
-
-def part(batch: Batch, rows: slice, positions: slice = slice(None)) -> Batch:
-    """A slice of a batch; rows may be cut at their end only."""
-
-    def cut(values: Tensor) -> Tensor:
-        return values[rows, positions]
-
-    return Batch(
-        cut(batch.input_ids),
-        cut(batch.target_ids),
-        cut(batch.scored),
-        cut(batch.position_ids),
-        cut(batch.document_ids),
-    )
+    return replace(batch, scored=kept)
 
 
 def view(case: Case, batch: Batch, count: int = SCORED) -> Views:
@@ -150,32 +154,23 @@ def view(case: Case, batch: Batch, count: int = SCORED) -> Views:
             case.teacher_model, batch.scored, objective.needs.projections
         ) as teacher_projections:
             teacher_hidden, teacher_layers = case.teacher_model(batch, objective.needs.layers)
-    every = max(1, len(hidden) // count)
-    chosen_rows = slice(0, every * count, every)
-    distribution = LazyLogits(teacher_hidden[chosen_rows], case.teacher_model.head.detach())
-    chosen = {i: states[chosen_rows] for i, states in layers.items()}
-    teacher_chosen = {i: states[chosen_rows] for i, states in teacher_layers.items()}
-    return Views(
-        StudentView(
-            hidden[chosen_rows],
-            case.student.head.detach(),
-            chosen,
-            batch.targets()[chosen_rows],
-            segments=batch.segments()[chosen_rows],
-            layer_projections=projections_at(projections, chosen_rows),
-        ),
-        distribution,
-        TeacherSignal.from_distribution(
-            distribution, teacher_chosen, projections_at(teacher_projections, chosen_rows)
-        ),
+    student = StudentView(
+        hidden,
+        case.student.head.detach(),
+        layers,
+        batch.targets(),
+        batch.token_weights(),
+        batch.segments(),
+        projections,
     )
+    distribution = LazyLogits(teacher_hidden, case.teacher_model.head.detach())
+    signal = TeacherSignal.from_distribution(distribution, teacher_layers, teacher_projections)
+    every = max(1, len(hidden) // count)
+    return Views(student, distribution, signal).rows(slice(0, every * count, every))
 
 
 def projections_at(
-    layers: Mapping[int, Projections], chosen_rows: slice, dtype: torch.dtype | None = None
+    layers: Mapping[int, Projections], rows: slice, dtype: torch.dtype | None
 ) -> dict[int, Projections]:
     """Queries, keys and values at chosen positions, converted to `dtype` if it is not None."""
-    return {
-        i: Projections(*(part[chosen_rows].to(dtype) for part in each))
-        for i, each in layers.items()
-    }
+    return {i: Projections(*(part[rows].to(dtype) for part in each)) for i, each in layers.items()}

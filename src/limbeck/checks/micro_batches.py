@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.batch import Batch
-from limbeck.checks.case import Case, part
+from limbeck.checks.case import Case
 from limbeck.checks.proof import Finding, Proof, Unproven, distance
 from limbeck.distributed import whole
 from limbeck.models import CausalLM, evaluating
@@ -40,7 +40,7 @@ def micro_batches_add_up(case: Case, batch: Batch, dtype: torch.dtype) -> Findin
     with evaluating(case.distiller):
         whole_loss, whole_gradient = share(case, batch, step_tokens, parameters)
         parts = [
-            share(case, part(batch, slice(i, i + 1)), step_tokens, parameters) for i in range(rows)
+            share(case, batch.part(slice(i, i + 1)), step_tokens, parameters) for i in range(rows)
         ]
     loss = torch.stack([each for each, _ in parts]).sum()
     gradient = torch.stack([each for _, each in parts]).sum(0)

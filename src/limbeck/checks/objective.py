@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from limbeck.checks.case import Case, Views, projections_at
+from limbeck.checks.case import Case, Views
 from limbeck.checks.proof import Finding, Proof, Unproven, distance
 from limbeck.config.schedules import value_at
 from limbeck.losses import Head, Objective, StudentView, TeacherSignal, WeightedTerm
@@ -103,7 +103,7 @@ def finite_differences(case: Case, views: Views) -> Finding:
     """The gradient equals central differences of the loss, at a few entries of a few positions."""
     name = "gradient equals finite differences"
     dtype = exact(views.student.head, views.distribution.head)
-    near = first(views, NUM_PROBES, dtype)
+    near = views.rows(slice(NUM_PROBES), dtype)
     objective = copy.deepcopy(case.distiller.objective).to(dtype)
     objective.positions = None
     gradient = evaluate(objective, near.student, near.signal).hidden
@@ -168,7 +168,7 @@ def evaluate(objective: Objective, student: StudentView, signal: TeacherSignal) 
 def with_plain_logits(case: Case, views: Views) -> Outcome:
     """The same with whole logits and autograd.
 
-    alpha T^2 D(teacher_T, student_T) + (1 - alpha) CE, and the extra terms as they are.
+    Mean over tokens of weight (alpha T^2 D(teacher_T, student_T) + (1 - alpha) CE + extra terms).
     """
     student, recipe = views.student, case.recipe
     dtype = exact(student.head, views.distribution.head)
@@ -178,40 +178,25 @@ def with_plain_logits(case: Case, views: Views) -> Outcome:
     logits = products if head.transform is None else head.transform(products)
     teacher = DenseLogits(views.distribution.head(views.distribution.hidden).to(dtype))
     alpha, temperature = value_at(recipe.alpha, 0), value_at(recipe.temperature, 0)
-    loss = (1 - alpha) * torch.nn.functional.cross_entropy(logits, student.targets)
+    tokens = (1 - alpha) * torch.nn.functional.cross_entropy(
+        logits, student.targets, reduction="none"
+    )
     if alpha > 0:
         divergence = divergences.bind(recipe.divergence, at="objective.divergence")
         pair = teacher.compare(logits, temperature)
-        soft = divergence(pair.student, pair.teacher).mean() * temperature**2
-        loss = loss + alpha * soft
+        tokens = tokens + alpha * temperature**2 * divergence(pair.student, pair.teacher)
     objective = case.distiller.objective
     for name, term in objective.logit_terms.items():
         if name not in MAIN:
-            loss = loss + objective.weights[name] * term(logits, student.targets, teacher).mean()
+            tokens = tokens + objective.weights[name] * term(logits, student.targets, teacher)
     for name, state_term in objective.state_terms.items():
-        tokens = state_term(replace(student, hidden=hidden), views.signal)
-        loss = loss + objective.weights[name] * tokens.mean()
+        values = state_term(replace(student, hidden=hidden), views.signal)
+        tokens = tokens + objective.weights[name] * values
+    weights = 1.0 if student.token_weights is None else student.token_weights.to(tokens)
+    loss = (weights * tokens).mean()
     by_hidden, by_products = torch.autograd.grad(loss, [hidden, products])
     rows = by_products[:, distinct(student.targets)].t() @ hidden.detach()
     return Outcome(loss.detach(), by_hidden, rows)
-
-
-def first(views: Views, positions: int, dtype: torch.dtype) -> Views:
-    """The first few positions, in another number format."""
-    rows = slice(0, positions)
-    old, old_teacher = views.student, views.distribution
-    student = StudentView(
-        old.hidden[rows].to(dtype),
-        old.head.to(dtype),
-        {i: states[rows].to(dtype) for i, states in old.layer_hidden.items()},
-        old.targets[rows],
-        segments=None if old.segments is None else old.segments[rows],
-        layer_projections=projections_at(old.layer_projections, rows, dtype),
-    )
-    teacher = LazyLogits(old_teacher.hidden[rows].to(dtype), old_teacher.head.to(dtype))
-    layers = {i: states[rows].to(dtype) for i, states in views.signal.layer_hidden.items()}
-    projections = projections_at(views.signal.layer_projections, rows, dtype)
-    return Views(student, teacher, TeacherSignal.from_distribution(teacher, layers, projections))
 
 
 def exact(*heads: Head) -> torch.dtype:

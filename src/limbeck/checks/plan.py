@@ -17,7 +17,7 @@ from limbeck.checks.proof import Proof
 from limbeck.config import OptimConfig, RunConfig
 from limbeck.distributed import is_sharded
 from limbeck.errors import ConfigError
-from limbeck.files import nearest_existing
+from limbeck.files import nearest_existing, size
 from limbeck.losses.head.fused import head_bytes
 from limbeck.models import CausalLM, Distiller
 from limbeck.teachers import TeacherRequest
@@ -257,17 +257,3 @@ def checkpointed_bytes(student: CausalLM, config: RunConfig, rows: int) -> int:
         return 0
     element = next(student.parameters()).element_size()
     return rows * config.data.sequence_length * student.num_layers * student.width * element
-
-
-def size(num_bytes: int) -> str:
-    """Bytes in a readable unit.
-
-    Example:
-        >>> size(1536)
-        '1.5 KiB'
-    """
-    units = ("KiB", "MiB", "GiB", "TiB")
-    if num_bytes < 1024:
-        return f"{num_bytes:.0f} B"
-    power = next((p for p in range(1, len(units)) if num_bytes < 1024 ** (p + 1)), len(units))
-    return f"{num_bytes / 1024**power:.1f} {units[power - 1]}"

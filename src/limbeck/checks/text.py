@@ -14,15 +14,12 @@ from limbeck.checks.case import POSITIONS, Case, shortened, spread
 from limbeck.checks.proof import Proof
 from limbeck.config import HeadBudget
 from limbeck.distributed import whole
-from limbeck.losses.distributions import log_softmax
-from limbeck.losses.head.fused import head_chunk
+from limbeck.losses import Objective, StudentView, TeacherSignal, WeightedTerm
+from limbeck.losses.terms.cross_entropy import CrossEntropyTerm
 from limbeck.models import CausalLM, PreTrainedTokenizerBase, evaluating, plain_weights
 
 ROWS = 8
 """Rows on which both models are measured."""
-
-COPIES = 4
-"""Approximate number of logit arrays of a chunk that exist at once."""
 
 SHOWN = 160
 """Tokens of the example row that are printed."""
@@ -43,16 +40,15 @@ class Segment(NamedTuple):
 def teacher_reads_better(case: Case) -> Proof:
     """The teacher predicts the user's text better than the student does; a warning if not."""
     rows = case.data.batch(spread(case.data.num_rows, ROWS))
-    batches = [shortened(rows, POSITIONS).to(case.device)]
+    batch = shortened(rows, POSITIONS).to(case.device)
     budget = case.distiller.objective.head_budget_mb
-    teacher, count = cross_entropy(case.teacher_model, batches, budget)
-    student, _ = cross_entropy(case.student, batches, budget)
+    teacher, student = (cross_entropy(model, batch, budget) for _, model in case.models)
     guess = math.log(case.vocabulary.size)
     return Proof(
         "teacher reads the text better",
         teacher < student,
         f"cross-entropy {teacher:.3f} against the student's {student:.3f} nats a token on "
-        f"{count:,} tokens; a uniform guess has {guess:.2f}",
+        f"{int(batch.num_scored()):,} tokens; a uniform guess has {guess:.2f}",
         "the teacher can improve this student on this text"
         if teacher < student
         else "a better student may get worse: check the teacher, its template and "
@@ -61,22 +57,14 @@ def teacher_reads_better(case: Case) -> Proof:
     )
 
 
-def cross_entropy(
-    model: CausalLM, batches: Iterable[Batch], head_budget_mb: HeadBudget = "auto"
-) -> tuple[float, int]:
-    """Mean negative log-likelihood of the scored tokens, nats, and their number."""
-    total, count = 0.0, 0
-    rows = head_chunk(head_budget_mb, model.head.weight, COPIES)
+def cross_entropy(model: CausalLM, batch: Batch, head_budget_mb: HeadBudget = "auto") -> float:
+    """Mean negative log-likelihood of the scored tokens, nats."""
+    objective = Objective([WeightedTerm("hard", 1.0, CrossEntropyTerm())], head_budget_mb)
     with torch.no_grad(), evaluating(model):
-        for batch in batches:
-            hidden, _ = model(batch)
-            targets = batch.targets()[:, None]
-            for start in range(0, len(targets), rows):
-                window = slice(start, start + rows)
-                logp = log_softmax(model.head(hidden[window]), 1.0)
-                total -= float(logp.gather(-1, targets[window]).sum())
-            count += len(targets)
-    return total / max(count, 1), count
+        hidden, _ = model(batch)
+        student = StudentView(hidden, model.head, {}, batch.targets())
+        loss, _ = objective(student, TeacherSignal(), batch.num_scored())
+    return float(loss)
 
 
 def models_differ(case: Case) -> Proof:

@@ -26,13 +26,13 @@ from limbeck.checks import (
     trained_on,
 )
 from limbeck.checks.case import spread
-from limbeck.checks.plan import size
 from limbeck.commands.arguments import Overrides
 from limbeck.data import reader_of
 from limbeck.errors import ConfigError
 from limbeck.experiment import Run, assemble, load
 from limbeck.experiment import schema as recipe_schema
 from limbeck.experiment.trials import trials_of
+from limbeck.files import size
 from limbeck.report.words import duration
 from limbeck.teachers import require_local
 from limbeck.train.micro_batch import choose_micro_batch, free_bytes

@@ -16,6 +16,7 @@ from limbeck.config import RunConfig
 from limbeck.data import corpus_path
 from limbeck.experiment import assemble, load
 from limbeck.recording import Recording
+from limbeck.report.words import TRIALS
 
 TEMPERATURES = (1.0, 2.0)
 """Of the two students; the store serves both."""
@@ -54,8 +55,10 @@ def second_act(console: Console, say: Say, teacher: Path, output: Path, steps: i
     for temperature in TEMPERATURES:
         with assemble(learner(config, temperature)) as run:
             outcome = run.train(overwrite=(run.folder / "recipe.yaml").exists())
-        trials.setdefault("as initialised", outcome.evaluation["trials"]["initial"])
-        trials[f"learnt at T = {temperature:g}"] = outcome.evaluation["trials"]["distilled"]
+        trials.setdefault(TRIALS["initial"], outcome.evaluation["trials"]["initial"])
+        trials[f"{TRIALS['distilled']} at T = {temperature:g}"] = outcome.evaluation["trials"][
+            "distilled"
+        ]
     say(
         console,
         "4. What they learnt",

@@ -49,7 +49,8 @@ def distill(
     report.html. Ctrl-C and SIGTERM save first; `--resume` goes on, on a CPU bit for bit.
 
     limbeck distill TEACHER STUDENT DATA writes a recipe with comments beside the run directory,
-    prints it and runs it. STUDENT is a model, or a number of the teacher's layers ("12 layers").
+    prints it and runs it. STUDENT is a model, or a size that the teacher is pruned to: "1.5B"
+    parameters, or "12 layers".
 
     A recipe with `stages` is several such runs, one after the other, each in stages/NAME.
 

@@ -16,6 +16,7 @@ from limbeck.commands.shrink import require_new
 from limbeck.data import corpus_path
 from limbeck.export import HeldOutText, export_student, exporters, open_student
 from limbeck.export.publishing import open_teacher
+from limbeck.files import size
 
 
 def export(
@@ -97,8 +98,8 @@ def page(report: Mapping[str, Any], output: Path) -> RenderableType:
         ("tokenisation, BOS, EOS, chat template", "equal"),
     ):
         table.add_row(name, value)
-    size = f"{output / report['file']}  {report['bytes'] / 1e6:,.1f} MB"
-    return Group(table, *report["notes"], size)
+    file = f"{output / report['file']}  {size(report['bytes'])}"
+    return Group(table, *report["notes"], file)
 
 
 def teacher_rows(distance: Mapping[str, float] | None) -> list[tuple[str, str]]:

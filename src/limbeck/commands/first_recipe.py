@@ -24,6 +24,9 @@ LONGEST = 1024
 LAYERS = re.compile(r"([1-9]\d*)(?: layers?)?")
 """A student that is a number of the teacher's layers."""
 
+SIZE = re.compile(r"\d+(?:\.\d+)?[KMB]", re.IGNORECASE)
+"""A student that is a number of parameters."""
+
 COMMENTS = {
     "student.by": "which layers to keep: those that change their input most, by one pass",
     "student.tokenizer": "the teacher's chat template and end token, also where they are its own",
@@ -59,7 +62,7 @@ def write_recipe(words: Sequence[str], *, keep_run: bool) -> Path:
     if len(places) != 3:
         raise ConfigError(
             "distill takes a recipe, or a teacher, a student and data, and then key=value, got "
-            f"{' '.join(places)}. For example: limbeck distill TEACHER 12 train.jsonl."
+            f"{' '.join(places)}. For example: limbeck distill TEACHER 1.5B train.jsonl."
         )
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError(
@@ -93,27 +96,39 @@ def chosen(teacher: str, student: str, data: str) -> dict[str, Any]:
     Raises:
         ConfigError: A model is not there.
     """
-    layers = LAYERS.fullmatch(student)
-    is_pruned = layers is not None and not Path(student).exists()
-    models = [teacher] if is_pruned else [teacher, student]
+    pruned, name = pruned_student(student)
+    models = [teacher] if pruned else [teacher, student]
     length = min([LONGEST, *(limit for each in models if (limit := max_positions(each)))])
-    made: dict[str, Any] = {"type": "pretrained", "path": student, "tokenizer": "teacher"}
-    if is_pruned and layers is not None:
-        made = {"type": "depth", "keep": int(layers[1]), "by": "block_influence"}
-    name = f"{layers[1]}-layers" if is_pruned and layers is not None else short_name(student)
     return {
         "teacher": {"type": "online", "path": teacher},
-        "student": made,
+        "student": pruned or {"type": "pretrained", "path": student, "tokenizer": "teacher"},
         "data": {"path": data, "sequence_length": length},
         "objective": {"alpha": 0.9, "temperature": 1.0, "divergence": "forward_kl"},
         "optim": {
-            "learning_rate": 3e-4 if is_pruned else 2e-5,
+            "learning_rate": 3e-4 if pruned else 2e-5,
             "epochs": 1,
             "tokens_per_step": 16 * length,
             "warmup_steps": 0.05,
         },
         "output": f"runs/{short_name(teacher)}-to-{name}",
     }
+
+
+def pruned_student(student: str) -> tuple[dict[str, Any] | None, str]:
+    """The `student:` section where the word is a size and no model's folder, and a short name.
+
+    Example:
+        >>> pruned_student("1.5B")
+        ({'type': 'depth', 'params': '1.5B', 'by': 'block_influence'}, '1.5B')
+        >>> pruned_student("Qwen/Qwen2.5-0.5B")
+        (None, 'Qwen2.5-0.5B')
+    """
+    layers = LAYERS.fullmatch(student)
+    if Path(student).exists() or not (layers or SIZE.fullmatch(student)):
+        return None, short_name(student)
+    size = {"keep": int(layers[1])} if layers else {"params": student.upper()}
+    name = f"{layers[1]}-layers" if layers else student.upper()
+    return {"type": "depth", **size, "by": "block_influence"}, name
 
 
 def max_positions(model: str) -> int | None:

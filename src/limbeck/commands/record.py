@@ -15,12 +15,12 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from limbeck.checks.plan import size
 from limbeck.commands.arguments import Overrides, Recipe
 from limbeck.distributed import StopSignals
 from limbeck.distributed.stopping import reason
 from limbeck.errors import Stopped
 from limbeck.experiment import load
+from limbeck.files import size
 from limbeck.recording import Budget, Recording, parse_part
 
 

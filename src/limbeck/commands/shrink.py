@@ -28,7 +28,7 @@ from limbeck.experiment.shrink import (
 )
 from limbeck.experiment.shrink import shrink as make_student
 from limbeck.experiment.vocabulary import PrunedVocabulary, is_table
-from limbeck.files import nearest_existing
+from limbeck.files import nearest_existing, size
 from limbeck.models import ModelSource, choose_device
 from limbeck.prune.targets import count_of
 from limbeck.registry import Component
@@ -336,7 +336,7 @@ def plan_table(proposed: Sequence[Mapping[str, Any]]) -> Table:
             str(each["layers"]),
             sizes or "as the teacher",
             f"{each['parameters']:,}",
-            f"{each['bytes'] / 1e6:,.0f} MB",
+            size(each["bytes"]),
             f"{each['tokens_per_second']:,.0f}/s, {each['speed_ratio']:.2f} x",
             f"{each['forward_kl']:.3f}",
             f"{each['cross_entropy']:.3f}",

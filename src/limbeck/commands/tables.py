@@ -10,12 +10,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-TRIALS = {
-    "initial": "as initialised",
-    "cross_entropy": "cross-entropy only",
-    "distilled": "distilled",
-    "teacher": "teacher",
-}
+from limbeck.report.words import TRIALS
+
 COLUMNS = {
     "forward_kl": ("KL", "{:.3f}"),
     "top1_agreement": ("top-1 agrees", "{:.1%}"),
@@ -31,9 +27,9 @@ def outcome_table(evaluation: Mapping[str, Any]) -> RenderableType:
         return Text("Nothing was measured: the recipe names no held-out text (evaluate.data).")
     title = "Held-out text, against the teacher; 95 % intervals over documents"
     table = Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD)
-    table.add_column("student", no_wrap=True)
+    table.add_column("student")
     for title, _ in COLUMNS.values():
-        table.add_column(title, justify="right")
+        table.add_column(title, justify="right", no_wrap=True)
     for trial, title in TRIALS.items():
         if figures := evaluation["trials"].get(trial):
             cells = [cell(figures.get(name), form) for name, (_, form) in COLUMNS.items()]

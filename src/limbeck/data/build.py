@@ -191,6 +191,7 @@ def refuse(draft: Draft, config: DataConfig, source: Source) -> None:
     """Raise where rows are bad and not skipped, or none is left."""
     path = config.path
     if draft.num_bad and (config.bad_rows == "error" or not draft.places):
+        count = "1 is not" if draft.num_bad == 1 else f"{draft.num_bad:,} are not"
         first = f", the first {SHOWN}" if draft.num_bad > SHOWN else ""
         remedy = "Correct or remove them. Set data.columns where columns have other names."
         if config.bad_rows == "error":
@@ -198,7 +199,7 @@ def refuse(draft: Draft, config: DataConfig, source: Source) -> None:
         raise DataError(
             "\n".join(
                 [
-                    f"Every row of {path} must be readable; {draft.num_bad:,} are not{first}:",
+                    f"Every row of {path} must be readable; {count}{first}:",
                     *(f"  {line}" for line in named(draft, source.labels)),
                     remedy,
                 ]

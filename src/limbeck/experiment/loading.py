@@ -66,9 +66,9 @@ def problems(config: RunConfig) -> Iterator[Problem]:
 
 def size_problems(student: Component) -> Iterator[Problem]:
     """Problems with the size of a student that is pruned from its teacher."""
-    ways = {way: student.get(way) for way in ("layers", "keep", "fraction", "drop")}
     if type_of(student) == "depth":
-        problem = ways_problem(by=str(student.get("by", "even")), **ways)
+        ways = {way: student.get(way) for way in ("layers", "keep", "fraction", "params", "drop")}
+        problem = ways_problem(by=student.get("by"), **ways)
         yield from [Problem("student", problem)] if problem else []
     if type_of(student) == "width":
         names = ("intermediate", "heads", "kv_heads", "hidden", "keep", "params")
@@ -104,6 +104,11 @@ def trial_problems(config: RunConfig) -> Iterator[Problem]:
         yield Problem(
             "evaluate.baseline_learning_rate",
             "needs a baseline, and evaluate.baseline is not set. Set it to cross_entropy.",
+        )
+    if held_out.patience is not None and not held_out.data:
+        yield Problem(
+            "evaluate.patience",
+            "ends training by what is measured on held-out text, and evaluate.data is not set.",
         )
     if isinstance(grid, tuple) and not held_out.data:
         yield Problem(

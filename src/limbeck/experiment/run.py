@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -137,6 +138,7 @@ class Run:
             for trial, is_done in zip(trials, done, strict=True):
                 if not is_done:
                     self._run_trial(runner, trial, resume=resume)
+                    gc.collect()  # models are in reference cycles, and the next trial needs memory
             suites = self._measure_suites(trials)
             evaluation = self._conclude(trials, suites)
             return RunResult(self.folder / "student", evaluation, self._report())

@@ -26,8 +26,8 @@ from limbeck.evaluate.scores import Scores
 from limbeck.evaluate.suites import SuiteContext
 from limbeck.experiment.parts import Parts
 from limbeck.experiment.score_files import read_scores, write_scores
-from limbeck.files import manifest
-from limbeck.models import Distiller
+from limbeck.files import manifest, sha256
+from limbeck.models import Distiller, choose_dtype
 from limbeck.registry import type_of
 from limbeck.rollouts import Rollouts
 from limbeck.teachers import TeacherRequest
@@ -185,6 +185,7 @@ class TrialRunner:
                 evaluate=self._evaluator(distiller, rollouts),
                 selected_by=trial.selected_by,
                 evaluate_every=parts.config.evaluate.every,
+                patience=parts.config.evaluate.patience,
                 sinks=sinks,
                 resume=resume,
                 fingerprint=fingerprint(parts, trial),
@@ -260,13 +261,26 @@ def fingerprint(parts: Parts, trial: Trial) -> dict[str, Any]:
         "learning_rate": trial.learning_rate,
         "teacher": parts.teacher.info.to_json(),
         "data": parts.data.facts,
+        "compute_dtype": compute_dtype(parts),
+        "plugins": [sha256(path) for path in parts.config.plugins],
     }
     frozen = parts.facts["trained"].get("frozen_sha256")
     return facts if frozen is None else facts | {"frozen_sha256": frozen}
 
 
+def compute_dtype(parts: Parts) -> str:
+    """Format the student computes in: `parallel.compute_dtype` where FSDP2 casts, else float32."""
+    if parts.world.mesh is None:
+        return "float32"
+    dtype = choose_dtype(parts.config.parallel.compute_dtype, parts.world.device)
+    return str(dtype).removeprefix("torch.")
+
+
 def lasting(config: RunConfig) -> dict[str, Any]:
-    """The options that must not change between a run and its resumption."""
+    """The options that must not change between a run and its resumption.
+
+    Of `parallel` and `plugins` only what changes numbers counts; see `fingerprint`.
+    """
     plain = to_plain(config)
     transient = ("output", "track", "device", "parallel", "evaluate", "memory", "checkpoint")
     for section in (*transient, "plugins"):

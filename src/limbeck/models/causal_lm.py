@@ -220,7 +220,7 @@ class CausalLM(nn.Module):
                 max_new_tokens=room,
                 do_sample=samples,
                 temperature=sampling_temperature if samples else 1.0,
-                top_k=0,
+                top_k=0 if samples else 50,  # 50 is the default, and greedy search warns of others
                 top_p=1.0,
                 repetition_penalty=1.0,
                 suppress_tokens=list(range(self.vocabulary_size, self.vocabulary_rows)) or None,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from limbeck.errors import ConfigError
-from limbeck.files import sha256
+from limbeck.files import sha256, size
 from limbeck.models.causal_lm import CausalLM
 from limbeck.models.source import ModelSource, Place, find, open_config
 
@@ -36,7 +36,7 @@ def shape_facts(model: CausalLM) -> dict[str, Any]:
     return {
         "family": model.family,
         "parameters": model.num_parameters,
-        "bytes": sum(p.numel() * p.element_size() for p in model.parameters()),
+        "bytes": num_bytes(model),
         "layers": model.num_layers,
         "width": model.width,
         "vocabulary_rows": model.vocabulary_rows,
@@ -76,13 +76,17 @@ def configured_shape(path: str) -> dict[str, Any]:
     }
 
 
+def num_bytes(model: CausalLM) -> int:
+    """Bytes of a model's parameters, tied ones counted once."""
+    return sum(p.numel() * p.element_size() for p in model.parameters())
+
+
 def loading_notes(name: str, model: CausalLM) -> tuple[str, ...]:
     """That a model was loaded whole where it should have been read by rows, and what that takes."""
     if model.whole_because is None:
         return ()
-    size = sum(p.numel() * p.element_size() for p in model.parameters())
     return (
-        f"{name}: every rank loads all {size / 1e9:,.2f} GB of the model before it is sharded, "
+        f"{name}: every rank loads all {size(num_bytes(model))} of the model before it is sharded, "
         f"because {model.whole_because}.",
     )
 

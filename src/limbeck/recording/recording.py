@@ -30,7 +30,8 @@ from limbeck.store import (
     shard_name,
     written_out,
 )
-from limbeck.teachers import TeacherRequest, find_local, require_local, teachers
+from limbeck.teachers import Teacher, TeacherRequest, find_local, require_local, teachers
+from limbeck.teachers.served import ServedTeacher
 from limbeck.tokenizers import prove_same_vocabulary, template_hash, tokenizer_hash
 
 
@@ -91,7 +92,7 @@ class Recording:
         with main_first(self.world):
             teacher = teachers.bind(config.teacher, "teacher")(whole)
         teacher.shard(whole)
-        self.teacher = teacher
+        self.teacher = recordable(teacher)
         tokenizer = self.tokenizer = teacher.tokenizer
         rows = teacher.info.vocabulary_rows
         proof = prove_same_vocabulary(tokenizer, tokenizer, student_rows=rows, teacher_rows=rows)
@@ -211,12 +212,21 @@ def settings_of(config: RunConfig) -> RecordConfig:
             "record: the recipe must have this section, with the folder and the form of the store. "
             "Add record: {form: {type: top_k, k: 32}, output: stores/x}."
         )
-    if (kind := type_of(config.teacher)) in ("stored", "routed", "ensemble"):
+    if type_of(config.teacher) == "stored":
         raise ConfigError(
-            f"teacher: a recording needs a model, got {{type: {kind}}}. Name the model: "
-            "teacher='{type: online, path: ...}' or {type: served, url: ..., model: ...}."
+            "teacher: a recording needs a model, got {type: stored}. Name the model: "
+            "teacher='{type: online, path: ...}'."
         )
     return config.record
+
+
+def recordable(teacher: Teacher) -> Teacher:
+    """The teacher, which must be one model, here or in a server.
+
+    Raises:
+        ConfigError: It is something else.
+    """
+    return teacher if isinstance(teacher, ServedTeacher) else require_local(teacher, "record")
 
 
 def require_layers(layers: tuple[int, ...], num_layers: int) -> None:

@@ -16,15 +16,8 @@ from limbeck.report import story
 from limbeck.report.pages import page
 from limbeck.report.plots import Curve, plot
 from limbeck.report.run_files import Evaluation, Figure, RunFiles, read_run
-from limbeck.report.words import number, percent
+from limbeck.report.words import TRIALS, number, percent
 
-TRIALS = {
-    "initial": "Before training",
-    "cross_entropy": "Data alone",
-    "cross_entropy_by_kl": "Data alone, learning rate chosen by KL",
-    "distilled": "Distilled",
-    "teacher": "Teacher",
-}
 HELD_OUT = {
     "forward_kl": "Distance to the teacher, held out (forward KL)",
     "cross_entropy": "Distance to the text, held out (cross-entropy)",
@@ -184,8 +177,8 @@ def plots(run: RunFiles) -> Iterator[dict[str, Any]]:
         svg = plot("loss", "The training loss by optimizer step", [loss], "nats")
         yield {"svg": svg, "caption": "Training loss"}
     for metric, caption in HELD_OUT.items():
-        ours = curve(run.metrics, "evaluation", metric, "distilled", "student")
-        theirs = curve(run.baseline, "evaluation", metric, "data alone", "baseline")
+        ours = curve(run.metrics, "evaluation", metric, TRIALS["distilled"], "student")
+        theirs = curve(run.baseline, "evaluation", metric, TRIALS["cross_entropy"], "baseline")
         found: Sequence[Curve] = [c for c in (theirs, ours) if c is not None]
         if found:
             yield {"svg": drawn(metric, caption, found), "caption": caption}

@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import math
 import unicodedata
+from collections.abc import Callable
+
+from limbeck.files import scaled
+from limbeck.files import size as byte_size
 
 Number = int | float
 MISSING = "\u2013"
 MINUS = "\u2212"
 THIN = "\u202f"
 """Narrow space that does not break, between a number and its unit."""
+
+TRIALS = {
+    "initial": "Before training",
+    "cross_entropy": "Cross-entropy only",
+    "cross_entropy_by_kl": "Cross-entropy only, rate chosen by KL",
+    "distilled": "Distilled",
+    "teacher": "Teacher",
+}
+"""The models of an evaluation, as tables and plots name them."""
 
 LETTERS = {" ": "·", "\n": "↵", "\t": "⇥", "\r": "␍"}
 
@@ -77,28 +90,18 @@ def count(value: Number | None) -> str:
         >>> count(134515008).replace(THIN, " "), count(950), count(1.5e9).replace(THIN, " ")
         ('135 M', '950', '1.50 B')
     """
-    return scaled(value, 1000, ["", "k", "M", "B", "T"])
+    return thin(value, lambda number: scaled(number, ["", "k", "M", "B", "T"]))
 
 
 def size(value: Number | None) -> str:
-    """A size in bytes, three digits.
-
-    Example:
-        >>> size(538090408).replace(THIN, " ")
-        '538 MB'
-    """
-    return scaled(value, 1000, ["B", "kB", "MB", "GB", "TB"])
+    """A size in bytes, three digits."""
+    return thin(value, byte_size)
 
 
-def scaled(value: Number | None, step: int, units: list[str]) -> str:
-    """Three digits of a value in the largest unit that leaves at least one."""
-    if value is None or not math.isfinite(value):
-        return MISSING
-    power = 0
-    while abs(value) >= step and power < len(units) - 1:
-        value, power = value / step, power + 1
-    digits = 0 if not power or abs(value) >= 100 else 1 if abs(value) >= 10 else 2
-    return f"{value:.{digits}f}{THIN}{units[power]}".rstrip(THIN)
+def thin(value: Number | None, text: Callable[[Number], str]) -> str:
+    """A figure with its unit after a thin space."""
+    known = value is not None and math.isfinite(value)
+    return text(value).replace(" ", THIN) if known and value is not None else MISSING
 
 
 def duration(seconds: Number | None) -> str:

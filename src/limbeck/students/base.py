@@ -85,9 +85,10 @@ initialisers: Registry[InitialStudent] = Registry("student", package="limbeck.st
 
 def reads_teacher(student: Component) -> bool:
     """Whether a student is made from the teacher's weights, and not from its files or its shape."""
-    kind = type_of(student)
-    even = student.get("by", "even") == "even"
-    return not (kind in ("pretrained", "random", "copy") or (kind == "depth" and even))
+    if type_of(student) == "depth":
+        named = student.get("layers") is not None or student.get("drop") is not None
+        return not named and student.get("by") != "even"
+    return type_of(student) not in ("pretrained", "random", "copy")
 
 
 def made_of(

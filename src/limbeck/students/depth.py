@@ -21,6 +21,7 @@ from limbeck.models import (
 from limbeck.prune import cut_config
 from limbeck.prune.calibration import Calibration, Text, calibrate
 from limbeck.prune.importance import Progress, block_influence, cheapest_span, greedy
+from limbeck.prune.targets import count_of, layers_for
 from limbeck.students.base import InitialStudent, Origin, initialisers, made_of
 from limbeck.tokenizers import load_tokenizer
 
@@ -29,6 +30,8 @@ By = Literal["even", "block_influence", "span", "loss"]
 """How layers are chosen: evenly spaced; those with the largest block influence; all but the run of
 consecutive layers whose removal costs least; or greedily, removing the layer that costs least.
 """
+DEFAULT_BY: By = "block_influence"
+"""One pass over the calibration text, and far better than even spacing (docs/students.md)."""
 
 CALIBRATION_TOKENS = 2048
 """Positions of calibration text; SmolLM2's greedy choice was made on as many (LOG.md)."""
@@ -41,21 +44,26 @@ def depth(
     layers: Layers = None,
     keep: Annotated[int, Gt(0)] | None = None,
     fraction: Annotated[float, Gt(0), Le(1)] | None = None,
+    params: int | str | None = None,
     drop: Layers = None,
-    by: By = "even",
+    by: By | None = None,
     calibration_tokens: Annotated[int, Gt(0)] = CALIBRATION_TOKENS,
     path: str | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> InitialStudent:
     """Some of the teacher's layers, its embeddings and its head, copied."""
-    if problem := ways_problem(layers=layers, keep=keep, fraction=fraction, drop=drop, by=by):
+    ways = {"layers": layers, "keep": keep, "fraction": fraction, "params": params, "drop": drop}
+    if problem := ways_problem(by=by, **ways):
         raise ConfigError(problem)
     teacher, tokenizer, facts = teacher_of(
         origin, None if path is None else (path, revision, trust_remote_code)
     )
     if fraction is not None:
         keep = max(round(fraction * teacher.num_layers), 1)
+    if params is not None:
+        keep = layers_for(teacher.config, count_of(params))
+    by = by or DEFAULT_BY
     if keep is not None and by != "even":
         calibration = calibrate(teacher, calibration_text(origin), calibration_tokens)
         layers, chosen = choose_layers(calibration, keep, by)
@@ -94,15 +102,16 @@ def teacher_of(
     )
 
 
-def ways_problem(*, by: str = "even", **ways: Any) -> str | None:
+def ways_problem(*, by: str | None, **ways: Any) -> str | None:
     """What is wrong with the options that choose the layers; None if nothing is."""
     given = [way for way, value in ways.items() if value is not None]
     if len(given) != 1:
         return (
-            "a depth student needs exactly one of layers (those kept), keep (how many), fraction "
-            f"(what share) and drop (those left out), got {', '.join(given) or 'none'}."
+            "a depth student needs exactly one of layers (those kept), drop (those removed), keep "
+            "(number of layers), fraction (share of the layers) and params (at most so many "
+            f"parameters, as 60M), got {', '.join(given) or 'none'}."
         )
-    if by != "even" and given[0] in ("layers", "drop"):
+    if by is not None and given[0] in ("layers", "drop"):
         return (
             f"by says how layers are chosen, and {given[0]} names them already, got by: {by}. "
             "Leave out one of them, or give keep."

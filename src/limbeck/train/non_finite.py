@@ -88,7 +88,7 @@ def narrow(
 
     For a world of one only, where no rank waits.
     """
-    single = [batch.rows(slice(i, i + 1)) for batch in micro_batches for i in range(len(batch))]
+    single = [batch.part(slice(i, i + 1)) for batch in micro_batches for i in range(len(batch))]
     guilty = []
     for index, row in enumerate(single):
         batch = row.to(world.device)
