@@ -18,10 +18,11 @@ from limbeck.data import TextData, corpus_path, load_data
 from limbeck.data.held_out import HeldOut
 from limbeck.data.order import order
 from limbeck.distributed import World
+from limbeck.losses import SignalNeeds
 from limbeck.models import PreTrainedTokenizerBase, cache_folder
 from limbeck.recording import Recorder, RecordingProgress, Windows, plan_shards
 from limbeck.store import Store, StoreHeader
-from limbeck.teachers import teachers
+from limbeck.teachers import TeacherRequest, teachers
 from limbeck.tokenizers import load_tokenizer, template_hash, tokenizer_hash
 from student_table.plan import ROW, STEP
 

@@ -29,9 +29,9 @@ from limbeck.tokenizers import load_tokenizer
 REACHED_BY = ("url", "key_env", "concurrency", "timeout_s", "patience_s")
 """Options that do not change the numbers; a run may be resumed with others."""
 
-SMALLEST_TAIL = 1e-6
-"""Resolution of one minus the sum of float32 probabilities: a smaller tail cannot be told from
-none. An empty one would make a divergence of the student's probability there without bound."""
+SMALLEST_TAIL = 1e-5
+"""Rounding of a float32 softmax over a vocabulary: a smaller tail, one minus a sum of the server's
+probabilities, cannot be told from none. An empty tail would leave a divergence without a bound."""
 
 
 class ServedTeacher(Teacher):
