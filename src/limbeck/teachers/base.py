@@ -162,11 +162,6 @@ class Teacher(ABC):
         """What a user should know of how it was loaded."""
         return ()
 
-    @property
-    def text_notes(self) -> tuple[str, ...]:
-        """What a user should know of how it reads the texts of a run, once they were required."""
-        return ()
-
     def abandon_pass(self) -> None:  # noqa: B027  (optional)
         """Release what a forward pass that failed has left. Does nothing without weights here."""
 

@@ -112,13 +112,8 @@ class CrossTokenizerTeacher(Teacher):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Of the model."""
-        return self._teacher.notes
-
-    @property
-    def text_notes(self) -> tuple[str, ...]:
-        """Coverage of the training text in both directions, and texts without a teacher."""
-        return self._text_notes
+        """Those of the model; coverage of the training text, and texts without a teacher."""
+        return (*self._teacher.notes, *self._text_notes)
 
     def require(self, request: TeacherRequest) -> None:
         """Align the two vocabularies, then every text of the run.
