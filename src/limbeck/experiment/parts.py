@@ -231,10 +231,11 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
         facts=facts_of(config, teacher, student, data, held_out),
         notes=[
             *vocabulary.notes,
+            *teacher.notes,
             *teacher.text_notes,
             *data_notes(config, data, held_out),
             *([] if epochs is None else [epochs_note(epochs, config, data)]),
-            *whole_loads(teacher, student, by_rows, world),
+            *whole_loads(student, by_rows, world),
             *prompt_notes(prompts),
         ],
     )
