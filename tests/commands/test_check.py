@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from limbeck.commands import check as module
 from limbeck.commands.check import check
 from limbeck.errors import ConfigError
-from limbeck.models.heads import Softcap
+from limbeck.losses import Softcap
 from tests.experiment.house import write_model, write_recipe
 from tests.teachers.test_cross_tokenizer import write_pair
 from tests.tokenizers.small import small
