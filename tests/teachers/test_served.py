@@ -295,10 +295,9 @@ def test_more_tokens_than_the_server_gives_are_refused_with_its_own_words(server
 
 def test_longer_text_than_the_server_reads_is_refused(server, folder, tmp_path):
     server.max_model_len = 33
-    assert open_teacher(server, folder).info.max_positions == 31
-    path = write_recipe(tmp_path)
+    path = recording_recipe(tmp_path, {"type": "top_k", "k": K})
     with pytest.raises(ConfigError, match="sequence_length: must be at most 31"):
-        run(path, server, folder)
+        record(load(path, [teacher_of(server, folder)]))
 
 
 def test_an_adapter_reads_as_much_as_the_model_it_is_for(server, folder):
@@ -433,7 +432,13 @@ def test_its_recording_is_the_models_and_a_run_from_it_that_from_the_server(
 ):
     """Within what a store rounds: tokens to 0.0023 of the square root of a probability."""
     form = {"type": "top_k", "k": K}
-    path = recording_recipe(tmp_path, form, evaluate={"continuations": 0, "every": 6})
+    path = recording_recipe(
+        tmp_path,
+        form,
+        data={"max_documents": 10},
+        evaluate={"continuations": 0, "every": 3},
+        optim={"steps": 3},
+    )
     common = ["objective.temperature=1.0", f"student.path={folder}"]
     here = f"teacher.path={folder}"
     record(load(path, [here, f"record.output={tmp_path / 'of-model'}"]))
@@ -461,7 +466,7 @@ def test_its_recording_is_the_models_and_a_run_from_it_that_from_the_server(
 def test_killed_and_restarted_the_run_waits_says_so_and_ends_as_without(
     server, folder, tmp_path, capfd
 ):
-    path = write_recipe(tmp_path, evaluate={"data": None})
+    path = write_recipe(tmp_path, evaluate={"data": None}, optim={"steps": 4})
     run(path, server, folder, f"output={tmp_path / 'calm'}")
     capfd.readouterr()
     calm = server.lie
@@ -513,10 +518,10 @@ def test_the_server_works_on_the_next_step_while_the_student_computes(server, fo
 
 def test_a_run_resumes_at_another_address(server, folder, local, tmp_path):
     path = write_recipe(tmp_path, evaluate={"data": None})
-    run(path, server, folder, "optim.steps=4", f"output={tmp_path / 'run'}")
+    run(path, server, folder, "optim.steps=2", f"output={tmp_path / 'run'}")
     moved = TinyServer(local, small())
     try:
-        run(path, moved, folder, "optim.steps=4", f"output={tmp_path / 'run'}", resume=True)
+        run(path, moved, folder, "optim.steps=2", f"output={tmp_path / 'run'}", resume=True)
     finally:
         moved.kill()
 
@@ -545,7 +550,7 @@ def test_a_recording_needs_a_form_that_k_tokens_serve(server, folder, tmp_path):
         ({"type": "top_k", "k": K + 1}, "at most the 16 tokens that the teacher gives, got 17"),
         ({"type": "top_k", "k": 8, "temperatures": [1.0, 2.0]}, r"must be \[1\], .*got \[1.0, 2"),
     ):
-        path = recording_recipe(tmp_path, form)
+        path = recording_recipe(tmp_path, form, data={"max_documents": 4})
         with pytest.raises(ConfigError, match=match):
             record(load(path, [spec]))
         assert not (tmp_path / "store").exists()
