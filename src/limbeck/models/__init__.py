@@ -6,6 +6,7 @@ from limbeck.models.causal_lm import (
     CausalLM,
 )
 from limbeck.models.device import (
+    SIMULATED,
     choose_device,
     choose_dtype,
 )
@@ -56,6 +57,10 @@ from limbeck.models.save import (
 from limbeck.models.shared import (
     shared_model,
 )
+from limbeck.models.sketch import (
+    one_document_a_row,
+    sketched_model,
+)
 from limbeck.models.source import (
     ModelSource,
 )
@@ -65,6 +70,7 @@ from limbeck.models.weight_files import (
 
 __all__ = [
     "HEAD_TOLERANCE",
+    "SIMULATED",
     "TOLERANCE",
     "CausalLM",
     "Distiller",
@@ -88,6 +94,7 @@ __all__ = [
     "model_facts",
     "neighbours_seen",
     "new_model",
+    "one_document_a_row",
     "open_model",
     "plain_weights",
     "prove_documents_apart",
@@ -96,6 +103,7 @@ __all__ = [
     "save_student",
     "shape_facts",
     "shared_model",
+    "sketched_model",
     "tensors_hash",
     "trained_facts",
 ]

@@ -147,6 +147,10 @@ class CrossTokenizerTeacher(Teacher):
         part = MergedOutcomes(member, self._known.outcome_map)
         return TeacherSignal((SignalPart(reading.positions.to(device), part),))
 
+    def release(self) -> None:
+        """Release what the model gathered."""
+        self._teacher.release()
+
     def abandon_pass(self) -> None:
         """Release what the model holds of a failed pass."""
         self._teacher.abandon_pass()

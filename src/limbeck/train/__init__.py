@@ -1,5 +1,6 @@
 """The training loop: steps, optimizers, schedules, metrics and resuming."""
 
+from limbeck.train.dry_run import dry_run
 from limbeck.train.loop import train
 from limbeck.train.metrics import JsonlSink, MetricSink, Record
 from limbeck.train.optimizers import make_optimizers
@@ -21,6 +22,7 @@ __all__ = [
     "accumulate",
     "apply",
     "count_step",
+    "dry_run",
     "make_optimizers",
     "make_schedule",
     "make_sinks",
