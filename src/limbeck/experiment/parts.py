@@ -68,6 +68,7 @@ from limbeck.teachers import (
     TeacherRequest,
     TextWindows,
     find_local,
+    require_alignment,
     require_local,
     teachers,
 )
@@ -192,7 +193,6 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
     by_rows = opening_worlds(config, world)
     with main_first(world):
         teacher = teachers.bind(config.teacher, "teacher")(by_rows.teacher)
-        tokenizer = teacher.tokenizer
     require_generation(config, teacher)
     with main_first(world):
         origin = origin_of(config, teacher, by_rows.student)
@@ -203,6 +203,7 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
         texts = [text for text in (config.data, held_out_config(config)) if text is not None]
         is_chat = any(map(uses_template, texts))
     teacher.require(TeacherRequest(student_tokenizer=student.tokenizer, uses_template=is_chat))
+    tokenizer = teacher.tokenizer
     vocabulary = prove_pair(student, teacher)
     require_same_ends(config, student.model, teacher)
     limit = shortest(teacher.info.max_positions, student.model.max_positions)
@@ -213,7 +214,9 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
     for text in (data, *([] if held_out is None else [held_out.data])):
         require_known_tokens(text, vocabulary)
     shapes = shapes_of(student, teacher)
-    teacher.require(request_of(config, shapes, vocabulary, data, held_out))
+    request = request_of(config, shapes, vocabulary, data, held_out)
+    require_alignment(request.needs, teacher)
+    teacher.require(request)
     if not is_shared(config):
         teacher.shard(world)
     prompts = prompts_of(config, data)
@@ -231,9 +234,10 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
         facts=facts_of(config, teacher, student, data, held_out),
         notes=[
             *vocabulary.notes,
+            *teacher.notes,
             *data_notes(config, data, held_out),
             *([] if epochs is None else [epochs_note(epochs, config, data)]),
-            *whole_loads(teacher, student, by_rows, world),
+            *whole_loads(student, by_rows, world),
             *prompt_notes(prompts),
         ],
     )

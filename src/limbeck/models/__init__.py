@@ -17,6 +17,7 @@ from limbeck.models.embedded import (
     embedded_teacher,
 )
 from limbeck.models.facts import (
+    configured_shape,
     loading_notes,
     model_facts,
     shape_facts,
@@ -75,6 +76,7 @@ __all__ = [
     "captured_projections",
     "choose_device",
     "choose_dtype",
+    "configured_shape",
     "copied_model",
     "embedded_teacher",
     "enable_activation_checkpointing",

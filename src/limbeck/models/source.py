@@ -154,11 +154,11 @@ def on_hub(source: ModelSource) -> Place:
     return Place(source.path, config.parent, config.parent.name)
 
 
-def read_config(source: ModelSource, place: Place) -> PreTrainedConfig:
-    """A model's configuration, if limbeck can use such a model.
+def open_config(source: ModelSource, place: Place) -> PreTrainedConfig:
+    """A model's configuration, of whatever kind the model is.
 
     Raises:
-        ConfigError: It is broken, of an unknown family, no causal LM, or of a kind limbeck refuses.
+        ConfigError: It is broken, or of a family that transformers does not know.
     """
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(
@@ -171,6 +171,16 @@ def read_config(source: ModelSource, place: Place) -> PreTrainedConfig:
         raise ConfigError(
             f"The configuration of {source.path} cannot be used: {first_line(error)} {remedy}"
         ) from error
+    return config
+
+
+def read_config(source: ModelSource, place: Place) -> PreTrainedConfig:
+    """A model's configuration, if limbeck can use such a model.
+
+    Raises:
+        ConfigError: It is broken, of an unknown family, no causal LM, or of a kind limbeck refuses.
+    """
+    config = open_config(source, place)
     refuse_unknown_kinds(source.path, config, own_code=source.trust_remote_code)
     return config
 

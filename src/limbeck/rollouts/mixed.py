@@ -33,6 +33,10 @@ class Mixed(BatchSource):
         """The rank's share of both parts."""
         return MixedStep(self._rollouts.step(step, world), self._fixed.step(step, world))
 
+    def ahead(self, step: int, world: World) -> StepData | None:
+        """The fixed text; rollouts depend on the weights."""
+        return self._fixed.ahead(step, world)
+
     def document_name(self, document: int) -> str:
         """Number of a rollout, or file and line of a document."""
         part = self._rollouts if document >= self._rollouts.first_number else self._fixed

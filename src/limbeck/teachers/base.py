@@ -7,12 +7,12 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from limbeck.batch import Batch
 from limbeck.data import TextData
 from limbeck.distributed import World
-from limbeck.errors import DataError
+from limbeck.errors import ConfigError, DataError
 from limbeck.losses import Objective, SignalNeeds, TeacherSignal
 from limbeck.models import PreTrainedTokenizerBase
 from limbeck.registry import Registry
@@ -39,6 +39,7 @@ class TeacherInfo:
         dtype: Data type of its weights.
         max_positions: Longest sequence it was made for.
         recorded: Form, number of tokens and hash of the store, for a stored teacher.
+        served: Name of the model in its server and tokens a position, for a served teacher.
     """
 
     layers: int
@@ -53,6 +54,7 @@ class TeacherInfo:
     dtype: str | None = None
     max_positions: int | None = None
     recorded: Mapping[str, Any] | None = None
+    served: Mapping[str, Any] | None = None
 
     @classmethod
     def from_json(cls, facts: Mapping[str, Any]) -> TeacherInfo:
@@ -121,6 +123,9 @@ class TeacherRequest:
 class Teacher(ABC):
     """A source of `TeacherSignal`s, called once per micro-batch before the student's forward."""
 
+    aligns_text: ClassVar[bool] = False
+    """Whether signals can hold likelihoods of the text by chunk."""
+
     @property
     @abstractmethod
     def info(self) -> TeacherInfo:
@@ -129,7 +134,7 @@ class Teacher(ABC):
     @property
     @abstractmethod
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """Tokenizer of that model."""
+        """Tokenizer of the ids it reads: that of its model, but for `cross_tokenizer`."""
 
     @abstractmethod
     def require(self, request: TeacherRequest) -> None:
@@ -142,6 +147,11 @@ class Teacher(ABC):
 
     def prefetch(self, batches: Sequence[Batch]) -> None:  # noqa: B027  (optional)
         """Start work on batches that `signal` will be called with next. Does nothing by default."""
+
+    @property
+    def works_ahead(self) -> bool:
+        """Whether `prefetch` is worth calling with batches of the next step too."""
+        return False
 
     @abstractmethod
     def signal(self, batch: Batch) -> TeacherSignal:
@@ -174,3 +184,17 @@ teachers: Registry[Teacher] = Registry("teacher", package="limbeck.teachers")
 Only rank 0's needs to hash weight files. Where `world` has a mesh, weights may stay in their files
 until `shard` is called.
 """
+
+
+def require_alignment(needs: SignalNeeds, teacher: Teacher) -> None:
+    """Refuse a term that reads likelihoods of chunks where the teacher has none.
+
+    Raises:
+        ConfigError: The teacher does not align text.
+    """
+    if needs.likelihoods and not teacher.aligns_text:
+        raise ConfigError(
+            "objective.extra: a term of type alm needs a teacher that aligns its tokens with the "
+            "student's, and this one does not. Set `teacher: {type: cross_tokenizer, teacher: "
+            "{...}}`, which also serves equal tokenizers, or remove the term."
+        )

@@ -1,0 +1,346 @@
+"""A teacher whose tokenizer is not the student's."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+
+from limbeck.batch import Batch
+from limbeck.distributed import World
+from limbeck.errors import ConfigError, DataError
+from limbeck.losses import Objective, SignalNeeds, SignalPart, TeacherSignal
+from limbeck.losses.distributions import DenseLogits, LazyLogits, MergedOutcomes, OutcomeMap
+from limbeck.losses.head.likelihood import token_logprobs
+from limbeck.losses.signal import ChunkLikelihoods
+from limbeck.losses.terms.alm import chunk_sums
+from limbeck.models import CausalLM, PreTrainedTokenizerBase
+from limbeck.registry import Component
+from limbeck.teachers.base import (
+    DISTRIBUTION,
+    NOTHING,
+    Teacher,
+    TeacherInfo,
+    TeacherRequest,
+    TextWindows,
+    teachers,
+)
+from limbeck.teachers.local import LocalTeacher, require_local
+from limbeck.teachers.rereading import Rereading, reread
+from limbeck.tokenizers import (
+    MIN_COVERED,
+    Aligner,
+    Coverage,
+    Outcomes,
+    TokenBytes,
+    add_coverage,
+    classes_of,
+    shared_outcomes,
+)
+
+SHOWN = 5
+"""Texts that cannot be aligned which an error lists."""
+
+ALIGNED_AT_ONCE = 256
+
+COVERAGE_WINDOWS = 256
+"""Windows of the training text, evenly spaced, on which coverage is counted."""
+
+Choice = Literal["error", "skip"]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The two tokenizers of a run.
+
+    Attributes:
+        tokenizer: The student's.
+        aligner: Reads the student's tokens as the teacher's.
+        outcomes: Of both vocabularies.
+        outcome_map: The same as tensors, on the CPU.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    aligner: Aligner
+    outcomes: Outcomes
+    outcome_map: OutcomeMap
+
+
+class CrossTokenizerTeacher(Teacher):
+    """A local teacher that reads the text of the student's tokens with its own tokenizer.
+
+    Its signal has one part, at the positions where both tokenizers stand at one byte of the text:
+    the teacher's next-token distribution, compared on the outcomes that both vocabularies share.
+    """
+
+    aligns_text = True
+
+    def __init__(
+        self, teacher: LocalTeacher, *, unaligned: Choice = "error", uncovered: Choice = "error"
+    ) -> None:
+        """
+        Args:
+            teacher: The model that answers.
+            unaligned: `error` refuses texts that its tokenizer cannot represent byte by byte;
+                `skip` trains on them without a teacher.
+            uncovered: `error` refuses a class of tokens that the teacher does not reach; `skip`
+                trains it on the text alone.
+        """
+        self._teacher = teacher
+        self._unaligned = unaligned
+        self._uncovered = uncovered
+        self._pair: Pair | None = None
+        self._needs = DISTRIBUTION
+        self._text_notes: tuple[str, ...] = ()
+
+    @property
+    def info(self) -> TeacherInfo:
+        """Of the model; `vocabulary_rows` counts the student's ids, once those are known."""
+        info = self._teacher.info
+        if self._pair is None:
+            return info
+        return replace(info, vocabulary_rows=len(self._pair.aligner.student))
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The student's, whose ids it reads, once `require` has been given it; else its own."""
+        return self._teacher.tokenizer if self._pair is None else self._pair.tokenizer
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Those of the model; coverage of the training text, and texts without a teacher."""
+        return (*self._teacher.notes, *self._text_notes)
+
+    def require(self, request: TeacherRequest) -> None:
+        """Align the two vocabularies, then every text of the run.
+
+        Raises:
+            ConfigError: A tokenizer is not byte-exact, a class of tokens is uncovered, or the run
+                needs hidden states, chat templates or generated text.
+            DataError: Texts cannot be aligned.
+        """
+        refuse_unsupported(request)
+        if request.student_tokenizer is not None:
+            self._pair = make_pair(request.student_tokenizer, self._teacher)
+        inner = TeacherRequest(needs=model_needs(request.needs))
+        if self._pair is not None:
+            inner = replace(inner, vocabulary_size=len(self._pair.aligner.teacher))
+        self._teacher.require(inner)
+        self._needs = request.needs
+        if request.objective is not None:
+            self._require_terms(request.objective)
+        if request.texts:
+            self._require_texts(request.texts)
+
+    @torch.no_grad()
+    def signal(self, batch: Batch) -> TeacherSignal:
+        """One part, where both tokenizers stand at one byte, and likelihoods where they are read.
+
+        A batch without a text that can be aligned gives a part without positions.
+        """
+        needs, pair = self._needs, self._known
+        if needs == NOTHING:
+            return TeacherSignal()
+        reading = self.reread(batch)
+        device = batch.scored.device
+        member = self._teacher.signal(reading.batch.to(device)).distribution
+        assert isinstance(member, LazyLogits), "a local teacher gives hidden states and its head"
+        likelihoods = None
+        if needs.likelihoods:
+            likelihoods = likelihoods_of(reading, member)
+        if not needs.distribution:
+            return TeacherSignal(likelihoods=likelihoods)
+        rows = member.rows(reading.rows.to(device))
+        merged = MergedOutcomes(rows, pair.outcome_map).to(device)
+        part = SignalPart(reading.positions.to(device), merged)
+        return TeacherSignal((part,), likelihoods=likelihoods)
+
+    def abandon_pass(self) -> None:
+        """Release what the model holds of a failed pass."""
+        self._teacher.abandon_pass()
+
+    def shard(self, world: World) -> None:
+        """Spread the model over the ranks."""
+        self._teacher.shard(world)
+
+    def with_needs(self, needs: SignalNeeds) -> Teacher:
+        """The same teacher with needs of its own; weights are shared."""
+        other = copy.copy(self)
+        inner = self._teacher.with_needs(model_needs(needs))
+        assert isinstance(inner, LocalTeacher)
+        other._teacher, other._needs = inner, needs
+        return other
+
+    @property
+    def model(self) -> CausalLM:
+        """The model that answers."""
+        return self._teacher.model
+
+    def reread(self, batch: Batch) -> Rereading:
+        """A batch's text in the model's own tokens."""
+        return reread(batch, self._known.aligner, likelihoods=self._needs.likelihoods)
+
+    @property
+    def _known(self) -> Pair:
+        assert self._pair is not None, "the student's tokenizer was not required first"
+        return self._pair
+
+    def _require_terms(self, objective: Objective) -> None:
+        """Compute every logit term on one position, so that it can refuse this form."""
+        student, teacher, _ = outcome_map = self._known.outcome_map
+        logits, target = torch.zeros(1, len(student)), torch.zeros(1, dtype=torch.int64)
+        position = MergedOutcomes(DenseLogits(torch.zeros(1, len(teacher))), outcome_map)
+        for term in objective.logit_terms.values():
+            if self._needs.distribution:
+                term(logits, target, position)
+
+    def _require_texts(self, texts: Sequence[TextWindows]) -> None:
+        """Align every window, and count the coverage of the first text."""
+        problems, num_windows = [], 0
+        for text in texts:
+            problems += self._problems(text)
+            num_windows += len(text.windows)
+        if problems and (self._unaligned == "error" or len(problems) == num_windows):
+            listed = "\n".join(f"  {problem}" for problem in problems[:SHOWN])
+            first = f", the first {SHOWN}" if len(problems) > SHOWN else ""
+            remedy = "" if len(problems) == num_windows else (
+                ", or set teacher.unaligned: skip to train on them without a teacher"
+            )  # fmt: skip
+            raise DataError(
+                f"Every text must be bytes that both tokenizers read alike; {len(problems):,} of "
+                f"{num_windows:,} windows are not{first}:\n{listed}\nNormalise the text once, "
+                f"before both{remedy}."
+            )
+        notes = list(self._coverage(texts[0]).lines())
+        if problems:
+            notes.append(
+                f"{len(problems):,} of {num_windows:,} windows have no teacher and are trained on "
+                f"the text alone; the first: {problems[0]}."
+            )
+        self._text_notes = tuple(notes)
+
+    def _problems(self, text: TextWindows) -> list[str]:
+        """Windows of a text that cannot be aligned, and why."""
+        data, found = text.data, []
+        for start in range(0, len(text.windows), ALIGNED_AT_ONCE):
+            windows = [data.windows[w] for w in text.windows[start : start + ALIGNED_AT_ONCE]]
+            tokens = [data.tokens[at : at + length + 1].tolist() for at, length, _ in windows]
+            found += [
+                f"{text.option}: {data.document_name(int(window[2]))}: {aligned}"
+                for window, aligned in zip(windows, self._known.aligner.align(tokens), strict=True)
+                if isinstance(aligned, str)
+            ]
+        return found
+
+    def _coverage(self, text: TextWindows) -> Coverage:
+        """Coverage of a sample of a text.
+
+        Raises:
+            ConfigError: A class of tokens is uncovered.
+        """
+        pair, data, coverage = self._known, text.data, Coverage()
+        classes = (classes_of(pair.aligner.student), classes_of(pair.aligner.teacher))
+        count = min(len(text.windows), COVERAGE_WINDOWS)
+        for index in np.linspace(0, len(text.windows) - 1, count).astype(int).tolist():
+            start, length, _ = data.windows[text.windows[index]].tolist()
+            ids = np.asarray(data.tokens[start : start + length + 1], dtype=np.int64)
+            (aligned,) = pair.aligner.align([ids.tolist()])
+            if not isinstance(aligned, str):
+                add_coverage(coverage, ids, aligned, pair.outcomes, classes)
+        if (uncovered := coverage.uncovered()) and self._uncovered == "error":
+            raise ConfigError(
+                "A teacher with another tokenizer must reach at least "
+                f"{MIN_COVERED:.0%} of each class of tokens in {text.option}, and does not in "
+                f"{'; '.join(uncovered)}. Those would be trained on the text alone. Use another "
+                "tokenizer, or set teacher.uncovered: skip."
+            )
+        return coverage
+
+
+def find_cross(teacher: Teacher) -> CrossTokenizerTeacher | None:
+    """The teacher if its tokenizer is not the student's."""
+    return teacher if isinstance(teacher, CrossTokenizerTeacher) else None
+
+
+def model_needs(needs: SignalNeeds) -> SignalNeeds:
+    """What the model itself is asked for."""
+    return DISTRIBUTION if needs.distribution or needs.likelihoods else NOTHING
+
+
+def likelihoods_of(reading: Rereading, member: LazyLogits) -> ChunkLikelihoods:
+    """The teacher's log-likelihoods of the chunks of a batch.
+
+    Args:
+        reading: The batch.
+        member: The teacher at its scored positions.
+    """
+    device = member.hidden.device
+    targets = reading.batch.targets().to(device)
+    logprobs = token_logprobs(member.hidden, member.head, targets)
+    sums = chunk_sums(logprobs, reading.teacher_chunk_of.to(device), reading.num_chunks)
+    return ChunkLikelihoods(reading.chunk_of.to(device), sums)
+
+
+def refuse_unsupported(request: TeacherRequest) -> None:
+    """Refuse what no teacher with another tokenizer provides.
+
+    Raises:
+        ConfigError: Hidden states, chat templates or generated text are required.
+    """
+    if request.generated:
+        raise ConfigError(
+            "rollout: text that is generated during the run needs a teacher with the student's "
+            "tokenizer, and teacher.type is cross_tokenizer. Remove `rollout`."
+        )
+    if request.uses_template:
+        raise ConfigError(
+            "data.type: conversations are written with the student's chat template, which a "
+            "teacher with another tokenizer was not trained on. Use data of type text or "
+            "completion."
+        )
+    if layers := sorted(request.needs.layers | request.needs.projections):
+        raise ConfigError(
+            f"The objective reads hidden states of the teacher's layers {layers}, and those of a "
+            "teacher with another tokenizer belong to other tokens. Leave that term out."
+        )
+
+
+def make_pair(student: PreTrainedTokenizerBase, teacher: LocalTeacher) -> Pair:
+    """Both tokenizers byte by byte, and the outcomes they share.
+
+    Raises:
+        ConfigError: One of them is not byte-exact, or the teacher has too few rows.
+    """
+    sides = TokenBytes(student, "student"), TokenBytes(teacher.tokenizer, "teacher")
+    rows = teacher.info.vocabulary_rows
+    if rows < len(sides[1]):
+        raise ConfigError(
+            f"The teacher must have a row for each of the {len(sides[1]):,} token ids of its "
+            f"tokenizer, and its embedding has {rows:,}. Give the tokenizer that belongs to it."
+        )
+    outcomes = shared_outcomes(*sides)
+    outcome_map = OutcomeMap(
+        torch.from_numpy(outcomes.student),
+        torch.from_numpy(outcomes.teacher),
+        outcomes.num_outcomes,
+    )
+    aligner = Aligner(*sides, teacher.info.max_positions)
+    return Pair(student, aligner, outcomes, outcome_map)
+
+
+@teachers.register("cross_tokenizer")
+def cross_tokenizer(
+    world: World,
+    *,
+    teacher: Component,
+    unaligned: Choice = "error",
+    uncovered: Choice = "error",
+) -> CrossTokenizerTeacher:
+    """A model with another tokenizer, compared where both tokenizers stand at one byte."""
+    inner = teachers.bind(teacher, "teacher.teacher")(world)
+    local = require_local(inner, "teacher.teacher: a teacher with another tokenizer")
+    return CrossTokenizerTeacher(local, unaligned=unaligned, uncovered=uncovered)
