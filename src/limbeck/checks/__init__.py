@@ -13,7 +13,7 @@ from limbeck.checks.cluster import (
 from limbeck.checks.hardware import HARDWARE, Hardware, read_hardware
 from limbeck.checks.plan import Cluster, Disk, Fix, Measured, Plan, make_plan, plan_findings
 from limbeck.checks.proof import Finding, Proof, Unproven
-from limbeck.checks.prove import prove
+from limbeck.checks.prove import prove, prove_unlike
 from limbeck.checks.text import Segment, text_notes, trained_on
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "passes_of_a_rank",
     "plan_findings",
     "prove",
+    "prove_unlike",
     "read_hardware",
     "text_notes",
     "trained_on",
