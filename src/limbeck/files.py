@@ -85,11 +85,6 @@ def locked(path: Path, taken: str, *, patience_s: float = 0.0) -> Iterator[None]
     Args:
         path: Of the lock file; its folder is made if need be.
         taken: What the error says when another process holds it.
-        patience_s: How long to wait for that process.
-
-    Raises:
-        TryLaterError: Another process holds it.
-        StorageError: The folder cannot be made or written.
     """
     lock = FileLock(path, timeout=patience_s)
     try:
@@ -125,10 +120,6 @@ def publish(final: Path, write: Callable[[Path], None], facts: Mapping[str, Any]
     Args:
         final: Its name; must not exist, or be empty.
         write: Called with an empty directory beside `final`, to fill.
-        facts: Kept in the manifest, JSON.
-
-    Raises:
-        StorageError: The disk is full, or may not be written; nothing is left behind.
     """
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
@@ -185,7 +176,6 @@ def read_sealed(path: Path, max_bytes: int) -> dict[str, Any]:
 
     Raises:
         OSError: The file cannot be read.
-        ValueError: It is not a regular file, too large, changed, or nested too deeply.
     """
     facts = path.stat()
     if not stat.S_ISREG(facts.st_mode):
@@ -206,11 +196,7 @@ def read_sealed(path: Path, max_bytes: int) -> dict[str, Any]:
 
 
 def require_shallow(value: Mapping[str, Any]) -> None:
-    """Refuse JSON that is nested so deeply that recursive code could fail on it.
-
-    Raises:
-        ValueError: It has more than `MAX_JSON_DEPTH` levels.
-    """
+    """Refuse JSON that is nested so deeply that recursive code could fail on it."""
     level: list[Any] = [value]
     for _ in range(MAX_JSON_DEPTH):
         lists = (each.values() if isinstance(each, dict) else each for each in level)
@@ -221,11 +207,7 @@ def require_shallow(value: Mapping[str, Any]) -> None:
 
 
 def raise_if_too_many_open(error: Exception) -> None:
-    """Turn an error about file descriptors into a `StorageError`; return for any other.
-
-    Raises:
-        StorageError: The limit of open files is reached.
-    """
+    """Turn an error about file descriptors into a `StorageError`; return for any other."""
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
         raise StorageError(
             f"A file could not be opened, but is not damaged: {error}. Raise the limit of open "

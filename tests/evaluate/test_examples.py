@@ -4,7 +4,7 @@ import torch
 from limbeck.batch import Batch
 from limbeck.evaluate.examples import continuations, disagreements, prompts
 from limbeck.evaluate.measure import measure
-from limbeck.evaluate.speed import speed, speeds
+from limbeck.evaluate.speed import speeds
 from limbeck.evaluate.text import left_context, token_text
 from limbeck.teachers import LocalTeacher
 from tests.evaluate.held_out import Rows, packed_rows
@@ -142,4 +142,4 @@ def test_speed_is_told_of_each_model_and_leaves_its_mode() -> None:
     assert set(told) == {"small", "large"}
     assert min(told.values()) > 0
     assert small.training
-    assert speed(small) > 0
+    assert speeds({"small": small})["small"] > 0

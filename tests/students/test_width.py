@@ -7,13 +7,13 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from limbeck.errors import ConfigError
-from limbeck.models import prove_documents_apart, prove_head, save_student, tensors_hash
+from limbeck.models import prove_documents_apart, prove_head, save_student
 from limbeck.prune import num_parameters, widths_of
 from limbeck.prune.activations import largest, mean_activations
 from limbeck.prune.roles import ROLES
 from limbeck.prune.targets import count_of, layers_for, widths_for
 from limbeck.students import Origin, initialisers
-from tests.models.tiny import random_batch, tiny_llama, tiny_model, tiny_tokenizer
+from tests.models.tiny import random_batch, tensors_hash, tiny_llama, tiny_model, tiny_tokenizer
 from tests.students.test_importance import Text
 from tests.train.toy import ALONE
 

@@ -25,7 +25,7 @@ SHOWN = 160
 """Tokens of the example row that are printed."""
 
 
-class Segment(NamedTuple):
+class Excerpt(NamedTuple):
     """Consecutive tokens of a row, as text.
 
     Attributes:
@@ -87,7 +87,7 @@ def models_differ(case: Case) -> Proof:
     )
 
 
-def trained_on(tokenizer: PreTrainedTokenizerBase, batch: Batch) -> list[Segment]:
+def trained_on(tokenizer: PreTrainedTokenizerBase, batch: Batch) -> list[Excerpt]:
     """The start of a batch's first row as text, split into trained and untrained tokens.
 
     A token is trained if the position before it is scored; a document's first token never is.
@@ -100,7 +100,7 @@ def trained_on(tokenizer: PreTrainedTokenizerBase, batch: Batch) -> list[Segment
             tokens.append((read, False))
         tokens.append((target, scored))
     return [
-        Segment(str(tokenizer.decode([token for token, _ in run])), scored)
+        Excerpt(str(tokenizer.decode([token for token, _ in run])), scored)
         for scored, run in groupby(tokens[:SHOWN], key=lambda pair: pair[1])
     ]
 

@@ -15,10 +15,10 @@ from rich.text import Text
 
 from limbeck.checks import (
     Case,
+    Excerpt,
     Finding,
     Plan,
     Proof,
-    Segment,
     make_plan,
     plan_findings,
     prove,
@@ -139,7 +139,7 @@ def is_failing(finding: Finding) -> bool:
 
 
 def as_plain(
-    findings: Iterable[Finding], notes: list[str], example: list[Segment], plan: Plan
+    findings: Iterable[Finding], notes: list[str], example: list[Excerpt], plan: Plan
 ) -> dict[str, Any]:
     """All that was found, as what JSON can hold."""
     findings = list(findings)
@@ -154,7 +154,7 @@ def as_plain(
 
 
 def page(
-    findings: Iterable[Finding], notes: list[str], example: list[Segment], plan: Plan
+    findings: Iterable[Finding], notes: list[str], example: list[Excerpt], plan: Plan
 ) -> RenderableType:
     """All that was found, for people."""
     note_lines = [Text(f"- {note}") for note in notes]
@@ -180,7 +180,7 @@ def findings_table(findings: Iterable[Finding]) -> Table:
     return table
 
 
-def example_text(example: Iterable[Segment]) -> Text:
+def example_text(example: Iterable[Excerpt]) -> Text:
     """The beginning of a row, what is learnt of it in green."""
     text = Text("\nThe text's beginning; ", style="bold")
     text.append("in green what the student learns to write", style="bold green")

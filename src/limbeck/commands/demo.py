@@ -6,7 +6,6 @@ import os
 import sys
 import webbrowser
 from dataclasses import replace
-from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Annotated
 
@@ -15,16 +14,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.padding import Padding
 
-from limbeck.commands.demo_store import second_act
+from limbeck.commands.demo_store import second_act, shipped_recipe
 from limbeck.commands.opening import open_models
 from limbeck.commands.peek_picture import show
 from limbeck.commands.tables import outcome_table
 from limbeck.config import RunConfig, read
 from limbeck.config.schedules import value_at
-from limbeck.data import corpus_path
 from limbeck.errors import ConfigError
 from limbeck.evaluate.peek import peek
-from limbeck.experiment import assemble, load
+from limbeck.experiment import assemble
 from limbeck.models import cache_folder, embedded_teacher
 
 SENTENCE = "The capital of France is Paris"
@@ -64,7 +62,7 @@ def demo(
         second_act(console, say, teacher, output or Path("runs/demo-store"), steps)
         return
     show_dark_knowledge(console, teacher)
-    config = configure(teacher, output or Path("runs/demo"), steps)
+    config = shipped_recipe("demo.yaml", teacher, output or Path("runs/demo"), steps)
     distil(console, config, show=show)
 
 
@@ -97,19 +95,6 @@ def show_dark_knowledge(console: Console, teacher: Path) -> None:
     seen = peek(tokenizer, models[0], None, SENTENCE, (1.0, 2.0, 4.0), top=4)
     last = replace(seen, positions=seen.positions[-SHOWN:])
     show(last, ["SmolLM2-135M-Instruct"], console)
-
-
-def configure(teacher: Path, output: Path, steps: int | None) -> RunConfig:
-    """The recipe that ships with the demo, with this machine's paths in it."""
-    overrides = [
-        f"teacher.path={teacher}",
-        f"data.path={corpus_path('train')}",
-        f"evaluate.data={corpus_path('heldout')}",
-        f"output={output}",
-        *([] if steps is None else [f"optim.steps={steps}"]),
-    ]
-    with as_file(files("limbeck.commands") / "recipes" / "demo.yaml") as recipe:
-        return load(recipe, overrides)
 
 
 def distil(console: Console, config: RunConfig, *, show: bool) -> None:
@@ -147,11 +132,7 @@ def distil(console: Console, config: RunConfig, *, show: bool) -> None:
 
 
 def what_is_there(config: RunConfig) -> tuple[bool, bool]:
-    """Whether the run directory holds this demo unfinished, and whether one to be replaced.
-
-    Raises:
-        ConfigError: It holds a run that is no demo, which would be lost.
-    """
+    """Whether the run directory holds this demo unfinished, and whether one to be replaced."""
     saved = config.output / "recipe.yaml"
     if not saved.exists():
         return False, False

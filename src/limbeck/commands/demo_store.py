@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -28,11 +28,7 @@ def second_act(console: Console, say: Say, teacher: Path, output: Path, steps: i
     """Record the teacher, then train two students from the store.
 
     Args:
-        console: Where to tell it.
-        say: Writes a heading and what there is to understand about it.
-        teacher: The teacher's folder.
         output: Folder of the store and of both runs.
-        steps: Of each student; the recipe's own by default.
     """
     config = configure(teacher, output, steps)
     say(
@@ -69,18 +65,24 @@ def second_act(console: Console, say: Say, teacher: Path, output: Path, steps: i
 
 
 def configure(teacher: Path, output: Path, steps: int | None) -> RunConfig:
-    """The recipe that ships with the second act, with this machine's paths in it."""
+    """The recipe of the second act, with this machine's paths."""
+    paths = (f"student.path={teacher}", f"record.output={output / 'store'}")
+    return shipped_recipe("demo_store.yaml", teacher, output, steps, paths)
+
+
+def shipped_recipe(
+    name: str, teacher: Path, output: Path, steps: int | None, more: Sequence[str] = ()
+) -> RunConfig:
+    """A recipe that ships with limbeck, with this machine's paths."""
     overrides = [
         f"teacher.path={teacher}",
-        f"student.path={teacher}",
         f"data.path={corpus_path('train')}",
         f"evaluate.data={corpus_path('heldout')}",
-        f"record.output={output / 'store'}",
         f"output={output}",
+        *more,
+        *([] if steps is None else [f"optim.steps={steps}"]),
     ]
-    if steps is not None:
-        overrides.append(f"optim.steps={steps}")
-    with as_file(files("limbeck.commands") / "recipes" / "demo_store.yaml") as recipe:
+    with as_file(files("limbeck.commands") / "recipes" / name) as recipe:
         return load(recipe, overrides)
 
 

@@ -52,11 +52,7 @@ def write_recipe(words: Sequence[str], *, keep_run: bool) -> Path:
     """Choose a recipe for a teacher, a student and data, write it beside its run directory.
 
     Args:
-        words: Teacher, student, data, and changes `key=value`.
         keep_run: Whether a run that is there already is to be resumed or replaced.
-
-    Raises:
-        ConfigError: A model is not there, a change is wrong, or the run directory is taken.
     """
     places = [word for word in words if "=" not in word]
     if len(places) != 3:

@@ -67,11 +67,7 @@ def peek(
 
 
 def parse_temperatures(told: str) -> list[float]:
-    """`1,2,4` as numbers.
-
-    Raises:
-        ConfigError: One of them is no number, or not above 0.
-    """
+    """`1,2,4` as numbers."""
     try:
         warm = [float(part) for part in told.split(",")]
     except ValueError:

@@ -79,11 +79,7 @@ def record(
 
 
 def leave_if_asked(stop: StopSignals, folder: Path) -> None:
-    """Leave between two passes of the teacher when a signal came.
-
-    Raises:
-        Stopped: One did.
-    """
+    """Leave between two passes of the teacher when a signal came."""
     if number := reason(stop.counts()):
         raise Stopped(
             f"{number.name} asked the recording to stop; finished shards are kept in {folder}. "

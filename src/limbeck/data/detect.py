@@ -35,11 +35,7 @@ def wanted_columns(config: DataConfig, reader: Reader) -> tuple[dict[str, str], 
 
 
 def data_type(config: DataConfig, source: Source) -> str:
-    """The configuration's data type; for `auto` the one whose columns the first row has.
-
-    Raises:
-        DataError: The first row has the columns of no type.
-    """
+    """The configuration's data type; for `auto` the one whose columns the first row has."""
     if config.type != AUTO:
         return config.type
     rows = (row for row in islice(source.rows(), TRIED_ROWS) if not row.problem)

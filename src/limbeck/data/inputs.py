@@ -31,11 +31,6 @@ def require_inputs(config: RunConfig) -> None:
     """Check that models, texts, columns and first rows are there; all mistakes are raised at once.
 
     Data sets of the hub are checked when they are downloaded.
-
-    Raises:
-        ConfigError: A path or a column is missing.
-        DataError: Only first rows are unusable.
-        TryLaterError: The hub does not answer.
     """
     checks: list[tuple[str, Callable[[], None]]] = [
         (f"{option}.path", partial(require_model, spec))

@@ -73,9 +73,6 @@ def load_data(
     damaged cache is made again.
 
     Args:
-        config: Where the text is and how it is cut.
-        tokenizer: Makes the ids; a fast one.
-        cache: Folder for the tokenised arrays.
         max_positions: The least that student and teacher can read; None when neither has a limit.
         progress: Told how many rows have been read.
 

@@ -38,7 +38,6 @@ class Row:
     Attributes:
         file: Index of its file in the source's labels.
         number: Its line, or its row where a file has no lines; from 1.
-        values: Its columns.
         problem: Why it could not be read; then it has no columns.
     """
 
@@ -93,11 +92,9 @@ def open_source(path: str, split: str, cache: Path) -> Source:
     Args:
         path: A file, a folder of them, or a Hugging Face data set. Of a folder, files of rows are
             read if there are any, and plain text files otherwise, each as one text.
-        split: Of a Hugging Face data set.
         cache: Where a downloaded data set is kept if the user's own cache cannot be written.
 
     Raises:
-        ConfigError: There is nothing of that name, or nothing in a known format.
         StorageError: A file may not be read.
     """
     here = Path(path).expanduser()
@@ -162,12 +159,7 @@ def from_files(files: Sequence[Path], folder: Path) -> Source:
 def read_file(
     path: Path, index: int, columns: Sequence[str], optional: Sequence[str]
 ) -> Iterator[Row]:
-    """Rows of one file; see `ReadRows`.
-
-    Raises:
-        DataError: The file as a whole is not what its name says.
-        StorageError: It may not be read.
-    """
+    """Rows of one file; see `ReadRows`."""
     try:
         if path.suffix == ".parquet":
             yield from read_parquet(path, index, columns, optional)
@@ -189,11 +181,7 @@ def read_file(
 
 
 def open_bytes(path: Path) -> gzip.GzipFile | BufferedReader:
-    """A file's bytes, unpacked where its name says that it is packed.
-
-    Raises:
-        DataError: Name and content disagree about gzip.
-    """
+    """A file's bytes, unpacked where its name says that it is packed."""
     with path.open("rb") as file:
         packed = file.read(2) == GZIP_MAGIC
     named = path.suffix == ".gz"

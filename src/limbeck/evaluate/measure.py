@@ -99,16 +99,11 @@ def measure(
     """Sums of every metric over the scored tokens of some rows, by document.
 
     Args:
-        student: The student; measured in eval mode, left in the mode it was in.
         teacher: A teacher. One without whole distributions (a store's top-k) gives bounds of the
             divergences its form serves, but neither its own cross-entropy nor the agreement.
-        data: The held-out text.
         rows: Rows to measure; with `reduce`, this rank's share of them.
-        micro_batch: Rows of one forward pass.
-        device: Where the models are.
         reduce: Sums a tensor over the ranks. Ranks with fewer rows run empty batches, because
             sharded models need every rank in every forward pass.
-        head_budget_mb: Memory for the logits that exist at once.
     """
     totals: dict[str, Tensor] = {}
     with torch.no_grad(), evaluating(student):
@@ -148,12 +143,7 @@ def chunks(
 
 
 def parts_of(teacher: Teacher, batch: Batch) -> tuple[SignalPart, ...]:
-    """The parts of the teacher's signal, which cover every scored position in one form.
-
-    Raises:
-        ConfigError: The signal has no distributions, or its parts differ in form.
-        DataError: Some scored positions have no distribution.
-    """
+    """The parts of the teacher's signal, which cover every scored position in one form."""
     signal = teacher.signal(batch)
     if not signal.parts:
         raise ConfigError(
@@ -225,7 +215,6 @@ def as_scores(totals: dict[str, np.ndarray], data: Documents) -> Scores:
 
     Args:
         totals: Sums by name, over all documents of the data set.
-        data: The data set.
     """
     nothing = np.zeros(data.num_documents)
     counts = totals.pop("tokens", nothing)

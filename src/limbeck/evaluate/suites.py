@@ -20,10 +20,8 @@ class SuiteContext:
     """What a suite measures with.
 
     Attributes:
-        teacher: The run's teacher.
         tokenizer: Of teacher and student.
         held_out: Text that no student was trained on.
-        world: The ranks.
         head_budget_mb: Memory for the logits that exist at once.
     """
 

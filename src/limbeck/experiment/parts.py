@@ -6,10 +6,10 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from limbeck.config import ObjectiveConfig, RunConfig
 from limbeck.config.schedules import values_over
@@ -34,7 +34,6 @@ from limbeck.distributed import (
 )
 from limbeck.errors import ConfigError, DataError
 from limbeck.experiment.batches import (
-    Writer,
     batches,
     make_rollouts,
     prompt_notes,
@@ -85,13 +84,10 @@ class Parts:
 
     Attributes:
         config: The recipe, its epochs turned into steps.
-        world: This process among all.
         tokenizer: Of teacher and student, proven to be one.
-        vocabulary: The proof.
         teacher: Frozen, and sharded where the student is.
         student: As initialised; whoever trains it takes it away (`take_student`).
         shapes: What terms must know of the two models.
-        data: Training text.
         held_out: Held-out text, if the recipe names any.
         prompts: What rollouts continue, if the recipe asks for any.
         notes: What a user should hear, though nothing is wrong.
@@ -146,20 +142,14 @@ class Parts:
         )
 
     def rollouts(self, distiller: Distiller, folder: Path) -> Rollouts | None:
-        """What is written during a trial; None where the recipe has no `rollout`.
-
-        Args:
-            distiller: The student in training.
-            folder: Run directory of the trial.
-        """
+        """What is written during a trial; None where the recipe has no `rollout`."""
         rollout = self.config.rollout
         if self.prompts is None or rollout is None:
             return None
-        writer = Writer(distiller.student, distiller)
+        model, root = distiller.student, cast(nn.Module, distiller)
         if rollout.writer == "teacher":
-            teacher = require_local(self.teacher, "rollout.from: teacher").model
-            writer = Writer(teacher, teacher)
-        return make_rollouts(self.config, self.data, self.prompts, writer, folder)
+            model = root = require_local(self.teacher, "rollout.from: teacher").model
+        return make_rollouts(self.config, self.data, self.prompts, model, root, folder)
 
     def source(self, rollouts: Rollouts | None) -> BatchSource:
         """The batches of each step of a trial; without rollouts, all of them are the text's."""
@@ -271,11 +261,7 @@ def origin_of(config: RunConfig, teacher: Teacher, world: World) -> Origin:
 
 
 def agreed(student: InitialStudent, world: World) -> InitialStudent:
-    """The student of rank 0 on every rank: measured choices and random weights may differ by rank.
-
-    Raises:
-        ConfigError: The ranks made students of different shapes; which rank, and where.
-    """
+    """The student of rank 0 on every rank: measured choices and random weights may differ."""
     if world.size == 1:
         return student
     tensors = student.model.state_dict()
@@ -326,11 +312,7 @@ def is_shared(config: RunConfig) -> bool:
 
 
 def require_alone_if_shared(config: RunConfig, world: World) -> None:
-    """Refuse to spread a student that has its teacher's weights.
-
-    Raises:
-        ConfigError: There are several processes.
-    """
+    """Refuse to spread a student that has its teacher's weights."""
     if is_shared(config) and world.size > 1:
         raise ConfigError(
             f"student.type: a shared student needs one process, and there are {world.size}: models "
@@ -352,11 +334,7 @@ def prove_pair(student: InitialStudent, teacher: Teacher) -> VocabularyProof:
 
 
 def require_known_tokens(data: TextData, vocabulary: VocabularyProof) -> None:
-    """Refuse text with a token that only one of the two models has.
-
-    Raises:
-        DataError: There is one.
-    """
+    """Refuse text with a token that only one of the two models has."""
     largest = int(data.facts["largest_token_id"])
     if largest >= vocabulary.size:
         raise DataError(

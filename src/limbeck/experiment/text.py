@@ -14,11 +14,7 @@ from limbeck.registry import Problem
 
 
 def with_steps(config: RunConfig, data: TextData) -> RunConfig:
-    """The recipe with the steps that its epochs take on this text; as it is without epochs.
-
-    Raises:
-        ConfigError: The warm-up takes all of them.
-    """
+    """The recipe with the steps that its epochs take on this text; as it is without epochs."""
     optim = config.optim
     if optim.epochs is None:
         return config

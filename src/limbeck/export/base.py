@@ -24,11 +24,9 @@ class ExportedFile:
     """A student in another format.
 
     Attributes:
-        path: The file.
         max_positions: Longest sequence the file says it can read.
         normalisation: Unicode form (`NFC`) that the tokenizer applies and the runtime does not;
             None where both do the same.
-        facts: What the file holds; JSON.
         notes: What a user should know about it.
     """
 
@@ -51,7 +49,6 @@ class Runtime(ABC):
         """Token ids of a text; special tokens in it are recognised.
 
         Args:
-            text: Any text.
             add_special: Whether to add what the file says begins and ends a text.
         """
 
@@ -89,11 +86,7 @@ class Exporter(ABC):
 
     @abstractmethod
     def require(self) -> None:
-        """Refuse before anything is loaded if a library that the format needs is missing.
-
-        Raises:
-            ConfigError: Naming what to install.
-        """
+        """Refuse before anything is loaded if a library that the format needs is missing."""
 
     @abstractmethod
     def export(
@@ -103,8 +96,6 @@ class Exporter(ABC):
 
         Args:
             student: On the CPU in float32; rows beyond its vocabulary are left out.
-            tokenizer: The student's.
-            path: The file.
 
         Raises:
             ConfigError: The format cannot hold this student.

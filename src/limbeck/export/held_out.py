@@ -18,7 +18,6 @@ class HeldOutText:
 
     Attributes:
         kind: How a row reads: `text`, `completion` or `chat`.
-        path: Of the text.
         tokens: Positions, at most.
     """
 

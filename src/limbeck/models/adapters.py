@@ -47,7 +47,6 @@ class Adapter:
         eq. 5 and 11.
 
         Args:
-            name: Of the layer.
             tensors: With the layer's own and its adapter's, under peft's names.
         """
         base = tensors[f"{name}{INSIDE}.weight"]
@@ -65,7 +64,6 @@ def merged(tensors: Tensors, adapters: Mapping[str, Adapter]) -> dict[str, Tenso
     """The tensors of a plain model that computes the same, under a plain model's names.
 
     Args:
-        tensors: All of a model with adapters.
         adapters: By the name of the layer that each one changes.
     """
     plain: dict[str, Tensor] = {}

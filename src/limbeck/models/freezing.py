@@ -20,11 +20,6 @@ from limbeck.models.lora import add_adapters
 def make_trainable(model: CausalLM, config: TrainableConfig, seed: int) -> None:
     """Leave to be trained what a recipe says, of a model all of whose weights would be.
 
-    Args:
-        model: The student; with adapters afterwards, if the recipe asks for them.
-        config: What the recipe says.
-        seed: Of the adapters.
-
     Raises:
         ConfigError: It names what this model does not have, or nothing is left to train.
     """
@@ -38,11 +33,7 @@ def freeze(model: CausalLM, parts: Sequence[str]) -> None:
     """Switch the gradients of some parts off.
 
     Args:
-        model: The student.
         parts: Of `PARTS`, or `layers.3`, or `layers.0-3`.
-
-    Raises:
-        ConfigError: The model has no such part, or nothing is left to train.
     """
     there = parts_of(model)
     if model.is_tied and ("embeddings" in parts) != ("head" in parts):
@@ -64,11 +55,7 @@ def freeze(model: CausalLM, parts: Sequence[str]) -> None:
 def named_by(
     part: str, place: int, model: CausalLM, there: Mapping[str, list[nn.Parameter]]
 ) -> list[nn.Parameter]:
-    """The parameters a part's name stands for.
-
-    Raises:
-        ConfigError: The model has none of the name.
-    """
+    """The parameters a part's name stands for."""
     layers = layers_named(part)
     if layers is not None and layers and layers[-1] < model.num_layers:
         return [p for i in layers for p in model.blocks[i].parameters()]

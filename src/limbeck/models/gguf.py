@@ -19,9 +19,6 @@ def load_gguf(place: Place, dtype: torch.dtype) -> PreTrainedModel:
     """A GGUF file as a plain model.
 
     The dequantised weights *are* the model: compare with it, not with what was quantised.
-
-    Raises:
-        ConfigError: The file is broken, or of an architecture transformers does not read.
     """
     file = Path(place.name)
     try:

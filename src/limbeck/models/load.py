@@ -117,11 +117,7 @@ def copied_model(
 
 
 def enable_activation_checkpointing(model: CausalLM) -> None:
-    """Keep only the blocks' inputs during training; their insides are computed again in backward.
-
-    Raises:
-        ConfigError: The family cannot.
-    """
+    """Keep only the blocks' inputs for the backward pass, which computes the rest again."""
     for block in model.blocks:
         if not isinstance(block, GradientCheckpointingLayer):
             raise ConfigError(

@@ -24,8 +24,6 @@ def add_adapters(model: CausalLM, lora: LowRankConfig, seed: int) -> None:
     """Freeze a model's weights, and put adapters that change nothing yet around linear layers.
 
     Args:
-        model: In eval mode, and left in it.
-        lora: Which layers, and how.
         seed: Of the A matrices; B is zero. Equal seeds give equal adapters.
 
     Raises:
@@ -64,11 +62,7 @@ def adapter_at(layer: Any) -> Adapter:
 
 
 def require_peft() -> ModuleType:
-    """The library that makes adapters.
-
-    Raises:
-        ConfigError: It is not installed.
-    """
+    """The library that makes adapters."""
     try:
         import peft  # noqa: PLC0415  (an extra, and slow to import)
     except ImportError as error:
@@ -80,11 +74,7 @@ def require_peft() -> ModuleType:
 
 
 def target_names(model: CausalLM, targets: Sequence[str]) -> list[str]:
-    """The linear layers that targets name by the ends of their names; all of the blocks' for none.
-
-    Raises:
-        ConfigError: A target names none.
-    """
+    """Linear layers whose names end with a target; without targets, all those of the blocks."""
     linear = [n for n, m in model.hf_model.named_modules() if isinstance(m, LINEAR)]
     if not targets:
         return [name for name in linear if name.startswith(f"{model.blocks_name}.")]
@@ -110,11 +100,7 @@ def is_named(name: str, target: str) -> bool:
 
 
 def refuse_impossible(model: CausalLM, names: Sequence[str], lora: LowRankConfig) -> None:
-    """Refuse adapters that would be larger than what they change, or could not be merged.
-
-    Raises:
-        ConfigError: For the first such layer.
-    """
+    """Refuse adapters that would be larger than what they change, or could not be merged."""
     for name in names:
         shape = tuple(model.hf_model.get_parameter(f"{name}.weight").shape)
         narrow = min(shape)

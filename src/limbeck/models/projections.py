@@ -56,11 +56,6 @@ def captured_projections(
     Only those layers' are kept, at the scored positions. They are in the dictionary when the
     context ends, not before.
 
-    Args:
-        model: Whose forward pass it will be.
-        scored: Of the batch it will read.
-        layers: 0-based.
-
     Raises:
         ConfigError: limbeck does not know where this family makes them.
     """
@@ -96,11 +91,7 @@ def keeping(outputs: dict[tuple[int, str], Tensor], place: tuple[int, str]) -> C
 
 
 def projecting(model: CausalLM, layer: int) -> list[tuple[str, nn.Module]]:
-    """The modules of a block that make its queries, keys and values, by name.
-
-    Raises:
-        ConfigError: They are not where limbeck looks.
-    """
+    """The modules of a block that make its queries, keys and values, by name."""
     wanted = (TOGETHER[model.family][0],) if model.family in TOGETHER else APART
     named = [(path.rpartition(".")[2], m) for path, m in model.blocks[layer].named_modules()]
     found = [(name, module) for name, module in named if name in wanted]

@@ -66,7 +66,6 @@ def find(source: ModelSource) -> Place:
     """Find a model, locally or on the hub.
 
     Raises:
-        ConfigError: It is not there, is no model, or may not be read.
         TryLaterError: The hub does not answer.
     """
     path = Path(source.path).expanduser()
@@ -97,11 +96,7 @@ def find(source: ModelSource) -> Place:
 
 
 def require_json(path: Path) -> None:
-    """Refuse a file that must hold a JSON object and does not.
-
-    Raises:
-        ConfigError: Naming what is wrong with it.
-    """
+    """Refuse a file that must hold a JSON object and does not."""
     try:
         defect = "" if isinstance(json.loads(path.read_bytes()), dict) else "it is no object"
     except (OSError, ValueError, RecursionError) as error:
@@ -113,12 +108,7 @@ def require_json(path: Path) -> None:
 
 
 def on_hub(source: ModelSource) -> Place:
-    """Find a model on the hub, and the commit its revision means now.
-
-    Raises:
-        ConfigError: No such model or revision, or it may not be read.
-        TryLaterError: The hub does not answer.
-    """
+    """Find a model on the hub, and the commit its revision means now."""
     where = f"{source.path!r} (revision {source.revision or 'main'})"
     if source.trust_remote_code and not re.fullmatch(r"[0-9a-f]{40}", source.revision or ""):
         raise ConfigError(
@@ -155,11 +145,7 @@ def on_hub(source: ModelSource) -> Place:
 
 
 def read_config(source: ModelSource, place: Place) -> PreTrainedConfig:
-    """A model's configuration, if limbeck can use such a model.
-
-    Raises:
-        ConfigError: It is broken, of an unknown family, no causal LM, or of a kind limbeck refuses.
-    """
+    """A model's configuration, if limbeck can use such a model."""
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(
             place.name, revision=place.commit, trust_remote_code=source.trust_remote_code
@@ -176,11 +162,7 @@ def read_config(source: ModelSource, place: Place) -> PreTrainedConfig:
 
 
 def refuse_unknown_kinds(name: str, config: PreTrainedConfig, *, own_code: bool = False) -> None:
-    """Refuse the kinds of model that limbeck has no entry for.
-
-    Raises:
-        ConfigError: Naming the kind and what is missing.
-    """
+    """Refuse the kinds of model that limbeck has no entry for."""
     plain: Mapping[str, Any] = config.to_dict()
     described = f"{name} ({config.model_type})"
     if modality := next((key for key in MODALITIES if plain.get(key)), None):

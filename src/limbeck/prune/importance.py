@@ -18,9 +18,6 @@ from limbeck.batch import Batch
 from limbeck.models import CausalLM
 from limbeck.prune.calibration import Calibration, Cost, costs
 
-Progress = Callable[[str], None]
-"""Receives progress messages."""
-
 
 def block_influence(calibration: Calibration) -> list[float]:
     """1 - cosine of each block's input and output, averaged over the scored tokens.
@@ -62,7 +59,6 @@ def costs_without(
     The blocks before a group are computed once and shared by all candidates.
 
     Args:
-        calibration: The teacher and the text.
         candidates: Groups of blocks, removed one group at a time.
         removed: Blocks removed in every case.
     """
@@ -82,15 +78,11 @@ def costs_without(
 def greedy(
     calibration: Calibration,
     keep: int,
-    progress: Progress = lambda _: None,
     known: Sequence[Mapping[str, Any]] = (),
 ) -> tuple[tuple[int, ...], list[dict[str, Any]]]:
     """Layers kept by repeatedly removing the layer whose absence raises the loss least.
 
     Args:
-        calibration: The teacher and the text.
-        keep: Number of layers kept.
-        progress: Called after every removal.
         known: Removals of an earlier call on the same calibration, to resume from.
 
     Returns:
@@ -104,7 +96,6 @@ def greedy(
         losses = loss_without(calibration, [(layer,) for layer in kept], removed)
         best = min(range(len(kept)), key=losses.__getitem__)
         removals.append({"layer": kept.pop(best), "forward_kl": round(losses[best], 5)})
-        progress(f"{len(kept)} layers: KL {losses[best]:.3f} without layer {removals[-1]['layer']}")
     return tuple(kept), removals
 
 

@@ -60,10 +60,7 @@ class Shape:
     """The size of a new model; None takes the template's value, or derives it from the others.
 
     Attributes:
-        layers: Decoder blocks.
         width: Size of a hidden state.
-        heads: Attention heads of the queries.
-        kv_heads: Attention heads of keys and values.
         intermediate: Width inside a block's feed-forward part.
     """
 
@@ -75,11 +72,7 @@ class Shape:
 
 
 def layout_of(config: PreTrainedConfig) -> Layout:
-    """A family's layout.
-
-    Raises:
-        ConfigError: Unsupported family, or a setting makes its blocks depend on their position.
-    """
+    """A family's layout."""
     layout = LAYOUTS.get(config.model_type)
     if layout is None:
         raise ConfigError(
@@ -98,15 +91,7 @@ def layout_of(config: PreTrainedConfig) -> Layout:
 
 
 def cut_config(config: PreTrainedConfig, layers: Sequence[int]) -> PreTrainedConfig:
-    """The configuration of a model with only these layers, in this order.
-
-    Args:
-        config: Of the whole model; not modified.
-        layers: Existing layers, 0-based.
-
-    Raises:
-        ConfigError: The family is not supported.
-    """
+    """The configuration of a model with only these layers, in this order."""
     layout, tree = layout_of(config), config.to_dict()
     total = int(config.num_hidden_layers)
     for name, value in tree.items():
@@ -130,13 +115,8 @@ def resized_config(
     """The configuration of a new model of the same family and another size.
 
     Args:
-        config: The template; not modified.
         shape: Its size. Without `heads` the head size is kept; without `kv_heads` and
             `intermediate` their ratios are, the latter rounded up to a multiple of 8.
-        vocabulary_rows: Rows of embedding and head.
-
-    Raises:
-        ConfigError: The family is not supported, or the sizes are inconsistent.
     """
     layout, tree = layout_of(config), config.to_dict()
     old_width, old_heads = int(config.hidden_size), int(config.num_attention_heads)
@@ -178,11 +158,7 @@ def resized_config(
 
 
 def read_pattern(path: Path) -> PreTrainedConfig:
-    """A configuration from a config.json or its folder.
-
-    Raises:
-        ConfigError: It does not exist, or its kind is not supported.
-    """
+    """A configuration from a config.json or its folder."""
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(str(path), local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -199,11 +175,7 @@ def own_name(config: PreTrainedConfig, name: str) -> str:
 
 
 def made_config(config: PreTrainedConfig, tree: Mapping[str, Any]) -> PreTrainedConfig:
-    """A configuration of the same family with other settings.
-
-    Raises:
-        ConfigError: The family refuses them.
-    """
+    """A configuration of the same family with other settings."""
     plain = {key: value for key, value in tree.items() if key != "_name_or_path"}
     try:
         made: PreTrainedConfig = type(config).from_dict(plain)

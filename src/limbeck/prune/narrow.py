@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from limbeck.errors import ConfigError
-from limbeck.models.build import from_config
+from limbeck.models.build import hollow
 from limbeck.models.causal_lm import CausalLM, option
 from limbeck.models.load import copied_model
 from limbeck.prune.layouts import layout_of, made_config, own_name
@@ -68,11 +68,7 @@ def widths_of(config: PreTrainedConfig) -> Widths:
 
 
 def narrow_config(config: PreTrainedConfig, widths: Widths) -> PreTrainedConfig:
-    """The configuration of a model with other widths; the head size is unchanged.
-
-    Raises:
-        ConfigError: The family cannot represent this shape.
-    """
+    """The configuration of a model with other widths; the head size is unchanged."""
     roles, layout, old = roles_of(config), layout_of(config), widths_of(config)
     if widths == old:
         return made_config(config, config.to_dict())
@@ -106,8 +102,7 @@ def narrow_config(config: PreTrainedConfig, widths: Widths) -> PreTrainedConfig:
 
 def num_parameters(config: PreTrainedConfig) -> int:
     """Parameters of a model with this configuration, tied ones counted once; allocates nothing."""
-    with torch.device("meta"):
-        return sum(p.numel() for p in from_config(config, torch.float32).parameters())
+    return sum(p.numel() for p in hollow(config, torch.float32).parameters())
 
 
 def narrowed(model: CausalLM, kept: Kept, device: torch.device, dtype: torch.dtype) -> CausalLM:

@@ -16,7 +16,6 @@ class RecordingProgress:
     def __init__(self, console: Console, total: int) -> None:
         """
         Args:
-            console: Where to write.
             total: Positions that are still to be recorded.
         """
         self._console = console

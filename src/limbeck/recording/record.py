@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from limbeck.batch import Batch
+from limbeck.batch import Batch, Window
 from limbeck.files import locked
 from limbeck.losses.distributions import LazyLogits
 from limbeck.models import CausalLM, ModelSource, PreTrainedTokenizerBase, evaluating
 from limbeck.models.source import find, read_config
-from limbeck.recording.plan import Plan, PlannedWindow, passes
+from limbeck.recording.plan import PlannedWindow, ShardPlan, passes
 from limbeck.recording.progress import RecordingProgress
 from limbeck.store import (
     TOKENIZER,
@@ -39,13 +39,12 @@ class Recorder:
     interruptions or the order of recording.
     """
 
-    def __init__(self, teacher: CausalLM, plan: Plan, header: StoreHeader, folder: Path) -> None:
+    def __init__(
+        self, teacher: CausalLM, plan: ShardPlan, header: StoreHeader, folder: Path
+    ) -> None:
         """
         Args:
             teacher: In eval mode, cut to the header's vocabulary.
-            plan: What to record.
-            header: What the store is recorded from.
-            folder: The store.
         """
         self._teacher = teacher
         self._plan = plan
@@ -78,8 +77,6 @@ class Recorder:
         """Record shards, one after another.
 
         Args:
-            shards: Their numbers; published ones are skipped.
-            progress: Updated after every pass and every shard.
             check: Called between passes; an exception stops the recording and discards the
                 unfinished shard.
 
@@ -151,17 +148,5 @@ def save(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
 
 
 def row_of(samples: Sequence[Sample]) -> Batch:
-    """Samples packed into one row; they do not attend to each other."""
-
-    def joined(parts: list[torch.Tensor]) -> torch.Tensor:
-        return torch.cat(parts)[None]
-
-    tokens = [torch.from_numpy(sample.tokens.astype("int64")) for sample in samples]
-    lengths = [len(sample.scored) for sample in samples]
-    return Batch(
-        input_ids=joined([each[:-1] for each in tokens]),
-        target_ids=joined([each[1:] for each in tokens]),
-        scored=joined([torch.from_numpy(sample.scored.astype("bool")) for sample in samples]),
-        position_ids=joined([torch.arange(length) for length in lengths]),
-        document_ids=joined([torch.full((n,), i) for i, n in enumerate(lengths)]),
-    )
+    """Samples packed into one row."""
+    return Batch.packed([[Window(s.tokens, s.scored, i) for i, s in enumerate(samples)]])

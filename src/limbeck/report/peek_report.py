@@ -14,8 +14,6 @@ def peek_page(peek: Mapping[str, Any], *, teacher: str, student: str | None) -> 
 
     Args:
         peek: What `limbeck.evaluate.peek.Peek.to_plain` gives.
-        teacher: The teacher's name.
-        student: The student's, if there is one.
     """
     positions = [position_values(p, len(peek["temperatures"])) for p in peek["positions"]]
     values = {"peek": peek, "positions": positions, "teacher": teacher, "student": student}

@@ -54,7 +54,6 @@ class Curve:
     Attributes:
         label: Its name, ours; written beside its end.
         colour: A key of `COLOURS`.
-        steps: Optimizer steps.
         values: One a step; those that are not finite are left out.
         noisy: Draw it faintly, with a moving mean on top.
     """
@@ -72,8 +71,6 @@ def plot(name: str, title: str, curves: Sequence[Curve], unit: str) -> Markup:
     Args:
         name: Tells its element ids from those of other plots on the page.
         title: What is to be seen, for those who cannot see it.
-        curves: At least one, with at least one finite point.
-        unit: Written at the top of the value axis.
     """
     with matplotlib.rc_context({**SETTINGS, "svg.hashsalt": name}):
         figure = Figure(figsize=(4.2, 2.8))

@@ -30,8 +30,6 @@ class Metric:
     """How a metric reads in the table.
 
     Attributes:
-        label: Its name.
-        meaning: What it is, in a few words.
         better: Which value is best: the least, the greatest, or the one nearest 0.
         share: Whether it is a fraction, told in percent.
         digits: Decimals of one that is not.

@@ -61,7 +61,6 @@ class Watch:
 
         Args:
             step: Counted from 0; those before it may have run in an earlier process.
-            figures: Of the step.
         """
         self._figures[step] = dict(figures)
         if step >= 2 * WINDOW:

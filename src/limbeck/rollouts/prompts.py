@@ -22,8 +22,6 @@ class Prompts(Sequence[Sequence[int]]):
     def __init__(self, data: TextData, *, longest: int, first_tokens: int | None = None) -> None:
         """
         Args:
-            data: The text.
-            longest: Tokens of a prompt, at most.
             first_tokens: Take so many tokens of each document. None takes everything before the
                 last stretch of scored tokens: a chat up to its last answer, with the template's
                 generation prompt, and the prompt of a completion.

@@ -40,7 +40,6 @@ def publish_once(final: Path, write: Callable[[Path], None]) -> None:
     """Publish a folder of a store, unless it exists; the caller holds the store's lock.
 
     Raises:
-        DataError: The existing one is damaged.
         StorageError: The disk is full.
     """
     if manifest(final) is not None:
@@ -56,11 +55,7 @@ def publish_once(final: Path, write: Callable[[Path], None]) -> None:
 
 
 def read_head(store: Path) -> Head:
-    """The head of a store, on the CPU.
-
-    Raises:
-        DataError: It is absent or damaged.
-    """
+    """The head of a store, on the CPU."""
     folder = store / FOLDER
     if manifest(folder) is None:
         raise DataError(

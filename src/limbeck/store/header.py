@@ -31,17 +31,13 @@ class StoreHeader:
     Attributes:
         form: How distributions are stored: `{type: top_k, k: 32, ...}`.
         vocabulary_size: Tokens of the teacher's distributions, without padding rows.
-        num_shards: Shards of the complete store.
         teacher: Name, revision, weight hash, shape and dtype.
         tokenizer: Hash of the tokenizer.
         template: Hash of the chat template.
         data: Hash of the data set.
         sequence_length: Longest window, in positions.
-        seed: Seed of the random draws.
         layers: 0-based teacher layers whose outputs are recorded, ascending.
         layer_precision: Precision of those; see the form `hidden`.
-        limbeck: Version that created it.
-        format: Version of the file format.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
@@ -154,11 +150,7 @@ def create(folder: Path, header: StoreHeader) -> None:
 
 
 def require_store_or_new(folder: Path) -> None:
-    """Refuse a folder that holds other files.
-
-    Raises:
-        ConfigError: It has files, and no header among them.
-    """
+    """Refuse a folder that holds other files."""
     if (folder / HEADER).exists() or not folder.is_dir():
         return
     if others := sorted(path.name for path in folder.iterdir() if path.name[0] != "."):
@@ -198,11 +190,7 @@ def read_header(folder: Path) -> StoreHeader:
 
 
 def check_bounds(header: StoreHeader) -> None:
-    """Limit the sizes of a header, which determine how much memory is allocated.
-
-    Raises:
-        ValueError: One is out of range.
-    """
+    """Limit the sizes of a header, which determine how much memory is allocated."""
     for name, value, limit in (
         ("vocabulary_size", header.vocabulary_size, 1 << 24),
         ("sequence_length", header.sequence_length, 1 << 24),

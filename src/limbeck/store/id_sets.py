@@ -34,11 +34,7 @@ def from_gaps(gaps: Int64[np.ndarray, "N k"], ranks: TokenRanks) -> Int64[np.nda
 
 
 def ids_at(positions: Int64[np.ndarray, "N k"], ranks: TokenRanks) -> Int64[np.ndarray, "N k"]:
-    """The ids at these ranks.
-
-    Raises:
-        DataError: A rank is outside the vocabulary.
-    """
+    """The ids at these ranks."""
     if positions.size and int(positions.max()) >= ranks.vocabulary_size:
         raise DataError(
             f"A coded signal names a token beyond the {ranks.vocabulary_size:,} of its vocabulary."
@@ -77,11 +73,7 @@ def write_uneven(
 def read_uneven(
     unpack: Unpacker, num_rows: int, ranks: TokenRanks, max_ids: int
 ) -> tuple[Int64[np.ndarray, "N k"], Bool[np.ndarray, "N k"]]:
-    """Ids of uneven rows, and which are present; a row is padded with its first id.
-
-    Raises:
-        DataError: A row has more than `max_ids`, or an id is outside the vocabulary.
-    """
+    """Ids of uneven rows, and which are present; a row is padded with its first id."""
     lengths = from_planes([unpack.next(num_rows) for _ in range(num_bytes(max_ids))]) + 1
     width = int(lengths.max(initial=1))
     if width > max_ids:

@@ -38,8 +38,8 @@ class UncheckedRow(NamedTuple):
 
     Attributes:
         location: File, and row or line.
-        tokens: As in `Row`.
-        ids: As in `Row`, or with one position more, which has no target.
+        tokens: As in `ImportedRow`.
+        ids: As in `ImportedRow`, or with one position more, which has no target.
         logprobs: Likewise.
         labels: -100 for tokens that are not scored; None if all are.
     """
@@ -52,11 +52,10 @@ class UncheckedRow(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Row:
+class ImportedRow:
     """One validated row.
 
     Attributes:
-        tokens: The T tokens of the text.
         ids: Top token ids at the first L = T - 1 positions, which predict the next token.
         logprobs: Their log-probabilities.
         scored: Which of those positions are scored.
@@ -82,7 +81,6 @@ def import_store(
         source: `.parquet` with columns `input_ids`, `token_ids` and `top_values` (DistillKit's raw
             rows), and `labels` if not everything is scored; or `.jsonl` with `prompt_token_ids`
             and `prompt_logprobs` (vLLM).
-        folder: The store to make; new.
         header: With the form `top_k`; its number of shards is set to the number of files, and its
             data to a hash of them.
         complete: Called with the store's temporary folder before it is renamed, to add files.
@@ -123,11 +121,7 @@ def import_store(
 
 
 def import_file(file: Path, folder: Path, shard: int, header: StoreHeader) -> None:
-    """Make a shard from a file.
-
-    Raises:
-        DataError: A row is invalid; file and row are named.
-    """
+    """Make a shard from a file."""
     k = int(header.form.get("k", 32))
     temperature = float(header.form.get("temperatures", (1.0,))[0])
     with ShardWriter(folder, shard, header) as writer:
@@ -139,11 +133,7 @@ def import_file(file: Path, folder: Path, shard: int, header: StoreHeader) -> No
 
 
 def files_of(source: Path) -> list[Path]:
-    """The files to import.
-
-    Raises:
-        DataError: There are none.
-    """
+    """The files to import."""
     candidates = sorted(source.iterdir()) if source.is_dir() else [source]
     files = [file for file in candidates if file.suffix in READERS and file.is_file()]
     if not files:
@@ -154,12 +144,8 @@ def files_of(source: Path) -> list[Path]:
     return files
 
 
-def as_sample(row: Row, header: StoreHeader, temperature: float) -> tuple[Sample, TopK]:
-    """A row as a sample and its signal.
-
-    Raises:
-        DataError: Ids repeat or are outside the vocabulary, or probabilities sum to more than 1.
-    """
+def as_sample(row: ImportedRow, header: StoreHeader, temperature: float) -> tuple[Sample, TopK]:
+    """A row as a sample and its signal."""
     ids, logprobs = row.ids[row.scored], row.logprobs[row.scored]
     if ids.size and not (ids.min() >= 0 and ids.max() < header.vocabulary_size):
         raise DataError(
@@ -186,11 +172,7 @@ def as_sample(row: Row, header: StoreHeader, temperature: float) -> tuple[Sample
 
 
 def read_parquet(path: Path, k: int) -> Iterator[UncheckedRow]:
-    """Rows of `input_ids` [T], `token_ids` and `top_values` [T or T - 1, at least k].
-
-    Raises:
-        DataError: The file cannot be read, or lacks a column.
-    """
+    """Rows of `input_ids` [T], `token_ids` and `top_values` [T or T - 1, at least k]."""
     del k
     try:
         file = pyarrow.parquet.ParquetFile(path)
@@ -221,9 +203,6 @@ def read_jsonl(path: Path, k: int) -> Iterator[UncheckedRow]:
 
     The first entry is null. Entry i is the distribution of token i itself; it holds the most
     probable tokens, and token i if that is not among them.
-
-    Raises:
-        DataError: A line is not of this form.
     """
     with path.open("rb") as file:
         number = 0
@@ -254,12 +233,8 @@ def most_probable(entry: Mapping[str, Any], k: int) -> list[tuple[int, float]]:
     return sorted(pairs, key=lambda pair: -pair[1])[:k]
 
 
-def row_of(row: UncheckedRow, k: int) -> Row:
-    """The row, validated.
-
-    Raises:
-        DataError: Values are not numbers, lengths do not match, or a position has fewer than k.
-    """
+def row_of(row: UncheckedRow, k: int) -> ImportedRow:
+    """The row, validated."""
     try:
         length = len(row.tokens) - 1
         counts = len(row.ids), len(row.logprobs)
@@ -287,15 +262,11 @@ def row_of(row: UncheckedRow, k: int) -> Row:
         scored = labels[1:] != -100
     tokens = whole_numbers(row.tokens, "tokens", (length + 1,)).clip(-1, np.iinfo(np.int32).max)
     ids = whole_numbers([each[:k] for each in row.ids[:length]], "token ids", (length, k))
-    return Row(tokens.astype(np.int32), ids, values, scored)
+    return ImportedRow(tokens.astype(np.int32), ids, values, scored)
 
 
 def whole_numbers(values: Any, name: str, shape: tuple[int, ...]) -> Int64[np.ndarray, ...]:
-    """Integers of this shape.
-
-    Raises:
-        DataError: They are not integers, or have another shape.
-    """
+    """Integers of this shape."""
     try:
         array = np.asarray(values)
     except ValueError:  # nested lists of different lengths

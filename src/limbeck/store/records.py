@@ -30,9 +30,6 @@ class EncodedRecord:
     """A record whose checksum matches; nothing is decoded yet.
 
     Attributes:
-        key: Key of the sample.
-        num_scored: N.
-        signal: The encoded distribution.
         layers: The encoded hidden states of each recorded layer.
     """
 
@@ -52,11 +49,7 @@ def seal(key: bytes, num_scored: int, sections: Sequence[bytes]) -> bytes:
 
 
 def unseal(record: bytes | memoryview) -> EncodedRecord:
-    """A record, verified.
-
-    Raises:
-        DataError: Its checksum does not match, or its sections do not fill it.
-    """
+    """A record, verified."""
     whole = memoryview(record)
     if len(whole) < SUM.size + START.size:
         raise DataError(f"the record has {len(whole)} bytes, too few for its own header")

@@ -38,11 +38,6 @@ class ShardFacts:
 
     Attributes:
         header: `StoreHeader.sha256` of the store.
-        shard: Its number.
-        samples: Number of records.
-        positions: Positions of all samples.
-        scored: Scored positions of all samples.
-        record_bytes: Size of all records.
         files: Size in bytes and sha256 of each file.
     """
 
@@ -86,14 +81,7 @@ def absent_shards(folder: Path, header: StoreHeader) -> list[int]:
 
 @dataclass(frozen=True)
 class Shard:
-    """A shard, open for reading. It holds no file descriptor: each read opens the file again.
-
-    Attributes:
-        path: Its folder.
-        facts: Its manifest.
-        index: Where each record is.
-        ranks: Its table of frequent tokens.
-    """
+    """A shard, open for reading. It holds no file descriptor: each read opens the file again."""
 
     path: Path
     facts: ShardFacts
@@ -105,7 +93,6 @@ class Shard:
         """A shard of a store: manifest, sizes, index and ranks are verified, records when read.
 
         Raises:
-            DataError: It is absent, damaged, or belongs to another store.
             StorageError: The process has too many open files.
         """
         path, facts = folder / shard_name(shard), shard_facts(folder, shard)
@@ -136,7 +123,6 @@ class Shard:
         """The record of an entry of the index, verified.
 
         Raises:
-            DataError: It is damaged, or is another sample's; file and byte are named.
             StorageError: The process has too many open files.
         """
         start, length = int(self.index.offsets[entry]), int(self.index.lengths[entry])
@@ -158,12 +144,7 @@ class Shard:
 
 
 def check_size(path: Path, size_bytes: int) -> None:
-    """Require a regular file of this size.
-
-    Raises:
-        DataError: It is a link, a FIFO or a folder, or has another size.
-        OSError: It is not there.
-    """
+    """Require a regular file of this size."""
     facts = path.lstat()
     if stat.S_ISLNK(facts.st_mode):
         raise DataError(f"{path.name} must be a file, and is a link")
@@ -177,7 +158,6 @@ def verified_bytes(path: Path, size_bytes: int, sha256: str) -> bytes:
     """The content of a file that has the size and the hash of its manifest.
 
     Raises:
-        DataError: It has not.
         OSError: It cannot be read.
     """
     check_size(path, size_bytes)

@@ -40,11 +40,7 @@ class TokenRanks:
 
     @classmethod
     def from_bytes(cls, content: bytes, vocabulary_size: int) -> TokenRanks:
-        """The ranking that `to_bytes` wrote.
-
-        Raises:
-            DataError: An id is outside the vocabulary or repeated, or the size is wrong.
-        """
+        """The ranking that `to_bytes` wrote."""
         if len(content) < COUNT.size:
             raise DataError(f"A table of ranks cannot have {len(content)} bytes.")
         (seen,) = COUNT.unpack_from(content)

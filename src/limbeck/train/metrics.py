@@ -49,11 +49,7 @@ class JsonlSink:
         return [line for line in whole if is_json(line)]
 
     def write(self, record: Record) -> None:
-        """Append a record.
-
-        Raises:
-            StorageError: The disk is full.
-        """
+        """Append a record."""
         assert self._file is not None, "begin() comes first"
         try:
             self._file.write(f"{json.dumps(dict(record), allow_nan=False)}\n")
@@ -64,7 +60,6 @@ class JsonlSink:
             ) from error
 
     def close(self) -> None:
-        """Close the file."""
         if self._file is not None:
             self._file.close()
             self._file = None

@@ -41,10 +41,6 @@ def choose_micro_batch(
     single process halves it when memory runs out.
 
     Args:
-        memory: The recipe's memory section.
-        student: The model whose activations are kept for the backward pass.
-        world: The ranks.
-        sequence_length: Positions of a row.
         most_rows: Rows a rank has in a step; more would be of no use.
     """
     if memory.micro_batch != "auto":

@@ -24,10 +24,6 @@ class BadRow:
 
     Attributes:
         row: Its number; see `StepData.row_numbers`.
-        documents: Names of the documents in it.
-        input_ids: Token ids that were read.
-        target_ids: Token ids to predict.
-        scored: Which positions count.
     """
 
     row: int
@@ -47,12 +43,8 @@ def bad_rows(
     """Rows of the micro-batches that failed, over all ranks, by number.
 
     Args:
-        micro_batches: All of this rank.
-        row_numbers: Numbers of the rows in each of them.
         suspects: Indices of those whose loss was not finite. When no rank has any, the gradients
             alone were at fault, and every row of the step is returned.
-        source: Names the documents.
-        world: The ranks.
     """
     if not any(gather_objects(len(suspects), world)):
         suspects = range(len(micro_batches))

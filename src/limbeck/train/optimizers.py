@@ -26,9 +26,6 @@ def make_optimizers(
     Weight decay is decoupled and on matrices only, except for SGD, whose decay is the classic L2
     term. Muon steps are scaled to the size of AdamW's (`match_rms_adamw`), so that one learning
     rate serves both.
-
-    Raises:
-        ConfigError: Adafactor on several ranks; Muon where no matrix of a block is trained.
     """
     trained = [p for p in distiller.parameters() if p.requires_grad]
     match optim.type:

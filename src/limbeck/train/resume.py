@@ -39,11 +39,7 @@ class Totals:
 
 
 def require_same(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuse to continue a run that depends on something else than this one.
-
-    Raises:
-        ConfigError: With one line for each difference.
-    """
+    """Refuse to continue a run that depends on something else than this one."""
     before = dict(leaves(saved))
     after = dict(leaves(json.loads(json.dumps(now))))
     lines = [

@@ -27,15 +27,7 @@ def schedule_names() -> list[str]:
 
 
 def make_schedule(optim: OptimConfig, learning_rate: float) -> Callable[[int], float]:
-    """The learning rate of each step, counted from 0.
-
-    Args:
-        optim: Names the schedule, its options, the warm-up and the number of steps.
-        learning_rate: Its peak.
-
-    Raises:
-        ConfigError: No such schedule or option, or options that do not go together.
-    """
+    """The learning rate of each step, counted from 0."""
     if problems := list(schedule_problems(optim)):
         raise ConfigError("\n".join(map(str, problems)))
     # Schedules of transformers are made for an optimizer; only its learning rate is read.

@@ -63,7 +63,6 @@ class TerminalSink:
         self._bar.start()
 
     def write(self, record: Record) -> None:
-        """Show a record."""
         text = in_words(record, self._steps)
         if record["kind"] != "step":
             self._console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -81,7 +80,6 @@ class TerminalSink:
         return True
 
     def close(self) -> None:
-        """Leave the last state on the screen."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None

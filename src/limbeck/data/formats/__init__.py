@@ -46,11 +46,7 @@ class Encoder:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, append_eos: bool) -> None:
         """
         Args:
-            tokenizer: A fast one; it is not changed.
             append_eos: Whether texts and completions end with its end token.
-
-        Raises:
-            ConfigError: There is no end token to append, or the tokenizer is a slow one.
         """
         self.tokenizer = tokenizer
         self._backend = Tokenizer.from_str(backend_of(tokenizer).to_str())
@@ -70,7 +66,6 @@ class Encoder:
         """Tokens and character offsets of texts, in parallel.
 
         Args:
-            texts: Whole texts.
             special: Whether the tokenizer adds its own special tokens, such as a beginning token.
         """
         return self._backend.encode_batch(list(texts), add_special_tokens=special)

@@ -52,7 +52,6 @@ class Dialogue(Reader):
         """
 
     def problem(self, values: Values) -> str | None:
-        """Why the conversation cannot be used."""
         try:
             self.conversation(values)
         except BadRowError as error:

@@ -19,7 +19,6 @@ class Completion(Reader):
     columns: ClassVar[tuple[str, ...]] = ("prompt", "completion")
 
     def problem(self, values: Values) -> str | None:
-        """Why the pair cannot be used."""
         told = (text_problem(values[name], f"column {name!r}") for name in self.columns)
         return next((text for text in told if text), None)
 

@@ -43,11 +43,7 @@ class Conversation:
 
 
 def read_messages(value: object, column: str) -> list[Message]:
-    """Messages of `{role, content}` or ShareGPT's `{from, value}`.
-
-    Raises:
-        BadRowError: One of them cannot be used.
-    """
+    """Messages of `{role, content}` or ShareGPT's `{from, value}`."""
     if not isinstance(value, list) or not value:
         raise BadRowError(f"column {column!r} must be a list of messages that is not empty")
     return [read_message(message, f"{column}[{i}]") for i, message in enumerate(value)]

@@ -98,7 +98,6 @@ class TopK(KeptTokens):
         return cls(top.indices, top.values, tail_of(logp, top.indices), temperature, tails)
 
     def at(self, temperature: float) -> Float[Tensor, "N k1"]:
-        """Log-probabilities of the k tokens, then of the tail."""
         tails = {self.temperature: self.tail_logprob, **self.further_tails}
         return kept_and_tail(self.logprobs, tails, self.temperature, temperature).clamp_min(FLOOR)
 

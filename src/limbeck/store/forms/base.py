@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from limbeck.errors import ConfigError
 from limbeck.losses import Head
 from limbeck.losses.distributions import DenseLogits, LazyLogits, TeacherDistribution
 from limbeck.registry import Component, Registry
@@ -79,6 +80,15 @@ def written_out(form: Component | str) -> dict[str, Any]:
     options = forms.options(str(spec["type"])).items()
     whole = {name: parameter.default for name, (_, parameter) in options} | spec
     return {k: list(v) if isinstance(v, list | tuple) else v for k, v in whole.items()}
+
+
+def require_tail(k: int, vocabulary_size: int) -> None:
+    """Refuse to keep so many tokens that none is left for the tail."""
+    if k >= vocabulary_size:
+        raise ConfigError(
+            f"form.k must be less than the teacher's {vocabulary_size:,} tokens, got {k}. "
+            "Keep fewer, or record hidden states."
+        )
 
 
 def logits_in_chunks(distribution: DenseLogits | LazyLogits) -> Iterator[Float[Tensor, "n V"]]:
