@@ -1,4 +1,4 @@
-"""Publishing files so that what is there is whole, and telling when it is not.
+"""Atomic publishing of folders, and verification of what was published.
 
 A directory is written beside its final name, sealed with a manifest (a hash of every file, and of
 the manifest itself), synced, and renamed. What has no valid manifest does not exist.
@@ -239,7 +239,7 @@ def manifest(path: Path) -> dict[str, Any] | None:
 
 
 def damage(path: Path) -> str | None:
-    """What of a directory is not as its manifest says, for a message; None if all of it is.
+    """How a directory differs from its manifest, for a message; None if it does not.
 
     Raises:
         StorageError: The limit of open files is reached.

@@ -176,7 +176,7 @@ def test_a_run_without_held_out_text_says_so(run: Path) -> None:
     (run / "evaluation.json").unlink()
     page = read(run)
     assert "what it kept is not known" in page
-    assert "Against its anchors" not in page
+    assert "Comparison with the baselines" not in page
     assert_fetches_and_runs_nothing(page)
 
 

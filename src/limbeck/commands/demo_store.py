@@ -1,4 +1,4 @@
-"""The demo's second act: a teacher that speaks once, and two students that were not there."""
+"""The demo's second act: a teacher is recorded once, and two students learn from the store."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def second_act(console: Console, say: Say, teacher: Path, output: Path, steps: i
         console,
         "2. Recorded once",
         "The teacher reads each window of the text once. Of every distribution the 64 likeliest "
-        "tokens stay, with the mass of all others at two temperatures. Text that changes later is "
-        "missing from the store, never taken for another. Ctrl-C and the same command go on.",
+        "tokens stay, with the total probability of all others at two temperatures. Changed text "
+        "is reported as missing from the store. After Ctrl-C the same command continues.",
     )
     with Recording(config) as recording:
         done = recording.record((0, 1), None, lambda: None)
@@ -57,7 +57,7 @@ def second_act(console: Console, say: Say, teacher: Path, output: Path, steps: i
         ]
     say(
         console,
-        "4. What they learnt",
+        "4. The results",
         "On held-out text, recorded in the same store. A top-k store gives a lower bound of the "
         "distance to the teacher, up to rounding. The first act's student learns longer.",
     )

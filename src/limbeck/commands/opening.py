@@ -1,4 +1,4 @@
-"""Opening a teacher, and perhaps a student, that a command names."""
+"""Opens the teacher and the optional student that a command names."""
 
 from __future__ import annotations
 

@@ -13,8 +13,8 @@ from limbeck.report.run_report import write_report
 def report(
     run: Annotated[Path, typer.Argument(help="A run directory.", show_default=False)],
 ) -> None:
-    """Write report.html anew from what a run directory holds.
+    """Write report.html again from a run directory.
 
-    The page is one file without scripts or references to anywhere: send it to a colleague.
+    The page is one file without scripts and external references, so it can be sent by mail.
     """
     typer.echo(write_report(run))

@@ -73,7 +73,7 @@ Text = Annotated[
 Vocabulary = Annotated[
     list[str] | None,
     typer.Option(
-        help="Keep the tokens these data use, or a vocabulary.json says; repeatable.",
+        help="Keep the tokens of these data, or of a vocabulary.json; repeatable.",
         show_default=False,
     ),
 ]

@@ -25,7 +25,7 @@ COLUMNS = {
 
 
 def outcome_table(evaluation: Mapping[str, Any]) -> RenderableType:
-    """The students against their anchors, with 95 % intervals over documents."""
+    """All trials of an evaluation, with 95 % intervals over documents."""
     if not evaluation.get("trials"):
         return Text("Nothing was measured: the recipe names no held-out text (evaluate.data).")
     title = "Held-out text, against the teacher; 95 % intervals over documents"
@@ -42,7 +42,7 @@ def outcome_table(evaluation: Mapping[str, Any]) -> RenderableType:
 
 
 def cell(figure: Mapping[str, float] | None, form: str) -> str:
-    """A figure with its interval, or a dash where it means nothing."""
+    """A figure with its interval, or a dash without one."""
     if figure is None:
         return "-"
     value, low, high = (form.format(figure[key]) for key in ("value", "low", "high"))

@@ -41,7 +41,7 @@ def data_type(config: DataConfig, source: Source) -> str:
     rows = (row for row in islice(source.rows(), TRIED_ROWS) if not row.problem)
     row = next(rows, None)
     if row is None:
-        return "text"  # whose reader says what is wrong with the rows, or that there are none
+        return "text"  # its reader reports what is wrong with the rows, or that there are none
     filled = [name for name, value in row.values.items() if value is not None]
     for columns in (filled, row.values):
         if found := next(matching(columns, config.columns), None):

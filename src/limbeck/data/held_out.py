@@ -32,8 +32,8 @@ class HeldOut:
         documents = np.unique(data.row_documents)
         if len(documents) < VALIDATION_EVERY:
             raise DataError(
-                f"Held-out text must have at least {VALIDATION_EVERY} documents, since some choose "
-                f"the best checkpoint and the others measure it; found {len(documents)}. Give "
+                f"Held-out text must have at least {VALIDATION_EVERY} documents, since some select "
+                f"the best checkpoint and the others measure it; got {len(documents)}. Give "
                 "more, or cut a long one at its chapters."
             )
         validation = np.arange(len(documents)) % VALIDATION_EVERY == 0

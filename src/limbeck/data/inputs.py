@@ -21,7 +21,7 @@ from limbeck.registry import Component, type_of
 FIRST_ROWS = 8
 """Rows of each text that are read."""
 SKIPPED_ROWS = 1000
-"""Bad rows at the beginning after which a text is refused although bad rows are skipped."""
+"""First rows that are read where bad rows are skipped; if all are bad, the text is refused."""
 
 MODELS = ("online", "pretrained")
 """Types of teachers and students whose `path` is a model."""

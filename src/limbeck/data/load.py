@@ -31,7 +31,7 @@ LOCK_TIMEOUT_S = 3600.0
 
 
 def data_problems(config: DataConfig) -> Iterator[Problem]:
-    """Every mistake in what a configuration says of the data, but for what is in the files."""
+    """Mistakes in the options of the data; the files are not read."""
     yield from sources.problems(config.source, "data.source")
     wrong = [] if config.type == AUTO else readers.problems(config.type, "data")
     yield from wrong
@@ -73,8 +73,8 @@ def load_data(
     damaged cache is made again.
 
     Args:
-        max_positions: The least that student and teacher can read; None when neither has a limit.
-        progress: Told how many rows have been read.
+        max_positions: The smaller limit of student and teacher; None if neither has one.
+        progress: Called with the number of rows read.
 
     Raises:
         ConfigError: The configuration cannot be met, before any row is read.

@@ -1,6 +1,6 @@
 """Rows of data, each with the place it came from.
 
-JSON Lines are read a line at a time and by us, so that every complaint names a file and a line.
+JSON Lines are read a line at a time and parsed here, so that every error names a file and a line.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class ReadRows(Protocol):
         """Rows with some columns; those of JSON Lines have all that the line has.
 
         Args:
-            columns: They must be there; without any, all columns are read.
-            optional: Read where they are there.
+            columns: Required columns; with none, all columns are read.
+            optional: Columns that are read if present.
         """
 
 
@@ -65,9 +65,9 @@ class Source:
     """Where rows come from.
 
     Attributes:
-        labels: Path of each file, as complaints show it.
-        names: The same without the folder that was given, as what is shared shows it.
-        digest: Hashes all of it; see `sha256`.
+        labels: Path of each file, for error messages.
+        names: Paths relative to the data folder, for files that may be published.
+        digest: Computes `sha256`.
         rows: Reads the rows; may be called again.
     """
 
@@ -133,7 +133,7 @@ def may_be_on_hub(path: str) -> bool:
 
 
 def is_hidden(path: Path) -> bool:
-    """Whether a path below a data folder is of no concern: a dot file, or in a dot folder."""
+    """Whether a path below a data folder is a dot file or in a dot folder, which are skipped."""
     return any(part.startswith(".") for part in path.parts)
 
 
@@ -181,7 +181,7 @@ def read_file(
 
 
 def open_bytes(path: Path) -> gzip.GzipFile | BufferedReader:
-    """A file's bytes, unpacked where its name says that it is packed."""
+    """A file's bytes, decompressed if its name ends in .gz."""
     with path.open("rb") as file:
         packed = file.read(2) == GZIP_MAGIC
     named = path.suffix == ".gz"
@@ -204,7 +204,7 @@ def read_text(path: Path, index: int) -> Row:
 
 
 def not_utf8(body: bytes, error: UnicodeDecodeError) -> str:
-    """What is wrong with bytes that are no text."""
+    """Why bytes are not UTF-8 text."""
     return f"must be UTF-8, and has byte 0x{body[error.start]:02x} at {error.start}"
 
 
@@ -215,7 +215,7 @@ def first_byte(path: Path) -> bytes:
 
 
 def read_lines(file: Iterable[bytes], index: int) -> Iterator[Row]:
-    """Rows of JSON Lines; blank lines are none."""
+    """Rows of JSON Lines; blank lines are skipped."""
     for number, raw in enumerate(file, 1):
         line = raw.removeprefix(BOM) if number == 1 else raw
         if not line.strip():
@@ -228,7 +228,7 @@ def read_lines(file: Iterable[bytes], index: int) -> Iterator[Row]:
 
 
 def parse(line: bytes) -> tuple[Any, str]:
-    """What a line of JSON says, and why it says nothing."""
+    """The value of a line of JSON, or the reason why it cannot be read."""
     if b"\0" in line:
         return None, f"must be text, and has a NUL byte at {line.index(0)}"
     try:
@@ -258,7 +258,7 @@ def read_array(path: Path, body: bytes, index: int) -> Iterator[Row]:
 def read_parquet(
     path: Path, index: int, columns: Sequence[str], optional: Sequence[str]
 ) -> Iterator[Row]:
-    """Rows of a Parquet file, a row group at a time, the columns asked for alone."""
+    """Rows of a Parquet file, a row group at a time; only the requested columns are read."""
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names

@@ -154,5 +154,5 @@ class ShuffledRows(BatchSource):
 
 @sources.register("shuffled")
 def shuffled(context: SourceContext) -> ShuffledRows:
-    """The rows of the text, shuffled anew in every epoch."""
+    """The rows of the text, shuffled again in every epoch."""
     return ShuffledRows(context.data, seed=context.seed, rows_per_step=context.rows_per_step)

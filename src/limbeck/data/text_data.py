@@ -33,8 +33,8 @@ ARRAYS = (
 class TextData:
     """Texts as tokens, cut into windows and packed into rows; memory-mapped.
 
-    A document is a row of the source. A window is a stretch of one document; it reads positions
-    from 0 and sees nothing else. A row holds one or more windows.
+    A document is a row of the source. A window is a part of one document; its
+    positions start at 0 and it attends to nothing else. A row holds one or more windows.
 
     Attributes:
         tokens: All documents' tokens, end to end.

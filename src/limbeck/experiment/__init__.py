@@ -1,4 +1,4 @@
-"""The one place where everything meets: a configuration becomes a run."""
+"""Runs: everything a recipe describes, trained, measured and reported."""
 
 from limbeck.experiment.loading import load, problems, schema
 from limbeck.experiment.run import Run, RunResult, assemble

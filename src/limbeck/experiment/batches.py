@@ -54,7 +54,7 @@ def cross_entropy_problems(config: RunConfig, rollout: RolloutConfig) -> Iterato
         return
     why = (
         "with rollout.from=student, cross-entropy would train the student on its own samples, "
-        "which say nothing about the teacher"
+        "which hold no information about the teacher"
     )
     alpha = config.objective.alpha
     lowest = min(alpha.values.values()) if isinstance(alpha, Schedule) else alpha
@@ -121,7 +121,7 @@ def make_rollouts(
 
 
 def prompts_of(config: RunConfig, data: TextData) -> Prompts | None:
-    """What rollouts of the run continue; None without rollouts."""
+    """The prompts of the run's rollouts; None without rollouts."""
     if config.rollout is None:
         return None
     longest = config.data.sequence_length - config.rollout.tokens

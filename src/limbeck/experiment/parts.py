@@ -1,4 +1,4 @@
-"""What a run is made of, loaded and proven before the first step."""
+"""Models, data and tokenizer of a run, loaded and checked before the first step."""
 
 from __future__ import annotations
 
@@ -73,9 +73,8 @@ from limbeck.teachers import (
 from limbeck.tokenizers import VocabularyProof, prove_same_vocabulary
 
 STUDENT_DTYPE = torch.float32
-"""Format of the weights being trained, wherever the computation may be less: sharded, FSDP2
-computes in bfloat16 on a GPU and keeps these. A bfloat16 weight would swallow most steps of the
-size that distillation takes."""
+"""Format of the weights being trained, whatever format it computes in: FSDP2 casts them for
+computation only. In bfloat16 most updates would be smaller than the rounding of a weight."""
 
 
 @dataclass
@@ -84,13 +83,13 @@ class Parts:
 
     Attributes:
         config: The recipe, its epochs turned into steps.
-        tokenizer: Of teacher and student, proven to be one.
+        tokenizer: Of teacher and student.
         teacher: Frozen, and sharded where the student is.
-        student: As initialised; whoever trains it takes it away (`take_student`).
-        shapes: What terms must know of the two models.
+        student: As initialised; None after `take_student`.
+        shapes: Layers and widths of the two models.
         held_out: Held-out text, if the recipe names any.
-        prompts: What rollouts continue, if the recipe asks for any.
-        notes: What a user should hear, though nothing is wrong.
+        prompts: Prompts of rollouts; None without `rollout`.
+        notes: Information for the user.
     """
 
     config: RunConfig
@@ -112,7 +111,7 @@ class Parts:
         return is_shared(self.config)
 
     def take_student(self, saved: Path) -> CausalLM:
-        """A student as initialised: from its files, or the one in memory and then the one saved."""
+        """A student as initialised: from its files, or from memory once and then `saved`."""
         first = None if self.student is None else self.student.model
         if first is not None and first.weight_files is not None:
             return reopened(first, first.config, first.weight_files, STUDENT_DTYPE)
@@ -133,7 +132,7 @@ class Parts:
     def publish_student(
         self, student: CausalLM, folder: Path, weights: Mapping[str, Tensor] | None = None
     ) -> None:
-        """A student's folder, whole or not there; one of an earlier life is replaced."""
+        """Publish a student's folder, replacing an earlier one."""
         shutil.rmtree(folder, ignore_errors=True)
         publish(
             folder,
@@ -142,7 +141,7 @@ class Parts:
         )
 
     def rollouts(self, distiller: Distiller, folder: Path) -> Rollouts | None:
-        """What is written during a trial; None where the recipe has no `rollout`."""
+        """The rollouts of a trial; None without `rollout`."""
         rollout = self.config.rollout
         if self.prompts is None or rollout is None:
             return None
@@ -236,7 +235,7 @@ def facts_of(
     data: TextData,
     held_out: HeldOut | None,
 ) -> dict[str, Any]:
-    """What is known of models and texts, for provenance.json."""
+    """Facts about models and texts, for provenance.json."""
     return {
         "teacher": teacher.info.to_json(),
         "student": student.facts,
@@ -247,7 +246,7 @@ def facts_of(
 
 
 def origin_of(config: RunConfig, teacher: Teacher, world: World) -> Origin:
-    """What a student may be made from."""
+    """The inputs of the student's initialiser."""
     local = find_local(teacher)
     return Origin(
         local.model if local else None,

@@ -1,4 +1,4 @@
-"""A teacher made smaller: measured first, then cut and saved, or only planned."""
+"""Pruning a teacher: measures layers, makes and saves a student, or plans three shapes."""
 
 from __future__ import annotations
 

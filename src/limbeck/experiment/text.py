@@ -61,7 +61,7 @@ def data_notes(config: RunConfig, data: TextData, held_out: HeldOut | None) -> I
                 f"{text.num_documents:,} are used; the first: {'; '.join(bad['first'])}."
             )
     if fell := [f"{count:,} {reason}" for reason, count in facts["dropped"].items() if count]:
-        yield f"Of {facts['documents']:,} training documents fell out: {', '.join(fell)}."
+        yield f"Left out of {facts['documents']:,} training documents: {', '.join(fell)}."
     if (count := facts["duplicates"]) == 1:
         yield "1 training document is a duplicate."
     elif count:

@@ -1,4 +1,4 @@
-"""What an export format is: a student as a file, and that file in the runtime it is made for."""
+"""Interfaces of an export format: writing a file, and running it."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class ExportedFile:
     """A student in another format.
 
     Attributes:
-        max_positions: Longest sequence the file says it can read.
+        max_positions: Longest sequence according to the file.
         normalisation: Unicode form (`NFC`) that the tokenizer applies and the runtime does not;
             None where both do the same.
-        notes: What a user should know about it.
+        notes: Limitations, for the user.
     """
 
     path: Path
@@ -49,7 +49,7 @@ class Runtime(ABC):
         """Token ids of a text; special tokens in it are recognised.
 
         Args:
-            add_special: Whether to add what the file says begins and ends a text.
+            add_special: Whether to add BOS and EOS as the file specifies.
         """
 
     @property

@@ -1,7 +1,7 @@
 """Families in llama.cpp's terms: architecture, settings, and the layout of their weights.
 
-llama.cpp fixes part of a family's computation in its code. What it fixes otherwise than a student's
-configuration says is refused, not written.
+Part of a family's computation is fixed in llama.cpp's code. A student whose configuration differs
+from that is refused.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def family_of(student: CausalLM) -> Family:
 
 
 def unlike(config: PreTrainedConfig, computed: str, found: object) -> ConfigError:
-    """What llama.cpp computes, and what the student has instead."""
+    """The error for a student that llama.cpp would compute differently."""
     return ConfigError(
         f"llama.cpp computes a {config.model_type} model with {computed}, and this student has "
         f"{found}. It cannot be exported to GGUF."

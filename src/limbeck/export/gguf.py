@@ -155,7 +155,7 @@ def add(
 
 
 def fallback_note(fallbacks: dict[str, str]) -> tuple[str, ...]:
-    """What a user should know of tensors in another format than asked for."""
+    """A note about tensors that have another format than requested."""
     if not fallbacks:
         return ()
     listed = ", ".join(f"{count} {what}" for what, count in Counter(fallbacks.values()).items())

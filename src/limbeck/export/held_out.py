@@ -1,4 +1,4 @@
-"""Text that a file is compared with its student on, or calibrated with."""
+"""Held-out text for parity, and calibration text."""
 
 from __future__ import annotations
 

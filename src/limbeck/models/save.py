@@ -1,4 +1,4 @@
-"""A student as a folder that needs nothing of limbeck."""
+"""Saves a student as a plain Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def save_student(
     finally:
         hf_model.generation_config, hf_model.config.name_or_path = kept, name
     tokenizer.save_pretrained(folder)
-    # safetensors makes files only their owner can read; a student is for whoever sees the folder.
+    # safetensors makes files that only their owner can read; the others have the folder's mode.
     for path in folder.glob("*.safetensors"):
         path.chmod((folder / "config.json").stat().st_mode)
 

@@ -1,4 +1,4 @@
-"""Where a model comes from, and whether what lies there can be used at all."""
+"""Finds a model, and refuses what limbeck cannot use."""
 
 from __future__ import annotations
 

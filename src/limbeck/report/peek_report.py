@@ -1,4 +1,4 @@
-"""The page of a peek: what a teacher thinks beside each word of a text."""
+"""The HTML page of a peek."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run directory says, read once and checked at the border."""
+"""Contents of a run directory, read and validated."""
 
 from __future__ import annotations
 

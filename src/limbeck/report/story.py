@@ -1,4 +1,4 @@
-"""What the figures of a run say, in sentences."""
+"""The results of a run in sentences."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def headline(evaluation: Evaluation | None) -> str:
 
 
 def gap_closed(gap: Figure) -> str:
-    """What became of the distance to the teacher."""
+    """How the distance to the teacher changed."""
     if gap.value < 0:
         grew = Figure(-gap.value, opposite(gap.high), opposite(gap.low))
         return f"The student ended {with_ends(grew)} farther from its teacher than it began"
@@ -104,7 +104,7 @@ def against_baseline(evaluation: Evaluation) -> Iterator[str]:
 
 
 def caution(evaluation: Evaluation) -> Iterator[str]:
-    """What a reader should hold against the intervals."""
+    """A warning if the intervals rest on few documents."""
     documents = evaluation.held_out.get("documents")
     if documents is not None and documents < 20:
         yield (

@@ -1,4 +1,4 @@
-"""Steps of which a part is written during the run, and the rest is fixed text."""
+"""Steps with rollouts and rows of fixed text."""
 
 from __future__ import annotations
 

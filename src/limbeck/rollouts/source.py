@@ -1,4 +1,4 @@
-"""Batches of text that a model writes with its current weights."""
+"""Batches of text that a model generates during the run."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Rollouts(BatchSource):
     ) -> None:
         """
         Args:
-            model: Writes the text: the student in training, or a teacher.
+            model: Generates the text: the student in training, or a teacher.
             seed: Of the prompts' order and of the draws.
             rows_per_step: Rollouts of one optimizer step, over all ranks.
             folder: Gets `step-N.jsonl` for each step; a repeated step replaces its file.
@@ -134,14 +134,14 @@ class RolloutsOfStep(StepData):
         first: Number of the rank's first, in messages.
         most_rows: Rows of the rank that has most.
         figures: Of all ranks' rollouts (`figures_of`), and the seconds this rank took for them.
-        complaints: What changed for the worse since the first steps.
+        warning_texts: Degradation since the first steps.
     """
 
     rollouts: Sequence[Rollout]
     first: int
     most_rows: int
     figures: Mapping[str, float] = field(default_factory=dict)
-    complaints: Sequence[str] = ()
+    warning_texts: Sequence[str] = ()
 
     def cut(self, micro_batch: int) -> list[Batch]:
         starts = range(0, max(1, self.most_rows), micro_batch)
@@ -160,7 +160,7 @@ class RolloutsOfStep(StepData):
 
     @property
     def warnings(self) -> Sequence[str]:
-        return self.complaints
+        return self.warning_texts
 
 
 def rollout_batch(rollouts: Sequence[Rollout], first_document: int = 0) -> Batch:

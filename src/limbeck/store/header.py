@@ -98,7 +98,7 @@ class StoreHeader:
         return compare(self.identity, other.identity)
 
     def differences(self, wanted: Mapping[str, Any]) -> list[str]:
-        """Those of the wanted fields that differ, as `field: 3 in the store, 4 wanted`."""
+        """The wanted fields that differ, as `field: 3 in the store, 4 wanted`."""
         facts = json.loads(json.dumps(self.to_json()))
         return compare({name: facts.get(name) for name in wanted}, wanted)
 
@@ -142,7 +142,7 @@ def create(folder: Path, header: StoreHeader) -> None:
         found = read_header(folder)
         if differing := found.conflicts(header):
             raise DataError(
-                f"The store {folder} was begun from something else ({'; '.join(differing)}). "
+                f"The store {folder} was recorded from something else ({'; '.join(differing)}). "
                 "Change the recipe to match, or record into another folder."
             )
         return

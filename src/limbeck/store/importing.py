@@ -1,6 +1,6 @@
 """Import of signals that other tools recorded: DistillKit's raw rows, vLLM's prompt_logprobs.
 
-Each row is one sample, a text read from its beginning; each file becomes a shard. Such files do not
+Each row is one sample, a text from its first token; each file becomes a shard. Such files do not
 hold the tail at other temperatures, so an imported store serves one temperature.
 """
 
@@ -97,7 +97,7 @@ def import_store(
     if form["type"] != "top_k" or len(form.get("temperatures", (1.0,))) != 1:
         raise ConfigError(
             f"An imported store must have the form top_k at one temperature, got {dict(form)}. "
-            "Other files do not say more; record the teacher for anything else."
+            "The files hold nothing else; record the teacher for another form."
         )
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise ConfigError(
@@ -155,13 +155,13 @@ def as_sample(row: ImportedRow, header: StoreHeader, temperature: float) -> tupl
     ordered = np.sort(ids, axis=-1)
     if bool((ordered[:, 1:] == ordered[:, :-1]).any()):
         raise DataError("a position names a token twice. Record these rows again")
-    mass = np.exp(logprobs.astype(np.float64)).sum(-1)
-    if not bool((mass <= 1 + TOLERANCE).all()):
+    total = np.exp(logprobs.astype(np.float64)).sum(-1)
+    if not bool((total <= 1 + TOLERANCE).all()):
         raise DataError(
-            f"the probabilities of a position must add up to at most 1, got {mass.max():.4g}. "
+            f"the probabilities of a position must add up to at most 1, got {total.max():.4g}. "
             "Are these logits? Log-probabilities under the whole vocabulary are needed"
         )
-    tail = np.log(np.maximum(1 - mass, np.exp(-30.0)))
+    tail = np.log(np.maximum(1 - total, np.exp(-30.0)))
     signal = TopK(
         torch.from_numpy(ids),
         torch.from_numpy(np.maximum(logprobs, FLOOR)),

@@ -85,7 +85,7 @@ def verify_shard(path: Path, shard: int, header: StoreHeader, form: Form) -> lis
     if damages := [Damage(shard, data, text) for text in bad_records(opened, header, form)]:
         return damages
     if manifest(folder) is None:
-        return [Damage(shard, str(folder), "a file is not what its manifest says, or is too many")]
+        return [Damage(shard, str(folder), "its files are not those of its manifest")]
     # The Parquet reader sees only files that are what was published.
     try:
         texts = list(bad_tokens(opened, header))
@@ -126,7 +126,7 @@ def bad_tokens(shard: Shard, header: StoreHeader) -> Iterator[str]:
             column = facts.column(number)
             if column.path_in_schema != "record" and column.total_uncompressed_size > max_bytes:
                 yield (
-                    f"row group {group} says that {column.path_in_schema} has "
+                    f"row group {group} claims that {column.path_in_schema} has "
                     f"{column.total_uncompressed_size:,} bytes, more than {max_bytes:,}"
                 )
                 return

@@ -59,7 +59,7 @@ def unseal(record: bytes | memoryview) -> EncodedRecord:
         raise DataError("the record's checksum does not match its bytes")
     key, num_scored, num_sections = START.unpack(body[: START.size])
     if not 1 <= num_sections <= MAX_SECTIONS:
-        raise DataError(f"the record says it has {num_sections:,} sections")
+        raise DataError(f"the record claims to have {num_sections:,} sections")
     end, sections = START.size, []
     for _ in range(num_sections):
         if end + LENGTH.size > len(body):

@@ -133,12 +133,12 @@ class Shard:
             if record.key != self.index.key(entry):
                 raise DataError("the record is another sample's")
             if record.num_scored > max_scored:
-                raise DataError(f"the record says it has {record.num_scored:,} positions")
+                raise DataError(f"the record claims to have {record.num_scored:,} positions")
         except (DataError, OSError) as error:
             raise_if_too_many_open(error)
             raise DataError(
                 f"{self.path / DATA}, byte {start:,}, sample {self.index.key(entry).hex()}: "
-                f"{error}. `limbeck store repair` says what to record again."
+                f"{error}. `limbeck store repair` names what to record again."
             ) from error
         return record
 

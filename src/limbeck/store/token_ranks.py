@@ -16,7 +16,7 @@ from limbeck.store.byte_planes import Unpacker, from_planes, num_bytes, pack, to
 COUNT = struct.Struct("<I")
 
 COUNTED_TOKENS = 4096
-"""Scored tokens at the beginning of a shard whose signals are counted for its ranking."""
+"""The ranking of a shard is counted on this many scored tokens, its first ones."""
 
 
 @dataclass(frozen=True)

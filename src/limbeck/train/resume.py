@@ -1,4 +1,4 @@
-"""What a run remembers from one life to the next."""
+"""State of a run that is saved with every checkpoint."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from limbeck.errors import ConfigError
 
 @dataclass
 class Totals:
-    """Where a run is; all of it is saved with every checkpoint.
+    """Counters of a run; all are saved with every checkpoint.
 
     Attributes:
-        step: Steps taken, those on which nothing was learned included.
-        tokens: Scored tokens learned from.
+        step: Steps, skipped ones included.
+        tokens: Scored tokens trained on.
         seconds: Time in steps.
-        best_step: Step of the least held-out divergence; None before the first measurement.
-        best_value: That divergence.
-        bad_in_row: Steps in a row, up to now, that were not finite.
-        micro_batch: Rows of a micro-batch. Other cuts give the same step, but not the same bits.
+        best_step: Step with the lowest selection metric; None before the first evaluation.
+        best_value: Its value.
+        bad_in_row: Consecutive steps, the last one included, that were not finite.
+        micro_batch: Rows of a micro-batch; another number gives the same step, not the same bits.
     """
 
     step: int = 0
@@ -39,7 +39,7 @@ class Totals:
 
 
 def require_same(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuse to continue a run that depends on something else than this one."""
+    """Refuse to resume a run whose recipe or data differ."""
     before = dict(leaves(saved))
     after = dict(leaves(json.loads(json.dumps(now))))
     lines = [

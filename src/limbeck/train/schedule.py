@@ -16,7 +16,7 @@ from limbeck.errors import ConfigError
 from limbeck.registry import Problem, suggest
 
 NOT_OF_THE_STEP = {"reduce_lr_on_plateau", "greedy"}
-"""Schedules that look at the loss, and so are no function of the step."""
+"""Schedules that depend on the loss, not on the step alone."""
 
 OURS = {"optimizer", "num_warmup_steps", "num_training_steps", "last_epoch"}
 

@@ -48,14 +48,14 @@ class StepOutcome:
         shares: Each term's mean, unweighted.
         grad_norm: Norm of all gradients together, before clipping.
         is_finite: Whether loss and gradients are numbers. If not, no optimizer step was taken.
-        suspects: This rank's micro-batches whose loss was not finite.
+        failed: This rank's micro-batches whose loss was not finite.
     """
 
     loss: float
     shares: Mapping[str, float]
     grad_norm: float
     is_finite: bool
-    suspects: tuple[int, ...]
+    failed: tuple[int, ...]
 
 
 def count_step(
@@ -132,7 +132,7 @@ def apply(
     sums = all_sum(accumulated.sums.clone())
     loss, *shares, norm = torch.cat([sums, grad_norm.to(sums).reshape(1)]).tolist()
     is_finite = all(math.isfinite(value) for value in (loss, *shares, norm))
-    suspects: tuple[int, ...] = ()
+    failed: tuple[int, ...] = ()
     if is_finite:
         trained = [p for p in distiller.parameters() if p.grad is not None]
         if norm > max_grad_norm:
@@ -140,10 +140,10 @@ def apply(
         for optimizer in optimizers:
             optimizer.step()
     else:
-        suspects = tuple((~accumulated.losses.isfinite()).nonzero().flatten().tolist())
+        failed = tuple((~accumulated.losses.isfinite()).nonzero().flatten().tolist())
     distiller.zero_grad(set_to_none=True)
     return StepOutcome(
-        loss, dict(zip(accumulated.names, shares, strict=True)), norm, is_finite, suspects
+        loss, dict(zip(accumulated.names, shares, strict=True)), norm, is_finite, failed
     )
 
 

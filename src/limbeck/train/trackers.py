@@ -1,4 +1,4 @@
-"""Experiment trackers, each behind the same three methods. None is used unless asked for."""
+"""Experiment trackers as metric sinks; only those named in `track` are imported."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PROJECT = "limbeck"
 
 
 def load(module: str, tracker: str) -> Any:
-    """A tracker's module, imported only now that it is asked for."""
+    """A tracker's module."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -44,7 +44,7 @@ class TensorBoardSink:
         self._writer: Any = None
 
     def begin(self, step: int, steps: int) -> None:
-        """Open the files, and hide what an earlier life said of later steps."""
+        """Open the files, and hide earlier records of later steps."""
         self._writer = self._writer_class(str(self._folder), purge_step=step + 1)
 
     def write(self, record: Record) -> None:
