@@ -33,10 +33,6 @@ class Case:
     Attributes:
         distiller: Student and objective, on their device; sharded or not.
         recipe: The objective's configuration, from which the plain formula is computed.
-        teacher: A local teacher.
-        data: Training text.
-        largest_token_id: In the whole text.
-        vocabulary: What the two tokenizers share.
     """
 
     distiller: Distiller

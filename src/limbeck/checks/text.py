@@ -26,12 +26,7 @@ SHOWN = 160
 
 
 class Excerpt(NamedTuple):
-    """Consecutive tokens of a row, as text.
-
-    Attributes:
-        text: The tokens.
-        scored: Whether the student is trained to predict them.
-    """
+    """Consecutive tokens of a row, as text."""
 
     text: str
     scored: bool
@@ -108,13 +103,7 @@ def trained_on(tokenizer: PreTrainedTokenizerBase, batch: Batch) -> list[Excerpt
 def text_notes(
     tokenizer: PreTrainedTokenizerBase, batches: Iterable[Batch], *, is_chat: bool
 ) -> list[str]:
-    """Notes about templates and special tokens.
-
-    Args:
-        tokenizer: The one tokenizer of the pair.
-        batches: A sample of the text.
-        is_chat: Whether the text is conversations.
-    """
+    """Notes about templates and special tokens."""
     first, end = tokenizer.bos_token_id, tokenizer.eos_token_id
     doubled = ends = scored = unscored = 0
     for batch in batches:

@@ -32,12 +32,9 @@ class WorstToken:
     """One token where two models differ.
 
     Attributes:
-        document: Its document's index.
         forward_kl: KL(teacher || student) there, nats.
         before: Ids of the text it follows.
-        target: Id of the next token of the text.
         teacher: The teacher's most probable token ids and their probabilities.
-        student: The student's.
     """
 
     document: int
@@ -130,7 +127,6 @@ def continuations(
     """Held-out prompts, continued greedily by every model.
 
     Args:
-        rows: Rows to take prompts from, evenly spaced.
         count: Number of prompts; fewer if the rows have fewer texts that are long enough.
 
     Returns:

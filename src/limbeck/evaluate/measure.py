@@ -68,10 +68,8 @@ class Chunk(NamedTuple):
 
     Attributes:
         window: Which of the N scored tokens; indices are on the CPU.
-        teacher: The teacher's distribution.
         pair: Student and teacher at temperature 1, on the outcomes of the teacher's form.
         logp: The student's log-probabilities over the vocabulary.
-        targets: The next tokens of the text.
         padded: The student's probability on rows beyond the vocabulary.
         dense: Whether the outcomes are the vocabulary.
     """
@@ -211,11 +209,7 @@ def add(
 
 
 def as_scores(totals: dict[str, np.ndarray], data: Documents) -> Scores:
-    """Scores of the documents with measured tokens.
-
-    Args:
-        totals: Sums by name, over all documents of the data set.
-    """
+    """Scores of the documents with measured tokens."""
     nothing = np.zeros(data.num_documents)
     counts = totals.pop("tokens", nothing)
     padded = totals.pop("padded_mass", nothing)

@@ -24,10 +24,8 @@ class Candidate:
     """One candidate for the next token.
 
     Attributes:
-        logit: The teacher's logit.
         teacher: Its probability under the teacher, at each temperature.
         student: Under the student, at each temperature; empty without a student.
-        followed: Whether it is the next token of the text.
         rank: Its rank by the teacher's probability, from 1.
     """
 
@@ -45,11 +43,8 @@ class Position:
     """The candidates after one token of the text.
 
     Attributes:
-        text: The last token read.
-        candidates: The teacher's most probable tokens, and the next token of the text.
         entropy: The teacher's entropy at each temperature, nats.
         student_first: The student's most probable token; None without a student.
-        student_probability: Its probability at temperature 1; None without a student.
         forward_kl: KL(teacher || student) at each temperature, nats; empty without a student.
     """
 
@@ -129,12 +124,7 @@ def look(
     temperatures: tuple[float, ...],
     top: int,
 ) -> Position:
-    """One position: the teacher's most probable tokens, and the student's probabilities.
-
-    Args:
-        logits: The teacher's, and the student's if there is one.
-        at: Index of the last token read.
-    """
+    """One position: the teacher's most probable tokens, and the student's probabilities."""
     before, followed = ids[: at + 1], ids[at + 1] if at + 1 < len(ids) else None
     tables = [torch.stack([log_softmax(row[None], t)[0] for t in temperatures]) for row in logits]
     teacher, student = tables[0], tables[1] if len(tables) > 1 else None

@@ -26,9 +26,6 @@ def rollout_figures(
 ) -> dict[str, float]:
     """Means over the written tokens of all ranks, nats a token; every rank calls it.
 
-    Args:
-        teacher: Gives distributions over the whole vocabulary.
-
     Returns:
         rollout_forward_kl, rollout_reverse_kl, and rollout_teacher_logprob, the teacher's mean
         log-probability of the written tokens.
