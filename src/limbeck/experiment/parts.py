@@ -89,6 +89,7 @@ class Parts:
         shapes: Layers and widths of the two models.
         held_out: Held-out text, if the recipe names any.
         prompts: Prompts of rollouts; None without `rollout`.
+        facts: About models and texts, for provenance.json.
         notes: Information for the user.
     """
 
@@ -217,7 +218,13 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
         data=data,
         held_out=held_out,
         prompts=prompts,
-        facts=facts_of(config, teacher, student, data, held_out),
+        facts={
+            "teacher": teacher.info.to_json(),
+            "student": student.facts,
+            "trained": trained_facts(student.model, config.trainable),
+            "data": data.facts,
+            "held_out": held_out.data.facts if held_out else None,
+        },
         notes=[
             *vocabulary.notes,
             *data_notes(config, data, held_out),
@@ -226,23 +233,6 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
             *prompt_notes(prompts),
         ],
     )
-
-
-def facts_of(
-    config: RunConfig,
-    teacher: Teacher,
-    student: InitialStudent,
-    data: TextData,
-    held_out: HeldOut | None,
-) -> dict[str, Any]:
-    """Facts about models and texts, for provenance.json."""
-    return {
-        "teacher": teacher.info.to_json(),
-        "student": student.facts,
-        "trained": trained_facts(student.model, config.trainable),
-        "data": data.facts,
-        "held_out": held_out.data.facts if held_out else None,
-    }
 
 
 def origin_of(config: RunConfig, teacher: Teacher, world: World) -> Origin:

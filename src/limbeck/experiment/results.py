@@ -48,7 +48,8 @@ def compare(scores: Mapping[str, Scores]) -> dict[str, Any]:
     }
     if "teacher_cross_entropy" in some.metrics:
         found["trials"]["teacher"] = teacher_figures(some)
-    if "initial" in scores and has_gap(scores["initial"]):
+    # A copy of the teacher has no gap to close.
+    if "initial" in scores and (scores["initial"].metrics["forward_kl"] > 0).all():
         found["gap_recovered_percent"] = {
             name: gap_recovered(scores["initial"], s)
             for name, s in scores.items()
@@ -61,14 +62,6 @@ def compare(scores: Mapping[str, Scores]) -> dict[str, Any]:
             if metric in some.metrics
         }
     return found
-
-
-def has_gap(initial: Scores) -> bool:
-    """Whether a student began away from its teacher on every document.
-
-    A share of the distance means something only then: a copy of the teacher has none to close.
-    """
-    return bool((initial.metrics["forward_kl"] > 0).all())
 
 
 def teacher_figures(scores: Scores) -> dict[str, Any]:

@@ -155,7 +155,8 @@ def pre_tokenizer(tree: Mapping[str, Any], name: str) -> str:
             found.append(("split", step["pattern"].get("Regex")))
         else:
             found.append((str(step["type"]), step))
-    known = PRE_TOKENIZERS.get(tuple(found)) if all_hashable(found) else None
+    is_hashable = all(isinstance(value, bool | str) for _, value in found)
+    known = PRE_TOKENIZERS.get(tuple(found)) if is_hashable else None
     if known is None:
         raise ConfigError(
             f"A GGUF file names the pre-tokenizer, one of those compiled into llama.cpp; limbeck "
@@ -163,11 +164,6 @@ def pre_tokenizer(tree: Mapping[str, Any], name: str) -> str:
             f"{tree['pre_tokenizer']}. Use llama.cpp's own converter."
         )
     return known
-
-
-def all_hashable(found: list[tuple[str, Any]]) -> bool:
-    """Whether every step was understood."""
-    return all(isinstance(value, bool | str) for _, value in found)
 
 
 def normalisation(part: Mapping[str, Any] | None, name: str) -> str | None:

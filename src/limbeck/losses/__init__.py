@@ -5,14 +5,7 @@ from limbeck.losses.distillation_loss import DistillationLoss
 from limbeck.losses.objective import Objective
 from limbeck.losses.output_head import Head, Transform
 from limbeck.losses.signal import Projections, SignalNeeds, SignalPart, TeacherSignal
-from limbeck.losses.terms.base import (
-    LogitTerm,
-    PairShapes,
-    StateTerm,
-    StudentView,
-    WeightedTerm,
-    terms,
-)
+from limbeck.losses.terms.base import LogitTerm, PairShapes, StudentView, WeightedTerm, terms
 
 __all__ = [
     "DistillationLoss",
@@ -23,7 +16,6 @@ __all__ = [
     "Projections",
     "SignalNeeds",
     "SignalPart",
-    "StateTerm",
     "StudentView",
     "TeacherSignal",
     "Transform",

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
 
-from limbeck.batch import Batch
 from limbeck.models import CausalLM
 from limbeck.prune.calibration import Calibration, Cost, costs
 
@@ -25,22 +25,13 @@ def block_influence(calibration: Calibration) -> list[float]:
     Source: Men et al., 2024, arXiv:2403.03853, eq. 1.
     """
     teacher, sums = calibration.teacher, [0.0] * calibration.teacher.num_layers
-
-    def measure(at: int, batch: Batch) -> Callable[..., None]:
-        def hook(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            before = first_tensor(args, kwargs)[batch.scored].double()
-            after = tensor_of(output)[batch.scored].double()
-            sums[at] += float((1 - nn.functional.cosine_similarity(before, after, dim=-1)).sum())
-
-        return hook
-
     with torch.no_grad():
         for batch in calibration.batches:
-            with ExitStack() as stack:
-                for at, block in enumerate(teacher.blocks):
-                    handle = block.register_forward_hook(measure(at, batch), with_kwargs=True)
-                    stack.callback(handle.remove)
+            with states_kept(teacher) as states:
                 teacher(batch)
+            for at, pair in states.items():
+                before, after = (state[batch.scored].double() for state in pair)
+                sums[at] += float((1 - cosine_similarity(before, after, dim=-1)).sum())
     return [total / calibration.num_tokens for total in sums]
 
 
@@ -65,8 +56,9 @@ def costs_without(
     teacher, totals = calibration.teacher, torch.zeros(len(candidates), 2, dtype=torch.float64)
     with torch.no_grad():
         for batch, hidden in zip(calibration.batches, calibration.states, strict=True):
-            with without(teacher, removed), inputs_kept(teacher) as inputs:
+            with without(teacher, removed), states_kept(teacher) as kept:
                 teacher(batch)
+            inputs = {layer: before for layer, (before, _) in kept.items()}
             states = []
             for group in candidates:
                 with resumed(teacher, (*group, *removed), min(group), inputs):
@@ -150,31 +142,26 @@ def replaced(model: CausalLM, forwards: Mapping[int, Callable[..., Tensor]]) -> 
 
 
 @contextmanager
-def inputs_kept(model: CausalLM) -> Iterator[dict[int, Tensor]]:
-    """Each block's input hidden states, by layer."""
-    inputs: dict[int, Tensor] = {}
+def states_kept(model: CausalLM) -> Iterator[dict[int, tuple[Tensor, Tensor]]]:
+    """Each block's input and output hidden states, by layer, of a forward pass in the context."""
+    states: dict[int, tuple[Tensor, Tensor]] = {}
 
     def keep(at: int) -> Callable[..., None]:
-        def hook(_: nn.Module, args: Any, kwargs: Any) -> None:
-            inputs[at] = first_tensor(args, kwargs)
+        def hook(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            before: Tensor = args[0] if args else kwargs["hidden_states"]
+            states[at] = before, tensor_of(output)
 
         return hook
 
     with ExitStack() as stack:
         for at, block in enumerate(model.blocks):
-            stack.callback(block.register_forward_pre_hook(keep(at), with_kwargs=True).remove)
-        yield inputs
+            stack.callback(block.register_forward_hook(keep(at), with_kwargs=True).remove)
+        yield states
 
 
 def identity(hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
     """Stand-in for a removed block."""
     return hidden_states
-
-
-def first_tensor(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
-    """The hidden states among a block's arguments."""
-    hidden: Tensor = args[0] if args else kwargs["hidden_states"]
-    return hidden
 
 
 def tensor_of(output: Any) -> Tensor:

@@ -90,6 +90,37 @@ def layout_of(config: PreTrainedConfig) -> Layout:
     return layout
 
 
+@dataclass(frozen=True)
+class Widths:
+    """Sizes of a model across its layers.
+
+    Attributes:
+        width: Hidden channels.
+        inner: Feed-forward units.
+        heads: Query heads.
+        kv_heads: Heads of keys and values.
+        head_width: Size of a head; never changed.
+    """
+
+    width: int
+    inner: int
+    heads: int
+    kv_heads: int
+    head_width: int
+
+
+def widths_of(config: PreTrainedConfig) -> Widths:
+    """A model's sizes, from its configuration."""
+    width, heads = int(config.hidden_size), int(config.num_attention_heads)
+    return Widths(
+        width=width,
+        inner=int(config.to_dict().get(layout_of(config).inner) or 4 * width),
+        heads=heads,
+        kv_heads=int(option(config, "num_key_value_heads") or heads),
+        head_width=int(option(config, "head_dim") or width // heads),
+    )
+
+
 def cut_config(config: PreTrainedConfig, layers: Sequence[int]) -> PreTrainedConfig:
     """The configuration of a model with only these layers, in this order."""
     layout, tree = layout_of(config), config.to_dict()
@@ -118,18 +149,15 @@ def resized_config(
         shape: Its size. Without `heads` the head size is kept; without `kv_heads` and
             `intermediate` their ratios are, the latter rounded up to a multiple of 8.
     """
-    layout, tree = layout_of(config), config.to_dict()
-    old_width, old_heads = int(config.hidden_size), int(config.num_attention_heads)
-    old_head_width = int(option(config, "head_dim") or old_width // old_heads)
-    width = shape.width or old_width
-    heads = shape.heads or max(width // old_head_width, 1)
+    layout, tree, old = layout_of(config), config.to_dict(), widths_of(config)
+    width = shape.width or old.width
+    heads = shape.heads or max(width // old.head_width, 1)
     if width % heads or (width // heads) % 2:
         raise ConfigError(
             f"width must be heads times an even number, got width {width} and heads {heads}. "
             f"Set heads, for example to {_heads_for(width)}."
         )
-    old_kv_heads = int(option(config, "num_key_value_heads") or old_heads)
-    kv_heads = shape.kv_heads or max(heads * old_kv_heads // old_heads, 1)
+    kv_heads = shape.kv_heads or max(heads * old.kv_heads // old.heads, 1)
     if shape.kv_heads is None and heads % kv_heads:
         kv_heads = heads
     if heads % kv_heads:
@@ -139,22 +167,32 @@ def resized_config(
             f"{config.model_type} models have as many kv_heads as heads ({heads}), got {kv_heads}. "
             "Leave kv_heads out."
         )
-    old_inner = int(tree.get(layout.inner) or 4 * old_width)
-    inner = shape.intermediate or -(-(old_inner * width // old_width) // 8) * 8
-    changed = {
+    inner = shape.intermediate or -(-(old.inner * width // old.width) // 8) * 8
+    sizes = [n for n in ("head_dim", "query_pre_attn_scalar") if tree.get(n) is not None]
+    more = {
         "num_hidden_layers": shape.layers or int(config.num_hidden_layers),
-        "hidden_size": width,
-        "num_attention_heads": heads,
-        layout.inner: inner,
         "vocab_size": vocabulary_rows,
+        **dict.fromkeys(sizes, width // heads),
+        **dict.fromkeys(layout.per_layer),
     }
-    if layout.has_kv_heads:
-        changed["num_key_value_heads"] = kv_heads
-    for name in ("head_dim", "query_pre_attn_scalar"):
-        if tree.get(name) is not None:
-            changed[name] = width // heads
-    tree.update({own_name(config, name): value for name, value in changed.items()})
-    return made_config(config, {k: v for k, v in tree.items() if k not in layout.per_layer})
+    return with_widths(config, Widths(width, inner, heads, kv_heads, width // heads), more)
+
+
+def with_widths(
+    config: PreTrainedConfig, widths: Widths, more: Mapping[str, Any]
+) -> PreTrainedConfig:
+    """The configuration with these widths and other settings; None leaves a setting out."""
+    layout = layout_of(config)
+    changed = {
+        "hidden_size": widths.width,
+        "num_attention_heads": widths.heads,
+        layout.inner: widths.inner,
+        **({"num_key_value_heads": widths.kv_heads} if layout.has_kv_heads else {}),
+        **more,
+    }
+    tree = config.to_dict() | {own_name(config, name): value for name, value in changed.items()}
+    left_out = [name for name, value in changed.items() if value is None]
+    return made_config(config, {k: v for k, v in tree.items() if k not in left_out})
 
 
 def read_pattern(path: Path) -> PreTrainedConfig:

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 from limbeck.errors import ConfigError
 from limbeck.models import PreTrainedConfig
-from limbeck.prune.layouts import cut_config
-from limbeck.prune.narrow import Widths, narrow_config, num_parameters, widths_of
+from limbeck.prune.layouts import Widths, cut_config, widths_of
+from limbeck.prune.narrow import narrow_config, num_parameters
 from limbeck.prune.roles import roles_of
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}

@@ -27,10 +27,7 @@ COLOURS = {
 """Stand-ins, each replaced by the page's own `var(--name)`."""
 
 SETTINGS: dict[Any, Any] = {
-    "svg.fonttype": "none",
     "font.size": 10.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
     "axes.spines.left": False,
     "axes.edgecolor": COLOURS["rule"],
     "axes.grid": True,
@@ -38,12 +35,8 @@ SETTINGS: dict[Any, Any] = {
     "axes.axisbelow": True,
     "grid.color": COLOURS["rule"],
     "grid.linewidth": 0.6,
-    "xtick.color": COLOURS["ink-soft"],
-    "ytick.color": COLOURS["ink-soft"],
     "xtick.major.size": 3,
     "ytick.major.size": 0,
-    "text.color": COLOURS["ink-soft"],
-    "axes.labelcolor": COLOURS["ink-soft"],
 }
 
 
@@ -72,7 +65,7 @@ def plot(name: str, title: str, curves: Sequence[Curve], unit: str) -> Markup:
         name: Tells its element ids from those of other plots on the page.
         title: What is to be seen, for those who cannot see it.
     """
-    with matplotlib.rc_context({**SETTINGS, "svg.hashsalt": name}):
+    with matplotlib.rc_context({**style(COLOURS["ink-soft"], name), **SETTINGS}):
         figure = Figure(figsize=(4.2, 2.8))
         axes = figure.add_axes((0.12, 0.17, 0.86, 0.71))
         for curve in curves:
@@ -84,9 +77,22 @@ def plot(name: str, title: str, curves: Sequence[Curve], unit: str) -> Markup:
         axes.margins(x=0.02, y=0.08)
         if len(curves) > 1:
             axes.legend(frameon=False, loc="upper right", handlelength=1.4, borderaxespad=0)
-        file = io.StringIO()
-        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
-    return inline(file.getvalue(), name, title)
+        drawn = svg_of(figure)
+    return inline(drawn, name, title)
+
+
+def style(ink: str, name: str) -> dict[Any, Any]:
+    """Settings of every plot: letters stay letters, and the same plot is the same file."""
+    inks = ("text.color", "axes.labelcolor", "xtick.color", "ytick.color")
+    frame = dict.fromkeys(("axes.spines.top", "axes.spines.right"), False)
+    return {"svg.fonttype": "none", "svg.hashsalt": name, **frame, **dict.fromkeys(inks, ink)}
+
+
+def svg_of(figure: Figure) -> str:
+    """A figure as an SVG file, without a date."""
+    file = io.StringIO()
+    figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    return file.getvalue()
 
 
 def draw(axes: matplotlib.axes.Axes, curve: Curve) -> None:

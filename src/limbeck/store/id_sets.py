@@ -24,15 +24,6 @@ def to_gaps(sorted_ranks: Int64[np.ndarray, "N k"]) -> Int64[np.ndarray, "N k"]:
     return np.asarray(np.diff(sorted_ranks, axis=-1, prepend=-1) - 1)
 
 
-def from_gaps(gaps: Int64[np.ndarray, "N k"], ranks: TokenRanks) -> Int64[np.ndarray, "N k"]:
-    """The ids whose ranks have these gaps.
-
-    Raises:
-        DataError: A rank is outside the vocabulary.
-    """
-    return ids_at((gaps + 1).cumsum(-1) - 1, ranks)
-
-
 def ids_at(positions: Int64[np.ndarray, "N k"], ranks: TokenRanks) -> Int64[np.ndarray, "N k"]:
     """The ids at these ranks."""
     if positions.size and int(positions.max()) >= ranks.vocabulary_size:
@@ -52,7 +43,7 @@ def read_rows(
     """
     width = num_bytes(ranks.vocabulary_size)
     gaps = from_planes([unpack.next(num_rows * k) for _ in range(width)])
-    return from_gaps(gaps.reshape(num_rows, k), ranks)
+    return ids_at((gaps.reshape(num_rows, k) + 1).cumsum(-1) - 1, ranks)
 
 
 def write_uneven(

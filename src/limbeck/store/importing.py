@@ -10,7 +10,6 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +17,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import torch
-from jaxtyping import Bool, Float32, Int32, Int64
+from jaxtyping import Float32, Int64
 
 from limbeck.errors import ConfigError, DataError
 from limbeck.files import sha256, staging
@@ -38,9 +37,9 @@ class UncheckedRow(NamedTuple):
 
     Attributes:
         location: File, and row or line.
-        tokens: As in `ImportedRow`.
-        ids: As in `ImportedRow`, or with one position more, which has no target.
-        logprobs: Likewise.
+        ids: Top token ids at the first L = T - 1 positions, which predict the next token; one
+            position more has no target.
+        logprobs: Their log-probabilities.
         labels: -100 for tokens that are not scored; None if all are.
     """
 
@@ -49,22 +48,6 @@ class UncheckedRow(NamedTuple):
     ids: Any
     logprobs: Any
     labels: Any
-
-
-@dataclass(frozen=True)
-class ImportedRow:
-    """One validated row.
-
-    Attributes:
-        ids: Top token ids at the first L = T - 1 positions, which predict the next token.
-        logprobs: Their log-probabilities.
-        scored: Which of those positions are scored.
-    """
-
-    tokens: Int32[np.ndarray, " T"]
-    ids: Int64[np.ndarray, "L k"]
-    logprobs: Float32[np.ndarray, "L k"]
-    scored: Bool[np.ndarray, " L"]
 
 
 def import_store(
@@ -127,7 +110,8 @@ def import_file(file: Path, folder: Path, shard: int, header: StoreHeader) -> No
     with ShardWriter(folder, shard, header) as writer:
         for row in READERS[file.suffix](file, k):
             try:
-                writer.add(*as_sample(row_of(row, k), header, temperature))
+                sample, ids, logprobs = validated(row, k)
+                writer.add(sample, as_signal(ids, logprobs, header, temperature))
             except DataError as error:
                 raise DataError(f"{row.location}: {error}") from error
 
@@ -144,9 +128,13 @@ def files_of(source: Path) -> list[Path]:
     return files
 
 
-def as_sample(row: ImportedRow, header: StoreHeader, temperature: float) -> tuple[Sample, TopK]:
-    """A row as a sample and its signal."""
-    ids, logprobs = row.ids[row.scored], row.logprobs[row.scored]
+def as_signal(
+    ids: Int64[np.ndarray, "N k"],
+    logprobs: Float32[np.ndarray, "N k"],
+    header: StoreHeader,
+    temperature: float,
+) -> TopK:
+    """The signal of a sample, from the top tokens at its scored positions."""
     if ids.size and not (ids.min() >= 0 and ids.max() < header.vocabulary_size):
         raise DataError(
             f"token ids must be from 0 to {header.vocabulary_size - 1:,}, got {ids.min():,} to "
@@ -162,13 +150,12 @@ def as_sample(row: ImportedRow, header: StoreHeader, temperature: float) -> tupl
             "Are these logits? Log-probabilities under the whole vocabulary are needed"
         )
     tail = np.log(np.maximum(1 - total, np.exp(-30.0)))
-    signal = TopK(
+    return TopK(
         torch.from_numpy(ids),
         torch.from_numpy(np.maximum(logprobs, FLOOR)),
         torch.from_numpy(tail.astype(np.float32)),
         temperature,
     )
-    return Sample(row.tokens, row.scored), signal
 
 
 def read_parquet(path: Path, k: int) -> Iterator[UncheckedRow]:
@@ -233,8 +220,10 @@ def most_probable(entry: Mapping[str, Any], k: int) -> list[tuple[int, float]]:
     return sorted(pairs, key=lambda pair: -pair[1])[:k]
 
 
-def row_of(row: UncheckedRow, k: int) -> ImportedRow:
-    """The row, validated."""
+def validated(
+    row: UncheckedRow, k: int
+) -> tuple[Sample, Int64[np.ndarray, "N k"], Float32[np.ndarray, "N k"]]:
+    """A row's sample, and the ids and log-probabilities at its scored positions."""
     try:
         length = len(row.tokens) - 1
         counts = len(row.ids), len(row.logprobs)
@@ -262,7 +251,7 @@ def row_of(row: UncheckedRow, k: int) -> ImportedRow:
         scored = labels[1:] != -100
     tokens = whole_numbers(row.tokens, "tokens", (length + 1,)).clip(-1, np.iinfo(np.int32).max)
     ids = whole_numbers([each[:k] for each in row.ids[:length]], "token ids", (length, k))
-    return ImportedRow(tokens.astype(np.int32), ids, values, scored)
+    return Sample(tokens.astype(np.int32), scored), ids[scored], values[scored]
 
 
 def whole_numbers(values: Any, name: str, shape: tuple[int, ...]) -> Int64[np.ndarray, ...]:
