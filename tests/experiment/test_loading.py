@@ -26,6 +26,7 @@ from tests.experiment.house import write_recipe
         (["evaluate.baseline_learning_rate=1e-3"], "evaluate.baseline is not set"),
         (["evaluate.data=null", "optim.learning_rate=[1e-3, 2e-3]"], "evaluate.data is not set"),
         (["evaluate.data=null", "evaluate.baseline=cross_entropy"], "evaluate.data is not set"),
+        (["evaluate.data=null", "evaluate.patience=2"], "evaluate.data is not set"),
         (
             ["optim.schedule=cosine", "optim.schedule_options={a: 1, b: 2}"],
             r"schedule_options\.a(.|\n)*schedule_options\.b",

@@ -98,6 +98,32 @@ def test_a_new_best_is_saved_though_no_checkpoint_is_due(tmp_path):
     assert steps_saved(tmp_path) == [20, 24]
 
 
+def evaluations(*values):
+    """A measurement that gives these values in turn."""
+    left = iter(values)
+    return lambda: {"forward_kl": next(left)}
+
+
+def test_training_ends_after_evaluations_without_a_better_value(tmp_path):
+    measured = (5.0, 3.0, 4.0, 2.0, 2.5, math.nan)
+    setup = toy_setup(
+        tmp_path, evaluate=evaluations(*measured), evaluate_every=2, patience=2, optim={"steps": 99}
+    )
+    result = train(setup)
+    assert (result.step, result.best_step) == (12, 8)
+    assert steps_saved(tmp_path)[-1] == 12
+    assert records(tmp_path)[-1]["text"] == "training ends: forward_kl was lowest at step 8"
+
+
+def test_a_resumed_run_counts_evaluations_from_before_and_stays_ended(tmp_path):
+    whole = {"evaluate_every": 2, "patience": 3, "optim": {"steps": 99}}
+    measured = (5.0, 3.0, 4.0, 3.5, 6.0)
+    stop_after(tmp_path, 7, evaluate=evaluations(*measured[:3]), **whole)
+    result = train(toy_setup(tmp_path, resume=True, evaluate=evaluations(*measured[3:]), **whole))
+    assert (result.step, result.best_step) == (10, 4)
+    assert train(toy_setup(tmp_path, resume=True, **whole)) == result
+
+
 def test_evaluation_sees_the_student_in_eval_mode_and_training_goes_on_in_train_mode(tmp_path):
     setup = toy_setup(tmp_path, evaluate_every=12)
     modes = []

@@ -36,6 +36,7 @@ VERBS = {
     "record": "Run the teacher over a data set once and store its distributions.",
     "distill": "Train a student from a teacher, and measure what it kept.",
     "evaluate": "Measure a student against the recipe's teacher on held-out text.",
+    "chat": "Talk to a student in the terminal, beside its teacher.",
     "export": "Write a student as GGUF for llama.cpp or Ollama, verified there.",
     "report": "Write report.html again from a run directory.",
     "store": "Inspect, verify, repair and merge stores of recorded teacher signals.",
@@ -58,6 +59,7 @@ student in safetensors and a report of what was kept and what was lost.
   limbeck record recipe.yaml         the teacher's answers once, into a store
   limbeck distill recipe.yaml        the main job; add key=value to change the recipe
   limbeck distill TEACHER 12 DATA    the same without a recipe: it is written for you
+  limbeck chat STUDENT [TEACHER]     talk to it; the teacher answers beside it
   limbeck export STUDENT --output DIR  the student as a verified GGUF file
 
 Exit codes: 0 done; 2 the recipe is wrong; 3 the data is wrong or damaged; 4 failed, can be resumed;

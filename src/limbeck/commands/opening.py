@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from limbeck.evaluate.text import Tokenizer
-from limbeck.models import CausalLM, ModelSource, choose_device, choose_dtype, load_model
+from limbeck.models import (
+    CausalLM,
+    ModelSource,
+    PreTrainedTokenizerBase,
+    choose_device,
+    choose_dtype,
+    load_model,
+)
 from limbeck.models.source import find
 from limbeck.tokenizers import load_tokenizer, prove_same_vocabulary
 
 
 def open_models(
     paths: Sequence[str], revisions: Sequence[str], trust_remote_code: bool, device: str
-) -> tuple[list[CausalLM], Tokenizer]:
+) -> tuple[list[CausalLM], PreTrainedTokenizerBase]:
     """The models, cut to the vocabulary they share, and the teacher's tokenizer.
 
     Raises:

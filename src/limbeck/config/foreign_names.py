@@ -29,6 +29,7 @@ NAMES = {
     "optim.max_grad_norm": "grad_clip gradient_clipping clip_grad_norm",
     "evaluate.data": "eval_dataset eval_file val_dataset validation_file",
     "evaluate.every": "eval_steps eval_interval",
+    "evaluate.patience": "early_stopping early_stopping_patience",
     "memory.micro_batch": "per_device_train_batch_size micro_batch_size per_device_eval_batch_size",
     "memory.activation_checkpointing": "gradient_checkpointing enable_activation_checkpointing",
     "checkpoint.every": "save_steps save_interval checkpointing_steps",

@@ -161,6 +161,9 @@ class EvaluateConfig:
     """Split of a Hugging Face data set."""
     every: Positive = 250
     """Steps between measurements during the run."""
+    patience: Positive | None = None
+    """End training after so many measurements in a row without a better value of the metric that
+    also chooses the checkpoint: forward KL, for the baseline cross-entropy."""
     max_documents: Positive | None = None
     """Use only the first rows of the file, at most this many."""
     max_tokens: Positive = 20_000

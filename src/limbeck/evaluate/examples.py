@@ -74,7 +74,9 @@ def disagreements(
 
 
 def largest_disagreements(chunk: Chunk, batch: Batch) -> Iterator[WorstToken]:
-    """The token of largest forward KL of each document in a chunk."""
+    """The token of largest forward KL of each document in a chunk; none without a teacher."""
+    if chunk.pair is None:
+        return
     divergence = forward_kl(chunk.pair.student, chunk.pair.teacher).cpu()
     documents = batch.documents()[chunk.window]
     place = batch.scored.nonzero()[chunk.window].tolist()

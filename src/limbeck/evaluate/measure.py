@@ -14,7 +14,6 @@ from limbeck.batch import Batch
 from limbeck.config import HeadBudget
 from limbeck.errors import ConfigError, DataError
 from limbeck.evaluate.scores import CALIBRATION_BINS, Scores
-from limbeck.losses import SignalPart
 from limbeck.losses.distributions import (
     DenseLogits,
     DrawnTokens,
@@ -68,6 +67,7 @@ class Chunk(NamedTuple):
 
     Attributes:
         window: Which of the N scored tokens; indices are on the CPU.
+        teacher: The teacher's distribution; None where it has none.
         pair: Student and teacher at temperature 1, on the outcomes of the teacher's form.
         logp: The student's log-probabilities over the vocabulary.
         padded: The student's probability on rows beyond the vocabulary.
@@ -75,8 +75,8 @@ class Chunk(NamedTuple):
     """
 
     window: Rows
-    teacher: TeacherDistribution
-    pair: LogProbPair
+    teacher: TeacherDistribution | None
+    pair: LogProbPair | None
     logp: Float[Tensor, "n V"]
     targets: Int[Tensor, " n"]
     padded: Float[Tensor, " n"]
@@ -122,37 +122,35 @@ def chunks(
     hidden, _ = student(batch)
     targets, head = batch.targets(), student.whole_head
     most = head_chunk(head_budget_mb, head.weight, COPIES)
-    for part in parts_of(teacher, batch):
-        distribution = part.distribution
+    for positions, distribution in parts_of(teacher, batch):
         dense = isinstance(distribution, DenseLogits | LazyLogits | Mixture)
-        count = len(targets) if part.positions is None else len(part.positions)
+        count = len(targets) if positions is None else len(positions)
         size = max(even_chunk(count, most), 1)
         for start in range(0, max(count, 1), size):
             rows = slice(start, start + size)
-            window = rows if part.positions is None else part.positions[rows]
+            window = rows if positions is None else positions[rows]
             logits = head(hidden[window])
             padded = student.padded_mass(logits)
             logits = logits[:, : student.vocabulary_size]
-            part_rows = distribution.rows(rows)
-            pair = part_rows.compare(logits, 1.0)
-            logp = pair.student if dense else log_softmax(logits, 1.0)
+            part_rows = None if distribution is None else distribution.rows(rows)
+            pair = None if part_rows is None else part_rows.compare(logits, 1.0)
+            logp = pair.student if dense and pair is not None else log_softmax(logits, 1.0)
             place = window if isinstance(window, slice) else window.cpu()
             yield Chunk(place, part_rows, pair, logp, targets[window], padded, dense)
 
 
-def parts_of(teacher: Teacher, batch: Batch) -> tuple[SignalPart, ...]:
-    """The parts of the teacher's signal, which cover every scored position in one form."""
+def parts_of(
+    teacher: Teacher, batch: Batch
+) -> list[tuple[Int[Tensor, " n"] | None, TeacherDistribution | None]]:
+    """Positions and distribution of each part of the teacher's signal, all in one form.
+
+    Positions without a teacher come last, where the form has such positions.
+    """
     signal = teacher.signal(batch)
     if not signal.parts:
         raise ConfigError(
             "A student is measured against distributions, and this teacher was not asked for them. "
             "Give the objective an alpha above 0, or evaluate against a model."
-        )
-    num_scored = int(batch.num_scored())
-    if missing := len(signal.uncovered(num_scored, batch.scored.device)):
-        raise DataError(
-            f"A teacher must cover every scored token to be compared with, and gave nothing for "
-            f"{missing:,} of {num_scored:,}. Evaluate against a model."
         )
     forms = sorted({type(part.distribution).__name__ for part in signal.parts})
     if len(forms) > 1:
@@ -160,29 +158,40 @@ def parts_of(teacher: Teacher, batch: Batch) -> tuple[SignalPart, ...]:
             "A teacher's distributions must have one form to be averaged, and this one's are held "
             f"as {' and '.join(forms)}. Use teachers of one type, or evaluate against a model."
         )
-    return signal.parts
+    num_scored = int(batch.num_scored())
+    missing = signal.uncovered(num_scored, batch.scored.device)
+    if len(missing) and signal.parts[0].distribution.covers_all_positions:
+        raise DataError(
+            f"A teacher must cover every scored token to be compared with, and gave nothing for "
+            f"{len(missing):,} of {num_scored:,}. Evaluate against a model."
+        )
+    found: list[tuple[Int[Tensor, " n"] | None, TeacherDistribution | None]]
+    found = [(part.positions, part.distribution) for part in signal.parts]
+    return [*found, (missing, None)] if len(missing) else found
 
 
 def token_values(chunk: Chunk) -> dict[str, Float[Tensor, " n"]]:
-    """Every metric of every position of a chunk."""
-    student, teacher = chunk.pair
+    """Every metric of every position of a chunk; where there is no teacher, only the student's."""
     targets = chunk.targets[:, None]
     confidence, first = chunk.logp.max(-1)
-    serves = chunk.teacher.serves
     values = {
-        name: divergence(student, teacher)
-        for name, divergence in DIVERGENCES.items()
-        if serves is None or name in serves
-    }
-    if isinstance(chunk.teacher, DrawnTokens):
-        values["forward_kl"] = values["forward_kl"] + chunk.teacher.correction()
-    values |= {
         "cross_entropy": -chunk.logp.gather(-1, targets)[:, 0],
         "student_confidence": confidence.exp(),
         "student_hit": (first == chunk.targets).to(confidence.dtype),
         "padded_mass": chunk.padded,
         "tokens": torch.ones_like(confidence),
     }
+    if chunk.teacher is None or chunk.pair is None:
+        return values
+    student, teacher = chunk.pair
+    serves = chunk.teacher.serves
+    values |= {
+        name: divergence(student, teacher)
+        for name, divergence in DIVERGENCES.items()
+        if serves is None or name in serves
+    }
+    if isinstance(chunk.teacher, DrawnTokens):
+        values["forward_kl"] = values["forward_kl"] + chunk.teacher.correction()
     if chunk.dense:
         values["top1_agreement"] = (first == teacher.argmax(-1)).to(confidence.dtype)
         values["teacher_cross_entropy"] = -teacher.gather(-1, targets)[:, 0]

@@ -105,6 +105,11 @@ def trial_problems(config: RunConfig) -> Iterator[Problem]:
             "evaluate.baseline_learning_rate",
             "needs a baseline, and evaluate.baseline is not set. Set it to cross_entropy.",
         )
+    if held_out.patience is not None and not held_out.data:
+        yield Problem(
+            "evaluate.patience",
+            "ends training by what is measured on held-out text, and evaluate.data is not set.",
+        )
     if isinstance(grid, tuple) and not held_out.data:
         yield Problem(
             "optim.learning_rate",

@@ -182,7 +182,6 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
     by_rows = opening_worlds(config, world)
     with main_first(world):
         teacher = teachers.bind(config.teacher, "teacher")(by_rows.teacher)
-        tokenizer = teacher.tokenizer
     require_generation(config, teacher)
     with main_first(world):
         origin = origin_of(config, teacher, by_rows.student)
@@ -193,6 +192,7 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
         texts = [text for text in (config.data, held_out_config(config)) if text is not None]
         is_chat = any(map(uses_template, texts))
     teacher.require(TeacherRequest(student_tokenizer=student.tokenizer, uses_template=is_chat))
+    tokenizer = teacher.tokenizer
     vocabulary = prove_pair(student, teacher)
     require_same_ends(config, student.model, teacher)
     limit = shortest(teacher.info.max_positions, student.model.max_positions)
@@ -227,6 +227,7 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
         },
         notes=[
             *vocabulary.notes,
+            *teacher.text_notes,
             *data_notes(config, data, held_out),
             *([] if epochs is None else [epochs_note(epochs, config, data)]),
             *whole_loads(teacher, student, by_rows, world),

@@ -174,6 +174,7 @@ class TrialRunner:
                 evaluate=self._evaluator(distiller, rollouts),
                 selected_by=trial.selected_by,
                 evaluate_every=parts.config.evaluate.every,
+                patience=parts.config.evaluate.patience,
                 sinks=sinks,
                 resume=resume,
                 fingerprint=fingerprint(parts, trial),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, cast
 
@@ -11,6 +11,7 @@ import torch
 from annotated_types import Gt, Le
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
+from transformers.generation.streamers import BaseStreamer
 
 from limbeck.models import CausalLM
 from limbeck.models.modes import evaluating
@@ -54,6 +55,7 @@ def sample(
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
     keys: Sequence[Sequence[int]],
+    on_tokens: Callable[[list[int]], None] | None = None,
 ) -> list[Rollout]:
     """One continuation of each prompt, with the model's current weights and a key-value cache.
 
@@ -61,6 +63,7 @@ def sample(
         prompts: Token ids, at least one each; the lengths may differ.
         keys: Of each row, numbers that seed its draws. A row's text does not depend on the rows
             beside it, rounding of the model's logits aside.
+        on_tokens: Called after each token with all tokens so far; one prompt only.
     """
     if not prompts:
         return []
@@ -81,6 +84,7 @@ def sample(
             logits_processor=LogitsProcessorList([draw]),
             eos_token_id=sorted(model.end_ids) or None,
             pad_token_id=0,
+            streamer=None if on_tokens is None else TokenStream(on_tokens),
         )
     logprobs = torch.stack(draw.logprobs, dim=1).tolist()
     written = made[:, width:].tolist()
@@ -99,6 +103,25 @@ def cut_at_end(
             size = place + 1
             return Rollout(prompt, tuple(written[:size]), tuple(logprobs[:size]), "end")
     return Rollout(prompt, tuple(written), tuple(logprobs), "length")
+
+
+class TokenStream(BaseStreamer):
+    """Passes on the tokens that `generate` has written so far."""
+
+    def __init__(self, on_tokens: Callable[[list[int]], None]) -> None:
+        self._on_tokens = on_tokens
+        self._written: list[int] | None = None
+
+    def put(self, value: Tensor) -> None:
+        """The prompt first, then each token."""
+        if self._written is None:
+            self._written = []
+            return
+        self._written += value.flatten().tolist()
+        self._on_tokens(list(self._written))
+
+    def end(self) -> None:
+        """Nothing is held back."""
 
 
 class GumbelDraw(LogitsProcessor):

@@ -129,7 +129,7 @@ class Teacher(ABC):
     @property
     @abstractmethod
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """Tokenizer of that model."""
+        """Tokenizer of the ids it reads: that of its model, but for `cross_tokenizer`."""
 
     @abstractmethod
     def require(self, request: TeacherRequest) -> None:
@@ -150,6 +150,11 @@ class Teacher(ABC):
     @property
     def notes(self) -> tuple[str, ...]:
         """What a user should know of how it was loaded."""
+        return ()
+
+    @property
+    def text_notes(self) -> tuple[str, ...]:
+        """What a user should know of how it reads the texts of a run, once they were required."""
         return ()
 
     def abandon_pass(self) -> None:  # noqa: B027  (optional)

@@ -1,8 +1,12 @@
 """Tokenizers: loading, identity by hash, and the proof that two vocabularies are the same."""
 
+from limbeck.tokenizers.alignment import Aligner, Alignment
+from limbeck.tokenizers.coverage import MIN_COVERED, Coverage, add_coverage, classes_of
 from limbeck.tokenizers.hub import hub_answers
 from limbeck.tokenizers.identity import template_difference, template_hash, tokenizer_hash
 from limbeck.tokenizers.load import backend_of, load_tokenizer
+from limbeck.tokenizers.outcomes import Outcomes, shared_outcomes
+from limbeck.tokenizers.token_bytes import TokenBytes
 from limbeck.tokenizers.vocabulary import (
     VocabularyProof,
     prove_same_vocabulary,
@@ -11,12 +15,21 @@ from limbeck.tokenizers.vocabulary import (
 )
 
 __all__ = [
+    "MIN_COVERED",
+    "Aligner",
+    "Alignment",
+    "Coverage",
+    "Outcomes",
+    "TokenBytes",
     "VocabularyProof",
+    "add_coverage",
     "backend_of",
+    "classes_of",
     "hub_answers",
     "load_tokenizer",
     "prove_same_vocabulary",
     "refuse_differing_ids",
+    "shared_outcomes",
     "template_difference",
     "template_hash",
     "tokenizer_hash",

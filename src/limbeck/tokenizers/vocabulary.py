@@ -100,7 +100,8 @@ def refuse_differing_ids(ours: dict[int, str], theirs: dict[int, str]) -> None:
                 *listed,
                 "Take a student of the teacher's family, or start one from the teacher "
                 "(`student: {type: depth}`) or from nothing with the teacher's tokenizer "
-                "(`student: {type: random}`).",
+                "(`student: {type: random}`). To learn from a teacher with another tokenizer, set "
+                "`teacher: {type: cross_tokenizer, teacher: {...}}`.",
             ]
         )
     )

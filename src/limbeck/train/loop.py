@@ -52,7 +52,7 @@ def train(setup: TrainSetup) -> TrainResult:
     loop = Loop(setup)
     loop.begin()
     try:
-        while loop.totals.step < setup.optim.num_steps:
+        while not loop.is_finished:
             loop.step()
         loop.raise_failed_sink()
     finally:
@@ -79,6 +79,17 @@ class Loop:
         self._resumed_from: int | None = None
         self._saved_at: int | None = None
         self._fingerprint = {**setup.fingerprint, "sample_order": setup.source.fingerprint}
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all steps were taken, or training was stopped early."""
+        return self.totals.step == self._setup.optim.num_steps or self._is_stopped_early
+
+    @property
+    def _is_stopped_early(self) -> bool:
+        """Whether the last evaluations, as many as `patience`, were not better than the best."""
+        patience = self._setup.patience
+        return patience is not None and self.totals.since_best >= patience
 
     @property
     def _most_rows(self) -> int:
@@ -150,8 +161,12 @@ class Loop:
         for text in data.warnings:
             self._say(kind="note", step=totals.step, text=text)
         improved = self._measure() if self._is_due(setup.evaluate_every) else False
+        if self._is_stopped_early:
+            lowest = f"lowest at step {totals.best_step}" if totals.best_step else "never finite"
+            text = f"training ends: {setup.selected_by} was {lowest}"
+            self._say(kind="note", step=totals.step, text=text)
         keep_now = improved and setup.checkpoint.keep_best
-        if keep_now or self._is_due(setup.checkpoint.every):
+        if keep_now or self._is_stopped_early or self._is_due(setup.checkpoint.every):
             self._save()
 
     def _learn(self, data: StepData) -> tuple[StepOutcome, list[Batch], int]:
@@ -269,8 +284,9 @@ class Loop:
         self._say(kind="evaluation", step=totals.step, **shown)
         value = shown.get(setup.selected_by)
         if value is None or (totals.best_value is not None and value >= totals.best_value):
+            totals.since_best += 1
             return False
-        totals.best_step, totals.best_value = totals.step, value
+        totals.best_step, totals.best_value, totals.since_best = totals.step, value, 0
         return True
 
     def _save(self) -> None:

@@ -1,4 +1,4 @@
-"""State of a run that is saved with every checkpoint."""
+"""The state of a run that its checkpoints carry."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from limbeck.errors import ConfigError
 
 @dataclass
 class Totals:
-    """Counters of a run; all are saved with every checkpoint.
+    """Progress of a run; all of it is saved with every checkpoint.
 
     Attributes:
-        step: Steps, skipped ones included.
+        step: Steps, including those that were not finite and changed nothing.
         tokens: Scored tokens trained on.
         seconds: Time in steps.
-        best_step: Step with the lowest selection metric; None before the first evaluation.
-        best_value: Its value.
-        bad_in_row: Consecutive steps, the last one included, that were not finite.
-        micro_batch: Rows of a micro-batch; another number gives the same step, not the same bits.
+        best_step: Step of the best validation metric; None before the first evaluation.
+        best_value: The metric at that step.
+        since_best: Evaluations after that step.
+        bad_in_row: Number of consecutive non-finite steps up to now.
+        micro_batch: Rows of a micro-batch; it does not change the step, but its last bits.
     """
 
     step: int = 0
@@ -30,6 +31,7 @@ class Totals:
     seconds: float = 0.0
     best_step: int | None = None
     best_value: float | None = None
+    since_best: int = 0
     bad_in_row: int = 0
     micro_batch: int = 0
 

@@ -30,6 +30,7 @@ class TrainSetup:
         evaluate: Measures the student; every rank calls it. None measures nothing.
         selected_by: The metric of `evaluate` whose lowest value marks the best checkpoint.
         evaluate_every: Steps between calls of `evaluate`; the last step has one too.
+        patience: Evaluations in a row without a better value after which training ends.
         sinks: Where records go besides metrics.jsonl; used on rank 0 only.
         resume: Continue from the newest whole checkpoint, if there is one.
         stop: Signals to heed. None never stops early.
@@ -50,6 +51,7 @@ class TrainSetup:
     evaluate: Callable[[], Mapping[str, float]] | None = None
     selected_by: str = "forward_kl"
     evaluate_every: int = 250
+    patience: int | None = None
     sinks: Sequence[MetricSink] = ()
     resume: bool = False
     stop: StopSignals | None = None

@@ -2,6 +2,7 @@
 
 from limbeck.losses.distributions.base import FLOOR, LogProbPair, TeacherDistribution, log_softmax
 from limbeck.losses.distributions.full import DenseLogits, LazyLogits, Mixture
+from limbeck.losses.distributions.merged import MergedOutcomes, OutcomeMap
 from limbeck.losses.distributions.samples import DrawnTokens, Samples
 from limbeck.losses.distributions.top_k import TopK, TopKRenormalised
 from limbeck.losses.distributions.top_k_samples import TopKSamples
@@ -13,7 +14,9 @@ __all__ = [
     "DrawnTokens",
     "LazyLogits",
     "LogProbPair",
+    "MergedOutcomes",
     "Mixture",
+    "OutcomeMap",
     "Samples",
     "TeacherDistribution",
     "TopK",

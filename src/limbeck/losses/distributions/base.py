@@ -51,6 +51,10 @@ class TeacherDistribution(ABC):
     """Whether one outcome stands for several tokens. Its probability then has no rank among those
     of tokens, so divergences that rank outcomes are not defined."""
 
+    covers_all_positions: ClassVar[bool] = True
+    """Whether a teacher of this form has one at every scored position. If not, a position without
+    one counts 0 in the mean of a divergence, as in the objective."""
+
     @abstractmethod
     def compare(self, student_logits: Float[Tensor, "N V"], temperature: float) -> LogProbPair:
         """Log-probabilities of both models over the outcomes of this form."""
@@ -135,8 +139,13 @@ def require_served(distribution: TeacherDistribution, divergence: str) -> None:
 def log_softmax(logits: Float[Tensor, "N V"], temperature: float) -> Float[Tensor, "N V"]:
     """Log-probabilities at a temperature, in at least float32 whatever the model computes in."""
     exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    logp: Tensor = _Floor.apply(torch.log_softmax(exact / temperature, dim=-1))  # type: ignore[no-untyped-call]
-    return logp
+    return floored(torch.log_softmax(exact / temperature, dim=-1))
+
+
+def floored(logp: Tensor) -> Tensor:
+    """Log-probabilities of at least `FLOOR`, with every gradient."""
+    clamped: Tensor = _Floor.apply(logp)  # type: ignore[no-untyped-call]
+    return clamped
 
 
 class _Floor(torch.autograd.Function):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from limbeck.losses.distributions.base import TeacherDistribution
 from limbeck.losses.distributions.full import DenseLogits, LazyLogits
+from limbeck.losses.distributions.merged import MergedOutcomes, OutcomeMap
 from limbeck.losses.head.fused import multiply, product_dtype
 from limbeck.losses.head.workspace import Workspace
 from limbeck.losses.output_head import Transform
@@ -33,15 +34,18 @@ class Products:
     Attributes:
         products: `hidden @ weight.T + bias`.
         transform: The head's, applied to a few rows at a time because it allocates.
+        outcomes: Of a teacher with another vocabulary.
     """
 
-    products: Float[Tensor, "n V"]
+    products: Float[Tensor, "n W"]
     transform: Transform | None
+    outcomes: OutcomeMap | None = None
 
-    def rows(self, few: slice) -> DenseLogits:
+    def rows(self, few: slice) -> TeacherDistribution:
         """The distribution at some rows of the chunk."""
         products = self.products[few]
-        return DenseLogits(products if self.transform is None else self.transform(products))
+        own = DenseLogits(products if self.transform is None else self.transform(products))
+        return own if self.outcomes is None else MergedOutcomes(own, self.outcomes)
 
 
 class ChunkTeacher:
@@ -57,6 +61,10 @@ class ChunkTeacher:
             workspace: Holds the buffer of the products.
         """
         self.workspace = workspace
+        self.outcomes: OutcomeMap | None = None
+        if isinstance(distribution, MergedOutcomes) and isinstance(distribution.member, LazyLogits):
+            self.outcomes = distribution.outcomes
+            distribution = distribution.member
         if isinstance(distribution, LazyLogits):
             # Once for all chunks: a head in another dtype than the states is copied as a whole.
             dtype = product_dtype(distribution.hidden, distribution.head.weight)
@@ -74,4 +82,4 @@ class ChunkTeacher:
         hidden, (weight, bias, transform) = chunk.hidden, chunk.head
         size = len(hidden), len(weight)
         out = self.workspace.take("teacher", size, hidden, hidden.dtype)
-        return Products(multiply(hidden, weight, bias, out), transform)
+        return Products(multiply(hidden, weight, bias, out), transform, self.outcomes)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from limbeck.losses.distributions.base import FLOOR, TeacherDistribution, require_served
 from limbeck.losses.distributions.full import DenseLogits, LazyLogits
+from limbeck.losses.distributions.merged import MergedOutcomes
 from limbeck.losses.distributions.samples import DrawnTokens
 from limbeck.losses.distributions.top_k import KeptTokens
 from limbeck.losses.distributions.uneven import UnevenTopK
@@ -45,7 +46,7 @@ def closed_form(
         and num_hard <= 1
     )
     if divergences and distribution is not None:
-        forms = (DenseLogits, LazyLogits, KeptTokens, DrawnTokens)
+        forms = (DenseLogits, LazyLogits, MergedOutcomes, KeptTokens, DrawnTokens)
         is_hot &= divergences[0].gradient is not None and isinstance(distribution, forms)
         require_served(distribution, divergences[0].name)
     return ClosedForm(terms, weights, student, distribution, workspace) if is_hot else None
@@ -161,6 +162,8 @@ class ClosedForm(ChunkBody):
     ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n 1"]]:
         """Divergence of each row, and the sum of the gradient left in `work.teacher_prob`."""
         assert term.gradient is not None
+        if isinstance(teacher, MergedOutcomes):
+            return outcomes_gradient(term, work, teacher)
         if isinstance(teacher, UnevenTopK):
             return uneven_gradient(term, work, teacher)
         if isinstance(teacher, KeptTokens):
@@ -172,6 +175,24 @@ class ClosedForm(ChunkBody):
         work.teacher.clamp_min_(FLOOR)
         value = term.gradient(outcomes=work)
         return value, work.teacher_prob.sum(-1, keepdim=True)
+
+
+def outcomes_gradient(
+    term: DivergenceTerm, work: Outcomes, teacher: MergedOutcomes
+) -> tuple[Float[Tensor, " n"], Float[Tensor, "n 1"]]:
+    """The same for outcomes that stand for several tokens of either vocabulary.
+
+    The gradient of an outcome's log-probability is divided among its tokens in proportion to the
+    student's probabilities; tokens in no outcome have none.
+    """
+    of, sums = teacher.outcomes.student, teacher.student_sums(work.student)
+    student = torch.log_softmax(sums[:, :-1], -1).clamp_min_(FLOOR)
+    prob = student.exp()
+    value, gradient = merged_gradient(term, student, teacher.at(term.temperature))
+    gradient = torch.nn.functional.pad(gradient - prob * gradient.sum(-1, keepdim=True), (0, 1))
+    torch.sub(work.student, sums.index_select(1, of), out=work.teacher_prob).exp_()
+    work.teacher_prob.mul_(gradient.index_select(1, of))
+    return value, torch.zeros_like(value)[:, None]
 
 
 def top_k_gradient(
