@@ -172,11 +172,7 @@ def sealed_text(facts: Mapping[str, Any]) -> str:
 
 
 def read_sealed(path: Path, max_bytes: int) -> dict[str, Any]:
-    """The JSON object that `sealed_text` wrote to a file.
-
-    Raises:
-        OSError: The file cannot be read.
-    """
+    """The JSON object that `sealed_text` wrote to a file."""
     facts = path.stat()
     if not stat.S_ISREG(facts.st_mode):
         raise ValueError("it is not a regular file")
@@ -216,11 +212,7 @@ def raise_if_too_many_open(error: Exception) -> None:
 
 
 def sealed_manifest(path: Path) -> dict[str, Any] | None:
-    """A directory's manifest, if it is intact; the files it names are not read.
-
-    Raises:
-        StorageError: The limit of open files is reached.
-    """
+    """A directory's manifest, if it is intact; the files it names are not read."""
     try:
         facts = read_sealed(path / MANIFEST, MAX_MANIFEST_BYTES)
     except (OSError, ValueError) as error:
@@ -230,20 +222,12 @@ def sealed_manifest(path: Path) -> dict[str, Any] | None:
 
 
 def manifest(path: Path) -> dict[str, Any] | None:
-    """The manifest of a complete, unchanged directory; None for anything else.
-
-    Raises:
-        StorageError: The limit of open files is reached.
-    """
+    """The manifest of a complete, unchanged directory; None for anything else."""
     return sealed_manifest(path) if damage(path) is None else None
 
 
 def damage(path: Path) -> str | None:
-    """How a directory differs from its manifest, for a message; None if it does not.
-
-    Raises:
-        StorageError: The limit of open files is reached.
-    """
+    """How a directory differs from its manifest, for a message; None if it does not."""
     facts = sealed_manifest(path)
     if facts is None:
         return f"{MANIFEST} is missing or damaged"

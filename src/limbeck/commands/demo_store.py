@@ -25,11 +25,7 @@ Say = Callable[[Console, str, str], None]
 
 
 def second_act(console: Console, say: Say, teacher: Path, output: Path, steps: int | None) -> None:
-    """Record the teacher, then train two students from the store.
-
-    Args:
-        output: Folder of the store and of both runs.
-    """
+    """Record the teacher, then train two students from the store."""
     config = configure(teacher, output, steps)
     say(
         console,

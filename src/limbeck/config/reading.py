@@ -115,11 +115,7 @@ def parse(path: Path, overrides: Iterable[str]) -> dict[str, Any]:
 
 
 def override_in(tree: Any, override: str) -> None:
-    """Apply `key.sub=value` to a configuration of OmegaConf, in place.
-
-    Raises:
-        ConfigError: The value is not YAML, or the key leads through something that has no keys.
-    """
+    """Apply `key.sub=value` to a configuration of OmegaConf, in place."""
     key = override.partition("=")[0]
     with blamed_on(f"The override {override!r}"):
         value = OmegaConf.select(OmegaConf.from_dotlist([override]), key)

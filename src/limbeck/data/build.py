@@ -69,11 +69,7 @@ class Draft:
 def build(
     config: DataConfig, source: Source, reader: Reader, encoder: Encoder, progress: Progress
 ) -> tuple[Arrays, dict[str, Any]]:
-    """Arrays and facts of a data set.
-
-    Raises:
-        DataError: Rows are bad, there are none, or none is left.
-    """
+    """Arrays and facts of a data set."""
     draft = Draft()
     for rows in chunks(rows_of(config, source, reader), config.max_documents):
         good = [

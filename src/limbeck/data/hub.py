@@ -17,11 +17,7 @@ from limbeck.tokenizers import hub_answers
 
 
 def from_hub(name: str, split: str, cache: Path) -> Source:
-    """A data set of the hub, or of the user's own cache of it.
-
-    Raises:
-        TryLaterError: The hub refuses for now.
-    """
+    """A data set of the hub, or of the user's own cache of it."""
     hub_answers(name, None, kind="dataset")
     home = Path(datasets.config.HF_DATASETS_CACHE)
     place = None if os.access(nearest_existing(home), os.W_OK) else str(cache / "datasets")

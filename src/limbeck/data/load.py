@@ -49,12 +49,7 @@ def data_problems(config: DataConfig) -> Iterator[Problem]:
 
 
 def uses_template(config: DataConfig) -> bool:
-    """Whether the text is written with the tokenizer's chat template.
-
-    Raises:
-        ConfigError: There is no such text.
-        DataError: Its first row has the columns of no type.
-    """
+    """Whether the text is written with the tokenizer's chat template."""
     source = open_source(config.path, config.split, cache_folder() / "data")
     return reader_of(data_type(config, source)).uses_template
 
@@ -74,7 +69,6 @@ def load_data(
 
     Args:
         max_positions: The smaller limit of student and teacher; None if neither has one.
-        progress: Called with the number of rows read.
 
     Raises:
         ConfigError: The configuration cannot be met, before any row is read.

@@ -78,11 +78,7 @@ class Source:
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of all of it, computed when first read.
-
-        Raises:
-            StorageError: A file cannot be read.
-        """
+        """Hash of all of it, computed when first read."""
         return self.digest()
 
 
@@ -93,9 +89,6 @@ def open_source(path: str, split: str, cache: Path) -> Source:
         path: A file, a folder of them, or a Hugging Face data set. Of a folder, files of rows are
             read if there are any, and plain text files otherwise, each as one text.
         cache: Where a downloaded data set is kept if the user's own cache cannot be written.
-
-    Raises:
-        StorageError: A file may not be read.
     """
     here = Path(path).expanduser()
     if here.is_dir():

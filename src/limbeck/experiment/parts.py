@@ -83,14 +83,10 @@ class Parts:
 
     Attributes:
         config: The recipe, its epochs turned into steps.
-        tokenizer: Of teacher and student.
         teacher: Frozen, and sharded where the student is.
         student: As initialised; None after `take_student`.
-        shapes: Layers and widths of the two models.
-        held_out: Held-out text, if the recipe names any.
         prompts: Prompts of rollouts; None without `rollout`.
         facts: About models and texts, for provenance.json.
-        notes: Information for the user.
     """
 
     config: RunConfig
@@ -171,12 +167,7 @@ class Parts:
 
 
 def gather_parts(config: RunConfig, world: World) -> Parts:
-    """Load everything, and check that it belongs together.
-
-    Raises:
-        ConfigError: Teacher, student and data do not go together; each reason says which.
-        DataError: The text cannot be used.
-    """
+    """Load everything, and check that it belongs together."""
     require_alone_if_shared(config, world)
     together(lambda: require_inputs(config), world, main_only=True)
     by_rows = opening_worlds(config, world)

@@ -55,7 +55,6 @@ class RunResult:
 
     Attributes:
         student: Folder that `AutoModelForCausalLM.from_pretrained` opens.
-        evaluation: Contents of evaluation.json.
         report: report.html; None on ranks other than 0.
     """
 

@@ -50,7 +50,6 @@ class ShrinkSetup:
         tokens: Positions on which importance is measured.
         calibration: Its first rows, on which importance is measured.
         held_out: The rows after them, on which candidates are compared.
-        pruned: The pruned vocabulary; None if it is whole.
         removals: Layers removed greedily by loss so far, kept for the next request.
     """
 
@@ -115,9 +114,6 @@ def open_shrink(
         kind: How a row of the text reads, as `data.type` of a recipe.
         tokens: Positions to measure importance on, and as many more to compare candidates on.
         vocabulary: Data, as `kind` reads them, whose tokens the vocabulary is pruned to first.
-
-    Raises:
-        ConfigError: The teacher or the text cannot be used, or the text is too short.
     """
     opened = open_teacher(source, device)
     pruned = prune_vocabulary(opened, vocabulary, kind) if vocabulary else None
@@ -208,11 +204,7 @@ def plan(
 
 
 def spec_for(setup: ShrinkSetup, target: int, shape: str, by: By) -> dict[str, Any]:
-    """The `student:` section for at most `target` parameters: fewer layers, narrower, or both.
-
-    Raises:
-        ConfigError: No such shape has so few parameters.
-    """
+    """The `student:` section for at most `target` parameters: fewer layers, narrower, or both."""
     config, options = setup.teacher.config, {"by": by, "calibration_tokens": setup.tokens}
     if shape == "depth":
         return {"type": "depth", "keep": layers_for(config, target), **options}

@@ -39,7 +39,6 @@ class Stage:
 
     Attributes:
         name: Also the name of its run directory.
-        config: The recipe with the options of the stage.
     """
 
     name: str

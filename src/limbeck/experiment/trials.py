@@ -40,7 +40,6 @@ class Trial:
 
     Attributes:
         name: `distilled` or `cross_entropy`.
-        learning_rate: Peak.
     """
 
     name: str

@@ -100,11 +100,7 @@ class PrunedVocabulary:
 
 
 def open_teacher(source: ModelSource, device: torch.device) -> LoadedTeacher:
-    """Load a teacher to prune.
-
-    Raises:
-        ConfigError: It cannot be used.
-    """
+    """Load a teacher to prune."""
     model = load_model(source, device=device, dtype=torch.float32)
     tokenizer = load_tokenizer(
         source.path, revision=source.revision, trust_remote_code=source.trust_remote_code
@@ -132,10 +128,6 @@ def prune_vocabulary(teacher: LoadedTeacher, paths: Sequence[str], kind: str) ->
     Args:
         paths: One or more data files; or the vocabulary.json of a pruned model.
         kind: How a row of the data reads, as `data.type` of a recipe.
-
-    Raises:
-        ConfigError: The tokenizer or model cannot be pruned, or would tokenize the data otherwise.
-        DataError: A vocabulary.json is damaged.
     """
     if any(is_table(path) for path in paths):
         return prune_like(teacher, paths)

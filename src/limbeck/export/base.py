@@ -27,7 +27,6 @@ class ExportedFile:
         max_positions: Longest sequence according to the file.
         normalisation: Unicode form (`NFC`) that the tokenizer applies and the runtime does not;
             None where both do the same.
-        notes: Limitations, for the user.
     """
 
     path: Path

@@ -182,11 +182,7 @@ def context_length(config: PreTrainedConfig, family: Family) -> tuple[int, tuple
 
 
 def write_settings(writer: GGUFWriter, student: CausalLM, family: Family) -> None:
-    """The architecture's settings.
-
-    Raises:
-        ConfigError: A RoPE scaling that is not written.
-    """
+    """The architecture's settings."""
     config, width = student.config, head_width(student.config)
     inner = option(config, "intermediate_size") or option(config, "n_inner")
     heads = int(config.num_attention_heads)

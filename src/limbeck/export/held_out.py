@@ -29,12 +29,7 @@ class HeldOutText:
 def windows_of(
     tokenizer: PreTrainedTokenizerBase, max_positions: int, text: HeldOutText
 ) -> list[list[int]]:
-    """Token ids of windows of single documents, at least two and at most 512 in each.
-
-    Raises:
-        ConfigError: The text cannot be found.
-        DataError: Its rows cannot be read.
-    """
+    """Token ids of windows of single documents, at least two and at most 512 in each."""
     config = DataConfig(
         type=text.kind, path=text.path, sequence_length=min(WINDOW, max_positions), pack=False
     )

@@ -178,11 +178,7 @@ def quantized(
 
 @contextmanager
 def running(path: Path, max_positions: int) -> Iterator[LlamaCpp]:
-    """A GGUF file in llama.cpp, on the CPU.
-
-    Args:
-        max_positions: Longest sequence it will be asked about.
-    """
+    """A GGUF file in llama.cpp, on the CPU."""
     lib = library()
     lib.errors.clear()
     model = lib.call.llama_model_load_from_file(

@@ -80,8 +80,6 @@ class Parity:
         max_kl: What the mean may be.
         kl_99: KL that 99 % of positions do not exceed.
         same_top: Share of positions with the same most probable token.
-        student_perplexity: Of the text, by the student.
-        exported_perplexity: By the file.
         long_window: Positions of the longest sequence.
         long_kl: Mean KL there.
         first_difference: The first position whose KL exceeds `max_kl`; None where none does.

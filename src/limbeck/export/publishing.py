@@ -26,7 +26,6 @@ class Student:
     Attributes:
         model: On the CPU in float32; cut to its tokenizer's vocabulary.
         name: What its files are called.
-        facts: Where it is from; JSON.
     """
 
     model: CausalLM
@@ -53,11 +52,7 @@ def open_student(path: Path) -> Student:
 
 
 def open_teacher(path: Path, student: Student) -> CausalLM:
-    """A teacher's folder, if its tokens are the student's.
-
-    Raises:
-        ConfigError: It is none, or its tokens are others.
-    """
+    """A teacher's folder, if its tokens are the student's."""
     model, tokenizer = opened(path)
     proof = prove_same_vocabulary(
         student.tokenizer,

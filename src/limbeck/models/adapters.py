@@ -60,11 +60,7 @@ class Adapter:
 
 
 def merged(tensors: Tensors, adapters: Mapping[str, Adapter]) -> dict[str, Tensor]:
-    """The tensors of a plain model that computes the same, under a plain model's names.
-
-    Args:
-        adapters: By the name of the layer that each one changes.
-    """
+    """The tensors of a plain model that computes the same, under a plain model's names."""
     plain: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if name.endswith((DOWN, UP, LENGTHS)):

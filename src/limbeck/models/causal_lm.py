@@ -26,8 +26,6 @@ class CausalLM(nn.Module):
     """A causal LM whose decoder and head are called apart.
 
     Attributes:
-        hf_model: The model as transformers made it.
-        blocks: The decoder blocks, first to last.
         adapters: Low-rank changes of linear layers, by the layer's name in `hf_model`.
         head_name: Of the layer that makes logits, in `hf_model`.
         weight_files: Where the weights are while `hf_model` is on the meta device; sharding reads

@@ -18,11 +18,7 @@ from limbeck.models.lora import add_adapters
 
 
 def make_trainable(model: CausalLM, config: TrainableConfig, seed: int) -> None:
-    """Leave to be trained what a recipe says, of a model all of whose weights would be.
-
-    Raises:
-        ConfigError: It names what this model does not have, or nothing is left to train.
-    """
+    """Leave to be trained what a recipe says, of a model all of whose weights would be."""
     if config.lora is not None:
         add_adapters(model, config.lora, seed)
     elif config.freeze:

@@ -63,11 +63,6 @@ def open_model(source: ModelSource, *, device: torch.device, dtype: torch.dtype)
     The model is on the meta device and costs no memory. Sharding proves its head and its packing.
     Where transformers does more to the weights than cast and rename them, the model is loaded
     whole, and `whole_because` says why.
-
-    Raises:
-        ConfigError: It is not there, or is a model limbeck cannot use.
-        DataError: Its weights are damaged or not all there.
-        TryLaterError: The hub does not answer.
     """
     try:
         return _open(source, dtype)

@@ -25,9 +25,6 @@ def add_adapters(model: CausalLM, lora: LowRankConfig, seed: int) -> None:
 
     Args:
         seed: Of the A matrices; B is zero. Equal seeds give equal adapters.
-
-    Raises:
-        ConfigError: peft is not installed, a target is not there, or cannot have such an adapter.
     """
     peft = require_peft()
     names = target_names(model, lora.targets)

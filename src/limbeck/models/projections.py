@@ -54,9 +54,6 @@ def captured_projections(
     """Capture queries, keys and values of some layers, 0-based, in a forward pass.
 
     The dictionary is filled when the context ends, with the scored positions only.
-
-    Raises:
-        ConfigError: limbeck does not know where this family makes them.
     """
     found: dict[int, Projections] = {}
     outputs: dict[tuple[int, str], Tensor] = {}

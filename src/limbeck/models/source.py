@@ -63,11 +63,7 @@ class Place:
 
 
 def find(source: ModelSource) -> Place:
-    """Find a model, locally or on the hub.
-
-    Raises:
-        TryLaterError: The hub does not answer.
-    """
+    """Find a model, locally or on the hub."""
     path = Path(source.path).expanduser()
     if path.suffix == ".gguf" or path.is_file():
         if path.suffix != ".gguf" or not path.is_file():

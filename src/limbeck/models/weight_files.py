@@ -104,10 +104,6 @@ def find_weights(place: Place, hf_model: PreTrainedModel) -> tuple[WeightFiles, 
 
     Returns:
         The files, and the weights that are absent or of another shape.
-
-    Raises:
-        SafetensorError: A file is damaged.
-        TryLaterError: The hub does not answer.
     """
     typed: Any = hf_model  # its class attributes carry no types
     if typed._keep_in_fp32_modules or typed._keep_in_fp32_modules_strict:

@@ -40,11 +40,7 @@ class Activations:
 
 
 def mean_activations(model: CausalLM, batches: Sequence[Batch]) -> Activations:
-    """Mean activation sizes of a model on calibration text.
-
-    Raises:
-        ConfigError: The family is not supported.
-    """
+    """Mean activation sizes of a model on calibration text."""
     roles, widths, layers = roles_of(model.config), widths_of(model.config), model.num_layers
     sums = Activations(
         torch.zeros(widths.width, dtype=torch.float64),

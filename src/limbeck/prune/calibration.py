@@ -61,7 +61,6 @@ class Calibration:
     Attributes:
         teacher: The whole model, in eval mode.
         batches: One row each, on its device.
-        states: Of each batch.
     """
 
     teacher: CausalLM

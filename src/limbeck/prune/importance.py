@@ -48,10 +48,6 @@ def costs_without(
     """Losses of the teacher without each group of blocks.
 
     The blocks before a group are computed once and shared by all candidates.
-
-    Args:
-        candidates: Groups of blocks, removed one group at a time.
-        removed: Blocks removed in every case.
     """
     teacher, totals = calibration.teacher, torch.zeros(len(candidates), 2, dtype=torch.float64)
     with torch.no_grad():

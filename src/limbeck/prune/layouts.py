@@ -57,12 +57,7 @@ LAYOUTS: Mapping[str, Layout] = {
 
 @dataclass(frozen=True)
 class Shape:
-    """The size of a new model; None takes the template's value, or derives it from the others.
-
-    Attributes:
-        width: Size of a hidden state.
-        intermediate: Width inside a block's feed-forward part.
-    """
+    """The size of a new model; None takes the template's value, or derives it from the others."""
 
     layers: int | None = None
     width: int | None = None
@@ -95,10 +90,7 @@ class Widths:
     """Sizes of a model across its layers.
 
     Attributes:
-        width: Hidden channels.
         inner: Feed-forward units.
-        heads: Query heads.
-        kv_heads: Heads of keys and values.
         head_width: Size of a head; never changed.
     """
 

@@ -25,9 +25,7 @@ class Kept:
 
     Attributes:
         width: Hidden channels, the same in every layer.
-        inner: Feed-forward units of each layer.
         heads: Query heads of each layer; the same number in each kept group.
-        kv_heads: Heads of keys and values of each layer.
     """
 
     width: tuple[int, ...]
@@ -70,9 +68,6 @@ def narrowed(model: CausalLM, kept: Kept, device: torch.device, dtype: torch.dty
 
     Root-mean-square norms divide by the root of the number of channels; their weights are scaled so
     that removing channels that are always 0 changes nothing.
-
-    Raises:
-        ConfigError: The family, a weight or the shape is not supported.
     """
     old = widths_of(model.config)
     widths = Widths(

@@ -41,9 +41,6 @@ def with_tokens(model: CausalLM, kept: Sequence[int]) -> CausalLM:
 
     Args:
         kept: Ids in increasing order.
-
-    Raises:
-        ConfigError: More than rows depends on the vocabulary, or generation settings force tokens.
     """
     new_id = {old: new for new, old in enumerate(kept)}
     tree = with_new_ids(model.config.to_dict(), new_id)

@@ -39,9 +39,6 @@ def kept_tokens(tokenizer: PreTrainedTokenizerBase, used: Iterable[int]) -> tupl
 
     Args:
         used: Ids used by a data set or named by a model's configuration.
-
-    Raises:
-        ConfigError: It is not a byte-pair tokenizer, or its merges cannot be pruned.
     """
     tree, tokens = byte_pairs(tokenizer), tokens_by_id(tokenizer)
     wanted = {tokens[i] for i in {*used, *template_ids(tokenizer)}} | set(always_kept(tree))
@@ -52,11 +49,7 @@ def kept_tokens(tokenizer: PreTrainedTokenizerBase, used: Iterable[int]) -> tupl
 def pruned_tokenizer(
     tokenizer: PreTrainedTokenizerBase, kept: Sequence[int]
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer with these tokens only, as transformers loads it from a folder.
-
-    Raises:
-        ConfigError: It cannot be pruned, or its class does not load the result.
-    """
+    """The tokenizer with these tokens only, as transformers loads it from a folder."""
     tree, tokens = byte_pairs(tokenizer), tokens_by_id(tokenizer)
     new_id = {tokens[old]: new for new, old in enumerate(kept)}
     with TemporaryDirectory() as folder:

@@ -78,7 +78,6 @@ class Budget:
 
     Attributes:
         settings: The recipe's own first.
-        windows: Different windows.
         positions: Positions the teacher reads.
         scored: Positions the store will hold.
         measured_tokens: Scored positions the errors were measured on.

@@ -53,13 +53,7 @@ class Recorder:
         self._form = header.make_form()
 
     def begin(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Create the store, or check that the existing one is of the same teacher and data.
-
-        Raises:
-            DataError: It is of another recording.
-            StorageError: The folder cannot be written.
-            TryLaterError: Another process takes too long to create it.
-        """
+        """Create the store, or check that the existing one is of the same teacher and data."""
         taken = f"Another process is creating {self._folder}. Start again when it is done."
         with locked(self._folder / ".lock", taken, patience_s=CREATION_TIMEOUT_S):
             create(self._folder, self._header)
@@ -79,10 +73,6 @@ class Recorder:
         Args:
             check: Called between passes; an exception stops the recording and discards the
                 unfinished shard.
-
-        Raises:
-            TryLaterError: Another process is writing one of them.
-            StorageError: The disk is full.
         """
         for shard in shards:
             taken = (
@@ -127,11 +117,7 @@ def put_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def teacher_of(path: str) -> dict[str, Any]:
-    """Name, shape and vocabulary of a teacher, without loading its weights.
-
-    Raises:
-        ConfigError: There is no configuration of that name.
-    """
+    """Name, shape and vocabulary of a teacher, without loading its weights."""
     source = ModelSource(path)
     config = read_config(source, find(source))
     return {

@@ -33,8 +33,6 @@ class Recorded:
 
     Attributes:
         shards: Shards of the complete store.
-        recorded: Shards this process recorded.
-        left: Shards that are still missing.
         scored: Scored positions of the complete store.
     """
 

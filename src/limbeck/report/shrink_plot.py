@@ -14,11 +14,7 @@ KEPT, GONE, INK = "#2f6f9f", "#d9a441", "#444444"
 
 
 def shrink_plot(found: Mapping[str, Any]) -> str:
-    """An SVG file: two measures of every layer, and what each way to choose layers costs.
-
-    Args:
-        found: As importance.json holds it.
-    """
+    """An SVG file: two measures of every layer, and what each way to choose layers costs."""
     layers = found["importance"]
     kept = set(found["made"]["layers_kept"])
     places = [each["layer"] for each in layers]

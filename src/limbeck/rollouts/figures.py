@@ -21,9 +21,6 @@ MIN_ENDED = 0.2
 def figures_of(rollouts: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Figures of a step's rollouts.
 
-    Args:
-        rollouts: Lines of its file; at least one.
-
     Returns:
         rollout_length: Mean number of written tokens.
         rollout_ended: Share that ended with an end token.
@@ -48,10 +45,6 @@ class Watch:
     """Compares the last steps with the first ones, which are read from the run's files."""
 
     def __init__(self, folder: Path) -> None:
-        """
-        Args:
-            folder: Where `step-N.jsonl` are.
-        """
         self._folder = folder
         self._figures: dict[int, dict[str, float]] = {}
         self._warned: set[str] = set()

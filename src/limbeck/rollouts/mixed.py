@@ -16,10 +16,6 @@ class Mixed(BatchSource):
     """Rollouts and fixed text in every step; the rollouts come first."""
 
     def __init__(self, rollouts: Rollouts, fixed: BatchSource) -> None:
-        """
-        Args:
-            rollouts: Their rows of a step, numbered above the documents of the fixed text.
-        """
         self._rollouts, self._fixed = rollouts, fixed
 
     @property

@@ -37,11 +37,7 @@ def write_head(store: Path, head: Head) -> None:
 
 
 def publish_once(final: Path, write: Callable[[Path], None]) -> None:
-    """Publish a folder of a store, unless it exists; the caller holds the store's lock.
-
-    Raises:
-        StorageError: The disk is full.
-    """
+    """Publish a folder of a store, unless it exists; the caller holds the store's lock."""
     if manifest(final) is not None:
         return
     if final.exists():

@@ -32,9 +32,6 @@ class StoreHeader:
         form: How distributions are stored: `{type: top_k, k: 32, ...}`.
         vocabulary_size: Tokens of the teacher's distributions, without padding rows.
         teacher: Name, revision, weight hash, shape and dtype.
-        tokenizer: Hash of the tokenizer.
-        template: Hash of the chat template.
-        data: Hash of the data set.
         sequence_length: Longest window, in positions.
         layers: 0-based teacher layers whose outputs are recorded, ascending.
         layer_precision: Precision of those; see the form `hidden`.
@@ -57,11 +54,7 @@ class StoreHeader:
     format: int = FORMAT
 
     def make_form(self) -> Form:
-        """The form that encodes and decodes its distributions.
-
-        Raises:
-            ConfigError: No such form exists, or an option is invalid.
-        """
+        """The form that encodes and decodes its distributions."""
         return forms.bind(self.form, "form")(self.vocabulary_size)
 
     def to_json(self) -> dict[str, Any]:

@@ -36,11 +36,7 @@ def ids_at(positions: Int64[np.ndarray, "N k"], ranks: TokenRanks) -> Int64[np.n
 def read_rows(
     unpack: Unpacker, num_rows: int, k: int, ranks: TokenRanks
 ) -> Int64[np.ndarray, "N k"]:
-    """The ids of rows of k ids each.
-
-    Raises:
-        DataError: The signal ends before, or an id is outside the vocabulary.
-    """
+    """The ids of rows of k ids each."""
     width = num_bytes(ranks.vocabulary_size)
     gaps = from_planes([unpack.next(num_rows * k) for _ in range(width)])
     return ids_at((gaps.reshape(num_rows, k) + 1).cumsum(-1) - 1, ranks)

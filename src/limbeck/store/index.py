@@ -19,10 +19,7 @@ class Index:
 
     Attributes:
         high: First 8 bytes of each key, as a big-endian number.
-        low: Last 8 bytes.
         offsets: Byte offset of the record in the shard's Parquet file.
-        lengths: Bytes of the record.
-        rows: Its row in the Parquet file.
     """
 
     high: UInt64[np.ndarray, " n"]

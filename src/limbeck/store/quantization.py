@@ -127,11 +127,7 @@ def decode_probs(planes: UInt8[np.ndarray, " bytes"]) -> Float32[np.ndarray, " N
 
 
 def read_probs(unpack: Unpacker, entries: int) -> Float32[np.ndarray, " N"]:
-    """The next log-probabilities of an encoded signal.
-
-    Raises:
-        DataError: The signal ends before.
-    """
+    """The next log-probabilities of an encoded signal."""
     return decode_probs(unpack.next(2 * entries))
 
 

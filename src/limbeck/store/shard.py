@@ -90,11 +90,7 @@ class Shard:
 
     @classmethod
     def open(cls, folder: Path, shard: int, header: StoreHeader) -> Shard:
-        """A shard of a store: manifest, sizes, index and ranks are verified, records when read.
-
-        Raises:
-            StorageError: The process has too many open files.
-        """
+        """A shard of a store: manifest, sizes, index and ranks are verified, records when read."""
         path, facts = folder / shard_name(shard), shard_facts(folder, shard)
         if facts is None:
             raise DataError(
@@ -120,11 +116,7 @@ class Shard:
         return cls(path, facts, index, ranks)
 
     def read(self, entry: int, max_scored: int) -> EncodedRecord:
-        """The record of an entry of the index, verified.
-
-        Raises:
-            StorageError: The process has too many open files.
-        """
+        """The record of an entry of the index, verified."""
         start, length = int(self.index.offsets[entry]), int(self.index.lengths[entry])
         try:
             # Read, not mapped: a file that is cut while in use must not end in SIGBUS.
@@ -155,11 +147,7 @@ def check_size(path: Path, size_bytes: int) -> None:
 
 
 def verified_bytes(path: Path, size_bytes: int, sha256: str) -> bytes:
-    """The content of a file that has the size and the hash of its manifest.
-
-    Raises:
-        OSError: It cannot be read.
-    """
+    """The content of a file that has the size and the hash of its manifest."""
     check_size(path, size_bytes)
     content = path.read_bytes()
     digest = hashlib.sha256(content).hexdigest()

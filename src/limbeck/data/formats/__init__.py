@@ -103,11 +103,7 @@ readers: Registry[Reader] = Registry("data type", __name__)
 
 
 def reader_of(kind: str) -> Reader:
-    """The reader of a data type.
-
-    Raises:
-        ConfigError: There is no such type.
-    """
+    """The reader of a data type."""
     return readers.bind(kind, "data")()
 
 

@@ -45,11 +45,7 @@ class Dialogue(Reader):
 
     @abstractmethod
     def conversation(self, values: Values) -> Conversation:
-        """The conversation of a row.
-
-        Raises:
-            BadRowError: It cannot be used.
-        """
+        """The conversation of a row."""
 
     def problem(self, values: Values) -> str | None:
         try:
