@@ -145,8 +145,8 @@ def test_packing_and_micro_batches_do_not_change_a_signal():
     ours = tokenizers()["bpe"]
     bound, batch = cross(local(tokenizers()["unigram"]), ours), packed_batch(ours, TEXTS)
     (whole,) = bound.signal(batch).parts
-    split = [bound.signal(batch.rows(slice(i, i + 1))).parts[0] for i in range(len(batch))]
-    offset = int(batch.rows(slice(0, 1)).num_scored())
+    split = [bound.signal(batch.part(slice(i, i + 1))).parts[0] for i in range(len(batch))]
+    offset = int(batch.part(slice(0, 1)).num_scored())
     positions = torch.cat([split[0].positions, split[1].positions + offset])
     assert torch.equal(positions, whole.positions)
     again = torch.cat([part.distribution.at(1.0) for part in split])
