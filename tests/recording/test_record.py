@@ -177,7 +177,7 @@ def test_the_budget_tells_exact_forms_from_approximate_ones(tmp_path):
     by_form = {tuple(map(str, each.form.values())): each for each in budget.settings}
     exact = by_form["hidden", "exact"]
     assert exact.gradient_error < 1e-5
-    head = recording.model.head.weight
+    head = recording.teacher.model.head.weight
     records = budget.scored * exact.bytes_per_token
     assert exact.total_bytes == pytest.approx(records + head.numel() * head.element_size(), abs=1)
     assert abs(exact.loss_bias) < 1e-5

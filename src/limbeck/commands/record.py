@@ -57,8 +57,12 @@ def record(
     with StopSignals() as stop, Recording(load(recipe, overrides or [])) as recording:
         check = partial(leave_if_asked, stop, recording.settings.output)
         check()
-        budget = None if skip_budget else recording.budget()
         is_main = recording.world.is_main
+        if is_main:
+            for note in recording.teacher.notes:
+                Console(stderr=True).print(f"note: {note}", markup=False, highlight=False)
+        skipped = skip_budget or not (recording.has_budget or budget_only)
+        budget = None if skipped else recording.budget()
         if budget is not None and is_main and not (as_json and budget_only):
             Console(stderr=as_json).print(budget_table(budget))
         facts = None if budget is None else asdict(budget)

@@ -11,7 +11,8 @@ import typer
 from limbeck import __version__
 from limbeck.commands.record import in_words
 from limbeck.errors import DataError
-from limbeck.recording import put_tokenizer, teacher_of
+from limbeck.models import configured_shape
+from limbeck.recording import put_tokenizer
 from limbeck.store import (
     StoreHeader,
     absent_shards,
@@ -177,7 +178,7 @@ def take_in(
     header = StoreHeader(
         form=written_out({"type": "top_k", "k": k, "temperatures": [temperature]}),
         vocabulary_size=1 + max(theirs.get_vocab().values()),
-        teacher=teacher_of(tokenizer),
+        teacher={"name": tokenizer, **configured_shape(tokenizer)},
         tokenizer=tokenizer_hash(theirs),
         template=template_hash(theirs),
         sequence_length=sequence_length,

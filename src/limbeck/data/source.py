@@ -59,6 +59,11 @@ class BatchSource(ABC):
     def step(self, step: int, world: World) -> StepData:
         """One rank's share of an optimizer step, counted from 0."""
 
+    def ahead(self, step: int, world: World) -> StepData | None:
+        """What is known of a later step before those in between were taken; nothing by default."""
+        del step, world
+        return None
+
     def document_name(self, document: int) -> str:
         """Where a document of `Batch.document_ids` comes from, for messages."""
         return f"document {document}"
@@ -146,6 +151,10 @@ class ShuffledRows(BatchSource):
             rows_per_step=self._rows_per_step,
         )
         return RowsOfStep(self._data, rows, math.ceil(self._rows_per_step / world.size))
+
+    def ahead(self, step: int, world: World) -> StepData:
+        """All of it."""
+        return self.step(step, world)
 
     def document_name(self, document: int) -> str:
         """File and line of a document."""

@@ -10,7 +10,6 @@ from limbeck.distributed import World
 from limbeck.models import loading_notes
 from limbeck.registry import type_of
 from limbeck.students import InitialStudent, reads_teacher
-from limbeck.teachers import Teacher
 
 
 class OpeningWorlds(NamedTuple):
@@ -42,10 +41,8 @@ def opening_worlds(config: RunConfig, world: World) -> OpeningWorlds:
     return OpeningWorlds(teacher, student, tuple(notes))
 
 
-def whole_loads(
-    teacher: Teacher, student: InitialStudent, opened: OpeningWorlds, world: World
-) -> tuple[str, ...]:
-    """Which models several ranks have loaded whole, why, and how to avoid it."""
+def whole_loads(student: InitialStudent, opened: OpeningWorlds, world: World) -> tuple[str, ...]:
+    """Why several ranks have loaded the student whole, and how to avoid loading a model whole."""
     if world.size == 1:
         return ()
-    return (*teacher.notes, *loading_notes("student", student.model), *opened.notes)
+    return (*loading_notes("student", student.model), *opened.notes)

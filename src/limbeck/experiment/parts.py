@@ -218,10 +218,11 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
         },
         notes=[
             *vocabulary.notes,
+            *teacher.notes,
             *teacher.text_notes,
             *data_notes(config, data, held_out),
             *([] if epochs is None else [epochs_note(epochs, config, data)]),
-            *whole_loads(teacher, student, by_rows, world),
+            *whole_loads(student, by_rows, world),
             *prompt_notes(prompts),
         ],
     )

@@ -28,9 +28,11 @@ from limbeck.experiment.parts import Parts
 from limbeck.experiment.score_files import read_scores, write_scores
 from limbeck.files import manifest, sha256
 from limbeck.models import Distiller, choose_dtype
+from limbeck.registry import type_of
 from limbeck.rollouts import Rollouts
 from limbeck.teachers import TeacherRequest
 from limbeck.teachers.base import DISTRIBUTION
+from limbeck.teachers.served import REACHED_BY
 from limbeck.train import MetricSink, TrainSetup, train
 
 
@@ -273,4 +275,6 @@ def lasting(config: RunConfig) -> dict[str, Any]:
     transient = ("output", "track", "device", "parallel", "evaluate", "memory", "checkpoint")
     for section in (*transient, "plugins"):
         del plain[section]
+    if type_of(config.teacher) == "served":
+        plain["teacher"] = {k: v for k, v in plain["teacher"].items() if k not in REACHED_BY}
     return plain

@@ -6,7 +6,7 @@ from limbeck.models.causal_lm import CausalLM
 from limbeck.models.device import choose_device, choose_dtype
 from limbeck.models.distiller import Distiller
 from limbeck.models.embedded import cache_folder, embedded_teacher
-from limbeck.models.facts import loading_notes, model_facts, shape_facts
+from limbeck.models.facts import configured_shape, loading_notes, model_facts, shape_facts
 from limbeck.models.freezing import make_trainable, trained_facts
 from limbeck.models.load import (
     copied_model,
@@ -42,6 +42,7 @@ __all__ = [
     "captured_projections",
     "choose_device",
     "choose_dtype",
+    "configured_shape",
     "copied_model",
     "embedded_teacher",
     "enable_activation_checkpointing",

@@ -6,9 +6,10 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from limbeck.errors import ConfigError
 from limbeck.files import sha256, size
 from limbeck.models.causal_lm import CausalLM
-from limbeck.models.source import ModelSource, find
+from limbeck.models.source import ModelSource, Place, find, open_config
 
 
 def model_facts(source: ModelSource, model: CausalLM, *, hashed: bool = True) -> dict[str, Any]:
@@ -36,6 +37,38 @@ def shape_facts(model: CausalLM) -> dict[str, Any]:
         "width": model.width,
         "vocabulary_rows": model.vocabulary_rows,
         "dtype": str(model.hf_model.dtype).removeprefix("torch."),
+    }
+
+
+def configured_shape(path: str) -> dict[str, Any]:
+    """Family and size of a model of any kind, from its configuration alone; JSON.
+
+    Args:
+        path: Hub name, or folder with config.json; no weights need to be there.
+
+    Raises:
+        ConfigError: There is no configuration, or it is not of a language model.
+    """
+    source, folder = ModelSource(path), Path(path).expanduser()
+    is_here = (folder / "config.json").is_file()
+    whole = open_config(source, Place(str(folder), folder, None) if is_here else find(source))
+    plain = whole.get_text_config().to_dict()
+    wanted = {
+        "layers": "num_hidden_layers",
+        "width": "hidden_size",
+        "vocabulary_rows": "vocab_size",
+    }
+    shape = {name: plain.get(theirs) for name, theirs in wanted.items()}
+    if missing := [wanted[name] for name, value in shape.items() if type(value) is not int]:
+        raise ConfigError(
+            f"The configuration of {path} must give the size of a language model, and has no "
+            f"{', '.join(missing)}. Choose a decoder-only model."
+        )
+    limit = plain.get("max_position_embeddings")
+    return {
+        "family": whole.model_type,
+        **shape,
+        "max_positions": limit if type(limit) is int else None,
     }
 
 

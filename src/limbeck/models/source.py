@@ -140,8 +140,8 @@ def on_hub(source: ModelSource) -> Place:
     return Place(source.path, config.parent, config.parent.name)
 
 
-def read_config(source: ModelSource, place: Place) -> PreTrainedConfig:
-    """A model's configuration, if limbeck can use such a model."""
+def open_config(source: ModelSource, place: Place) -> PreTrainedConfig:
+    """A model's configuration, of whatever kind the model is."""
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(
             place.name, revision=place.commit, trust_remote_code=source.trust_remote_code
@@ -153,6 +153,16 @@ def read_config(source: ModelSource, place: Place) -> PreTrainedConfig:
         raise ConfigError(
             f"The configuration of {source.path} cannot be used: {first_line(error)} {remedy}"
         ) from error
+    return config
+
+
+def read_config(source: ModelSource, place: Place) -> PreTrainedConfig:
+    """A model's configuration, if limbeck can use such a model.
+
+    Raises:
+        ConfigError: It is broken, of an unknown family, no causal LM, or of a kind limbeck refuses.
+    """
+    config = open_config(source, place)
     refuse_unknown_kinds(source.path, config, own_code=source.trust_remote_code)
     return config
 

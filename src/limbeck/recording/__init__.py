@@ -3,7 +3,7 @@
 from limbeck.recording.budget import Budget, Setting, make_budget, require_room
 from limbeck.recording.plan import ShardPlan, own_shards, parse_part, plan_shards
 from limbeck.recording.progress import RecordingProgress
-from limbeck.recording.record import Recorder, put_tokenizer, teacher_of
+from limbeck.recording.record import Recorder, put_tokenizer
 from limbeck.recording.recording import Recorded, Recording
 
 __all__ = [
@@ -20,5 +20,4 @@ __all__ = [
     "plan_shards",
     "put_tokenizer",
     "require_room",
-    "teacher_of",
 ]

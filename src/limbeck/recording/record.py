@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from limbeck.batch import Batch, Window
 from limbeck.files import locked
-from limbeck.losses.distributions import LazyLogits
-from limbeck.models import CausalLM, ModelSource, PreTrainedTokenizerBase, evaluating
-from limbeck.models.source import find, read_config
+from limbeck.models import PreTrainedTokenizerBase
 from limbeck.recording.plan import PlannedWindow, ShardPlan, passes
 from limbeck.recording.progress import RecordingProgress
 from limbeck.store import (
@@ -27,9 +24,14 @@ from limbeck.store import (
     shard_facts,
     write_head,
 )
+from limbeck.teachers import Teacher, require_local
 
 CREATION_TIMEOUT_S = 600.0
 """How long to wait for another process that creates the same store: it may write a head of GBs."""
+
+
+ROWS_AHEAD = 32
+"""Passes that a teacher which works ahead is told of; their signals are in memory."""
 
 
 class Recorder:
@@ -40,16 +42,23 @@ class Recorder:
     """
 
     def __init__(
-        self, teacher: CausalLM, plan: ShardPlan, header: StoreHeader, folder: Path
+        self,
+        teacher: Teacher,
+        plan: ShardPlan,
+        header: StoreHeader,
+        folder: Path,
+        device: torch.device,
     ) -> None:
         """
         Args:
-            teacher: In eval mode, cut to the header's vocabulary.
+            teacher: Required to give distributions over the header's vocabulary, and its layers.
+            device: Where the teacher reads batches.
         """
         self._teacher = teacher
         self._plan = plan
         self._header = header
         self._folder = folder
+        self._device = device
         self._form = header.make_form()
 
     def begin(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -59,7 +68,8 @@ class Recorder:
             create(self._folder, self._header)
             put_tokenizer(self._folder, tokenizer)
             if self._form.needs_head:
-                write_head(self._folder, self._teacher.head)
+                teacher = require_local(self._teacher, "record.form: a form with the head")
+                write_head(self._folder, teacher.model.head)
 
     def left(self, shards: Sequence[int]) -> list[int]:
         """Those of the shards that are not published."""
@@ -87,25 +97,32 @@ class Recorder:
         places = self._plan.shards[shard]
         scored = 0
         with ShardWriter(self._folder, shard, self._header) as writer:
-            for row in passes(places, self._header.sequence_length):
+            rows = list(passes(places, self._header.sequence_length))
+            self._announce(rows[:ROWS_AHEAD])
+            for number, row in enumerate(rows):
                 check()
+                self._announce(rows[number + ROWS_AHEAD : number + ROWS_AHEAD + 1])
                 scored += self._record_row(row, writer)
                 progress.advance(sum(place.positions for place in row))
         progress.finished(shard, self._header.num_shards, scored, writer.record_bytes)
+
+    def _announce(self, rows: Sequence[Sequence[PlannedWindow]]) -> None:
+        """Tell the teacher what it will be asked for, if it works ahead."""
+        if self._teacher.works_ahead:
+            self._teacher.prefetch([row_of(list(map(self._plan.sample, row))) for row in rows])
 
     @torch.no_grad()
     def _record_row(self, row: Sequence[PlannedWindow], writer: ShardWriter) -> int:
         """Record one forward pass over windows that do not attend to each other; scored tokens."""
         samples = [self._plan.sample(place) for place in row]
-        batch = row_of(samples).to(self._teacher.hf_model.device)
-        with evaluating(self._teacher):
-            hidden, layers = self._teacher(batch, self._header.layers)
+        answer = self._teacher.signal(row_of(samples).to(self._device))
+        distribution, layers = answer.distribution, answer.layer_hidden
+        assert distribution is not None, "the recording requires distributions"
         start = 0
         for sample in samples:
             rows = slice(start, start + sample.num_scored)
-            distribution = LazyLogits(hidden[rows], self._teacher.head)
             generator = generator_of(self._header.seed, sample.key)
-            signal = self._form.read_teacher(distribution, generator)
+            signal = self._form.read_teacher(distribution.rows(rows), generator)
             writer.add(sample, signal, {layer: states[rows] for layer, states in layers.items()})
             start = rows.stop
         return start
@@ -114,18 +131,6 @@ class Recorder:
 def put_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     """Publish the teacher's tokenizer in a store, unless it has one; see `publish_once`."""
     publish_once(folder / TOKENIZER, partial(save, tokenizer))
-
-
-def teacher_of(path: str) -> dict[str, Any]:
-    """Name, shape and vocabulary of a teacher, without loading its weights."""
-    source = ModelSource(path)
-    config = read_config(source, find(source))
-    return {
-        "name": path,
-        "layers": config.num_hidden_layers,
-        "width": config.hidden_size,
-        "vocabulary_rows": config.vocab_size,
-    }
 
 
 def save(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

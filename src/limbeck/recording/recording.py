@@ -16,14 +16,29 @@ from limbeck.data import load_held_out, load_text
 from limbeck.distributed import main_first, world
 from limbeck.errors import ConfigError
 from limbeck.files import files_under
+from limbeck.losses import SignalNeeds
 from limbeck.models import choose_device
 from limbeck.recording.budget import Budget, make_budget, require_room
 from limbeck.recording.plan import ShardPlan, own_shards, plan_shards
 from limbeck.recording.progress import RecordingProgress
-from limbeck.recording.record import Recorder
+from limbeck.recording.record import Recorder, row_of
 from limbeck.registry import type_of
-from limbeck.store import StoreHeader, require_store_or_new, shard_name, written_out
-from limbeck.teachers import TeacherRequest, TextWindows, require_local, teachers
+from limbeck.store import (
+    StoreHeader,
+    generator_of,
+    require_store_or_new,
+    shard_name,
+    written_out,
+)
+from limbeck.teachers import (
+    Teacher,
+    TeacherRequest,
+    TextWindows,
+    find_local,
+    require_local,
+    teachers,
+)
+from limbeck.teachers.served import ServedTeacher
 from limbeck.tokenizers import prove_same_vocabulary, template_hash, tokenizer_hash
 
 
@@ -49,7 +64,7 @@ class Recording:
     def __init__(self, config: RunConfig) -> None:
         """
         Args:
-            config: With a `record` section and a teacher that has a model.
+            config: With a `record` section and a teacher that is online or served.
 
         Raises:
             ConfigError: One of them is missing, teacher and text do not fit together, or the
@@ -76,12 +91,13 @@ class Recording:
         with main_first(self.world):
             teacher = teachers.bind(config.teacher, "teacher")(whole)
         teacher.shard(whole)
-        self.model = require_local(teacher, "record").model
+        self.teacher = recordable(teacher)
         tokenizer = self.tokenizer = teacher.tokenizer
         rows = teacher.info.vocabulary_rows
         proof = prove_same_vocabulary(tokenizer, tokenizer, student_rows=rows, teacher_rows=rows)
-        teacher.require(TeacherRequest(vocabulary_size=proof.size))
         require_layers(self.settings.layers, teacher.info.layers)
+        needs = SignalNeeds(distribution=True, layers=frozenset(self.settings.layers))
+        teacher.require(TeacherRequest(needs=needs, vocabulary_size=proof.size))
         self.plan: ShardPlan = self._plan(teacher.info.max_positions)
         self.header = StoreHeader(
             form=written_out(self.settings.form),
@@ -96,7 +112,21 @@ class Recording:
             layers=self.settings.layers,
             limbeck=version("limbeck"),
         )
-        self.header.make_form()
+        self._require_form()
+
+    def _require_form(self) -> None:
+        """Refuse a form that cannot be made of what the teacher gives, before anything is written.
+
+        Raises:
+            ConfigError: It cannot.
+        """
+        form, nothing = self.header.make_form(), slice(0, 0)
+        if find_local(self.teacher) is None:
+            place = self.plan.shards[0][0]
+            batch = row_of([self.plan.sample(place)]).to(self.world.device)
+            distribution = self.teacher.signal(batch).distribution
+            assert distribution is not None, "the recording requires distributions"
+            form.read_teacher(distribution.rows(nothing), generator_of(0, b""))
 
     def _plan(self, limit: int | None) -> ShardPlan:
         """Every training window, and the held-out windows that a run evaluates."""
@@ -109,10 +139,20 @@ class Recording:
         return plan_shards(texts, self.settings.shard_tokens)
 
     def budget(self) -> Budget:
-        """Size and error of this form and of others, measured on a few windows."""
+        """Size and error of this form and of others, measured on a few windows.
+
+        Raises:
+            ConfigError: The teacher's model is not in this process.
+        """
+        model = require_local(self.teacher, "record: a budget").model
         return make_budget(
-            self.model, self.plan, self.header.form, self.settings.layers, self.settings.output
+            model, self.plan, self.header.form, self.settings.layers, self.settings.output
         )
+
+    @property
+    def has_budget(self) -> bool:
+        """Whether forms can be compared: that takes the teacher's whole distributions."""
+        return find_local(self.teacher) is not None
 
     def record(
         self, part: tuple[int, int], budget: Budget | None, check: Callable[[], None]
@@ -128,7 +168,9 @@ class Recording:
             DataError: The folder holds another store.
             StorageError: The disk has too little space.
         """
-        recorder = Recorder(self.model, self.plan, self.header, self.settings.output)
+        recorder = Recorder(
+            self.teacher, self.plan, self.header, self.settings.output, self.world.device
+        )
         number, parts = part
         rank, size = self.world.rank, self.world.size
         mine = own_shards(len(self.plan.shards), (number * size + rank, parts * size))
@@ -171,6 +213,15 @@ def settings_of(config: RunConfig) -> RecordConfig:
             "teacher='{type: online, path: ...}'."
         )
     return config.record
+
+
+def recordable(teacher: Teacher) -> Teacher:
+    """The teacher, which must be one model, here or in a server.
+
+    Raises:
+        ConfigError: It is something else.
+    """
+    return teacher if isinstance(teacher, ServedTeacher) else require_local(teacher, "record")
 
 
 def require_layers(layers: tuple[int, ...], num_layers: int) -> None:

@@ -27,6 +27,10 @@ class Mixed(BatchSource):
     def step(self, step: int, world: World) -> StepData:
         return MixedStep(self._rollouts.step(step, world), self._fixed.step(step, world))
 
+    def ahead(self, step: int, world: World) -> StepData | None:
+        """The fixed text; rollouts depend on the weights."""
+        return self._fixed.ahead(step, world)
+
     def document_name(self, document: int) -> str:
         part = self._rollouts if document >= self._rollouts.first_number else self._fixed
         return part.document_name(document)

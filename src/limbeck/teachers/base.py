@@ -39,6 +39,7 @@ class TeacherInfo:
         dtype: Data type of its weights.
         max_positions: Longest sequence it was made for.
         recorded: Form, number of tokens and hash of the store, for a stored teacher.
+        served: Name of the model in its server and tokens a position, for a served teacher.
     """
 
     layers: int
@@ -53,6 +54,7 @@ class TeacherInfo:
     dtype: str | None = None
     max_positions: int | None = None
     recorded: Mapping[str, Any] | None = None
+    served: Mapping[str, Any] | None = None
 
     @classmethod
     def from_json(cls, facts: Mapping[str, Any]) -> TeacherInfo:
@@ -142,6 +144,11 @@ class Teacher(ABC):
 
     def prefetch(self, batches: Sequence[Batch]) -> None:  # noqa: B027  (optional)
         """Start work on batches that `signal` will be called with next. Does nothing by default."""
+
+    @property
+    def works_ahead(self) -> bool:
+        """Whether `prefetch` is worth calling with batches of the next step too."""
+        return False
 
     @abstractmethod
     def signal(self, batch: Batch) -> TeacherSignal:

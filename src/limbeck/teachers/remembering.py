@@ -1,36 +1,34 @@
-"""A local teacher whose last hidden states are cached by batch."""
+"""A teacher whose distributions are cached by batch."""
 
 from __future__ import annotations
 
 import hashlib
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from limbeck.batch import Batch
 from limbeck.distributed import World
 from limbeck.losses import TeacherSignal
-from limbeck.losses.distributions import LazyLogits
 from limbeck.models import PreTrainedTokenizerBase
 from limbeck.teachers.base import DISTRIBUTION, Teacher, TeacherInfo, TeacherRequest
 from limbeck.teachers.local import LocalTeacher
+from limbeck.teachers.served import ServedTeacher
 
 
 class RememberingTeacher(Teacher):
-    """Caches last hidden states, for text that is measured again and again.
+    """Caches distributions, for text that is measured again and again.
 
-    D numbers a token are kept, not V, and the distributions are exact. Do not cache across ranks: a
-    hit would skip collectives the other ranks wait in.
+    Of a local teacher D numbers a token are kept, not V, of a served one its k tokens. Do not
+    cache a local teacher across ranks: a hit would skip collectives the other ranks wait in.
     """
 
-    def __init__(self, teacher: LocalTeacher) -> None:
+    def __init__(self, teacher: Teacher) -> None:
         """
         Args:
-            teacher: Runs once for each batch.
+            teacher: Asked once for each batch; distributions are all that it is required to give.
         """
         self._teacher = teacher
-        self._hidden: dict[bytes, Float[Tensor, "N D"]] = {}
+        self._signals: dict[bytes, TeacherSignal] = {}
 
     @property
     def info(self) -> TeacherInfo:
@@ -49,11 +47,10 @@ class RememberingTeacher(Teacher):
     @torch.no_grad()
     def signal(self, batch: Batch) -> TeacherSignal:
         """The teacher's distribution at the scored positions of a batch."""
-        model = self._teacher.model
         key = fingerprint(batch)
-        if key not in self._hidden:
-            self._hidden[key], _ = model(batch)
-        return TeacherSignal.from_distribution(LazyLogits(self._hidden[key], model.head))
+        if key not in self._signals:
+            self._signals[key] = self._teacher.signal(batch)
+        return self._signals[key]
 
 
 def for_measuring(teacher: Teacher, world: World) -> Teacher:
@@ -63,9 +60,12 @@ def for_measuring(teacher: Teacher, world: World) -> Teacher:
     are not.
     """
     measuring = teacher.with_needs(DISTRIBUTION)
-    if world.size == 1 and isinstance(measuring, LocalTeacher):
-        return RememberingTeacher(measuring)
-    return measuring
+    is_alone = world.size == 1 and isinstance(measuring, LocalTeacher)
+    return (
+        RememberingTeacher(measuring)
+        if is_alone or isinstance(measuring, ServedTeacher)
+        else measuring
+    )
 
 
 def fingerprint(batch: Batch) -> bytes:

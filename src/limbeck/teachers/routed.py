@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
 
@@ -84,6 +84,17 @@ class RoutedTeacher(SeveralTeachers):
             )
         return found[0]
 
+    def prefetch(self, batches: Sequence[Batch]) -> None:
+        """Announce to every member the documents that it answers."""
+        if not self._needs.distribution:
+            return
+        for batch in batches:
+            routes = self._routes_at(batch)
+            for name, member in self._members.items():
+                mine = torch.from_numpy(routes == name)
+                if len(mine.nonzero()):
+                    member.prefetch([only(batch, mine)])
+
     @torch.no_grad()
     def signal(self, batch: Batch) -> TeacherSignal:
         """One part for each teacher that has a document in the batch.
@@ -94,16 +105,13 @@ class RoutedTeacher(SeveralTeachers):
         if not self._needs.distribution:
             return TeacherSignal()
         routes = self._routes_at(batch)
-        scored = batch.scored.cpu()
         parts: list[SignalPart] = []
         for name, member in self._members.items():
             mine = torch.from_numpy(routes == name)
             # Every rank must enter every forward pass of sharded weights.
             if not len(mine.nonzero()) and not self._has_ranks and (parts or len(routes)):
                 continue
-            grid = torch.zeros_like(scored)
-            grid[scored] = mine
-            distribution = member.signal(only(batch, grid)).distribution
+            distribution = member.signal(only(batch, mine)).distribution
             assert distribution is not None
             positions = mine.nonzero().squeeze(-1).to(batch.scored.device)
             parts.append(SignalPart(positions, distribution))
@@ -132,8 +140,11 @@ def document_of(text: TextWindows, window: int) -> str:
     return text.data.document_name(int(text.data.windows[window, 2]))
 
 
-def only(batch: Batch, scored: Bool[Tensor, "B T"]) -> Batch:
-    """The rows with a position to score, or the first; nothing else of them is scored."""
+def only(batch: Batch, chosen_positions: Bool[Tensor, " N"]) -> Batch:
+    """The rows with one of these scored positions, or the first; nothing else is scored."""
+    every = batch.scored.cpu()
+    scored = torch.zeros_like(every)
+    scored[every] = chosen_positions
     chosen: Int[Tensor, " b"] = scored.any(-1).nonzero().squeeze(-1)
     rows = (chosen if len(chosen) else torch.zeros(1, dtype=torch.int64)).to(batch.scored.device)
     return Batch(

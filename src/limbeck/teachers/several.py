@@ -104,6 +104,11 @@ class SeveralTeachers(Teacher):
             member.prefetch(batches)
 
     @property
+    def works_ahead(self) -> bool:
+        """Whether a member does."""
+        return any(member.works_ahead for member in self._members.values())
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """Those of every member."""
         return tuple(note for member in self._members.values() for note in member.notes)

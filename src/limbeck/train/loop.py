@@ -180,8 +180,7 @@ class Loop:
             self.raise_failed_sink()
         if stop is not None:
             self._stop(stop)
-        if setup.teacher is not None:
-            setup.teacher.prefetch(micro_batches)
+        self._prefetch(micro_batches)
         try:
             accumulated: Accumulated = accumulate(
                 setup.distiller,
@@ -211,6 +210,17 @@ class Loop:
         # Outside the handler, whose traceback holds the memory that is to be freed.
         self._halve()
         return self._learn(data)
+
+    def _prefetch(self, micro_batches: list[Batch]) -> None:
+        """Announce the step to the teacher, and the next one if it works ahead."""
+        setup, teacher, following = self._setup, self._setup.teacher, self.totals.step + 1
+        if teacher is None:
+            return
+        teacher.prefetch(micro_batches)
+        if teacher.works_ahead and following < setup.optim.num_steps:
+            upcoming = setup.source.ahead(following, setup.world)
+            if upcoming is not None:
+                teacher.prefetch(upcoming.cut(self.totals.micro_batch))
 
     def _may_halve(self) -> bool:
         """Whether to try a smaller micro-batch.

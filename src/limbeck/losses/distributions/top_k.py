@@ -97,6 +97,12 @@ class TopK(KeptTokens):
         tails = {each: tail_of(log_softmax(logits, each), top.indices) for each in further}
         return cls(top.indices, top.values, tail_of(logp, top.indices), temperature, tails)
 
+    def fewer(self, k: int) -> TopK:
+        """The k most probable of these tokens; the others join the tail, at one temperature."""
+        values, order = self.logprobs.sort(dim=-1, descending=True, stable=True)
+        tail = torch.logaddexp(self.tail_logprob, values[:, k:].logsumexp(-1))
+        return TopK(self.ids.gather(-1, order)[:, :k], values[:, :k], tail, self.temperature)
+
     def at(self, temperature: float) -> Float[Tensor, "N k1"]:
         tails = {self.temperature: self.tail_logprob, **self.further_tails}
         return kept_and_tail(self.logprobs, tails, self.temperature, temperature).clamp_min(FLOOR)

@@ -16,7 +16,7 @@ from limbeck.losses.distributions.base import (
     log_softmax,
     padded,
 )
-from limbeck.losses.distributions.top_k import KeptTokens, kept_and_tail, tail_of
+from limbeck.losses.distributions.top_k import KeptTokens, TopK, kept_and_tail, tail_of
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,18 @@ class UnevenTopK(KeptTokens):
         tails = {each: tail_of(log_softmax(logits, each), ids) for each in further}
         known = top.values[:, :width].masked_fill(~kept, FLOOR)
         return cls(ids, known, kept, tail_of(logp, ids), temperature, tails)
+
+    @classmethod
+    def from_top_k(cls, top: TopK, min_prob: float) -> UnevenTopK:
+        """Of the k tokens of each row, most probable first, those of at least `min_prob`."""
+        kept = top.logprobs >= math.log(min_prob)
+        kept[:, :1] = True
+        dropped = top.logprobs.masked_fill(kept, -torch.inf).logsumexp(-1)
+        width = int(kept.sum(-1).max()) if len(kept) else 1
+        tail, kept = torch.logaddexp(top.tail_logprob, dropped), kept[:, :width]
+        ids = torch.where(kept, top.ids[:, :width], top.ids[:, :1])
+        known = top.logprobs[:, :width].masked_fill(~kept, FLOOR)
+        return cls(ids, known, kept, tail, top.temperature)
 
     @classmethod
     def cat(cls, parts: Sequence[UnevenTopK]) -> UnevenTopK:

@@ -32,13 +32,16 @@ class Form(ABC):
 
     @abstractmethod
     def read_teacher(
-        self, distribution: DenseLogits | LazyLogits, generator: torch.Generator
+        self, distribution: TeacherDistribution, generator: torch.Generator
     ) -> TeacherDistribution:
         """The reduced distributions at the N scored positions of one sample; N may be 0.
 
         Args:
             distribution: The teacher's, over the vocabulary without its padding.
             generator: The sample's generator, on the CPU.
+
+        Raises:
+            ConfigError: The form cannot be made of what the teacher gives.
         """
 
     def ids_of(self, signal: TeacherDistribution) -> Int[np.ndarray, " ids"]:
@@ -91,8 +94,14 @@ def require_tail(k: int, vocabulary_size: int) -> None:
         )
 
 
-def logits_in_chunks(distribution: DenseLogits | LazyLogits) -> Iterator[Float[Tensor, "n V"]]:
+def logits_in_chunks(distribution: TeacherDistribution) -> Iterator[Float[Tensor, "n V"]]:
     """The logits in chunks of rows of at most `CHUNK_BYTES`; one empty chunk for no rows."""
+    if not isinstance(distribution, DenseLogits | LazyLogits):
+        raise ConfigError(
+            "record.form: must be top_k for a teacher that gives the most probable tokens only "
+            "(a served one); every other form needs its whole distributions. Set "
+            "record.form={type: top_k, k: ...}, or record with teacher={type: online, path: ...}."
+        )
     if isinstance(distribution, DenseLogits):
         num_rows, vocabulary_size = distribution.logits.shape
     else:

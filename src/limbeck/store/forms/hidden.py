@@ -6,7 +6,7 @@ import torch
 
 from limbeck.errors import ConfigError, DataError
 from limbeck.losses import Head
-from limbeck.losses.distributions import DenseLogits, LazyLogits, TeacherDistribution
+from limbeck.losses.distributions import LazyLogits, TeacherDistribution
 from limbeck.store import hidden_states
 from limbeck.store.forms.base import Form, forms
 from limbeck.store.hidden_states import Precision
@@ -35,12 +35,12 @@ class HiddenForm(Form):
         return HiddenForm(self._vocabulary_size, head, precision=self._precision)
 
     def read_teacher(
-        self, distribution: DenseLogits | LazyLogits, generator: torch.Generator
+        self, distribution: TeacherDistribution, generator: torch.Generator
     ) -> LazyLogits:
         del generator
         if not isinstance(distribution, LazyLogits):
             raise ConfigError(
-                "The form 'hidden' records hidden states, and this teacher gives logits only. "
+                "The form 'hidden' records hidden states, and this teacher does not give them. "
                 "Use the form top_k or samples, or a teacher that runs here."
             )
         return LazyLogits(distribution.hidden.detach(), distribution.head)

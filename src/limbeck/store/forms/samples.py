@@ -9,7 +9,7 @@ import torch
 from annotated_types import Ge, Gt, Le
 from jaxtyping import Int
 
-from limbeck.losses.distributions import DenseLogits, LazyLogits, Samples, TeacherDistribution
+from limbeck.losses.distributions import Samples, TeacherDistribution
 from limbeck.store.byte_planes import Unpacker, pack
 from limbeck.store.counts import (
     decode_counts,
@@ -48,7 +48,7 @@ class SamplesForm(Form):
         self._systematic = draw == "systematic"
 
     def read_teacher(
-        self, distribution: DenseLogits | LazyLogits, generator: torch.Generator
+        self, distribution: TeacherDistribution, generator: torch.Generator
     ) -> Samples:
         parts = [
             Samples.from_logits(

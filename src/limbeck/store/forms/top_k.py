@@ -12,8 +12,6 @@ from jaxtyping import Float32, Int
 from limbeck.errors import ConfigError
 from limbeck.losses.distributions import (
     FLOOR,
-    DenseLogits,
-    LazyLogits,
     TeacherDistribution,
     TopK,
     UnevenTopK,
@@ -61,9 +59,11 @@ class TopKForm(Form):
         self._temperatures = tuple(float(each) for each in temperatures)
 
     def read_teacher(
-        self, distribution: DenseLogits | LazyLogits, generator: torch.Generator
+        self, distribution: TeacherDistribution, generator: torch.Generator
     ) -> TeacherDistribution:
         del generator
+        if isinstance(distribution, TopK):
+            return self._fewer(distribution)
         first, *further = self._temperatures
         parts: list[TeacherDistribution] = []
         for logits in logits_in_chunks(distribution):
@@ -73,6 +73,26 @@ class TopKForm(Form):
             else:
                 parts.append(TopK.from_logits(logits, self._k, first, further))
         return type(parts[0]).cat(parts)
+
+    def _fewer(self, given: TopK) -> TopK | UnevenTopK:
+        """The form of a teacher that gives k tokens and the tail.
+
+        Raises:
+            ConfigError: It gives too few, or not at the temperatures of the form.
+        """
+        if (found := given.ids.shape[1]) < self._k:
+            raise ConfigError(
+                f"record.form.k: must be at most the {found} tokens that the teacher gives, got "
+                f"{self._k}. Lower it, or raise teacher.k."
+            )
+        if self._temperatures != (given.temperature,):
+            raise ConfigError(
+                f"record.form.temperatures: must be [{given.temperature:g}], the only one at which "
+                f"this teacher gives its top k, got {list(self._temperatures)}. Correct it, or "
+                "record with teacher={type: online, path: ...}."
+            )
+        kept = given.fewer(self._k)
+        return UnevenTopK.from_top_k(kept, self._min_prob) if self._min_prob > 0 else kept
 
     def ids_of(self, signal: TeacherDistribution) -> Int[np.ndarray, " ids"]:
         if isinstance(signal, UnevenTopK):

@@ -9,7 +9,7 @@ import torch
 from annotated_types import Ge, Gt, Le
 from jaxtyping import Int
 
-from limbeck.losses.distributions import DenseLogits, LazyLogits, TeacherDistribution, TopKSamples
+from limbeck.losses.distributions import TeacherDistribution, TopKSamples
 from limbeck.store import id_sets, quantization
 from limbeck.store.byte_planes import Unpacker, pack, to_planes
 from limbeck.store.counts import (
@@ -50,7 +50,7 @@ class TopKSamplesForm(Form):
         self._temperature = float(temperature)
 
     def read_teacher(
-        self, distribution: DenseLogits | LazyLogits, generator: torch.Generator
+        self, distribution: TeacherDistribution, generator: torch.Generator
     ) -> TopKSamples:
         parts = [
             TopKSamples.from_logits(

@@ -1,0 +1,6 @@
+"""Teachers that run in an inference server, asked over HTTP."""
+
+from limbeck.teachers.served.requests import Connection, Server
+from limbeck.teachers.served.teacher import REACHED_BY, ServedTeacher
+
+__all__ = ["REACHED_BY", "Connection", "ServedTeacher", "Server"]

@@ -1,0 +1,215 @@
+"""The questions to a server before step 0: the model, its vocabulary, the form of its answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64
+
+from limbeck.errors import ConfigError, DataError
+from limbeck.models import PreTrainedTokenizerBase
+from limbeck.teachers.served.requests import RefusedError, Server
+from limbeck.teachers.served.vllm import (
+    COMPLETIONS,
+    MODELS,
+    Rows,
+    echoed_ids,
+    read_rows,
+    scoring_body,
+    tokens_body,
+)
+
+TEXTS = (
+    "The distillation of a large model keeps what a small one can hold.",
+    "In 1994 there were 12,345 of them; in 2026 only 7 (0.06 %).",
+    "def f(x):\n    return {'a': x ** 2}  # \t two  spaces,   three\n\n\n",
+    "Gr\u00fc\u00dfe aus K\u00f6ln, d\u00e9j\u00e0 vu, e\u0301 is not \u00e9; \ufb01ne "
+    "\u2014 \u201cquoted\u201d \u2026",
+    "\u65e5\u672c\u8a9e\u3001\u4e2d\u6587\u3001\ud55c\uad6d\uc5b4; "
+    "\u041f\u0440\u0438\u0432\u0435\u0442; \u0645\u0631\u062d\u0628\u0627; "
+    "\u0928\u092e\u0938\u094d\u0924\u0947",
+    " leading and trailing spaces \U0001f389\U0001f469\u200d\U0001f52c\ufe0f ",
+)
+"""Texts on which tokenizers differ: digits, spaces, code, composed and other scripts, emoji."""
+
+PROBED_TOKENS = 128
+CROWD = 8
+"""Requests of the same text at once, to measure what batching changes."""
+
+LARGE_NOISE = 0.02
+"""Nats above which a user is told how to get less."""
+LARGEST_SHIFT = 0.5
+"""Mean nats a token by which a server that came back may differ; batching changes far less."""
+
+
+@dataclass(frozen=True)
+class Probed:
+    """A server that passed.
+
+    Attributes:
+        max_model_len: Tokens it accepts in a prompt and one more.
+        tokens: The text it was probed with.
+        rows: Its first answer.
+        notes: Its noise, and how much of the probability k tokens hold.
+    """
+
+    max_model_len: int
+    tokens: tuple[int, ...]
+    rows: Rows
+    notes: tuple[str, ...]
+
+
+def probe(server: Server, model: str, k: int, tokenizer: PreTrainedTokenizerBase) -> Probed:
+    """Ask a server everything that can be known before the first step.
+
+    Raises:
+        ConfigError: It serves another model, reads text differently, or has too low a limit.
+        DataError: Its answers are not what a teacher says.
+        TryLaterError: It does not answer.
+    """
+    longest = length_of(server.ask(MODELS, patience_s=0.0), server.connection.url, model)
+    require_same_tokens(server, model, tokenizer)
+    ids = [token for text in TEXTS for token in encoded(tokenizer, text)]
+    tokens = tuple(ids[: min(PROBED_TOKENS, longest - 1)])
+    try:
+        first = score(server, model, tokens, k, patience_s=0.0)
+    except RefusedError as error:
+        raise ConfigError(
+            f"teacher.k: the server must give {k} log-probabilities a position, and refused: "
+            f"{error} Start vLLM with --max-logprobs {k} or more, or lower teacher.k."
+        ) from error
+    again = score(server, model, tokens, k)
+    crowd = [server.submit(partial(score, server, model, tokens, k)) for _ in range(CROWD)]
+    notes = notes_of(first, again, [each.result() for each in crowd], k)
+    return Probed(longest, tokens, first, tuple(notes))
+
+
+def score(
+    server: Server,
+    model: str,
+    tokens: Sequence[int],
+    k: int,
+    *,
+    patience_s: float | None = None,
+) -> Rows:
+    """The k most probable tokens at every position of a text, checked.
+
+    Raises:
+        ConfigError: The server refuses.
+        DataError: The answer is not what a teacher says.
+        TryLaterError: The server does not answer for `patience_s`, the connection's by default.
+    """
+    answer = server.ask(COMPLETIONS, scoring_body(model, tokens, k), patience_s=patience_s)
+    return read_rows(answer, tokens, k)
+
+
+def length_of(answer: Any, url: str, model: str) -> int:
+    """The longest sequence of the model, from the list of those served.
+
+    Raises:
+        ConfigError: It is not served.
+        DataError: The list is not one of models with `max_model_len`.
+    """
+    try:
+        served = {str(each["id"]): each for each in answer["data"]}
+    except (TypeError, LookupError) as error:
+        raise DataError(
+            f"{url}{MODELS} must list the models of a server, and does not ({error!r}). Give the "
+            "address of an OpenAI-compatible server."
+        ) from error
+    if model not in served:
+        raise ConfigError(
+            f"teacher.model: must be a model that {url} serves ({', '.join(served) or 'none'}), "
+            f"got {model!r}. Correct the name, or start vLLM with --served-model-name."
+        )
+    entry = served[model]
+    base = served.get(str(entry.get("parent")), entry)  # of a LoRA adapter
+    longest = entry.get("max_model_len") or base.get("max_model_len")
+    if type(longest) is not int or longest < 3:
+        raise DataError(
+            f"{url}{MODELS} must give the max_model_len of {model}, and gives {longest!r}. Use a "
+            "server that answers as vLLM does."
+        )
+    return longest
+
+
+def require_same_tokens(server: Server, model: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a server that reads a text as other tokens.
+
+    Raises:
+        ConfigError: It does; which text, and both readings.
+    """
+    for text in TEXTS:
+        ours = encoded(tokenizer, text)
+        theirs = echoed_ids(server.ask(COMPLETIONS, tokens_body(model, text), patience_s=0.0))
+        if ours != theirs:
+            place = first_difference(ours, theirs)
+            raise ConfigError(
+                f"teacher.path: the tokenizer must be that of the served model, and the server "
+                f"reads {text[:30]!r} as {len(theirs)} tokens where it gives {len(ours)}, "
+                f"different from token {place} (served {theirs[place : place + 3]}, here "
+                f"{ours[place : place + 3]}). Name the folder or hub name of the served model."
+            )
+
+
+def encoded(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """The ids of a text, without special tokens around it."""
+    return [int(token) for token in tokenizer.encode(text, add_special_tokens=False)]
+
+
+def first_difference(ours: Sequence[int], theirs: Sequence[int]) -> int:
+    """The first place at which two lists differ."""
+    pairs = zip(ours, theirs, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(ours), len(theirs)))
+
+
+def notes_of(first: Rows, again: Rows, batched: Iterable[Rows], k: int) -> list[str]:
+    """What a user should know of a server's answers."""
+    mass = float(np.exp(first.logprobs).sum(-1).mean())
+    repeated, noise = distance(first, again), max(distance(first, each) for each in batched)
+    notes = [
+        f"teacher: {k} tokens hold {mass:.2%} of the probability of the probe text; its "
+        f"log-probabilities differ by up to {repeated:.2g} nats when it is asked for again, and by "
+        f"up to {noise:.2g} nats when {CROWD} requests come at once (batch-invariance noise)."
+    ]
+    if noise > LARGE_NOISE:
+        notes.append(
+            "teacher: start vLLM with --dtype float32 for less noise, or record once and train "
+            "from the store, which gives every step the same numbers."
+        )
+    return notes
+
+
+def distance(one: Rows, other: Rows) -> float:
+    """Largest difference of the log-probabilities that both answers give, nats."""
+    found = [float(np.abs(one.actual - other.actual).max())]
+    for place in range(len(one.ids)):
+        _, mine, theirs = common(one.ids[place], other.ids[place])
+        found.append(float(np.abs(one.logprobs[place][mine] - other.logprobs[place][theirs]).max()))
+    return max(found)
+
+
+def common(a: Int64[np.ndarray, " k"], b: Int64[np.ndarray, " k"]) -> tuple[Any, Any, Any]:
+    """Ids in both, and their places in each."""
+    return np.intersect1d(a, b, assume_unique=True, return_indices=True)
+
+
+def require_same_model(server: Server, model: str, probed: Probed) -> None:
+    """Refuse a server that came back as another model.
+
+    Raises:
+        DataError: Its log-probabilities of the probed text are others.
+    """
+    k = probed.rows.ids.shape[1]
+    now = score(server, model, probed.tokens, k)
+    shift = float(np.abs(now.actual - probed.rows.actual).mean())
+    if shift > LARGEST_SHIFT:
+        raise DataError(
+            f"The teacher's server {server.connection.url} must come back with the same model, and "
+            f"its log-probabilities of one text are now {shift:.2f} nats a token apart. Start it "
+            "with the model of this run, and resume."
+        )

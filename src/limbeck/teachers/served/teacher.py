@@ -1,0 +1,255 @@
+"""A teacher that runs in an inference server."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from functools import partial
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from annotated_types import Ge, Gt, Le
+from rich.console import Console
+
+from limbeck.batch import Batch
+from limbeck.distributed import World
+from limbeck.errors import ConfigError, DataError
+from limbeck.losses import Objective, TeacherSignal
+from limbeck.losses.distributions import FLOOR, TopK
+from limbeck.models import PreTrainedTokenizerBase, configured_shape
+from limbeck.store import Sample
+from limbeck.teachers.base import DISTRIBUTION, Teacher, TeacherInfo, TeacherRequest, teachers
+from limbeck.teachers.served.probe import Probed, probe, require_same_model, score
+from limbeck.teachers.served.requests import Connection, Server, checked_url, key_of
+from limbeck.teachers.served.vllm import Rows
+from limbeck.teachers.stored import samples_of
+from limbeck.tokenizers import load_tokenizer
+
+REACHED_BY = ("url", "key_env", "concurrency", "timeout_s", "patience_s")
+"""Options that do not change the numbers; a run may be resumed with others."""
+
+SMALLEST_TAIL = 1e-5
+"""Rounding of a float32 softmax over a vocabulary: a smaller tail, one minus a sum of the server's
+probabilities, cannot be told from none. An empty tail would leave a divergence without a bound."""
+
+
+class ServedTeacher(Teacher):
+    """The k most probable tokens from a server that runs the model, window by window.
+
+    A batch is cut into the windows it was packed from, as for a store. The answers to windows that
+    were announced by `prefetch` are fetched in the background.
+    """
+
+    def __init__(
+        self,
+        server: Server,
+        probed: Probed,
+        info: TeacherInfo,
+        tokenizer: PreTrainedTokenizerBase,
+        device: torch.device,
+    ) -> None:
+        """
+        Args:
+            server: Where the model runs.
+            probed: What it answered before the run.
+            info: Name and shape of the model.
+            tokenizer: Of the model.
+            device: Where signals are returned.
+        """
+        assert info.served is not None
+        self._server, self._probed, self._device = server, probed, device
+        self._info, self._tokenizer = info, tokenizer
+        self._model: str = info.served["model"]
+        self._k: int = info.served["k"]
+        self._vocabulary_size = info.vocabulary_rows
+        self._needs = DISTRIBUTION
+        self._pending: dict[bytes, Future[Rows]] = {}
+        self._outages = server.outages
+
+    @property
+    def info(self) -> TeacherInfo:
+        """Name and shape of the model; a server does not say which weights it has."""
+        return self._info
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer that was compared with the server's."""
+        return self._tokenizer
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Noise of the server, and how much of the probability k tokens hold."""
+        return self._probed.notes
+
+    @property
+    def works_ahead(self) -> bool:
+        """Windows of later steps are fetched while the student computes."""
+        return self._needs.distribution
+
+    def require(self, request: TeacherRequest) -> None:
+        """Compare what k tokens at temperature 1 hold with what the run reads.
+
+        Raises:
+            ConfigError: It reads layers, whole distributions, another temperature, or a divergence
+                or term that is not defined on k tokens and a tail.
+        """
+        if request.needs.layers or request.needs.projections:
+            raise ConfigError(
+                "The objective must read nothing but distributions of a served teacher, and it "
+                f"reads layers {sorted(request.needs.layers | request.needs.projections)}. Leave "
+                "that term out, or use `teacher: {type: online, path: ...}`."
+            )
+        if request.whole_vocabulary:
+            raise ConfigError(
+                "A mixture of teachers needs distributions over the whole vocabulary, and a served "
+                f"teacher gives {self._k} tokens and a tail. Use `{{type: online, path: ...}}`."
+            )
+        self._needs = request.needs
+        if request.vocabulary_size is not None:
+            self._vocabulary_size = request.vocabulary_size
+            if self._k >= request.vocabulary_size:
+                raise ConfigError(
+                    f"teacher.k: must be less than the {request.vocabulary_size:,} tokens of the "
+                    f"vocabulary, got {self._k}. Lower it."
+                )
+        require_temperature_1(request.temperatures)
+        if request.objective is not None and request.needs.distribution:
+            self._require_terms(request.objective)
+
+    def _require_terms(self, objective: Objective) -> None:
+        """Compute every logit term once, on one position."""
+        rows = Rows(*(each[:1] for each in self._probed.rows))
+        position = top_k_of([(rows, np.ones(1, dtype=np.bool_))], self._k)
+        logits = torch.zeros(1, self._info.vocabulary_rows)
+        for term in objective.logit_terms.values():
+            term(logits, torch.zeros(1, dtype=torch.int64), position)
+
+    def prefetch(self, batches: Sequence[Batch]) -> None:
+        """Ask the server for the windows of these batches, in their order."""
+        if not self._needs.distribution:
+            return
+        for batch in batches:
+            for sample in samples_of(batch):
+                key = sample.tokens.tobytes()
+                if key not in self._pending:
+                    self._pending[key] = self._asked(sample)
+
+    def _asked(self, sample: Sample) -> Future[Rows]:
+        tokens = sample.tokens.tolist()
+        return self._server.submit(partial(score, self._server, self._model, tokens, self._k))
+
+    @torch.no_grad()
+    def signal(self, batch: Batch) -> TeacherSignal:
+        """The k most probable tokens and the tail at the scored positions of a batch.
+
+        Raises:
+            DataError: An answer is not what it should be; nothing is learnt from it.
+            TryLaterError: The server was away for too long.
+        """
+        if not self._needs.distribution:
+            return TeacherSignal()
+        samples = list(samples_of(batch))
+        keys = [sample.tokens.tobytes() for sample in samples]
+        futures = [
+            self._pending.pop(key) if key in self._pending else self._asked(sample)
+            for key, sample in zip(keys, samples, strict=True)
+        ]
+        rows = [future.result() for future in futures]
+        if self._server.outages != self._outages:
+            require_same_model(self._server, self._model, self._probed)
+            self._outages = self._server.outages
+        scored = [sample.scored for sample in samples]
+        distribution = top_k_of(list(zip(rows, scored, strict=True)), self._k)
+        largest = int(distribution.ids.max()) if distribution.ids.numel() else 0
+        if largest >= self._vocabulary_size:
+            raise DataError(
+                f"The server must give tokens that the student has, ids 0 to "
+                f"{self._vocabulary_size - 1:,}, and gave {largest:,}: a row of the served model's "
+                "padding, or a special token of one of the two. Lower teacher.k, or record with "
+                "the model here, which leaves such rows out."
+            )
+        return TeacherSignal.from_distribution(distribution.to(self._device))
+
+
+def top_k_of(read: Sequence[tuple[Rows, np.ndarray]], k: int) -> TopK:
+    """The distribution at the scored positions of several windows.
+
+    The tail is one minus the sum, at least `SMALLEST_TAIL`; all is rescaled to add up to 1.
+
+    Args:
+        read: Rows of every window, and which are scored.
+        k: Tokens of a row.
+    """
+    ids = [rows.ids[scored] for rows, scored in read] or [np.empty((0, k), dtype=np.int64)]
+    values = [rows.logprobs[scored] for rows, scored in read] or [np.empty((0, k))]
+    known = np.concatenate(values)
+    total = np.exp(known).sum(-1)
+    tail = np.maximum(1 - total, SMALLEST_TAIL)
+    whole = np.log(total + tail)
+    return TopK(
+        torch.from_numpy(np.concatenate(ids)),
+        torch.from_numpy(np.maximum(known - whole[:, None], FLOOR).astype(np.float32)),
+        torch.from_numpy((np.log(tail) - whole).astype(np.float32)),
+    )
+
+
+def require_temperature_1(temperatures: Sequence[float]) -> None:
+    """Refuse every other temperature.
+
+    Raises:
+        ConfigError: There is one.
+    """
+    if others := sorted({each for each in temperatures if each != 1.0}):
+        raise ConfigError(
+            "objective.temperature: must be 1 with a served teacher, got "
+            f"{' and '.join(f'{each:g}' for each in others)}. Servers give log-probabilities of a "
+            "prompt at temperature 1 whatever the request asks for, and the tail of k tokens at "
+            "another cannot be computed. Set objective.temperature=1, or record with the model "
+            "itself at the temperatures you need."
+        )
+
+
+def describe(path: str, model: str, k: int, longest: int) -> TeacherInfo:
+    """Name and shape of a served model, from its configuration.
+
+    A window of n positions is a prompt of n + 1 tokens, and one more token is generated.
+    """
+    facts: Mapping[str, Any] = configured_shape(path)
+    limits = [each for each in (facts.get("max_positions"), longest - 2) if each is not None]
+    return TeacherInfo.from_json(
+        {**facts, "name": model, "max_positions": min(limits), "served": {"model": model, "k": k}}
+    )
+
+
+def say(text: str) -> None:
+    """A line for the user; stdout is for results."""
+    Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+@teachers.register("served")
+def served(
+    world: World,
+    *,
+    url: str,
+    model: str,
+    k: Annotated[int, Ge(1), Le(10_000)] = 64,
+    path: str | None = None,
+    key_env: str | None = None,
+    concurrency: Annotated[int, Ge(1), Le(512)] = 16,
+    timeout_s: Annotated[float, Gt(0)] = 300.0,
+    patience_s: Annotated[float, Ge(0)] = 600.0,
+) -> ServedTeacher:
+    """A model in a vLLM server: the k most probable tokens and the tail, at temperature 1."""
+    connection = Connection(
+        url=checked_url(url),
+        key=key_of(key_env),
+        concurrency=concurrency,
+        timeout_s=timeout_s,
+        patience_s=patience_s,
+    )
+    tokenizer = load_tokenizer(path or model)
+    server = Server(connection, say)
+    probed = probe(server, model, k, tokenizer)
+    info = describe(path or model, model, k, probed.max_model_len)
+    return ServedTeacher(server, probed, info, tokenizer, world.device)

@@ -1,0 +1,178 @@
+"""A local HTTP server that answers as vLLM does, from a real tiny model; and ways for it to lie."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import torch
+
+from limbeck.models import PreTrainedTokenizerBase
+from limbeck.teachers import LocalTeacher
+
+Answer = dict[str, Any]
+NAME, KEY = "tiny", "sk-of-the-tests"
+
+
+class TinyServer:
+    """vLLM's `/v1/models` and `/v1/completions` over the model of a local teacher.
+
+    Attributes:
+        lie: Changes an answer to a request before it is sent.
+        requests: Bodies of the completions that were asked for.
+        statuses: Sent in place of the next answers, first one first.
+    """
+
+    def __init__(
+        self,
+        teacher: LocalTeacher,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        max_logprobs: int = 20,
+        max_model_len: int = 64,
+        key: str | None = None,
+    ) -> None:
+        self.teacher, self.tokenizer = teacher, tokenizer
+        self.max_logprobs, self.max_model_len, self.key = max_logprobs, max_model_len, key
+        self.lie: Callable[[Answer, Answer], Any] = lambda answer, _: answer
+        self.requests: list[Answer] = []
+        self.statuses: list[tuple[int, dict[str, str], str]] = []
+        self._lock = threading.Lock()
+        self._open: set[socket.socket] = set()
+        self._server: ThreadingHTTPServer | None = None
+        self.port = 0
+        self.start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        """Listen, on the port of an earlier life."""
+        whole = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def setup(self) -> None:
+                super().setup()
+                whole._open.add(self.connection)
+
+            def finish(self) -> None:
+                whole._open.discard(self.connection)
+
+            def do_GET(self) -> None:
+                self._send(*whole.answer(self.path, None, dict(self.headers)))
+
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+                self._send(*whole.answer(self.path, body, dict(self.headers)))
+
+            def _send(self, status: int, headers: dict[str, str], text: str) -> None:
+                self.send_response(status)
+                for name, value in {**headers, "content-length": str(len(text.encode()))}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(text.encode())
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        class Quiet(ThreadingHTTPServer):
+            daemon_threads = True
+
+            def handle_error(self, *_: Any) -> None:
+                pass
+
+        self._server = Quiet(("127.0.0.1", self.port), Handler)
+        self.port = self._server.server_address[1]
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+
+    def kill(self) -> None:
+        """Stop listening and break every connection, in the middle of an answer too."""
+        assert self._server is not None
+        self._server.shutdown()
+        self._server.server_close()
+        for each in list(self._open):
+            each.shutdown(socket.SHUT_RDWR)
+
+    def answer(
+        self, path: str, body: Answer | None, headers: dict[str, str]
+    ) -> tuple[int, dict[str, str], str]:
+        """Status, headers and text."""
+        sent = {name.lower(): value for name, value in headers.items()}
+        with self._lock:
+            if self.key is not None and sent.get("authorization") != f"Bearer {self.key}":
+                return error(401, "Unauthorized")
+            if self.statuses:
+                return self.statuses.pop(0)
+            if path == "/v1/models":
+                data = [{"id": NAME, "max_model_len": self.max_model_len, "root": "tiny"}]
+                made: Any = {"object": "list", "data": data}
+            elif path == "/v1/completions" and body is not None:
+                self.requests.append(body)
+                asked = body.get("prompt_logprobs", 0)
+                if asked > self.max_logprobs:
+                    return error(
+                        400,
+                        f"Requested prompt logprobs of {asked}, which is greater than max allowed: "
+                        f"{self.max_logprobs}",
+                    )
+                if body["model"] != NAME:
+                    return error(404, f"The model `{body['model']}` does not exist.")
+                made = self._completion(body)
+            else:
+                return error(404, "Not Found")
+            made = self.lie(made, body or {})
+        if isinstance(made, tuple):
+            return made
+        return 200, {"content-type": "application/json"}, json.dumps(made)
+
+    def _completion(self, body: Answer) -> Answer:
+        prompt = body["prompt"]
+        if isinstance(prompt, str):
+            prompt = self.tokenizer.encode(prompt, add_special_tokens=body["add_special_tokens"])
+        choice = {
+            "index": 0,
+            "text": "",
+            "finish_reason": "length",
+            "prompt_token_ids": prompt,
+            "token_ids": [0],
+            "prompt_logprobs": None,
+        }
+        if "prompt_logprobs" in body:
+            choice["prompt_logprobs"] = self._rows(prompt, body["prompt_logprobs"])
+        return {"id": "cmpl-1", "object": "text_completion", "model": NAME, "choices": [choice]}
+
+    def _rows(self, tokens: list[int], k: int) -> list[Any]:
+        """VLLM's rows: the text's own token first, then the k most probable, as a dict by id."""
+        with torch.no_grad():
+            logp = self.teacher.model.logits(torch.tensor([tokens[:-1]]))[0].log_softmax(-1)
+        top = logp.topk(k)
+        rows: list[Any] = [None]
+        for place, own in enumerate(tokens[1:]):
+            value = logp[place, own]
+            ranked = [(own, float(value), int((logp[place] >= value).sum()))]
+            pairs = zip(top.indices[place].tolist(), top.values[place].tolist(), strict=True)
+            ranked += [(token, each, rank) for rank, (token, each) in enumerate(pairs, 1)]
+            rows.append(
+                {
+                    str(token): {
+                        "logprob": max(each, -9999.0),
+                        "rank": rank,
+                        "decoded_token": self.tokenizer.decode([token]),
+                    }
+                    for token, each, rank in ranked
+                }
+            )
+        return rows
+
+
+def error(status: int, message: str) -> tuple[int, dict[str, str], str]:
+    """VLLM's error."""
+    told = {"error": {"message": message, "type": "BadRequestError", "code": status}}
+    return status, {"content-type": "application/json"}, json.dumps(told)

@@ -1,0 +1,218 @@
+"""The served teacher against a real vLLM server on this machine: `make test-served`."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx2
+import pytest
+import torch
+
+import limbeck
+from limbeck.batch import Batch
+from limbeck.errors import ConfigError
+from limbeck.experiment import load
+from limbeck.losses.distributions import TopK
+from limbeck.models import ModelSource, load_model
+from limbeck.teachers import LocalTeacher, teachers
+from limbeck.teachers.served.vllm import scoring_body
+from limbeck.tokenizers import load_tokenizer
+from tests.experiment.house import steps_of, write_texts
+from tests.experiment.recordings import record
+from tests.train.toy import ALONE
+
+VLLM, MODEL = os.environ.get("LIMBECK_VLLM", ""), os.environ.get("LIMBECK_VLLM_MODEL", "")
+K = 64
+START_S = 240.0
+TEXT = Path(__file__).read_text()
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not (VLLM and MODEL), reason="make test-served MODEL=folder"),
+]
+
+
+class Vllm:
+    """A server process on a port of its own."""
+
+    def __init__(self, log: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self._log = log
+        self.start()
+        self.wait()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        libraries = [str(path) for path in Path(VLLM).glob("lib/libiomp5.so")]
+        options = "--dtype float32 --max-model-len 512 --max-logprobs 128 --enforce-eager"
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [
+                    f"{VLLM}/bin/python", "-m", "vllm.entrypoints.openai.api_server",
+                    "--model", MODEL, "--served-model-name", "teacher",
+                    "--host", "127.0.0.1", "--port", str(self.port), *options.split(),
+                ],
+                env={
+                    **os.environ,
+                    "LD_PRELOAD": ":".join(libraries),
+                    "VLLM_CPU_KVCACHE_SPACE": "1",
+                    "VLLM_NO_USAGE_STATS": "1",
+                    "HF_HUB_OFFLINE": "1",
+                    "PYTHONPATH": "",
+                },
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )  # fmt: skip
+
+    def wait(self) -> None:
+        end = time.monotonic() + START_S
+        while time.monotonic() < end:
+            assert self._process.poll() is None, self._log.read_text()[-3000:]
+            try:
+                if httpx2.get(f"{self.url}/health", timeout=2).status_code == 200:
+                    return
+            except httpx2.TransportError:
+                time.sleep(0.5)
+        raise AssertionError(self._log.read_text()[-3000:])
+
+    def kill(self) -> None:
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    running = Vllm(tmp_path_factory.mktemp("vllm") / "vllm.log")
+    yield running
+    running.kill()
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("LIMBECK_CACHE", str(tmp_path / "cache"))
+
+
+def say(*lines):
+    """What was measured, for the person who runs this."""
+    sys.stdout.write("".join(f"\n{line}" for line in lines))
+
+
+def spec(server, **options):
+    served = {"type": "served", "url": server.url, "model": "teacher", "k": K, "path": MODEL}
+    return {**served, **options}
+
+
+def test_its_top_k_is_the_local_models(server, capsys):
+    tokens = load_tokenizer(MODEL).encode(TEXT, add_special_tokens=False)
+    rows = torch.tensor(tokens[: 8 * 257]).view(8, 257)
+    batch = Batch.from_tokens(rows)
+    teacher = teachers.bind(spec(server), "teacher")(ALONE)
+    started = time.monotonic()
+    mine = teacher.signal(batch).distribution
+    seconds = time.monotonic() - started
+    model = load_model(ModelSource(MODEL), device=torch.device("cpu"), dtype=torch.float32)
+    local = LocalTeacher(model)
+    theirs = TopK.from_logits(local.signal(batch).distribution.logits(), K)
+    same = (mine.ids.sort(-1).values == theirs.ids.sort(-1).values).all(-1).float().mean()
+    error = (mine.logprobs - theirs.logprobs).abs().max()
+    tail = (mine.tail_logprob.exp() - theirs.tail_logprob.exp()).abs().max()
+    with capsys.disabled():
+        say(teacher.notes[0])
+        say(
+            f"{batch.scored.sum() / seconds:.0f} positions/s; largest difference {error:.2g} nats, "
+            f"of the tail's probability {tail:.2g}; the same tokens at {same:.2%} of positions"
+        )
+    assert error < 1e-3
+    assert tail < 1e-4
+    assert same > 0.97  # ties at the last rank
+
+
+def test_more_log_probabilities_than_it_gives_are_refused_in_its_own_words(server):
+    with pytest.raises(ConfigError, match=r"teacher\.k: .* greater than max allowed: 128"):
+        teachers.bind(spec(server, k=129), "teacher")(ALONE)
+
+
+def test_the_temperature_of_a_request_changes_nothing(server):
+    body = scoring_body("teacher", list(range(100, 140)), 8)
+    rows = [
+        httpx2.post(f"{server.url}/v1/completions", json={**body, "temperature": t}, timeout=60)
+        for t in (1.0, 2.0)
+    ]
+    cold, hot = (each.json()["choices"][0]["prompt_logprobs"][1:] for each in rows)
+    gaps = [
+        abs(value["logprob"] - b[token]["logprob"])
+        for a, b in zip(cold, hot, strict=True)
+        for token, value in a.items()
+        if token in b
+    ]
+    assert max(gaps) < 1e-3
+
+
+def write_recipe(folder, server):
+    write_texts(folder / "train.jsonl", 24, seed=1)
+    recipe = {
+        "teacher": spec(server),
+        "student": {"type": "depth", "keep": 2, "path": MODEL},
+        "data": {"type": "text", "path": str(folder / "train.jsonl"), "sequence_length": 64},
+        "optim": {"learning_rate": 0.0003, "steps": 6, "tokens_per_step": 256},
+        "memory": {"micro_batch": 2},
+        "output": str(folder / "run"),
+        "device": "cpu",
+        "record": {"form": {"type": "top_k", "k": K}, "output": str(folder / "store")},
+    }
+    (folder / "recipe.yaml").write_text(json.dumps(recipe))
+    return folder / "recipe.yaml"
+
+
+def losses(path, *overrides):
+    with limbeck.assemble(load(path, list(overrides))) as whole:
+        whole.train()
+        return [each["loss"] for each in steps_of(whole.folder)]
+
+
+def test_a_run_from_it_is_that_from_its_recording_also_if_it_is_killed_on_the_way(
+    server, tmp_path, capfd
+):
+    path = write_recipe(tmp_path, server)
+    direct = losses(path, f"output={tmp_path / 'direct'}")
+    record(load(path))
+    stored = losses(
+        path, f"teacher={{type: stored, path: {tmp_path / 'store'}}}", f"output={tmp_path / 'b'}"
+    )
+    capfd.readouterr()
+
+    def restart():
+        time.sleep(2.0)
+        server.start()
+
+    def strike():
+        metrics = tmp_path / "c" / "metrics.jsonl"
+        while not metrics.exists() or len(steps_of(tmp_path / "c")) < 1:
+            time.sleep(0.01)
+        server.kill()
+        restart()
+
+    threading.Thread(target=strike, daemon=True).start()
+    # More requests than one step's must be open when the server dies.
+    struck = losses(path, f"output={tmp_path / 'c'}")
+    told = capfd.readouterr().err
+    with capfd.disabled():
+        gap = max(abs(a - b) for a, b in zip(direct, stored, strict=True))
+        say(f"losses {direct[0]:.4f} to {direct[-1]:.4f}; from the recording {gap:.2g} apart")
+        say(*(line for line in told.splitlines() if "server" in line))
+    assert stored == pytest.approx(direct, abs=5e-3)
+    assert struck == pytest.approx(direct, abs=1e-3)
+    assert "is away" in told
+    assert "is back after" in told
