@@ -10,7 +10,7 @@ SIZES ?=
 # Two idle threads that spin while they wait slow a busy machine down; these sleep.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help demo demo-store test test-served check lint bench clean
+.PHONY: help demo demo-store test test-served check lint bench gpu clean
 
 help:
 	@echo "make demo [STEPS=n]  distil a real model on this machine, and open the report"
@@ -18,6 +18,7 @@ help:
 	@echo "make test            all tests"
 	@echo "make test-served MODEL=folder  a served teacher against a real vLLM server (3.5 GB, minutes)"
 	@echo "make check           format, lint, types, floors, budgets, and the quick tests"
+	@echo "make gpu             the kernel's and the GPU tests, and the head's speed, on a machine with a GPU"
 	@echo "make bench           speed and memory of the loss, beside the peers (an hour or two)"
 
 $(BIN)/python:
@@ -55,8 +56,8 @@ test-served: $(VENV)/.dev $(SERVED)/.vllm
 		$(BIN)/python -m pytest -q -s tests/teachers/test_vllm.py
 
 lint: $(VENV)/.dev
-	$(BIN)/ruff format --check src tests benchmarks
-	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks studies
+	$(BIN)/ruff check src tests benchmarks studies
 	$(BIN)/mypy
 	MYPYPATH=src:benchmarks $(BIN)/mypy --config-file= --ignore-missing-imports --follow-imports=silent \
 		--explicit-package-bases --python-version 3.11 benchmarks
@@ -64,6 +65,11 @@ lint: $(VENV)/.dev
 
 check: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "not slow"
+
+gpu: $(VENV)/.dev
+	$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "no CUDA device")'
+	$(BIN)/python -m pytest -q -m "gpu or kernel"
+	$(BIN)/python -W ignore benchmarks/gpu.py --out benchmarks/results/gpu.md
 
 # torchtune asks for a torchao it does not declare; newer ones than 0.10 have lost what it imports.
 $(BENCH)/.peers: pyproject.toml benchmarks/peers.txt

@@ -5,9 +5,10 @@ from mutation_table.forms import FORMS
 from mutation_table.objectives import OBJECTIVES
 from mutation_table.own_terms import OWN_TERMS
 from mutation_table.places import Mutation
+from mutation_table.row_kernel import ROW_KERNEL
 from mutation_table.runs import RUNS
 from mutation_table.training import TRAINING
 
-MUTATIONS = (*DIVERGENCES, *TRAINING, *OBJECTIVES, *FORMS, *OWN_TERMS, *RUNS)
+MUTATIONS = (*DIVERGENCES, *TRAINING, *OBJECTIVES, *FORMS, *OWN_TERMS, *ROW_KERNEL, *RUNS)
 
 __all__ = ["MUTATIONS", "Mutation"]

@@ -26,6 +26,10 @@ TV, LK, TODI = (
     "losses/divergences/todi.py",
 )
 FUSED, CLOSED = "losses/head/fused.py", "losses/head/closed_form.py"
+DENSE_ROWS, SPARSE_ROWS, ROW_MEMORY = (
+    f"losses/head/row_kernel/{name}.py" for name in ("dense", "sparse", "memory")
+)
+PAIR = "losses/head/term_pair.py"
 GENERAL, BLOCKS = "losses/head/general_form.py", "losses/head/blocks.py"
 OBJECTIVE, BUILD, LOSS = "losses/objective.py", "losses/build.py", "losses/distillation_loss.py"
 TERM, TAID = "losses/terms/divergence.py", "losses/terms/taid.py"
@@ -47,6 +51,7 @@ SPLIT = "laws/test_top_k_samples.py::test_"
 KEPT = "laws/test_top_k.py::test_"
 TERMS = "laws/test_terms.py::test_"
 HEAD = "losses/test_fused.py::test_"
+ROWS = "losses/test_row_kernel.py::test_"
 STEP = "losses/test_objective.py::test_"
 CHOICE = "losses/test_positions.py::test_"
 TIMED = "config/test_schedules.py::test_"

@@ -12,6 +12,7 @@ from mutation_table.places import (
     GENERAL,
     HEAD,
     ORACLES,
+    PAIR,
     TERM,
     TOP_K,
     Mutation,
@@ -28,15 +29,15 @@ TRAINING = (
     Mutation(
         "T squared in the value, not in the gradient",
         CLOSED,
-        "scale = self.soft_weight * temperature\n",
-        "scale = self.soft_weight / temperature\n",
+        "scale = pair.soft_weight * temperature\n",
+        "scale = pair.soft_weight / temperature\n",
         DIST + "temperature_squared_is_in_the_gradient_too",
     ),
     Mutation(
         "the same",
         CLOSED,
-        "scale = self.soft_weight * temperature\n",
-        "scale = self.soft_weight / temperature\n",
+        "scale = pair.soft_weight * temperature\n",
+        "scale = pair.soft_weight / temperature\n",
         ORACLES + "kl_gradients_are_the_published_ones",
     ),
     Mutation(
@@ -163,8 +164,8 @@ TRAINING = (
     Mutation(
         "the target's gradient forgotten",
         CLOSED,
-        "torch.full_like(hard, -self.hard_weight)",
-        "torch.full_like(hard, -self.hard_weight / 2)",
+        "torch.full_like(hard, -pair.hard_weight)",
+        "torch.full_like(hard, -pair.hard_weight / 2)",
         HEAD + "closed_form_equals_plain_logits_in_float64",
     ),
     Mutation(
@@ -205,8 +206,8 @@ TRAINING = (
     Mutation(
         "the teacher's head multiplied for terms that do not read it",
         GENERAL,
-        "ChunkTeacher(distribution if reads else None, workspace)",
-        "ChunkTeacher(distribution, workspace)",
+        "distribution if reads else None, workspace",
+        "distribution, workspace",
         HEAD + "a_teacher_no_term_reads_is_not_multiplied",
     ),
     Mutation(
@@ -225,16 +226,16 @@ TRAINING = (
     ),
     Mutation(
         "terms reported under each other's name",
-        CLOSED,
-        "self.places = [int(isinstance(term, CrossEntropyTerm)) for term in terms]",
-        "self.places = list(range(len(terms)))",
+        PAIR,
+        "places = tuple(int(each) for each in is_hard)",
+        "places = tuple(range(len(terms)))",
         HEAD + "closed_form_of_one_term_or_in_either_order",
     ),
     Mutation(
         "a soft-cap skipped by the fast path",
         CLOSED,
-        "        student.head.transform is None\n        and 1",
-        "        1",
+        "None if student.head.transform is not None else pair_of(",
+        "pair_of(",
         HEAD + "closed_form_is_chosen_where_there_is_one_and_only_there",
     ),
     Mutation(

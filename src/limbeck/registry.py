@@ -112,6 +112,12 @@ class Registry(Generic[T]):
             raise ConfigError("\n".join(map(str, problems)))
         return functools.partial(self._components[type_of(spec)], **options)
 
+    def values(self, spec: Component | str) -> dict[str, Any]:
+        """Every option of a valid component of a recipe, defaults included."""
+        declared = self.options(type_of(spec))
+        defaults = {name: parameter.default for name, (_, parameter) in declared.items()}
+        return {**defaults, **self._validate(spec, "")[0]}
+
     def problems(self, spec: Component | str, at: str) -> list[Problem]:
         """Every mistake in a component of a recipe; empty when `bind` would accept it."""
         return self._validate(spec, at)[1]

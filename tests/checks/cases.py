@@ -63,9 +63,8 @@ def tiny_case(
     recipe = ObjectiveConfig(**{"alpha": 0.7, "temperature": 2.0, **objective})
     distiller = Distiller(student, build_objective(recipe, shapes, head_budget_mb=64))
     proof = VocabularyProof(size=vocabulary, same_tokenizer=True, notes=())
-    return Case(
-        distiller, recipe, LocalTeacher(teacher), RandomRows(vocabulary), vocabulary - 1, proof
-    )
+    local, rows = LocalTeacher(teacher), RandomRows(vocabulary)
+    return Case(distiller, recipe, local, teacher, rows, vocabulary - 1, proof)
 
 
 def weights_of(model: torch.nn.Module) -> list[torch.Tensor]:

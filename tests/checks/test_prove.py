@@ -15,11 +15,10 @@ from limbeck.checks.objective import (
     fused_against_plain,
     zero_at_equality,
 )
-from limbeck.losses import Head
+from limbeck.losses import Head, Softcap
 from limbeck.losses.divergences import divergences
 from limbeck.losses.divergences.kl import forward_kl
 from limbeck.losses.head import closed_form, fused
-from limbeck.models.heads import Softcap
 from tests.checks.cases import RandomRows, tiny_case, weights_of
 from tests.models.tiny import tiny_model
 

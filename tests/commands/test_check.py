@@ -9,8 +9,9 @@ from typer.testing import CliRunner
 from limbeck.commands import check as module
 from limbeck.commands.check import check
 from limbeck.errors import ConfigError
-from limbeck.models.heads import Softcap
+from limbeck.losses import Softcap
 from tests.experiment.house import write_model, write_recipe
+from tests.teachers.test_cross_tokenizer import write_pair
 from tests.tokenizers.small import small
 
 TEMPLATE = (
@@ -166,3 +167,20 @@ def test_weights_that_are_shared_are_planned_once(tmp_path):
     assert plan["disk"]["checkpoint_bytes"] == 12 * plan["trained_parameters"]
     (same,) = [p for p in told["proofs"] if p["name"] == "student differs from the teacher"]
     assert same["found"].startswith("the same weights")
+
+
+def test_a_pair_of_two_tokenizers_is_checked_as_far_as_it_can_be(tmp_path):
+    path = write_pair(tmp_path)
+    told = run(path, "objective.extra=[{type: alm, weight: 0.1}]", EVALUATE)
+    for words in (
+        "head of the teacher",
+        "documents apart in the student",
+        "both tokenizers stand at one byte",
+        "micro-batches add up",
+        "Coverage of the student's tokens",
+        "Coverage of the teacher's tokens",
+        "The plan (estimates)",
+    ):
+        assert words in told
+    assert "FAILS" not in told
+    assert "not proven" in told

@@ -306,6 +306,14 @@ def test_chunk_follows_the_budget_between_its_bounds():
     assert head_chunk(1, weight, copies=2, scratch_bytes=1 << 30) == 64
 
 
+def test_an_accelerator_uses_the_whole_budget_it_is_given():
+    weight = torch.empty(128_256, 0, device="meta")
+    assert head_chunk(8_000, weight, copies=1) == 16_351
+    assert head_chunk(8_000, weight, copies=2) == 8_175
+    assert head_chunk("auto", weight, copies=1) == 2048
+    assert head_chunk("auto", weight, copies=2) == 1920
+
+
 @pytest.mark.parametrize("vocabulary", [32_000, 49_152, 128_256, 151_936])
 def test_auto_makes_room_for_as_many_tokens_of_any_vocabulary(vocabulary):
     weight = torch.empty(vocabulary, 0)

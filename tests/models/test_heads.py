@@ -1,6 +1,7 @@
 import torch
 
-from limbeck.models.heads import Divided, Multiplied, Softcap, transform_of
+from limbeck.losses import Divided, Multiplied, Softcap
+from limbeck.models.heads import transform_of
 from tests.models.tiny import tiny_config
 
 

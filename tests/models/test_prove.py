@@ -3,9 +3,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from limbeck.errors import ConfigError, DataError
+from limbeck.losses import Multiplied
 from limbeck.models import CausalLM, prove_documents_apart, prove_head
 from limbeck.models.build import from_config
-from limbeck.models.heads import Multiplied
 from tests.models.tiny import FAMILIES, tiny_config, tiny_llama, tiny_model
 
 

@@ -15,8 +15,11 @@ from limbeck.evaluate.scores import summarise
 from limbeck.experiment import load
 from limbeck.losses import SignalNeeds
 from limbeck.losses.distributions import log_softmax
+from limbeck.losses.head.likelihood import token_logprobs
+from limbeck.losses.terms.alm import chunk_sums
 from limbeck.teachers import DISTRIBUTION, LocalTeacher, TeacherRequest, teachers
 from limbeck.teachers.cross_tokenizer import CrossTokenizerTeacher
+from limbeck.teachers.ensemble import Ensemble
 from limbeck.teachers.rereading import reread
 from tests.experiment.house import WORDS, steps_of, write_recipe
 from tests.models.tiny import tiny_config, tiny_llama
@@ -317,6 +320,12 @@ def test_a_teacher_without_weights_here_is_refused(tmp_path):
         teachers.bind({"type": "cross_tokenizer", "teacher": inner}, "teacher")(ALONE)
 
 
+def test_several_teachers_of_which_one_has_another_tokenizer_are_refused():
+    unlike = CrossTokenizerTeacher(local(tokenizers()["bpe"]))
+    with pytest.raises(ConfigError, match="cross_tokenizer do not: 1"):
+        Ensemble([local(small()), unlike], [1.0, 1.0])
+
+
 def test_a_tokenizer_with_more_ids_than_the_model_is_refused():
     tokenizer = tokenizers()["bpe"]
     few = LocalTeacher(tiny_llama(1, 32, vocabulary=400), tokenizer=tokenizer)
@@ -333,3 +342,105 @@ def test_conversations_are_refused(tmp_path):
     options = ["data.type=chat", f"data.path={tmp_path}/chat.jsonl", "evaluate.data=null"]
     with pytest.raises(ConfigError, match=r"data\.type: conversations"):
         limbeck.assemble(load(path, options))
+
+
+# Likelihoods of chunks.
+
+BOTH = SignalNeeds(distribution=True, likelihoods=True)
+
+
+def likelihood_pair(student, teacher, seed=0):
+    """A teacher that gives likelihoods, and its model."""
+    plain = local(teacher, seed=seed)
+    bound = CrossTokenizerTeacher(plain)
+    bound.require(TeacherRequest(needs=BOTH, student_tokenizer=student))
+    return bound, plain.model
+
+
+def log_likelihood(model, ids):
+    """Log-likelihood of all tokens but the first."""
+    logp = model.logits(torch.tensor([ids[:-1]]))[0].log_softmax(-1)
+    return float(logp.gather(-1, torch.tensor(ids[1:])[:, None]).sum().detach())
+
+
+def test_chunk_likelihoods_multiply_to_the_texts_on_both_sides():
+    ours, theirs = wrap_plain(begun(backend(320))), wrap_plain(begun(backend(290)))
+    bound, model = likelihood_pair(ours, theirs)
+    student = tiny_llama(2, 32, vocabulary=len(ours), seed=3)
+    for text in TEXTS:
+        ids = ours(text)["input_ids"]
+        batch = Batch.from_tokens(torch.tensor([ids]))
+        chunk_of, logprobs = bound.signal(batch).likelihoods
+        assert len(logprobs) < len(theirs(text)["input_ids"]) - 1
+        assert set(chunk_of.tolist()) == set(range(len(logprobs)))
+        assert float(logprobs.sum()) == pytest.approx(
+            log_likelihood(model, theirs(text)["input_ids"]), rel=1e-5
+        )
+        hidden, _ = student(batch)
+        own = token_logprobs(hidden.detach(), student.head.detach(), batch.targets())
+        sums = chunk_sums(own, chunk_of, len(logprobs))
+        assert float(sums.sum()) == pytest.approx(log_likelihood(student, ids), rel=1e-5)
+
+
+def test_equal_tokenizers_have_a_chunk_for_each_token_with_its_likelihood():
+    tokenizer = small()
+    bound, model = likelihood_pair(tokenizer, tokenizer)
+    batch = packed_batch(tokenizer, TEXTS)
+    signal = bound.signal(batch)
+    chunk_of, logprobs = signal.likelihoods
+    assert chunk_of.tolist() == list(range(int(batch.num_scored())))
+    hidden, _ = model(batch)
+    torch.testing.assert_close(logprobs, token_logprobs(hidden, model.head, batch.targets()))
+    (part,) = signal.parts
+    (alone,) = cross(local(tokenizer), tokenizer).signal(batch).parts
+    assert torch.equal(part.positions, alone.positions)
+    torch.testing.assert_close(part.distribution.at(1.0), alone.distribution.at(1.0))
+
+
+@pytest.mark.parametrize(("student", "teacher"), [("bpe", "unigram"), ("unigram", "small bpe")])
+def test_without_a_beginning_token_the_first_chunk_is_left_out(student, teacher):
+    ours, theirs = tokenizers()[student], tokenizers()[teacher]
+    bound, model = likelihood_pair(ours, theirs)
+    ids = ours(TEXTS[0])["input_ids"]
+    batch = Batch.from_tokens(torch.tensor([ids]))
+    chunk_of, logprobs = bound.signal(batch).likelihoods
+    (aligned,) = bound._known.aligner.align([ids])
+    chunks = aligned.chunks(torch.tensor([False, *[True] * (len(ids) - 1)]).numpy())
+    assert chunks.teacher[0] == chunks.student[0] == -1
+    kept = torch.from_numpy(chunks.teacher) >= 0
+    teacher_ids = torch.from_numpy(aligned.teacher_ids)
+    logp = model.logits(teacher_ids[None, :-1])[0].log_softmax(-1)
+    each = logp.gather(-1, teacher_ids[1:, None])[:, 0].detach()
+    assert float(logprobs.sum()) == pytest.approx(float(each[kept[1:]].sum()), rel=1e-5)
+    assert (chunk_of < len(logprobs)).sum() == int((chunks.student >= 0).sum())
+
+
+def test_a_chunk_with_an_unscored_token_is_left_out():
+    ours = tokenizers()["bpe"]
+    bound, _ = likelihood_pair(ours, tokenizers()["unigram"])
+    batch = packed_batch(ours, TEXTS)
+    _, logprobs = bound.signal(batch).likelihoods
+    whole = replace(batch, scored=batch.document_ids >= 0)
+    all_of, all_logprobs = bound.signal(whole).likelihoods
+    scored = batch.scored[whole.scored]
+    kept = [c for c in range(len(all_logprobs)) if bool(scored[all_of == c].all())]
+    assert 0 < len(kept) < len(all_logprobs)
+    torch.testing.assert_close(logprobs, all_logprobs[kept], rtol=0, atol=1e-4)
+
+
+def test_a_run_with_alm_trains_with_and_without_a_divergence(tmp_path):
+    path = write_pair(tmp_path, optim={"steps": 1, "warmup_steps": 0})
+    options = ["objective.extra=[{type: alm, weight: 0.5}]", "evaluate.data=null"]
+    for alpha, name, shard in ((0.5, "a", "always"), (0.0, "b", "auto")):
+        own = [f"objective.alpha={alpha}", f"output={tmp_path}/{name}", f"parallel.shard={shard}"]
+        with limbeck.assemble(load(path, [*options, *own])) as run:
+            run.train()
+        (step,) = steps_of(tmp_path / name)
+        assert step["alm"] > 0
+        assert ("divergence" in step) == (alpha > 0)
+
+
+def test_alm_is_refused_for_a_teacher_that_aligns_nothing(tmp_path):
+    options = ["objective.extra=[{type: alm, weight: 0.5}]"]
+    with pytest.raises(ConfigError, match="type alm needs a teacher that aligns"):
+        limbeck.assemble(load(write_recipe(tmp_path), options))

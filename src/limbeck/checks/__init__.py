@@ -3,7 +3,7 @@
 from limbeck.checks.case import Case
 from limbeck.checks.plan import Plan, make_plan, plan_findings
 from limbeck.checks.proof import Finding, Proof, Unproven
-from limbeck.checks.prove import prove
+from limbeck.checks.prove import prove, prove_unlike
 from limbeck.checks.text import Excerpt, text_notes, trained_on
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "make_plan",
     "plan_findings",
     "prove",
+    "prove_unlike",
     "text_notes",
     "trained_on",
 ]

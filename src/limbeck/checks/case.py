@@ -13,7 +13,7 @@ from limbeck.data.source import Rows
 from limbeck.losses import Projections, StudentView, TeacherSignal
 from limbeck.losses.distributions import LazyLogits
 from limbeck.models import CausalLM, Distiller, captured_projections, evaluating
-from limbeck.teachers import LocalTeacher
+from limbeck.teachers import Teacher
 from limbeck.tokenizers import VocabularyProof
 
 ROWS = 4
@@ -33,11 +33,13 @@ class Case:
     Attributes:
         distiller: Student and objective, on their device; sharded or not.
         recipe: The objective's configuration, from which the plain formula is computed.
+        teacher_model: The teacher's weights, which are here.
     """
 
     distiller: Distiller
     recipe: ObjectiveConfig
-    teacher: LocalTeacher
+    teacher: Teacher
+    teacher_model: CausalLM
     data: Rows
     largest_token_id: int
     vocabulary: VocabularyProof
@@ -46,11 +48,6 @@ class Case:
     def student(self) -> CausalLM:
         """The student's model."""
         return self.distiller.student
-
-    @property
-    def teacher_model(self) -> CausalLM:
-        """The teacher's model."""
-        return self.teacher.model
 
     @property
     def models(self) -> tuple[tuple[str, CausalLM], ...]:

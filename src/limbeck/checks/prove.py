@@ -8,10 +8,11 @@ from limbeck.checks.case import Case, view
 from limbeck.checks.micro_batches import micro_batches_add_up
 from limbeck.checks.models import documents_proof, head_proof
 from limbeck.checks.objective import finite_differences, fused_against_plain, zero_at_equality
-from limbeck.checks.proof import Finding
+from limbeck.checks.proof import Finding, Proof, Unproven
 from limbeck.checks.text import models_differ, teacher_reads_better
 from limbeck.checks.vocabulary import padded_rows_proof, vocabulary_proof
 from limbeck.distributed import gathered
+from limbeck.teachers import CrossTokenizerTeacher
 
 
 def prove(case: Case) -> Iterator[Finding]:
@@ -36,3 +37,32 @@ def prove(case: Case) -> Iterator[Finding]:
     yield models_differ(case)
     with gathered(case.distiller), gathered(case.teacher_model):
         yield teacher_reads_better(case)
+
+
+def prove_unlike(case: Case, teacher: CrossTokenizerTeacher) -> Iterator[Finding]:
+    """The statements that can be checked of models with two tokenizers.
+
+    Args:
+        case: Models and text.
+        teacher: Of the case.
+    """
+    batch = case.sample()
+    reading = teacher.reread(batch)
+    texts = {"student": batch, "teacher": reading.batch.to(case.device)}
+    with gathered(case.distiller), gathered(case.teacher_model):
+        for who, model in case.models:
+            yield head_proof(who, model, texts[who])
+            yield documents_proof(who, model, texts[who])
+        yield padded_rows_proof("student", case.student, batch)
+    num_scored, num_common = int(batch.num_scored()), len(reading.positions)
+    yield Proof(
+        "both tokenizers stand at one byte",
+        num_common > 0,
+        f"at {num_common:,} of {num_scored:,} sampled positions; coverage by class is in the notes",
+        "there the teacher is compared with the student; the other positions learn from the text",
+    )
+    yield micro_batches_add_up(case, batch, case.student.hf_model.dtype)
+    yield Unproven(
+        "the divergence's zero and its gradient",
+        "they are checked on the models' own logits, which two vocabularies do not share",
+    )

@@ -22,6 +22,7 @@ from limbeck.checks import (
     make_plan,
     plan_findings,
     prove,
+    prove_unlike,
     text_notes,
     trained_on,
 )
@@ -34,7 +35,7 @@ from limbeck.experiment import schema as recipe_schema
 from limbeck.experiment.trials import trials_of
 from limbeck.files import size
 from limbeck.report.words import duration
-from limbeck.teachers import require_local
+from limbeck.teachers import find_cross, require_local
 from limbeck.train.micro_batch import choose_micro_batch, free_bytes
 
 NOTED_ROWS = 32
@@ -81,10 +82,12 @@ def tell(run: Run, *, as_json: bool) -> list[str]:
     parts, config = run.parts, run.config
     assert parts.student is not None, "the student has been taken"
     distiller = parts.distiller(parts.student.model, config.objective)
+    unlike = find_cross(parts.teacher)
     case = Case(
         distiller,
         config.objective,
-        require_local(parts.teacher, "check"),
+        parts.teacher,
+        require_local(parts.teacher, "check").model if unlike is None else unlike.model,
         parts.data,
         int(parts.data.facts["largest_token_id"]),
         parts.vocabulary,
@@ -92,7 +95,7 @@ def tell(run: Run, *, as_json: bool) -> list[str]:
     console = Console(stderr=as_json)
     findings: list[Finding] = []
     with console.status("Proving ...") as status:
-        for finding in prove(case):
+        for finding in prove(case) if unlike is None else prove_unlike(case, unlike):
             findings.append(finding)
             status.update(f"Proving ... {finding.name}: done")
         status.update("Running one micro-batch ...")

@@ -67,6 +67,7 @@ from limbeck.teachers import (
     TeacherRequest,
     TextWindows,
     find_local,
+    require_alignment,
     require_local,
     teachers,
 )
@@ -194,7 +195,9 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
     for text in (data, *([] if held_out is None else [held_out.data])):
         require_known_tokens(text, vocabulary)
     shapes = shapes_of(student, teacher)
-    teacher.require(request_of(config, shapes, vocabulary, data, held_out))
+    request = request_of(config, shapes, vocabulary, data, held_out)
+    require_alignment(request.needs, teacher)
+    teacher.require(request)
     if not is_shared(config):
         teacher.shard(world)
     prompts = prompts_of(config, data)
@@ -219,7 +222,6 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
         notes=[
             *vocabulary.notes,
             *teacher.notes,
-            *teacher.text_notes,
             *data_notes(config, data, held_out),
             *([] if epochs is None else [epochs_note(epochs, config, data)]),
             *whole_loads(student, by_rows, world),

@@ -2,6 +2,7 @@
 
 from limbeck.losses.build import build_objective, objective_problems
 from limbeck.losses.distillation_loss import DistillationLoss
+from limbeck.losses.logit_transforms import Divided, Multiplied, Softcap
 from limbeck.losses.objective import Objective
 from limbeck.losses.output_head import Head, Transform
 from limbeck.losses.signal import Projections, SignalNeeds, SignalPart, TeacherSignal
@@ -9,13 +10,16 @@ from limbeck.losses.terms.base import LogitTerm, PairShapes, StudentView, Weight
 
 __all__ = [
     "DistillationLoss",
+    "Divided",
     "Head",
     "LogitTerm",
+    "Multiplied",
     "Objective",
     "PairShapes",
     "Projections",
     "SignalNeeds",
     "SignalPart",
+    "Softcap",
     "StudentView",
     "TeacherSignal",
     "Transform",

@@ -13,6 +13,7 @@ from limbeck.losses.distributions.base import Rows, TeacherDistribution
 from limbeck.losses.head.closed_form import closed_form
 from limbeck.losses.head.fused import Segment, head_and_terms, head_chunk
 from limbeck.losses.head.general_form import GeneralForm
+from limbeck.losses.head.row_kernel.body import row_kernel
 from limbeck.losses.head.workspace import Workspace
 from limbeck.losses.positions import Positions
 from limbeck.losses.signal import SignalNeeds, TeacherSignal
@@ -170,7 +171,7 @@ class Objective(nn.Module):
         terms = list(self.logit_terms.values())
         weights = [self.weights[name] for name in self.logit_terms]
         arguments = terms, weights, student, distribution, self.workspace
-        body = closed_form(*arguments) or GeneralForm(*arguments)
+        body = row_kernel(*arguments) or closed_form(*arguments) or GeneralForm(*arguments)
         weight = student.head.weight
         chunk = head_chunk(self.head_budget_mb, weight, body.copies, body.scratch_bytes)
         return Segment(rows, body, chunk)

@@ -38,6 +38,18 @@ class SignalPart:
     distribution: TeacherDistribution
 
 
+class ChunkLikelihoods(NamedTuple):
+    """A teacher's log-likelihood of chunks of text, each of which is one or more student tokens.
+
+    Attributes:
+        chunk_of: Chunk of the target of each scored position; C where it is in none.
+        logprobs: Of each of the C chunks, given the text before it, nats.
+    """
+
+    chunk_of: Int[Tensor, " N"]
+    logprobs: Float[Tensor, " C"]
+
+
 @dataclass(frozen=True)
 class TeacherSignal:
     """A teacher's signal for one batch.
@@ -47,11 +59,13 @@ class TeacherSignal:
             is trained on the text only: terms that read a distribution are 0 there.
         layer_hidden: Block outputs at the N scored positions, by 0-based teacher layer.
         layer_projections: Queries, keys and values there, by 0-based teacher layer.
+        likelihoods: Of the batch's own text, by chunk.
     """
 
     parts: tuple[SignalPart, ...] = ()
     layer_hidden: Mapping[int, Float[Tensor, "N D"]] = field(default_factory=dict)
     layer_projections: Mapping[int, Projections] = field(default_factory=dict)
+    likelihoods: ChunkLikelihoods | None = None
 
     def __post_init__(self) -> None:
         whole = any(part.positions is None for part in self.parts)
@@ -120,15 +134,18 @@ class SignalNeeds:
         distribution: Whether next-token distributions are read.
         layers: 0-based teacher layers whose block outputs are read.
         projections: 0-based teacher layers whose queries, keys and values are read.
+        likelihoods: Whether likelihoods of the text by chunk are read.
     """
 
     distribution: bool = False
     layers: frozenset[int] = frozenset()
     projections: frozenset[int] = frozenset()
+    likelihoods: bool = False
 
     def __or__(self, other: SignalNeeds) -> SignalNeeds:
         return SignalNeeds(
             self.distribution or other.distribution,
             self.layers | other.layers,
             self.projections | other.projections,
+            self.likelihoods or other.likelihoods,
         )

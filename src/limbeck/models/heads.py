@@ -7,47 +7,10 @@ it, so a family missing here is found when it is loaded, not in its numbers.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
-import torch
-from torch import Tensor
 from transformers import PreTrainedConfig
 
-from limbeck.losses import Transform
-
-
-@dataclass(frozen=True)
-class Softcap:
-    """`cap * tanh(product / cap)`: logits stay between -cap and cap (Gemma 2)."""
-
-    cap: float
-
-    def __call__(self, product: Tensor) -> Tensor:
-        """The logits."""
-        return torch.tanh(product / self.cap) * self.cap
-
-
-@dataclass(frozen=True)
-class Multiplied:
-    """`product * factor` (Cohere)."""
-
-    factor: float
-
-    def __call__(self, product: Tensor) -> Tensor:
-        """The logits."""
-        return product * self.factor
-
-
-@dataclass(frozen=True)
-class Divided:
-    """`product / divisor` (Granite); a division, as the family does it, for equal rounding."""
-
-    divisor: float
-
-    def __call__(self, product: Tensor) -> Tensor:
-        """The logits."""
-        return product / self.divisor
-
+from limbeck.losses import Divided, Multiplied, Softcap, Transform
 
 TRANSFORMS: Mapping[str, tuple[Callable[[float], Transform], str]] = {
     "gemma2": (Softcap, "final_logit_softcapping"),

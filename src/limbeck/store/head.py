@@ -14,8 +14,7 @@ from safetensors.torch import save_file
 
 from limbeck.errors import DataError
 from limbeck.files import manifest, publish
-from limbeck.losses import Head, Transform
-from limbeck.models.heads import Divided, Multiplied, Softcap
+from limbeck.losses import Divided, Head, Multiplied, Softcap, Transform
 
 FOLDER, FILE = "head", "head.safetensors"
 TRANSFORMS: dict[str, type[Any]] = {

@@ -7,12 +7,12 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from limbeck.batch import Batch
 from limbeck.data import TextData
 from limbeck.distributed import World
-from limbeck.errors import DataError
+from limbeck.errors import ConfigError, DataError
 from limbeck.losses import Objective, SignalNeeds, TeacherSignal
 from limbeck.models import PreTrainedTokenizerBase
 from limbeck.registry import Registry
@@ -123,6 +123,9 @@ class TeacherRequest:
 class Teacher(ABC):
     """A source of `TeacherSignal`s, called once per micro-batch before the student's forward."""
 
+    aligns_text: ClassVar[bool] = False
+    """Whether signals can hold likelihoods of the text by chunk."""
+
     @property
     @abstractmethod
     def info(self) -> TeacherInfo:
@@ -159,11 +162,6 @@ class Teacher(ABC):
         """What a user should know of how it was loaded."""
         return ()
 
-    @property
-    def text_notes(self) -> tuple[str, ...]:
-        """What a user should know of how it reads the texts of a run, once they were required."""
-        return ()
-
     def abandon_pass(self) -> None:  # noqa: B027  (optional)
         """Release what a forward pass that failed has left. Does nothing without weights here."""
 
@@ -186,3 +184,17 @@ teachers: Registry[Teacher] = Registry("teacher", package="limbeck.teachers")
 Only rank 0's needs to hash weight files. Where `world` has a mesh, weights may stay in their files
 until `shard` is called.
 """
+
+
+def require_alignment(needs: SignalNeeds, teacher: Teacher) -> None:
+    """Refuse a term that reads likelihoods of chunks where the teacher has none.
+
+    Raises:
+        ConfigError: The teacher does not align text.
+    """
+    if needs.likelihoods and not teacher.aligns_text:
+        raise ConfigError(
+            "objective.extra: a term of type alm needs a teacher that aligns its tokens with the "
+            "student's, and this one does not. Set `teacher: {type: cross_tokenizer, teacher: "
+            "{...}}`, which also serves equal tokenizers, or remove the term."
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,11 +14,15 @@ from limbeck.batch import Batch
 from limbeck.distributed import World
 from limbeck.errors import ConfigError, DataError
 from limbeck.losses import Objective, SignalNeeds, SignalPart, TeacherSignal
-from limbeck.losses.distributions import DenseLogits, MergedOutcomes, OutcomeMap
-from limbeck.models import PreTrainedTokenizerBase
+from limbeck.losses.distributions import DenseLogits, LazyLogits, MergedOutcomes, OutcomeMap
+from limbeck.losses.head.likelihood import token_logprobs
+from limbeck.losses.signal import ChunkLikelihoods
+from limbeck.losses.terms.alm import chunk_sums
+from limbeck.models import CausalLM, PreTrainedTokenizerBase
 from limbeck.registry import Component
 from limbeck.teachers.base import (
     DISTRIBUTION,
+    NOTHING,
     Teacher,
     TeacherInfo,
     TeacherRequest,
@@ -26,7 +30,7 @@ from limbeck.teachers.base import (
     teachers,
 )
 from limbeck.teachers.local import LocalTeacher, require_local
-from limbeck.teachers.rereading import reread
+from limbeck.teachers.rereading import Rereading, reread
 from limbeck.tokenizers import (
     MIN_COVERED,
     Aligner,
@@ -57,7 +61,7 @@ class Pair:
         tokenizer: The student's.
         aligner: Reads the student's tokens as the teacher's.
         outcomes: Of both vocabularies.
-        outcome_map: The same on the teacher's device.
+        outcome_map: The same as tensors, on the CPU.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -72,6 +76,8 @@ class CrossTokenizerTeacher(Teacher):
     Its signal has one part, at the positions where both tokenizers stand at one byte of the text:
     the teacher's next-token distribution, compared on the outcomes that both vocabularies share.
     """
+
+    aligns_text = True
 
     def __init__(
         self, teacher: LocalTeacher, *, unaligned: Choice = "error", uncovered: Choice = "error"
@@ -106,13 +112,8 @@ class CrossTokenizerTeacher(Teacher):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Of the model."""
-        return self._teacher.notes
-
-    @property
-    def text_notes(self) -> tuple[str, ...]:
-        """Coverage of the training text in both directions, and texts without a teacher."""
-        return self._text_notes
+        """Those of the model; coverage of the training text, and texts without a teacher."""
+        return (*self._teacher.notes, *self._text_notes)
 
     def require(self, request: TeacherRequest) -> None:
         """Align the two vocabularies, then every text of the run.
@@ -125,7 +126,7 @@ class CrossTokenizerTeacher(Teacher):
         refuse_unsupported(request)
         if request.student_tokenizer is not None:
             self._pair = make_pair(request.student_tokenizer, self._teacher)
-        inner = TeacherRequest(needs=request.needs)
+        inner = TeacherRequest(needs=model_needs(request.needs))
         if self._pair is not None:
             inner = replace(inner, vocabulary_size=len(self._pair.aligner.teacher))
         self._teacher.require(inner)
@@ -137,15 +138,26 @@ class CrossTokenizerTeacher(Teacher):
 
     @torch.no_grad()
     def signal(self, batch: Batch) -> TeacherSignal:
-        """One part, at the positions where both tokenizers stand at one byte."""
-        if not self._needs.distribution:
+        """One part, where both tokenizers stand at one byte, and likelihoods where they are read.
+
+        A batch without a text that can be aligned gives a part without positions.
+        """
+        needs, pair = self._needs, self._known
+        if needs == NOTHING:
             return TeacherSignal()
-        reading = reread(batch, self._known.aligner)
+        reading = self.reread(batch)
         device = batch.scored.device
         member = self._teacher.signal(reading.batch.to(device)).distribution
-        assert member is not None, "a distribution was required"
-        part = MergedOutcomes(member, self._known.outcome_map)
-        return TeacherSignal((SignalPart(reading.positions.to(device), part),))
+        assert isinstance(member, LazyLogits), "a local teacher gives hidden states and its head"
+        likelihoods = None
+        if needs.likelihoods:
+            likelihoods = likelihoods_of(reading, member)
+        if not needs.distribution:
+            return TeacherSignal(likelihoods=likelihoods)
+        rows = member.rows(reading.rows.to(device))
+        merged = MergedOutcomes(rows, pair.outcome_map).to(device)
+        part = SignalPart(reading.positions.to(device), merged)
+        return TeacherSignal((part,), likelihoods=likelihoods)
 
     def abandon_pass(self) -> None:
         """Release what the model holds of a failed pass."""
@@ -158,10 +170,19 @@ class CrossTokenizerTeacher(Teacher):
     def with_needs(self, needs: SignalNeeds) -> Teacher:
         """The same teacher with needs of its own; weights are shared."""
         other = copy.copy(self)
-        inner = self._teacher.with_needs(needs)
+        inner = self._teacher.with_needs(model_needs(needs))
         assert isinstance(inner, LocalTeacher)
         other._teacher, other._needs = inner, needs
         return other
+
+    @property
+    def model(self) -> CausalLM:
+        """The model that answers."""
+        return self._teacher.model
+
+    def reread(self, batch: Batch) -> Rereading:
+        """A batch's text in the model's own tokens."""
+        return reread(batch, self._known.aligner, likelihoods=self._needs.likelihoods)
 
     @property
     def _known(self) -> Pair:
@@ -171,11 +192,11 @@ class CrossTokenizerTeacher(Teacher):
     def _require_terms(self, objective: Objective) -> None:
         """Compute every logit term on one position, so that it can refuse this form."""
         student, teacher, _ = outcome_map = self._known.outcome_map
-        logits, whole = (student.new_zeros(1, len(side)).float() for side in (student, teacher))
-        position = MergedOutcomes(DenseLogits(whole), outcome_map)
+        logits, target = torch.zeros(1, len(student)), torch.zeros(1, dtype=torch.int64)
+        position = MergedOutcomes(DenseLogits(torch.zeros(1, len(teacher))), outcome_map)
         for term in objective.logit_terms.values():
             if self._needs.distribution:
-                term(logits, student.new_zeros(1), position)
+                term(logits, target, position)
 
     def _require_texts(self, texts: Sequence[TextWindows]) -> None:
         """Align every window, and count the coverage of the first text."""
@@ -240,6 +261,30 @@ class CrossTokenizerTeacher(Teacher):
         return coverage
 
 
+def find_cross(teacher: Teacher) -> CrossTokenizerTeacher | None:
+    """The teacher if its tokenizer is not the student's."""
+    return teacher if isinstance(teacher, CrossTokenizerTeacher) else None
+
+
+def model_needs(needs: SignalNeeds) -> SignalNeeds:
+    """What the model itself is asked for."""
+    return DISTRIBUTION if needs.distribution or needs.likelihoods else NOTHING
+
+
+def likelihoods_of(reading: Rereading, member: LazyLogits) -> ChunkLikelihoods:
+    """The teacher's log-likelihoods of the chunks of a batch.
+
+    Args:
+        reading: The batch.
+        member: The teacher at its scored positions.
+    """
+    device = member.hidden.device
+    targets = reading.batch.targets().to(device)
+    logprobs = token_logprobs(member.hidden, member.head, targets)
+    sums = chunk_sums(logprobs, reading.teacher_chunk_of.to(device), reading.num_chunks)
+    return ChunkLikelihoods(reading.chunk_of.to(device), sums)
+
+
 def refuse_unsupported(request: TeacherRequest) -> None:
     """Refuse what no teacher with another tokenizer provides.
 
@@ -278,23 +323,20 @@ def make_pair(student: PreTrainedTokenizerBase, teacher: LocalTeacher) -> Pair:
             f"tokenizer, and its embedding has {rows:,}. Give the tokenizer that belongs to it."
         )
     outcomes = shared_outcomes(*sides)
-    device = next(teacher.model.parameters()).device
-    student_of, teacher_of = (
-        torch.from_numpy(each).to(device) for each in (outcomes.student, outcomes.teacher)
+    outcome_map = OutcomeMap(
+        torch.from_numpy(outcomes.student),
+        torch.from_numpy(outcomes.teacher),
+        outcomes.num_outcomes,
     )
-    return Pair(
-        student,
-        Aligner(*sides, teacher.info.max_positions),
-        outcomes,
-        OutcomeMap(student_of, teacher_of, outcomes.num_outcomes),
-    )
+    aligner = Aligner(*sides, teacher.info.max_positions)
+    return Pair(student, aligner, outcomes, outcome_map)
 
 
 @teachers.register("cross_tokenizer")
 def cross_tokenizer(
     world: World,
     *,
-    teacher: Annotated[Component, teachers],
+    teacher: Component,
     unaligned: Choice = "error",
     uncovered: Choice = "error",
 ) -> CrossTokenizerTeacher:

@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int, Int64
+from jaxtyping import Bool, Int, Int64
 from torch import Tensor
 
-from limbeck.batch import Batch, Window
-from limbeck.tokenizers import Aligner, Alignment
+from limbeck.batch import MIN_WIDTH, Batch
+from limbeck.tokenizers import Aligner
 
 
 class Stretch(NamedTuple):
@@ -31,43 +31,89 @@ class Stretch(NamedTuple):
     tokens: list[int]
 
 
+class Segment(NamedTuple):
+    """A segment in the teacher's tokens.
+
+    Attributes:
+        ids: The tokens.
+        standing: Whether the teacher's distribution after a token is read.
+        chunk_of: Chunk of the token after each, or -1.
+    """
+
+    ids: Int64[np.ndarray, " u"]
+    standing: Bool[np.ndarray, " u"]
+    chunk_of: Int64[np.ndarray, " u"]
+
+
 class Rereading(NamedTuple):
     """A batch in a teacher's own tokens.
 
     Attributes:
-        batch: For the teacher; a position is scored where both tokenizers stand at one byte.
-        positions: Of those, among the N scored positions of the student's batch.
+        batch: For the teacher; M positions are scored, where anything of them is read.
+        positions: The n of the N scored positions of the student's batch at which both tokenizers
+            stand at one byte.
+        rows: The same among the M.
+        chunk_of: Chunk of each of the N targets; C where it is in none.
+        teacher_chunk_of: Chunk of each of the M targets.
+        num_chunks: C.
     """
 
     batch: Batch
     positions: Int[Tensor, " n"]
+    rows: Int[Tensor, " n"]
+    chunk_of: Int[Tensor, " N"]
+    teacher_chunk_of: Int[Tensor, " M"]
+    num_chunks: int
 
 
-def reread(batch: Batch, aligner: Aligner) -> Rereading:
-    """A batch's text in the teacher's tokens.
+def reread(batch: Batch, aligner: Aligner, *, likelihoods: bool = False) -> Rereading:
+    """A batch's text in the teacher's tokens; all on the CPU.
 
     A segment that cannot be aligned is left out: its positions have no teacher. The teacher's
-    batch is on the CPU and has at least one row, so that every rank enters its forward pass.
+    batch has at least one row, so that every rank enters its forward pass.
+
+    Args:
+        batch: Of student tokens.
+        aligner: Of the two tokenizers.
+        likelihoods: Whether the text's chunks are wanted; there are none otherwise.
     """
     stretches = list(stretches_of(batch))
     scored = batch.scored.cpu().numpy()
     number = scored.reshape(-1).cumsum().reshape(scored.shape) - 1
-    rows: list[list[Window]] = [[] for _ in range(max(len(scored), 1))]
+    rows: list[list[Segment]] = [[] for _ in range(max(len(scored), 1))]
     positions: list[Int64[np.ndarray, " n"]] = [np.empty(0, dtype=np.int64)]
+    chunk_of, num_chunks = np.full(int(scored.sum()), -1), 0
     for stretch, aligned in zip(
         stretches, aligner.align([each.tokens for each in stretches]), strict=True
     ):
-        if isinstance(aligned, Alignment):
-            place = (stretch.row, slice(stretch.start, stretch.end))
-            standing = aligned.standing[:-1]
-            chosen = scored[place] & (standing >= 0)
-            mask = np.zeros(len(aligned.teacher_ids), dtype=np.bool_)
-            mask[standing[chosen]] = True
-            row = rows[stretch.row]
-            tokens = np.append(aligned.teacher_ids, 0)  # the last target is not read
-            row.append(Window(tokens, mask, len(row)))
-            positions.append(number[place][chosen])
-    return Rereading(Batch.packed(rows), torch.from_numpy(np.concatenate(positions)))
+        if isinstance(aligned, str):
+            continue
+        place = (stretch.row, slice(stretch.start, stretch.end))
+        standing, mine = aligned.standing[:-1], scored[place]
+        chosen = mine & (standing >= 0)
+        mask = np.zeros(len(aligned.teacher_ids), dtype=np.bool_)
+        mask[standing[chosen]] = True
+        positions.append(number[place][chosen])
+        own_chunks = np.full(len(aligned.teacher_ids), -1)
+        if likelihoods:
+            chunks = aligned.chunks(np.concatenate([[False], mine]))
+            ours, theirs = (
+                np.where(of[1:] < 0, -1, of[1:] + num_chunks)
+                for of in (chunks.student, chunks.teacher)
+            )
+            chunk_of[number[place][mine]] = ours[mine]
+            own_chunks[: len(theirs)] = theirs
+            num_chunks += chunks.num_chunks
+        rows[stretch.row].append(Segment(aligned.teacher_ids, mask, own_chunks))
+    packed_batch, is_standing, teacher_chunk_of = packed(rows)
+    return Rereading(
+        packed_batch,
+        torch.from_numpy(np.concatenate(positions)),
+        torch.from_numpy(is_standing.nonzero()[0]),
+        torch.from_numpy(np.where(chunk_of < 0, num_chunks, chunk_of)),
+        torch.from_numpy(np.where(teacher_chunk_of < 0, num_chunks, teacher_chunk_of)),
+        num_chunks,
+    )
 
 
 def stretches_of(batch: Batch) -> Iterator[Stretch]:
@@ -80,3 +126,28 @@ def stretches_of(batch: Batch) -> Iterator[Stretch]:
             if scored[row, start:end].any():
                 tokens = [*inputs[row, start:end].tolist(), int(targets[row, end - 1])]
                 yield Stretch(row, start, end, tokens)
+
+
+def packed(
+    rows: list[list[Segment]],
+) -> tuple[Batch, Bool[np.ndarray, " M"], Int64[np.ndarray, " M"]]:
+    """Rows of segments as a batch; of its scored positions whether both stand there, and chunks."""
+    width = max(MIN_WIDTH, *(sum(len(segment.ids) for segment in row) for row in rows))
+    shape = (len(rows), width)
+    inputs, targets, positions = (np.zeros(shape, dtype=np.int64) for _ in range(3))
+    standing, documents = np.zeros(shape, dtype=np.bool_), np.full(shape, -1, dtype=np.int64)
+    chunk_of = np.full(shape, -1, dtype=np.int64)
+    for index, row in enumerate(rows):
+        at = 0
+        for number, segment in enumerate(row):
+            length = len(segment.ids)
+            place = (index, slice(at, at + length))
+            inputs[place], standing[place], chunk_of[place] = segment
+            documents[place], positions[place] = number, np.arange(length)
+            targets[index, at : at + length - 1] = segment.ids[1:]
+            at += length
+        positions[index, at:] = np.arange(width - at)
+    scored = standing | (chunk_of >= 0)
+    arrays = (inputs, targets, scored, positions, documents)
+    batch = Batch(*(torch.from_numpy(each) for each in arrays))
+    return batch, standing[scored], chunk_of[scored]

@@ -26,8 +26,14 @@ class SeveralTeachers(Teacher):
             members: At least one. The tokenizer with the fewest ids reads the text.
 
         Raises:
-            ConfigError: An id means different tokens to two of them; which two.
+            ConfigError: An id means different tokens to two of them, or one has another tokenizer
+                than the student; which.
         """
+        if unlike := [name for name, member in members.items() if member.aligns_text]:
+            raise ConfigError(
+                "teacher.teachers: all must read the student's ids, and those of type "
+                f"cross_tokenizer do not: {', '.join(unlike)}. Use it as the only teacher."
+            )
         self._members = dict(members)
         self._needs = DISTRIBUTION
         self._has_ranks = False

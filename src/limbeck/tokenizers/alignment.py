@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 
 from limbeck.tokenizers.token_bytes import Spans, TokenBytes
 
@@ -22,11 +23,13 @@ class Alignment:
         teacher_ids: What the teacher reads.
         student_edges: Where each student token ends.
         teacher_edges: Where each teacher token ends.
+        num_begin: How many tokens of the student, and of the teacher, come before the text.
     """
 
     teacher_ids: Int64[np.ndarray, " u"]
     student_edges: Int64[np.ndarray, " t"]
     teacher_edges: Int64[np.ndarray, " u"]
+    num_begin: tuple[int, int] = (0, 0)
 
     @property
     def standing(self) -> Int64[np.ndarray, " t"]:
@@ -43,6 +46,41 @@ class Alignment:
         is_common = (self.teacher_edges[found] == self.student_edges) & is_last
         return np.where(is_common, found, -1)
 
+    def chunks(self, predicted: Bool[np.ndarray, " t"]) -> Chunks:
+        """The shortest byte ranges at whose ends both stand, as far as both predict all of them.
+
+        A token without bytes belongs to the chunk that follows it.
+
+        Args:
+            predicted: Which student tokens are; of the teacher's, all but the first.
+        """
+        sides = (self.student_edges, self.teacher_edges)
+        ends = chunk_ends(*sides)
+        student_of, teacher_of = (
+            chunk_of_tokens(edges, ends, begin)
+            for edges, begin in zip(sides, self.num_begin, strict=True)
+        )
+        is_whole = np.ones(len(ends) + 1, dtype=np.bool_)
+        is_whole[student_of[~predicted]] = False
+        is_whole[teacher_of[:1]] = False
+        is_whole[-1] = False
+        number = np.where(is_whole, np.cumsum(is_whole) - 1, -1)
+        return Chunks(number[student_of], number[teacher_of], int(is_whole.sum()))
+
+
+class Chunks(NamedTuple):
+    """Chunks of text that are whole tokens on both sides.
+
+    Attributes:
+        student: Of each student token, or -1.
+        teacher: Of each teacher token, or -1.
+        num_chunks: How many they are.
+    """
+
+    student: Int64[np.ndarray, " t"]
+    teacher: Int64[np.ndarray, " u"]
+    num_chunks: int
+
 
 @dataclass
 class Draft:
@@ -54,6 +92,7 @@ class Draft:
     skipped: list[int] = field(default_factory=list)
     """Bytes before each text that are no whole character."""
     lengths: list[int] = field(default_factory=list)
+    num_begin: int = 0
 
 
 class Aligner:
@@ -87,7 +126,7 @@ class Aligner:
         """The texts between special tokens."""
         begin = self.student.begin
         num_begin = len(begin) if begin and tuple(ids[: len(begin)]) == begin else 0
-        draft = Draft(lengths=[0] * num_begin)
+        draft = Draft(lengths=[0] * num_begin, num_begin=num_begin)
         places = [n for n, i in enumerate(ids) if i in self.student.special and n >= num_begin]
         for start, stop in itertools.pairwise([num_begin - 1, *places, len(ids)]):
             pieces = [self.student.bytes_of[i] for i in ids[start + 1 : stop]]
@@ -135,6 +174,7 @@ class Aligner:
             np.array(ids, dtype=np.int64),
             np.cumsum(np.array(draft.lengths, dtype=np.int64)),
             np.concatenate(edges),
+            (draft.num_begin, len(self.teacher.begin)),
         )
 
 
@@ -177,3 +217,13 @@ def chunk_ends(
     """
     ends = np.intersect1d(first, second)
     return ends[ends > 0]
+
+
+def chunk_of_tokens(
+    edges: Int64[np.ndarray, " n"], ends: Int64[np.ndarray, " c"], num_begin: int
+) -> Int64[np.ndarray, " n"]:
+    """Number of the chunk that each token begins in; the number of chunks where it is in none."""
+    starts = np.concatenate([[0], edges[:-1]])
+    found = np.searchsorted(ends, starts, side="right")
+    found[:num_begin] = len(ends)
+    return found

@@ -54,13 +54,17 @@ class ChunkTeacher:
     Products are made of a whole chunk because those of a few rows are slow.
     """
 
-    def __init__(self, distribution: TeacherDistribution | None, workspace: Workspace) -> None:
+    def __init__(
+        self, distribution: TeacherDistribution | None, workspace: Workspace, *, pads_rows: bool
+    ) -> None:
         """
         Args:
             distribution: The teacher's at all N tokens; None where no term reads it.
             workspace: Holds the buffer of the products.
+            pads_rows: Whether its rows are padded.
         """
         self.workspace = workspace
+        self.pads_rows = pads_rows
         self.outcomes: OutcomeMap | None = None
         if isinstance(distribution, MergedOutcomes) and isinstance(distribution.member, LazyLogits):
             self.outcomes = distribution.outcomes
@@ -81,5 +85,5 @@ class ChunkTeacher:
             return chunk
         hidden, (weight, bias, transform) = chunk.hidden, chunk.head
         size = len(hidden), len(weight)
-        out = self.workspace.take("teacher", size, hidden, hidden.dtype)
+        out = self.workspace.take_rows("teacher", size, hidden, hidden.dtype, padded=self.pads_rows)
         return Products(multiply(hidden, weight, bias, out), transform, self.outcomes)

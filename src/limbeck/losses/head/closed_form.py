@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from limbeck.losses.distributions.base import FLOOR, TeacherDistribution, require_served
-from limbeck.losses.distributions.full import DenseLogits, LazyLogits
+from limbeck.losses.distributions.base import FLOOR, TeacherDistribution
+from limbeck.losses.distributions.full import DenseLogits
 from limbeck.losses.distributions.merged import MergedOutcomes
 from limbeck.losses.distributions.samples import DrawnTokens
 from limbeck.losses.distributions.top_k import KeptTokens
@@ -20,9 +20,9 @@ from limbeck.losses.distributions.uneven import UnevenTopK
 from limbeck.losses.divergences.base import Outcomes
 from limbeck.losses.head.blocks import ChunkTeacher, block_rows
 from limbeck.losses.head.fused import ChunkBody, chunks
+from limbeck.losses.head.term_pair import TermPair, pair_of
 from limbeck.losses.head.workspace import Workspace
 from limbeck.losses.terms.base import LogitTerm, StudentView
-from limbeck.losses.terms.cross_entropy import CrossEntropyTerm
 from limbeck.losses.terms.divergence import DivergenceTerm
 
 WORKING_COPIES = 5
@@ -37,19 +37,8 @@ def closed_form(
     workspace: Workspace,
 ) -> ChunkBody | None:
     """The closed-form body, or None where terms, head or the teacher's form have none."""
-    divergences = [term for term in terms if isinstance(term, DivergenceTerm)]
-    num_hard = sum(isinstance(term, CrossEntropyTerm) for term in terms)
-    is_hot = (
-        student.head.transform is None
-        and 1 <= len(terms) == len(divergences) + num_hard
-        and len(divergences) <= 1
-        and num_hard <= 1
-    )
-    if divergences and distribution is not None:
-        forms = (DenseLogits, LazyLogits, MergedOutcomes, KeptTokens, DrawnTokens)
-        is_hot &= divergences[0].gradient is not None and isinstance(distribution, forms)
-        require_served(distribution, divergences[0].name)
-    return ClosedForm(terms, weights, student, distribution, workspace) if is_hot else None
+    pair = None if student.head.transform is not None else pair_of(terms, weights, distribution)
+    return None if pair is None else ClosedForm(pair, weights, student, distribution, workspace)
 
 
 class ClosedForm(ChunkBody):
@@ -57,7 +46,7 @@ class ClosedForm(ChunkBody):
 
     def __init__(
         self,
-        terms: Sequence[LogitTerm],
+        pair: TermPair,
         weights: Sequence[float],
         student: StudentView,
         distribution: TeacherDistribution | None,
@@ -65,8 +54,8 @@ class ClosedForm(ChunkBody):
     ) -> None:
         """
         Args:
-            terms: One or two, of different kinds.
-            weights: Weight of each.
+            pair: The terms.
+            weights: Weight of each, as they were listed.
             student: Has targets, weights, and the sizes of the chunks to come.
             distribution: The teacher's at the N tokens; without one the divergence is 0.
             workspace: Holds the buffers.
@@ -75,20 +64,15 @@ class ClosedForm(ChunkBody):
         self.workspace = workspace
         self.targets = student.targets
         self.token_weights = student.token_weights
-        self.soft: DivergenceTerm | None = None
-        self.soft_weight = self.hard_weight = 0.0
-        for term, weight in zip(terms, weights, strict=True):
-            if isinstance(term, CrossEntropyTerm):
-                self.hard_weight = weight
-            elif isinstance(term, DivergenceTerm) and distribution is not None:
-                self.soft, self.soft_weight = term, weight
-        self.has_hard = any(isinstance(term, CrossEntropyTerm) for term in terms)
-        self.places = [int(isinstance(term, CrossEntropyTerm)) for term in terms]
-        self.teacher = ChunkTeacher(distribution if self.soft is not None else None, workspace)
+        self.pair = pair
         vocabulary, hidden = len(student.head.weight), student.hidden
+        in_blocks = hidden.device.type == "cpu"
+        self.pads_rows = not in_blocks
+        self.teacher = ChunkTeacher(
+            distribution if pair.soft is not None else None, workspace, pads_rows=self.pads_rows
+        )
         self.block = block_rows(hidden, vocabulary)
         self.exact = torch.promote_types(hidden.dtype, torch.float32)
-        in_blocks = hidden.device.type == "cpu"
         self.copies = 2 if in_blocks else 2 + WORKING_COPIES
         if in_blocks:
             row_bytes = vocabulary * self.exact.itemsize
@@ -109,7 +93,7 @@ class ClosedForm(ChunkBody):
             teacher = None if chunk is None else chunk.rows(few)
             own = None if weights is None else weights[few].to(sums)
             sums += self._rows(products[few], work, teacher, targets[few], own, wants_gradient)
-        return torch.stack([sums[place] for place in self.places]), products
+        return torch.stack([sums[place] for place in self.pair.places]), products
 
     def _rows(
         self,
@@ -122,36 +106,36 @@ class ClosedForm(ChunkBody):
     ) -> Float[Tensor, " 2"]:
         """Sums of divergence and cross-entropy over a few rows; the gradient is in `logits`."""
         work = Outcomes(*(each[: len(logits)] for each in room))
-        temperature = 1.0 if self.soft is None else self.soft.temperature
-        if logits.dtype == room.dtype and (temperature in {1, 2} or not self.has_hard):
+        pair, temperature = self.pair, self.pair.temperature
+        if logits.dtype == room.dtype and (temperature in {1, 2} or not pair.has_hard):
             # The logits themselves are not read again.
             work = work._replace(student=logits)
         softmax_into(work.student, work.student_prob, logits, temperature)
         hard = -work.student.gather(-1, targets)
         work.student.clamp_min_(FLOOR)
         soft, gradient, prob_weight = hard.new_zeros(1), work.teacher_prob, hard.new_zeros(1)
-        if self.soft is None:
+        if pair.soft is None:
             gradient.zero_()
         else:
-            soft, total = self._soft(self.soft, work, teacher)
-            scale = self.soft_weight * temperature
+            soft, total = self._soft(pair.soft, work, teacher)
+            scale = pair.soft_weight * temperature
             gradient.mul_(scale)
             prob_weight = total * -scale
-        if self.has_hard and temperature == 1:
-            prob_weight = prob_weight + self.hard_weight
+        if pair.has_hard and temperature == 1:
+            prob_weight = prob_weight + pair.hard_weight
         gradient.addcmul_(work.student_prob, prob_weight)
-        if self.has_hard and temperature == 2:
+        if pair.has_hard and temperature == 2:
             # softmax(z) is softmax(z / 2) squared, over its sum: no further exponential.
             square = torch.mul(work.student_prob, work.student_prob, out=work.spare)
             norm = square.sum(-1, keepdim=True)
             hard = 2 * hard + norm.log()
-            gradient.addcmul_(square, self.hard_weight / norm)
-        elif self.has_hard and temperature != 1:
+            gradient.addcmul_(square, pair.hard_weight / norm)
+        elif pair.has_hard and temperature != 1:
             softmax_into(work.student, work.spare, logits, 1.0)
             hard = -work.student.gather(-1, targets)
-            gradient.add_(work.spare, alpha=self.hard_weight)
+            gradient.add_(work.spare, alpha=pair.hard_weight)
         if wants_gradient:
-            gradient.scatter_add_(-1, targets, torch.full_like(hard, -self.hard_weight))
+            gradient.scatter_add_(-1, targets, torch.full_like(hard, -pair.hard_weight))
             logits.copy_(gradient if weights is None else gradient.mul_(weights))
         if weights is not None:
             soft, hard = soft * weights.squeeze(-1), hard * weights

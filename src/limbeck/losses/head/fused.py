@@ -15,8 +15,14 @@ from limbeck.config import HeadBudget
 from limbeck.losses.head.workspace import Workspace
 from limbeck.losses.output_head import Head
 
-MIN_CHUNK, MAX_CHUNK = 64, 1024
-"""Bounds of a chunk: smaller products are slower, larger ones not faster."""
+MIN_CHUNK = 64
+"""Smallest chunk: smaller products are slower."""
+
+MAX_CHUNK, AUTO_CHUNK = 1024, 2048
+"""Largest chunk on a CPU, where larger products are not faster; and on an accelerator with the
+`auto` budget: a program a row, of which an H200 runs 264 or 396 at once (docs/accelerators.md). A
+budget in MB is used as a whole there, since larger chunks accumulate the head's gradient less
+often."""
 
 AUTO_ROWS = 480
 """Tokens whose logits fit in the `auto` budget. More speed up a CPU's products little; far fewer
@@ -48,7 +54,11 @@ def head_chunk(
     """
     room = head_bytes(budget_mb, len(weight), weight.device) - scratch_bytes
     fits = room // (max(len(weight), 1) * 4 * copies)
-    return max(MIN_CHUNK, min(fits, MAX_CHUNK))
+    if weight.device.type == "cpu":
+        fits = min(fits, MAX_CHUNK)
+    elif budget_mb == "auto":
+        fits = min(fits, AUTO_CHUNK)
+    return max(MIN_CHUNK, fits)
 
 
 def even_chunk(tokens: int, most: int) -> int:
@@ -67,6 +77,9 @@ class ChunkBody(ABC):
 
     scratch_bytes = 0
     """Further memory, independent of the chunk, for the memory budget."""
+
+    pads_rows = False
+    """Whether the rows of the chunk's logits are padded; see `Workspace.take_rows`."""
 
     weights: Sequence[float]
     """Weight of each term in the sum whose gradient is taken."""
@@ -164,6 +177,10 @@ class Gradients(NamedTuple):
             torch.mm(gradient, weight, out=self.hidden[window])
         if self.weight is not None and self.weight.dtype == rows.dtype:
             self.weight.addmm_(gradient.t(), rows)
+        elif self.weight is not None and self.weight.device.type == "cuda":
+            # Added in float32 inside the product: no V x D array, and no rounding of a chunk's sum.
+            total = self.weight
+            torch.addmm(total, gradient.t(), rows, out_dtype=total.dtype, out=total)
         elif self.weight is not None:
             self.weight.add_(gradient.t() @ rows)
         if self.bias is not None:
@@ -195,7 +212,9 @@ class _HeadAndTerms(torch.autograd.Function):
         for place, body, most in segments:
             length = place.stop - place.start
             size = even_chunk(length, most)
-            buffer = body.workspace.take("student", (size, len(weight)), hidden, hidden.dtype)
+            buffer = body.workspace.take_rows(
+                "student", (size, len(weight)), hidden, hidden.dtype, padded=body.pads_rows
+            )
             for window in chunks(length, size):
                 inside = slice(place.start + window.start, place.start + window.stop)
                 rows = hidden[inside]

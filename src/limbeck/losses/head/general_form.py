@@ -42,11 +42,14 @@ class GeneralForm(ChunkBody):
         self.terms = terms
         self.student = student
         reads = any(term.needs.distribution for term in terms)
-        self.teacher = ChunkTeacher(distribution if reads else None, workspace)
         vocabulary, hidden = len(student.head.weight), student.hidden
+        in_blocks = hidden.device.type == "cpu"
+        self.pads_rows = not in_blocks
+        self.teacher = ChunkTeacher(
+            distribution if reads else None, workspace, pads_rows=self.pads_rows
+        )
         self.exact = torch.promote_types(hidden.dtype, torch.float32)
         self.block = block_rows(hidden, vocabulary)
-        in_blocks = hidden.device.type == "cpu"
         self.copies = 2 if in_blocks else GRAPH_COPIES
         if in_blocks:
             row_bytes = vocabulary * self.exact.itemsize

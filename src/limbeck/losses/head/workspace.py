@@ -5,6 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+ROW_MULTIPLE = 16
+"""Padded rows start at a multiple of this many elements, which is at least 32 bytes."""
+
+
+def padded_to(columns: int) -> int:
+    """Elements of a padded row."""
+    return -(-columns // ROW_MULTIPLE) * ROW_MULTIPLE
+
 
 class Workspace:
     """Large buffers, reused on a CPU, where first-touch page faults cost more than the arithmetic.
@@ -32,3 +40,22 @@ class Workspace:
             self._kept.pop(name, None)
             self._kept[name] = kept = like.new_empty(needed, dtype=dtype)
         return kept[:needed].view(size)
+
+    def take_rows(
+        self, name: str, size: tuple[int, int], like: Tensor, dtype: torch.dtype, *, padded: bool
+    ) -> Tensor:
+        """A buffer of logits, whose rows may be padded.
+
+        Accelerators read and write 16 bytes at once, if rows start where such an access does; of
+        an odd vocabulary no other row would.
+
+        Args:
+            name: Key under which it is reused.
+            size: Rows and columns.
+            like: A tensor on its device.
+            dtype: Its dtype.
+            padded: Whether rows start at a multiple of `ROW_MULTIPLE` elements.
+        """
+        count, columns = size
+        pitch = padded_to(columns) if padded else columns
+        return self.take(name, (count, pitch), like, dtype)[:, :columns]

@@ -25,6 +25,7 @@ class DivergenceTerm(LogitTerm, SteppedTerm):
         name: The divergence's.
         divergence: The pure function.
         gradient: Its closed-form derivative, if it has one.
+        options: The derivative's options, by name, in the order of its signature.
         temperature: Of both softmaxes, at the current step.
     """
 
@@ -47,6 +48,7 @@ class DivergenceTerm(LogitTerm, SteppedTerm):
         self.divergence = divergences.bind(divergence, at="divergence")
         has_gradient = self.name in gradients.names()
         self.gradient = gradients.bind(divergence, at="divergence") if has_gradient else None
+        self.options = gradients.values(divergence) if has_gradient else {}
         self._schedule = temperature
         self.temperature = value_at(temperature, 0)
 
