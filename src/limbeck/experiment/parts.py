@@ -181,8 +181,7 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
         make_trainable(student.model, config.trainable, config.seed)
     student = agreed(student, world)
     with main_first(world):
-        texts = [text for text in (config.data, held_out_config(config)) if text is not None]
-        is_chat = any(map(uses_template, texts))
+        is_chat = any(uses_template(t) for t in (config.data, held_out_config(config)) if t)
     teacher.require(TeacherRequest(student_tokenizer=student.tokenizer, uses_template=is_chat))
     tokenizer = teacher.tokenizer
     vocabulary = prove_pair(student, teacher)
