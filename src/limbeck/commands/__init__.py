@@ -38,7 +38,7 @@ VERBS = {
     "evaluate": "Measure a student against the recipe's teacher on held-out text.",
     "chat": "Talk to a student in the terminal, beside its teacher.",
     "export": "Write a student as GGUF for llama.cpp or Ollama, verified there.",
-    "report": "Write report.html again from a run directory.",
+    "report": "Write report.html again from a run directory, or compare several runs.",
     "store": "Inspect, verify, repair and merge stores of recorded teacher signals.",
 }
 """Each verb with its line in `limbeck --help`; its module is imported when the verb is used."""

@@ -77,8 +77,55 @@ def plot(name: str, title: str, curves: Sequence[Curve], unit: str) -> Markup:
         axes.margins(x=0.02, y=0.08)
         if len(curves) > 1:
             axes.legend(frameon=False, loc="upper right", handlelength=1.4, borderaxespad=0)
-        drawn = svg_of(figure)
-    return inline(drawn, name, title)
+        return inline(svg_of(figure), name, title)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One point of a scatter plot.
+
+    Attributes:
+        label: Its name, written beside it.
+        x: Its place.
+        y: Its value.
+        low: Lower end of the value's interval.
+        high: Upper end.
+        is_marked: Draw it filled.
+    """
+
+    label: str
+    x: float
+    y: float
+    low: float
+    high: float
+    is_marked: bool
+
+
+def scatter(name: str, title: str, points: Sequence[Point], x_label: str, unit: str) -> Markup:
+    """An inline SVG of points with intervals; names and title as for `plot`."""
+    with matplotlib.rc_context({**style(COLOURS["ink-soft"], name), **SETTINGS}):
+        figure = Figure(figsize=(4.2, 2.8))
+        axes = figure.add_axes((0.12, 0.17, 0.78, 0.71))
+        for point in points:
+            below, above = max(point.y - point.low, 0.0), max(point.high - point.y, 0.0)
+            axes.errorbar(
+                point.x,
+                point.y,
+                yerr=[[below], [above]],
+                color=COLOURS["student"],
+                marker="o",
+                markersize=5,
+                markerfacecolor=COLOURS["student"] if point.is_marked else "none",
+            )
+            # A dollar sign would begin a formula.
+            label = point.label.replace("$", r"\$")
+            axes.annotate(label, (point.x, point.y), xytext=(6, 4), textcoords="offset points")
+        axes.set_title(unit, loc="left", fontsize=10.5)
+        axes.set_xlabel(x_label, loc="right", labelpad=2)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.margins(x=0.08, y=0.12)
+        return inline(svg_of(figure), name, title)
 
 
 def style(ink: str, name: str) -> dict[Any, Any]:
@@ -134,7 +181,7 @@ def smooth(values: np.ndarray) -> np.ndarray:
 def inline(svg: str, name: str, title: str) -> Markup:
     """A stand-alone SVG file as a part of a page: its ids its own, its colours the page's.
 
-    Nothing in it comes from outside but numbers, so it may stand unescaped.
+    matplotlib escapes the labels, and the rest is numbers, so it needs no escaping.
     """
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
