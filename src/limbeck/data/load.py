@@ -77,11 +77,7 @@ def load_data(
         TryLaterError: Another process has held the cache for an hour.
     """
     problems = [str(problem) for problem in data_problems(config)]
-    if max_positions is not None and config.sequence_length > max_positions:
-        problems.append(
-            f"data.sequence_length: must be at most {max_positions:,}, the positions student and "
-            f"teacher both can read, got {config.sequence_length:,}."
-        )
+    problems += length_problems(config, max_positions)
     if problems:
         raise ConfigError("\n".join(problems))
     source = open_source(config.path, config.split, cache)
@@ -96,6 +92,15 @@ def load_data(
     if found is None:
         found = make(final, config, source, (reader, encoder), identity, progress)
     return TextData.load(final, found["facts"] | {"path": config.path}, source.names)
+
+
+def length_problems(config: DataConfig, max_positions: int | None) -> Iterator[str]:
+    """Rows that are longer than student and teacher can read."""
+    if max_positions is not None and config.sequence_length > max_positions:
+        yield (
+            f"data.sequence_length: must be at most {max_positions:,}, the positions student and "
+            f"teacher both can read, got {config.sequence_length:,}."
+        )
 
 
 def load_text(

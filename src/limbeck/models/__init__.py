@@ -3,7 +3,7 @@
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from limbeck.models.causal_lm import CausalLM
-from limbeck.models.device import choose_device, choose_dtype
+from limbeck.models.device import SIMULATED, choose_device, choose_dtype
 from limbeck.models.distiller import Distiller
 from limbeck.models.embedded import cache_folder, embedded_teacher
 from limbeck.models.facts import configured_shape, loading_notes, model_facts, shape_facts
@@ -28,10 +28,12 @@ from limbeck.models.prove import (
 )
 from limbeck.models.save import plain_weights, save_student
 from limbeck.models.shared import shared_model
+from limbeck.models.sketch import one_document_a_row, sketched_model
 from limbeck.models.source import ModelSource
 
 __all__ = [
     "HEAD_TOLERANCE",
+    "SIMULATED",
     "TOLERANCE",
     "CausalLM",
     "Distiller",
@@ -54,6 +56,7 @@ __all__ = [
     "model_facts",
     "neighbours_seen",
     "new_model",
+    "one_document_a_row",
     "open_model",
     "plain_weights",
     "prove_documents_apart",
@@ -62,5 +65,6 @@ __all__ = [
     "save_student",
     "shape_facts",
     "shared_model",
+    "sketched_model",
     "trained_facts",
 ]

@@ -15,6 +15,11 @@ DTYPES = {
 """Number formats by the names a recipe gives them."""
 
 
+SIMULATED = "simulated"
+"""Type of the device that stands for CUDA devices which are not here; see
+`limbeck.distributed.simulated`."""
+
+
 def choose_device(name: str) -> torch.device:
     """The device a recipe asks for.
 
@@ -47,8 +52,9 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
             that have it, and float32 elsewhere.
     """
     if name == "auto":
-        fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if fast else torch.float32
+        is_cuda = device.type == "cuda"
+        fast = is_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if fast or device.type == SIMULATED else torch.float32
     if name not in DTYPES:
         raise ConfigError(f"dtype must be auto, {', '.join(DTYPES)}, got {name!r}.")
     return DTYPES[name]

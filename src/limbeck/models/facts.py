@@ -9,7 +9,7 @@ from typing import Any
 from limbeck.errors import ConfigError
 from limbeck.files import sha256, size
 from limbeck.models.causal_lm import CausalLM
-from limbeck.models.source import ModelSource, Place, find, open_config
+from limbeck.models.source import ModelSource, Place, find, find_config, open_config
 
 
 def model_facts(source: ModelSource, model: CausalLM, *, hashed: bool = True) -> dict[str, Any]:
@@ -18,7 +18,7 @@ def model_facts(source: ModelSource, model: CausalLM, *, hashed: bool = True) ->
     Args:
         hashed: False leaves the hash out: it reads every byte, and one rank is enough.
     """
-    place = find(source)
+    place = find_config(source)
     return {
         "name": source.path,
         "revision": place.commit,

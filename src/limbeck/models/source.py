@@ -63,7 +63,39 @@ class Place:
 
 
 def find(source: ModelSource) -> Place:
-    """Find a model, locally or on the hub."""
+    """Find a model with its weights, locally or on the hub.
+
+    Raises:
+        ConfigError: It is not there, is no model, or may not be read.
+        TryLaterError: The hub does not answer.
+    """
+    place = find_config(source)
+    if place.commit is None and place.folder == Path(place.name):
+        require_safetensors(place.folder)
+    return place
+
+
+def require_safetensors(folder: Path) -> None:
+    """Refuse a folder without weights, or with weights of another kind.
+
+    Raises:
+        ConfigError: Naming the folder.
+    """
+    if not list(folder.glob("*.safetensors")):
+        raise ConfigError(
+            f"Weights must be in safetensors, but {folder} has no .safetensors file (pickled "
+            "weights can run code). Convert them: AutoModelForCausalLM.from_pretrained(...)"
+            ".save_pretrained(...)."
+        )
+
+
+def find_config(source: ModelSource) -> Place:
+    """Find a model whose weights need not be there.
+
+    Raises:
+        ConfigError: It is not there, is no model, or may not be read.
+        TryLaterError: The hub does not answer.
+    """
     path = Path(source.path).expanduser()
     if path.suffix == ".gguf" or path.is_file():
         if path.suffix != ".gguf" or not path.is_file():
@@ -79,12 +111,6 @@ def find(source: ModelSource) -> Place:
                 "that save_pretrained wrote."
             )
         require_json(path / "config.json")
-        if not list(path.glob("*.safetensors")):
-            raise ConfigError(
-                f"Weights must be in safetensors, but {path} has no .safetensors file (pickled "
-                "weights can run code). Convert them: AutoModelForCausalLM.from_pretrained(...)"
-                ".save_pretrained(...)."
-            )
         return Place(str(path), path, None)
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source.path) or source.path.startswith((".", "~")):
         raise ConfigError(f"There must be a model at {path}, but there is no such folder or file.")

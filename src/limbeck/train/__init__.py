@@ -1,5 +1,6 @@
 """The training loop: steps, optimizers, schedules, metrics and resuming."""
 
+from limbeck.train.dry_run import dry_run
 from limbeck.train.loop import train
 from limbeck.train.metrics import JsonlSink, MetricSink
 from limbeck.train.optimizers import make_optimizers
@@ -17,6 +18,7 @@ __all__ = [
     "TrainSetup",
     "accumulate",
     "count_step",
+    "dry_run",
     "make_optimizers",
     "make_schedule",
     "make_sinks",

@@ -34,6 +34,7 @@ def choose_micro_batch(
     *,
     sequence_length: int,
     most_rows: int,
+    free_memory_bytes: int | None = None,
 ) -> int:
     """Rows of a micro-batch, the same on every rank.
 
@@ -42,11 +43,13 @@ def choose_micro_batch(
 
     Args:
         most_rows: Rows a rank has in a step; more would be of no use.
+        free_memory_bytes: On the device; None measures it.
     """
     if memory.micro_batch != "auto":
         return min(memory.micro_batch, most_rows)
     room = head_bytes(memory.head_budget_mb, student.vocabulary_size, world.device)
-    free = free_bytes(world.device) - room
+    free = free_bytes(world.device) if free_memory_bytes is None else free_memory_bytes
+    free -= room
     each = row_bytes(student, sequence_length, memory.activation_checkpointing)
     rows = int(SHARE * free) // each
     if world.device.type == "cpu":

@@ -107,6 +107,8 @@ def accumulate(
         batch = cpu_batch.to(world.device)
         teacher_signal = TeacherSignal() if teacher is None else teacher.signal(batch)
         loss, shares = distiller(batch, teacher_signal, step_tokens)
+        if teacher is not None:
+            teacher.release()  # all that reads the signal is done, gradients of the head included
         (loss * world.size).backward()  # FSDP averages gradients over ranks; we want their sum
         names = tuple(shares)
         values.append(torch.stack([loss.detach(), *shares.values()]).to(world.exact))
