@@ -19,11 +19,11 @@ from limbeck.checks import (
     LINK_SHARE,
     Case,
     Cluster,
+    Excerpt,
     Finding,
     Hardware,
     Plan,
     Proof,
-    Segment,
     cluster_findings,
     make_plan,
     plan_findings,
@@ -57,7 +57,7 @@ def check(
     overrides: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
     schema: Annotated[
-        bool, typer.Option("--schema", help="Print the recipe's JSON schema and leave.")
+        bool, typer.Option("--schema", help="Print the recipe's JSON schema and exit.")
     ] = False,
     plan: Annotated[
         bool,
@@ -79,11 +79,11 @@ def check(
         ),
     ] = None,
 ) -> None:
-    """Prove, on the recipe's own models and text, all that must hold before the first step.
+    """Check, on the recipe's own models and text, what must hold before the first step.
 
-    Vocabularies, heads, packed documents, the divergence at equality, gradients, micro-batches; who
-    reads the text better; what is learnt of it; and a plan of memory, disk and time. Nothing is
-    written to the run directory. Exit code 2 when something does not hold.
+    Vocabularies, heads, packed documents, the divergence at equality, gradients, micro-batches;
+    which model predicts the text better; which tokens are trained; and a plan of memory, disk and
+    time. Nothing is written to the run directory. Exit code 2 when a check fails.
 
     With --plan: memory, collectives and speed on a cluster that is not here, from the models'
     config.json alone (docs/scale.md).
@@ -207,9 +207,9 @@ def is_failing(finding: Finding) -> bool:
 
 
 def as_plain(
-    findings: Iterable[Finding], notes: list[str], example: list[Segment], plan: Plan
+    findings: Iterable[Finding], notes: list[str], example: list[Excerpt], plan: Plan
 ) -> dict[str, Any]:
-    """All that was found, as what JSON can hold."""
+    """All findings, as JSON."""
     findings = list(findings)
     return {
         "holds": not any(is_failing(f) for f in findings),
@@ -222,9 +222,9 @@ def as_plain(
 
 
 def page(
-    findings: Iterable[Finding], notes: list[str], example: list[Segment], plan: Plan
+    findings: Iterable[Finding], notes: list[str], example: list[Excerpt], plan: Plan
 ) -> RenderableType:
-    """All that was found, for people."""
+    """All findings, as text."""
     note_lines = [Text(f"- {note}") for note in notes]
     heading = [Text("\nNotes", style="bold")] if notes else []
     return Group(
@@ -248,10 +248,10 @@ def findings_table(findings: Iterable[Finding]) -> Table:
     return table
 
 
-def example_text(example: Iterable[Segment]) -> Text:
-    """The beginning of a row, what is learnt of it in green."""
-    text = Text("\nThe text's beginning; ", style="bold")
-    text.append("in green what the student learns to write", style="bold green")
+def example_text(example: Iterable[Excerpt]) -> Text:
+    """The start of a row, trained tokens in green."""
+    text = Text("\nThe start of the text; ", style="bold")
+    text.append("trained tokens in green", style="bold green")
     text.append("\n")
     for segment in example:
         text.append(segment.text, style="green not bold" if segment.scored else "dim not bold")

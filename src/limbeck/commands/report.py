@@ -41,7 +41,8 @@ def report(
     forward KL first, with differences paired by document where teacher and test text are the same,
     and the options in which their recipes differ.
 
-    The pages are one file each, without scripts or references: send them to a colleague.
+    The pages are one file each, without scripts and external references, so they can be sent by
+    mail.
 
     Examples: limbeck report runs/x; limbeck report runs/kl runs/jsd runs/ce --output page.html
     """

@@ -2,32 +2,12 @@
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from limbeck.models.causal_lm import (
-    CausalLM,
-)
-from limbeck.models.device import (
-    SIMULATED,
-    choose_device,
-    choose_dtype,
-)
-from limbeck.models.distiller import (
-    Distiller,
-)
-from limbeck.models.embedded import (
-    cache_folder,
-    embedded_teacher,
-)
-from limbeck.models.facts import (
-    configured_shape,
-    loading_notes,
-    model_facts,
-    shape_facts,
-    tensors_hash,
-)
-from limbeck.models.freezing import (
-    make_trainable,
-    trained_facts,
-)
+from limbeck.models.causal_lm import CausalLM
+from limbeck.models.device import SIMULATED, choose_device, choose_dtype
+from limbeck.models.distiller import Distiller
+from limbeck.models.embedded import cache_folder, embedded_teacher
+from limbeck.models.facts import configured_shape, loading_notes, model_facts, shape_facts
+from limbeck.models.freezing import make_trainable, trained_facts
 from limbeck.models.load import (
     copied_model,
     enable_activation_checkpointing,
@@ -36,12 +16,8 @@ from limbeck.models.load import (
     open_model,
     reopened,
 )
-from limbeck.models.modes import (
-    evaluating,
-)
-from limbeck.models.projections import (
-    captured_projections,
-)
+from limbeck.models.modes import evaluating
+from limbeck.models.projections import captured_projections
 from limbeck.models.prove import (
     HEAD_TOLERANCE,
     TOLERANCE,
@@ -50,23 +26,10 @@ from limbeck.models.prove import (
     prove_documents_apart,
     prove_head,
 )
-from limbeck.models.save import (
-    plain_weights,
-    save_student,
-)
-from limbeck.models.shared import (
-    shared_model,
-)
-from limbeck.models.sketch import (
-    one_document_a_row,
-    sketched_model,
-)
-from limbeck.models.source import (
-    ModelSource,
-)
-from limbeck.models.weight_files import (
-    WeightFiles,
-)
+from limbeck.models.save import plain_weights, save_student
+from limbeck.models.shared import shared_model
+from limbeck.models.sketch import one_document_a_row, sketched_model
+from limbeck.models.source import ModelSource
 
 __all__ = [
     "HEAD_TOLERANCE",
@@ -77,7 +40,6 @@ __all__ = [
     "ModelSource",
     "PreTrainedConfig",
     "PreTrainedTokenizerBase",
-    "WeightFiles",
     "cache_folder",
     "captured_projections",
     "choose_device",
@@ -104,6 +66,5 @@ __all__ = [
     "shape_facts",
     "shared_model",
     "sketched_model",
-    "tensors_hash",
     "trained_facts",
 ]

@@ -1,4 +1,4 @@
-"""Which device a run computes on, and in which numbers."""
+"""Device and number format of a run."""
 
 from __future__ import annotations
 
@@ -25,9 +25,6 @@ def choose_device(name: str) -> torch.device:
 
     Args:
         name: `cpu`, `cuda`, `cuda:1`, `mps`; `auto` takes the first of CUDA, MPS, CPU there is.
-
-    Raises:
-        ConfigError: No such device here.
     """
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
@@ -53,10 +50,6 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     Args:
         name: `float32`, `bfloat16`, `float16`, `float64`; `auto` takes bfloat16 on CUDA devices
             that have it, and float32 elsewhere.
-        device: Where it will be computed in.
-
-    Raises:
-        ConfigError: No such format.
     """
     if name == "auto":
         is_cuda = device.type == "cuda"

@@ -1,4 +1,4 @@
-"""How many rows one forward and backward pass can hold."""
+"""Rows of one forward and backward pass."""
 
 from __future__ import annotations
 
@@ -42,10 +42,6 @@ def choose_micro_batch(
     single process halves it when memory runs out.
 
     Args:
-        memory: The recipe's memory section.
-        student: The model whose activations are kept for the backward pass.
-        world: The ranks.
-        sequence_length: Positions of a row.
         most_rows: Rows a rank has in a step; more would be of no use.
         free_memory_bytes: On the device; None measures it.
     """
@@ -75,7 +71,7 @@ def row_bytes(student: CausalLM, sequence_length: int, checkpointed: bool) -> in
 
 
 def linear_values(modules: Iterable[nn.Module]) -> int:
-    """Values a token leaves in the linear layers among some modules."""
+    """Inputs and outputs of all linear layers among the modules, values a token."""
     linear = (m for m in modules if isinstance(m, nn.Linear))
     return sum(m.in_features + m.out_features for m in linear)
 
@@ -88,7 +84,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def cgroup_room() -> int:
-    """Memory a container's limit leaves, in bytes; very large without a limit."""
+    """Free memory under a container's limit, bytes; 2^62 without a limit."""
     limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
     try:
         return int(limit.read_text()) - int(used.read_text())
@@ -97,7 +93,7 @@ def cgroup_room() -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on whatever device."""
+    """Whether an error means that a device ran out of memory."""
     message = str(error).lower()
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError)
