@@ -523,7 +523,13 @@ def test_a_run_resumes_at_another_address(server, folder, local, tmp_path):
 
 def test_what_the_student_writes_is_read_by_the_server(server, folder, tmp_path):
     path = write_recipe(tmp_path, evaluate={"data": None}, optim={"steps": 2})
-    run(path, server, folder, "rollout={share: 0.5, tokens: 12, prompt_tokens: 6}")
+    run(
+        path,
+        server,
+        folder,
+        "objective.alpha=1",
+        "rollout={share: 0.5, tokens: 12, prompt_tokens: 6}",
+    )
     read = {tuple(each["prompt"]) for each in server.requests}
     files = sorted((tmp_path / "run" / "rollouts").glob("step-*.jsonl"))
     written = [json.loads(line) for file in files for line in file.read_text().splitlines()]

@@ -163,6 +163,10 @@ class CrossTokenizerTeacher(Teacher):
         part = SignalPart(reading.positions.to(device), merged)
         return TeacherSignal((part,), likelihoods=likelihoods)
 
+    def release(self) -> None:
+        """Release what the model gathered."""
+        self._teacher.release()
+
     def abandon_pass(self) -> None:
         """Release what the model holds of a failed pass."""
         self._teacher.abandon_pass()
