@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from limbeck.commands.demo import configure
+from limbeck.commands.demo_store import shipped_recipe
 from limbeck.data.order import step_rows
 from limbeck.distributed.stopping import SIGNALS
 from limbeck.experiment import assemble
@@ -78,7 +78,7 @@ def main() -> None:
     options = parser.parse_args()
     teacher = options.teacher or embedded_teacher(cache_folder(), print)
     with tempfile.TemporaryDirectory() as folder:
-        config = configure(teacher, Path(folder) / "run", None)
+        config = shipped_recipe("demo.yaml", teacher, Path(folder) / "run", None)
         with assemble(config) as run:
             parts, world = run.parts, run.world
             distiller = parts.distiller(parts.take_student(Path(folder)), config.objective)

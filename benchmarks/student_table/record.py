@@ -20,9 +20,9 @@ from limbeck.data.order import order
 from limbeck.distributed import World
 from limbeck.losses import SignalNeeds
 from limbeck.models import PreTrainedTokenizerBase, cache_folder
-from limbeck.recording import Recorder, RecordingProgress, Windows, plan_shards
+from limbeck.recording import Recorder, RecordingProgress, plan_shards
 from limbeck.store import Store, StoreHeader
-from limbeck.teachers import TeacherRequest, teachers
+from limbeck.teachers import TeacherRequest, TextWindows, teachers
 from limbeck.tokenizers import load_tokenizer, template_hash, tokenizer_hash
 from student_table.plan import ROW, STEP
 
@@ -91,9 +91,11 @@ def open_store(
     Recorded unless it is there; stopped or killed, it goes on.
     """
     learnt = [texts.some(seed, steps) for seed in range(told.seeds)]
-    every: Iterable[Windows] = (Windows(text, range(len(text.windows))) for text in learnt)
+    every: Iterable[TextWindows] = (
+        TextWindows("data", text, range(len(text.windows))) for text in learnt
+    )
     held = texts.held_out
-    plan = plan_shards([*every, Windows(held.data, held.windows)], SHARD)
+    plan = plan_shards([*every, TextWindows("evaluate.data", held.data, held.windows)], SHARD)
     name = hashlib.sha256(f"{plan.data_hash} {layers} {told.teacher}".encode()).hexdigest()[:12]
     folder = told.work / f"store-{name}"
     teacher = teachers.bind({"type": "online", "path": str(told.teacher)}, "teacher")(

@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from limbeck.evaluate.scores import Interval, Scores, paired_difference, summarise
-from limbeck.experiment.score_files import plain, scores
+from limbeck.experiment.score_files import scores
 from limbeck.files import write_text
 from student_table.plan import BEFORE, MAIN, Cell, settings_of, shapes_of
 
@@ -58,11 +58,11 @@ class Cells:
             **cell,
             **{name: told[name] for name in METRICS},
             "settings": self._settings,
-            "scores": plain(cell["scores"]),
+            "scores": vars(cell["scores"]),
         }
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a") as file:
-            file.write(json.dumps(saved) + "\n")
+            file.write(json.dumps(saved, default=np.ndarray.tolist) + "\n")
         self.all.append(saved)
 
     def scores(self, shape: str, arm: str, seeds: Iterable[int] | None = None) -> Scores | None:

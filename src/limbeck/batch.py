@@ -6,12 +6,33 @@ batches are made; no other module slices `[:-1]` or `[1:]`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+MIN_WIDTH = 2
+"""Positions of a batch of no rows: the shortest a model can read as a sequence."""
+
+
+class Window(NamedTuple):
+    """L + 1 tokens of a document: position t reads token t and predicts token t + 1.
+
+    Attributes:
+        scored: Which of the L positions count.
+        document: The document's index in the data set.
+        weight: What multiplies the objective at its positions.
+    """
+
+    tokens: Int[np.ndarray, " L1"]
+    scored: Bool[np.ndarray, " L"]
+    document: int
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -41,12 +62,7 @@ class Batch:
     def from_tokens(
         cls, tokens: Int[Tensor, "B T1"], scored: Bool[Tensor, "B T"] | None = None
     ) -> Batch:
-        """Rows of equal length, one document each, T + 1 tokens making T positions.
-
-        Args:
-            tokens: Token ids of each row.
-            scored: Which positions count; all of them by default.
-        """
+        """Rows of equal length, one document each, T + 1 tokens making T positions."""
         inputs, targets = tokens[:, :-1], tokens[:, 1:]
         rows, length = inputs.shape
         everything = torch.ones_like(inputs, dtype=torch.bool)
@@ -56,6 +72,37 @@ class Batch:
             scored=everything if scored is None else scored,
             position_ids=torch.arange(length, device=tokens.device).expand(rows, length),
             document_ids=torch.arange(rows, device=tokens.device)[:, None].expand(rows, length),
+        )
+
+    @classmethod
+    def packed(cls, rows: Sequence[Sequence[Window]], *, weighted: bool = False) -> Batch:
+        """Rows of windows that do not see each other, padded to the longest row.
+
+        Padding is token 0, which every model knows; it is never scored. No rows give one row of
+        padding, so that a rank without work can still take part.
+        """
+        ends = [np.cumsum([0, *(len(window.scored) for window in row)]).tolist() for row in rows]
+        shape = (max(len(rows), 1), max([MIN_WIDTH, *(each[-1] for each in ends)]))
+        inputs, targets = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+        scored = np.zeros(shape, dtype=np.bool_)
+        positions = np.tile(np.arange(shape[1]), (shape[0], 1))
+        documents = np.full(shape, -1, dtype=np.int64)
+        weights = np.ones(shape, dtype=np.float32)
+        for index, (row, borders) in enumerate(zip(rows, ends, strict=True)):
+            for window, (start, stop) in zip(row, itertools.pairwise(borders), strict=True):
+                place = (index, slice(start, stop))
+                inputs[place], targets[place] = window.tokens[:-1], window.tokens[1:]
+                scored[place], documents[place] = window.scored, window.document
+                positions[place] -= start
+                weights[place] = window.weight
+            positions[index, borders[-1] :] -= borders[-1]
+        return cls(
+            torch.from_numpy(inputs),
+            torch.from_numpy(targets),
+            torch.from_numpy(scored),
+            torch.from_numpy(positions),
+            torch.from_numpy(documents),
+            torch.from_numpy(weights) if weighted else None,
         )
 
     def __len__(self) -> int:

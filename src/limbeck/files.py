@@ -1,4 +1,4 @@
-"""Publishing files so that what is there is whole, and telling when it is not.
+"""Atomic publishing of folders, and verification of what was published.
 
 A directory is written beside its final name, sealed with a manifest (a hash of every file, and of
 the manifest itself), synced, and renamed. What has no valid manifest does not exist.
@@ -85,11 +85,6 @@ def locked(path: Path, taken: str, *, patience_s: float = 0.0) -> Iterator[None]
     Args:
         path: Of the lock file; its folder is made if need be.
         taken: What the error says when another process holds it.
-        patience_s: How long to wait for that process.
-
-    Raises:
-        TryLaterError: Another process holds it.
-        StorageError: The folder cannot be made or written.
     """
     lock = FileLock(path, timeout=patience_s)
     try:
@@ -125,10 +120,6 @@ def publish(final: Path, write: Callable[[Path], None], facts: Mapping[str, Any]
     Args:
         final: Its name; must not exist, or be empty.
         write: Called with an empty directory beside `final`, to fill.
-        facts: Kept in the manifest, JSON.
-
-    Raises:
-        StorageError: The disk is full, or may not be written; nothing is left behind.
     """
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
@@ -181,12 +172,7 @@ def sealed_text(facts: Mapping[str, Any]) -> str:
 
 
 def read_sealed(path: Path, max_bytes: int) -> dict[str, Any]:
-    """The JSON object that `sealed_text` wrote to a file.
-
-    Raises:
-        OSError: The file cannot be read.
-        ValueError: It is not a regular file, too large, changed, or nested too deeply.
-    """
+    """The JSON object that `sealed_text` wrote to a file."""
     facts = path.stat()
     if not stat.S_ISREG(facts.st_mode):
         raise ValueError("it is not a regular file")
@@ -206,11 +192,7 @@ def read_sealed(path: Path, max_bytes: int) -> dict[str, Any]:
 
 
 def require_shallow(value: Mapping[str, Any]) -> None:
-    """Refuse JSON that is nested so deeply that recursive code could fail on it.
-
-    Raises:
-        ValueError: It has more than `MAX_JSON_DEPTH` levels.
-    """
+    """Refuse JSON that is nested so deeply that recursive code could fail on it."""
     level: list[Any] = [value]
     for _ in range(MAX_JSON_DEPTH):
         lists = (each.values() if isinstance(each, dict) else each for each in level)
@@ -221,11 +203,7 @@ def require_shallow(value: Mapping[str, Any]) -> None:
 
 
 def raise_if_too_many_open(error: Exception) -> None:
-    """Turn an error about file descriptors into a `StorageError`; return for any other.
-
-    Raises:
-        StorageError: The limit of open files is reached.
-    """
+    """Turn an error about file descriptors into a `StorageError`; return for any other."""
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
         raise StorageError(
             f"A file could not be opened, but is not damaged: {error}. Raise the limit of open "
@@ -234,11 +212,7 @@ def raise_if_too_many_open(error: Exception) -> None:
 
 
 def sealed_manifest(path: Path) -> dict[str, Any] | None:
-    """A directory's manifest, if it is intact; the files it names are not read.
-
-    Raises:
-        StorageError: The limit of open files is reached.
-    """
+    """A directory's manifest, if it is intact; the files it names are not read."""
     try:
         facts = read_sealed(path / MANIFEST, MAX_MANIFEST_BYTES)
     except (OSError, ValueError) as error:
@@ -248,20 +222,12 @@ def sealed_manifest(path: Path) -> dict[str, Any] | None:
 
 
 def manifest(path: Path) -> dict[str, Any] | None:
-    """The manifest of a complete, unchanged directory; None for anything else.
-
-    Raises:
-        StorageError: The limit of open files is reached.
-    """
+    """The manifest of a complete, unchanged directory; None for anything else."""
     return sealed_manifest(path) if damage(path) is None else None
 
 
 def damage(path: Path) -> str | None:
-    """What of a directory is not as its manifest says, for a message; None if all of it is.
-
-    Raises:
-        StorageError: The limit of open files is reached.
-    """
+    """How a directory differs from its manifest, for a message; None if it does not."""
     facts = sealed_manifest(path)
     if facts is None:
         return f"{MANIFEST} is missing or damaged"

@@ -106,10 +106,6 @@ class Registry(Generic[T]):
         Args:
             spec: `{"type": name, **options}`, or the name alone.
             at: Its path in the recipe, for the error message.
-
-        Raises:
-            ConfigError: Unknown type, unknown option, or an option of the wrong type or range; all
-                mistakes, one a line.
         """
         options, problems = self._validate(spec, at)
         if problems:

@@ -128,6 +128,7 @@ def write_recipe(trial: str, options: argparse.Namespace, teacher: Path, student
             "type": "text",
             "path": str(corpus_path("train")),
             "sequence_length": options.length,
+            "max_documents": options.documents,
         },
         "objective": TRIALS[trial],
         "optim": {
@@ -220,6 +221,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=1)
     parser.add_argument("--held-out-tokens", type=int, default=8_192)
     parser.add_argument("--learning-rate", type=float, default=6e-4)
+    parser.add_argument("--documents", type=int, help="use only the first documents of the text")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto")
     return parser.parse_args()

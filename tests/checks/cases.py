@@ -26,6 +26,9 @@ class RandomRows:
         weights = torch.linspace(0, 2, 40).expand(whole.scored.shape) if weighted else None
         self._whole = replace(whole, weights=weights)
 
+    def document_name(self, document: int) -> str:
+        return f"document {document}"
+
     def batch(self, rows: Sequence[int]) -> Batch:
         some, whole = list(rows), self._whole
         return Batch(

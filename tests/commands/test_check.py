@@ -50,7 +50,7 @@ def test_a_sound_recipe_is_proven_shown_and_planned_and_nothing_is_written(tmp_p
         "micro-batches add up",
         "The plan (estimates)",
         "scored tokens a second",
-        "in green what the student learns",
+        "trained tokens in green",
     ):
         assert words in told
     assert "FAILS" not in told

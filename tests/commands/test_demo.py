@@ -5,20 +5,24 @@ from pathlib import Path
 import pytest
 
 from limbeck.commands import demo_store
-from limbeck.commands.demo import configure, what_is_there
+from limbeck.commands.demo import what_is_there
+from limbeck.commands.demo_store import shipped_recipe
 from limbeck.config import dump
 from limbeck.errors import ConfigError
 
 
 def begun(output, steps=20):
-    config = configure(Path("teacher"), output, steps)
+    config = shipped_recipe("demo.yaml", Path("teacher"), output, steps)
     output.mkdir(exist_ok=True)
     (output / "recipe.yaml").write_text(dump(config))
     return config
 
 
 def test_an_empty_place_is_neither_continued_nor_replaced(tmp_path):
-    assert what_is_there(configure(Path("teacher"), tmp_path / "run", 20)) == (False, False)
+    assert what_is_there(shipped_recipe("demo.yaml", Path("teacher"), tmp_path / "run", 20)) == (
+        False,
+        False,
+    )
 
 
 def test_a_demo_that_was_stopped_is_continued(tmp_path):
@@ -27,7 +31,10 @@ def test_a_demo_that_was_stopped_is_continued(tmp_path):
 
 def test_a_demo_that_is_done_or_another_is_replaced(tmp_path):
     config = begun(tmp_path / "run")
-    assert what_is_there(configure(Path("teacher"), tmp_path / "run", 30)) == (False, True)
+    assert what_is_there(shipped_recipe("demo.yaml", Path("teacher"), tmp_path / "run", 30)) == (
+        False,
+        True,
+    )
     (tmp_path / "run" / "evaluation.json").write_text("{}")
     assert what_is_there(config) == (False, True)
 

@@ -50,7 +50,7 @@ def test_a_store_is_budgeted_recorded_in_parts_joined_checked_and_mended(tmp_pat
     assert "limbeck store repair store" in error
     told, _ = limbeck("store", "repair", "store", cwd=tmp_path)
     assert "shard 1: store/shard-00001" in told
-    assert "put aside as damaged-" in told
+    assert "renamed to damaged-" in told
     told, _ = limbeck("store", "ls", "store", cwd=tmp_path)
     assert f"shards     {shards - 1} of {shards}" in told
     told, _ = limbeck("record", "recipe.yaml", "--no-budget", "--json", cwd=tmp_path)

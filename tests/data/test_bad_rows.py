@@ -79,7 +79,7 @@ def test_the_first_five_bad_rows_are_listed_and_all_are_counted(tmp_path: Path) 
         ([USER, {"role": "assistant"}], "messages[1].content must be a string, got null"),
         ([USER, {"role": "assistant", "content": ""}], "messages[1].content must hold text"),
         ([USER, "Because."], "messages[1] must be a mapping with role and content, got str"),
-        ([ANSWER], "messages[0]: there is nothing before it that the assistant could answer"),
+        ([ANSWER], "messages[0]: an assistant message must answer an earlier one, got none"),
     ],
 )
 def test_a_bad_chat_is_named_by_message(tmp_path: Path, messages: Any, told: str) -> None:
@@ -177,7 +177,7 @@ def test_an_empty_file_is_refused(tmp_path: Path, name: str) -> None:
 
 def test_data_of_which_nothing_is_left_is_refused_with_a_table(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", [{"text": "a"}, {"text": "b"}])
-    with pytest.raises(DataError, match="all of its rows fell out") as info:
+    with pytest.raises(DataError, match="all of its rows were dropped") as info:
         load(path, append_eos=False)
     table = [line.split(maxsplit=1) for line in str(info.value).split("\n")[1:-1]]
     assert table == [["2", "rows read"], ["2", "less than two tokens"], ["0", "rows left"]]

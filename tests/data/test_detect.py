@@ -201,7 +201,7 @@ IMAGE = {"type": "image_url", "image_url": {"url": "x.png"}}
         ({"conversations": [{"from": "human", "value": "x"}, {"from": "bot", "value": "y"}]},
          "conversations[1].from must be one of human, gpt,"),
         ({"conversations": [{"from": "gpt", "value": "x"}]},
-         "conversations[0]: there is nothing before it that the assistant could answer"),
+         "conversations[0]: an assistant message must answer an earlier one, got none"),
         ({"conversations": [{"from": "gpt", "value": "x"}], "system": "Be brief."}, None),
         ({"conversations": [SYSTEM, USER, ANSWER], "system": "Be brief."},
          "column 'system' must be empty where conversations[0] is a system message too"),

@@ -163,7 +163,7 @@ def test_completion_scores_the_completion_alone(tmp_path: Path) -> None:
     assert whole.input_ids[0].tolist() == together
 
 
-def test_a_token_never_straddles_prompt_and_completion(tmp_path: Path) -> None:
+def test_no_token_covers_parts_of_prompt_and_completion(tmp_path: Path) -> None:
     row = {"prompt": "The spi", "completion": "rit of a large thing"}
     tokenizer = small()
     begin = tokenizer(row["prompt"]).input_ids
@@ -241,7 +241,7 @@ def test_a_token_across_the_border_of_an_answer_is_refused(tmp_path: Path) -> No
         {"role": "assistant", "content": "rit of a large thing"},
     ]
     told = refusal(tmp_path, glued, messages)
-    assert "r.jsonl:1: messages: a token straddles a border of answer 0" in told
+    assert "r.jsonl:1: messages: one token covers text inside and outside of answer 0" in told
 
 
 def test_what_a_template_objects_to_is_passed_on(tmp_path: Path) -> None:

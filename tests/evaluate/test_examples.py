@@ -4,7 +4,7 @@ import torch
 from limbeck.batch import Batch
 from limbeck.evaluate.examples import continuations, disagreements, prompts
 from limbeck.evaluate.measure import measure
-from limbeck.evaluate.speed import speed, speeds
+from limbeck.evaluate.speed import speeds
 from limbeck.evaluate.text import left_context, token_text
 from limbeck.teachers import LocalTeacher
 from tests.evaluate.held_out import Rows, packed_rows
@@ -44,7 +44,7 @@ def test_disagreements_are_the_worst_token_of_each_document_worst_first() -> Non
         )
 
 
-def test_a_disagreement_tells_the_likeliest_tokens_of_both_in_order() -> None:
+def test_a_disagreement_lists_the_most_probable_tokens_of_both_in_order() -> None:
     student, teacher = tiny_llama(2, 32, seed=1), tiny_llama(2, 32, seed=2)
     place = disagreements(
         student, LocalTeacher(teacher), Words(), packed_rows(), range(6), count=1
@@ -66,7 +66,7 @@ def long_rows() -> Rows:
     return Rows(Batch(w.input_ids, w.target_ids, scored, places, documents), data.document_bytes)
 
 
-def test_beginnings_are_the_first_tokens_or_the_whole_question_and_rejoin_to_the_text() -> None:
+def test_prompts_are_the_first_tokens_or_the_whole_question() -> None:
     data = long_rows()
     cuts = []
     for (prompt, truth), row in zip(prompts(Words("W"), data, range(4), 4), range(4), strict=True):
@@ -90,7 +90,7 @@ def test_windows_from_the_middle_of_a_text_begin_at_its_first_new_line() -> None
     assert question == data.whole.input_ids[3, :41].tolist()
 
 
-def test_short_texts_make_no_beginnings() -> None:
+def test_short_texts_give_no_prompts() -> None:
     assert prompts(Words(), packed_rows(), range(6), 3) == []
 
 
@@ -142,4 +142,4 @@ def test_speed_is_told_of_each_model_and_leaves_its_mode() -> None:
     assert set(told) == {"small", "large"}
     assert min(told.values()) > 0
     assert small.training
-    assert speed(small) > 0
+    assert speeds({"small": small})["small"] > 0

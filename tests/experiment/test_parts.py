@@ -59,7 +59,7 @@ def test_what_fell_out_of_the_text_is_told_once(tmp_path):
         file.write('{"text": "a still boils"}\n' * 2 + '{"text": "a"}\n')
     parts = gather_parts(limbeck.load(path, ["data.append_eos=false"]), one_process())
     assert parts.notes == [
-        "Of 43 training documents fell out: 1 less than two tokens.",
+        "Left out of 43 training documents: 1 less than two tokens.",
         "1 training document is a duplicate.",
     ]
 

@@ -19,12 +19,12 @@ from limbeck.models import (
     load_model,
     model_facts,
     save_student,
-    tensors_hash,
 )
 from limbeck.prune import num_parameters
 from limbeck.students import Origin, initialisers
 from limbeck.students.provenance import read_provenance
 from tests.experiment.house import write_model, write_recipe, write_texts
+from tests.models.tiny import tensors_hash
 from tests.tokenizers.small import small
 from tests.train.toy import ALONE
 

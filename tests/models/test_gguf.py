@@ -5,9 +5,9 @@ from gguf import GGMLQuantizationType, GGUFWriter
 from gguf.quants import quantize
 
 from limbeck.errors import ConfigError
-from limbeck.models import ModelSource, load_model, model_facts, save_student, tensors_hash
+from limbeck.models import ModelSource, load_model, model_facts, save_student
 from limbeck.models.gguf import decimal
-from tests.models.tiny import tiny_llama, tiny_tokenizer
+from tests.models.tiny import tensors_hash, tiny_llama, tiny_tokenizer
 
 NAMES = {
     "input_layernorm": "attn_norm",

@@ -14,10 +14,9 @@ from limbeck.models import (
     model_facts,
     new_model,
     save_student,
-    tensors_hash,
 )
 from limbeck.models.source import refuse_unknown_kinds
-from tests.models.tiny import tiny_config, tiny_llama, tiny_tokenizer
+from tests.models.tiny import tensors_hash, tiny_config, tiny_llama, tiny_tokenizer
 
 CPU = torch.device("cpu")
 

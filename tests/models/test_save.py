@@ -7,8 +7,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from limbeck.models import ModelSource, load_model, save_student, tensors_hash
-from tests.models.tiny import FAMILIES, random_batch, tiny_llama, tiny_model, tiny_tokenizer
+from limbeck.models import ModelSource, load_model, save_student
+from tests.models.tiny import (
+    FAMILIES,
+    random_batch,
+    tensors_hash,
+    tiny_llama,
+    tiny_model,
+    tiny_tokenizer,
+)
 
 RELOAD = """
 import pathlib, sys, torch

@@ -1,5 +1,7 @@
 """Tiny random models of every family the tests meet, and a batch to give them."""
 
+import hashlib
+
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
@@ -121,3 +123,12 @@ def tiny_tokenizer(size: int = 90) -> PreTrainedTokenizerFast:
     )
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} </s> {% endfor %}"
     return tokenizer
+
+
+def tensors_hash(model: CausalLM) -> str:
+    """sha256 over a model's weights in memory: names, shapes, formats and bytes, sorted by name."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.hf_model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

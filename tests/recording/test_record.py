@@ -78,8 +78,8 @@ def test_every_different_window_stands_in_the_store_once(tmp_path):
         recording.record((0, 1), None, lambda: None)
     data = plan.texts[0].data
     keys = {window_of(data, each).key for each in range(len(data.windows))}
-    keys |= {window_of(t.data, each).key for t in plan.texts for each in t.chosen}
-    assert plan.num_windows == len(keys) < len(data.windows) + len(plan.texts[1].chosen)
+    keys |= {window_of(t.data, each).key for t in plan.texts for each in t.windows}
+    assert plan.num_windows == len(keys) < len(data.windows) + len(plan.texts[1].windows)
     assert set(Store.open(tmp_path / "store").keys()) == keys
 
 
@@ -273,7 +273,7 @@ def test_a_recording_asked_to_stop_leaves_nothing_unfinished(tmp_path):
     told = process.communicate(timeout=120)[1].decode()
     if process.returncode != 0:  # it may have been done already
         assert process.returncode == 143
-        assert "SIGTERM asked the recording to stop" in told
+        assert "The recording was stopped by SIGTERM" in told
     assert not list((tmp_path / "store").glob(".tmp-*"))
     last = start(tmp_path)
     last.communicate(timeout=300)

@@ -1,3 +1,4 @@
+import io
 import json
 import re
 from collections.abc import Iterator
@@ -6,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from limbeck.commands.tables import outcome_table
 from limbeck.errors import DataError
 from limbeck.report.run_report import write_report
+from limbeck.report.words import TRIALS
 from tests.report.example_run import evaluation, write_run
 
 HOSTILE = "<script>alert('x')</script><img src=http://evil.example/a.png onerror=alert(1)>"
@@ -85,7 +89,7 @@ def test_the_headline_says_what_was_kept_in_plain_words(run: Path) -> None:
     heading = re.search(r"<h1>(.*?)</h1>", read(run), re.DOTALL)
     assert heading is not None
     plain = heading[1].replace("\u202f", " ")
-    assert "closed 72 % of the gap" in plain
+    assert "closed 72 % [70, 74] of the gap" in plain
     assert "99.1 M parameters, 74 % of the teacher" in plain
     assert "1.36 times as fast" in plain
 
@@ -172,7 +176,7 @@ def test_a_run_without_held_out_text_says_so(run: Path) -> None:
     (run / "evaluation.json").unlink()
     page = read(run)
     assert "what it kept is not known" in page
-    assert "Against its anchors" not in page
+    assert "Comparison with the baselines" not in page
     assert_fetches_and_runs_nothing(page)
 
 
@@ -260,7 +264,7 @@ def test_a_student_that_lost_ground_is_not_praised(run: Path) -> None:
 
     rewrite(run / "evaluation.json", change)
     page = read(run).replace("\u202f", " ")
-    assert "ended 12 % farther from its teacher" in page
+    assert "ended 12 % [10, 14] farther from its teacher" in page
     assert "made it worse" in page
     assert "Only 3 held-out documents" in page
 
@@ -269,3 +273,22 @@ def test_a_difference_that_may_be_chance_is_called_that(run: Path) -> None:
     change = {"value": 0.01, "low": -0.02, "high": 0.03}
     rewrite(run / "evaluation.json", lambda tree: tree["difference"].update(forward_kl=change))
     assert "cannot tell the two apart" in read(run)
+
+
+def test_a_small_difference_is_shown_with_its_digits(run: Path) -> None:
+    change = {"value": 0.00003, "low": 0.00002, "high": 0.00004}
+    rewrite(run / "evaluation.json", lambda tree: tree["difference"].update(forward_kl=change))
+    assert "0.000030 nats a token nearer (0.000020 to 0.000040)" in read(run)
+
+
+def test_the_terminal_has_the_names_and_the_sentences_of_the_report(run: Path) -> None:
+    console = Console(width=120, file=io.StringIO(), record=True)
+    console.print(outcome_table(evaluation()))
+    text = " ".join(console.export_text().split())
+    assert "<b>" not in text
+    assert "closed 72 % [70, 74] of the gap between its start and its teacher" in text
+    assert "on the same tokens, it closed 67 % [64, 69]." in text
+    page = read(run)
+    for trial in evaluation()["trials"]:
+        assert TRIALS[trial] in text
+        assert TRIALS[trial] in page

@@ -54,7 +54,7 @@ def test_what_changes_numbers_neither_resumes_nor_merges(field, change, tmp_path
     create(tmp_path / "a", recorded_by())
     create(tmp_path / "b", recorded_by(**change))
     for first, second in ((recorded_by(), "b"), (recorded_by(**change), "a")):
-        with pytest.raises(DataError, match=rf"begun from something else.*{field}: "):
+        with pytest.raises(DataError, match=rf"recorded from something else.*{field}: "):
             create(tmp_path / second, first)
     with pytest.raises(DataError, match=rf"differs: .*{field}: "):
         merge([tmp_path / "a", tmp_path / "b"], tmp_path / "out")

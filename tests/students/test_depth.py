@@ -3,13 +3,14 @@ import torch
 
 from limbeck.errors import ConfigError
 from limbeck.layer_map import LayerMap
-from limbeck.models import prove_documents_apart, prove_head, save_student, tensors_hash
+from limbeck.models import prove_documents_apart, prove_head, save_student
 from limbeck.prune import cut_config
 from limbeck.students import Origin, initialisers
 from limbeck.students.depth import even_layers, kept_layers
 from tests.models.tiny import (
     FAMILIES,
     random_batch,
+    tensors_hash,
     tiny_config,
     tiny_llama,
     tiny_model,

@@ -5,13 +5,19 @@ import torch
 
 from limbeck.batch import Batch
 from limbeck.errors import ConfigError
-from limbeck.models import tensors_hash
 from limbeck.prune.calibration import Calibration, calibrate
 from limbeck.prune.importance import block_influence, cheapest_span, greedy, loss_without, without
 from limbeck.students import Origin, initialisers
 from limbeck.students.base import reads_teacher
 from limbeck.students.depth import choose_layers, ways_problem
-from tests.models.tiny import FAMILIES, random_batch, tiny_llama, tiny_model, tiny_tokenizer
+from tests.models.tiny import (
+    FAMILIES,
+    random_batch,
+    tensors_hash,
+    tiny_llama,
+    tiny_model,
+    tiny_tokenizer,
+)
 from tests.train.toy import ALONE
 
 CPU = torch.device("cpu")

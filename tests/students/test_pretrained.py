@@ -3,9 +3,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from limbeck.errors import ConfigError
 from limbeck.layer_map import LayerMap
-from limbeck.models import save_student, tensors_hash
+from limbeck.models import save_student
 from limbeck.students import Origin, initialisers
-from tests.models.tiny import tiny_llama, tiny_tokenizer
+from tests.models.tiny import tensors_hash, tiny_llama, tiny_tokenizer
 from tests.tokenizers.small import BEGIN, CHATML, small
 from tests.train.toy import ALONE
 

@@ -5,10 +5,17 @@ import torch
 
 from limbeck.errors import ConfigError
 from limbeck.layer_map import LayerMap
-from limbeck.models import save_student, tensors_hash
+from limbeck.models import save_student
 from limbeck.prune import Shape, resized_config
 from limbeck.students import Origin, initialisers
-from tests.models.tiny import FAMILIES, tiny_config, tiny_llama, tiny_model, tiny_tokenizer
+from tests.models.tiny import (
+    FAMILIES,
+    tensors_hash,
+    tiny_config,
+    tiny_llama,
+    tiny_model,
+    tiny_tokenizer,
+)
 from tests.train.toy import ALONE
 
 CPU = torch.device("cpu")

@@ -27,7 +27,8 @@ def test_every_trial_runs_and_is_compared(tmp_path, monkeypatch):
     trials = ["root_kl_0.5", "alm_0.5"]
     command = [sys.executable, str(SCRIPT), "--output", str(tmp_path / "out"), "--device", "cpu"]
     command += ["--teacher", str(tmp_path / "teacher"), "--vocabulary", "400", "--layers", "2"]
-    command += ["--steps", "2", "--length", "64", "--held-out-tokens", "512", "--trials", *trials]
+    command += ["--steps", "2", "--length", "64", "--held-out-tokens", "512", "--documents", "20"]
+    command += ["--trials", *trials]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=500)
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "out" / "results.json").read_text())

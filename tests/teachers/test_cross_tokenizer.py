@@ -18,7 +18,7 @@ from limbeck.losses.distributions import log_softmax
 from limbeck.losses.head.likelihood import token_logprobs
 from limbeck.losses.terms.alm import chunk_sums
 from limbeck.teachers import DISTRIBUTION, LocalTeacher, TeacherRequest, teachers
-from limbeck.teachers.cross_tokenizer import CrossTokenizerTeacher
+from limbeck.teachers.cross_tokenizer import CrossTokenizerTeacher, spaced
 from limbeck.teachers.ensemble import Ensemble
 from limbeck.teachers.rereading import reread
 from tests.experiment.house import WORDS, steps_of, write_recipe
@@ -273,6 +273,11 @@ def test_texts_that_cannot_be_aligned_are_listed_or_left_without_a_teacher(tmp_p
         is_last = batch.documents() == data.num_documents - 1
         assert is_last.any()
         assert not is_last[part.positions].any()
+
+
+def test_windows_that_are_checked_are_spread_over_a_long_text():
+    assert spaced(range(10, 20), 20) == list(range(10, 20))
+    assert spaced(range(10, 21), 3) == [10, 15, 20]
 
 
 def test_a_text_of_which_nothing_can_be_aligned_is_refused_whatever_is_set(tmp_path):

@@ -193,12 +193,12 @@ class PoisonedTeacher(FakeTeacher):
 
 def test_the_very_row_that_poisons_a_step_is_named(tmp_path):
     distiller, teacher = toy_pair()
-    guilty = 6
-    poisoned = PoisonedTeacher(teacher, ToyBatches().batch([guilty]).input_ids)
+    bad_row = 6
+    poisoned = PoisonedTeacher(teacher, ToyBatches().batch([bad_row]).input_ids)
     train(toy_setup(tmp_path, pair=(distiller, poisoned)))
     bad = [r for r in records(tmp_path) if r["kind"] == "non_finite"]
     assert len(bad) >= 6
-    assert {tuple(r["rows"]) for r in bad} == {(guilty,)}
+    assert {tuple(r["rows"]) for r in bad} == {(bad_row,)}
     assert all(p.isfinite().all() for p in distiller.parameters())
 
 

@@ -1,4 +1,4 @@
-"""How many rows a micro-batch gets when nobody says."""
+"""Choice of the number of rows of a micro-batch."""
 
 import pytest
 import torch

@@ -95,7 +95,7 @@ def test_a_loss_that_is_not_a_number_changes_nothing(bad):
     parts = [ToyBatches().batch([0, 1]), ToyBatches().batch([2])]
     outcome = train_step(distiller, teacher, sgd(distiller), parts, ALONE)
     assert not outcome.is_finite
-    assert outcome.suspects == (0, 1)
+    assert outcome.failed == (0, 1)
     for name, value in distiller.state_dict().items():
         assert torch.equal(value.view(torch.int32), before[name].view(torch.int32))
 
@@ -107,7 +107,7 @@ def test_a_gradient_that_is_not_a_number_changes_nothing():
     outcome = train_step(distiller, teacher, sgd(distiller), [ToyBatches().batch(ROWS)], ALONE)
     assert not outcome.is_finite
     assert math.isfinite(outcome.loss)
-    assert outcome.suspects == ()
+    assert outcome.failed == ()
     for name, value in distiller.state_dict().items():
         assert torch.equal(value, before[name])
 

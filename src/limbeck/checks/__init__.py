@@ -1,25 +1,46 @@
 """The checks of `limbeck check`, and the plan of memory, disk and time."""
 
-from limbeck.checks.case import Case, Rows
-from limbeck.checks.plan import Disk, Measured, Plan, make_plan, plan_findings
+from limbeck.checks.case import Case
+from limbeck.checks.cluster import (
+    COMPUTE_SHARE,
+    LINK_SHARE,
+    RESERVED_BYTES,
+    cluster_findings,
+    cluster_plan,
+    fits,
+    passes_of_a_rank,
+)
+from limbeck.checks.hardware import HARDWARE, Hardware, read_hardware
+from limbeck.checks.plan import Cluster, Disk, Fix, Measured, Plan, make_plan, plan_findings
 from limbeck.checks.proof import Finding, Proof, Unproven
 from limbeck.checks.prove import prove, prove_unlike
-from limbeck.checks.text import Segment, text_notes, trained_on
+from limbeck.checks.text import Excerpt, text_notes, trained_on
 
 __all__ = [
+    "COMPUTE_SHARE",
+    "HARDWARE",
+    "LINK_SHARE",
+    "RESERVED_BYTES",
     "Case",
+    "Cluster",
     "Disk",
+    "Excerpt",
     "Finding",
+    "Fix",
+    "Hardware",
     "Measured",
     "Plan",
     "Proof",
-    "Rows",
-    "Segment",
     "Unproven",
+    "cluster_findings",
+    "cluster_plan",
+    "fits",
     "make_plan",
+    "passes_of_a_rank",
     "plan_findings",
     "prove",
     "prove_unlike",
+    "read_hardware",
     "text_notes",
     "trained_on",
 ]

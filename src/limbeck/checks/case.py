@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
 
 import torch
 
 from limbeck.batch import Batch
 from limbeck.config import ObjectiveConfig
+from limbeck.data.source import Rows
 from limbeck.losses import Projections, StudentView, TeacherSignal
 from limbeck.losses.distributions import LazyLogits
 from limbeck.models import CausalLM, Distiller, captured_projections, evaluating
@@ -26,18 +26,6 @@ SCORED = 80
 """Scored positions compared in detail; more than one chunk of the fused head."""
 
 
-@runtime_checkable
-class Rows(Protocol):
-    """Training text as the checks read it; `TextData` is one."""
-
-    @property
-    def num_rows(self) -> int:
-        """Number of rows."""
-
-    def batch(self, rows: Sequence[int]) -> Batch:
-        """The rows with these numbers."""
-
-
 @dataclass(frozen=True)
 class Case:
     """Teacher, student, objective and text to check.
@@ -45,11 +33,7 @@ class Case:
     Attributes:
         distiller: Student and objective, on their device; sharded or not.
         recipe: The objective's configuration, from which the plain formula is computed.
-        teacher: The run's teacher.
-        teacher_model: Its weights, which are here.
-        data: Training text.
-        largest_token_id: In the whole text.
-        vocabulary: What the two tokenizers share.
+        teacher_model: The teacher's weights, which are here.
     """
 
     distiller: Distiller

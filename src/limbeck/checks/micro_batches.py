@@ -23,9 +23,7 @@ def micro_batches_add_up(case: Case, batch: Batch, dtype: torch.dtype) -> Findin
     The gradient is with respect to norms and biases, which are small and in every layer.
 
     Args:
-        case: The pair.
         batch: A few rows, scored unevenly, so that a mean of means would show.
-        dtype: Data type of the computation, which bounds the rounding.
     """
     name = "micro-batches add up"
     rows = len(batch.scored)

@@ -18,7 +18,6 @@ def head_proof(who: str, model: CausalLM, batch: Batch) -> Proof:
 
     Args:
         who: `teacher` or `student`.
-        model: The model.
         batch: Its first row is read, as one text.
     """
     ids = batch.input_ids[:1, :NUM_POSITIONS]
@@ -41,7 +40,6 @@ def documents_proof(who: str, model: CausalLM, batch: Batch) -> Proof:
 
     Args:
         who: `teacher` or `student`.
-        model: The model.
         batch: The starts of its first and last row are packed into one row.
     """
     length = min(NUM_TOKENS, batch.input_ids.shape[1])

@@ -13,9 +13,10 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from limbeck.batch import Batch
 from limbeck.checks.case import Case, spread
+from limbeck.checks.hardware import Hardware
 from limbeck.checks.proof import Proof
 from limbeck.config import OptimConfig, RunConfig
-from limbeck.distributed import is_sharded
+from limbeck.distributed import Collective, is_sharded
 from limbeck.errors import ConfigError
 from limbeck.files import nearest_existing, size
 from limbeck.losses.head.fused import head_bytes
@@ -56,6 +57,50 @@ class Disk:
 
 
 @dataclass(frozen=True)
+class Fix:
+    """A change of the recipe, dry-run as well.
+
+    Attributes:
+        overrides: As on the command line.
+        peak_bytes: Of all tensors at the step's peak.
+        fits: Whether they fit, with the margin.
+    """
+
+    overrides: str
+    peak_bytes: int
+    fits: bool
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What a plan says of ranks that are not here; figures are of one rank and one step.
+
+    Attributes:
+        ranks: Number of ranks.
+        hardware: Of each.
+        margin_bytes: A guess: what the device holds beside the tensors.
+        collectives: By kind and group.
+        flops: Of matrix products and attention.
+        compute_seconds: At `cluster.COMPUTE_SHARE` of the stated FLOP/s.
+        communication_seconds: At `cluster.LINK_SHARE` of the stated bandwidth.
+        slowest_tokens_per_second: If nothing is sent while the device computes.
+        idle_ranks: Ranks without a row in a step.
+        fixes: Changes of the recipe that make it fit, with the peak that each leads to.
+    """
+
+    ranks: int
+    hardware: Hardware
+    margin_bytes: int
+    collectives: tuple[Collective, ...]
+    flops: int
+    compute_seconds: float
+    communication_seconds: float
+    slowest_tokens_per_second: float
+    idle_ranks: int
+    fixes: tuple[Fix, ...] = ()
+
+
+@dataclass(frozen=True)
 class Plan:
     """Estimated resources of a run.
 
@@ -68,10 +113,12 @@ class Plan:
         micro_batch: Rows of one forward and backward pass.
         micro_batches_per_step: Passes of one optimizer step.
         steps: Optimizer steps of each student.
-        passes_over_text: How often each student reads the text.
+        passes_over_text: How often each student reads the text; None if it was not read.
         students: Students trained: trials times learning rates.
         tokens_per_second: Scored tokens, from the measured pass.
         seconds: Forward and backward passes of all steps, without evaluation, saving and optimizer.
+        cluster: The ranks, if they are simulated. Memory is then that of one rank, and
+            `free_memory_bytes` all of its device; times follow from stated figures.
     """
 
     parameters: Mapping[str, int]
@@ -82,10 +129,11 @@ class Plan:
     micro_batch: int
     micro_batches_per_step: int
     steps: int
-    passes_over_text: float
+    passes_over_text: float | None
     students: int
     tokens_per_second: float
     seconds: float
+    cluster: Cluster | None = None
 
 
 def make_plan(

@@ -34,12 +34,7 @@ class Proof:
 
 @dataclass(frozen=True)
 class Unproven:
-    """A statement that could not be checked here.
-
-    Attributes:
-        name: The statement, short.
-        why: The reason.
-    """
+    """A statement that could not be checked here."""
 
     name: str
     why: str

@@ -25,13 +25,8 @@ SHOWN = 160
 """Tokens of the example row that are printed."""
 
 
-class Segment(NamedTuple):
-    """Consecutive tokens of a row, as text.
-
-    Attributes:
-        text: The tokens.
-        scored: Whether the student is trained to predict them.
-    """
+class Excerpt(NamedTuple):
+    """Consecutive tokens of a row, as text."""
 
     text: str
     scored: bool
@@ -87,7 +82,7 @@ def models_differ(case: Case) -> Proof:
     )
 
 
-def trained_on(tokenizer: PreTrainedTokenizerBase, batch: Batch) -> list[Segment]:
+def trained_on(tokenizer: PreTrainedTokenizerBase, batch: Batch) -> list[Excerpt]:
     """The start of a batch's first row as text, split into trained and untrained tokens.
 
     A token is trained if the position before it is scored; a document's first token never is.
@@ -100,7 +95,7 @@ def trained_on(tokenizer: PreTrainedTokenizerBase, batch: Batch) -> list[Segment
             tokens.append((read, False))
         tokens.append((target, scored))
     return [
-        Segment(str(tokenizer.decode([token for token, _ in run])), scored)
+        Excerpt(str(tokenizer.decode([token for token, _ in run])), scored)
         for scored, run in groupby(tokens[:SHOWN], key=lambda pair: pair[1])
     ]
 
@@ -108,13 +103,7 @@ def trained_on(tokenizer: PreTrainedTokenizerBase, batch: Batch) -> list[Segment
 def text_notes(
     tokenizer: PreTrainedTokenizerBase, batches: Iterable[Batch], *, is_chat: bool
 ) -> list[str]:
-    """Notes about templates and special tokens.
-
-    Args:
-        tokenizer: The one tokenizer of the pair.
-        batches: A sample of the text.
-        is_chat: Whether the text is conversations.
-    """
+    """Notes about templates and special tokens."""
     first, end = tokenizer.bos_token_id, tokenizer.eos_token_id
     doubled = ends = scored = unscored = 0
     for batch in batches:

@@ -32,11 +32,6 @@ def padded_rows_proof(who: str, model: CausalLM, batch: Batch) -> Proof:
 
     Otherwise a teacher is refused, because cutting the rows changes its distribution. For a student
     it is a warning: the loss does not see these rows, so training does not change it.
-
-    Args:
-        who: `teacher` or `student`.
-        model: The model.
-        batch: Where it is measured.
     """
     with torch.no_grad(), evaluating(model):
         hidden, _ = model(batch)

@@ -38,7 +38,7 @@ VERBS = {
     "evaluate": "Measure a student against the recipe's teacher on held-out text.",
     "chat": "Talk to a student in the terminal, beside its teacher.",
     "export": "Write a student as GGUF for llama.cpp or Ollama, verified there.",
-    "report": "Write report.html again from a run directory.",
+    "report": "Write report.html again from a run directory, or compare several runs.",
     "store": "Inspect, verify, repair and merge stores of recorded teacher signals.",
 }
 """Each verb with its line in `limbeck --help`; its module is imported when the verb is used."""
@@ -148,10 +148,10 @@ def version(
 
 
 def main() -> None:
-    """Run the command line and leave with the exit code of what happened."""
-    signal.signal(signal.SIGINT, leave)
-    signal.signal(signal.SIGTERM, leave)
-    signal.signal(signal.SIGHUP, leave)
+    """Run the command line and exit with its code."""
+    signal.signal(signal.SIGINT, raise_stopped)
+    signal.signal(signal.SIGTERM, raise_stopped)
+    signal.signal(signal.SIGHUP, raise_stopped)
     code = run()
     if LAUNCHED in os.environ:
         # Threads of gloo that outlive the interpreter now and then abort a process that is done.
@@ -165,33 +165,33 @@ def run() -> int:
     """Run the command line; the exit code of what happened."""
     try:
         build()()
-    except SystemExit as ending:  # how typer ends, having said what there is to say
+    except SystemExit as ending:  # typer has printed its message
         code = ending.code if isinstance(ending.code, int) else int(ending.code is not None)
         return STOPPED if code == READER_LEFT else code
     except LimbeckError as error:
-        complain(str(error))
+        print_error(str(error))
         return exit_code(error)
     except (MemoryError, RuntimeError) as error:
         from limbeck.train.micro_batch import KNOBS, is_out_of_memory  # noqa: PLC0415  (imports torch)
 
         if not is_out_of_memory(error):
             raise
-        complain(f"A run must fit into memory, and this one does not: {error} {KNOBS}")
+        print_error(f"A run must fit into memory, and this one does not: {error} {KNOBS}")
         return RunError.exit_code
     return 0
 
 
-def complain(text: str) -> None:
-    """Say on stderr what went wrong."""
+def print_error(text: str) -> None:
+    """Print an error on stderr."""
     console = Console(stderr=True)
     try:
         console.print(f"[bold red]limbeck:[/bold red] {escape(text)}", soft_wrap=True)
-    except (OSError, SystemExit):  # the terminal is gone; the exit code says it all
+    except (OSError, SystemExit):  # the terminal is gone; the exit code remains
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
-def leave(number: int, frame: FrameType | None) -> None:
-    """What a signal does outside the training loop, where there is nothing to save."""
+def raise_stopped(number: int, frame: FrameType | None) -> None:
+    """Signal handler outside the training loop, where there is nothing to save."""
     raise Stopped(f"Stopped by {signal.Signals(number).name}.", number)
 
 
@@ -201,5 +201,5 @@ def exit_code(error: LimbeckError) -> int:
 
 
 def escape(text: str) -> str:
-    """Text as it is, where rich would read markup in brackets."""
+    """Text with brackets escaped for rich."""
     return text.replace("[", r"\[")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,15 +14,22 @@ from rich.table import Table
 from rich.text import Text
 
 from limbeck.checks import (
+    COMPUTE_SHARE,
+    HARDWARE,
+    LINK_SHARE,
     Case,
+    Cluster,
+    Excerpt,
     Finding,
+    Hardware,
     Plan,
     Proof,
-    Segment,
+    cluster_findings,
     make_plan,
     plan_findings,
     prove,
     prove_unlike,
+    read_hardware,
     text_notes,
     trained_on,
 )
@@ -32,6 +39,7 @@ from limbeck.data import reader_of
 from limbeck.errors import ConfigError
 from limbeck.experiment import Run, assemble, load
 from limbeck.experiment import schema as recipe_schema
+from limbeck.experiment.cluster import plan_elsewhere
 from limbeck.experiment.trials import trials_of
 from limbeck.files import size
 from limbeck.report.words import duration
@@ -49,20 +57,51 @@ def check(
     overrides: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
     schema: Annotated[
-        bool, typer.Option("--schema", help="Print the recipe's JSON schema and leave.")
+        bool, typer.Option("--schema", help="Print the recipe's JSON schema and exit.")
     ] = False,
+    plan: Annotated[
+        bool,
+        typer.Option(
+            "--plan",
+            help="Plan for a cluster that is not here: a simulated step, no weights, no text.",
+        ),
+    ] = False,
+    world_size: Annotated[
+        int | None,
+        typer.Option(help="Of --plan: ranks of the cluster; 1 by default.", show_default=False),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            show_default=False,
+            help=f"Of --plan: {', '.join(HARDWARE)}; other figures behind commas, as in "
+            "h100,memory_gib=94,network_gb_s=25. h100 by default.",
+        ),
+    ] = None,
 ) -> None:
-    """Prove, on the recipe's own models and text, all that must hold before the first step.
+    """Check, on the recipe's own models and text, what must hold before the first step.
 
-    Vocabularies, heads, packed documents, the divergence at equality, gradients, micro-batches; who
-    reads the text better; what is learnt of it; and a plan of memory, disk and time. Nothing is
-    written to the run directory. Exit code 2 when something does not hold.
+    Vocabularies, heads, packed documents, the divergence at equality, gradients, micro-batches;
+    which model predicts the text better; which tokens are trained; and a plan of memory, disk and
+    time. Nothing is written to the run directory. Exit code 2 when a check fails.
+
+    With --plan: memory, collectives and speed on a cluster that is not here, from the models'
+    config.json alone (docs/scale.md).
     """
     if schema:
         typer.echo(json.dumps(recipe_schema(), indent=1))
         return
     if recipe is None:
         raise ConfigError("check needs a recipe: limbeck check recipe.yaml.")
+    if plan:
+        hardware = read_hardware(device or "h100")
+        tell_cluster(recipe, overrides or [], world_size or 1, hardware, as_json=as_json)
+        return
+    if world_size is not None or device is not None:
+        raise ConfigError(
+            "--world-size and --device describe the cluster of --plan, which was not given. Add "
+            "--plan, or set device=... to choose this machine's."
+        )
     with assemble(load(recipe, overrides or [])) as run:
         if run.world.size > 1:
             raise ConfigError(
@@ -70,11 +109,37 @@ def check(
                 "limbeck check recipe.yaml."
             )
         failing = tell(run, as_json=as_json)
+    refuse(failing)
+
+
+def refuse(failing: list[str]) -> None:
+    """End with exit code 2 if something does not hold.
+
+    Raises:
+        ConfigError: Naming it.
+    """
     if failing:
         raise ConfigError(
             f"{len(failing)} of what must hold before the first step does not: "
             f"{'; '.join(failing)}. The findings say what each means."
         )
+
+
+def tell_cluster(
+    recipe: Path, overrides: list[str], ranks: int, hardware: Hardware, *, as_json: bool
+) -> None:
+    """Plan a recipe for ranks that are not here, and print it."""
+    console = Console(stderr=as_json)
+    with console.status(f"Simulating a step of {ranks} ranks ..."):
+        plan = plan_elsewhere(recipe, overrides, ranks, hardware)
+    findings: list[Finding] = list(cluster_findings(plan))
+    if as_json:
+        failing = [f.name for f in findings if is_failing(f)]
+        proofs = [asdict(f) for f in findings]
+        typer.echo(json.dumps({"holds": not failing, "proofs": proofs, "plan": asdict(plan)}))
+    else:
+        console.print(Group(findings_table(findings), plan_table(plan), *assumptions(plan)))
+    refuse([f.name for f in findings if is_failing(f)])
 
 
 def tell(run: Run, *, as_json: bool) -> list[str]:
@@ -142,9 +207,9 @@ def is_failing(finding: Finding) -> bool:
 
 
 def as_plain(
-    findings: Iterable[Finding], notes: list[str], example: list[Segment], plan: Plan
+    findings: Iterable[Finding], notes: list[str], example: list[Excerpt], plan: Plan
 ) -> dict[str, Any]:
-    """All that was found, as what JSON can hold."""
+    """All findings, as JSON."""
     findings = list(findings)
     return {
         "holds": not any(is_failing(f) for f in findings),
@@ -157,9 +222,9 @@ def as_plain(
 
 
 def page(
-    findings: Iterable[Finding], notes: list[str], example: list[Segment], plan: Plan
+    findings: Iterable[Finding], notes: list[str], example: list[Excerpt], plan: Plan
 ) -> RenderableType:
-    """All that was found, for people."""
+    """All findings, as text."""
     note_lines = [Text(f"- {note}") for note in notes]
     heading = [Text("\nNotes", style="bold")] if notes else []
     return Group(
@@ -183,10 +248,10 @@ def findings_table(findings: Iterable[Finding]) -> Table:
     return table
 
 
-def example_text(example: Iterable[Segment]) -> Text:
-    """The beginning of a row, what is learnt of it in green."""
-    text = Text("\nThe text's beginning; ", style="bold")
-    text.append("in green what the student learns to write", style="bold green")
+def example_text(example: Iterable[Excerpt]) -> Text:
+    """The start of a row, trained tokens in green."""
+    text = Text("\nThe start of the text; ", style="bold")
+    text.append("trained tokens in green", style="bold green")
     text.append("\n")
     for segment in example:
         text.append(segment.text, style="green not bold" if segment.scored else "dim not bold")
@@ -204,19 +269,67 @@ def plan_table(plan: Plan) -> Table:
     for what, num_bytes in plan.memory_bytes.items():
         table.add_row(f"memory: {what}", size(num_bytes))
     table.add_row("memory: in all", size(sum(plan.memory_bytes.values())))
-    table.add_row("memory: free beside both models", size(plan.free_memory_bytes))
-    table.add_row("disk: one checkpoint", size(plan.disk.checkpoint_bytes))
-    table.add_row(
-        "disk: the whole run", f"{size(plan.disk.needed_bytes)} of {size(plan.disk.free_bytes)}"
-    )
     table.add_row(
         "a step", f"{plan.micro_batches_per_step} micro-batches of {plan.micro_batch} rows"
     )
-    table.add_row("the text", f"read {plan.passes_over_text:.2g} times by each student")
-    table.add_row("speed", f"{plan.tokens_per_second:,.0f} scored tokens a second, one pass timed")
+    table.add_row("disk: one checkpoint", size(plan.disk.checkpoint_bytes))
+    for name, value in cluster_rows(plan, plan.cluster) if plan.cluster else own_rows(plan):
+        table.add_row(name, value)
     table.add_row(
         "time",
         f"{duration(plan.seconds)} for {plan.steps:,} steps of {plan.students} student(s); "
         "evaluation and saving not counted",
     )
     return table
+
+
+def own_rows(plan: Plan) -> Iterator[tuple[str, str]]:
+    """Rows of a plan that was measured on this machine."""
+    yield "memory: free beside both models", size(plan.free_memory_bytes)
+    yield "disk: the whole run", f"{size(plan.disk.needed_bytes)} of {size(plan.disk.free_bytes)}"
+    if plan.passes_over_text is not None:
+        yield "the text", f"read {plan.passes_over_text:.2g} times by each student"
+    yield "speed", f"{plan.tokens_per_second:,.0f} scored tokens a second, one pass timed"
+
+
+def cluster_rows(plan: Plan, cluster: Cluster) -> Iterator[tuple[str, str]]:
+    """Rows of a plan for ranks that are not here."""
+    hardware = cluster.hardware
+    yield "memory: margin (a guess)", size(cluster.margin_bytes)
+    yield "memory: of the device", f"{size(plan.free_memory_bytes)}, {hardware.name}"
+    yield "disk: the whole run", size(plan.disk.needed_bytes)
+    for each in cluster.collectives:
+        kind = f"collectives: {each.kind} among {each.ranks}"
+        yield kind, f"{each.count:,} a step, {size(each.whole_bytes)} whole"
+    yield (
+        "compute",
+        (
+            f"{cluster.flops / 1e15:,.3g} PFLOP a step, {cluster.compute_seconds:.3g} s at "
+            f"{COMPUTE_SHARE:.0%} of {hardware.tflops:g} TFLOP/s"
+        ),
+    )
+    yield (
+        "communication",
+        (
+            f"{cluster.communication_seconds:.3g} s a step at {LINK_SHARE:.0%} of "
+            f"{hardware.bytes_per_second(cluster.ranks) / 1e9:g} GB/s a rank"
+        ),
+    )
+    yield (
+        "speed",
+        (
+            f"{plan.tokens_per_second:,.0f} tokens a second on {cluster.ranks} ranks if all "
+            "communication hides behind computation, "
+            f"{cluster.slowest_tokens_per_second:,.0f} if none"
+        ),
+    )
+
+
+def assumptions(plan: Plan) -> Iterator[Text]:
+    """What a plan for a cluster does not know."""
+    yield Text(
+        "\nMemory is counted from the tensors of a simulated step on rank 0, in which every "
+        "position is scored. Times follow from the device's stated figures and the shares above. "
+        "Neither was measured on the device. Loading, evaluation and saving are not counted.",
+        "dim",
+    )

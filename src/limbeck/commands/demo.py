@@ -1,4 +1,4 @@
-"""`limbeck demo`: the whole chain on this machine, told as one would to a colleague."""
+"""`limbeck demo`: the whole chain on this machine, with explanations."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 import sys
 import webbrowser
 from dataclasses import replace
-from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Annotated
 
@@ -15,23 +14,22 @@ from rich.console import Console
 from rich.markup import escape
 from rich.padding import Padding
 
-from limbeck.commands.demo_store import second_act
+from limbeck.commands.demo_store import second_act, shipped_recipe
 from limbeck.commands.opening import open_models
 from limbeck.commands.peek_picture import show
 from limbeck.commands.tables import outcome_table
 from limbeck.config import RunConfig, read
 from limbeck.config.schedules import value_at
-from limbeck.data import corpus_path
 from limbeck.errors import ConfigError
 from limbeck.evaluate.peek import peek
-from limbeck.experiment import assemble, load
+from limbeck.experiment import assemble
 from limbeck.models import cache_folder, embedded_teacher
 
 SENTENCE = "The capital of France is Paris"
-"""What the demo looks at the teacher's knowledge with."""
+"""Text of the demo's peek."""
 
 SHOWN = 2
-"""Its last positions, where the teacher has something to go by."""
+"""Positions shown, the last ones."""
 
 
 def demo(
@@ -53,7 +51,7 @@ def demo(
     """Distil a real model on this machine, in minutes, and open the report.
 
     A 135-million-parameter chat model is the teacher. Its student starts as the same model without
-    half of its layers, which wrecks it, and learns to speak again from the teacher's
+    half of its layers, which makes it unusable, and is distilled from the teacher's
     distributions. A second student trained on the text alone, the same tokens in the same order,
     is the baseline: what distillation adds is the difference. An earlier demo in the run directory
     is continued if it was stopped, and replaced if it is done.
@@ -64,12 +62,12 @@ def demo(
         second_act(console, say, teacher, output or Path("runs/demo-store"), steps)
         return
     show_dark_knowledge(console, teacher)
-    config = configure(teacher, output or Path("runs/demo"), steps)
+    config = shipped_recipe("demo.yaml", teacher, output or Path("runs/demo"), steps)
     distil(console, config, show=show)
 
 
 def say(console: Console, heading: str, text: str) -> None:
-    """A heading, and what there is to understand about it."""
+    """A heading and an explanation."""
     console.print(f"\n[bold]{escape(heading)}[/bold]")
     console.print(Padding(escape(text), (0, 0, 0, 3)), style="dim")
 
@@ -86,30 +84,17 @@ def fetch_teacher(console: Console) -> Path:
 
 
 def show_dark_knowledge(console: Console, teacher: Path) -> None:
-    """What the teacher holds likely after a few words, at three temperatures."""
+    """The teacher's most probable next tokens after a few words, at three temperatures."""
     say(
         console,
         "2. Dark knowledge",
-        "A text has one next token. A teacher has an opinion of every token, and that is what a "
-        "student can learn from. A temperature above 1 lifts the unlikely ones into view.",
+        "A text has one next token. A teacher has a probability for every token, and the student "
+        "learns from all of them. A temperature above 1 raises the small ones.",
     )
     models, tokenizer = open_models([str(teacher)], [], False, "auto")
     seen = peek(tokenizer, models[0], None, SENTENCE, (1.0, 2.0, 4.0), top=4)
     last = replace(seen, positions=seen.positions[-SHOWN:])
     show(last, ["SmolLM2-135M-Instruct"], console)
-
-
-def configure(teacher: Path, output: Path, steps: int | None) -> RunConfig:
-    """The recipe that ships with the demo, with this machine's paths in it."""
-    overrides = [
-        f"teacher.path={teacher}",
-        f"data.path={corpus_path('train')}",
-        f"evaluate.data={corpus_path('heldout')}",
-        f"output={output}",
-        *([] if steps is None else [f"optim.steps={steps}"]),
-    ]
-    with as_file(files("limbeck.commands") / "recipes" / "demo.yaml") as recipe:
-        return load(recipe, overrides)
 
 
 def distil(console: Console, config: RunConfig, *, show: bool) -> None:
@@ -129,8 +114,8 @@ def distil(console: Console, config: RunConfig, *, show: bool) -> None:
             console,
             "4. Two students, the same tokens",
             f"First the student learns from the teacher: {alpha:g} x KL to its distribution + "
-            f"{1 - alpha:g} x cross-entropy of the text. Then its twin learns from the text alone. "
-            "Ctrl-C saves; the same command goes on.",
+            f"{1 - alpha:g} x cross-entropy of the text. Then a second student learns from the "
+            "text alone. Ctrl-C saves; run the same command to continue.",
         )
         outcome = run.train(resume=resume, overwrite=replaces)
     say(console, "5. What was kept", "On documents that neither student has seen:")
@@ -147,11 +132,7 @@ def distil(console: Console, config: RunConfig, *, show: bool) -> None:
 
 
 def what_is_there(config: RunConfig) -> tuple[bool, bool]:
-    """Whether the run directory holds this demo unfinished, and whether one to be replaced.
-
-    Raises:
-        ConfigError: It holds a run that is no demo, which would be lost.
-    """
+    """Whether the run directory holds this demo unfinished, and whether one to be replaced."""
     saved = config.output / "recipe.yaml"
     if not saved.exists():
         return False, False

@@ -1,8 +1,8 @@
-"""The demo's second act: a teacher that speaks once, and two students that were not there."""
+"""The demo's second act: a teacher is recorded once, and two students learn from the store."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -25,22 +25,14 @@ Say = Callable[[Console, str, str], None]
 
 
 def second_act(console: Console, say: Say, teacher: Path, output: Path, steps: int | None) -> None:
-    """Record the teacher, then train two students from the store.
-
-    Args:
-        console: Where to tell it.
-        say: Writes a heading and what there is to understand about it.
-        teacher: The teacher's folder.
-        output: Folder of the store and of both runs.
-        steps: Of each student; the recipe's own by default.
-    """
+    """Record the teacher, then train two students from the store."""
     config = configure(teacher, output, steps)
     say(
         console,
         "2. Recorded once",
         "The teacher reads each window of the text once. Of every distribution the 64 likeliest "
-        "tokens stay, with the mass of all others at two temperatures. Text that changes later is "
-        "missing from the store, never taken for another. Ctrl-C and the same command go on.",
+        "tokens stay, with the total probability of all others at two temperatures. Changed text "
+        "is reported as missing from the store. After Ctrl-C the same command continues.",
     )
     with Recording(config) as recording:
         done = recording.record((0, 1), None, lambda: None)
@@ -61,7 +53,7 @@ def second_act(console: Console, say: Say, teacher: Path, output: Path, steps: i
         ]
     say(
         console,
-        "4. What they learnt",
+        "4. The results",
         "On held-out text, recorded in the same store. A top-k store gives a lower bound of the "
         "distance to the teacher, up to rounding. The first act's student learns longer.",
     )
@@ -69,18 +61,24 @@ def second_act(console: Console, say: Say, teacher: Path, output: Path, steps: i
 
 
 def configure(teacher: Path, output: Path, steps: int | None) -> RunConfig:
-    """The recipe that ships with the second act, with this machine's paths in it."""
+    """The recipe of the second act, with this machine's paths."""
+    paths = (f"student.path={teacher}", f"record.output={output / 'store'}")
+    return shipped_recipe("demo_store.yaml", teacher, output, steps, paths)
+
+
+def shipped_recipe(
+    name: str, teacher: Path, output: Path, steps: int | None, more: Sequence[str] = ()
+) -> RunConfig:
+    """A recipe that ships with limbeck, with this machine's paths."""
     overrides = [
         f"teacher.path={teacher}",
-        f"student.path={teacher}",
         f"data.path={corpus_path('train')}",
         f"evaluate.data={corpus_path('heldout')}",
-        f"record.output={output / 'store'}",
         f"output={output}",
+        *more,
+        *([] if steps is None else [f"optim.steps={steps}"]),
     ]
-    if steps is not None:
-        overrides.append(f"optim.steps={steps}")
-    with as_file(files("limbeck.commands") / "recipes" / "demo_store.yaml") as recipe:
+    with as_file(files("limbeck.commands") / "recipes" / name) as recipe:
         return load(recipe, overrides)
 
 

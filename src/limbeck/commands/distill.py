@@ -29,16 +29,17 @@ Words = Annotated[
 def distill(
     words: Words,
     plan: Annotated[
-        bool, typer.Option("--plan", help="Write the recipe, check it, and leave.")
+        bool, typer.Option("--plan", help="Write the recipe, check it, and exit.")
     ] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the last checkpoint of the run directory.")
+        bool,
+        typer.Option("--resume", help="Continue from the last checkpoint of the run directory."),
     ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Throw away what is in the run directory first.")
+        bool, typer.Option("--overwrite", help="Delete the contents of the run directory first.")
     ] = False,
     print_config: Annotated[
-        bool, typer.Option("--print-config", help="Print the resolved recipe and leave.")
+        bool, typer.Option("--print-config", help="Print the resolved recipe and exit.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
 ) -> None:
@@ -46,7 +47,7 @@ def distill(
 
     Everything in the recipe is checked before a model loads. The run directory (`output`) then
     holds the resolved recipe, metrics.jsonl, checkpoints, the student in safetensors, and
-    report.html. Ctrl-C and SIGTERM save first; `--resume` goes on, on a CPU bit for bit.
+    report.html. Ctrl-C and SIGTERM save first; `--resume` continues, on a CPU bit for bit.
 
     limbeck distill TEACHER STUDENT DATA writes a recipe with comments beside the run directory,
     prints it and runs it. STUDENT is a model, or a size that the teacher is pruned to: "1.5B"
@@ -85,7 +86,7 @@ def distill(
 
 
 def show(outcome: RunResult) -> None:
-    """What a run came to, on the terminal."""
+    """Print the results of a run."""
     console = Console()
     console.print(outcome_table(outcome.evaluation))
     console.print(f"student  {outcome.student}")

@@ -49,15 +49,7 @@ def is_short(words: Sequence[str]) -> bool:
 
 
 def write_recipe(words: Sequence[str], *, keep_run: bool) -> Path:
-    """Choose a recipe for a teacher, a student and data, write it beside its run directory.
-
-    Args:
-        words: Teacher, student, data, and changes `key=value`.
-        keep_run: Whether a run that is there already is to be resumed or replaced.
-
-    Raises:
-        ConfigError: A model is not there, a change is wrong, or the run directory is taken.
-    """
+    """Choose a recipe for a teacher, a student and data, write it beside its run directory."""
     places = [word for word in words if "=" not in word]
     if len(places) != 3:
         raise ConfigError(
@@ -91,11 +83,7 @@ def write_recipe(words: Sequence[str], *, keep_run: bool) -> Path:
 
 
 def chosen(teacher: str, student: str, data: str) -> dict[str, Any]:
-    """A recipe for a pair and a text.
-
-    Raises:
-        ConfigError: A model is not there.
-    """
+    """A recipe for a pair and a text."""
     pruned, name = pruned_student(student)
     models = [teacher] if pruned else [teacher, student]
     length = min([LONGEST, *(limit for each in models if (limit := max_positions(each)))])
@@ -132,11 +120,7 @@ def pruned_student(student: str) -> tuple[dict[str, Any] | None, str]:
 
 
 def max_positions(model: str) -> int | None:
-    """Positions a model can read, from its configuration; None where it names none.
-
-    Raises:
-        ConfigError: There is no such model.
-    """
+    """Positions a model can read, from its configuration; None where it names none."""
     source = ModelSource(model)
     place = find(source)
     if place.name.endswith(".gguf"):

@@ -1,4 +1,4 @@
-"""Opening a teacher, and perhaps a student, that a command names."""
+"""Opens the teacher and the optional student that a command names."""
 
 from __future__ import annotations
 
@@ -19,11 +19,7 @@ from limbeck.tokenizers import load_tokenizer, prove_same_vocabulary
 def open_models(
     paths: Sequence[str], revisions: Sequence[str], trust_remote_code: bool, device: str
 ) -> tuple[list[CausalLM], PreTrainedTokenizerBase]:
-    """The models, cut to the vocabulary they share, and the teacher's tokenizer.
-
-    Raises:
-        ConfigError: A model cannot be opened, or their vocabularies differ.
-    """
+    """The models, cut to the vocabulary they share, and the teacher's tokenizer."""
     place = choose_device(device)
     commits: list[str | None] = [*revisions, *[None] * len(paths)]
     sources = [ModelSource(p, r, trust_remote_code) for p, r in zip(paths, commits, strict=False)]

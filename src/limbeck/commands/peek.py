@@ -1,4 +1,4 @@
-"""`limbeck peek`: the tokens a teacher holds likely, beside the one that really followed."""
+"""`limbeck peek`: a teacher's most probable tokens, beside the one that followed."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def peek(
     ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
 ) -> None:
-    """Show dark knowledge: what a teacher, and a student, hold likely after every token of a text.
+    """Show the most probable tokens of a teacher, and of a student, after every token of a text.
 
     Examples: limbeck peek HuggingFaceTB/SmolLM2-135M "The capital of France is Paris";
     limbeck peek TEACHER runs/x/student "Once upon a time" --temperatures 1,2,4 --html peek.html
     """
     if not 2 <= len(words) <= 3:
         raise ConfigError(
-            f"peek takes a teacher, perhaps a student, and a text in quotes, got "
+            f"peek takes a teacher, an optional student, and a text in quotes, got "
             f"{len(words)} word{'s' if len(words) != 1 else ''}. "
             'For example: limbeck peek TEACHER STUDENT "Once upon a time".'
         )
@@ -66,18 +66,14 @@ def peek(
             typer.echo(f"Written: {html}")
 
 
-def parse_temperatures(told: str) -> list[float]:
-    """`1,2,4` as numbers.
-
-    Raises:
-        ConfigError: One of them is no number, or not above 0.
-    """
+def parse_temperatures(given: str) -> list[float]:
+    """`1,2,4` as numbers."""
     try:
-        warm = [float(part) for part in told.split(",")]
+        warm = [float(part) for part in given.split(",")]
     except ValueError:
         warm = [math.nan]
     if not all(math.isfinite(t) and t > 0 for t in warm):
         raise ConfigError(
-            f"--temperatures must be numbers above 0 with commas between, got {told!r}. Try 1,2,4."
+            f"--temperatures must be numbers above 0 with commas between, got {given!r}. Try 1,2,4."
         )
     return warm

@@ -28,21 +28,21 @@ def record(
     recipe: Recipe,
     overrides: Overrides = None,
     shards: Annotated[
-        str, typer.Option(help="Record only this part, as 3/16; every machine another one.")
+        str, typer.Option(help="Record only this part, as 3/16; a different one on each machine.")
     ] = "1/1",
     budget_only: Annotated[
-        bool, typer.Option("--budget", help="Print what it would take, and leave.")
+        bool, typer.Option("--budget", help="Print the budget and exit.")
     ] = False,
     skip_budget: Annotated[
-        bool, typer.Option("--no-budget", help="Begin at once, without measuring what it takes.")
+        bool, typer.Option("--no-budget", help="Start at once, without the budget.")
     ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print budget and outcome as JSON.")
     ] = False,
 ) -> None:
-    """Read a data set with the teacher once, and keep what it says for any number of students.
+    """Run the teacher over a data set once, and store its distributions for any number of students.
 
-    The recipe's `record` section says in which form and where to. First a budget: bytes a token,
+    The recipe's `record` section names form and folder. First a budget is printed: bytes a token,
     size, and error of several forms, measured with this teacher on this text. The recording can be
     stopped or killed at any point and started again with the same command: finished shards stay.
     Windows of evaluate.data that a run measures on are recorded as well.
@@ -83,21 +83,17 @@ def record(
 
 
 def leave_if_asked(stop: StopSignals, folder: Path) -> None:
-    """Leave between two passes of the teacher when a signal came.
-
-    Raises:
-        Stopped: One did.
-    """
+    """Stop between two passes of the teacher after a signal."""
     if number := reason(stop.counts()):
         raise Stopped(
-            f"{number.name} asked the recording to stop; finished shards are kept in {folder}. "
-            "The same command goes on.",
+            f"The recording was stopped by {number.name}; finished shards are kept in {folder}. "
+            "Run the same command to continue.",
             number,
         )
 
 
 def budget_table(budget: Budget) -> RenderableType:
-    """Size and error of every setting, for the person who must choose."""
+    """Size and error of every setting."""
     table = Table(
         title=f"What a store of {budget.scored:,} tokens takes",
         title_justify="left",
@@ -133,11 +129,11 @@ def budget_table(budget: Budget) -> RenderableType:
 
 
 def without_temperature(form: Mapping[str, object]) -> Mapping[str, object]:
-    """A form without what the line under the table says of all."""
+    """A form without its temperature, which the line below the table gives for all."""
     return {k: v for k, v in form.items() if k not in ("temperature", "temperatures")}
 
 
 def in_words(form: Mapping[str, object]) -> str:
-    """A form with its options, as one would write it."""
+    """A form with its options, as text."""
     options = {k: list(v) if isinstance(v, tuple) else v for k, v in form.items() if k != "type"}
     return ", ".join([str(form["type"]), *(f"{k}: {v}" for k, v in options.items())])

@@ -1,20 +1,82 @@
-"""`limbeck report`: the page, from a run directory."""
+"""`limbeck report`: the page of a run directory, or of several side by side."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
+from limbeck.commands.tables import COLUMNS, cell
+from limbeck.errors import ConfigError
+from limbeck.experiment.comparison import ComparedRun, compare_runs
+from limbeck.files import write_text
+from limbeck.report.comparison import comparison_page, verdict
 from limbeck.report.run_report import write_report
+from limbeck.report.words import count
 
 
 def report(
-    run: Annotated[Path, typer.Argument(help="A run directory.", show_default=False)],
+    runs: Annotated[
+        list[Path], typer.Argument(help="A run directory, or several.", show_default=False)
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Page of several runs [comparison.html].", show_default=False),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the comparison as JSON; write no page.")
+    ] = False,
 ) -> None:
-    """Write report.html anew from what a run directory holds.
+    """Write the report of a run again, or compare several runs.
 
-    The page is one file without scripts or references to anywhere: send it to a colleague.
+    One run directory: its report.html. Several: a page and a table of their students, lowest
+    forward KL first, with differences paired by document where teacher and test text are the same,
+    and the options in which their recipes differ.
+
+    The pages are one file each, without scripts and external references, so they can be sent by
+    mail.
+
+    Examples: limbeck report runs/x; limbeck report runs/kl runs/jsd runs/ce --output page.html
     """
-    typer.echo(write_report(run))
+    if len(runs) == 1:
+        if output is not None or as_json:
+            raise ConfigError(
+                "--output and --json are for several runs; a run's own page is report.html in its "
+                "folder. Name a second run, or leave them out."
+            )
+        typer.echo(write_report(runs[0]))
+        return
+    compared = compare_runs(runs)
+    if as_json:
+        typer.echo(json.dumps([asdict(run) for run in compared]))
+        return
+    path = output or Path("comparison.html")
+    write_text(path, comparison_page([asdict(run) for run in compared]))
+    console = Console()
+    console.print(comparison_table(compared))
+    for run in compared:
+        words = verdict(asdict(run), first=run is compared[0])
+        console.print(f"{run.name}: {words}", markup=False, highlight=False, soft_wrap=True)
+    typer.echo(path)
+
+
+def comparison_table(runs: Sequence[ComparedRun]) -> Table:
+    """The students of several runs, lowest forward KL first."""
+    title = "Test documents, lowest KL first; 95 % intervals over documents"
+    table = Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD)
+    table.add_column("run", overflow="fold")
+    for heading, _ in COLUMNS.values():
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("parameters", justify="right")
+    for run in runs:
+        cells = [cell(run.figures.get(name), form) for name, (_, form) in COLUMNS.items()]
+        table.add_row(escape(run.name), *cells, count(run.parameters))
+    return table

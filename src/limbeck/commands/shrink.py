@@ -73,7 +73,7 @@ Text = Annotated[
 Vocabulary = Annotated[
     list[str] | None,
     typer.Option(
-        help="Keep the tokens these data use, or a vocabulary.json says; repeatable.",
+        help="Keep the tokens of these data, or of a vocabulary.json; repeatable.",
         show_default=False,
     ),
 ]
@@ -121,7 +121,7 @@ def shrink(
     way = require_one_size(asked, shape=shape, by=by, plan=plan, vocabulary=kept_by)
     require_new(output, plan=plan)
 
-    place = Place(
+    place = ShrinkInputs(
         ModelSource(teacher, revision, trust_remote_code),
         kind=data_type,
         data=data or next((p for p in kept_by if not is_table(p)), str(corpus_path("train"))),
@@ -131,7 +131,7 @@ def shrink(
     )
     with Console(stderr=True).status("Loading the teacher ...") as status:
         if plan:
-            outcome: Outcome = propose(place.setup(), asked, way, status)
+            outcome: Shown = propose(place.setup(), asked, way, status)
         elif all(value is None for value in asked.values()):
             outcome = prune_vocabulary_only(place, output, status)
         else:
@@ -140,7 +140,7 @@ def shrink(
     typer.echo(json.dumps(outcome.plain)) if as_json else Console().print(outcome.shown)
 
 
-class Place(NamedTuple):
+class ShrinkInputs(NamedTuple):
     """Teacher and text to load."""
 
     source: ModelSource
@@ -162,14 +162,14 @@ class Place(NamedTuple):
         )
 
 
-class Outcome(NamedTuple):
+class Shown(NamedTuple):
     """The output of the command, as JSON and as text."""
 
     plain: Any
     shown: RenderableType
 
 
-def prune_vocabulary_only(place: Place, output: Path | None, status: Status) -> Outcome:
+def prune_vocabulary_only(place: ShrinkInputs, output: Path | None, status: Status) -> Shown:
     """Prune the vocabulary and nothing else, measure and save."""
     assert output is not None, "require_new asks for it"
     teacher = vocabularies.open_teacher(place.source, choose_device(place.device))
@@ -178,22 +178,22 @@ def prune_vocabulary_only(place: Place, output: Path | None, status: Status) -> 
     text = vocabularies.read(place.data, place.kind, made.tokenizer, made.model.max_positions)
     made = vocabularies.measured(made, text, place.tokens)
     vocabularies.save_pruned(made, output)
-    return Outcome({"vocabulary": made.facts}, f"{vocabulary_summary(made)}\nmodel  {output}")
+    return Shown({"vocabulary": made.facts}, f"{vocabulary_summary(made)}\nmodel  {output}")
 
 
-def propose(setup: ShrinkSetup, asked: Mapping[str, Any], by: By, status: Status) -> Outcome:
+def propose(setup: ShrinkSetup, asked: Mapping[str, Any], by: By, status: Status) -> Shown:
     """Three shapes, measured."""
     found = plan(setup, target_of(setup, asked), by, status.update)
-    return Outcome(found, plan_table(found))
+    return Shown(found, plan_table(found))
 
 
-def make(setup: ShrinkSetup, spec: Component, output: Path | None, status: Status) -> Outcome:
+def make(setup: ShrinkSetup, spec: Component, output: Path | None, status: Status) -> Shown:
     """A student, measured and saved."""
     assert output is not None, "require_new asks for it"
     found = make_student(setup, spec, status.update)
     save_shrunk(setup, found, output)
     vocabulary = {} if setup.pruned is None else {"vocabulary": setup.pruned.facts}
-    return Outcome(as_plain(found) | vocabulary, page(setup, found, output))
+    return Shown(as_plain(found) | vocabulary, page(setup, found, output))
 
 
 def require_one_size(
@@ -202,9 +202,6 @@ def require_one_size(
     """How layers are chosen, after checking that exactly one size was given.
 
     A pruned vocabulary counts as a size.
-
-    Raises:
-        ConfigError: No size was given, or two that contradict; which.
     """
     for name, value, known in (("--by", by, WAYS), ("--shape", shape, SHAPES)):
         if value not in known:
@@ -228,12 +225,7 @@ def require_one_size(
 
 
 def require_new(output: Path | None, *, plan: bool) -> None:
-    """Refuse an output that cannot be written or exists, before anything is measured.
-
-    Raises:
-        ConfigError: It is missing or exists; or it was given with --plan.
-        StorageError: It may not be written.
-    """
+    """Refuse an output that cannot be written or exists, before anything is measured."""
     if plan and output is not None:
         raise ConfigError(
             f"A plan writes nothing, and --output {output} was given. Leave out one of the two."

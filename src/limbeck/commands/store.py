@@ -1,4 +1,4 @@
-"""`limbeck store`: a store's own business."""
+"""`limbeck store`: list, verify, repair, merge and import stores."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the answer as JSON."
 def build() -> typer.Typer:
     """The verbs of a store."""
     app = typer.Typer(
-        help="Look at a store of recorded teacher signals, check it, mend it, join its parts.",
+        help="List, verify, repair and merge stores of recorded teacher signals.",
         no_args_is_help=True,
     )
     app.command(name="ls")(show)
@@ -46,7 +46,7 @@ def build() -> typer.Typer:
 
 
 def show(store: StorePath, as_json: AsJson = False) -> None:
-    """Say what a store was recorded from, in which form, and how much of it is there."""
+    """Show what a store was recorded from, its form, and how much of it is recorded."""
     header = read_header(store)
     every = (shard_facts(store, shard) for shard in range(header.num_shards))
     facts = [each for each in every if each is not None]
@@ -54,9 +54,9 @@ def show(store: StorePath, as_json: AsJson = False) -> None:
         "scored": sum(each.scored for each in facts),
         "record_bytes": sum(each.record_bytes for each in facts),
     }
-    told: dict[str, Any] = {**header.to_json(), "finished_shards": len(facts), **counts}
+    facts_json: dict[str, Any] = {**header.to_json(), "finished_shards": len(facts), **counts}
     if as_json:
-        typer.echo(json.dumps(told))
+        typer.echo(json.dumps(facts_json))
         return
     teacher = header.teacher
     per_token = counts["record_bytes"] / max(counts["scored"], 1)
@@ -111,14 +111,14 @@ def verify(store: StorePath, as_json: AsJson = False) -> None:
 
 
 def repair(store: StorePath) -> None:
-    """Put damaged shards aside; the recording's own command then records just those again."""
+    """Set damaged shards aside; the recording's command then records them again."""
     damages = put_away(store)
     for each in damages:
         typer.echo(str(each))
     if damages:
         typer.echo(
-            "What was damaged is put aside as damaged-...; run the same `limbeck record` again, "
-            "which records just what is missing."
+            "Damaged folders are renamed to damaged-...; run the same `limbeck record` again, "
+            "which records what is missing."
         )
     else:
         typer.echo(f"{store} is whole; nothing to do.")

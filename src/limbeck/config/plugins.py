@@ -19,9 +19,6 @@ GROUP = "limbeck.plugins"
 def import_plugins(files: Sequence[Path]) -> Iterator[Problem]:
     """Import installed plugins, then a recipe's files, each once in a process.
 
-    Args:
-        files: Absolute paths, in the recipe's order.
-
     Yields:
         A problem for every plugin that cannot be imported.
     """

@@ -37,8 +37,6 @@ def read(path: Path, overrides: Iterable[str] = (), check: Check = lambda _: ())
     """Read YAML, apply `a.b=value` overrides, check everything.
 
     Args:
-        path: The recipe.
-        overrides: Each `a.b=value`, the value in YAML.
         check: Further mistakes of a configuration whose closed parts are right.
 
     Raises:
@@ -82,11 +80,7 @@ def one_line_each(problems: Iterable[Problem]) -> list[str]:
 
 
 def parse(path: Path, overrides: Iterable[str]) -> dict[str, Any]:
-    """The plain tree a recipe and its overrides stand for.
-
-    Raises:
-        ConfigError: It cannot be read, is not a mapping, or wants to look outside itself.
-    """
+    """The plain tree a recipe and its overrides stand for."""
     try:
         size = path.stat().st_size
         if size > MAX_RECIPE_BYTES:
@@ -121,11 +115,7 @@ def parse(path: Path, overrides: Iterable[str]) -> dict[str, Any]:
 
 
 def override_in(tree: Any, override: str) -> None:
-    """Apply `key.sub=value` to a configuration of OmegaConf, in place.
-
-    Raises:
-        ConfigError: The value is not YAML, or the key leads through something that has no keys.
-    """
+    """Apply `key.sub=value` to a configuration of OmegaConf, in place."""
     key = override.partition("=")[0]
     with blamed_on(f"The override {override!r}"):
         value = OmegaConf.select(OmegaConf.from_dotlist([override]), key)

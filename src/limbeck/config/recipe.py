@@ -83,7 +83,7 @@ class RolloutConfig:
     """Share of the rows of each step that are written, lambda in Agarwal et al. (2024,
     arXiv:2306.13649); the other rows are text of `data`. Rounded to whole rows."""
     writer: Annotated[Literal["student", "teacher"], Field(alias="from")] = "student"
-    """Who writes: `student`, with its current weights, or `teacher`, which must be online."""
+    """Model that generates: `student`, with its current weights, or an online `teacher`."""
     tokens: Positive = 128
     """Length of a continuation, at most; an end token ends it earlier."""
     sampling_temperature: Rate = 1.0
@@ -175,14 +175,14 @@ class EvaluateConfig:
     baseline_learning_rate: Rate | Annotated[tuple[Rate, ...], MinLen(1)] | None = None
     """Its peak, or a grid; that of `optim.learning_rate` by default."""
     continuations: Annotated[int, Ge(0)] = 3
-    """Held-out beginnings that teacher and student continue in the report."""
+    """Held-out prompts that teacher and student continue in the report."""
     suites: tuple[Component | str, ...] = ()
     """Further evaluation suites of the final students; `fidelity` is always measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryConfig:
-    """How a step is cut up; changes memory and speed, not results."""
+    """Memory of a step; changes memory and speed, not results."""
 
     __pydantic_config__ = STRICT
     micro_batch: Positive | Literal["auto"] = "auto"

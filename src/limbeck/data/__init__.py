@@ -3,7 +3,7 @@
 from limbeck.data.corpus import corpus_path
 from limbeck.data.formats import reader_of, readers
 from limbeck.data.held_out import HeldOut, held_out_config, load_held_out
-from limbeck.data.load import data_problems, load_data, load_text, uses_template
+from limbeck.data.load import data_problems, length_problems, load_data, load_text, uses_template
 from limbeck.data.order import order, order_digest, step_rows
 from limbeck.data.source import BatchSource, RowsOfStep, SourceContext, StepData, sources
 from limbeck.data.text_data import TextData, overlap
@@ -18,6 +18,7 @@ __all__ = [
     "corpus_path",
     "data_problems",
     "held_out_config",
+    "length_problems",
     "load_data",
     "load_held_out",
     "load_text",

@@ -36,10 +36,10 @@ Arrays = dict[str, Shaped[np.ndarray, "..."]]
 """The arrays of `TextData` by name."""
 
 Progress = Callable[[int], None]
-"""Told the number of rows read so far."""
+"""Called with the number of rows read so far."""
 
 
-class Complaint(NamedTuple):
+class BadRow(NamedTuple):
     """A bad row: index of its file, its line, and what is wrong."""
 
     file: int
@@ -62,18 +62,14 @@ class Draft:
     places: list[tuple[int, int]] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
-    complaints: list[Complaint] = field(default_factory=list)
+    bad_rows: list[BadRow] = field(default_factory=list)
     num_bad: int = 0
 
 
 def build(
     config: DataConfig, source: Source, reader: Reader, encoder: Encoder, progress: Progress
 ) -> tuple[Arrays, dict[str, Any]]:
-    """Arrays and facts of a data set.
-
-    Raises:
-        DataError: Rows are bad, there are none, or none is left.
-    """
+    """Arrays and facts of a data set."""
     draft = Draft()
     for rows in chunks(rows_of(config, source, reader), config.max_documents):
         good = [
@@ -112,7 +108,7 @@ def chunks(rows: Iterator[Row], most: int | None) -> Iterator[list[Row]]:
 
 
 def checked(draft: Draft, row: Row, config: DataConfig, reader: Reader) -> Values | None:
-    """A row's columns under a type's own names; None for a bad row, which is noted."""
+    """A row's columns under the names of its type; None for a bad row, which is counted."""
     needed, optional = wanted_columns(config, reader)
     problem = row.problem
     if not problem:
@@ -121,13 +117,13 @@ def checked(draft: Draft, row: Row, config: DataConfig, reader: Reader) -> Value
             has = ", ".join(map(repr, row.values)) or "none"
             problem = f"column {missing[0]!r} is missing; the row has {has}{advice(row.values)}"
     if problem:
-        complain(draft, row, problem)
+        note_bad_row(draft, row, problem)
         return None
     columns = needed | {n: c for n, c in optional.items() if row.values.get(c) is not None}
     values = {name: row.values[column] for name, column in columns.items()}
     defect = reader.problem(values) or weight_problem(values, columns.get(WEIGHT, WEIGHT))
     if defect is not None:
-        complain(draft, row, defect)
+        note_bad_row(draft, row, defect)
         return None
     return values
 
@@ -146,22 +142,22 @@ def weight_problem(values: Values, column: str = WEIGHT) -> str | None:
     return f"column {column!r} must be a number from 0 to 1,000,000, got {str(weight)[:40]}"
 
 
-def complain(draft: Draft, row: Row, problem: str) -> None:
-    """Note a bad row."""
+def note_bad_row(draft: Draft, row: Row, problem: str) -> None:
+    """Count a bad row, and keep the first ones for the message."""
     draft.num_bad += 1
-    if len(draft.complaints) < SHOWN:
-        draft.complaints.append(Complaint(row.file, row.number, problem))
+    if len(draft.bad_rows) < SHOWN:
+        draft.bad_rows.append(BadRow(row.file, row.number, problem))
 
 
 def named(draft: Draft, files: Sequence[str]) -> list[str]:
     """The first bad rows, each as `file:line: what is wrong`."""
-    return [f"{files[file]}:{line}: {problem}" for file, line, problem in draft.complaints]
+    return [f"{files[file]}:{line}: {problem}" for file, line, problem in draft.bad_rows]
 
 
 def add(draft: Draft, row: Row, values: Values, piece: Piece | str, length: int) -> None:
-    """Take a tokenised row in: its tokens, its windows, and what fell out of it."""
+    """Add a tokenised row: its tokens, its windows, and what is dropped of it."""
     if isinstance(piece, str):
-        complain(draft, row, piece)
+        note_bad_row(draft, row, piece)
         return
     document = len(draft.places)
     content = {name: value for name, value in values.items() if name != WEIGHT}
@@ -188,7 +184,7 @@ def add(draft: Draft, row: Row, values: Values, piece: Piece | str, length: int)
 
 
 def refuse(draft: Draft, config: DataConfig, source: Source) -> None:
-    """Raise where rows are bad and not skipped, or none is left."""
+    """Refuse a text with bad rows that are not skipped, or without usable rows."""
     path = config.path
     if draft.num_bad and (config.bad_rows == "error" or not draft.places):
         count = "1 is not" if draft.num_bad == 1 else f"{draft.num_bad:,} are not"
@@ -216,9 +212,9 @@ def refuse(draft: Draft, config: DataConfig, source: Source) -> None:
         raise DataError(
             "\n".join(
                 [
-                    f"{path} must have something to learn from, and all of its rows fell out:",
+                    f"{path} must have a token to train on, and all of its rows were dropped:",
                     *(f"  {count:>8,}  {why}" for why, count in table),
-                    "Give longer texts, or chats in which the assistant speaks.",
+                    "Give longer texts, or chats with assistant messages.",
                 ]
             )
         )
@@ -248,7 +244,7 @@ def arrays(draft: Draft, config: DataConfig) -> Arrays:
 
 
 def facts(draft: Draft, config: DataConfig, source: Source) -> dict[str, Any]:
-    """Counts of what was read and what fell out."""
+    """Counts of what was read and what was dropped."""
     return {
         "bad_rows": {"skipped": draft.num_bad, "first": named(draft, source.names)},
         "documents": len(draft.places),

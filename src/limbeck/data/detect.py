@@ -35,17 +35,13 @@ def wanted_columns(config: DataConfig, reader: Reader) -> tuple[dict[str, str], 
 
 
 def data_type(config: DataConfig, source: Source) -> str:
-    """The configuration's data type; for `auto` the one whose columns the first row has.
-
-    Raises:
-        DataError: The first row has the columns of no type.
-    """
+    """The configuration's data type; for `auto` the one whose columns the first row has."""
     if config.type != AUTO:
         return config.type
     rows = (row for row in islice(source.rows(), TRIED_ROWS) if not row.problem)
     row = next(rows, None)
     if row is None:
-        return "text"  # whose reader says what is wrong with the rows, or that there are none
+        return "text"  # its reader reports what is wrong with the rows, or that there are none
     filled = [name for name, value in row.values.items() if value is not None]
     for columns in (filled, row.values):
         if found := next(matching(columns, config.columns), None):

@@ -27,17 +27,13 @@ class HeldOut:
         """
         Args:
             data: One window a row, so that a row belongs to one document.
-            config: Number of tokens of each.
-
-        Raises:
-            DataError: There are too few documents for both.
         """
         self.data = data
         documents = np.unique(data.row_documents)
         if len(documents) < VALIDATION_EVERY:
             raise DataError(
-                f"Held-out text must have at least {VALIDATION_EVERY} documents, since some choose "
-                f"the best checkpoint and the others measure it; found {len(documents)}. Give "
+                f"Held-out text must have at least {VALIDATION_EVERY} documents, since some select "
+                f"the best checkpoint and the others measure it; got {len(documents)}. Give "
                 "more, or cut a long one at its chapters."
             )
         validation = np.arange(len(documents)) % VALIDATION_EVERY == 0
@@ -67,13 +63,7 @@ def held_out_config(config: RunConfig) -> DataConfig | None:
 def load_held_out(
     config: RunConfig, tokenizer: PreTrainedTokenizerBase, limit: int | None
 ) -> HeldOut | None:
-    """The recipe's held-out text; None without it.
-
-    Args:
-        config: The recipe.
-        tokenizer: Makes the ids.
-        limit: Positions of a row, at most.
-    """
+    """The recipe's held-out text; None without it."""
     held_out = held_out_config(config)
     if held_out is None:
         return None

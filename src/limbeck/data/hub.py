@@ -12,36 +12,25 @@ import datasets
 
 from limbeck.data.rows import Row, Source
 from limbeck.errors import ConfigError
-from limbeck.files import sha256
+from limbeck.files import nearest_existing, sha256
 from limbeck.tokenizers import hub_answers
 
 
 def from_hub(name: str, split: str, cache: Path) -> Source:
-    """A data set of the hub, or of the user's own cache of it.
-
-    Raises:
-        ConfigError: No such data set or split, or the hub is out of reach.
-        TryLaterError: The hub refuses for now.
-    """
+    """A data set of the hub, or of the user's own cache of it."""
     hub_answers(name, None, kind="dataset")
     home = Path(datasets.config.HF_DATASETS_CACHE)
-    place = None if writable(home) else str(cache / "datasets")
+    place = None if os.access(nearest_existing(home), os.W_OK) else str(cache / "datasets")
     try:
         data = datasets.load_dataset(name, split=split, cache_dir=place)
     except (OSError, ValueError, RuntimeError) as error:
-        told = str(error).partition("\n")[0]
+        reason = str(error).partition("\n")[0]
         raise ConfigError(
             f"data.path: {name!r} must be a file or folder here or a data set on the Hugging Face "
-            f"hub with a split {split!r}, and could not be loaded: {told} Check the name, go "
+            f"hub with a split {split!r}, and could not be loaded: {reason} Check the name, go "
             "online, or give a file."
         ) from error
     return from_dataset(data, f"{name}[{split}]")
-
-
-def writable(folder: Path) -> bool:
-    """Whether files can be made in a folder that may not exist yet."""
-    there = next(p for p in (folder, *folder.parents) if p.exists())
-    return os.access(there, os.W_OK)
 
 
 def from_dataset(data: datasets.Dataset, label: str) -> Source:

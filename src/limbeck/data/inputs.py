@@ -21,7 +21,7 @@ from limbeck.registry import Component, type_of
 FIRST_ROWS = 8
 """Rows of each text that are read."""
 SKIPPED_ROWS = 1000
-"""Bad rows at the beginning after which a text is refused although bad rows are skipped."""
+"""First rows that are read where bad rows are skipped; if all are bad, the text is refused."""
 
 MODELS = ("online", "pretrained")
 """Types of teachers and students whose `path` is a model."""
@@ -31,11 +31,6 @@ def require_inputs(config: RunConfig) -> None:
     """Check that models, texts, columns and first rows are there; all mistakes are raised at once.
 
     Data sets of the hub are checked when they are downloaded.
-
-    Raises:
-        ConfigError: A path or a column is missing.
-        DataError: Only first rows are unusable.
-        TryLaterError: The hub does not answer.
     """
     checks: list[tuple[str, Callable[[], None]]] = [
         (f"{option}.path", partial(require_model, spec))

@@ -31,7 +31,7 @@ LOCK_TIMEOUT_S = 3600.0
 
 
 def data_problems(config: DataConfig) -> Iterator[Problem]:
-    """Every mistake in what a configuration says of the data, but for what is in the files."""
+    """Mistakes in the options of the data; the files are not read."""
     yield from sources.problems(config.source, "data.source")
     wrong = [] if config.type == AUTO else readers.problems(config.type, "data")
     yield from wrong
@@ -49,12 +49,7 @@ def data_problems(config: DataConfig) -> Iterator[Problem]:
 
 
 def uses_template(config: DataConfig) -> bool:
-    """Whether the text is written with the tokenizer's chat template.
-
-    Raises:
-        ConfigError: There is no such text.
-        DataError: Its first row has the columns of no type.
-    """
+    """Whether the text is written with the tokenizer's chat template."""
     source = open_source(config.path, config.split, cache_folder() / "data")
     return reader_of(data_type(config, source)).uses_template
 
@@ -73,11 +68,7 @@ def load_data(
     damaged cache is made again.
 
     Args:
-        config: Where the text is and how it is cut.
-        tokenizer: Makes the ids; a fast one.
-        cache: Folder for the tokenised arrays.
-        max_positions: The least that student and teacher can read; None when neither has a limit.
-        progress: Told how many rows have been read.
+        max_positions: The smaller limit of student and teacher; None if neither has one.
 
     Raises:
         ConfigError: The configuration cannot be met, before any row is read.
@@ -86,11 +77,7 @@ def load_data(
         TryLaterError: Another process has held the cache for an hour.
     """
     problems = [str(problem) for problem in data_problems(config)]
-    if max_positions is not None and config.sequence_length > max_positions:
-        problems.append(
-            f"data.sequence_length: must be at most {max_positions:,}, the positions student and "
-            f"teacher both can read, got {config.sequence_length:,}."
-        )
+    problems += length_problems(config, max_positions)
     if problems:
         raise ConfigError("\n".join(problems))
     source = open_source(config.path, config.split, cache)
@@ -105,6 +92,15 @@ def load_data(
     if found is None:
         found = make(final, config, source, (reader, encoder), identity, progress)
     return TextData.load(final, found["facts"] | {"path": config.path}, source.names)
+
+
+def length_problems(config: DataConfig, max_positions: int | None) -> Iterator[str]:
+    """Rows that are longer than student and teacher can read."""
+    if max_positions is not None and config.sequence_length > max_positions:
+        yield (
+            f"data.sequence_length: must be at most {max_positions:,}, the positions student and "
+            f"teacher both can read, got {config.sequence_length:,}."
+        )
 
 
 def load_text(

@@ -18,10 +18,8 @@ def covered_bytes(
     when any of them is chosen. Choosing all gives the bytes of the whole text.
 
     Args:
-        text: What was tokenised.
         offsets: Of each token, its first character and one past its last; both 0 for a token that
             stands for no text.
-        chosen: Which tokens count.
     """
     spans = np.asarray(offsets, dtype=np.int64).reshape(-1, 2)
     real = spans[:, 1] > spans[:, 0]

@@ -31,11 +31,6 @@ def step_rows(
     size; a step may cross from one epoch into the next.
 
     Args:
-        step: From 0.
-        rank: From 0.
-        world_size: Number of ranks.
-        seed: Of the order.
-        num_rows: Rows of the data set; at least 1.
         rows_per_step: Rows of all ranks together.
     """
     first = step * rows_per_step

@@ -32,10 +32,6 @@ def pack(lengths: Sequence[int] | Int64[np.ndarray, " windows"], capacity: int) 
     order of their first window, and the windows of a row in their own, so that neighbours in the
     data stay near each other. n windows cost n log n for the sort, and n steps of `capacity` bits.
 
-    Args:
-        lengths: Positions of each window, from 1 to `capacity`.
-        capacity: Positions of a row.
-
     Example:
         >>> pack([4, 3, 2, 1], 5)
         [[0, 3], [1, 2]]

@@ -1,6 +1,6 @@
 """Rows of data, each with the place it came from.
 
-JSON Lines are read a line at a time and by us, so that every complaint names a file and a line.
+JSON Lines are read a line at a time and parsed here, so that every error names a file and a line.
 """
 
 from __future__ import annotations
@@ -38,7 +38,6 @@ class Row:
     Attributes:
         file: Index of its file in the source's labels.
         number: Its line, or its row where a file has no lines; from 1.
-        values: Its columns.
         problem: Why it could not be read; then it has no columns.
     """
 
@@ -56,8 +55,8 @@ class ReadRows(Protocol):
         """Rows with some columns; those of JSON Lines have all that the line has.
 
         Args:
-            columns: They must be there; without any, all columns are read.
-            optional: Read where they are there.
+            columns: Required columns; with none, all columns are read.
+            optional: Columns that are read if present.
         """
 
 
@@ -66,9 +65,9 @@ class Source:
     """Where rows come from.
 
     Attributes:
-        labels: Path of each file, as complaints show it.
-        names: The same without the folder that was given, as what is shared shows it.
-        digest: Hashes all of it; see `sha256`.
+        labels: Path of each file, for error messages.
+        names: Paths relative to the data folder, for files that may be published.
+        digest: Computes `sha256`.
         rows: Reads the rows; may be called again.
     """
 
@@ -79,11 +78,7 @@ class Source:
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of all of it, computed when first read.
-
-        Raises:
-            StorageError: A file cannot be read.
-        """
+        """Hash of all of it, computed when first read."""
         return self.digest()
 
 
@@ -93,12 +88,7 @@ def open_source(path: str, split: str, cache: Path) -> Source:
     Args:
         path: A file, a folder of them, or a Hugging Face data set. Of a folder, files of rows are
             read if there are any, and plain text files otherwise, each as one text.
-        split: Of a Hugging Face data set.
         cache: Where a downloaded data set is kept if the user's own cache cannot be written.
-
-    Raises:
-        ConfigError: There is nothing of that name, or nothing in a known format.
-        StorageError: A file may not be read.
     """
     here = Path(path).expanduser()
     if here.is_dir():
@@ -136,7 +126,7 @@ def may_be_on_hub(path: str) -> bool:
 
 
 def is_hidden(path: Path) -> bool:
-    """Whether a path below a data folder is of no concern: a dot file, or in a dot folder."""
+    """Whether a path below a data folder is a dot file or in a dot folder, which are skipped."""
     return any(part.startswith(".") for part in path.parts)
 
 
@@ -162,12 +152,7 @@ def from_files(files: Sequence[Path], folder: Path) -> Source:
 def read_file(
     path: Path, index: int, columns: Sequence[str], optional: Sequence[str]
 ) -> Iterator[Row]:
-    """Rows of one file; see `ReadRows`.
-
-    Raises:
-        DataError: The file as a whole is not what its name says.
-        StorageError: It may not be read.
-    """
+    """Rows of one file; see `ReadRows`."""
     try:
         if path.suffix == ".parquet":
             yield from read_parquet(path, index, columns, optional)
@@ -189,11 +174,7 @@ def read_file(
 
 
 def open_bytes(path: Path) -> gzip.GzipFile | BufferedReader:
-    """A file's bytes, unpacked where its name says that it is packed.
-
-    Raises:
-        DataError: Name and content disagree about gzip.
-    """
+    """A file's bytes, decompressed if its name ends in .gz."""
     with path.open("rb") as file:
         packed = file.read(2) == GZIP_MAGIC
     named = path.suffix == ".gz"
@@ -216,7 +197,7 @@ def read_text(path: Path, index: int) -> Row:
 
 
 def not_utf8(body: bytes, error: UnicodeDecodeError) -> str:
-    """What is wrong with bytes that are no text."""
+    """Why bytes are not UTF-8 text."""
     return f"must be UTF-8, and has byte 0x{body[error.start]:02x} at {error.start}"
 
 
@@ -227,7 +208,7 @@ def first_byte(path: Path) -> bytes:
 
 
 def read_lines(file: Iterable[bytes], index: int) -> Iterator[Row]:
-    """Rows of JSON Lines; blank lines are none."""
+    """Rows of JSON Lines; blank lines are skipped."""
     for number, raw in enumerate(file, 1):
         line = raw.removeprefix(BOM) if number == 1 else raw
         if not line.strip():
@@ -240,7 +221,7 @@ def read_lines(file: Iterable[bytes], index: int) -> Iterator[Row]:
 
 
 def parse(line: bytes) -> tuple[Any, str]:
-    """What a line of JSON says, and why it says nothing."""
+    """The value of a line of JSON, or the reason why it cannot be read."""
     if b"\0" in line:
         return None, f"must be text, and has a NUL byte at {line.index(0)}"
     try:
@@ -270,7 +251,7 @@ def read_array(path: Path, body: bytes, index: int) -> Iterator[Row]:
 def read_parquet(
     path: Path, index: int, columns: Sequence[str], optional: Sequence[str]
 ) -> Iterator[Row]:
-    """Rows of a Parquet file, a row group at a time, the columns asked for alone."""
+    """Rows of a Parquet file, a row group at a time; only the requested columns are read."""
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names

@@ -91,7 +91,6 @@ class SourceContext:
     Attributes:
         data: The text of the recipe's `data` section.
         tokenizer: The teacher's.
-        seed: The run's.
         rows_per_step: Rows of one optimizer step, over all ranks.
         sequence_length: Positions of a row, at most.
     """
@@ -112,7 +111,6 @@ class RowsOfStep(StepData):
     """Some rows of a fixed text.
 
     Attributes:
-        data: The text.
         rows: Numbers of this rank's rows.
         most_rows: Rows of the rank that has most.
     """
@@ -122,7 +120,6 @@ class RowsOfStep(StepData):
     most_rows: int
 
     def cut(self, micro_batch: int) -> list[Batch]:
-        """Batches of the rows, in order."""
         return [self.data.batch(rows) for rows in self.row_numbers(micro_batch)]
 
     def row_numbers(self, micro_batch: int) -> list[list[int]]:
@@ -135,15 +132,6 @@ class ShuffledRows(BatchSource):
     """The rows of a fixed text, in a new order each epoch that depends on the seed alone."""
 
     def __init__(self, data: Rows, *, seed: int, rows_per_step: int) -> None:
-        """
-        Args:
-            data: The text.
-            seed: Of the order.
-            rows_per_step: Rows of one optimizer step, over all ranks.
-
-        Raises:
-            DataError: The text has no rows.
-        """
         if data.num_rows < 1:
             raise DataError("A run needs at least one row of data, got none. See data.path.")
         self._data, self._seed, self._rows_per_step = data, seed, rows_per_step
@@ -154,7 +142,6 @@ class ShuffledRows(BatchSource):
         return order_digest(self._seed, self._data.num_rows)
 
     def step(self, step: int, world: World) -> StepData:
-        """The rank's rows of the step."""
         rows = step_rows(
             step,
             world.rank,
@@ -176,5 +163,5 @@ class ShuffledRows(BatchSource):
 
 @sources.register("shuffled")
 def shuffled(context: SourceContext) -> ShuffledRows:
-    """The rows of the text, shuffled anew in every epoch."""
+    """The rows of the text, shuffled again in every epoch."""
     return ShuffledRows(context.data, seed=context.seed, rows_per_step=context.rows_per_step)

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float32, Int32, Int64, UInt64
 
-from limbeck.batch import Batch
-
-MIN_WIDTH = 2
-"""Positions of a batch of no rows: the shortest a model can read as a sequence."""
+from limbeck.batch import Batch, Window
 
 GOLDEN = (5**0.5 - 1) / 2
 
@@ -37,8 +33,8 @@ ARRAYS = (
 class TextData:
     """Texts as tokens, cut into windows and packed into rows; memory-mapped.
 
-    A document is a row of the source. A window is a stretch of one document; it reads positions
-    from 0 and sees nothing else. A row holds one or more windows.
+    A document is a row of the source. A window is a part of one document; its
+    positions start at 0 and it attends to nothing else. A row holds one or more windows.
 
     Attributes:
         tokens: All documents' tokens, end to end.
@@ -102,40 +98,9 @@ class TextData:
         return int(self.windows[self._windows_of(row), 1].sum())
 
     def batch(self, rows: Sequence[int]) -> Batch:
-        """Rows as a batch on the CPU, padded to the longest of them.
-
-        Padding is token 0, which both models know; it is never scored. No rows at all give one row
-        of padding, so that a rank without work can still take part.
-        """
-        planned = [self._windows_of(row) for row in rows] or [np.empty(0, dtype=np.int64)]
-        lengths = [int(self.windows[windows, 1].sum()) for windows in planned]
-        width = max(MIN_WIDTH, *lengths)
-        shape = (len(planned), width)
-        inputs, targets, positions = (np.zeros(shape, dtype=np.int64) for _ in range(3))
-        scored = np.zeros(shape, dtype=np.bool_)
-        documents = np.full(shape, -1, dtype=np.int64)
-        weights = np.ones(shape, dtype=np.float32) if len(self.document_weights) else None
-        for index, windows in enumerate(planned):
-            at = 0
-            for start, length, document in self.windows[windows].tolist():
-                place = (index, slice(at, at + length))
-                inputs[place] = self.tokens[start : start + length]
-                targets[place] = self.tokens[start + 1 : start + length + 1]
-                scored[place] = self.scored[start + 1 : start + length + 1]
-                positions[place] = np.arange(length)
-                documents[place] = document
-                if weights is not None:
-                    weights[place] = self.document_weights[document]
-                at += length
-            positions[index, at:] = np.arange(width - at)
-        return Batch(
-            input_ids=torch.from_numpy(inputs),
-            target_ids=torch.from_numpy(targets),
-            scored=torch.from_numpy(scored),
-            position_ids=torch.from_numpy(positions),
-            document_ids=torch.from_numpy(documents),
-            weights=None if weights is None else torch.from_numpy(weights),
-        )
+        """Rows as a batch on the CPU; see `Batch.packed`."""
+        weighted = len(self.document_weights) > 0
+        return Batch.packed([list(self._row(row)) for row in rows], weighted=weighted)
 
     @property
     def row_documents(self) -> Int64[np.ndarray, " rows"]:
@@ -153,7 +118,6 @@ class TextData:
         they fit.
 
         Args:
-            max_tokens: Positions.
             documents: Take rows that begin with one of these only; all by default.
         """
         ends = np.cumsum(self.windows[self.row_windows, 1])[self.row_ends - 1]
@@ -183,6 +147,12 @@ class TextData:
         rounds = np.empty(self.num_rows, dtype=np.int64)
         rounds[np.lexsort((spread, documents))] = places
         return rounds
+
+    def _row(self, row: int) -> Iterator[Window]:
+        for start, length, document in self.windows[self._windows_of(row)].tolist():
+            span = slice(start + 1, start + length + 1)
+            weight = float(self.document_weights[document]) if len(self.document_weights) else 1.0
+            yield Window(self.tokens[start : span.stop], self.scored[span], document, weight)
 
     def _windows_of(self, row: int) -> Int64[np.ndarray, " n"]:
         """Windows of a row."""

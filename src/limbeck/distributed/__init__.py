@@ -9,6 +9,14 @@ from limbeck.distributed.checkpoints import (
     set_damaged_aside,
 )
 from limbeck.distributed.filling import fill, model_for
+from limbeck.distributed.footprint import (
+    Collective,
+    Footprint,
+    StepFootprint,
+    by_purpose,
+    local,
+    prolonged,
+)
 from limbeck.distributed.lock import locked
 from limbeck.distributed.ranks import (
     World,
@@ -23,38 +31,50 @@ from limbeck.distributed.ranks import (
 from limbeck.distributed.sharding import (
     abandon_pass,
     full_weights,
+    gather_root,
     gathered,
     is_sharded,
+    release,
     shard,
     unsharded,
     whole,
 )
+from limbeck.distributed.simulated import simulated_world
 from limbeck.distributed.stopping import StopSignals
 from limbeck.distributed.turns import main_first
 
 __all__ = [
+    "Collective",
+    "Footprint",
+    "StepFootprint",
     "StopSignals",
     "World",
     "abandon_pass",
     "all_sum",
     "barrier",
     "broadcast_object",
+    "by_purpose",
     "checkpoint_name",
     "fill",
     "from_main",
     "full_weights",
     "gather_objects",
+    "gather_root",
     "gathered",
     "is_sharded",
     "latest",
     "load_checkpoint",
+    "local",
     "locked",
     "main_first",
     "model_for",
+    "prolonged",
     "prune",
+    "release",
     "save_checkpoint",
     "set_damaged_aside",
     "shard",
+    "simulated_world",
     "together",
     "unsharded",
     "whole",

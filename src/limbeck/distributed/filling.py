@@ -15,17 +15,22 @@ from limbeck.models import (
     open_model,
     prove_documents_apart,
     prove_head,
+    sketched_model,
 )
 
 
 def model_for(source: ModelSource, world: World, dtype: torch.dtype) -> CausalLM:
     """A causal LM for these ranks: on the meta device until it is sharded, else loaded.
 
+    On simulated ranks it has shapes only, and its files need hold no weights.
+
     Args:
         source: Of the model.
         world: The ranks it will be sharded over; without a mesh it is loaded whole.
         dtype: Of its weights.
     """
+    if world.simulated:
+        return sketched_model(source, dtype)
     if world.mesh is None:
         return load_model(source, device=world.device, dtype=dtype)
     return open_model(source, device=world.device, dtype=dtype)

@@ -47,17 +47,24 @@ class World:
         size: Number of processes.
         device: Where this process computes.
         mesh: What models are sharded over; None for a single process that is not sharded.
+        simulated: Whether the other ranks are simulated, and tensors have shapes only.
     """
 
     rank: int
     size: int
     device: torch.device
     mesh: DeviceMesh | None = None
+    simulated: bool = False
 
     @property
     def is_main(self) -> bool:
         """Whether this process writes files and prints."""
         return self.rank == 0
+
+    @property
+    def reads_files(self) -> bool:
+        """Whether this process reads and hashes the weights of models, once for all ranks."""
+        return self.is_main and not self.simulated
 
     @property
     def exact(self) -> torch.dtype:
@@ -105,13 +112,16 @@ def world(
         process_group(backend, alone=not launched, timeout_s=timeout_s),
     ):
         size = dist.get_world_size()
-        if shard == "none":
-            # HSDP with shard groups of one: whole replicas through the same code.
-            names = ("replicate", "shard")
-            mesh = init_device_mesh(device.type, (size, 1), mesh_dim_names=names)
-        else:
-            mesh = init_device_mesh(device.type, (size,))
-        yield World(dist.get_rank(), size, device, mesh)
+        yield World(dist.get_rank(), size, device, make_mesh(device.type, size, shard))
+
+
+def make_mesh(device_type: str, size: int, shard: str) -> DeviceMesh:
+    """What models are sharded over; `none` gives each rank a whole copy."""
+    if shard == "none":
+        # HSDP with shard groups of one: whole replicas through the same code.
+        names = ("replicate", "shard")
+        return init_device_mesh(device_type, (size, 1), mesh_dim_names=names)
+    return init_device_mesh(device_type, (size,))
 
 
 @contextmanager
@@ -189,8 +199,8 @@ def broadcast_object(value: Any, world: World) -> Any:
 
 def gather_objects(value: Any, world: World) -> list[Any]:
     """Every rank's value, in rank order, on every rank; JSON only."""
-    if world.size == 1:
-        return [value]
+    if world.size == 1 or world.simulated:
+        return [value] * world.size
     encoded = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
     lengths = torch.zeros(world.size, dtype=torch.int64, device=world.device)
     lengths[world.rank] = len(encoded)

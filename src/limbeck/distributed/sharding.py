@@ -34,7 +34,8 @@ def shard(
     The root keeps what belongs to no block (embedding, final norm, output head, projectors)
     gathered after its forward pass: a teacher's head is read when its signal is compared, which is
     later, and gathering a head for every chunk would cost a collective a chunk. That is memory for
-    one embedding and one head, not for a model.
+    one embedding and one head, not for a model. The backward pass shards them again, and for a
+    teacher, which has none, `release` does.
 
     Args:
         module: The root: FSDP2 gathers weights when the forward pass of *this* module begins.
@@ -75,6 +76,18 @@ def become_root(module: nn.Module) -> None:
     module.extra_repr()
     del module.extra_repr  # the class's own is in place again
     module.reshard()
+
+
+def release(root: nn.Module) -> None:
+    """Shard again what a root keeps gathered after its forward pass; its next pass gathers it."""
+    if isinstance(root, FSDPModule):
+        root.reshard()
+
+
+def gather_root(root: nn.Module) -> None:
+    """Gather what a root keeps gathered after its forward pass, unless it is."""
+    if isinstance(root, FSDPModule):
+        root.unshard()
 
 
 @contextmanager

@@ -28,16 +28,13 @@ SHORTEST_TRUTH = 8
 
 
 @dataclass(frozen=True)
-class Disagreement:
+class WorstToken:
     """One token where two models differ.
 
     Attributes:
-        document: Its document's index.
         forward_kl: KL(teacher || student) there, nats.
         before: Ids of the text it follows.
-        target: Id of the next token of the text.
         teacher: The teacher's most probable token ids and their probabilities.
-        student: The student's.
     """
 
     document: int
@@ -63,7 +60,7 @@ def disagreements(
     With sharded models every rank calls it, with the same rows.
     """
     device = next(student.parameters()).device
-    worst: dict[int, Disagreement] = {}
+    worst: dict[int, WorstToken] = {}
     with torch.no_grad(), evaluating(student):
         for start in range(0, len(rows), ROWS_AT_ONCE):
             batch = data.batch(rows[start : start + ROWS_AT_ONCE])
@@ -76,7 +73,7 @@ def disagreements(
     return [described(place, tokenizer, data) for place in first]
 
 
-def largest_disagreements(chunk: Chunk, batch: Batch) -> Iterator[Disagreement]:
+def largest_disagreements(chunk: Chunk, batch: Batch) -> Iterator[WorstToken]:
     """The token of largest forward KL of each document in a chunk; none without a teacher."""
     if chunk.pair is None:
         return
@@ -88,7 +85,7 @@ def largest_disagreements(chunk: Chunk, batch: Batch) -> Iterator[Disagreement]:
         i = int(of_document.argmax())
         row, position = place[i]
         begin = position - int(batch.position_ids[row, position])
-        yield Disagreement(
+        yield WorstToken(
             document=document,
             forward_kl=float(divergence[i]),
             before=batch.input_ids[row, max(begin, 0) : position + 1].tolist(),
@@ -104,7 +101,7 @@ def likeliest(logp: Float[Tensor, " V"]) -> list[tuple[int, float]]:
     return list(zip(top.indices.tolist(), top.values.exp().tolist(), strict=True))
 
 
-def described(place: Disagreement, tokenizer: Tokenizer, data: Documents) -> dict[str, Any]:
+def described(place: WorstToken, tokenizer: Tokenizer, data: Documents) -> dict[str, Any]:
     """A disagreement with its tokens as text, as in evaluation.json."""
 
     def named(outcomes: list[tuple[int, float]]) -> list[list[Any]]:
@@ -132,12 +129,7 @@ def continuations(
     """Held-out prompts, continued greedily by every model.
 
     Args:
-        models: By name ("teacher", "distilled", ...).
-        tokenizer: Of all models.
-        data: The held-out text.
-        rows: Rows to take prompts from, evenly spaced.
         count: Number of prompts; fewer if the rows have fewer texts that are long enough.
-        max_new_tokens: Maximum length of a continuation.
 
     Returns:
         `{"prompt", "truth", name: text, ...}` each; truth is the text itself.

@@ -21,10 +21,6 @@ class Fidelity(Suite):
     """Measures students against one teacher, whatever an objective requires of that teacher."""
 
     def __init__(self, context: SuiteContext) -> None:
-        """
-        Args:
-            context: Its teacher must provide distributions of the held-out text.
-        """
         self._context = context
         self._teacher = for_measuring(context.teacher, context.world)
 

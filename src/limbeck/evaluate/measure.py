@@ -70,7 +70,6 @@ class Chunk(NamedTuple):
         teacher: The teacher's distribution; None where it has none.
         pair: Student and teacher at temperature 1, on the outcomes of the teacher's form.
         logp: The student's log-probabilities over the vocabulary.
-        targets: The next tokens of the text.
         padded: The student's probability on rows beyond the vocabulary.
         dense: Whether the outcomes are the vocabulary.
     """
@@ -98,16 +97,11 @@ def measure(
     """Sums of every metric over the scored tokens of some rows, by document.
 
     Args:
-        student: The student; measured in eval mode, left in the mode it was in.
         teacher: A teacher. One without whole distributions (a store's top-k) gives bounds of the
             divergences its form serves, but neither its own cross-entropy nor the agreement.
-        data: The held-out text.
         rows: Rows to measure; with `reduce`, this rank's share of them.
-        micro_batch: Rows of one forward pass.
-        device: Where the models are.
         reduce: Sums a tensor over the ranks. Ranks with fewer rows run empty batches, because
             sharded models need every rank in every forward pass.
-        head_budget_mb: Memory for the logits that exist at once.
     """
     totals: dict[str, Tensor] = {}
     with torch.no_grad(), evaluating(student):
@@ -151,10 +145,6 @@ def parts_of(
     """Positions and distribution of each part of the teacher's signal, all in one form.
 
     Positions without a teacher come last, where the form has such positions.
-
-    Raises:
-        ConfigError: The signal has no distributions, or its parts differ in form.
-        DataError: Some scored positions have no distribution, in a form that covers all.
     """
     signal = teacher.signal(batch)
     if not signal.parts:
@@ -228,12 +218,7 @@ def add(
 
 
 def as_scores(totals: dict[str, np.ndarray], data: Documents) -> Scores:
-    """Scores of the documents with measured tokens.
-
-    Args:
-        totals: Sums by name, over all documents of the data set.
-        data: The data set.
-    """
+    """Scores of the documents with measured tokens."""
     nothing = np.zeros(data.num_documents)
     counts = totals.pop("tokens", nothing)
     padded = totals.pop("padded_mass", nothing)

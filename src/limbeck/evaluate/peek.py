@@ -24,12 +24,8 @@ class Candidate:
     """One candidate for the next token.
 
     Attributes:
-        text: The token as text.
-        id: Its id.
-        logit: The teacher's logit.
         teacher: Its probability under the teacher, at each temperature.
         student: Under the student, at each temperature; empty without a student.
-        followed: Whether it is the next token of the text.
         rank: Its rank by the teacher's probability, from 1.
     """
 
@@ -47,11 +43,8 @@ class Position:
     """The candidates after one token of the text.
 
     Attributes:
-        text: The last token read.
-        candidates: The teacher's most probable tokens, and the next token of the text.
         entropy: The teacher's entropy at each temperature, nats.
         student_first: The student's most probable token; None without a student.
-        student_probability: Its probability at temperature 1; None without a student.
         forward_kl: KL(teacher || student) at each temperature, nats; empty without a student.
     """
 
@@ -68,9 +61,7 @@ class Peek:
     """A text and the candidates after each of its tokens.
 
     Attributes:
-        text: The text.
         temperatures: Temperatures of the probabilities; the first is always 1.
-        positions: One for each token.
     """
 
     text: str
@@ -95,11 +86,7 @@ def peek(
 
     Args:
         tokenizer: Of both models; their vocabularies must be cut to the same size.
-        teacher: The teacher.
-        student: The student, if there is one.
-        text: Any text; one row, so at most what the models can read.
         temperatures: Further temperatures; 1 is always the first.
-        top: Number of the teacher's most probable tokens.
 
     Raises:
         ConfigError: The text is empty or too long, or a temperature is not positive.
@@ -137,16 +124,7 @@ def look(
     temperatures: tuple[float, ...],
     top: int,
 ) -> Position:
-    """One position: the teacher's most probable tokens, and the student's probabilities.
-
-    Args:
-        tokenizer: Turns ids into text.
-        logits: The teacher's, and the student's if there is one.
-        ids: The whole text.
-        at: Index of the last token read.
-        temperatures: Temperatures of the probabilities.
-        top: Number of tokens.
-    """
+    """One position: the teacher's most probable tokens, and the student's probabilities."""
     before, followed = ids[: at + 1], ids[at + 1] if at + 1 < len(ids) else None
     tables = [torch.stack([log_softmax(row[None], t)[0] for t in temperatures]) for row in logits]
     teacher, student = tables[0], tables[1] if len(tables) > 1 else None

@@ -26,13 +26,6 @@ def rollout_figures(
 ) -> dict[str, float]:
     """Means over the written tokens of all ranks, nats a token; every rank calls it.
 
-    Args:
-        student: The student; left in the mode it was in.
-        teacher: Gives distributions over the whole vocabulary.
-        rollouts: This rank's.
-        world: The ranks.
-        head_budget_mb: Memory for the logits that exist at once.
-
     Returns:
         rollout_forward_kl, rollout_reverse_kl, and rollout_teacher_logprob, the teacher's mean
         log-probability of the written tokens.

@@ -107,9 +107,6 @@ def gap_recovered(initial: Scores, student: Scores, seed: int = 0) -> Interval:
     """Reduction of the initial forward KL to the teacher, percent; 100 equals the teacher.
 
     Negative if the student is farther from the teacher than it started.
-
-    Raises:
-        DataError: They were not measured on the same tokens, or there was no gap to begin with.
     """
     both = paired(initial, student, "forward_kl", seed)
     if not (both["a"] > 0).all():

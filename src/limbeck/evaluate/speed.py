@@ -15,11 +15,6 @@ TOKENS = 256
 ROUNDS = 5
 
 
-def speed(model: CausalLM) -> float:
-    """Tokens a second of one forward pass with logits, one row, warm."""
-    return speeds({"model": model})["model"]
-
-
 def speeds(models: Mapping[str, CausalLM]) -> dict[str, float]:
     """Tokens a second of each model's forward pass with logits, one row, warm.
 

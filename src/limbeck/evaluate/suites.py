@@ -17,15 +17,7 @@ from limbeck.teachers import Teacher
 
 @dataclass(frozen=True)
 class SuiteContext:
-    """What a suite measures with.
-
-    Attributes:
-        teacher: The run's teacher.
-        tokenizer: Of teacher and student.
-        held_out: Text that no student was trained on.
-        world: The ranks.
-        head_budget_mb: Memory for the logits that exist at once.
-    """
+    """What a suite measures with."""
 
     teacher: Teacher
     tokenizer: PreTrainedTokenizerBase

@@ -1,6 +1,6 @@
-"""The one place where everything meets: a configuration becomes a run."""
+"""Runs: everything a recipe describes, trained, measured and reported."""
 
-from limbeck.experiment.loading import load, problems, schema
+from limbeck.experiment.loading import load, schema
 from limbeck.experiment.run import Run, RunResult, assemble
 from limbeck.experiment.stages import Stage, load_stages, run_stages
 
@@ -11,7 +11,6 @@ __all__ = [
     "assemble",
     "load",
     "load_stages",
-    "problems",
     "run_stages",
     "schema",
 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
@@ -17,19 +16,6 @@ from limbeck.models import CausalLM, PreTrainedTokenizerBase
 from limbeck.registry import Problem, type_of
 from limbeck.rollouts import Mixed, Prompts, Rollouts, Sampling
 from limbeck.teachers import Teacher, TeacherRequest, find_local, require_local
-
-
-@dataclass(frozen=True)
-class Writer:
-    """Who writes rollouts.
-
-    Attributes:
-        model: Writes.
-        root: Holds it, and is what was sharded over the ranks if anything was.
-    """
-
-    model: CausalLM
-    root: nn.Module
 
 
 def rollout_problems(config: RunConfig) -> Iterator[Problem]:
@@ -68,7 +54,7 @@ def cross_entropy_problems(config: RunConfig, rollout: RolloutConfig) -> Iterato
         return
     why = (
         "with rollout.from=student, cross-entropy would train the student on its own samples, "
-        "which say nothing about the teacher"
+        "which hold no information about the teacher"
     )
     alpha = config.objective.alpha
     lowest = min(alpha.values.values()) if isinstance(alpha, Schedule) else alpha
@@ -94,9 +80,6 @@ def batches(
     """The batches of a trial.
 
     Args:
-        config: The recipe.
-        data: The text.
-        tokenizer: The teacher's.
         rollouts: Take the place of `rollout.share` of the rows of the text.
     """
     length = config.data.sequence_length
@@ -111,21 +94,18 @@ def batches(
 
 
 def make_rollouts(
-    config: RunConfig, data: TextData, prompts: Prompts, writer: Writer, folder: Path
+    config: RunConfig,
+    data: TextData,
+    prompts: Prompts,
+    model: CausalLM,
+    root: nn.Module,
+    folder: Path,
 ) -> Rollouts:
-    """The rollouts of a trial.
-
-    Args:
-        config: The recipe, with a `rollout`.
-        data: The text.
-        prompts: From the text.
-        writer: Student or teacher.
-        folder: Run directory of the trial; its `rollouts` gets the files.
-    """
+    """The rollouts of a trial by a model, which is in the module `root` that may be sharded."""
     rollout = config.rollout
     assert rollout is not None, "prompts come with it"
     return Rollouts(
-        writer.model,
+        model,
         prompts,
         Sampling(
             tokens=rollout.tokens,
@@ -135,17 +115,13 @@ def make_rollouts(
         seed=config.seed,
         rows_per_step=rollout_rows(config, rollout),
         folder=folder / "rollouts",
-        root=writer.root,
+        root=root,
         first_number=max(data.num_documents, data.num_rows),
     )
 
 
 def prompts_of(config: RunConfig, data: TextData) -> Prompts | None:
-    """What rollouts of the run continue; None without rollouts.
-
-    Raises:
-        DataError: No document gives a prompt.
-    """
+    """The prompts of the run's rollouts; None without rollouts."""
     if config.rollout is None:
         return None
     longest = config.data.sequence_length - config.rollout.tokens
@@ -176,11 +152,7 @@ def prompt_notes(prompts: Prompts | None) -> Iterator[str]:
 
 
 def require_generation(config: RunConfig, teacher: Teacher) -> None:
-    """Refuse a teacher that cannot do what the recipe's `rollout` asks of it.
-
-    Raises:
-        ConfigError: It has no signals for new text, or it is to write and is not in this process.
-    """
+    """Refuse a teacher that cannot do what the recipe's `rollout` asks of it."""
     if config.rollout is None:
         return
     teacher.require(TeacherRequest(generated=True))
@@ -192,9 +164,6 @@ def require_same_ends(config: RunConfig, student: CausalLM, teacher: Teacher) ->
     """Refuse a student that ends its texts with other tokens than its teacher.
 
     The teacher would score an end as any other token, and the student never learns to stop.
-
-    Raises:
-        ConfigError: Their generation configurations, or its tokenizer, name different end tokens.
     """
     if config.rollout is None:
         return

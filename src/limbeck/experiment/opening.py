@@ -1,4 +1,4 @@
-"""Which models of a run stay in their files until they are sharded, and which are loaded whole."""
+"""Decides which models stay in their files until they are sharded, and which are loaded whole."""
 
 from __future__ import annotations
 

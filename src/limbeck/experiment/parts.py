@@ -1,4 +1,4 @@
-"""What a run is made of, loaded and proven before the first step."""
+"""Models, data and tokenizer of a run, loaded and checked before the first step."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from limbeck.config import ObjectiveConfig, RunConfig
 from limbeck.config.schedules import values_over
@@ -34,7 +34,6 @@ from limbeck.distributed import (
 )
 from limbeck.errors import ConfigError, DataError
 from limbeck.experiment.batches import (
-    Writer,
     batches,
     make_rollouts,
     prompt_notes,
@@ -75,9 +74,8 @@ from limbeck.teachers import (
 from limbeck.tokenizers import VocabularyProof, prove_same_vocabulary
 
 STUDENT_DTYPE = torch.float32
-"""Format of the weights being trained, wherever the computation may be less: sharded, FSDP2
-computes in bfloat16 on a GPU and keeps these. A bfloat16 weight would swallow most steps of the
-size that distillation takes."""
+"""Format of the weights being trained, whatever format it computes in: FSDP2 casts them for
+computation only. In bfloat16 most updates would be smaller than the rounding of a weight."""
 
 
 @dataclass
@@ -86,16 +84,10 @@ class Parts:
 
     Attributes:
         config: The recipe, its epochs turned into steps.
-        world: This process among all.
-        tokenizer: Of teacher and student, proven to be one.
-        vocabulary: The proof.
         teacher: Frozen, and sharded where the student is.
-        student: As initialised; whoever trains it takes it away (`take_student`).
-        shapes: What terms must know of the two models.
-        data: Training text.
-        held_out: Held-out text, if the recipe names any.
-        prompts: What rollouts continue, if the recipe asks for any.
-        notes: What a user should hear, though nothing is wrong.
+        student: As initialised; None after `take_student`.
+        prompts: Prompts of rollouts; None without `rollout`.
+        facts: About models and texts, for provenance.json.
     """
 
     config: RunConfig
@@ -117,7 +109,7 @@ class Parts:
         return is_shared(self.config)
 
     def take_student(self, saved: Path) -> CausalLM:
-        """A student as initialised: from its files, or the one in memory and then the one saved."""
+        """A student as initialised: from its files, or from memory once and then `saved`."""
         first = None if self.student is None else self.student.model
         if first is not None and first.weight_files is not None:
             return reopened(first, first.config, first.weight_files, STUDENT_DTYPE)
@@ -138,7 +130,7 @@ class Parts:
     def publish_student(
         self, student: CausalLM, folder: Path, weights: Mapping[str, Tensor] | None = None
     ) -> None:
-        """A student's folder, whole or not there; one of an earlier life is replaced."""
+        """Publish a student's folder, replacing an earlier one."""
         shutil.rmtree(folder, ignore_errors=True)
         publish(
             folder,
@@ -147,20 +139,14 @@ class Parts:
         )
 
     def rollouts(self, distiller: Distiller, folder: Path) -> Rollouts | None:
-        """What is written during a trial; None where the recipe has no `rollout`.
-
-        Args:
-            distiller: The student in training.
-            folder: Run directory of the trial.
-        """
+        """The rollouts of a trial; None without `rollout`."""
         rollout = self.config.rollout
         if self.prompts is None or rollout is None:
             return None
-        writer = Writer(distiller.student, distiller)
+        model, root = distiller.student, cast(nn.Module, distiller)
         if rollout.writer == "teacher":
-            teacher = require_local(self.teacher, "rollout.from: teacher").model
-            writer = Writer(teacher, teacher)
-        return make_rollouts(self.config, self.data, self.prompts, writer, folder)
+            model = root = require_local(self.teacher, "rollout.from: teacher").model
+        return make_rollouts(self.config, self.data, self.prompts, model, root, folder)
 
     def source(self, rollouts: Rollouts | None) -> BatchSource:
         """The batches of each step of a trial; without rollouts, all of them are the text's."""
@@ -182,12 +168,7 @@ class Parts:
 
 
 def gather_parts(config: RunConfig, world: World) -> Parts:
-    """Load everything, and check that it belongs together.
-
-    Raises:
-        ConfigError: Teacher, student and data do not go together; each reason says which.
-        DataError: The text cannot be used.
-    """
+    """Load everything, and check that it belongs together."""
     require_alone_if_shared(config, world)
     together(lambda: require_inputs(config), world, main_only=True)
     by_rows = opening_worlds(config, world)
@@ -200,8 +181,7 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
         make_trainable(student.model, config.trainable, config.seed)
     student = agreed(student, world)
     with main_first(world):
-        texts = [text for text in (config.data, held_out_config(config)) if text is not None]
-        is_chat = any(map(uses_template, texts))
+        is_chat = any(uses_template(t) for t in (config.data, held_out_config(config)) if t)
     teacher.require(TeacherRequest(student_tokenizer=student.tokenizer, uses_template=is_chat))
     tokenizer = teacher.tokenizer
     vocabulary = prove_pair(student, teacher)
@@ -231,7 +211,13 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
         data=data,
         held_out=held_out,
         prompts=prompts,
-        facts=facts_of(config, teacher, student, data, held_out),
+        facts={
+            "teacher": teacher.info.to_json(),
+            "student": student.facts,
+            "trained": trained_facts(student.model, config.trainable),
+            "data": data.facts,
+            "held_out": held_out.data.facts if held_out else None,
+        },
         notes=[
             *vocabulary.notes,
             *teacher.notes,
@@ -243,25 +229,8 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
     )
 
 
-def facts_of(
-    config: RunConfig,
-    teacher: Teacher,
-    student: InitialStudent,
-    data: TextData,
-    held_out: HeldOut | None,
-) -> dict[str, Any]:
-    """What is known of models and texts, for provenance.json."""
-    return {
-        "teacher": teacher.info.to_json(),
-        "student": student.facts,
-        "trained": trained_facts(student.model, config.trainable),
-        "data": data.facts,
-        "held_out": held_out.data.facts if held_out else None,
-    }
-
-
 def origin_of(config: RunConfig, teacher: Teacher, world: World) -> Origin:
-    """What a student may be made from."""
+    """The inputs of the student's initialiser."""
     local = find_local(teacher)
     return Origin(
         local.model if local else None,
@@ -275,11 +244,7 @@ def origin_of(config: RunConfig, teacher: Teacher, world: World) -> Origin:
 
 
 def agreed(student: InitialStudent, world: World) -> InitialStudent:
-    """The student of rank 0 on every rank: measured choices and random weights may differ by rank.
-
-    Raises:
-        ConfigError: The ranks made students of different shapes; which rank, and where.
-    """
+    """The student of rank 0 on every rank: measured choices and random weights may differ."""
     if world.size == 1:
         return student
     tensors = student.model.state_dict()
@@ -330,11 +295,7 @@ def is_shared(config: RunConfig) -> bool:
 
 
 def require_alone_if_shared(config: RunConfig, world: World) -> None:
-    """Refuse to spread a student that has its teacher's weights.
-
-    Raises:
-        ConfigError: There are several processes.
-    """
+    """Refuse to spread a student that has its teacher's weights."""
     if is_shared(config) and world.size > 1:
         raise ConfigError(
             f"student.type: a shared student needs one process, and there are {world.size}: models "
@@ -356,11 +317,7 @@ def prove_pair(student: InitialStudent, teacher: Teacher) -> VocabularyProof:
 
 
 def require_known_tokens(data: TextData, vocabulary: VocabularyProof) -> None:
-    """Refuse text with a token that only one of the two models has.
-
-    Raises:
-        DataError: There is one.
-    """
+    """Refuse text with a token that only one of the two models has."""
     largest = int(data.facts["largest_token_id"])
     if largest >= vocabulary.size:
         raise DataError(

@@ -1,4 +1,4 @@
-"""Who made what from what, with which versions: all that is needed to make it again."""
+"""Facts for provenance.json: versions, machine, command."""
 
 from __future__ import annotations
 
@@ -28,5 +28,5 @@ def host_facts(device: str, world_size: int) -> dict[str, Any]:
 
 
 def command_line() -> list[str]:
-    """The command as it was given, the program by its name only."""
+    """The command line, with the program's name only."""
     return [os.path.basename(sys.argv[0]), *sys.argv[1:]]

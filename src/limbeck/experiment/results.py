@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
 from limbeck.config import RunConfig
 from limbeck.data.held_out import HeldOut
 from limbeck.evaluate.examples import continuations, disagreements
@@ -14,7 +12,7 @@ from limbeck.evaluate.scores import Scores, gap_recovered, paired_difference, su
 from limbeck.evaluate.speed import speeds
 from limbeck.evaluate.suites import SuiteContext, suites
 from limbeck.experiment.parts import Parts
-from limbeck.models import CausalLM
+from limbeck.models import CausalLM, shape_facts
 from limbeck.registry import type_of
 from limbeck.teachers import DISTRIBUTION, LocalTeacher
 
@@ -50,7 +48,8 @@ def compare(scores: Mapping[str, Scores]) -> dict[str, Any]:
     }
     if "teacher_cross_entropy" in some.metrics:
         found["trials"]["teacher"] = teacher_figures(some)
-    if "initial" in scores and has_gap(scores["initial"]):
+    # A copy of the teacher has no gap to close.
+    if "initial" in scores and (scores["initial"].metrics["forward_kl"] > 0).all():
         found["gap_recovered_percent"] = {
             name: gap_recovered(scores["initial"], s)
             for name, s in scores.items()
@@ -63,14 +62,6 @@ def compare(scores: Mapping[str, Scores]) -> dict[str, Any]:
             if metric in some.metrics
         }
     return found
-
-
-def has_gap(initial: Scores) -> bool:
-    """Whether a student began away from its teacher on every document.
-
-    A share of the distance means something only then: a copy of the teacher has none to close.
-    """
-    return bool((initial.metrics["forward_kl"] > 0).all())
 
 
 def teacher_figures(scores: Scores) -> dict[str, Any]:
@@ -134,22 +125,10 @@ def places(
             max_new_tokens=CONTINUED_TOKENS,
         ),
     }
-    dtype = teacher.model.hf_model.dtype
-    both = {"teacher": teacher.model, "student": student.to(dtype)}
-    return {**shown, "models": sizes_and_speeds(both, dtype)}
-
-
-def sizes_and_speeds(models: Mapping[str, CausalLM], dtype: torch.dtype) -> dict[str, Any]:
-    """Size and speed of models that all have one data type."""
-    per_second = speeds(models)
-    return {
-        name: {
-            "parameters": model.num_parameters,
-            "bytes": sum(p.numel() * p.element_size() for p in model.parameters()),
-            "dtype": str(dtype).removeprefix("torch."),
-            "layers": model.num_layers,
-            "width": model.width,
-            "tokens_per_second": per_second[name],
-        }
-        for name, model in models.items()
+    both = {"teacher": teacher.model, "student": student.to(teacher.model.hf_model.dtype)}
+    per_second = speeds(both)
+    models = {
+        name: {**shape_facts(model), "tokens_per_second": per_second[name]}
+        for name, model in both.items()
     }
+    return {**shown, "models": models}

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console
@@ -52,12 +51,11 @@ from limbeck.train.resume import require_same
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run leaves.
+    """Results of a run.
 
     Attributes:
         student: Folder that `AutoModelForCausalLM.from_pretrained` opens.
-        evaluation: What evaluation.json holds.
-        report: The page; None where this process did not write it.
+        report: report.html; None on ranks other than 0.
     """
 
     student: Path
@@ -87,13 +85,8 @@ class Run:
     def __enter__(self) -> Run:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stack.__exit__(kind, error, trace)
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
 
     @property
     def is_main(self) -> bool:
@@ -313,18 +306,18 @@ def require_directory(folder: Path, *, resume: bool, overwrite: bool) -> None:
     """Refuse a directory that holds another run, unless `resume` or `overwrite` is set."""
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"output: must be a folder, and {folder} is a file. Choose another.")
-    begun = (folder / "recipe.yaml").exists()
+    has_run = (folder / "recipe.yaml").exists()
     if resume and overwrite:
         raise ConfigError(
             "A run is resumed or overwritten, and both were asked for. Leave out --resume or "
             "--overwrite."
         )
-    if begun and not (resume or overwrite):
+    if has_run and not (resume or overwrite):
         raise ConfigError(
             f"output: {folder} already holds a run. Add --resume to continue it, --overwrite to "
             "delete it, or choose another output."
         )
-    if not begun and folder.exists() and any(p.name[0] != "." for p in folder.iterdir()):
+    if not has_run and folder.exists() and any(p.name[0] != "." for p in folder.iterdir()):
         raise ConfigError(
             f"output: {folder} holds files that are not a run's. Choose another output."
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -17,16 +16,12 @@ from limbeck.files import write_text
 def write_scores(path: Path, validation: Scores | None, test: Scores | None) -> None:
     """Write a student's metrics on the validation and the test documents."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    both = {"validation": plain(validation), "test": plain(test)}
-    write_text(path, json.dumps(both))
+    both = {"validation": validation and vars(validation), "test": test and vars(test)}
+    write_text(path, json.dumps(both, default=np.ndarray.tolist))
 
 
 def read_scores(path: Path) -> tuple[Scores | None, Scores | None]:
-    """The metrics on the validation and the test documents.
-
-    Raises:
-        DataError: The file is not one of limbeck's.
-    """
+    """The metrics on the validation and the test documents."""
     try:
         both = json.loads(path.read_text(encoding="utf-8"))
         return scores(both["validation"]), scores(both["test"])
@@ -35,16 +30,6 @@ def read_scores(path: Path) -> tuple[Scores | None, Scores | None]:
             f"{path} must hold a student's metrics, and cannot be read ({error}). Run "
             "`limbeck distill` with --resume, which makes it again."
         ) from error
-
-
-def plain(figures: Scores | None) -> dict[str, Any] | None:
-    """Scores as JSON."""
-    if figures is None:
-        return None
-    values = {f.name: vars(figures)[f.name] for f in dataclasses.fields(figures)}
-    metrics = {name: total.tolist() for name, total in figures.metrics.items()}
-    arrays = {k: v.tolist() for k, v in values.items() if isinstance(v, np.ndarray)}
-    return {**arrays, "metrics": metrics, "padded_mass": figures.padded_mass}
 
 
 def scores(saved: dict[str, Any] | None) -> Scores | None:

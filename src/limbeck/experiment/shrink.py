@@ -1,4 +1,4 @@
-"""A teacher made smaller: measured first, then cut and saved, or only planned."""
+"""Pruning a teacher: measures layers, makes and saves a student, or plans three shapes."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from limbeck.distributed import World
 from limbeck.errors import ConfigError
 from limbeck.evaluate.speed import speeds
 from limbeck.experiment.vocabulary import (
+    LoadedTeacher,
     PrunedVocabulary,
-    Teacher,
     measured,
     open_teacher,
     prune_vocabulary,
@@ -46,14 +46,10 @@ class ShrinkSetup:
     """A teacher to prune, and its calibration text.
 
     Attributes:
-        source: Where it was loaded from.
         teacher: In eval mode, with its vocabulary pruned if asked for.
-        tokenizer: Its tokenizer.
-        text: Calibration text.
         tokens: Positions on which importance is measured.
         calibration: Its first rows, on which importance is measured.
         held_out: The rows after them, on which candidates are compared.
-        pruned: The pruned vocabulary; None if it is whole.
         removals: Layers removed greedily by loss so far, kept for the next request.
     """
 
@@ -68,11 +64,11 @@ class ShrinkSetup:
     removals: list[dict[str, Any]] = field(default_factory=list)
 
     @property
-    def found_teacher(self) -> Teacher:
+    def found_teacher(self) -> LoadedTeacher:
         """The teacher before its vocabulary was pruned."""
         if self.pruned is not None:
             return self.pruned.teacher
-        return Teacher(self.source, self.teacher, self.tokenizer)
+        return LoadedTeacher(self.source, self.teacher, self.tokenizer)
 
     @property
     def origin(self) -> Origin:
@@ -92,7 +88,6 @@ class Shrunk:
     """A student with what was measured.
 
     Attributes:
-        student: The smaller model.
         cost: Of the student on held-out calibration rows, before distillation.
         importance: Of each layer; see `layer_table`.
         candidates: Other choices of as many layers, each with its cost.
@@ -116,15 +111,9 @@ def open_shrink(
     """Load a teacher and its calibration text.
 
     Args:
-        source: The teacher.
         kind: How a row of the text reads, as `data.type` of a recipe.
-        data: The text.
         tokens: Positions to measure importance on, and as many more to compare candidates on.
-        device: Where to compute.
         vocabulary: Data, as `kind` reads them, whose tokens the vocabulary is pruned to first.
-
-    Raises:
-        ConfigError: The teacher or the text cannot be used, or the text is too short.
     """
     opened = open_teacher(source, device)
     pruned = prune_vocabulary(opened, vocabulary, kind) if vocabulary else None
@@ -184,9 +173,6 @@ def plan(
 
     Forward KL and cross-entropy are measured before distillation, on held-out calibration rows.
     Speeds are measured side by side in one process, so compare their ratios.
-
-    Raises:
-        ConfigError: No shape has so few parameters.
     """
     made: dict[str, InitialStudent] = {}
     refused: list[str] = []
@@ -218,11 +204,7 @@ def plan(
 
 
 def spec_for(setup: ShrinkSetup, target: int, shape: str, by: By) -> dict[str, Any]:
-    """The `student:` section for at most `target` parameters: fewer layers, narrower, or both.
-
-    Raises:
-        ConfigError: No such shape has so few parameters.
-    """
+    """The `student:` section for at most `target` parameters: fewer layers, narrower, or both."""
     config, options = setup.teacher.config, {"by": by, "calibration_tokens": setup.tokens}
     if shape == "depth":
         return {"type": "depth", "keep": layers_for(config, target), **options}

@@ -39,7 +39,6 @@ class Stage:
 
     Attributes:
         name: Also the name of its run directory.
-        config: The recipe with the options of the stage.
     """
 
     name: str
@@ -56,7 +55,6 @@ def load_stages(path: Path | str, overrides: Iterable[str] = ()) -> tuple[Stage,
     """The stages of a recipe, all checked; none if it has no `stages`.
 
     Args:
-        path: The recipe.
         overrides: Each `a.b=value`, for the options all stages inherit.
 
     Raises:
@@ -188,10 +186,7 @@ def run_stages(
     interrupted one resumes from its last checkpoint.
 
     Args:
-        stages: From `load_stages`.
         tell: Called on rank 0 with the result of each stage, finished ones included.
-        resume: Skip finished stages and resume the interrupted one.
-        overwrite: Delete the stages' run directories first.
 
     Raises:
         ConfigError: A stage's directory holds another run.

@@ -14,11 +14,7 @@ from limbeck.registry import Problem
 
 
 def with_steps(config: RunConfig, data: TextData) -> RunConfig:
-    """The recipe with the steps that its epochs take on this text; as it is without epochs.
-
-    Raises:
-        ConfigError: The warm-up takes all of them.
-    """
+    """The recipe with the steps that its epochs take on this text; as it is without epochs."""
     optim = config.optim
     if optim.epochs is None:
         return config
@@ -65,7 +61,7 @@ def data_notes(config: RunConfig, data: TextData, held_out: HeldOut | None) -> I
                 f"{text.num_documents:,} are used; the first: {'; '.join(bad['first'])}."
             )
     if fell := [f"{count:,} {reason}" for reason, count in facts["dropped"].items() if count]:
-        yield f"Of {facts['documents']:,} training documents fell out: {', '.join(fell)}."
+        yield f"Left out of {facts['documents']:,} training documents: {', '.join(fell)}."
     if (count := facts["duplicates"]) == 1:
         yield "1 training document is a duplicate."
     elif count:

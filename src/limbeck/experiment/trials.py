@@ -42,9 +42,6 @@ class Trial:
 
     Attributes:
         name: `distilled` or `cross_entropy`.
-        learning_rate: Peak.
-        objective: What it minimises.
-        folder: Its run directory.
     """
 
     name: str
@@ -59,11 +56,7 @@ class Trial:
 
     @property
     def is_done(self) -> bool:
-        """Whether its student is intact and measured.
-
-        Raises:
-            DataError: It was finished, but its student and every checkpoint are missing.
-        """
+        """Whether its student is intact and measured."""
         if not self.scores.exists():
             return False
         student = self.folder / "student"
@@ -125,7 +118,6 @@ def best(trials: Sequence[Trial], metric: str | None = None) -> dict[str, Trial]
     """For each name, the trial with the lowest value on the validation documents.
 
     Args:
-        trials: All trials, finished.
         metric: The metric to compare; by default the one that a trial minimises.
     """
     chosen: dict[str, Trial] = {}
@@ -148,9 +140,7 @@ class TrialRunner:
     def __init__(self, parts: Parts, initial: Path, stop: StopSignals) -> None:
         """
         Args:
-            parts: Of the run.
             initial: Folder of the initial student, for trials after the first.
-            stop: Signals that stop training.
         """
         self._parts = parts
         self._initial = initial

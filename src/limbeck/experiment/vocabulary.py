@@ -47,13 +47,11 @@ VERIFIED_TOKENS = 64
 """Tokens on which a pruned model is compared with the original."""
 
 
-class Teacher(NamedTuple):
+class LoadedTeacher(NamedTuple):
     """A loaded teacher.
 
     Attributes:
-        source: Where it was loaded from.
         model: In eval mode, in float32, cut to its tokenizer's tokens.
-        tokenizer: Its tokenizer.
     """
 
     source: ModelSource
@@ -74,9 +72,6 @@ class KeptProbability(NamedTuple):
     """Probability of the original teacher on the kept tokens.
 
     Attributes:
-        tokens: Number of scored positions measured.
-        mean: Mean over positions.
-        min: Minimum over positions.
         nats: Mean of its -log: the forward KL that pruning alone costs.
     """
 
@@ -91,26 +86,21 @@ class PrunedVocabulary:
     """A teacher with a pruned vocabulary.
 
     Attributes:
-        teacher: The original.
         model: The same blocks, with the embedding and head rows of the kept tokens.
         tokenizer: Its tokenizer, which tokenizes the data as the original does.
         kept: The original id of each of its tokens, increasing.
         facts: Sizes, hashes and data, as JSON.
     """
 
-    teacher: Teacher
+    teacher: LoadedTeacher
     model: CausalLM
     tokenizer: PreTrainedTokenizerBase
     kept: tuple[int, ...]
     facts: Mapping[str, Any]
 
 
-def open_teacher(source: ModelSource, device: torch.device) -> Teacher:
-    """Load a teacher to prune.
-
-    Raises:
-        ConfigError: It cannot be used.
-    """
+def open_teacher(source: ModelSource, device: torch.device) -> LoadedTeacher:
+    """Load a teacher to prune."""
     model = load_model(source, device=device, dtype=torch.float32)
     tokenizer = load_tokenizer(
         source.path, revision=source.revision, trust_remote_code=source.trust_remote_code
@@ -118,7 +108,7 @@ def open_teacher(source: ModelSource, device: torch.device) -> Teacher:
     rows = model.vocabulary_rows
     proof = prove_same_vocabulary(tokenizer, tokenizer, student_rows=rows, teacher_rows=rows)
     model.vocabulary_size = proof.size
-    return Teacher(source, model, tokenizer)
+    return LoadedTeacher(source, model, tokenizer)
 
 
 def read(
@@ -132,17 +122,12 @@ def read(
     )  # fmt: skip
 
 
-def prune_vocabulary(teacher: Teacher, paths: Sequence[str], kind: str) -> PrunedVocabulary:
+def prune_vocabulary(teacher: LoadedTeacher, paths: Sequence[str], kind: str) -> PrunedVocabulary:
     """Keep the tokens that a data set uses, and verify that it is tokenized as before.
 
     Args:
-        teacher: Not changed.
         paths: One or more data files; or the vocabulary.json of a pruned model.
         kind: How a row of the data reads, as `data.type` of a recipe.
-
-    Raises:
-        ConfigError: The tokenizer or model cannot be pruned, or would tokenize the data otherwise.
-        DataError: A vocabulary.json is damaged.
     """
     if any(is_table(path) for path in paths):
         return prune_like(teacher, paths)
@@ -163,13 +148,8 @@ def is_table(path: str) -> bool:
     return Path(path).name == TABLE
 
 
-def prune_like(teacher: Teacher, paths: Sequence[str]) -> PrunedVocabulary:
-    """Keep the tokens that another model with the same tokenizer kept.
-
-    Raises:
-        ConfigError: The tokenizers differ, or there are several paths.
-        DataError: The table is damaged.
-    """
+def prune_like(teacher: LoadedTeacher, paths: Sequence[str]) -> PrunedVocabulary:
+    """Keep the tokens that another model with the same tokenizer kept."""
     if len(paths) > 1:
         raise ConfigError(
             f"A vocabulary is pruned to data or by one {TABLE}, got "
@@ -203,7 +183,7 @@ def prune_like(teacher: Teacher, paths: Sequence[str]) -> PrunedVocabulary:
 
 
 def cut(
-    teacher: Teacher,
+    teacher: LoadedTeacher,
     tokenizer: PreTrainedTokenizerBase,
     kept: tuple[int, ...],
     more: Mapping[str, Any],
@@ -226,11 +206,7 @@ def cut(
 
 
 def prove_same_reading(before: TextData, after: TextData, kept: Sequence[int]) -> None:
-    """Check that a pruned tokenizer tokenizes data as the original does.
-
-    Raises:
-        ConfigError: It does not; the first such text.
-    """
+    """Check that a pruned tokenizer tokenizes data as the original does."""
     new_id = np.full(1 + max(*kept, int(before.tokens.max())), -1, dtype=np.int64)
     new_id[list(kept)] = np.arange(len(kept))
     wanted, found = new_id[before.tokens], np.asarray(after.tokens)
@@ -254,9 +230,7 @@ def measured(pruned: PrunedVocabulary, text: TextData, tokens: int) -> PrunedVoc
     """The same with the original teacher's probability of the kept tokens among its facts.
 
     Args:
-        pruned: As `prune_vocabulary` makes it.
         text: Tokenized by the pruned tokenizer.
-        tokens: Number of positions to measure.
     """
     name, kept = Path(text.facts["path"]).name, probability_kept(pruned, text, tokens)
     facts = {**pruned.facts, "kept_probability": {"text": name, **kept._asdict()}}
@@ -268,8 +242,6 @@ def probability_kept(pruned: PrunedVocabulary, text: TextData, tokens: int) -> K
 
     Args:
         pruned: Original and pruned model have the same hidden states, so one pass is enough.
-        text: Tokenized by the pruned tokenizer.
-        tokens: Minimum number of positions; whole rows are read.
     """
     whole, model = pruned.teacher.model, pruned.model
     device = model.hf_model.device

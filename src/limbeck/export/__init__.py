@@ -1,16 +1,11 @@
 """Students in the formats they run in, each verified in its own runtime."""
 
-from limbeck.export.base import ExportedFile, Exporter, Runtime, exporters
+from limbeck.export.base import exporters
 from limbeck.export.held_out import HeldOutText
-from limbeck.export.parity import Parity
 from limbeck.export.publishing import Student, export_student, open_student
 
 __all__ = [
-    "ExportedFile",
-    "Exporter",
     "HeldOutText",
-    "Parity",
-    "Runtime",
     "Student",
     "export_student",
     "exporters",

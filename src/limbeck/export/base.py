@@ -1,4 +1,4 @@
-"""What an export format is: a student as a file, and that file in the runtime it is made for."""
+"""Interfaces of an export format: writing a file, and running it."""
 
 from __future__ import annotations
 
@@ -24,12 +24,9 @@ class ExportedFile:
     """A student in another format.
 
     Attributes:
-        path: The file.
-        max_positions: Longest sequence the file says it can read.
+        max_positions: Longest sequence according to the file.
         normalisation: Unicode form (`NFC`) that the tokenizer applies and the runtime does not;
             None where both do the same.
-        facts: What the file holds; JSON.
-        notes: What a user should know about it.
     """
 
     path: Path
@@ -51,8 +48,7 @@ class Runtime(ABC):
         """Token ids of a text; special tokens in it are recognised.
 
         Args:
-            text: Any text.
-            add_special: Whether to add what the file says begins and ends a text.
+            add_special: Whether to add BOS and EOS as the file specifies.
         """
 
     @property
@@ -89,11 +85,7 @@ class Exporter(ABC):
 
     @abstractmethod
     def require(self) -> None:
-        """Refuse before anything is loaded if a library that the format needs is missing.
-
-        Raises:
-            ConfigError: Naming what to install.
-        """
+        """Refuse before anything is loaded if a library that the format needs is missing."""
 
     @abstractmethod
     def export(
@@ -103,8 +95,6 @@ class Exporter(ABC):
 
         Args:
             student: On the CPU in float32; rows beyond its vocabulary are left out.
-            tokenizer: The student's.
-            path: The file.
 
         Raises:
             ConfigError: The format cannot hold this student.

@@ -1,7 +1,7 @@
 """Families in llama.cpp's terms: architecture, settings, and the layout of their weights.
 
-llama.cpp fixes part of a family's computation in its code. What it fixes otherwise than a student's
-configuration says is refused, not written.
+Part of a family's computation is fixed in llama.cpp's code. A student whose configuration differs
+from that is refused.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ class Family:
     """How llama.cpp knows a family.
 
     Attributes:
-        arch: Its architecture.
         activations: Activation functions that llama.cpp's is equal to.
         rotates_neighbours: Whether it rotates neighbouring channels (2i, 2i + 1) where transformers
             rotates halves (i, i + D/2), so that rows of queries and keys are reordered.
@@ -108,11 +107,7 @@ FAMILIES: Mapping[str, Family] = {
 
 
 def family_of(student: CausalLM) -> Family:
-    """A student's family, if llama.cpp computes what its configuration says.
-
-    Raises:
-        ConfigError: It is unknown, or llama.cpp computes something else.
-    """
+    """A student's family, if llama.cpp computes what its configuration says."""
     config, family = student.config, FAMILIES.get(student.family)
     if family is None:
         raise ConfigError(
@@ -135,7 +130,7 @@ def family_of(student: CausalLM) -> Family:
 
 
 def unlike(config: PreTrainedConfig, computed: str, found: object) -> ConfigError:
-    """What llama.cpp computes, and what the student has instead."""
+    """The error for a student that llama.cpp would compute differently."""
     return ConfigError(
         f"llama.cpp computes a {config.model_type} model with {computed}, and this student has "
         f"{found}. It cannot be exported to GGUF."
@@ -146,9 +141,6 @@ def require_layer_pattern(config: PreTrainedConfig, family: Family) -> None:
     """Refuse layers whose kind is not the one llama.cpp gives to their place.
 
     A student that lost layers keeps the kinds of those it kept, and its pattern is broken.
-
-    Raises:
-        ConfigError: Naming the first such layer.
     """
     layers = range(int(config.num_hidden_layers))
     if family.arch == ARCH.SMOLLM3:
@@ -190,11 +182,7 @@ def context_length(config: PreTrainedConfig, family: Family) -> tuple[int, tuple
 
 
 def write_settings(writer: GGUFWriter, student: CausalLM, family: Family) -> None:
-    """The architecture's settings.
-
-    Raises:
-        ConfigError: A RoPE scaling that is not written.
-    """
+    """The architecture's settings."""
     config, width = student.config, head_width(student.config)
     inner = option(config, "intermediate_size") or option(config, "n_inner")
     heads = int(config.num_attention_heads)
@@ -225,11 +213,7 @@ def write_settings(writer: GGUFWriter, student: CausalLM, family: Family) -> Non
 
 
 def write_rope(writer: GGUFWriter, config: PreTrainedConfig, width: int) -> None:
-    """Rotary embedding: base, rotated channels, scaling.
-
-    Raises:
-        ConfigError: A scaling that is not written.
-    """
+    """Rotary embedding: base, rotated channels, scaling."""
     whole = option(config, "rope_parameters")
     if whole is None:
         return
@@ -251,11 +235,7 @@ def write_rope(writer: GGUFWriter, config: PreTrainedConfig, width: int) -> None
 
 
 def tensors(student: CausalLM, family: Family) -> Iterator[tuple[str, str, Tensor]]:
-    """Every tensor's name in the student, its name in the file, and it: float32, adapters merged.
-
-    Raises:
-        ConfigError: The student has a tensor that the architecture has no name for.
-    """
+    """Each tensor after its name in the student and in the file; float32, adapters merged."""
     names = get_tensor_name_map(family.arch, student.num_layers)
     size, rows = student.vocabulary_size, student.vocabulary_rows
     for own, value in plain_weights(student).items():

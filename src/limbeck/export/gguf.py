@@ -62,7 +62,6 @@ class Gguf(Exporter):
             calibration: Text for an importance matrix, by which formats of 6 bits and fewer weigh
                 their errors; without it all channels count the same.
             calibration_type: How its rows read: `text`, `completion` or `chat`.
-            calibration_tokens: Positions of it.
         """
         self._quantize: Quantize = quantize
         self._max_kl = MAX_KL[quantize] if max_kl is None else max_kl
@@ -72,16 +71,13 @@ class Gguf(Exporter):
 
     @property
     def suffix(self) -> str:
-        """End of the file's name."""
         return f"-{self._quantize}.gguf"
 
     @property
     def max_kl(self) -> float:
-        """Mean KL to the student above which the file is refused, nats a token."""
         return self._max_kl
 
     def require(self) -> None:
-        """Refuse if llama.cpp is not installed."""
         require_llama_cpp()
 
     def export(
@@ -142,7 +138,6 @@ class Gguf(Exporter):
         return importance_of(student, windows_of(tokenizer, limit, self._calibration))
 
     def run(self, file: ExportedFile) -> AbstractContextManager[LlamaCpp]:
-        """The file in llama.cpp."""
         return running(file.path, file.max_positions)
 
 
@@ -160,7 +155,7 @@ def add(
 
 
 def fallback_note(fallbacks: dict[str, str]) -> tuple[str, ...]:
-    """What a user should know of tensors in another format than asked for."""
+    """A note about tensors that have another format than requested."""
     if not fallbacks:
         return ()
     listed = ", ".join(f"{count} {what}" for what, count in Counter(fallbacks.values()).items())

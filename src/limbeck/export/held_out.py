@@ -1,4 +1,4 @@
-"""Text that a file is compared with its student on, or calibrated with."""
+"""Held-out text for parity, and calibration text."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ class HeldOutText:
 
     Attributes:
         kind: How a row reads: `text`, `completion` or `chat`.
-        path: Of the text.
         tokens: Positions, at most.
     """
 
@@ -30,12 +29,7 @@ class HeldOutText:
 def windows_of(
     tokenizer: PreTrainedTokenizerBase, max_positions: int, text: HeldOutText
 ) -> list[list[int]]:
-    """Token ids of windows of single documents, at least two and at most 512 in each.
-
-    Raises:
-        ConfigError: The text cannot be found.
-        DataError: Its rows cannot be read.
-    """
+    """Token ids of windows of single documents, at least two and at most 512 in each."""
     config = DataConfig(
         type=text.kind, path=text.path, sequence_length=min(WINDOW, max_positions), pack=False
     )

@@ -26,7 +26,6 @@ def importance_of(student: CausalLM, windows: Sequence[Sequence[int]]) -> Import
     Embedding and head have none, as in llama.cpp.
 
     Args:
-        student: On the CPU.
         windows: Token ids of calibration text, which must not be the held-out text.
     """
     matrices = [

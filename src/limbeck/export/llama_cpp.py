@@ -99,7 +99,6 @@ class Library(NamedTuple):
     """The loaded shared object.
 
     Attributes:
-        wheel: The Python package around it.
         call: Its functions, with their types.
         errors: Messages of llama.cpp's log at level error, newest last.
         log: The callback that fills it, kept alive.
@@ -112,11 +111,7 @@ class Library(NamedTuple):
 
 
 def require_llama_cpp() -> ModuleType:
-    """The wheel that brings llama.cpp.
-
-    Raises:
-        ConfigError: It is not installed.
-    """
+    """The wheel that brings llama.cpp."""
     try:
         return importlib.import_module("xllamacpp")
     except ImportError as error:
@@ -128,11 +123,7 @@ def require_llama_cpp() -> ModuleType:
 
 @functools.cache
 def library() -> Library:
-    """llama.cpp, loaded once in a process.
-
-    Raises:
-        ConfigError: It is not installed, or is a version with another layout.
-    """
+    """llama.cpp, loaded once in a process."""
     wheel = require_llama_cpp()
     call = c.CDLL(str(importlib.import_module("xllamacpp.xllamacpp").__file__))
     for name, (result, arguments) in SIGNATURES.items():
@@ -166,7 +157,6 @@ def quantized(
 
     Args:
         weights: float32; D is divisible by the format's block.
-        kind: The format.
         importance: Of each column's error; all the same without it.
     """
     call = library().call
@@ -188,15 +178,7 @@ def quantized(
 
 @contextmanager
 def running(path: Path, max_positions: int) -> Iterator[LlamaCpp]:
-    """A GGUF file in llama.cpp, on the CPU.
-
-    Args:
-        path: The file.
-        max_positions: Longest sequence it will be asked about.
-
-    Raises:
-        DataError: llama.cpp refuses the file.
-    """
+    """A GGUF file in llama.cpp, on the CPU."""
     lib = library()
     lib.errors.clear()
     model = lib.call.llama_model_load_from_file(
@@ -242,7 +224,6 @@ class LlamaCpp(Runtime):
         self.vocabulary_size = int(self._call.llama_vocab_n_tokens(self._vocabulary))
 
     def logits(self, token_ids: Sequence[int]) -> Float[Tensor, "T V"]:
-        """Logits at every position of one sequence, on the CPU in float32."""
         assert 0 < len(token_ids) <= self._max_positions, "llama.cpp aborts the process otherwise"
         self._call.llama_memory_clear(self._call.llama_get_memory(self._context), True)
         batch = self._call.llama_batch_init(len(token_ids), 0, 1)
@@ -264,7 +245,6 @@ class LlamaCpp(Runtime):
             self._call.llama_batch_free(batch)
 
     def tokenize(self, text: str, *, add_special: bool) -> list[int]:
-        """Token ids of a text; special tokens in it are recognised."""
         data = text.encode()
         room = len(data) + 8
         ids = (c.c_int32 * room)()
@@ -276,12 +256,10 @@ class LlamaCpp(Runtime):
 
     @property
     def bos_id(self) -> int | None:
-        """The token that begins a text."""
         return self._token("llama_vocab_bos")
 
     @property
     def eos_id(self) -> int | None:
-        """The token that ends a text."""
         return self._token("llama_vocab_eos")
 
     def end_ids(self) -> frozenset[int]:
@@ -290,7 +268,6 @@ class LlamaCpp(Runtime):
         return frozenset(i for i in range(self.vocabulary_size) if is_end(self._vocabulary, i))
 
     def render(self, chats: Sequence[Messages]) -> list[str] | None:
-        """Chats by the file's own template, ready for an answer; None if it has no template."""
         if self._call.llama_model_chat_template(self._model, None) is None:
             return None
         return rendered(self._path, chats)
@@ -301,11 +278,7 @@ class LlamaCpp(Runtime):
 
 
 def rendered(path: Path, chats: Sequence[Messages]) -> list[str]:
-    """Chats as llama.cpp's server renders them, in a process of its own.
-
-    Raises:
-        DataError: It cannot.
-    """
+    """Chats as llama.cpp's server renders them, in a process of its own."""
     task = {"path": str(path.absolute()), "chats": [[dict(m) for m in chat] for chat in chats]}
     done = subprocess.run(
         [sys.executable, "-P", str(Path(__file__).with_name("render_chat.py"))],

@@ -1,4 +1,4 @@
-"""Ollama's description of a GGUF file."""
+"""A Modelfile: Ollama's description of a GGUF file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether an exported file is the student: logits, tokens, special tokens and chat template."""
+"""Compares an exported file with its student: logits, tokens, special tokens, chat template."""
 
 from __future__ import annotations
 
@@ -52,9 +52,6 @@ class Difference:
         window: Index of the text's window; the last one is the long one.
         position: In the window, from 0.
         context: The text's last tokens up to there.
-        kl: There, nats.
-        student_top: Most probable token of the student.
-        exported_top: Of the file.
     """
 
     window: int
@@ -67,12 +64,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class TeacherDistance:
-    """KL(teacher || model) on the same text, nats a token.
-
-    Attributes:
-        student: Of the student in memory.
-        exported: Of the file.
-    """
+    """KL(teacher || model) on the same text, nats a token."""
 
     student: float
     exported: float
@@ -86,13 +78,8 @@ class Parity:
 
     Attributes:
         max_kl: What the mean may be.
-        positions: Number of positions.
-        mean_kl: Mean KL.
         kl_99: KL that 99 % of positions do not exceed.
-        largest_kl: The largest.
         same_top: Share of positions with the same most probable token.
-        student_perplexity: Of the text, by the student.
-        exported_perplexity: By the file.
         long_window: Positions of the longest sequence.
         long_kl: Mean KL there.
         first_difference: The first position whose KL exceeds `max_kl`; None where none does.
@@ -124,11 +111,7 @@ class Parity:
         return {"passed": self.passed, **asdict(self)}
 
     def require(self, name: str) -> None:
-        """Refuse a file that is not the student.
-
-        Raises:
-            DataError: Naming every difference, and the first position that differs.
-        """
+        """Refuse a file that is not the student."""
         if self.passed:
             return
         lines = [f"{name} must compute what the student computes, and does not. It was removed."]
@@ -158,13 +141,7 @@ def measure(
     """Run a file beside its student.
 
     Args:
-        student: On the CPU.
-        tokenizer: The student's.
-        runtime: The file, running.
-        file: The file.
         windows: Token ids of held-out text, at least two a window; the last is the longest.
-        max_kl: Mean KL that is allowed, nats a token.
-        teacher: Of the same tokens, on the CPU.
     """
     problems = list(text_problems(student, tokenizer, runtime, file, windows))
     columns: list[Tensor] = []
@@ -237,7 +214,7 @@ def difference(
     tops: tuple[int, int],
     kl: float,
 ) -> Difference:
-    """A position in words."""
+    """A position with its tokens as text."""
     before = str(tokenizer.decode(list(window[max(place - 8, 0) : place + 1])))
     student_top, exported_top = (str(tokenizer.decode([token])) for token in tops)
     return Difference(number, place, before, kl, student_top, exported_top)

@@ -25,9 +25,7 @@ class Student:
 
     Attributes:
         model: On the CPU in float32; cut to its tokenizer's vocabulary.
-        tokenizer: Its tokenizer.
         name: What its files are called.
-        facts: Where it is from; JSON.
     """
 
     model: CausalLM
@@ -37,11 +35,7 @@ class Student:
 
 
 def open_student(path: Path) -> Student:
-    """A student's folder, or that in a run's directory.
-
-    Raises:
-        ConfigError: It is none, or holds adapters that were not merged.
-    """
+    """A student's folder, or that in a run's directory."""
     inside = path / "student"
     folder = inside if not (path / "config.json").is_file() and inside.is_dir() else path
     if (folder / "adapter_config.json").is_file():
@@ -58,11 +52,7 @@ def open_student(path: Path) -> Student:
 
 
 def open_teacher(path: Path, student: Student) -> CausalLM:
-    """A teacher's folder, if its tokens are the student's.
-
-    Raises:
-        ConfigError: It is none, or its tokens are others.
-    """
+    """A teacher's folder, if its tokens are the student's."""
     model, tokenizer = opened(path)
     proof = prove_same_vocabulary(
         student.tokenizer,
@@ -99,12 +89,7 @@ def export_student(
     """Write a folder with the file, its parity and a Modelfile; or nothing, if parity fails.
 
     Args:
-        exporter: The format.
-        student: What to export.
-        output: The folder; new.
-        text: Held-out text.
         teacher: Compared as well, for what quantising costs beside it.
-        say: Called with what is being done.
 
     Returns:
         What parity.json holds.

@@ -16,7 +16,7 @@ from gguf import GGMLQuantizationType as Kind
 Quantize = Literal["f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m"]
 
 
-class Mixture(NamedTuple):
+class FormatMix(NamedTuple):
     """How a quantisation chooses formats.
 
     Attributes:
@@ -33,19 +33,19 @@ class Mixture(NamedTuple):
     file_type: LlamaFileType
 
 
-def uniform(kind: Kind, file_type: LlamaFileType) -> Mixture:
+def uniform(kind: Kind, file_type: LlamaFileType) -> FormatMix:
     """One format for every matrix."""
-    return Mixture(kind, kind, kind, file_type)
+    return FormatMix(kind, kind, kind, file_type)
 
 
-MIXTURES: Mapping[str, Mixture] = {
+MIXTURES: Mapping[str, FormatMix] = {
     "f32": uniform(Kind.F32, LlamaFileType.ALL_F32),
     "f16": uniform(Kind.F16, LlamaFileType.MOSTLY_F16),
     "bf16": uniform(Kind.BF16, LlamaFileType.MOSTLY_BF16),
     "q8_0": uniform(Kind.Q8_0, LlamaFileType.MOSTLY_Q8_0),
     "q6_k": uniform(Kind.Q6_K, LlamaFileType.MOSTLY_Q6_K),
-    "q5_k_m": Mixture(Kind.Q5_K, Kind.Q6_K, Kind.Q6_K, LlamaFileType.MOSTLY_Q5_K_M),
-    "q4_k_m": Mixture(Kind.Q4_K, Kind.Q6_K, Kind.Q5_K, LlamaFileType.MOSTLY_Q4_K_M),
+    "q5_k_m": FormatMix(Kind.Q5_K, Kind.Q6_K, Kind.Q6_K, LlamaFileType.MOSTLY_Q5_K_M),
+    "q4_k_m": FormatMix(Kind.Q4_K, Kind.Q6_K, Kind.Q5_K, LlamaFileType.MOSTLY_Q4_K_M),
 }
 
 FALLBACKS: Mapping[Kind, Kind] = {Kind.Q4_K: Kind.Q5_0, Kind.Q5_K: Kind.Q5_1, Kind.Q6_K: Kind.Q8_0}
@@ -58,7 +58,6 @@ class Choice(NamedTuple):
     """The format of a tensor.
 
     Attributes:
-        kind: Its format.
         instead_of: The one its rows are not divisible for; None where it has what it should.
     """
 
@@ -74,8 +73,6 @@ def choose(
     Args:
         name: In the GGUF file.
         shape: As PyTorch has it: rows, then their length.
-        quantize: What was asked for.
-        num_layers: Of the model.
         is_head: Whether logits are computed with it, alone or as embedding too.
     """
     mixture = MIXTURES[quantize]

@@ -72,11 +72,7 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerBase, size: int) -> Vocabulary:
     """A tokenizer in GGUF's terms.
 
     Args:
-        tokenizer: A fast one.
         size: Rows of the embedding that are written; rows without a token get a filler.
-
-    Raises:
-        ConfigError: llama.cpp has no such tokenizer.
     """
     tree = serialisation(tokenizer)
     model = tree["model"]
@@ -148,11 +144,7 @@ def steps(part: Mapping[str, Any] | None, children: str) -> list[Mapping[str, An
 
 
 def pre_tokenizer(tree: Mapping[str, Any], name: str) -> str:
-    """llama.cpp's name of a byte-level tokenizer's pre-tokenizer.
-
-    Raises:
-        ConfigError: It is not one that llama.cpp is known to have.
-    """
+    """llama.cpp's name of a byte-level tokenizer's pre-tokenizer."""
     found: list[tuple[str, Any]] = []
     for step in steps(tree["pre_tokenizer"], "pretokenizers"):
         if step["type"] == "ByteLevel" and not step["add_prefix_space"]:
@@ -163,7 +155,8 @@ def pre_tokenizer(tree: Mapping[str, Any], name: str) -> str:
             found.append(("split", step["pattern"].get("Regex")))
         else:
             found.append((str(step["type"]), step))
-    known = PRE_TOKENIZERS.get(tuple(found)) if all_hashable(found) else None
+    is_hashable = all(isinstance(value, bool | str) for _, value in found)
+    known = PRE_TOKENIZERS.get(tuple(found)) if is_hashable else None
     if known is None:
         raise ConfigError(
             f"A GGUF file names the pre-tokenizer, one of those compiled into llama.cpp; limbeck "
@@ -173,17 +166,8 @@ def pre_tokenizer(tree: Mapping[str, Any], name: str) -> str:
     return known
 
 
-def all_hashable(found: list[tuple[str, Any]]) -> bool:
-    """Whether every step was understood."""
-    return all(isinstance(value, bool | str) for _, value in found)
-
-
 def normalisation(part: Mapping[str, Any] | None, name: str) -> str | None:
-    """The Unicode form a byte-level tokenizer applies first; None without one.
-
-    Raises:
-        ConfigError: It changes texts in another way.
-    """
+    """The Unicode form a byte-level tokenizer applies first; None without one."""
     kinds = [str(step["type"]) for step in steps(part, "normalizers")]
     if kinds not in ([], ["NFC"]):
         raise ConfigError(
@@ -194,11 +178,7 @@ def normalisation(part: Mapping[str, Any] | None, name: str) -> str | None:
 
 
 def adds_space(tree: Mapping[str, Any], name: str) -> bool:
-    """Whether a SentencePiece tokenizer puts a space in front of a text.
-
-    Raises:
-        ConfigError: It does something else as well.
-    """
+    """Whether a SentencePiece tokenizer puts a space in front of a text."""
     prepends, unknown = False, []
     for step in steps(tree["normalizer"], "normalizers"):
         if step["type"] == "Prepend" and step["prepend"] == SPACE:
@@ -219,11 +199,7 @@ def adds_space(tree: Mapping[str, Any], name: str) -> bool:
 
 
 def added_around(tokenizer: PreTrainedTokenizerBase) -> tuple[bool, bool]:
-    """Whether the tokenizer puts BOS before and EOS behind a text.
-
-    Raises:
-        ConfigError: It adds other tokens.
-    """
+    """Whether the tokenizer puts BOS before and EOS behind a text."""
     bare = list(tokenizer("a", add_special_tokens=False).input_ids)
     whole = list(tokenizer("a").input_ids)
     for bos in (False, True):
@@ -243,17 +219,7 @@ def write_vocabulary(
     vocabulary: Vocabulary,
     end_ids: frozenset[int],
 ) -> None:
-    """The tokenizer's part of a file.
-
-    Args:
-        writer: Of the file.
-        tokenizer: Special tokens and chat template are its.
-        vocabulary: Its tokens.
-        end_ids: What ends a generated text.
-
-    Raises:
-        ConfigError: There is no end token, or there are more than a file can name.
-    """
+    """The tokenizer's part of a file."""
     if tokenizer.eos_token_id is None:
         raise ConfigError(
             "A GGUF file must name the token that ends a text, and this tokenizer has none "

@@ -6,14 +6,7 @@ from limbeck.losses.logit_transforms import Divided, Multiplied, Softcap
 from limbeck.losses.objective import Objective
 from limbeck.losses.output_head import Head, Transform
 from limbeck.losses.signal import Projections, SignalNeeds, SignalPart, TeacherSignal
-from limbeck.losses.terms.base import (
-    LogitTerm,
-    PairShapes,
-    StateTerm,
-    StudentView,
-    WeightedTerm,
-    terms,
-)
+from limbeck.losses.terms.base import LogitTerm, PairShapes, StudentView, WeightedTerm, terms
 
 __all__ = [
     "DistillationLoss",
@@ -27,7 +20,6 @@ __all__ = [
     "SignalNeeds",
     "SignalPart",
     "Softcap",
-    "StateTerm",
     "StudentView",
     "TeacherSignal",
     "Transform",

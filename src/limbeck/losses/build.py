@@ -33,14 +33,6 @@ def build_objective(
 
     A divergence whose weight is always 0 is omitted, so the teacher need not provide distributions.
     A cross-entropy of weight 0 is kept, because its value is logged.
-
-    Args:
-        config: The recipe's objective.
-        shapes: Layers and widths of student and teacher.
-        head_budget_mb: Memory for the logits that exist at once.
-
-    Raises:
-        ConfigError: Everything `objective_problems` lists.
     """
     problems = list(objective_problems(config))
     if problems:

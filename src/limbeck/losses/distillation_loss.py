@@ -225,11 +225,7 @@ def first(head: Head, size: int) -> Head:
 
 
 def require_tokens(targets: Int[Tensor, " N"], size: int) -> None:
-    """Refuse labels that are not tokens of both models.
-
-    Raises:
-        ConfigError: One is not.
-    """
+    """Refuse labels that are not tokens of both models."""
     if len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < size:
         raise ConfigError(
             f"Labels must be -100 or ids below {size}, the tokens both models have, but they reach "
@@ -257,11 +253,7 @@ def warn_if_unusable(loss: Tensor, num_scored: int, step_tokens: int | Tensor | 
 
 
 def validated(name: str, value: object, bounds: Any) -> Any:
-    """An option converted to its declared type.
-
-    Raises:
-        ConfigError: The value is out of bounds or cannot be converted.
-    """
+    """An option converted to its declared type."""
     try:
         return TypeAdapter(bounds).validate_python(value)
     except ValidationError as error:

@@ -50,9 +50,6 @@ class Head(NamedTuple):
         """Refuse a transform with trained parameters: the fused head gives them no gradient.
 
         It is applied to zero rows, which costs nothing.
-
-        Raises:
-            ConfigError: The transform of logits without a graph has one.
         """
         if self.transform is None:
             return

@@ -44,8 +44,19 @@ positions: Registry[Positions] = Registry("choice of positions", package="limbec
 """Components take options only."""
 
 
+class LargestShare(Positions):
+    """The positions with the largest value of something."""
+
+    def __init__(self, *, share: Share = 0.2) -> None:
+        """
+        Args:
+            share: Of the positions of each micro-batch, rounded up.
+        """
+        self.share = share
+
+
 @positions.register("teacher_entropy")
-class TeacherEntropy(Positions):
+class TeacherEntropy(LargestShare):
     """The share of positions with the highest teacher entropy.
 
     The student's head is computed at the chosen positions only. Recorded distributions need
@@ -55,17 +66,9 @@ class TeacherEntropy(Positions):
 
     needs = SignalNeeds(distribution=True)
 
-    def __init__(self, *, share: Share = 0.2) -> None:
-        """
-        Args:
-            share: Of the positions of each micro-batch, rounded up.
-        """
-        self.share = share
-
     def choose(
         self, student: StudentView, signal: TeacherSignal, head_budget_mb: HeadBudget
     ) -> Int[Tensor, " n"]:
-        """Indices of the positions, increasing."""
         most = head_chunk(head_budget_mb, student.head.weight, copies=4)
         size, device = (len(student.hidden),), student.hidden.device
         entropies = torch.full(size, -torch.inf, device=device)
@@ -80,25 +83,17 @@ class TeacherEntropy(Positions):
 
 
 @positions.register("student_entropy")
-class StudentEntropy(Positions):
+class StudentEntropy(LargestShare):
     """The share of positions with the highest student entropy.
 
     The teacher's head and both backward products are computed at the selected positions only; the
     student's head is computed once more at every position.
     """
 
-    def __init__(self, *, share: Share = 0.2) -> None:
-        """
-        Args:
-            share: Of the positions of each micro-batch, rounded up.
-        """
-        self.share = share
-
     @torch.no_grad()
     def choose(
         self, student: StudentView, signal: TeacherSignal, head_budget_mb: HeadBudget
     ) -> Int[Tensor, " n"]:
-        """Indices of the positions, increasing."""
         rows = head_chunk(head_budget_mb, student.head.weight, copies=4)
         parts = torch.split(student.hidden, rows)
         entropies = [entropy_of(log_softmax(student.head(part), 1.0)) for part in parts]

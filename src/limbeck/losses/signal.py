@@ -84,11 +84,7 @@ class TeacherSignal:
 
     @property
     def distribution(self) -> TeacherDistribution | None:
-        """The distribution of all N positions; None without parts.
-
-        Raises:
-            DataError: There are several parts, or one that covers some of the positions.
-        """
+        """The distribution of all N positions; None without parts."""
         if not self.parts:
             return None
         if len(self.parts) > 1 or self.parts[0].positions is not None:

@@ -2,31 +2,12 @@
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from limbeck.models.causal_lm import (
-    CausalLM,
-)
-from limbeck.models.device import (
-    choose_device,
-    choose_dtype,
-)
-from limbeck.models.distiller import (
-    Distiller,
-)
-from limbeck.models.embedded import (
-    cache_folder,
-    embedded_teacher,
-)
-from limbeck.models.facts import (
-    configured_shape,
-    loading_notes,
-    model_facts,
-    shape_facts,
-    tensors_hash,
-)
-from limbeck.models.freezing import (
-    make_trainable,
-    trained_facts,
-)
+from limbeck.models.causal_lm import CausalLM
+from limbeck.models.device import SIMULATED, choose_device, choose_dtype
+from limbeck.models.distiller import Distiller
+from limbeck.models.embedded import cache_folder, embedded_teacher
+from limbeck.models.facts import configured_shape, loading_notes, model_facts, shape_facts
+from limbeck.models.freezing import make_trainable, trained_facts
 from limbeck.models.load import (
     copied_model,
     enable_activation_checkpointing,
@@ -35,12 +16,8 @@ from limbeck.models.load import (
     open_model,
     reopened,
 )
-from limbeck.models.modes import (
-    evaluating,
-)
-from limbeck.models.projections import (
-    captured_projections,
-)
+from limbeck.models.modes import evaluating
+from limbeck.models.projections import captured_projections
 from limbeck.models.prove import (
     HEAD_TOLERANCE,
     TOLERANCE,
@@ -49,29 +26,20 @@ from limbeck.models.prove import (
     prove_documents_apart,
     prove_head,
 )
-from limbeck.models.save import (
-    plain_weights,
-    save_student,
-)
-from limbeck.models.shared import (
-    shared_model,
-)
-from limbeck.models.source import (
-    ModelSource,
-)
-from limbeck.models.weight_files import (
-    WeightFiles,
-)
+from limbeck.models.save import plain_weights, save_student
+from limbeck.models.shared import shared_model
+from limbeck.models.sketch import one_document_a_row, sketched_model
+from limbeck.models.source import ModelSource
 
 __all__ = [
     "HEAD_TOLERANCE",
+    "SIMULATED",
     "TOLERANCE",
     "CausalLM",
     "Distiller",
     "ModelSource",
     "PreTrainedConfig",
     "PreTrainedTokenizerBase",
-    "WeightFiles",
     "cache_folder",
     "captured_projections",
     "choose_device",
@@ -88,6 +56,7 @@ __all__ = [
     "model_facts",
     "neighbours_seen",
     "new_model",
+    "one_document_a_row",
     "open_model",
     "plain_weights",
     "prove_documents_apart",
@@ -96,6 +65,6 @@ __all__ = [
     "save_student",
     "shape_facts",
     "shared_model",
-    "tensors_hash",
+    "sketched_model",
     "trained_facts",
 ]

@@ -1,7 +1,6 @@
-"""Low-rank changes of linear layers: where their tensors are, and the weights they come to.
+"""Low-rank adapters of linear layers: names of their tensors, and the merged weights.
 
-Torch alone: peft makes the adapters (`limbeck.models.lora`), and nobody needs it to read or to
-merge them.
+Uses torch only: peft is needed to make adapters (`limbeck.models.lora`), not to read or merge them.
 """
 
 from __future__ import annotations
@@ -25,12 +24,12 @@ Tensors = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Adapter:
-    """How the change of one linear layer is put together.
+    """The adapter of one linear layer.
 
     Attributes:
         scaling: Of B A.
-        transposed: The layer keeps its weight the other way round (GPT-2's Conv1D).
-        has_lengths: Rows are given lengths of their own (DoRA).
+        transposed: The layer stores its weight transposed (GPT-2's Conv1D).
+        has_lengths: The norm of each row is trained separately (DoRA).
     """
 
     scaling: float
@@ -40,14 +39,13 @@ class Adapter:
     def weight(self, name: str, tensors: Tensors) -> Tensor:
         """The weight this layer computes with, in at least float32; differentiable in A, B, m.
 
-        W + scaling B A; with lengths, each of its rows scaled to the length m. The length a row
-        had is a constant to the gradient.
+        W + scaling B A; with lengths, each of its rows is scaled to the norm m. The norm before
+        scaling is a constant to the gradient.
 
         Source: Hu et al., 2021, arXiv:2106.09685, eq. 3; Liu et al., 2024, arXiv:2402.09353,
         eq. 5 and 11.
 
         Args:
-            name: Of the layer.
             tensors: With the layer's own and its adapter's, under peft's names.
         """
         base = tensors[f"{name}{INSIDE}.weight"]
@@ -62,12 +60,7 @@ class Adapter:
 
 
 def merged(tensors: Tensors, adapters: Mapping[str, Adapter]) -> dict[str, Tensor]:
-    """The tensors of a plain model that computes the same, under a plain model's names.
-
-    Args:
-        tensors: All of a model with adapters.
-        adapters: By the name of the layer that each one changes.
-    """
+    """The tensors of a plain model that computes the same, under a plain model's names."""
     plain: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if name.endswith((DOWN, UP, LENGTHS)):

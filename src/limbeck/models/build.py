@@ -17,8 +17,8 @@ SOFTCAPPED = frozenset({"gemma2", "vaultgemma"})
 def attention_of(config: PreTrainedConfig) -> str:
     """`sdpa`, PyTorch's fused attention, or `eager` where the family needs its scores.
 
-    Always set by us: these two keep packed documents apart without a mask of ours, and the setting
-    a model brings along may name code to be fetched.
+    Always set here: these two keep packed documents apart without an explicit mask, and a model's
+    own setting may name code on the hub.
     """
     return "eager" if config.model_type in SOFTCAPPED else "sdpa"
 

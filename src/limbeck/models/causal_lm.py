@@ -26,8 +26,6 @@ class CausalLM(nn.Module):
     """A causal LM whose decoder and head are called apart.
 
     Attributes:
-        hf_model: The model as transformers made it.
-        blocks: The decoder blocks, first to last.
         adapters: Low-rank changes of linear layers, by the layer's name in `hf_model`.
         head_name: Of the layer that makes logits, in `hf_model`.
         weight_files: Where the weights are while `hf_model` is on the meta device; sharding reads
@@ -36,13 +34,6 @@ class CausalLM(nn.Module):
     """
 
     def __init__(self, hf_model: PreTrainedModel) -> None:
-        """
-        Args:
-            hf_model: A model from `AutoModelForCausalLM`.
-
-        Raises:
-            ConfigError: Its decoder, its blocks or its head cannot be told apart.
-        """
         super().__init__()
         self.hf_model = hf_model
         self._transform = transform_of(hf_model.config)
@@ -195,11 +186,9 @@ class CausalLM(nn.Module):
         """The tokens that follow a prompt; padding is never among them.
 
         Args:
-            prompt_ids: At least one token.
             max_new_tokens: At most so many; an end token (the last one then), or the model's
                 longest sequence, ends it earlier.
             sampling_temperature: 0 takes the most probable token each time.
-            seed: Of the sampling; equal seeds give equal tokens on a device.
         """
         if not prompt_ids:
             raise ConfigError("A prompt must have at least one token, got none. Give some text.")
@@ -270,11 +259,7 @@ def option(config: PreTrainedConfig, name: str) -> Any:
 
 
 def decoder_of(hf_model: PreTrainedModel) -> nn.Module:
-    """A model without its head.
-
-    Raises:
-        ConfigError: It does not keep them apart.
-    """
+    """A model without its head."""
     decoder: nn.Module = hf_model.base_model
     if decoder is hf_model:
         raise ConfigError(
@@ -285,11 +270,7 @@ def decoder_of(hf_model: PreTrainedModel) -> nn.Module:
 
 
 def output_layer(hf_model: PreTrainedModel) -> nn.Linear:
-    """The linear layer that makes logits.
-
-    Raises:
-        ConfigError: There is none.
-    """
+    """The linear layer that makes logits."""
     typed: Any = hf_model  # its methods carry no types
     layer = typed.get_output_embeddings()
     inside = INSIDE.removeprefix(".")
@@ -303,11 +284,7 @@ def output_layer(hf_model: PreTrainedModel) -> nn.Linear:
 
 
 def find_blocks(hf_model: PreTrainedModel) -> str:
-    """Where in the decoder its blocks are: the outermost list with one module a layer.
-
-    Raises:
-        ConfigError: There is none, or more than one.
-    """
+    """Where in the decoder its blocks are: the outermost list with one module a layer."""
     wanted = int(hf_model.config.num_hidden_layers)
     lists: list[str] = [
         name

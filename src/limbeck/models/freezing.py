@@ -1,4 +1,4 @@
-"""Which weights of a student are trained, and which stay as they are."""
+"""Which weights of a student are trained, and which are frozen."""
 
 from __future__ import annotations
 
@@ -18,16 +18,7 @@ from limbeck.models.lora import add_adapters
 
 
 def make_trainable(model: CausalLM, config: TrainableConfig, seed: int) -> None:
-    """Leave to be trained what a recipe says, of a model all of whose weights would be.
-
-    Args:
-        model: The student; with adapters afterwards, if the recipe asks for them.
-        config: What the recipe says.
-        seed: Of the adapters.
-
-    Raises:
-        ConfigError: It names what this model does not have, or nothing is left to train.
-    """
+    """Leave to be trained what a recipe says, of a model all of whose weights would be."""
     if config.lora is not None:
         add_adapters(model, config.lora, seed)
     elif config.freeze:
@@ -35,14 +26,10 @@ def make_trainable(model: CausalLM, config: TrainableConfig, seed: int) -> None:
 
 
 def freeze(model: CausalLM, parts: Sequence[str]) -> None:
-    """Switch the gradients of some parts off.
+    """Freeze some parts.
 
     Args:
-        model: The student.
         parts: Of `PARTS`, or `layers.3`, or `layers.0-3`.
-
-    Raises:
-        ConfigError: The model has no such part, or nothing is left to train.
     """
     there = parts_of(model)
     if model.is_tied and ("embeddings" in parts) != ("head" in parts):
@@ -64,17 +51,13 @@ def freeze(model: CausalLM, parts: Sequence[str]) -> None:
 def named_by(
     part: str, place: int, model: CausalLM, there: Mapping[str, list[nn.Parameter]]
 ) -> list[nn.Parameter]:
-    """The parameters a part's name stands for.
-
-    Raises:
-        ConfigError: The model has none of the name.
-    """
+    """The parameters a part's name stands for."""
     layers = layers_named(part)
     if layers is not None and layers and layers[-1] < model.num_layers:
         return [p for i in layers for p in model.blocks[i].parameters()]
     if part in there:
         return there[part]
-    if part == "head":  # the embedding, which `freeze` has seen to be named as well
+    if part == "head":  # tied to the embedding, and `freeze` requires both to be named
         return []
     raise ConfigError(
         f"trainable.freeze[{place}]: must name a part of the {model.family} student, which has "
@@ -83,7 +66,7 @@ def named_by(
 
 
 def parts_of(model: CausalLM) -> dict[str, list[nn.Parameter]]:
-    """The parameters of each part there is; a weight of two parts is the first's."""
+    """Parameters of each part of the model; a shared weight belongs to its first part."""
     found: dict[str, list[nn.Parameter]] = {part: [] for part in PARTS}
     seen: set[nn.Parameter] = set()
     head = output_layer(model.hf_model)
@@ -97,7 +80,7 @@ def parts_of(model: CausalLM) -> dict[str, list[nn.Parameter]]:
 
 
 def part_of(name: str, module: nn.Module) -> str | None:
-    """The part a module with weights of its own belongs to, by its kind and where it is."""
+    """The part a module belongs to, by its class and name."""
     if isinstance(module, nn.Embedding):
         return "embeddings"
     if not isinstance(module, nn.Linear | Conv1D):
@@ -110,8 +93,8 @@ def part_of(name: str, module: nn.Module) -> str | None:
 def trained_facts(model: CausalLM, config: TrainableConfig) -> dict[str, Any]:
     """How much of a student is trained, and what the rest is; JSON.
 
-    The rest is in no checkpoint, so a run goes on only from where the same weights are made again:
-    their hash is among the facts.
+    Frozen weights are not in checkpoints. Their hash is among the facts, because a run resumes only
+    with the same ones.
     """
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     facts: dict[str, Any] = {"parameters": trained, "of": model.num_parameters}

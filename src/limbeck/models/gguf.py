@@ -18,10 +18,7 @@ from limbeck.models.source import Place, first_line
 def load_gguf(place: Place, dtype: torch.dtype) -> PreTrainedModel:
     """A GGUF file as a plain model.
 
-    The dequantised weights *are* the model: compare with it, not with what was quantised.
-
-    Raises:
-        ConfigError: The file is broken, or of an architecture transformers does not read.
+    The dequantised weights are the model; the original before quantisation is not available.
     """
     file = Path(place.name)
     try:
@@ -38,7 +35,7 @@ def load_gguf(place: Place, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def plain(loaded: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """The same weights in a model that does not think itself quantised, and can be saved."""
+    """The same weights in a model that is not marked as quantised, so that it can be saved."""
     config = plain_config(loaded.config)
     model = empty(config, dtype)
     model.load_state_dict(loaded.state_dict(), assign=True)
@@ -63,7 +60,7 @@ def plain_config(config: PreTrainedConfig) -> PreTrainedConfig:
 
 
 def decimal(value: Any) -> Any:
-    """Nested data with every float32 in it as the shortest decimal that means it.
+    """Nested data with every float32 replaced by its shortest decimal.
 
     Example:
         >>> decimal({"eps": [9.999999747378752e-06, 0.1, 1]})

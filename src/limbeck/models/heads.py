@@ -12,39 +12,24 @@ from transformers import PreTrainedConfig
 
 from limbeck.losses import Divided, Multiplied, Softcap, Transform
 
-
-def _softcap(config: PreTrainedConfig) -> Transform | None:
-    cap = config.final_logit_softcapping
-    return None if cap is None else Softcap(float(cap))
-
-
-def _logit_scale(config: PreTrainedConfig) -> Transform:
-    return Multiplied(float(config.logit_scale))
-
-
-def _times_logits_scaling(config: PreTrainedConfig) -> Transform:
-    return Multiplied(float(config.logits_scaling))
-
-
-def _over_logits_scaling(config: PreTrainedConfig) -> Transform:
-    return Divided(float(config.logits_scaling))
-
-
-TRANSFORMS: Mapping[str, Callable[[PreTrainedConfig], Transform | None]] = {
-    "gemma2": _softcap,
-    "gemma3_text": _softcap,
-    "vaultgemma": _softcap,
-    "nanochat": _softcap,
-    "granite": _over_logits_scaling,
-    "granite_swa": _over_logits_scaling,
-    "hyperclovax": _times_logits_scaling,
-    "cohere": _logit_scale,
-    "cohere2": _logit_scale,
+TRANSFORMS: Mapping[str, tuple[Callable[[float], Transform], str]] = {
+    "gemma2": (Softcap, "final_logit_softcapping"),
+    "gemma3_text": (Softcap, "final_logit_softcapping"),
+    "vaultgemma": (Softcap, "final_logit_softcapping"),
+    "nanochat": (Softcap, "final_logit_softcapping"),
+    "granite": (Divided, "logits_scaling"),
+    "granite_swa": (Divided, "logits_scaling"),
+    "hyperclovax": (Multiplied, "logits_scaling"),
+    "cohere": (Multiplied, "logit_scale"),
+    "cohere2": (Multiplied, "logit_scale"),
 }
-"""By `config.model_type`; families that are not here have no transform."""
+"""By `config.model_type`: the transform, and the setting with its number. Others have none."""
 
 
 def transform_of(config: PreTrainedConfig) -> Transform | None:
     """The logit transform of a model's family; None for the product itself."""
-    make = TRANSFORMS.get(config.model_type)
-    return None if make is None else make(config)
+    if config.model_type not in TRANSFORMS:
+        return None
+    transform, setting = TRANSFORMS[config.model_type]
+    number = config.to_dict()[setting]
+    return None if number is None else transform(float(number))

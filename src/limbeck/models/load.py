@@ -63,11 +63,6 @@ def open_model(source: ModelSource, *, device: torch.device, dtype: torch.dtype)
     The model is on the meta device and costs no memory. Sharding proves its head and its packing.
     Where transformers does more to the weights than cast and rename them, the model is loaded
     whole, and `whole_because` says why.
-
-    Raises:
-        ConfigError: It is not there, or is a model limbeck cannot use.
-        DataError: Its weights are damaged or not all there.
-        TryLaterError: The hub does not answer.
     """
     try:
         return _open(source, dtype)
@@ -80,7 +75,7 @@ def open_model(source: ModelSource, *, device: torch.device, dtype: torch.dtype)
 def reopened(
     model: CausalLM, config: PreTrainedConfig, files: WeightFiles, dtype: torch.dtype
 ) -> CausalLM:
-    """A model on the meta device like another that is, of a configuration and files of its own."""
+    """A model on the meta device with another configuration and other weight files."""
     made = CausalLM(hollow(config, dtype)).eval()
     made.weight_files = files
     made.end_like(model)
@@ -110,18 +105,14 @@ def copied_model(
     device: torch.device,
     dtype: torch.dtype,
 ) -> CausalLM:
-    """A model of its own, in eval mode, with copies of these weights: all it has, no others."""
+    """A new model in eval mode with copies of these weights, which must be all of its weights."""
     hf_model = empty(config, dtype)
     hf_model.load_state_dict(dict(weights))
     return CausalLM(hf_model).to(device).eval()
 
 
 def enable_activation_checkpointing(model: CausalLM) -> None:
-    """Keep only the blocks' inputs during training; their insides are computed again in backward.
-
-    Raises:
-        ConfigError: The family cannot.
-    """
+    """Keep only the blocks' inputs for the backward pass, which computes the rest again."""
     for block in model.blocks:
         if not isinstance(block, GradientCheckpointingLayer):
             raise ConfigError(
@@ -148,7 +139,7 @@ def _open(source: ModelSource, dtype: torch.dtype) -> CausalLM:
     except (ValueError, KeyError, RuntimeError, ZeroDivisionError, ImportError) as error:
         raise NeedsWholeLoad(first_line(error)) from error  # whose errors name the cause
     _require_all(source, absent)
-    with suppress(OSError):  # it has none, and its configuration says what holds
+    with suppress(OSError):  # without generation_config.json the configuration applies
         model.hf_model.generation_config = GenerationConfig.from_pretrained(
             place.name, revision=place.commit or "main"
         )

@@ -21,15 +21,10 @@ LINEAR = (nn.Linear, Conv1D)
 
 
 def add_adapters(model: CausalLM, lora: LowRankConfig, seed: int) -> None:
-    """Freeze a model's weights, and put adapters that change nothing yet around linear layers.
+    """Freeze a model's weights, and add adapters that are zero at first to linear layers.
 
     Args:
-        model: In eval mode, and left in it.
-        lora: Which layers, and how.
         seed: Of the A matrices; B is zero. Equal seeds give equal adapters.
-
-    Raises:
-        ConfigError: peft is not installed, a target is not there, or cannot have such an adapter.
     """
     peft = require_peft()
     names = target_names(model, lora.targets)
@@ -43,7 +38,7 @@ def add_adapters(model: CausalLM, lora: LowRankConfig, seed: int) -> None:
         fan_in_fan_out=isinstance(model.hf_model.get_submodule(names[0]), Conv1D),
     )
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-        # Where GPT-2's head is adapted with its blocks, peft turns the setting round and says so.
+        # If GPT-2's head is adapted with its blocks, peft changes the setting and warns.
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
         torch.manual_seed(seed)
         peft.inject_adapter_in_model(settings, model.hf_model)
@@ -55,7 +50,7 @@ def add_adapters(model: CausalLM, lora: LowRankConfig, seed: int) -> None:
 
 
 def adapter_at(layer: Any) -> Adapter:
-    """What peft made around a layer."""
+    """The adapter that peft added to a layer."""
     return Adapter(
         scaling=float(layer.scaling["default"]),
         transposed=bool(layer.fan_in_fan_out),
@@ -64,11 +59,7 @@ def adapter_at(layer: Any) -> Adapter:
 
 
 def require_peft() -> ModuleType:
-    """The library that makes adapters.
-
-    Raises:
-        ConfigError: It is not installed.
-    """
+    """The library that makes adapters."""
     try:
         import peft  # noqa: PLC0415  (an extra, and slow to import)
     except ImportError as error:
@@ -80,11 +71,7 @@ def require_peft() -> ModuleType:
 
 
 def target_names(model: CausalLM, targets: Sequence[str]) -> list[str]:
-    """The linear layers that targets name by the ends of their names; all of the blocks' for none.
-
-    Raises:
-        ConfigError: A target names none.
-    """
+    """Linear layers whose names end with a target; without targets, all those of the blocks."""
     linear = [n for n, m in model.hf_model.named_modules() if isinstance(m, LINEAR)]
     if not targets:
         return [name for name in linear if name.startswith(f"{model.blocks_name}.")]
@@ -110,11 +97,7 @@ def is_named(name: str, target: str) -> bool:
 
 
 def refuse_impossible(model: CausalLM, names: Sequence[str], lora: LowRankConfig) -> None:
-    """Refuse adapters that would be larger than what they change, or could not be merged.
-
-    Raises:
-        ConfigError: For the first such layer.
-    """
+    """Refuse adapters that would be larger than what they change, or could not be merged."""
     for name in names:
         shape = tuple(model.hf_model.get_parameter(f"{name}.weight").shape)
         narrow = min(shape)

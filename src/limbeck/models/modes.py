@@ -10,7 +10,7 @@ from torch import nn
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Dropout and the like switched off, and the mode the module was in restored."""
+    """Eval mode inside the context; the previous mode is restored."""
     was_training = module.training
     module.eval()
     try:

@@ -15,7 +15,7 @@ from limbeck.losses import Projections
 from limbeck.models.causal_lm import CausalLM
 
 APART = ("q_proj", "k_proj", "v_proj")
-"""Where most families have one linear layer each."""
+"""Names of the three linear layers in most families."""
 
 Split = Callable[[CausalLM, Tensor], tuple[Tensor, Tensor, Tensor]]
 
@@ -51,18 +51,9 @@ TOGETHER: Mapping[str, tuple[str, Split]] = {
 def captured_projections(
     model: CausalLM, scored: Bool[Tensor, "B T"], layers: Iterable[int]
 ) -> Iterator[dict[int, Projections]]:
-    """A context in which a forward pass leaves its queries, keys and values of some layers.
+    """Capture queries, keys and values of some layers, 0-based, in a forward pass.
 
-    Only those layers' are kept, at the scored positions. They are in the dictionary when the
-    context ends, not before.
-
-    Args:
-        model: Whose forward pass it will be.
-        scored: Of the batch it will read.
-        layers: 0-based.
-
-    Raises:
-        ConfigError: limbeck does not know where this family makes them.
+    The dictionary is filled when the context ends, with the scored positions only.
     """
     found: dict[int, Projections] = {}
     outputs: dict[tuple[int, str], Tensor] = {}
@@ -96,11 +87,7 @@ def keeping(outputs: dict[tuple[int, str], Tensor], place: tuple[int, str]) -> C
 
 
 def projecting(model: CausalLM, layer: int) -> list[tuple[str, nn.Module]]:
-    """The modules of a block that make its queries, keys and values, by name.
-
-    Raises:
-        ConfigError: They are not where limbeck looks.
-    """
+    """The modules of a block that make its queries, keys and values, by name."""
     wanted = (TOGETHER[model.family][0],) if model.family in TOGETHER else APART
     named = [(path.rpartition(".")[2], m) for path, m in model.blocks[layer].named_modules()]
     found = [(name, module) for name, module in named if name in wanted]

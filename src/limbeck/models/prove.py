@@ -1,4 +1,4 @@
-"""What must be true of a model before limbeck computes with it, tried on the model itself."""
+"""Checks on a loaded model: head, packed documents, finite weights."""
 
 from __future__ import annotations
 
@@ -36,12 +36,7 @@ PIECES = [5, 7, 4]
 
 
 def prove_head(model: CausalLM) -> None:
-    """Check that decoder and head, called apart, give the whole model's logits on a few tokens.
-
-    Raises:
-        ConfigError: They do not, so the family does something after its head that limbeck does
-            not know.
-    """
+    """Check that decoder and head, called apart, give the whole model's logits on a few tokens."""
     error = head_error(model, _tokens(model, 0, 8)[None])
     bound = HEAD_TOLERANCE[model.hf_model.dtype]
     if not error <= bound:  # so that NaN fails too
@@ -55,11 +50,7 @@ def prove_head(model: CausalLM) -> None:
 
 
 def require_finite(model: CausalLM) -> None:
-    """Refuse a model with weights that are not numbers.
-
-    Raises:
-        DataError: A tensor holds NaN or infinity; its name and how many.
-    """
+    """Refuse a model with weights that are not numbers."""
     for name, weight in model.hf_model.named_parameters():
         if bad := int((~weight.isfinite()).sum()):
             raise DataError(
@@ -81,11 +72,7 @@ def head_error(model: CausalLM, input_ids: Int[Tensor, "B T"]) -> float:
 
 
 def prove_documents_apart(model: CausalLM) -> None:
-    """Check that pieces packed into one row, and padding, do not see each other.
-
-    Raises:
-        ConfigError: They do, so rows of this model cannot hold more than one piece.
-    """
+    """Check that pieces packed into one row, and padding, do not see each other."""
     _refuse_without_positions(model)
     error, seen = neighbours_seen(model, torch.split(_tokens(model, 1, sum(PIECES)), PIECES))
     bound = TOLERANCE[model.hf_model.dtype]
@@ -100,10 +87,9 @@ def prove_documents_apart(model: CausalLM) -> None:
 
 
 def neighbours_seen(model: CausalLM, pieces: Sequence[Int[Tensor, " _"]]) -> tuple[float, float]:
-    """What pieces of text in one row see of each other; nothing, if they are kept apart.
+    """How much pieces of text in one row affect each other; 0 if they are kept apart.
 
     Args:
-        model: The model.
         pieces: At least three; the first and the last are the neighbours of the others.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Silence for transformers' own bars and reports while limbeck says what they say."""
+"""Silences progress bars and load reports of transformers."""
 
 from __future__ import annotations
 

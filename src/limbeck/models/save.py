@@ -1,4 +1,4 @@
-"""A student as a folder that needs nothing of limbeck."""
+"""Saves a student as a plain Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from limbeck.models.adapters import merged
-from limbeck.models.build import empty
+from limbeck.models.build import hollow
 from limbeck.models.causal_lm import CausalLM
 from limbeck.models.quiet import quiet
 
@@ -32,9 +32,6 @@ def save_student(
     written in float32: rounded to a narrower format, many of those changes would be none.
 
     Args:
-        model: The student.
-        tokenizer: The student's tokenizer.
-        folder: Made if it does not exist.
         weights: All weights by name, gathered, where the model's own are sharded; names may carry
             the prefixes of the modules the model was wrapped in.
     """
@@ -62,7 +59,7 @@ def save_student(
     finally:
         hf_model.generation_config, hf_model.config.name_or_path = kept, name
     tokenizer.save_pretrained(folder)
-    # safetensors makes files only their owner can read; a student is for whoever sees the folder.
+    # safetensors makes files that only their owner can read; the others have the folder's mode.
     for path in folder.glob("*.safetensors"):
         path.chmod((folder / "config.json").stat().st_mode)
 
@@ -72,8 +69,7 @@ def plain(
 ) -> tuple[PreTrainedModel, dict[str, Tensor]]:
     """A model without weights, as one is without adapters, and the weights it should have."""
     # The settings of a generation are not the architecture's, and are written by themselves.
-    with torch.device("meta"):
-        made = empty(model.config, torch.float32)
+    made = hollow(model.config, torch.float32)
     made.generation_config = model.hf_model.generation_config
     found = merged(state, model.adapters)
     return made, {n: t.float() if t.is_floating_point() else t for n, t in found.items()}

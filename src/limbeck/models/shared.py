@@ -8,10 +8,9 @@ from limbeck.models.causal_lm import CausalLM
 
 
 def shared_model(model: CausalLM) -> CausalLM:
-    """A model with modules of its own around the very weights and buffers of another, in eval mode.
+    """A model with its own modules that shares the weights and buffers of another, in eval mode.
 
-    What is put around its layers (adapters) is around none of the other's, so the other computes
-    what it always did. Whoever changes a weight changes both.
+    Adapters added to one do not affect the other; a change of a weight changes both.
     """
     tensors = [*model.hf_model.parameters(), *model.hf_model.buffers()]
     # deepcopy takes what stands in its memo for copied already.

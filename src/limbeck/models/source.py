@@ -1,4 +1,4 @@
-"""Where a model comes from, and whether what lies there can be used at all."""
+"""Finds a model, and refuses what limbeck cannot use."""
 
 from __future__ import annotations
 
@@ -63,7 +63,34 @@ class Place:
 
 
 def find(source: ModelSource) -> Place:
-    """Find a model, locally or on the hub.
+    """Find a model with its weights, locally or on the hub.
+
+    Raises:
+        ConfigError: It is not there, is no model, or may not be read.
+        TryLaterError: The hub does not answer.
+    """
+    place = find_config(source)
+    if place.commit is None and place.folder == Path(place.name):
+        require_safetensors(place.folder)
+    return place
+
+
+def require_safetensors(folder: Path) -> None:
+    """Refuse a folder without weights, or with weights of another kind.
+
+    Raises:
+        ConfigError: Naming the folder.
+    """
+    if not list(folder.glob("*.safetensors")):
+        raise ConfigError(
+            f"Weights must be in safetensors, but {folder} has no .safetensors file (pickled "
+            "weights can run code). Convert them: AutoModelForCausalLM.from_pretrained(...)"
+            ".save_pretrained(...)."
+        )
+
+
+def find_config(source: ModelSource) -> Place:
+    """Find a model whose weights need not be there.
 
     Raises:
         ConfigError: It is not there, is no model, or may not be read.
@@ -84,12 +111,6 @@ def find(source: ModelSource) -> Place:
                 "that save_pretrained wrote."
             )
         require_json(path / "config.json")
-        if not list(path.glob("*.safetensors")):
-            raise ConfigError(
-                f"Weights must be in safetensors, but {path} has no .safetensors file (pickled "
-                "weights can run code). Convert them: AutoModelForCausalLM.from_pretrained(...)"
-                ".save_pretrained(...)."
-            )
         return Place(str(path), path, None)
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source.path) or source.path.startswith((".", "~")):
         raise ConfigError(f"There must be a model at {path}, but there is no such folder or file.")
@@ -97,11 +118,7 @@ def find(source: ModelSource) -> Place:
 
 
 def require_json(path: Path) -> None:
-    """Refuse a file that must hold a JSON object and does not.
-
-    Raises:
-        ConfigError: Naming what is wrong with it.
-    """
+    """Refuse a file that must hold a JSON object and does not."""
     try:
         defect = "" if isinstance(json.loads(path.read_bytes()), dict) else "it is no object"
     except (OSError, ValueError, RecursionError) as error:
@@ -113,12 +130,7 @@ def require_json(path: Path) -> None:
 
 
 def on_hub(source: ModelSource) -> Place:
-    """Find a model on the hub, and the commit its revision means now.
-
-    Raises:
-        ConfigError: No such model or revision, or it may not be read.
-        TryLaterError: The hub does not answer.
-    """
+    """Find a model on the hub, and the commit its revision means now."""
     where = f"{source.path!r} (revision {source.revision or 'main'})"
     if source.trust_remote_code and not re.fullmatch(r"[0-9a-f]{40}", source.revision or ""):
         raise ConfigError(
@@ -155,11 +167,7 @@ def on_hub(source: ModelSource) -> Place:
 
 
 def open_config(source: ModelSource, place: Place) -> PreTrainedConfig:
-    """A model's configuration, of whatever kind the model is.
-
-    Raises:
-        ConfigError: It is broken, or of a family that transformers does not know.
-    """
+    """A model's configuration, of whatever kind the model is."""
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(
             place.name, revision=place.commit, trust_remote_code=source.trust_remote_code
@@ -186,11 +194,7 @@ def read_config(source: ModelSource, place: Place) -> PreTrainedConfig:
 
 
 def refuse_unknown_kinds(name: str, config: PreTrainedConfig, *, own_code: bool = False) -> None:
-    """Refuse the kinds of model that limbeck has no entry for.
-
-    Raises:
-        ConfigError: Naming the kind and what is missing.
-    """
+    """Refuse the kinds of model that limbeck has no entry for."""
     plain: Mapping[str, Any] = config.to_dict()
     described = f"{name} ({config.model_type})"
     if modality := next((key for key in MODALITIES if plain.get(key)), None):

@@ -102,17 +102,8 @@ class WeightFiles:
 def find_weights(place: Place, hf_model: PreTrainedModel) -> tuple[WeightFiles, list[str]]:
     """Find a model's weights in its checkpoint.
 
-    Args:
-        place: Of the checkpoint.
-        hf_model: On the meta device.
-
     Returns:
         The files, and the weights that are absent or of another shape.
-
-    Raises:
-        NeedsWholeLoad: transformers does more than cast and rename them.
-        SafetensorError: A file is damaged.
-        TryLaterError: The hub does not answer.
     """
     typed: Any = hf_model  # its class attributes carry no types
     if typed._keep_in_fp32_modules or typed._keep_in_fp32_modules_strict:
@@ -164,12 +155,7 @@ def tied_groups(hf_model: PreTrainedModel) -> Iterator[list[str]]:
 
 
 def checkpoint_files(place: Place) -> list[Path]:
-    """The files a checkpoint's index names, or its only one; fetched where they are on the hub.
-
-    Raises:
-        NeedsWholeLoad: It has neither.
-        TryLaterError: The hub does not answer.
-    """
+    """The files a checkpoint's index names, or its only one; fetched where they are on the hub."""
     index = fetched(place, INDEX)
     if index is None:
         single = fetched(place, SINGLE)

@@ -1,7 +1,14 @@
 """Pruning a teacher in depth, width and vocabulary; importance of its parts."""
 
-from limbeck.prune.layouts import Shape, cut_config, read_pattern, resized_config
-from limbeck.prune.narrow import Widths, narrowed, num_parameters, widths_of
+from limbeck.prune.layouts import (
+    Shape,
+    Widths,
+    cut_config,
+    read_pattern,
+    resized_config,
+    widths_of,
+)
+from limbeck.prune.narrow import narrowed, num_parameters
 from limbeck.prune.rows import named_ids, prove_same_logits, with_tokens
 from limbeck.prune.tokenizer import kept_tokens, pruned_tokenizer
 

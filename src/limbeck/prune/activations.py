@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from limbeck.batch import Batch
 from limbeck.models import CausalLM, evaluating
 from limbeck.prune.importance import tensor_of
-from limbeck.prune.narrow import Kept, Widths, widths_of
+from limbeck.prune.layouts import Widths, widths_of
+from limbeck.prune.narrow import Kept
 from limbeck.prune.roles import roles_of
 
 
@@ -39,11 +40,7 @@ class Activations:
 
 
 def mean_activations(model: CausalLM, batches: Sequence[Batch]) -> Activations:
-    """Mean activation sizes of a model on calibration text.
-
-    Raises:
-        ConfigError: The family is not supported.
-    """
+    """Mean activation sizes of a model on calibration text."""
     roles, widths, layers = roles_of(model.config), widths_of(model.config), model.num_layers
     sums = Activations(
         torch.zeros(widths.width, dtype=torch.float64),

@@ -22,7 +22,7 @@ CHUNK = 256
 
 
 @runtime_checkable
-class Text(Protocol):
+class CalibrationText(Protocol):
     """What calibration needs from a data set; `TextData` is one."""
 
     @property
@@ -61,7 +61,6 @@ class Calibration:
     Attributes:
         teacher: The whole model, in eval mode.
         batches: One row each, on its device.
-        states: Of each batch.
     """
 
     teacher: CausalLM
@@ -82,18 +81,10 @@ class Calibration:
         return Cost(*total[0].tolist())
 
 
-def calibrate(teacher: CausalLM, data: Text, tokens: int, *, held_out: bool = False) -> Calibration:
-    """The first rows of a text with at least `tokens` positions, or the rows after them.
-
-    Args:
-        teacher: The whole model.
-        data: The text.
-        tokens: Minimum number of positions; whole rows are taken.
-        held_out: Take as many from the rows after those instead.
-
-    Raises:
-        ConfigError: The text is shorter.
-    """
+def calibrate(
+    teacher: CausalLM, data: CalibrationText, tokens: int, *, held_out: bool = False
+) -> Calibration:
+    """The first rows of a text with at least `tokens` positions, or the rows after them."""
     device = teacher.hf_model.device
     first = len(rows_of(data, tokens)) if held_out else 0
     batches = [data.batch([row]).to(device) for row in rows_of(data, tokens, first)]
@@ -110,7 +101,7 @@ def calibrate(teacher: CausalLM, data: Text, tokens: int, *, held_out: bool = Fa
     return Calibration(teacher, tuple(batches), states)
 
 
-def rows_of(data: Text, tokens: int, first: int = 0) -> list[int]:
+def rows_of(data: CalibrationText, tokens: int, first: int = 0) -> list[int]:
     """Rows from `first` on with at least `tokens` positions; all of them if there are fewer."""
     rows, left = [], tokens
     for row in range(first, data.num_rows):
@@ -130,10 +121,8 @@ def costs(
     """Forward KL and cross-entropy of a batch, summed over its scored tokens, in float64.
 
     Args:
-        model: Its head maps the states to logits.
         states: Last hidden states of C variants; the teacher's distribution serves them all.
         reference: The teacher and its last hidden states.
-        batch: The text.
     """
     teacher, teacher_states = reference
     targets = batch.targets()

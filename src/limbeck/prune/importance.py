@@ -13,13 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
 
-from limbeck.batch import Batch
 from limbeck.models import CausalLM
 from limbeck.prune.calibration import Calibration, Cost, costs
-
-Progress = Callable[[str], None]
-"""Receives progress messages."""
 
 
 def block_influence(calibration: Calibration) -> list[float]:
@@ -28,22 +25,13 @@ def block_influence(calibration: Calibration) -> list[float]:
     Source: Men et al., 2024, arXiv:2403.03853, eq. 1.
     """
     teacher, sums = calibration.teacher, [0.0] * calibration.teacher.num_layers
-
-    def measure(at: int, batch: Batch) -> Callable[..., None]:
-        def hook(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            before = first_tensor(args, kwargs)[batch.scored].double()
-            after = tensor_of(output)[batch.scored].double()
-            sums[at] += float((1 - nn.functional.cosine_similarity(before, after, dim=-1)).sum())
-
-        return hook
-
     with torch.no_grad():
         for batch in calibration.batches:
-            with ExitStack() as stack:
-                for at, block in enumerate(teacher.blocks):
-                    handle = block.register_forward_hook(measure(at, batch), with_kwargs=True)
-                    stack.callback(handle.remove)
+            with states_kept(teacher) as states:
                 teacher(batch)
+            for at, pair in states.items():
+                before, after = (state[batch.scored].double() for state in pair)
+                sums[at] += float((1 - cosine_similarity(before, after, dim=-1)).sum())
     return [total / calibration.num_tokens for total in sums]
 
 
@@ -60,17 +48,13 @@ def costs_without(
     """Losses of the teacher without each group of blocks.
 
     The blocks before a group are computed once and shared by all candidates.
-
-    Args:
-        calibration: The teacher and the text.
-        candidates: Groups of blocks, removed one group at a time.
-        removed: Blocks removed in every case.
     """
     teacher, totals = calibration.teacher, torch.zeros(len(candidates), 2, dtype=torch.float64)
     with torch.no_grad():
         for batch, hidden in zip(calibration.batches, calibration.states, strict=True):
-            with without(teacher, removed), inputs_kept(teacher) as inputs:
+            with without(teacher, removed), states_kept(teacher) as kept:
                 teacher(batch)
+            inputs = {layer: before for layer, (before, _) in kept.items()}
             states = []
             for group in candidates:
                 with resumed(teacher, (*group, *removed), min(group), inputs):
@@ -82,15 +66,11 @@ def costs_without(
 def greedy(
     calibration: Calibration,
     keep: int,
-    progress: Progress = lambda _: None,
     known: Sequence[Mapping[str, Any]] = (),
 ) -> tuple[tuple[int, ...], list[dict[str, Any]]]:
     """Layers kept by repeatedly removing the layer whose absence raises the loss least.
 
     Args:
-        calibration: The teacher and the text.
-        keep: Number of layers kept.
-        progress: Called after every removal.
         known: Removals of an earlier call on the same calibration, to resume from.
 
     Returns:
@@ -104,7 +84,6 @@ def greedy(
         losses = loss_without(calibration, [(layer,) for layer in kept], removed)
         best = min(range(len(kept)), key=losses.__getitem__)
         removals.append({"layer": kept.pop(best), "forward_kl": round(losses[best], 5)})
-        progress(f"{len(kept)} layers: KL {losses[best]:.3f} without layer {removals[-1]['layer']}")
     return tuple(kept), removals
 
 
@@ -159,31 +138,26 @@ def replaced(model: CausalLM, forwards: Mapping[int, Callable[..., Tensor]]) -> 
 
 
 @contextmanager
-def inputs_kept(model: CausalLM) -> Iterator[dict[int, Tensor]]:
-    """Each block's input hidden states, by layer."""
-    inputs: dict[int, Tensor] = {}
+def states_kept(model: CausalLM) -> Iterator[dict[int, tuple[Tensor, Tensor]]]:
+    """Each block's input and output hidden states, by layer, of a forward pass in the context."""
+    states: dict[int, tuple[Tensor, Tensor]] = {}
 
     def keep(at: int) -> Callable[..., None]:
-        def hook(_: nn.Module, args: Any, kwargs: Any) -> None:
-            inputs[at] = first_tensor(args, kwargs)
+        def hook(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            before: Tensor = args[0] if args else kwargs["hidden_states"]
+            states[at] = before, tensor_of(output)
 
         return hook
 
     with ExitStack() as stack:
         for at, block in enumerate(model.blocks):
-            stack.callback(block.register_forward_pre_hook(keep(at), with_kwargs=True).remove)
-        yield inputs
+            stack.callback(block.register_forward_hook(keep(at), with_kwargs=True).remove)
+        yield states
 
 
 def identity(hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
     """Stand-in for a removed block."""
     return hidden_states
-
-
-def first_tensor(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
-    """The hidden states among a block's arguments."""
-    hidden: Tensor = args[0] if args else kwargs["hidden_states"]
-    return hidden
 
 
 def tensor_of(output: Any) -> Tensor:

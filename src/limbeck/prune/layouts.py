@@ -57,15 +57,7 @@ LAYOUTS: Mapping[str, Layout] = {
 
 @dataclass(frozen=True)
 class Shape:
-    """The size of a new model; None takes the template's value, or derives it from the others.
-
-    Attributes:
-        layers: Decoder blocks.
-        width: Size of a hidden state.
-        heads: Attention heads of the queries.
-        kv_heads: Attention heads of keys and values.
-        intermediate: Width inside a block's feed-forward part.
-    """
+    """The size of a new model; None takes the template's value, or derives it from the others."""
 
     layers: int | None = None
     width: int | None = None
@@ -75,11 +67,7 @@ class Shape:
 
 
 def layout_of(config: PreTrainedConfig) -> Layout:
-    """A family's layout.
-
-    Raises:
-        ConfigError: Unsupported family, or a setting makes its blocks depend on their position.
-    """
+    """A family's layout."""
     layout = LAYOUTS.get(config.model_type)
     if layout is None:
         raise ConfigError(
@@ -97,16 +85,36 @@ def layout_of(config: PreTrainedConfig) -> Layout:
     return layout
 
 
-def cut_config(config: PreTrainedConfig, layers: Sequence[int]) -> PreTrainedConfig:
-    """The configuration of a model with only these layers, in this order.
+@dataclass(frozen=True)
+class Widths:
+    """Sizes of a model across its layers.
 
-    Args:
-        config: Of the whole model; not modified.
-        layers: Existing layers, 0-based.
-
-    Raises:
-        ConfigError: The family is not supported.
+    Attributes:
+        inner: Feed-forward units.
+        head_width: Size of a head; never changed.
     """
+
+    width: int
+    inner: int
+    heads: int
+    kv_heads: int
+    head_width: int
+
+
+def widths_of(config: PreTrainedConfig) -> Widths:
+    """A model's sizes, from its configuration."""
+    width, heads = int(config.hidden_size), int(config.num_attention_heads)
+    return Widths(
+        width=width,
+        inner=int(config.to_dict().get(layout_of(config).inner) or 4 * width),
+        heads=heads,
+        kv_heads=int(option(config, "num_key_value_heads") or heads),
+        head_width=int(option(config, "head_dim") or width // heads),
+    )
+
+
+def cut_config(config: PreTrainedConfig, layers: Sequence[int]) -> PreTrainedConfig:
+    """The configuration of a model with only these layers, in this order."""
     layout, tree = layout_of(config), config.to_dict()
     total = int(config.num_hidden_layers)
     for name, value in tree.items():
@@ -130,26 +138,18 @@ def resized_config(
     """The configuration of a new model of the same family and another size.
 
     Args:
-        config: The template; not modified.
         shape: Its size. Without `heads` the head size is kept; without `kv_heads` and
             `intermediate` their ratios are, the latter rounded up to a multiple of 8.
-        vocabulary_rows: Rows of embedding and head.
-
-    Raises:
-        ConfigError: The family is not supported, or the sizes are inconsistent.
     """
-    layout, tree = layout_of(config), config.to_dict()
-    old_width, old_heads = int(config.hidden_size), int(config.num_attention_heads)
-    old_head_width = int(option(config, "head_dim") or old_width // old_heads)
-    width = shape.width or old_width
-    heads = shape.heads or max(width // old_head_width, 1)
+    layout, tree, old = layout_of(config), config.to_dict(), widths_of(config)
+    width = shape.width or old.width
+    heads = shape.heads or max(width // old.head_width, 1)
     if width % heads or (width // heads) % 2:
         raise ConfigError(
             f"width must be heads times an even number, got width {width} and heads {heads}. "
             f"Set heads, for example to {_heads_for(width)}."
         )
-    old_kv_heads = int(option(config, "num_key_value_heads") or old_heads)
-    kv_heads = shape.kv_heads or max(heads * old_kv_heads // old_heads, 1)
+    kv_heads = shape.kv_heads or max(heads * old.kv_heads // old.heads, 1)
     if shape.kv_heads is None and heads % kv_heads:
         kv_heads = heads
     if heads % kv_heads:
@@ -159,30 +159,36 @@ def resized_config(
             f"{config.model_type} models have as many kv_heads as heads ({heads}), got {kv_heads}. "
             "Leave kv_heads out."
         )
-    old_inner = int(tree.get(layout.inner) or 4 * old_width)
-    inner = shape.intermediate or -(-(old_inner * width // old_width) // 8) * 8
-    changed = {
+    inner = shape.intermediate or -(-(old.inner * width // old.width) // 8) * 8
+    sizes = [n for n in ("head_dim", "query_pre_attn_scalar") if tree.get(n) is not None]
+    more = {
         "num_hidden_layers": shape.layers or int(config.num_hidden_layers),
-        "hidden_size": width,
-        "num_attention_heads": heads,
-        layout.inner: inner,
         "vocab_size": vocabulary_rows,
+        **dict.fromkeys(sizes, width // heads),
+        **dict.fromkeys(layout.per_layer),
     }
-    if layout.has_kv_heads:
-        changed["num_key_value_heads"] = kv_heads
-    for name in ("head_dim", "query_pre_attn_scalar"):
-        if tree.get(name) is not None:
-            changed[name] = width // heads
-    tree.update({own_name(config, name): value for name, value in changed.items()})
-    return made_config(config, {k: v for k, v in tree.items() if k not in layout.per_layer})
+    return with_widths(config, Widths(width, inner, heads, kv_heads, width // heads), more)
+
+
+def with_widths(
+    config: PreTrainedConfig, widths: Widths, more: Mapping[str, Any]
+) -> PreTrainedConfig:
+    """The configuration with these widths and other settings; None leaves a setting out."""
+    layout = layout_of(config)
+    changed = {
+        "hidden_size": widths.width,
+        "num_attention_heads": widths.heads,
+        layout.inner: widths.inner,
+        **({"num_key_value_heads": widths.kv_heads} if layout.has_kv_heads else {}),
+        **more,
+    }
+    tree = config.to_dict() | {own_name(config, name): value for name, value in changed.items()}
+    left_out = [name for name, value in changed.items() if value is None]
+    return made_config(config, {k: v for k, v in tree.items() if k not in left_out})
 
 
 def read_pattern(path: Path) -> PreTrainedConfig:
-    """A configuration from a config.json or its folder.
-
-    Raises:
-        ConfigError: It does not exist, or its kind is not supported.
-    """
+    """A configuration from a config.json or its folder."""
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(str(path), local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -199,11 +205,7 @@ def own_name(config: PreTrainedConfig, name: str) -> str:
 
 
 def made_config(config: PreTrainedConfig, tree: Mapping[str, Any]) -> PreTrainedConfig:
-    """A configuration of the same family with other settings.
-
-    Raises:
-        ConfigError: The family refuses them.
-    """
+    """A configuration of the same family with other settings."""
     plain = {key: value for key, value in tree.items() if key != "_name_or_path"}
     try:
         made: PreTrainedConfig = type(config).from_dict(plain)

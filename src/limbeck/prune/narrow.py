@@ -10,10 +10,10 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from limbeck.errors import ConfigError
-from limbeck.models.build import from_config
+from limbeck.models.build import hollow
 from limbeck.models.causal_lm import CausalLM, option
 from limbeck.models.load import copied_model
-from limbeck.prune.layouts import layout_of, made_config, own_name
+from limbeck.prune.layouts import Widths, made_config, widths_of, with_widths
 from limbeck.prune.roles import Axes, Roles, axes_of, roles_of
 
 PerLayer = tuple[tuple[int, ...], ...]
@@ -25,9 +25,7 @@ class Kept:
 
     Attributes:
         width: Hidden channels, the same in every layer.
-        inner: Feed-forward units of each layer.
         heads: Query heads of each layer; the same number in each kept group.
-        kv_heads: Heads of keys and values of each layer.
     """
 
     width: tuple[int, ...]
@@ -36,45 +34,10 @@ class Kept:
     kv_heads: PerLayer
 
 
-@dataclass(frozen=True)
-class Widths:
-    """Sizes of a model across its layers.
-
-    Attributes:
-        width: Hidden channels.
-        inner: Feed-forward units.
-        heads: Query heads.
-        kv_heads: Heads of keys and values.
-        head_width: Size of a head; never changed.
-    """
-
-    width: int
-    inner: int
-    heads: int
-    kv_heads: int
-    head_width: int
-
-
-def widths_of(config: PreTrainedConfig) -> Widths:
-    """A model's sizes, from its configuration."""
-    width, heads = int(config.hidden_size), int(config.num_attention_heads)
-    return Widths(
-        width=width,
-        inner=int(config.to_dict().get(layout_of(config).inner) or 4 * width),
-        heads=heads,
-        kv_heads=int(option(config, "num_key_value_heads") or heads),
-        head_width=int(option(config, "head_dim") or width // heads),
-    )
-
-
 def narrow_config(config: PreTrainedConfig, widths: Widths) -> PreTrainedConfig:
-    """The configuration of a model with other widths; the head size is unchanged.
-
-    Raises:
-        ConfigError: The family cannot represent this shape.
-    """
-    roles, layout, old = roles_of(config), layout_of(config), widths_of(config)
-    if widths == old:
+    """The configuration of a model with other widths; the head size is unchanged."""
+    roles = roles_of(config)
+    if widths == widths_of(config):
         return made_config(config, config.to_dict())
     whole = widths.heads * widths.head_width
     if not roles.free_heads and whole != widths.width:
@@ -91,23 +54,13 @@ def narrow_config(config: PreTrainedConfig, widths: Widths) -> PreTrainedConfig:
             f"{config.model_type}, got hidden {widths.width} and heads "
             f"{widths.heads}. Cut intermediate only."
         )
-    changed = {
-        "hidden_size": widths.width,
-        "num_attention_heads": widths.heads,
-        layout.inner: widths.inner,
-    }
-    if layout.has_kv_heads:
-        changed["num_key_value_heads"] = widths.kv_heads
-    if tree.get("head_dim") is not None or whole != widths.width:
-        changed["head_dim"] = widths.head_width
-    tree.update({own_name(config, name): value for name, value in changed.items()})
-    return made_config(config, tree)
+    size = widths.head_width if tree.get("head_dim") is not None or whole != widths.width else None
+    return with_widths(config, widths, {} if size is None else {"head_dim": size})
 
 
 def num_parameters(config: PreTrainedConfig) -> int:
     """Parameters of a model with this configuration, tied ones counted once; allocates nothing."""
-    with torch.device("meta"):
-        return sum(p.numel() for p in from_config(config, torch.float32).parameters())
+    return sum(p.numel() for p in hollow(config, torch.float32).parameters())
 
 
 def narrowed(model: CausalLM, kept: Kept, device: torch.device, dtype: torch.dtype) -> CausalLM:
@@ -115,9 +68,6 @@ def narrowed(model: CausalLM, kept: Kept, device: torch.device, dtype: torch.dty
 
     Root-mean-square norms divide by the root of the number of channels; their weights are scaled so
     that removing channels that are always 0 changes nothing.
-
-    Raises:
-        ConfigError: The family, a weight or the shape is not supported.
     """
     old = widths_of(model.config)
     widths = Widths(

@@ -148,11 +148,7 @@ ROLES: Mapping[str, Roles] = {
 
 
 def roles_of(config: PreTrainedConfig) -> Roles:
-    """A family's roles.
-
-    Raises:
-        ConfigError: The family is not supported.
-    """
+    """A family's roles."""
     roles = ROLES.get(config.model_type)
     if roles is None:
         raise ConfigError(
@@ -164,11 +160,7 @@ def roles_of(config: PreTrainedConfig) -> Roles:
 
 
 def axes_of(roles: Roles, family: str, name: str) -> Axes:
-    """The axes of a weight.
-
-    Raises:
-        ConfigError: The weight is unknown.
-    """
+    """The axes of a weight."""
     parts = name.split(".")
     for length in (2, 3):  # longer names resolve ambiguous short ones
         axes = roles.axes.get(".".join(parts[-length:]))

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from limbeck.errors import ConfigError
-from limbeck.models.build import from_config
+from limbeck.models.build import hollow
 from limbeck.models.causal_lm import CausalLM
 from limbeck.models.load import copied_model
 from limbeck.models.modes import evaluating
@@ -40,18 +40,13 @@ def with_tokens(model: CausalLM, kept: Sequence[int]) -> CausalLM:
     distribution is the original's, restricted to them and renormalised.
 
     Args:
-        model: In eval mode; not modified.
         kept: Ids in increasing order.
-
-    Raises:
-        ConfigError: More than rows depends on the vocabulary, or generation settings force tokens.
     """
     new_id = {old: new for new, old in enumerate(kept)}
     tree = with_new_ids(model.config.to_dict(), new_id)
     tree[own_name(model.config, "vocab_size")] = len(kept)
     config = made_config(model.config, tree)
-    with torch.device("meta"):
-        shapes = {n: t.shape for n, t in from_config(config, torch.float32).state_dict().items()}
+    shapes = {n: t.shape for n, t in hollow(config, torch.float32).state_dict().items()}
     weights = dict(cut_rows(model, kept, shapes))
     hf_model = model.hf_model
     made = copied_model(config, weights, device=hf_model.device, dtype=hf_model.dtype)
@@ -62,11 +57,7 @@ def with_tokens(model: CausalLM, kept: Sequence[int]) -> CausalLM:
 def cut_rows(
     model: CausalLM, kept: Sequence[int], shapes: Mapping[str, torch.Size]
 ) -> Iterator[tuple[str, Tensor]]:
-    """Every weight: unchanged, or its kept rows where the pruned shape requires it.
-
-    Raises:
-        ConfigError: A weight depends on the vocabulary in another way.
-    """
+    """Every weight: unchanged, or its kept rows where the pruned shape requires it."""
     state = model.hf_model.state_dict()
     chosen = torch.tensor(kept, device=model.hf_model.device)
     for name, tensor in state.items():
@@ -111,11 +102,7 @@ def generation_tree(model: CausalLM) -> dict[str, Any]:
 
 
 def remapped_generation(model: CausalLM, new_id: Mapping[int, int]) -> GenerationConfig:
-    """Generation settings with remapped ids; bans on removed tokens are dropped.
-
-    Raises:
-        ConfigError: They force tokens.
-    """
+    """Generation settings with remapped ids; bans on removed tokens are dropped."""
     old = generation_tree(model)
     if forcing := [name for name in REFUSED if old.get(name) is not None]:
         raise ConfigError(
@@ -139,13 +126,8 @@ def prove_same_logits(
     """Check on text that a pruned model's logits equal the whole model's at the kept tokens.
 
     Args:
-        whole: The model.
-        pruned: As `with_tokens` makes it.
         kept: Whole-model ids of the pruned model's tokens.
         input_ids: Text, in the pruned model's ids.
-
-    Raises:
-        ConfigError: They differ.
     """
     chosen = torch.tensor(kept, device=input_ids.device)
     with torch.no_grad(), evaluating(whole), evaluating(pruned):

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 from limbeck.errors import ConfigError
 from limbeck.models import PreTrainedConfig
-from limbeck.prune.layouts import cut_config
-from limbeck.prune.narrow import Widths, narrow_config, num_parameters, widths_of
+from limbeck.prune.layouts import Widths, cut_config, widths_of
+from limbeck.prune.narrow import narrow_config, num_parameters
 from limbeck.prune.roles import roles_of
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
@@ -25,9 +25,6 @@ def count_of(text: int | str) -> int:
     Example:
         >>> count_of("1.5B"), count_of("60M"), count_of(7000)
         (1500000000, 60000000, 7000)
-
-    Raises:
-        ConfigError: It is not a positive number.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMB]?)", str(text).strip().upper())
     if match is None or float(match[1]) == 0:
@@ -36,11 +33,7 @@ def count_of(text: int | str) -> int:
 
 
 def layers_for(config: PreTrainedConfig, target: int) -> int:
-    """The largest number of layers with at most `target` parameters in total.
-
-    Raises:
-        ConfigError: One layer has more.
-    """
+    """The largest number of layers with at most `target` parameters in total."""
     total = int(config.num_hidden_layers)
     one = num_parameters(cut_config(config, [0]))
     block = (num_parameters(config) - one) / max(total - 1, 1)
@@ -57,9 +50,6 @@ def widths_for(config: PreTrainedConfig, target: int) -> Widths:
 
     For each number of head groups the largest number of feed-forward units is taken; among these
     shapes the one whose shares of kept heads and units are closest wins.
-
-    Raises:
-        ConfigError: With an eighth of the units there are still more.
     """
     old = widths_of(config)
     if num_parameters(config) <= target:

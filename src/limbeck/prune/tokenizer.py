@@ -38,11 +38,7 @@ def kept_tokens(tokenizer: PreTrainedTokenizerBase, used: Iterable[int]) -> tupl
     of these can be merged from.
 
     Args:
-        tokenizer: A fast one; not modified.
         used: Ids used by a data set or named by a model's configuration.
-
-    Raises:
-        ConfigError: It is not a byte-pair tokenizer, or its merges cannot be pruned.
     """
     tree, tokens = byte_pairs(tokenizer), tokens_by_id(tokenizer)
     wanted = {tokens[i] for i in {*used, *template_ids(tokenizer)}} | set(always_kept(tree))
@@ -53,15 +49,7 @@ def kept_tokens(tokenizer: PreTrainedTokenizerBase, used: Iterable[int]) -> tupl
 def pruned_tokenizer(
     tokenizer: PreTrainedTokenizerBase, kept: Sequence[int]
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer with these tokens only, as transformers loads it from a folder.
-
-    Args:
-        tokenizer: A fast one; not modified.
-        kept: As returned by `kept_tokens`.
-
-    Raises:
-        ConfigError: It cannot be pruned, or its class does not load the result.
-    """
+    """The tokenizer with these tokens only, as transformers loads it from a folder."""
     tree, tokens = byte_pairs(tokenizer), tokens_by_id(tokenizer)
     new_id = {tokens[old]: new for new, old in enumerate(kept)}
     with TemporaryDirectory() as folder:
@@ -75,11 +63,7 @@ def pruned_tokenizer(
 
 
 def byte_pairs(tokenizer: PreTrainedTokenizerBase) -> Tree:
-    """A tokenizer's tokenizer.json, if its tokens can be pruned.
-
-    Raises:
-        ConfigError: It is not.
-    """
+    """A tokenizer's tokenizer.json, if its tokens can be pruned."""
     tree = serialisation(tokenizer)
     model = tree["model"]
     if model["type"] != "BPE":
@@ -157,11 +141,7 @@ def remapped(tree: Tree, new_id: Mapping[str, int]) -> Tree:
 
 
 def special_ids(processor: Tree | None) -> dict[str, int]:
-    """Special tokens that a post-processor adds, with their ids.
-
-    Raises:
-        ConfigError: Its type is unknown.
-    """
+    """Special tokens that a post-processor adds, with their ids."""
     if processor is None or processor["type"] == "ByteLevel":
         return {}
     if processor["type"] == "Sequence":

@@ -23,7 +23,7 @@ from limbeck.losses import Head
 from limbeck.losses.distributions import DrawnTokens, LazyLogits, TeacherDistribution
 from limbeck.losses.divergences.kl import forward_kl
 from limbeck.models import CausalLM, evaluating
-from limbeck.recording.plan import Plan, PlannedWindow
+from limbeck.recording.plan import PlannedWindow, ShardPlan
 from limbeck.recording.record import row_of
 from limbeck.store import Form, forms, generator_of, written_out
 from limbeck.store.token_ranks import TokenRanks
@@ -53,7 +53,6 @@ class Setting:
     """Size and error of one form.
 
     Attributes:
-        form: The setting.
         chosen: Whether it is the recipe's.
         bytes_per_token: A scored token's share of its records.
         total_bytes: Of all records, and of the head where the form needs it.
@@ -79,13 +78,10 @@ class Budget:
 
     Attributes:
         settings: The recipe's own first.
-        windows: Different windows.
         positions: Positions the teacher reads.
         scored: Positions the store will hold.
         measured_tokens: Scored positions the errors were measured on.
-        temperature: Temperature of the measurement.
         layers_bytes: Size of the recorded layers, the same for all settings.
-        free_bytes: Free space on the disk of the store.
     """
 
     settings: tuple[Setting, ...]
@@ -106,7 +102,7 @@ class Read(NamedTuple):
 
 
 def make_budget(
-    teacher: CausalLM, plan: Plan, form: Mapping[str, Any], layers: Sequence[int], folder: Path
+    teacher: CausalLM, plan: ShardPlan, form: Mapping[str, Any], layers: Sequence[int], folder: Path
 ) -> Budget:
     """Measure the recipe's form and several others on a few windows spread over the data."""
     temperature = temperature_of(form)
@@ -137,12 +133,8 @@ def require_room(budget: Budget, folder: Path, share: float, there_bytes: int) -
 
     Args:
         budget: Its first setting is the one that is recorded.
-        folder: Of the store.
         share: Fraction of the recording that this process does.
         there_bytes: Size of what is recorded already.
-
-    Raises:
-        StorageError: It has too little.
     """
     whole = budget.settings[0].total_bytes + budget.layers_bytes
     wanted = max(0, int(whole * share) - there_bytes)
@@ -173,7 +165,7 @@ def fits(form: Mapping[str, Any], vocabulary_size: int) -> bool:
 
 
 @torch.no_grad()
-def read_some(teacher: CausalLM, plan: Plan) -> list[Read]:
+def read_some(teacher: CausalLM, plan: ShardPlan) -> list[Read]:
     """The teacher at some positions of a few windows, spread over all that is recorded."""
     places = [place for shard in plan.shards for place in shard]
     count = min(SAMPLED_WINDOWS, len(places))
@@ -235,7 +227,7 @@ def measure(
 def size_of(head: Head) -> int:
     """Bytes of a head."""
     parts = [head.weight, *([] if head.bias is None else [head.bias])]
-    return sum(part.numel() * part.element_size() for part in parts)
+    return sum(part.nbytes for part in parts)
 
 
 def stand_in(read: Read) -> Float[Tensor, "n D"]:

@@ -8,17 +8,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from limbeck.data import TextData
 from limbeck.errors import ConfigError
 from limbeck.store import Sample
+from limbeck.teachers import TextWindows
 from limbeck.teachers.stored import window_of
-
-
-class Windows(NamedTuple):
-    """Windows of one tokenised text that are to be recorded."""
-
-    data: TextData
-    chosen: Sequence[int]
 
 
 class PlannedWindow(NamedTuple):
@@ -30,7 +23,7 @@ class PlannedWindow(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Plan:
+class ShardPlan:
     """The shards of a recording.
 
     Attributes:
@@ -39,7 +32,7 @@ class Plan:
         data_hash: Over the keys of all windows, in order.
     """
 
-    texts: tuple[Windows, ...]
+    texts: tuple[TextWindows, ...]
     shards: tuple[tuple[PlannedWindow, ...], ...]
     data_hash: str
 
@@ -63,7 +56,7 @@ class Plan:
         return window_of(self.texts[window.text].data, window.number)
 
 
-def plan_shards(texts: Sequence[Windows], shard_tokens: int) -> Plan:
+def plan_shards(texts: Sequence[TextWindows], shard_tokens: int) -> ShardPlan:
     """Every distinct window once, in data order, in shards of at most `shard_tokens` positions.
 
     The plan does not depend on the machine, the number of processes or earlier recordings.
@@ -72,8 +65,9 @@ def plan_shards(texts: Sequence[Windows], shard_tokens: int) -> Plan:
     seen: set[bytes] = set()
     digest = hashlib.sha256()
     filled = 0
-    for number, (data, chosen) in enumerate(texts):
-        for window in chosen:
+    for number, text in enumerate(texts):
+        data = text.data
+        for window in text.windows:
             key = window_of(data, window).key
             if key in seen:
                 continue
@@ -85,7 +79,7 @@ def plan_shards(texts: Sequence[Windows], shard_tokens: int) -> Plan:
                 filled = 0
             shards[-1].append(PlannedWindow(number, window, length))
             filled += length
-    return Plan(tuple(texts), tuple(map(tuple, shards)), digest.hexdigest())
+    return ShardPlan(tuple(texts), tuple(map(tuple, shards)), digest.hexdigest())
 
 
 def passes(shard: Sequence[PlannedWindow], capacity: int) -> Iterator[list[PlannedWindow]]:
@@ -111,9 +105,6 @@ def parse_part(text: str) -> tuple[int, int]:
     Example:
         >>> parse_part("3/16")
         (2, 16)
-
-    Raises:
-        ConfigError: It is not of this form, or out of range.
     """
     match = re.fullmatch(r"([1-9]\d{0,8})/([1-9]\d{0,8})", text.strip())
     if match is None or int(match[1]) > int(match[2]):

@@ -14,11 +14,6 @@ class RecordingProgress:
     """A progress bar on a terminal; elsewhere a plain line every few seconds."""
 
     def __init__(self, console: Console, total: int) -> None:
-        """
-        Args:
-            console: Where to write.
-            total: Positions that are still to be recorded.
-        """
         self._console = console
         self._total = total
         self._done = self._scored = self._bytes = 0

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-from limbeck.batch import Batch
+from limbeck.batch import Batch, Window
 from limbeck.files import locked
 from limbeck.models import PreTrainedTokenizerBase
-from limbeck.recording.plan import Plan, PlannedWindow, passes
+from limbeck.recording.plan import PlannedWindow, ShardPlan, passes
 from limbeck.recording.progress import RecordingProgress
 from limbeck.store import (
     TOKENIZER,
@@ -44,7 +44,7 @@ class Recorder:
     def __init__(
         self,
         teacher: Teacher,
-        plan: Plan,
+        plan: ShardPlan,
         header: StoreHeader,
         folder: Path,
         device: torch.device,
@@ -52,9 +52,6 @@ class Recorder:
         """
         Args:
             teacher: Required to give distributions over the header's vocabulary, and its layers.
-            plan: What to record.
-            header: What the store is recorded from.
-            folder: The store.
             device: Where the teacher reads batches.
         """
         self._teacher = teacher
@@ -65,13 +62,7 @@ class Recorder:
         self._form = header.make_form()
 
     def begin(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Create the store, or check that the existing one is of the same teacher and data.
-
-        Raises:
-            DataError: It is of another recording.
-            StorageError: The folder cannot be written.
-            TryLaterError: Another process takes too long to create it.
-        """
+        """Create the store, or check that the existing one is of the same teacher and data."""
         taken = f"Another process is creating {self._folder}. Start again when it is done."
         with locked(self._folder / ".lock", taken, patience_s=CREATION_TIMEOUT_S):
             create(self._folder, self._header)
@@ -90,14 +81,8 @@ class Recorder:
         """Record shards, one after another.
 
         Args:
-            shards: Their numbers; published ones are skipped.
-            progress: Updated after every pass and every shard.
             check: Called between passes; an exception stops the recording and discards the
                 unfinished shard.
-
-        Raises:
-            TryLaterError: Another process is writing one of them.
-            StorageError: The disk is full.
         """
         for shard in shards:
             taken = (
@@ -154,17 +139,5 @@ def save(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
 
 
 def row_of(samples: Sequence[Sample]) -> Batch:
-    """Samples packed into one row; they do not attend to each other."""
-
-    def joined(parts: list[torch.Tensor]) -> torch.Tensor:
-        return torch.cat(parts)[None]
-
-    tokens = [torch.from_numpy(sample.tokens.astype("int64")) for sample in samples]
-    lengths = [len(sample.scored) for sample in samples]
-    return Batch(
-        input_ids=joined([each[:-1] for each in tokens]),
-        target_ids=joined([each[1:] for each in tokens]),
-        scored=joined([torch.from_numpy(sample.scored.astype("bool")) for sample in samples]),
-        position_ids=joined([torch.arange(length) for length in lengths]),
-        document_ids=joined([torch.full((n,), i) for i, n in enumerate(lengths)]),
-    )
+    """Samples packed into one row."""
+    return Batch.packed([[Window(s.tokens, s.scored, i) for i, s in enumerate(samples)]])

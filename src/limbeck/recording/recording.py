@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 
@@ -19,7 +19,7 @@ from limbeck.files import files_under
 from limbeck.losses import SignalNeeds
 from limbeck.models import choose_device
 from limbeck.recording.budget import Budget, make_budget, require_room
-from limbeck.recording.plan import Plan, Windows, own_shards, plan_shards
+from limbeck.recording.plan import ShardPlan, own_shards, plan_shards
 from limbeck.recording.progress import RecordingProgress
 from limbeck.recording.record import Recorder, row_of
 from limbeck.registry import type_of
@@ -30,7 +30,14 @@ from limbeck.store import (
     shard_name,
     written_out,
 )
-from limbeck.teachers import Teacher, TeacherRequest, find_local, require_local, teachers
+from limbeck.teachers import (
+    Teacher,
+    TeacherRequest,
+    TextWindows,
+    find_local,
+    require_local,
+    teachers,
+)
 from limbeck.teachers.served import ServedTeacher
 from limbeck.tokenizers import prove_same_vocabulary, template_hash, tokenizer_hash
 
@@ -40,10 +47,7 @@ class Recorded:
     """The result of a recording process.
 
     Attributes:
-        store: The folder.
         shards: Shards of the complete store.
-        recorded: Shards this process recorded.
-        left: Shards that are still missing.
         scored: Scored positions of the complete store.
     """
 
@@ -78,13 +82,8 @@ class Recording:
     def __enter__(self) -> Recording:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stack.__exit__(kind, error, trace)
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
 
     def _gather(self) -> None:
         config = self.config
@@ -99,7 +98,7 @@ class Recording:
         require_layers(self.settings.layers, teacher.info.layers)
         needs = SignalNeeds(distribution=True, layers=frozenset(self.settings.layers))
         teacher.require(TeacherRequest(needs=needs, vocabulary_size=proof.size))
-        self.plan: Plan = self._plan(teacher.info.max_positions)
+        self.plan: ShardPlan = self._plan(teacher.info.max_positions)
         self.header = StoreHeader(
             form=written_out(self.settings.form),
             vocabulary_size=proof.size,
@@ -129,14 +128,14 @@ class Recording:
             assert distribution is not None, "the recording requires distributions"
             form.read_teacher(distribution.rows(nothing), generator_of(0, b""))
 
-    def _plan(self, limit: int | None) -> Plan:
+    def _plan(self, limit: int | None) -> ShardPlan:
         """Every training window, and the held-out windows that a run evaluates."""
         config = self.config
         with main_first(self.world):
             data = load_text(config.data, self.tokenizer, limit)
-            texts = [Windows(data, range(len(data.windows)))]
+            texts = [TextWindows("data", data, range(len(data.windows)))]
             if held_out := load_held_out(config, self.tokenizer, limit):
-                texts.append(Windows(held_out.data, held_out.windows))
+                texts.append(TextWindows("evaluate.data", held_out.data, held_out.windows))
         return plan_shards(texts, self.settings.shard_tokens)
 
     def budget(self) -> Budget:
@@ -202,11 +201,7 @@ class Recording:
 
 
 def settings_of(config: RunConfig) -> RecordConfig:
-    """The `record` section of a recipe.
-
-    Raises:
-        ConfigError: It is missing, or the teacher is itself a store.
-    """
+    """The `record` section of a recipe."""
     if config.record is None:
         raise ConfigError(
             "record: the recipe must have this section, with the folder and the form of the store. "

@@ -14,7 +14,6 @@ def page(template: str, values: Mapping[str, Any]) -> str:
     """A whole HTML page.
 
     Args:
-        template: File name under `report/templates`.
         values: What the template names. Strings are escaped where they are shown.
     """
     environment = Environment(
@@ -24,6 +23,6 @@ def page(template: str, values: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for name in ("visible", "harmless", "number", "percent", "count", "size", "duration", "times"):
+    for name in ("visible", "harmless", "number", "percent", "count", "size", "duration"):
         environment.filters[name] = vars(words)[name]
     return environment.get_template(template).render(values)

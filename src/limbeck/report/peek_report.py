@@ -1,4 +1,4 @@
-"""The page of a peek: what a teacher thinks beside each word of a text."""
+"""The HTML page of a peek."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ def peek_page(peek: Mapping[str, Any], *, teacher: str, student: str | None) -> 
 
     Args:
         peek: What `limbeck.evaluate.peek.Peek.to_plain` gives.
-        teacher: The teacher's name.
-        student: The student's, if there is one.
     """
     positions = [position_values(p, len(peek["temperatures"])) for p in peek["positions"]]
     values = {"peek": peek, "positions": positions, "teacher": teacher, "student": student}

@@ -27,10 +27,7 @@ COLOURS = {
 """Stand-ins, each replaced by the page's own `var(--name)`."""
 
 SETTINGS: dict[Any, Any] = {
-    "svg.fonttype": "none",
     "font.size": 10.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
     "axes.spines.left": False,
     "axes.edgecolor": COLOURS["rule"],
     "axes.grid": True,
@@ -38,12 +35,8 @@ SETTINGS: dict[Any, Any] = {
     "axes.axisbelow": True,
     "grid.color": COLOURS["rule"],
     "grid.linewidth": 0.6,
-    "xtick.color": COLOURS["ink-soft"],
-    "ytick.color": COLOURS["ink-soft"],
     "xtick.major.size": 3,
     "ytick.major.size": 0,
-    "text.color": COLOURS["ink-soft"],
-    "axes.labelcolor": COLOURS["ink-soft"],
 }
 
 
@@ -54,7 +47,6 @@ class Curve:
     Attributes:
         label: Its name, ours; written beside its end.
         colour: A key of `COLOURS`.
-        steps: Optimizer steps.
         values: One a step; those that are not finite are left out.
         noisy: Draw it faintly, with a moving mean on top.
     """
@@ -72,10 +64,8 @@ def plot(name: str, title: str, curves: Sequence[Curve], unit: str) -> Markup:
     Args:
         name: Tells its element ids from those of other plots on the page.
         title: What is to be seen, for those who cannot see it.
-        curves: At least one, with at least one finite point.
-        unit: Written at the top of the value axis.
     """
-    with matplotlib.rc_context({**SETTINGS, "svg.hashsalt": name}):
+    with matplotlib.rc_context({**style(COLOURS["ink-soft"], name), **SETTINGS}):
         figure = Figure(figsize=(4.2, 2.8))
         axes = figure.add_axes((0.12, 0.17, 0.86, 0.71))
         for curve in curves:
@@ -87,9 +77,69 @@ def plot(name: str, title: str, curves: Sequence[Curve], unit: str) -> Markup:
         axes.margins(x=0.02, y=0.08)
         if len(curves) > 1:
             axes.legend(frameon=False, loc="upper right", handlelength=1.4, borderaxespad=0)
-        file = io.StringIO()
-        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
-    return inline(file.getvalue(), name, title)
+        return inline(svg_of(figure), name, title)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One point of a scatter plot.
+
+    Attributes:
+        label: Its name, written beside it.
+        x: Its place.
+        y: Its value.
+        low: Lower end of the value's interval.
+        high: Upper end.
+        is_marked: Draw it filled.
+    """
+
+    label: str
+    x: float
+    y: float
+    low: float
+    high: float
+    is_marked: bool
+
+
+def scatter(name: str, title: str, points: Sequence[Point], x_label: str, unit: str) -> Markup:
+    """An inline SVG of points with intervals; names and title as for `plot`."""
+    with matplotlib.rc_context({**style(COLOURS["ink-soft"], name), **SETTINGS}):
+        figure = Figure(figsize=(4.2, 2.8))
+        axes = figure.add_axes((0.12, 0.17, 0.78, 0.71))
+        for point in points:
+            below, above = max(point.y - point.low, 0.0), max(point.high - point.y, 0.0)
+            axes.errorbar(
+                point.x,
+                point.y,
+                yerr=[[below], [above]],
+                color=COLOURS["student"],
+                marker="o",
+                markersize=5,
+                markerfacecolor=COLOURS["student"] if point.is_marked else "none",
+            )
+            # A dollar sign would begin a formula.
+            label = point.label.replace("$", r"\$")
+            axes.annotate(label, (point.x, point.y), xytext=(6, 4), textcoords="offset points")
+        axes.set_title(unit, loc="left", fontsize=10.5)
+        axes.set_xlabel(x_label, loc="right", labelpad=2)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.margins(x=0.08, y=0.12)
+        return inline(svg_of(figure), name, title)
+
+
+def style(ink: str, name: str) -> dict[Any, Any]:
+    """Settings of every plot: letters stay letters, and the same plot is the same file."""
+    inks = ("text.color", "axes.labelcolor", "xtick.color", "ytick.color")
+    frame = dict.fromkeys(("axes.spines.top", "axes.spines.right"), False)
+    return {"svg.fonttype": "none", "svg.hashsalt": name, **frame, **dict.fromkeys(inks, ink)}
+
+
+def svg_of(figure: Figure) -> str:
+    """A figure as an SVG file, without a date."""
+    file = io.StringIO()
+    figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    return file.getvalue()
 
 
 def draw(axes: matplotlib.axes.Axes, curve: Curve) -> None:
@@ -131,7 +181,7 @@ def smooth(values: np.ndarray) -> np.ndarray:
 def inline(svg: str, name: str, title: str) -> Markup:
     """A stand-alone SVG file as a part of a page: its ids its own, its colours the page's.
 
-    Nothing in it comes from outside but numbers, so it may stand unescaped.
+    matplotlib escapes the labels, and the rest is numbers, so it needs no escaping.
     """
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)

@@ -1,4 +1,4 @@
-"""What a run directory says, read once and checked at the border."""
+"""Contents of a run directory, read and validated."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from limbeck.errors import DataError
 
 LENIENT = ConfigDict(extra="ignore")
 BASELINE = "cross_entropy"
-"""The stage that trained on the data alone."""
+"""The stage that trained with cross-entropy only."""
 
 Form = TypeVar("Form")
 
@@ -76,10 +76,6 @@ class RunFiles:
     """A run directory's contents.
 
     Attributes:
-        name: The directory's.
-        recipe: Text of recipe.yaml.
-        provenance: Of provenance.json.
-        metrics: Lines of metrics.jsonl.
         baseline: Lines of the cross-entropy stage's metrics.jsonl; none without that stage.
         evaluation: Of evaluation.json; None when nothing was held out.
     """
@@ -126,11 +122,7 @@ def baseline_metrics(directory: Path, evaluation: Evaluation | None) -> Path:
 
 
 def text(path: Path) -> str:
-    """A text file of the run.
-
-    Raises:
-        DataError: It cannot be read.
-    """
+    """A text file of the run."""
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -141,11 +133,7 @@ def text(path: Path) -> str:
 
 
 def checked(path: Path, validate: Callable[[Any], Form]) -> Form:
-    """A JSON file of the run, as `validate` reads it.
-
-    Raises:
-        DataError: It cannot be read, or says something else.
-    """
+    """A JSON file of the run, as `validate` reads it."""
     try:
         return validate(json.loads(text(path)))
     except RecursionError:

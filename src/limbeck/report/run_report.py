@@ -1,4 +1,4 @@
-"""The page of a run: what was kept, what was lost, of what it was made."""
+"""The HTML page of a run."""
 
 from __future__ import annotations
 
@@ -30,10 +30,8 @@ class Metric:
     """How a metric reads in the table.
 
     Attributes:
-        label: Its name.
-        meaning: What it is, in a few words.
         better: Which value is best: the least, the greatest, or the one nearest 0.
-        share: Whether it is a fraction, told in percent.
+        share: Whether it is a fraction, shown in percent.
         digits: Decimals of one that is not.
     """
 
@@ -116,7 +114,7 @@ def mapping(value: Any) -> Mapping[str, Any]:
 
 
 def name_of(facts: Mapping[str, Any], otherwise: str) -> str:
-    """What a model is called: its name without the folders it lay in."""
+    """A model's name; for a path its last part."""
     name = str(facts.get("name") or otherwise)
     return name.rstrip("/").rpartition("/")[2] if name.startswith(("/", ".", "~")) else name
 
@@ -221,5 +219,5 @@ def flat(tree: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, str]]:
         if isinstance(value, Mapping):
             yield from flat(value, path)
         else:
-            told = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            yield path, told[:LONGEST_FACT]
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            yield path, text[:LONGEST_FACT]

@@ -2,38 +2,24 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
 
+from limbeck.report.plots import style, svg_of
+
 KEPT, GONE, INK = "#2f6f9f", "#d9a441", "#444444"
-SETTINGS: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "shrink",
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-}
 
 
 def shrink_plot(found: Mapping[str, Any]) -> str:
-    """An SVG file: two measures of every layer, and what each way to choose layers costs.
-
-    Args:
-        found: As importance.json holds it.
-    """
+    """An SVG file: two measures of every layer, and what each way to choose layers costs."""
     layers = found["importance"]
     kept = set(found["made"]["layers_kept"])
     places = [each["layer"] for each in layers]
     colours = [KEPT if place in kept else GONE for place in places]
-    with matplotlib.rc_context(SETTINGS):
+    with matplotlib.rc_context(style(INK, "shrink")):
         figure = Figure(figsize=(7.2, 6.4), layout="constrained")
         loss, influence, costs = figure.subplots(3, 1, height_ratios=(3, 3, 2))
         loss.bar(places, [each["forward_kl"] for each in layers], color=colours)
@@ -47,6 +33,4 @@ def shrink_plot(found: Mapping[str, Any]) -> str:
         names = [f"{way['by']}, {len(way['layers'])} layers" for way in ways]
         costs.barh(names, [way["forward_kl"] for way in ways], color=KEPT)
         costs.set_title("Forward KL before distillation, by choice of layers", loc="left")
-        file = io.StringIO()
-        figure.savefig(file, format="svg", metadata={"Date": None})
-    return file.getvalue()
+        return svg_of(figure)

@@ -1,4 +1,4 @@
-"""What the figures of a run say, in sentences."""
+"""The results of a run in sentences."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from limbeck.report.run_files import Evaluation, Figure, ModelSize
-from limbeck.report.words import THIN, count, number, percent, times
+from limbeck.report.words import THIN, count, number, percent
 
 NOTHING = ModelSize()
 
@@ -25,12 +25,24 @@ def headline(evaluation: Evaluation | None) -> str:
 
 
 def gap_closed(gap: Figure) -> str:
-    """What became of the distance to the teacher."""
+    """How the distance to the teacher changed."""
     if gap.value < 0:
-        grew = number(-gap.value, 0)
-        return f"The student ended {grew}{THIN}% farther from its teacher than it began"
-    share = number(gap.value, 0)
-    return f"The student closed {share}{THIN}% of the gap between its start and its teacher"
+        grew = Figure(-gap.value, opposite(gap.high), opposite(gap.low))
+        return f"The student ended {with_ends(grew)} farther from its teacher than it began"
+    return f"The student closed {with_ends(gap)} of the gap between its start and its teacher"
+
+
+def opposite(value: float | None) -> float | None:
+    """A value with the other sign, where it is known."""
+    return None if value is None else -value
+
+
+def with_ends(figure: Figure) -> str:
+    """A figure in percent, with the ends of its interval."""
+    ends = ""
+    if figure.low is not None and figure.high is not None:
+        ends = f" [{number(figure.low, 0)}, {number(figure.high, 0)}]"
+    return f"{number(figure.value, 0)}{THIN}%{ends}"
 
 
 def costs(evaluation: Evaluation) -> Iterator[str]:
@@ -40,7 +52,7 @@ def costs(evaluation: Evaluation) -> Iterator[str]:
         kept = number(100 * student.parameters / teacher.parameters, 0)
         yield f"with {count(student.parameters)} parameters, {kept}{THIN}% of the teacher's"
     if speed := ratio(student.tokens_per_second, teacher.tokens_per_second):
-        yield f"reads text {times(speed)} times as fast"
+        yield f"reads text {number(speed, 2)} times as fast"
 
 
 def ratio(above: float | None, below: float | None) -> float | None:
@@ -69,28 +81,30 @@ def agreement(evaluation: Evaluation) -> Iterator[str]:
 
 
 def against_baseline(evaluation: Evaluation) -> Iterator[str]:
-    """Whether the teacher was worth it: the same training on the data alone, beside it."""
+    """The student beside the one that was trained with cross-entropy only."""
     difference = evaluation.difference.get("forward_kl")
     baseline = evaluation.gap_recovered_percent.get("cross_entropy")
     if baseline is not None:
         yield (
-            f"Trained on the same text without the teacher, it would have closed "
-            f"{number(baseline.value, 0)}{THIN}%."
+            f"Trained with cross-entropy only, on the same tokens, it closed {with_ends(baseline)}."
         )
     if difference is None or difference.low is None or difference.high is None:
         return
-    ends = f"{number(difference.low)} to {number(difference.high)}"
+    least = min(abs(difference.low), abs(difference.high))
+    digits = 6 if difference.low * difference.high > 0 and least < 0.0005 else 3
+    ends = f"{number(difference.low, digits)} to {number(difference.high, digits)}"
     if difference.low > 0:
-        yield f"The teacher brought it {number(difference.value)} nats a token nearer ({ends})."
+        nearer = number(difference.value, digits)
+        yield f"The teacher brought it {nearer} nats a token nearer ({ends})."
     elif difference.high < 0:
-        away = number(-difference.value)
+        away = number(-difference.value, digits)
         yield f"The teacher's distributions made it worse, by {away} nats a token ({ends})."
     else:
         yield f"This much held-out text cannot tell the two apart ({ends} nats a token)."
 
 
 def caution(evaluation: Evaluation) -> Iterator[str]:
-    """What a reader should hold against the intervals."""
+    """A warning if the intervals rest on few documents."""
     documents = evaluation.held_out.get("documents")
     if documents is not None and documents < 20:
         yield (

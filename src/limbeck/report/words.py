@@ -119,13 +119,3 @@ def duration(seconds: Number | None) -> str:
     if minutes < 60:
         return f"{minutes} min {rest:02d} s"
     return f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def times(ratio: Number | None) -> str:
-    """How many times as much.
-
-    Example:
-        >>> times(1.324)
-        '1.32'
-    """
-    return MISSING if ratio is None or not math.isfinite(ratio) else f"{ratio:.2f}"

@@ -1,4 +1,4 @@
-"""What the rollouts of a step look like in numbers, and a warning when they degenerate."""
+"""Metrics of a step's rollouts, and warnings when they degenerate."""
 
 from __future__ import annotations
 
@@ -15,14 +15,11 @@ WINDOW = 8
 LONGER = 2.0
 MORE_REPEATED = 0.2
 MIN_ENDED = 0.2
-"""Share of rollouts that ended in the first steps, below which a decrease says nothing."""
+"""Share of ended rollouts in the first steps, below which a decrease is not reported."""
 
 
 def figures_of(rollouts: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Figures of a step's rollouts.
-
-    Args:
-        rollouts: Lines of its file; at least one.
 
     Returns:
         rollout_length: Mean number of written tokens.
@@ -45,23 +42,18 @@ def figures_of(rollouts: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 class Watch:
-    """Compares the last steps with the first ones, which it reads from the files of a run."""
+    """Compares the last steps with the first ones, which are read from the run's files."""
 
     def __init__(self, folder: Path) -> None:
-        """
-        Args:
-            folder: Where `step-N.jsonl` are.
-        """
         self._folder = folder
         self._figures: dict[int, dict[str, float]] = {}
         self._warned: set[str] = set()
 
     def warnings(self, step: int, figures: Mapping[str, float]) -> list[str]:
-        """What changed for the worse since the first steps; each warning is given once.
+        """Warnings about degradation since the first steps, each given once.
 
         Args:
             step: Counted from 0; those before it may have run in an earlier process.
-            figures: Of the step.
         """
         self._figures[step] = dict(figures)
         if step >= 2 * WINDOW:

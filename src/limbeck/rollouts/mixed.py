@@ -1,4 +1,4 @@
-"""Steps of which a part is written during the run, and the rest is fixed text."""
+"""Steps with rollouts and rows of fixed text."""
 
 from __future__ import annotations
 
@@ -16,11 +16,6 @@ class Mixed(BatchSource):
     """Rollouts and fixed text in every step; the rollouts come first."""
 
     def __init__(self, rollouts: Rollouts, fixed: BatchSource) -> None:
-        """
-        Args:
-            rollouts: Their rows of a step, numbered above the documents of the fixed text.
-            fixed: The other rows of a step.
-        """
         self._rollouts, self._fixed = rollouts, fixed
 
     @property
@@ -30,7 +25,6 @@ class Mixed(BatchSource):
         return hashlib.sha256(both.encode()).hexdigest()
 
     def step(self, step: int, world: World) -> StepData:
-        """The rank's share of both parts."""
         return MixedStep(self._rollouts.step(step, world), self._fixed.step(step, world))
 
     def ahead(self, step: int, world: World) -> StepData | None:
@@ -38,7 +32,6 @@ class Mixed(BatchSource):
         return self._fixed.ahead(step, world)
 
     def document_name(self, document: int) -> str:
-        """Number of a rollout, or file and line of a document."""
         part = self._rollouts if document >= self._rollouts.first_number else self._fixed
         return part.document_name(document)
 
@@ -55,16 +48,13 @@ class MixedStep(StepData):
         return [*self.rollouts.cut(micro_batch), *self.fixed.cut(micro_batch)]
 
     def row_numbers(self, micro_batch: int) -> list[list[int]]:
-        """Numbers of the rows in each micro-batch."""
         parts = (self.rollouts, self.fixed)
         return [numbers for part in parts for numbers in part.row_numbers(micro_batch)]
 
     @property
     def metrics(self) -> Mapping[str, float]:
-        """Figures of the rollouts."""
         return self.rollouts.metrics
 
     @property
     def warnings(self) -> Sequence[str]:
-        """Warnings about the rollouts."""
         return self.rollouts.warnings

@@ -12,21 +12,19 @@ from limbeck.data import TextData
 
 
 class Prompts(Sequence[Sequence[int]]):
-    """Beginnings of documents, read from the tokens on disk.
+    """Prompts: the first tokens of documents, read from disk.
 
     Attributes:
-        too_short: Documents left out because nothing of them would follow the prompt.
-        too_long: Documents left out because their prompt leaves no room for a rollout.
+        too_short: Number of documents without a token after the prompt.
+        too_long: Number of documents whose prompt is longer than `longest`.
     """
 
     def __init__(self, data: TextData, *, longest: int, first_tokens: int | None = None) -> None:
         """
         Args:
-            data: The text.
-            longest: Tokens of a prompt, at most.
-            first_tokens: Take so many tokens of each document. None takes everything before the
-                last stretch of scored tokens: a chat up to its last answer, with the template's
-                generation prompt, and the prompt of a completion.
+            first_tokens: Length of a prompt. None takes everything before the last run of scored
+                tokens: a chat up to its last answer, with the template's generation prompt, or the
+                prompt of a completion.
         """
         ends = np.asarray(data.document_ends)
         begins = np.concatenate([[0], ends[:-1]])
@@ -62,10 +60,10 @@ class Prompts(Sequence[Sequence[int]]):
 def last_answers(
     data: TextData, ends: Int64[np.ndarray, " documents"]
 ) -> Int64[np.ndarray, " documents"]:
-    """Where the last stretch of scored tokens of each document begins.
+    """Index of the first token of the last run of scored tokens in each document.
 
-    A document's first token is never scored, so a stretch lies in one document. For a document
-    without one this is a place before the document, or -1.
+    A document's first token is never scored, so a run lies in one document. For a document
+    without scored tokens it is an index before the document, or -1.
     """
     scored = np.asarray(data.scored)
     starts = np.concatenate([[-1], np.flatnonzero(scored[1:] & ~scored[:-1]) + 1])

@@ -60,9 +60,7 @@ def sample(
     """One continuation of each prompt, with the model's current weights and a key-value cache.
 
     Args:
-        model: Any mode; it computes in evaluation mode and keeps its own.
         prompts: Token ids, at least one each; the lengths may differ.
-        sampling: How to draw.
         keys: Of each row, numbers that seed its draws. A row's text does not depend on the rows
             beside it, rounding of the model's logits aside.
         on_tokens: Called after each token with all tokens so far; one prompt only.
@@ -139,8 +137,6 @@ class GumbelDraw(LogitsProcessor):
         """
         Args:
             vocabulary_size: Later ids are padding of the head, and never drawn.
-            sampling: Temperature and top-p.
-            keys: Seed of each row.
         """
         self.logprobs: list[Tensor] = []
         self._size, self._sampling = vocabulary_size, sampling

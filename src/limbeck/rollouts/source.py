@@ -1,4 +1,4 @@
-"""Batches of text that a model writes with its current weights."""
+"""Batches of text that a model generates during the run."""
 
 from __future__ import annotations
 
@@ -12,20 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
-from limbeck.batch import Batch
-from limbeck.data import BatchSource, StepData, order, order_digest
+from limbeck.batch import Batch, Window
+from limbeck.data import BatchSource, StepData, order_digest, step_rows
 from limbeck.distributed import World, gather_objects, together, unsharded
 from limbeck.errors import ConfigError, DataError
 from limbeck.files import write_text
 from limbeck.models import CausalLM
 from limbeck.rollouts.figures import Watch, figures_of
 from limbeck.rollouts.sampling import Rollout, Sampling, sample
-
-MIN_WIDTH = 2
-"""Positions of a batch of no rows: the shortest a model can read as a sequence."""
 
 
 class Rollouts(BatchSource):
@@ -53,9 +49,7 @@ class Rollouts(BatchSource):
     ) -> None:
         """
         Args:
-            model: Writes the text: the student in training, or a teacher.
-            prompts: Token ids.
-            sampling: How to draw.
+            model: Generates the text: the student in training, or a teacher.
             seed: Of the prompts' order and of the draws.
             rows_per_step: Rollouts of one optimizer step, over all ranks.
             folder: Gets `step-N.jsonl` for each step; a repeated step replaces its file.
@@ -63,10 +57,6 @@ class Rollouts(BatchSource):
                 rank holds its whole weights while it writes.
             first_number: Number of a step's first rollout in messages, above those of the documents
                 and rows it stands beside.
-
-        Raises:
-            ConfigError: The model has too few positions for the longest prompt and its rollout.
-            DataError: There is no prompt, or an empty one.
         """
         if not prompts or not all(prompts):
             raise DataError(
@@ -112,17 +102,22 @@ class Rollouts(BatchSource):
 
     def write(self, step: int, world: World) -> list[Rollout]:
         """The rank's rollouts; those of all ranks, in rank order, do not depend on their number."""
-        size, count = self._rows_per_step, len(self._prompts)
-        places = range(world.rank * size // world.size, (world.rank + 1) * size // world.size)
-        chosen = [step * size + place for place in places]
-        indices = [int(order(self._seed, n // count, count)[n % count]) for n in chosen]
+        size = self._rows_per_step
+        indices = step_rows(
+            step,
+            world.rank,
+            world.size,
+            seed=self._seed,
+            num_rows=len(self._prompts),
+            rows_per_step=size,
+        )
         prompts = [self._prompts[index] for index in indices]
-        keys = [(self._seed, step, place) for place in places]
+        first = world.rank * size // world.size
+        keys = [(self._seed, step, first + place) for place in range(len(prompts))]
         with unsharded(self._root):
             return sample(self._model, prompts, self._sampling, keys)
 
     def document_name(self, document: int) -> str:
-        """Number of the rollout in its step."""
         return f"rollout {document - self.first_number}"
 
     def _keep(self, step: int, rollouts: Sequence[Mapping[str, Any]]) -> None:
@@ -136,59 +131,43 @@ class RolloutsOfStep(StepData):
     """One rank's rollouts.
 
     Attributes:
-        rollouts: In order.
         first: Number of the rank's first, in messages.
         most_rows: Rows of the rank that has most.
         figures: Of all ranks' rollouts (`figures_of`), and the seconds this rank took for them.
-        complaints: What changed for the worse since the first steps.
+        warning_texts: Degradation since the first steps.
     """
 
     rollouts: Sequence[Rollout]
     first: int
     most_rows: int
     figures: Mapping[str, float] = field(default_factory=dict)
-    complaints: Sequence[str] = ()
+    warning_texts: Sequence[str] = ()
 
     def cut(self, micro_batch: int) -> list[Batch]:
-        """Batches of the rollouts, as many on every rank."""
         starts = range(0, max(1, self.most_rows), micro_batch)
         return [
             rollout_batch(self.rollouts[at : at + micro_batch], self.first + at) for at in starts
         ]
 
     def row_numbers(self, micro_batch: int) -> list[list[int]]:
-        """Numbers of the rollouts in each micro-batch."""
         starts = range(0, max(1, self.most_rows), micro_batch)
         last = len(self.rollouts)
         return [[self.first + i for i in range(at, min(at + micro_batch, last))] for at in starts]
 
     @property
     def metrics(self) -> Mapping[str, float]:
-        """The figures."""
         return self.figures
 
     @property
     def warnings(self) -> Sequence[str]:
-        """The complaints."""
-        return self.complaints
+        return self.warning_texts
 
 
 def rollout_batch(rollouts: Sequence[Rollout], first_document: int = 0) -> Batch:
-    """Prompts and continuations, padded on the right; only the continuations are scored.
-
-    No rollouts give one row with nothing scored.
-    """
-    lengths = [len(r.prompt_ids) + len(r.token_ids) - 1 for r in rollouts] or [0]
-    shape = (len(lengths), max(MIN_WIDTH, *lengths))
-    inputs, targets, positions = (torch.zeros(shape, dtype=torch.int64) for _ in range(3))
-    scored = torch.zeros(shape, dtype=torch.bool)
-    documents = torch.full(shape, -1, dtype=torch.int64)
-    for row, length in enumerate(lengths):
-        positions[row, :length] = torch.arange(length)
-        positions[row, length:] = torch.arange(shape[1] - length)
-    for row, (rollout, length) in enumerate(zip(rollouts, lengths, strict=False)):
-        tokens = torch.tensor([*rollout.prompt_ids, *rollout.token_ids])
-        inputs[row, :length], targets[row, :length] = tokens[:-1], tokens[1:]
-        scored[row, len(rollout.prompt_ids) - 1 : length] = True
-        documents[row, :length] = first_document + row
-    return Batch(inputs, targets, scored, positions, documents)
+    """Prompts and continuations, a row each; only the continuations are scored."""
+    rows = []
+    for document, rollout in enumerate(rollouts, first_document):
+        tokens = np.array([*rollout.prompt_ids, *rollout.token_ids])
+        scored = np.arange(1, len(tokens)) >= len(rollout.prompt_ids)
+        rows.append([Window(tokens, scored, document)])
+    return Batch.packed(rows)

@@ -5,21 +5,19 @@ batch size and number of processes, and a changed text is a missing sample, neve
 """
 
 from limbeck.store.forms.base import Form, forms, written_out
-from limbeck.store.head import publish_once, read_head, write_head
+from limbeck.store.head import publish_once, write_head
 from limbeck.store.header import StoreHeader, create, read_header, require_store_or_new
-from limbeck.store.maintenance import TOKENIZER, Damage, merge, repair, verify
+from limbeck.store.maintenance import TOKENIZER, merge, repair, verify
 from limbeck.store.sample import Sample, generator_of, sample_key
-from limbeck.store.shard import Shard, absent_shards, finished_shards, shard_facts, shard_name
+from limbeck.store.shard import absent_shards, finished_shards, shard_facts, shard_name
 from limbeck.store.store import Record, Store
 from limbeck.store.writer import ShardWriter
 
 __all__ = [
     "TOKENIZER",
-    "Damage",
     "Form",
     "Record",
     "Sample",
-    "Shard",
     "ShardWriter",
     "Store",
     "StoreHeader",
@@ -30,7 +28,6 @@ __all__ = [
     "generator_of",
     "merge",
     "publish_once",
-    "read_head",
     "read_header",
     "repair",
     "require_store_or_new",

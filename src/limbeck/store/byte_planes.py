@@ -37,11 +37,7 @@ class Unpacker:
         self._at = 0
 
     def next(self, size: int) -> UInt8[np.ndarray, " bytes"]:
-        """The next plane, which must have `size` bytes.
-
-        Raises:
-            DataError: It has another size, or is absent.
-        """
+        """The next plane, which must have `size` bytes."""
         if size > MAX_PLANE_BYTES:
             raise DataError(f"A plane of {size:,} bytes is more than {MAX_PLANE_BYTES:,}.")
         start = self._at + 4
@@ -65,11 +61,7 @@ class Unpacker:
         return content
 
     def finish(self) -> None:
-        """Require that all planes were read.
-
-        Raises:
-            DataError: Bytes remain.
-        """
+        """Require that all planes were read."""
         if self._at != len(self._packed):
             left = len(self._packed) - self._at
             raise DataError(f"A coded signal has {left:,} bytes after its last plane.")

@@ -30,11 +30,7 @@ def encode_counts(
 def decode_counts(
     unpack: Unpacker, num_scored: int, ranks: TokenRanks, num_draws: int
 ) -> tuple[Int[Tensor, "N k"], Int[Tensor, "N k"]]:
-    """Ids and counts of sampled tokens; a count of 0 marks padding.
-
-    Raises:
-        DataError: The counts of a row do not sum to `num_draws`, or an id is unknown.
-    """
+    """Ids and counts of sampled tokens; a count of 0 marks padding."""
     ids, present = id_sets.read_uneven(unpack, num_scored, ranks, num_draws)
     entries = int(present.sum())
     counts = np.zeros(ids.shape, dtype=np.int64)

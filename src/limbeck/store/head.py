@@ -36,12 +36,7 @@ def write_head(store: Path, head: Head) -> None:
 
 
 def publish_once(final: Path, write: Callable[[Path], None]) -> None:
-    """Publish a folder of a store, unless it exists; the caller holds the store's lock.
-
-    Raises:
-        DataError: The existing one is damaged.
-        StorageError: The disk is full.
-    """
+    """Publish a folder of a store, unless it exists; the caller holds the store's lock."""
     if manifest(final) is not None:
         return
     if final.exists():
@@ -55,11 +50,7 @@ def publish_once(final: Path, write: Callable[[Path], None]) -> None:
 
 
 def read_head(store: Path) -> Head:
-    """The head of a store, on the CPU.
-
-    Raises:
-        DataError: It is absent or damaged.
-    """
+    """The head of a store, on the CPU."""
     folder = store / FOLDER
     if manifest(folder) is None:
         raise DataError(

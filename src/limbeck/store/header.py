@@ -31,17 +31,10 @@ class StoreHeader:
     Attributes:
         form: How distributions are stored: `{type: top_k, k: 32, ...}`.
         vocabulary_size: Tokens of the teacher's distributions, without padding rows.
-        num_shards: Shards of the complete store.
         teacher: Name, revision, weight hash, shape and dtype.
-        tokenizer: Hash of the tokenizer.
-        template: Hash of the chat template.
-        data: Hash of the data set.
         sequence_length: Longest window, in positions.
-        seed: Seed of the random draws.
         layers: 0-based teacher layers whose outputs are recorded, ascending.
         layer_precision: Precision of those; see the form `hidden`.
-        limbeck: Version that created it.
-        format: Version of the file format.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
@@ -61,11 +54,7 @@ class StoreHeader:
     format: int = FORMAT
 
     def make_form(self) -> Form:
-        """The form that encodes and decodes its distributions.
-
-        Raises:
-            ConfigError: No such form exists, or an option is invalid.
-        """
+        """The form that encodes and decodes its distributions."""
         return forms.bind(self.form, "form")(self.vocabulary_size)
 
     def to_json(self) -> dict[str, Any]:
@@ -102,7 +91,7 @@ class StoreHeader:
         return compare(self.identity, other.identity)
 
     def differences(self, wanted: Mapping[str, Any]) -> list[str]:
-        """Those of the wanted fields that differ, as `field: 3 in the store, 4 wanted`."""
+        """The wanted fields that differ, as `field: 3 in the store, 4 wanted`."""
         facts = json.loads(json.dumps(self.to_json()))
         return compare({name: facts.get(name) for name in wanted}, wanted)
 
@@ -146,7 +135,7 @@ def create(folder: Path, header: StoreHeader) -> None:
         found = read_header(folder)
         if differing := found.conflicts(header):
             raise DataError(
-                f"The store {folder} was begun from something else ({'; '.join(differing)}). "
+                f"The store {folder} was recorded from something else ({'; '.join(differing)}). "
                 "Change the recipe to match, or record into another folder."
             )
         return
@@ -154,11 +143,7 @@ def create(folder: Path, header: StoreHeader) -> None:
 
 
 def require_store_or_new(folder: Path) -> None:
-    """Refuse a folder that holds other files.
-
-    Raises:
-        ConfigError: It has files, and no header among them.
-    """
+    """Refuse a folder that holds other files."""
     if (folder / HEADER).exists() or not folder.is_dir():
         return
     if others := sorted(path.name for path in folder.iterdir() if path.name[0] != "."):
@@ -198,11 +183,7 @@ def read_header(folder: Path) -> StoreHeader:
 
 
 def check_bounds(header: StoreHeader) -> None:
-    """Limit the sizes of a header, which determine how much memory is allocated.
-
-    Raises:
-        ValueError: One is out of range.
-    """
+    """Limit the sizes of a header, which determine how much memory is allocated."""
     for name, value, limit in (
         ("vocabulary_size", header.vocabulary_size, 1 << 24),
         ("sequence_length", header.sequence_length, 1 << 24),

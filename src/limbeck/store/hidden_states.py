@@ -32,9 +32,6 @@ def encode(states: Float[Tensor, "N D"], precision: Precision) -> bytes:
     `exact` keeps every bit, `float16` rounds. `int8` keeps a signed byte for each value and a
     float16 scale for each 64 of a row: the error is at most half the scale, which is the largest
     magnitude of the 64 over 127, rounded up.
-
-    Raises:
-        DataError: A value is not finite, or too large for float16.
     """
     states = states.detach().cpu().contiguous()
     if not bool(states.isfinite().all()):
@@ -60,11 +57,7 @@ def encode(states: Float[Tensor, "N D"], precision: Precision) -> bytes:
 
 
 def decode(coded: memoryview, num_rows: int) -> Float[Tensor, "N D"]:
-    """Hidden states in their original dtype, or in float16 if they were rounded to it.
-
-    Raises:
-        DataError: The bytes are not what `encode` writes.
-    """
+    """Hidden states in their original dtype, or in float16 if they were rounded to it."""
     if len(coded) < START.size:
         raise DataError("Coded hidden states must begin with their width, and end before it.")
     width, code, in_bytes = START.unpack(coded[: START.size])

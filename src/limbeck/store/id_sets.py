@@ -24,21 +24,8 @@ def to_gaps(sorted_ranks: Int64[np.ndarray, "N k"]) -> Int64[np.ndarray, "N k"]:
     return np.asarray(np.diff(sorted_ranks, axis=-1, prepend=-1) - 1)
 
 
-def from_gaps(gaps: Int64[np.ndarray, "N k"], ranks: TokenRanks) -> Int64[np.ndarray, "N k"]:
-    """The ids whose ranks have these gaps.
-
-    Raises:
-        DataError: A rank is outside the vocabulary.
-    """
-    return ids_at((gaps + 1).cumsum(-1) - 1, ranks)
-
-
 def ids_at(positions: Int64[np.ndarray, "N k"], ranks: TokenRanks) -> Int64[np.ndarray, "N k"]:
-    """The ids at these ranks.
-
-    Raises:
-        DataError: A rank is outside the vocabulary.
-    """
+    """The ids at these ranks."""
     if positions.size and int(positions.max()) >= ranks.vocabulary_size:
         raise DataError(
             f"A coded signal names a token beyond the {ranks.vocabulary_size:,} of its vocabulary."
@@ -49,14 +36,10 @@ def ids_at(positions: Int64[np.ndarray, "N k"], ranks: TokenRanks) -> Int64[np.n
 def read_rows(
     unpack: Unpacker, num_rows: int, k: int, ranks: TokenRanks
 ) -> Int64[np.ndarray, "N k"]:
-    """The ids of rows of k ids each.
-
-    Raises:
-        DataError: The signal ends before, or an id is outside the vocabulary.
-    """
+    """The ids of rows of k ids each."""
     width = num_bytes(ranks.vocabulary_size)
     gaps = from_planes([unpack.next(num_rows * k) for _ in range(width)])
-    return from_gaps(gaps.reshape(num_rows, k), ranks)
+    return ids_at((gaps.reshape(num_rows, k) + 1).cumsum(-1) - 1, ranks)
 
 
 def write_uneven(
@@ -77,11 +60,7 @@ def write_uneven(
 def read_uneven(
     unpack: Unpacker, num_rows: int, ranks: TokenRanks, max_ids: int
 ) -> tuple[Int64[np.ndarray, "N k"], Bool[np.ndarray, "N k"]]:
-    """Ids of uneven rows, and which are present; a row is padded with its first id.
-
-    Raises:
-        DataError: A row has more than `max_ids`, or an id is outside the vocabulary.
-    """
+    """Ids of uneven rows, and which are present; a row is padded with its first id."""
     lengths = from_planes([unpack.next(num_rows) for _ in range(num_bytes(max_ids))]) + 1
     width = int(lengths.max(initial=1))
     if width > max_ids:

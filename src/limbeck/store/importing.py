@@ -1,6 +1,6 @@
 """Import of signals that other tools recorded: DistillKit's raw rows, vLLM's prompt_logprobs.
 
-Each row is one sample, a text read from its beginning; each file becomes a shard. Such files do not
+Each row is one sample, a text from its first token; each file becomes a shard. Such files do not
 hold the tail at other temperatures, so an imported store serves one temperature.
 """
 
@@ -10,7 +10,6 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +17,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import torch
-from jaxtyping import Bool, Float32, Int32, Int64
+from jaxtyping import Float32, Int64
 
 from limbeck.errors import ConfigError, DataError
 from limbeck.files import sha256, staging
@@ -38,9 +37,9 @@ class UncheckedRow(NamedTuple):
 
     Attributes:
         location: File, and row or line.
-        tokens: As in `Row`.
-        ids: As in `Row`, or with one position more, which has no target.
-        logprobs: Likewise.
+        ids: Top token ids at the first L = T - 1 positions, which predict the next token; one
+            position more has no target.
+        logprobs: Their log-probabilities.
         labels: -100 for tokens that are not scored; None if all are.
     """
 
@@ -49,23 +48,6 @@ class UncheckedRow(NamedTuple):
     ids: Any
     logprobs: Any
     labels: Any
-
-
-@dataclass(frozen=True)
-class Row:
-    """One validated row.
-
-    Attributes:
-        tokens: The T tokens of the text.
-        ids: Top token ids at the first L = T - 1 positions, which predict the next token.
-        logprobs: Their log-probabilities.
-        scored: Which of those positions are scored.
-    """
-
-    tokens: Int32[np.ndarray, " T"]
-    ids: Int64[np.ndarray, "L k"]
-    logprobs: Float32[np.ndarray, "L k"]
-    scored: Bool[np.ndarray, " L"]
 
 
 def import_store(
@@ -82,7 +64,6 @@ def import_store(
         source: `.parquet` with columns `input_ids`, `token_ids` and `top_values` (DistillKit's raw
             rows), and `labels` if not everything is scored; or `.jsonl` with `prompt_token_ids`
             and `prompt_logprobs` (vLLM).
-        folder: The store to make; new.
         header: With the form `top_k`; its number of shards is set to the number of files, and its
             data to a hash of them.
         complete: Called with the store's temporary folder before it is renamed, to add files.
@@ -99,7 +80,7 @@ def import_store(
     if form["type"] != "top_k" or len(form.get("temperatures", (1.0,))) != 1:
         raise ConfigError(
             f"An imported store must have the form top_k at one temperature, got {dict(form)}. "
-            "Other files do not say more; record the teacher for anything else."
+            "The files hold nothing else; record the teacher for another form."
         )
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise ConfigError(
@@ -123,27 +104,20 @@ def import_store(
 
 
 def import_file(file: Path, folder: Path, shard: int, header: StoreHeader) -> None:
-    """Make a shard from a file.
-
-    Raises:
-        DataError: A row is invalid; file and row are named.
-    """
+    """Make a shard from a file."""
     k = int(header.form.get("k", 32))
     temperature = float(header.form.get("temperatures", (1.0,))[0])
     with ShardWriter(folder, shard, header) as writer:
         for row in READERS[file.suffix](file, k):
             try:
-                writer.add(*as_sample(row_of(row, k), header, temperature))
+                sample, ids, logprobs = validated(row, k)
+                writer.add(sample, as_signal(ids, logprobs, header, temperature))
             except DataError as error:
                 raise DataError(f"{row.location}: {error}") from error
 
 
 def files_of(source: Path) -> list[Path]:
-    """The files to import.
-
-    Raises:
-        DataError: There are none.
-    """
+    """The files to import."""
     candidates = sorted(source.iterdir()) if source.is_dir() else [source]
     files = [file for file in candidates if file.suffix in READERS and file.is_file()]
     if not files:
@@ -154,13 +128,13 @@ def files_of(source: Path) -> list[Path]:
     return files
 
 
-def as_sample(row: Row, header: StoreHeader, temperature: float) -> tuple[Sample, TopK]:
-    """A row as a sample and its signal.
-
-    Raises:
-        DataError: Ids repeat or are outside the vocabulary, or probabilities sum to more than 1.
-    """
-    ids, logprobs = row.ids[row.scored], row.logprobs[row.scored]
+def as_signal(
+    ids: Int64[np.ndarray, "N k"],
+    logprobs: Float32[np.ndarray, "N k"],
+    header: StoreHeader,
+    temperature: float,
+) -> TopK:
+    """The signal of a sample, from the top tokens at its scored positions."""
     if ids.size and not (ids.min() >= 0 and ids.max() < header.vocabulary_size):
         raise DataError(
             f"token ids must be from 0 to {header.vocabulary_size - 1:,}, got {ids.min():,} to "
@@ -169,28 +143,23 @@ def as_sample(row: Row, header: StoreHeader, temperature: float) -> tuple[Sample
     ordered = np.sort(ids, axis=-1)
     if bool((ordered[:, 1:] == ordered[:, :-1]).any()):
         raise DataError("a position names a token twice. Record these rows again")
-    mass = np.exp(logprobs.astype(np.float64)).sum(-1)
-    if not bool((mass <= 1 + TOLERANCE).all()):
+    total = np.exp(logprobs.astype(np.float64)).sum(-1)
+    if not bool((total <= 1 + TOLERANCE).all()):
         raise DataError(
-            f"the probabilities of a position must add up to at most 1, got {mass.max():.4g}. "
+            f"the probabilities of a position must add up to at most 1, got {total.max():.4g}. "
             "Are these logits? Log-probabilities under the whole vocabulary are needed"
         )
-    tail = np.log(np.maximum(1 - mass, np.exp(-30.0)))
-    signal = TopK(
+    tail = np.log(np.maximum(1 - total, np.exp(-30.0)))
+    return TopK(
         torch.from_numpy(ids),
         torch.from_numpy(np.maximum(logprobs, FLOOR)),
         torch.from_numpy(tail.astype(np.float32)),
         temperature,
     )
-    return Sample(row.tokens, row.scored), signal
 
 
 def read_parquet(path: Path, k: int) -> Iterator[UncheckedRow]:
-    """Rows of `input_ids` [T], `token_ids` and `top_values` [T or T - 1, at least k].
-
-    Raises:
-        DataError: The file cannot be read, or lacks a column.
-    """
+    """Rows of `input_ids` [T], `token_ids` and `top_values` [T or T - 1, at least k]."""
     del k
     try:
         file = pyarrow.parquet.ParquetFile(path)
@@ -221,9 +190,6 @@ def read_jsonl(path: Path, k: int) -> Iterator[UncheckedRow]:
 
     The first entry is null. Entry i is the distribution of token i itself; it holds the most
     probable tokens, and token i if that is not among them.
-
-    Raises:
-        DataError: A line is not of this form.
     """
     with path.open("rb") as file:
         number = 0
@@ -254,12 +220,10 @@ def most_probable(entry: Mapping[str, Any], k: int) -> list[tuple[int, float]]:
     return sorted(pairs, key=lambda pair: -pair[1])[:k]
 
 
-def row_of(row: UncheckedRow, k: int) -> Row:
-    """The row, validated.
-
-    Raises:
-        DataError: Values are not numbers, lengths do not match, or a position has fewer than k.
-    """
+def validated(
+    row: UncheckedRow, k: int
+) -> tuple[Sample, Int64[np.ndarray, "N k"], Float32[np.ndarray, "N k"]]:
+    """A row's sample, and the ids and log-probabilities at its scored positions."""
     try:
         length = len(row.tokens) - 1
         counts = len(row.ids), len(row.logprobs)
@@ -287,15 +251,11 @@ def row_of(row: UncheckedRow, k: int) -> Row:
         scored = labels[1:] != -100
     tokens = whole_numbers(row.tokens, "tokens", (length + 1,)).clip(-1, np.iinfo(np.int32).max)
     ids = whole_numbers([each[:k] for each in row.ids[:length]], "token ids", (length, k))
-    return Row(tokens.astype(np.int32), ids, values, scored)
+    return Sample(tokens.astype(np.int32), scored), ids[scored], values[scored]
 
 
 def whole_numbers(values: Any, name: str, shape: tuple[int, ...]) -> Int64[np.ndarray, ...]:
-    """Integers of this shape.
-
-    Raises:
-        DataError: They are not integers, or have another shape.
-    """
+    """Integers of this shape."""
     try:
         array = np.asarray(values)
     except ValueError:  # nested lists of different lengths

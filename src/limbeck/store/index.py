@@ -19,10 +19,7 @@ class Index:
 
     Attributes:
         high: First 8 bytes of each key, as a big-endian number.
-        low: Last 8 bytes.
         offsets: Byte offset of the record in the shard's Parquet file.
-        lengths: Bytes of the record.
-        rows: Its row in the Parquet file.
     """
 
     high: UInt64[np.ndarray, " n"]
@@ -53,11 +50,7 @@ class Index:
 
     @classmethod
     def from_bytes(cls, content: bytes, num_records: int, data_bytes: int) -> Index:
-        """The index that `to_bytes` wrote, for a Parquet file of `data_bytes`.
-
-        Raises:
-            DataError: Its size is wrong, a record lies outside the file, or rows repeat.
-        """
+        """The index that `to_bytes` wrote, for a Parquet file of `data_bytes`."""
         if len(content) != ENTRY_BYTES * num_records:
             raise DataError(
                 f"the index must have {ENTRY_BYTES} bytes for each of {num_records:,} records, "

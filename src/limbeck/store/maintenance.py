@@ -31,7 +31,6 @@ class Damage:
     Attributes:
         part: Number of the shard to record again, or `head`, or `tokenizer`.
         location: The file, and the record where the damage is in one.
-        text: What is wrong.
     """
 
     part: int | str
@@ -86,7 +85,7 @@ def verify_shard(path: Path, shard: int, header: StoreHeader, form: Form) -> lis
     if damages := [Damage(shard, data, text) for text in bad_records(opened, header, form)]:
         return damages
     if manifest(folder) is None:
-        return [Damage(shard, str(folder), "a file is not what its manifest says, or is too many")]
+        return [Damage(shard, str(folder), "its files are not those of its manifest")]
     # The Parquet reader sees only files that are what was published.
     try:
         texts = list(bad_tokens(opened, header))
@@ -127,7 +126,7 @@ def bad_tokens(shard: Shard, header: StoreHeader) -> Iterator[str]:
             column = facts.column(number)
             if column.path_in_schema != "record" and column.total_uncompressed_size > max_bytes:
                 yield (
-                    f"row group {group} says that {column.path_in_schema} has "
+                    f"row group {group} claims that {column.path_in_schema} has "
                     f"{column.total_uncompressed_size:,} bytes, more than {max_bytes:,}"
                 )
                 return
@@ -138,11 +137,7 @@ def bad_tokens(shard: Shard, header: StoreHeader) -> Iterator[str]:
 
 
 def samples_of(file: pyarrow.parquet.ParquetFile, group: int) -> Iterator[Sample]:
-    """The samples of a row group.
-
-    Raises:
-        ValueError: A row is empty, or does not have one token more than positions.
-    """
+    """The samples of a row group."""
     table = file.read_row_group(group, columns=["tokens", "scored"])
     for tokens, scored in zip(table["tokens"], table["scored"], strict=True):
         if not (tokens.is_valid and scored.is_valid and len(tokens) == len(scored) + 1):
@@ -212,11 +207,7 @@ def merge(parts: Sequence[Path], out: Path) -> StoreHeader:
 
 
 def publish_copy(folder: Path, final: Path) -> None:
-    """Publish a copy of a published folder; nothing happens where the same one exists.
-
-    Raises:
-        DataError: It is damaged, or `final` is another one.
-    """
+    """Publish a copy of a published folder; nothing happens where the same one exists."""
     facts = manifest(folder)
     if facts is None:
         raise DataError(

@@ -3,7 +3,7 @@
 The 256 levels are uniform in the square root for large probabilities (uniform in Hellinger
 distance), and uniform in the logarithm for small ones, which bounds the error of every
 log-probability. Where tokens of small probability are kept too, the rounding of the few large ones
-would dominate the error, so four more bits say in which sixteenth of its level each of those is.
+would dominate the error, so four more bits give the sixteenth of its level for each large one.
 """
 
 from __future__ import annotations
@@ -127,11 +127,7 @@ def decode_probs(planes: UInt8[np.ndarray, " bytes"]) -> Float32[np.ndarray, " N
 
 
 def read_probs(unpack: Unpacker, entries: int) -> Float32[np.ndarray, " N"]:
-    """The next log-probabilities of an encoded signal.
-
-    Raises:
-        DataError: The signal ends before.
-    """
+    """The next log-probabilities of an encoded signal."""
     return decode_probs(unpack.next(2 * entries))
 
 

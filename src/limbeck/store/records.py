@@ -30,9 +30,6 @@ class EncodedRecord:
     """A record whose checksum matches; nothing is decoded yet.
 
     Attributes:
-        key: Key of the sample.
-        num_scored: N.
-        signal: The encoded distribution.
         layers: The encoded hidden states of each recorded layer.
     """
 
@@ -52,11 +49,7 @@ def seal(key: bytes, num_scored: int, sections: Sequence[bytes]) -> bytes:
 
 
 def unseal(record: bytes | memoryview) -> EncodedRecord:
-    """A record, verified.
-
-    Raises:
-        DataError: Its checksum does not match, or its sections do not fill it.
-    """
+    """A record, verified."""
     whole = memoryview(record)
     if len(whole) < SUM.size + START.size:
         raise DataError(f"the record has {len(whole)} bytes, too few for its own header")
@@ -66,7 +59,7 @@ def unseal(record: bytes | memoryview) -> EncodedRecord:
         raise DataError("the record's checksum does not match its bytes")
     key, num_scored, num_sections = START.unpack(body[: START.size])
     if not 1 <= num_sections <= MAX_SECTIONS:
-        raise DataError(f"the record says it has {num_sections:,} sections")
+        raise DataError(f"the record claims to have {num_sections:,} sections")
     end, sections = START.size, []
     for _ in range(num_sections):
         if end + LENGTH.size > len(body):

@@ -38,11 +38,6 @@ class ShardFacts:
 
     Attributes:
         header: `StoreHeader.sha256` of the store.
-        shard: Its number.
-        samples: Number of records.
-        positions: Positions of all samples.
-        scored: Scored positions of all samples.
-        record_bytes: Size of all records.
         files: Size in bytes and sha256 of each file.
     """
 
@@ -86,14 +81,7 @@ def absent_shards(folder: Path, header: StoreHeader) -> list[int]:
 
 @dataclass(frozen=True)
 class Shard:
-    """A shard, open for reading. It holds no file descriptor: each read opens the file again.
-
-    Attributes:
-        path: Its folder.
-        facts: Its manifest.
-        index: Where each record is.
-        ranks: Its table of frequent tokens.
-    """
+    """A shard, open for reading. It holds no file descriptor: each read opens the file again."""
 
     path: Path
     facts: ShardFacts
@@ -102,12 +90,7 @@ class Shard:
 
     @classmethod
     def open(cls, folder: Path, shard: int, header: StoreHeader) -> Shard:
-        """A shard of a store: manifest, sizes, index and ranks are verified, records when read.
-
-        Raises:
-            DataError: It is absent, damaged, or belongs to another store.
-            StorageError: The process has too many open files.
-        """
+        """A shard of a store: manifest, sizes, index and ranks are verified, records when read."""
         path, facts = folder / shard_name(shard), shard_facts(folder, shard)
         if facts is None:
             raise DataError(
@@ -133,12 +116,7 @@ class Shard:
         return cls(path, facts, index, ranks)
 
     def read(self, entry: int, max_scored: int) -> EncodedRecord:
-        """The record of an entry of the index, verified.
-
-        Raises:
-            DataError: It is damaged, or is another sample's; file and byte are named.
-            StorageError: The process has too many open files.
-        """
+        """The record of an entry of the index, verified."""
         start, length = int(self.index.offsets[entry]), int(self.index.lengths[entry])
         try:
             # Read, not mapped: a file that is cut while in use must not end in SIGBUS.
@@ -147,23 +125,18 @@ class Shard:
             if record.key != self.index.key(entry):
                 raise DataError("the record is another sample's")
             if record.num_scored > max_scored:
-                raise DataError(f"the record says it has {record.num_scored:,} positions")
+                raise DataError(f"the record claims to have {record.num_scored:,} positions")
         except (DataError, OSError) as error:
             raise_if_too_many_open(error)
             raise DataError(
                 f"{self.path / DATA}, byte {start:,}, sample {self.index.key(entry).hex()}: "
-                f"{error}. `limbeck store repair` says what to record again."
+                f"{error}. `limbeck store repair` names what to record again."
             ) from error
         return record
 
 
 def check_size(path: Path, size_bytes: int) -> None:
-    """Require a regular file of this size.
-
-    Raises:
-        DataError: It is a link, a FIFO or a folder, or has another size.
-        OSError: It is not there.
-    """
+    """Require a regular file of this size."""
     facts = path.lstat()
     if stat.S_ISLNK(facts.st_mode):
         raise DataError(f"{path.name} must be a file, and is a link")
@@ -174,12 +147,7 @@ def check_size(path: Path, size_bytes: int) -> None:
 
 
 def verified_bytes(path: Path, size_bytes: int, sha256: str) -> bytes:
-    """The content of a file that has the size and the hash of its manifest.
-
-    Raises:
-        DataError: It has not.
-        OSError: It cannot be read.
-    """
+    """The content of a file that has the size and the hash of its manifest."""
     check_size(path, size_bytes)
     content = path.read_bytes()
     digest = hashlib.sha256(content).hexdigest()

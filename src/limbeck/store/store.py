@@ -27,7 +27,6 @@ class Record:
     """The decoded record of one sample.
 
     Attributes:
-        num_scored: N.
         signal: The teacher's distributions at the N scored positions.
         layers: Hidden states of the requested layers.
     """
@@ -109,7 +108,6 @@ class Store:
         """The record of a sample, on the CPU.
 
         Args:
-            key: Key of the sample.
             layers: Recorded layers to decode; all of them by default.
 
         Raises:

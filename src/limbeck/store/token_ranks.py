@@ -16,7 +16,7 @@ from limbeck.store.byte_planes import Unpacker, from_planes, num_bytes, pack, to
 COUNT = struct.Struct("<I")
 
 COUNTED_TOKENS = 4096
-"""Scored tokens at the beginning of a shard whose signals are counted for its ranking."""
+"""The ranking of a shard is counted on this many scored tokens, its first ones."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,7 @@ class TokenRanks:
 
     @classmethod
     def from_bytes(cls, content: bytes, vocabulary_size: int) -> TokenRanks:
-        """The ranking that `to_bytes` wrote.
-
-        Raises:
-            DataError: An id is outside the vocabulary or repeated, or the size is wrong.
-        """
+        """The ranking that `to_bytes` wrote."""
         if len(content) < COUNT.size:
             raise DataError(f"A table of ranks cannot have {len(content)} bytes.")
         (seen,) = COUNT.unpack_from(content)

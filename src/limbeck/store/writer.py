@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import pyarrow
@@ -44,10 +43,6 @@ class ShardWriter:
 
     def __init__(self, folder: Path, shard: int, header: StoreHeader) -> None:
         """
-        Args:
-            folder: The store; created if absent.
-            shard: Number of the shard.
-            header: What the store is recorded from.
 
         Raises:
             DataError: The folder holds a store of something else, or already has the shard.
@@ -88,12 +83,7 @@ class ShardWriter:
     def __enter__(self) -> ShardWriter:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
         if kind is None:
             self.close()
         else:
@@ -113,7 +103,6 @@ class ShardWriter:
         """Add a sample; False if the shard has it already.
 
         Args:
-            sample: A window with N scored positions.
             signal: Result of `Form.read_teacher` at those.
             layers: Hidden states [N, D] of each recorded layer.
 
@@ -243,11 +232,7 @@ def storing(final: Path, work: Path) -> Iterator[None]:
 
 
 def check(sample: Sample, header: StoreHeader) -> None:
-    """Require that a sample fits its store.
-
-    Raises:
-        DataError: A token is outside the vocabulary, or it has too many positions.
-    """
+    """Require that a sample fits its store."""
     if len(sample.scored) > header.sequence_length:
         raise DataError(
             f"A sample may have at most {header.sequence_length:,} positions, the store's "

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from limbeck.distributed import World
+from limbeck.errors import ConfigError
 from limbeck.layer_map import LayerMap
 from limbeck.models import (
     CausalLM,
@@ -17,7 +18,7 @@ from limbeck.models import (
     copied_model,
     reopened,
 )
-from limbeck.prune.calibration import Text
+from limbeck.prune.calibration import CalibrationText
 from limbeck.registry import Component, Registry, type_of
 
 
@@ -27,11 +28,9 @@ class Origin:
 
     Attributes:
         teacher: None for a recorded teacher, which has no weights here.
-        tokenizer: The teacher's.
         world: Ranks the student will be sharded over. Without a mesh its weights are loaded; with
             one they may stay in their files until it is sharded.
         dtype: Of the weights. Use float32 for training: narrower types lose small updates.
-        seed: Of random weights.
         text: Reads the calibration text; None without one.
         recorded: `TeacherInfo` of a recorded teacher, as JSON.
     """
@@ -41,13 +40,22 @@ class Origin:
     world: World
     dtype: torch.dtype = torch.float32
     seed: int = 0
-    text: Callable[[], Text] | None = None
+    text: Callable[[], CalibrationText] | None = None
     recorded: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
         """Device of the student."""
         return self.world.device
+
+    def require_teacher(self, student: str, remedy: str) -> CausalLM:
+        """The teacher's model, from which a kind of student is made."""
+        if self.teacher is None:
+            raise ConfigError(
+                f"{student} is made from the teacher's model, and a recorded teacher has none "
+                f"here. {remedy}"
+            )
+        return self.teacher
 
     @property
     def teacher_layers(self) -> int | None:
@@ -66,7 +74,6 @@ class InitialStudent:
 
     Attributes:
         model: In eval mode.
-        tokenizer: Its tokenizer.
         layer_map: Pairs of student and teacher layers; no pairs if the teacher has fewer layers or
             their number is unknown.
         facts: Its origin and size, as JSON.
@@ -97,10 +104,7 @@ def made_of(
     """A model of its own with some of a teacher's weights, copied or still in the teacher's files.
 
     Args:
-        teacher: Whose weights.
-        config: Of the model.
         names: Each name in the model's state dict with the teacher's name for it.
-        origin: Device and data type of the model.
     """
     if teacher.weight_files is not None:
         files = teacher.weight_files.renamed(names)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from limbeck.errors import ConfigError
 from limbeck.layer_map import LayerMap
 from limbeck.models import shape_facts
 from limbeck.students.base import InitialStudent, Origin, initialisers, made_of
@@ -11,12 +10,9 @@ from limbeck.students.base import InitialStudent, Origin, initialisers, made_of
 @initialisers.register("copy")
 def copied(origin: Origin) -> InitialStudent:
     """A copy of the teacher. With `objective.alpha: 0` this fine-tunes the teacher."""
-    teacher = origin.teacher
-    if teacher is None:
-        raise ConfigError(
-            "student.type: a copy needs the teacher's model, and a recorded teacher has none here. "
-            "Use an online teacher, or a pretrained student."
-        )
+    teacher = origin.require_teacher(
+        "student.type: a copy", "Use an online teacher, or a pretrained student."
+    )
     names = {name: name for name in teacher.hf_model.state_dict()}
     model = made_of(teacher, teacher.config, names, origin)
     layer_map = LayerMap.surviving(range(model.num_layers))

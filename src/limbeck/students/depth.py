@@ -19,8 +19,8 @@ from limbeck.models import (
     shape_facts,
 )
 from limbeck.prune import cut_config
-from limbeck.prune.calibration import Calibration, Text, calibrate
-from limbeck.prune.importance import Progress, block_influence, cheapest_span, greedy
+from limbeck.prune.calibration import Calibration, CalibrationText, calibrate
+from limbeck.prune.importance import block_influence, cheapest_span, greedy
 from limbeck.prune.targets import count_of, layers_for
 from limbeck.students.base import InitialStudent, Origin, initialisers, made_of
 from limbeck.tokenizers import load_tokenizer
@@ -78,18 +78,10 @@ def depth(
 def teacher_of(
     origin: Origin, place: tuple[str, str | None, bool] | None
 ) -> tuple[CausalLM, PreTrainedTokenizerBase, dict[str, Any]]:
-    """The model a student is pruned from, its tokenizer, and facts if it is not the teacher.
-
-    Raises:
-        ConfigError: There is none.
-    """
+    """The model a student is pruned from, its tokenizer, and facts if it is not the teacher."""
     if place is None:
-        if origin.teacher is None:
-            raise ConfigError(
-                "A student is pruned from the teacher's model, and a recorded teacher has none "
-                "here. Set student.path to the teacher's folder or name."
-            )
-        return origin.teacher, origin.tokenizer, {}
+        remedy = "Set student.path to the teacher's folder or name."
+        return origin.require_teacher("A pruned student", remedy), origin.tokenizer, {}
     source = ModelSource(*place)
     # On the CPU: the device holds teacher and student already.
     teacher = load_model(source, device=torch.device("cpu"), dtype=origin.dtype)
@@ -119,12 +111,8 @@ def ways_problem(*, by: str | None, **ways: Any) -> str | None:
     return None
 
 
-def calibration_text(origin: Origin) -> Text:
-    """The calibration text.
-
-    Raises:
-        ConfigError: There is none.
-    """
+def calibration_text(origin: Origin) -> CalibrationText:
+    """The calibration text."""
     if origin.text is None:
         raise ConfigError(
             "Importance is measured on text, and there is none here. Choose by: even, or give an "
@@ -134,7 +122,7 @@ def calibration_text(origin: Origin) -> Text:
 
 
 def choose_layers(
-    calibration: Calibration, keep: int, by: By, progress: Progress = lambda _: None
+    calibration: Calibration, keep: int, by: By
 ) -> tuple[tuple[int, ...], dict[str, Any]]:
     """The layers of a teacher that are kept, and how they were chosen.
 
@@ -145,7 +133,7 @@ def choose_layers(
     even = even_layers(keep, total)
     found: dict[str, Any] = {"by": by, "calibration_tokens": calibration.num_tokens}
     if by == "loss":
-        kept, removals = greedy(calibration, keep, progress)
+        kept, removals = greedy(calibration, keep)
         return kept, found | {"removals": removals}
     if by == "span":
         kept, kl = cheapest_span(calibration, keep)
@@ -162,11 +150,7 @@ def choose_layers(
 def kept_layers(
     num_layers: int, *, layers: Sequence[int] | None, keep: int | None, drop: Sequence[int] | None
 ) -> tuple[int, ...]:
-    """The layers a student keeps, 0-based and increasing; exactly one of the three is given.
-
-    Raises:
-        ConfigError: A layer does not exist, is repeated or out of order, or none is kept.
-    """
+    """The layers a student keeps, 0-based and increasing; exactly one of the three is given."""
     if keep is not None:
         return even_layers(keep, num_layers)
     option, named = ("layers", layers) if layers is not None else ("drop", drop or ())
@@ -191,9 +175,6 @@ def even_layers(keep: int, num_layers: int) -> tuple[int, ...]:
     Example:
         >>> even_layers(4, 10)
         (0, 3, 6, 9)
-
-    Raises:
-        ConfigError: There are fewer layers.
     """
     if not 1 <= keep <= num_layers:
         raise ConfigError(

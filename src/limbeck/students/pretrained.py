@@ -30,7 +30,7 @@ def pretrained(
     facts = {
         "origin": "pretrained",
         "tokenizer": tokenizer,
-        **model_facts(source, model, hashed=origin.world.is_main),
+        **model_facts(source, model, hashed=origin.world.reads_files),
     }
     if tokenizer == "teacher":
         refuse_differing_ids(tokens_by_id(own), tokens_by_id(origin.tokenizer))

@@ -18,14 +18,7 @@ FILE = "limbeck.json"
 def write_provenance(
     folder: Path, student: InitialStudent, teacher: Mapping[str, Any], more: Mapping[str, Any]
 ) -> None:
-    """Write limbeck.json: teacher, and the layers, heads, units and channels that were kept.
-
-    Args:
-        folder: The student's.
-        student: As made by `depth` or `width`.
-        teacher: Facts of the model it was pruned from, with the hash of its weight files.
-        more: Further facts: version, calibration text.
-    """
+    """Write limbeck.json: teacher, and the layers, heads, units and channels that were kept."""
     provenance = {
         **more,
         "made": dict(student.facts),
@@ -36,11 +29,7 @@ def write_provenance(
 
 
 def read_provenance(path: str) -> dict[str, Any]:
-    """The contents of limbeck.json without its long lists; empty without such a file.
-
-    Raises:
-        DataError: The file is damaged.
-    """
+    """The contents of limbeck.json without its long lists; empty without such a file."""
     file = Path(path).expanduser() / FILE
     if not file.is_file():
         return {}

@@ -62,13 +62,11 @@ def _pattern(origin: Origin, shape: Shape, rows: int, config: str | None) -> Pre
         pattern.eos_token_id = origin.tokenizer.eos_token_id
         pattern.pad_token_id = origin.tokenizer.pad_token_id
         return pattern
-    if origin.teacher is None:
-        raise ConfigError(
-            "A random student has the teacher's architecture, and a recorded teacher has no model "
-            "here. Set student.config to a model's config.json."
-        )
+    teacher = origin.require_teacher(
+        "A random student", "Set student.config to a model's config.json."
+    )
     if shape.layers is None or shape.width is None:
         raise ConfigError(
             f"A random student needs layers and width, or config, got {shape}. Set both."
         )
-    return resized_config(origin.teacher.config, shape, rows)
+    return resized_config(teacher.config, shape, rows)

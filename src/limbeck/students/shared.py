@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from limbeck.errors import ConfigError
 from limbeck.layer_map import LayerMap
 from limbeck.models import shape_facts, shared_model
 from limbeck.students.base import InitialStudent, Origin, initialisers
@@ -11,12 +10,10 @@ from limbeck.students.base import InitialStudent, Origin, initialisers
 @initialisers.register("shared")
 def shared(origin: Origin) -> InitialStudent:
     """The teacher's own frozen weights, in memory once; needs `trainable.lora`, one process."""
-    if origin.teacher is None:
-        raise ConfigError(
-            "student.type: a shared student needs the teacher's model, and a recorded teacher has "
-            "none here. Use an online teacher, or a pretrained student."
-        )
-    model = shared_model(origin.teacher)
+    teacher = origin.require_teacher(
+        "student.type: a shared student", "Use an online teacher, or a pretrained student."
+    )
+    model = shared_model(teacher)
     layer_map = LayerMap.surviving(range(model.num_layers))
     facts = {"origin": "shared", **shape_facts(model)}
     return InitialStudent(model, origin.tokenizer, layer_map, facts)

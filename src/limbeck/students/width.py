@@ -79,7 +79,7 @@ def width(
         **shape_facts(student),
         **facts,
     }
-    return InitialStudent(student, tokenizer, LayerMap.surviving(kept), facts, plain(asdict(parts)))
+    return InitialStudent(student, tokenizer, LayerMap.surviving(kept), facts, asdict(parts))
 
 
 def sizes_problem(*, keep: float | None, params: int | str | None, **sizes: Any) -> str | None:
@@ -113,11 +113,7 @@ def sized(old: Widths, **sizes: int | None) -> Widths:
 
 
 def fits(old: Widths, new: Widths) -> None:
-    """Refuse widths beyond the teacher's, and heads that do not fill their groups.
-
-    Raises:
-        ConfigError: One is.
-    """
+    """Refuse widths beyond the teacher's, and heads that do not fill their groups."""
     options = {"hidden": "width", "intermediate": "inner", "heads": "heads", "kv_heads": "kv_heads"}
     before, after = asdict(old), asdict(new)
     wrong = [
@@ -135,10 +131,3 @@ def fits(old: Widths, new: Widths) -> None:
             f"{old.heads // old.kv_heads} in one, got heads {new.heads} and kv_heads "
             f"{new.kv_heads}. Set heads to a multiple of kv_heads."
         )
-
-
-def plain(tree: Any) -> Any:
-    """A tree with lists for tuples, as JSON has them."""
-    if isinstance(tree, dict):
-        return {key: plain(value) for key, value in tree.items()}
-    return [plain(each) for each in tree] if isinstance(tree, list | tuple) else tree

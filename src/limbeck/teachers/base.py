@@ -162,6 +162,15 @@ class Teacher(ABC):
         """What a user should know of how it was loaded."""
         return ()
 
+    def release(self) -> None:  # noqa: B027  (optional)
+        """Release the memory that reading the last signal needs, once it has been read.
+
+        Does nothing without weights here. Every rank calls it.
+        """
+
+    def restore(self) -> None:  # noqa: B027  (optional)
+        """Make signals readable again after `release`; every rank calls it."""
+
     def abandon_pass(self) -> None:  # noqa: B027  (optional)
         """Release what a forward pass that failed has left. Does nothing without weights here."""
 

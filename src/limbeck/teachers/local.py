@@ -7,7 +7,15 @@ from dataclasses import replace
 import torch
 
 from limbeck.batch import Batch
-from limbeck.distributed import World, abandon_pass, broadcast_object, model_for, shard
+from limbeck.distributed import (
+    World,
+    abandon_pass,
+    broadcast_object,
+    gather_root,
+    model_for,
+    release,
+    shard,
+)
 from limbeck.errors import ConfigError
 from limbeck.losses import SignalNeeds, TeacherSignal
 from limbeck.losses.distributions import LazyLogits
@@ -104,6 +112,14 @@ class LocalTeacher(Teacher):
         """That it was loaded whole where it should have been read by rows."""
         return loading_notes("teacher", self.model)
 
+    def release(self) -> None:
+        """Shard embedding and head again, which `signal` leaves gathered for the loss."""
+        release(self.model)
+
+    def restore(self) -> None:
+        """Gather embedding and head again, in the memory that earlier signals refer to."""
+        gather_root(self.model)
+
     def abandon_pass(self) -> None:
         """Let go of the weights that a failed pass gathered."""
         abandon_pass(self.model)
@@ -152,7 +168,7 @@ def online(
     source = ModelSource(path, revision, trust_remote_code)
     model = model_for(source, world, choose_dtype(dtype, world.device))
     facts = {
-        **model_facts(source, model, hashed=world.is_main),
+        **model_facts(source, model, hashed=world.reads_files),
         "max_positions": model.max_positions,
     }
     tokenizer = load_tokenizer(path, revision=revision, trust_remote_code=trust_remote_code)

@@ -50,6 +50,7 @@ class RememberingTeacher(Teacher):
         key = fingerprint(batch)
         if key not in self._signals:
             self._signals[key] = self._teacher.signal(batch)
+        self._teacher.restore()  # a step of training since then has released the head
         return self._signals[key]
 
 

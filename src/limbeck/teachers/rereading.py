@@ -11,8 +11,7 @@ import torch
 from jaxtyping import Bool, Int, Int64
 from torch import Tensor
 
-from limbeck.batch import Batch
-from limbeck.data.text_data import MIN_WIDTH
+from limbeck.batch import MIN_WIDTH, Batch
 from limbeck.tokenizers import Aligner
 
 

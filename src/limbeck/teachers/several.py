@@ -99,6 +99,11 @@ class SeveralTeachers(Teacher):
     def _requests(self, request: TeacherRequest) -> Mapping[str, TeacherRequest]:
         """What is required of each member."""
 
+    def release(self) -> None:
+        """Release what every member gathered."""
+        for member in self._members.values():
+            member.release()
+
     def abandon_pass(self) -> None:
         """Release what every member holds of a failed pass."""
         for member in self._members.values():

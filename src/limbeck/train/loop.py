@@ -1,4 +1,4 @@
-"""The training loop: which rows, when to measure, when to save, when to stop."""
+"""The training loop: steps, evaluation, checkpoints, stopping."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class Loop:
         return math.ceil(self._setup.rows_per_step / self._setup.world.size)
 
     def begin(self) -> None:
-        """Load what there is to continue from, and open the sinks."""
+        """Load the checkpoint to resume from, and open the sinks."""
         setup = self._setup
         together(lambda: sweep(setup.checkpoints), setup.world, main_only=True)
         damaged = set_damaged_aside(setup.checkpoints, setup.world) if setup.resume else ()
@@ -129,7 +129,7 @@ class Loop:
             self._say(kind="note", step=self.totals.step, text=f"resumed at {self.totals.step}")
 
     def step(self) -> None:
-        """One optimizer step, and what is due after it."""
+        """One optimizer step, then evaluation and checkpoint if they are due."""
         setup, totals = self._setup, self.totals
         started = time.perf_counter()
         data = setup.source.step(totals.step, setup.world)
@@ -252,14 +252,14 @@ class Loop:
         """Name and dump the rows, and give up after too many such steps."""
         setup, totals = self._setup, self.totals
         totals.bad_in_row += 1
-        suspects, numbers = outcome.suspects, data.row_numbers(totals.micro_batch)
-        if setup.world.mesh is None and suspects:
-            chosen = [micro_batches[i] for i in suspects]
-            single, guilty = narrow(setup.distiller, setup.teacher, chosen, setup.world)
-            if guilty:
-                micro_batches, suspects = single, tuple(guilty)
-                numbers = [[row] for i in outcome.suspects for row in numbers[i]]
-        rows = bad_rows(micro_batches, numbers, suspects, setup.source, setup.world)
+        failed_batches, numbers = outcome.failed, data.row_numbers(totals.micro_batch)
+        if setup.world.mesh is None and failed_batches:
+            chosen = [micro_batches[i] for i in failed_batches]
+            single, non_finite = narrow(setup.distiller, setup.teacher, chosen, setup.world)
+            if non_finite:
+                micro_batches, failed_batches = single, tuple(non_finite)
+                numbers = [[row] for i in outcome.failed for row in numbers[i]]
+        rows = bad_rows(micro_batches, numbers, failed_batches, setup.source, setup.world)
         named, documents = [row.row for row in rows], documents_of(rows)
         self._say(kind="non_finite", step=totals.step, rows=named, documents=documents)
         together(
@@ -321,13 +321,13 @@ class Loop:
         )
 
     def _stop(self, number: signal.Signals) -> None:
-        """Save, unless this very step is saved, and leave."""
+        """Save this step if it is not saved yet, and stop."""
         step = self.totals.step
         if step > 0 and self._saved_at != step:
             self._save()
-        saved = f"saved at step {step}" if step else "at step 0, and there is nothing to save"
+        saved = f"saved at step {step}" if step else "at step 0, with nothing to save"
         raise Stopped(
-            f"{number.name} asked the run to stop; it is {saved} in {self._setup.folder}. "
+            f"The run was stopped by {number.name}; it is {saved} in {self._setup.folder}. "
             "Resume it to continue.",
             number,
         )
@@ -357,7 +357,7 @@ class Loop:
             sink.close()
 
     def result(self) -> TrainResult:
-        """What the run came to."""
+        """Totals of the run."""
         totals = self.totals
         best = totals.best_step if self._setup.checkpoint.keep_best else None
         return TrainResult(

@@ -1,4 +1,4 @@
-"""Where a run's numbers go."""
+"""Sinks of a run's metrics."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from limbeck.errors import StorageError
 from limbeck.files import write_text
 
 Record = Mapping[str, Any]
-"""One thing a run says, JSON. `kind` is `step`, `evaluation`, `non_finite` or `note`."""
+"""A message of a run, JSON. `kind` is `step`, `evaluation`, `non_finite` or `note`."""
 
 
 @runtime_checkable
 class MetricSink(Protocol):
-    """A place records go to; only rank 0 has any."""
+    """Receives records; only rank 0 has sinks."""
 
     def begin(self, step: int, steps: int) -> None:
-        """A run of `steps` starts after `step` of them; later ones of an earlier life go."""
+        """A run of `steps` starts after `step` of them; records of later steps are discarded."""
 
     def write(self, record: Record) -> None:
-        """Take one record."""
+        """Write one record."""
 
     def close(self) -> None:
-        """Nothing more will come."""
+        """Release what `begin` opened."""
 
 
 class JsonlSink:
-    """A file with one record a line, each on its way to the disk before the next step begins."""
+    """A file with one record a line, flushed after each."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file: TextIO | None = None
 
     def begin(self, step: int, steps: int) -> None:
-        """Keep the lines up to a step, so that no step stands twice after resuming."""
+        """Keep the lines up to a step, so that no step is recorded twice after resuming."""
         kept = [line for line in self._lines() if int(json.loads(line).get("step", 0)) <= step]
         self._path.parent.mkdir(parents=True, exist_ok=True)
         write_text(self._path, "".join(f"{line}\n" for line in (kept if step else [])))
@@ -49,11 +49,7 @@ class JsonlSink:
         return [line for line in whole if is_json(line)]
 
     def write(self, record: Record) -> None:
-        """Append a record.
-
-        Raises:
-            StorageError: The disk is full.
-        """
+        """Append a record."""
         assert self._file is not None, "begin() comes first"
         try:
             self._file.write(f"{json.dumps(dict(record), allow_nan=False)}\n")
@@ -64,7 +60,6 @@ class JsonlSink:
             ) from error
 
     def close(self) -> None:
-        """Close the file."""
         if self._file is not None:
             self._file.close()
             self._file = None

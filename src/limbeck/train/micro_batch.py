@@ -1,4 +1,4 @@
-"""How many rows one forward and backward pass can hold."""
+"""Rows of one forward and backward pass."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ def choose_micro_batch(
     *,
     sequence_length: int,
     most_rows: int,
+    free_memory_bytes: int | None = None,
 ) -> int:
     """Rows of a micro-batch, the same on every rank.
 
@@ -41,16 +42,14 @@ def choose_micro_batch(
     single process halves it when memory runs out.
 
     Args:
-        memory: The recipe's memory section.
-        student: The model whose activations are kept for the backward pass.
-        world: The ranks.
-        sequence_length: Positions of a row.
         most_rows: Rows a rank has in a step; more would be of no use.
+        free_memory_bytes: On the device; None measures it.
     """
     if memory.micro_batch != "auto":
         return min(memory.micro_batch, most_rows)
     room = head_bytes(memory.head_budget_mb, student.vocabulary_size, world.device)
-    free = free_bytes(world.device) - room
+    free = free_bytes(world.device) if free_memory_bytes is None else free_memory_bytes
+    free -= room
     each = row_bytes(student, sequence_length, memory.activation_checkpointing)
     rows = int(SHARE * free) // each
     if world.device.type == "cpu":
@@ -72,7 +71,7 @@ def row_bytes(student: CausalLM, sequence_length: int, checkpointed: bool) -> in
 
 
 def linear_values(modules: Iterable[nn.Module]) -> int:
-    """Values a token leaves in the linear layers among some modules."""
+    """Inputs and outputs of all linear layers among the modules, values a token."""
     linear = (m for m in modules if isinstance(m, nn.Linear))
     return sum(m.in_features + m.out_features for m in linear)
 
@@ -85,7 +84,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def cgroup_room() -> int:
-    """Memory a container's limit leaves, in bytes; very large without a limit."""
+    """Free memory under a container's limit, bytes; 2^62 without a limit."""
     limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
     try:
         return int(limit.read_text()) - int(used.read_text())
@@ -94,7 +93,7 @@ def cgroup_room() -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on whatever device."""
+    """Whether an error means that a device ran out of memory."""
     message = str(error).lower()
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError)

@@ -1,4 +1,4 @@
-"""Finding and saving the rows that made a loss or a gradient non-finite."""
+"""Finds and saves the rows whose loss or gradient is not finite."""
 
 from __future__ import annotations
 
@@ -24,10 +24,6 @@ class BadRow:
 
     Attributes:
         row: Its number; see `StepData.row_numbers`.
-        documents: Names of the documents in it.
-        input_ids: Token ids that were read.
-        target_ids: Token ids to predict.
-        scored: Which positions count.
     """
 
     row: int
@@ -40,25 +36,21 @@ class BadRow:
 def bad_rows(
     micro_batches: Sequence[Batch],
     row_numbers: Sequence[Sequence[int]],
-    suspects: Sequence[int],
+    failed: Sequence[int],
     source: BatchSource,
     world: World,
 ) -> list[BadRow]:
     """Rows of the micro-batches that failed, over all ranks, by number.
 
     Args:
-        micro_batches: All of this rank.
-        row_numbers: Numbers of the rows in each of them.
-        suspects: Indices of those whose loss was not finite. When no rank has any, the gradients
+        failed: Indices of those whose loss was not finite. When no rank has any, the gradients
             alone were at fault, and every row of the step is returned.
-        source: Names the documents.
-        world: The ranks.
     """
-    if not any(gather_objects(len(suspects), world)):
-        suspects = range(len(micro_batches))
+    if not any(gather_objects(len(failed), world)):
+        failed = range(len(micro_batches))
     mine = [
         bad_row(micro_batches[i], at, row, source)
-        for i in suspects
+        for i in failed
         for at, row in enumerate(row_numbers[i])
     ]
     gathered = gather_objects([asdict(row) for row in mine], world)
@@ -89,14 +81,14 @@ def narrow(
     For a world of one only, where no rank waits.
     """
     single = [batch.part(slice(i, i + 1)) for batch in micro_batches for i in range(len(batch))]
-    guilty = []
+    non_finite = []
     for index, row in enumerate(single):
         batch = row.to(world.device)
         signal = TeacherSignal() if teacher is None else teacher.signal(batch)
         loss, _ = distiller(batch, signal, batch.num_scored())
         if not bool(torch.isfinite(loss.detach())):
-            guilty.append(index)
-    return single, guilty
+            non_finite.append(index)
+    return single, non_finite
 
 
 def documents_of(rows: Sequence[BadRow]) -> list[str]:

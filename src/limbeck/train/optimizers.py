@@ -15,7 +15,7 @@ from limbeck.errors import ConfigError
 from limbeck.models import Distiller
 
 Optimizers = tuple[Optimizer, ...]
-"""Usually one; Muon serves only some of the parameters and needs another beside it."""
+"""Usually one; Muon updates matrices only and needs a second one for the rest."""
 
 
 def make_optimizers(
@@ -26,9 +26,6 @@ def make_optimizers(
     Weight decay is decoupled and on matrices only, except for SGD, whose decay is the classic L2
     term. Muon steps are scaled to the size of AdamW's (`match_rms_adamw`), so that one learning
     rate serves both.
-
-    Raises:
-        ConfigError: Adafactor on several ranks; Muon where no matrix of a block is trained.
     """
     trained = [p for p in distiller.parameters() if p.requires_grad]
     match optim.type:
@@ -91,7 +88,7 @@ def by_decay(parameters: Iterable[nn.Parameter], weight_decay: float) -> Iterato
 
 
 def set_rate(optimizers: Iterable[Optimizer], rate: float) -> None:
-    """Make every parameter learn at one rate."""
+    """Set the learning rate of all parameters."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = rate

@@ -41,11 +41,7 @@ class Totals:
 
 
 def require_same(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuse to continue a run that depends on something else than this one.
-
-    Raises:
-        ConfigError: With one line for each difference.
-    """
+    """Refuse to resume a run whose recipe or data differ."""
     before = dict(leaves(saved))
     after = dict(leaves(json.loads(json.dumps(now))))
     lines = [

@@ -16,7 +16,7 @@ from limbeck.errors import ConfigError
 from limbeck.registry import Problem, suggest
 
 NOT_OF_THE_STEP = {"reduce_lr_on_plateau", "greedy"}
-"""Schedules that look at the loss, and so are no function of the step."""
+"""Schedules that depend on the loss, not on the step alone."""
 
 OURS = {"optimizer", "num_warmup_steps", "num_training_steps", "last_epoch"}
 
@@ -27,15 +27,7 @@ def schedule_names() -> list[str]:
 
 
 def make_schedule(optim: OptimConfig, learning_rate: float) -> Callable[[int], float]:
-    """The learning rate of each step, counted from 0.
-
-    Args:
-        optim: Names the schedule, its options, the warm-up and the number of steps.
-        learning_rate: Its peak.
-
-    Raises:
-        ConfigError: No such schedule or option, or options that do not go together.
-    """
+    """The learning rate of each step, counted from 0."""
     if problems := list(schedule_problems(optim)):
         raise ConfigError("\n".join(map(str, problems)))
     # Schedules of transformers are made for an optimizer; only its learning rate is read.

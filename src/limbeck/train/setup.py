@@ -23,13 +23,8 @@ class TrainSetup:
         distiller: Student and objective, on their device and already sharded.
         teacher: Called once a micro-batch; None when the objective reads nothing of a teacher.
         source: The batches of each step.
-        optim: Optimizer, schedule, steps and step size.
         learning_rate: Peak, one number of `optim.learning_rate`.
-        checkpoint: When to save and how much to keep.
-        memory: Micro-batch and activation checkpointing.
-        world: The ranks.
         folder: Run directory, which the caller has locked: metrics.jsonl and checkpoints/ go there.
-        sequence_length: Positions of a row.
         dropout_seed: See `accumulate`.
         fingerprint: Everything the numbers depend on, JSON. A checkpoint of another is refused.
         evaluate: Measures the student; every rank calls it. None measures nothing.
@@ -77,11 +72,9 @@ class TrainResult:
     """Totals of a finished run.
 
     Attributes:
-        step: Steps taken.
         best_step: Step of the checkpoint to use: the best measured one, or the last.
         tokens: Scored tokens trained on.
         seconds: Time in steps, evaluation and saving not counted.
-        tokens_per_second: Their quotient.
     """
 
     step: int

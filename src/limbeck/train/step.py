@@ -31,7 +31,6 @@ class Accumulated:
     """The losses of a step whose gradients have been computed.
 
     Attributes:
-        names: Names of the terms.
         sums: The loss and each term's value, summed over this rank's micro-batches; on the device.
         losses: Loss share of each micro-batch of this rank; on the device.
     """
@@ -46,18 +45,17 @@ class StepOutcome:
     """The numbers of one step; means are over the scored tokens of all micro-batches and ranks.
 
     Attributes:
-        loss: The objective.
         shares: Each term's mean, unweighted.
         grad_norm: Norm of all gradients together, before clipping.
         is_finite: Whether loss and gradients are numbers. If not, no optimizer step was taken.
-        suspects: This rank's micro-batches whose loss was not finite.
+        failed: This rank's micro-batches whose loss was not finite.
     """
 
     loss: float
     shares: Mapping[str, float]
     grad_norm: float
     is_finite: bool
-    suspects: tuple[int, ...]
+    failed: tuple[int, ...]
 
 
 def count_step(
@@ -70,8 +68,6 @@ def count_step(
     """N of the whole step, the signal by which any rank was asked to stop, whether any failed.
 
     Args:
-        micro_batches: Of this rank.
-        stop_counts: `StopSignals.counts()` of this rank.
         world: The ranks; one all-reduce carries it all.
         failed: Whether something failed on this rank since the last step.
     """
@@ -97,15 +93,11 @@ def accumulate(
     """Run forward and backward on every micro-batch, and leave the sum of the gradients.
 
     Args:
-        distiller: Student and objective.
         teacher: None when the objective reads nothing of a teacher.
-        micro_batches: Of this rank.
         step_tokens: N of the whole step.
-        world: The ranks.
         seed: Seeds dropout anew in every micro-batch, with the step, the rank and the micro-batch's
             number. Masks then depend on nothing that ran before, a failed attempt or a resumption,
             but on how a step is cut. None leaves the random state as it is.
-        step: Of the run, counted from 0.
     """
     names: tuple[str, ...] = ()
     values: list[Tensor] = []
@@ -115,6 +107,8 @@ def accumulate(
         batch = cpu_batch.to(world.device)
         teacher_signal = TeacherSignal() if teacher is None else teacher.signal(batch)
         loss, shares = distiller(batch, teacher_signal, step_tokens)
+        if teacher is not None:
+            teacher.release()  # all that reads the signal is done, gradients of the head included
         (loss * world.size).backward()  # FSDP averages gradients over ranks; we want their sum
         names = tuple(shares)
         values.append(torch.stack([loss.detach(), *shares.values()]).to(world.exact))
@@ -140,7 +134,7 @@ def apply(
     sums = all_sum(accumulated.sums.clone())
     loss, *shares, norm = torch.cat([sums, grad_norm.to(sums).reshape(1)]).tolist()
     is_finite = all(math.isfinite(value) for value in (loss, *shares, norm))
-    suspects: tuple[int, ...] = ()
+    failed: tuple[int, ...] = ()
     if is_finite:
         trained = [p for p in distiller.parameters() if p.grad is not None]
         if norm > max_grad_norm:
@@ -148,10 +142,10 @@ def apply(
         for optimizer in optimizers:
             optimizer.step()
     else:
-        suspects = tuple((~accumulated.losses.isfinite()).nonzero().flatten().tolist())
+        failed = tuple((~accumulated.losses.isfinite()).nonzero().flatten().tolist())
     distiller.zero_grad(set_to_none=True)
     return StepOutcome(
-        loss, dict(zip(accumulated.names, shares, strict=True)), norm, is_finite, suspects
+        loss, dict(zip(accumulated.names, shares, strict=True)), norm, is_finite, failed
     )
 
 

@@ -1,4 +1,4 @@
-"""A run's numbers for the person who waits."""
+"""Progress of a run on the terminal."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from limbeck.train.metrics import Record
 SECONDS_BETWEEN_LINES = 5.0
 
 UNSHOWN = ("kind", "step", "student_confidence", "student_hit", "padded_mass", "tokens")
-"""Of an evaluation: what metrics.jsonl has and the line leaves out."""
+"""Metrics of an evaluation that are in metrics.jsonl only."""
 
 
 class ProgressConsole(Console):
-    """A console whose reader may leave: a broken pipe asks the run to save and stop."""
+    """A console on which a broken pipe makes the run save and stop."""
 
     def on_broken_pipe(self) -> None:
-        """Write nothing more, and stop as a closed terminal stops a run."""
+        """Stop writing, and stop the run as SIGHUP does."""
         self.quiet = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
         signal.raise_signal(signal.SIGHUP)
@@ -47,7 +47,7 @@ class TerminalSink:
         self._task = TaskID(0)
 
     def begin(self, step: int, steps: int) -> None:
-        """Show where the run begins."""
+        """Show the bar at the first step."""
         self._steps = steps
         if not self._console.is_terminal:
             return
@@ -63,7 +63,6 @@ class TerminalSink:
         self._bar.start()
 
     def write(self, record: Record) -> None:
-        """Show a record."""
         text = in_words(record, self._steps)
         if record["kind"] != "step":
             self._console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -81,7 +80,6 @@ class TerminalSink:
         return True
 
     def close(self) -> None:
-        """Leave the last state on the screen."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None

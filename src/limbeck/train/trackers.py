@@ -1,9 +1,10 @@
-"""Experiment trackers, each behind the same three methods. None is used unless asked for."""
+"""Experiment trackers as metric sinks; only those named in `track` are imported."""
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,32 +14,8 @@ from limbeck.train.metrics import MetricSink, Record
 PROJECT = "limbeck"
 
 
-def make_sinks(names: Iterable[str], folder: Path) -> list[MetricSink]:
-    """The trackers `track` names.
-
-    Args:
-        names: `tensorboard`, `wandb`, `trackio`, `mlflow`.
-        folder: Run directory; its name is the run's name.
-
-    Raises:
-        ConfigError: One is unknown or not installed.
-    """
-    makers: dict[str, Callable[[Path], MetricSink]] = {
-        "tensorboard": TensorBoardSink,
-        "wandb": WandbSink,
-        "trackio": TrackioSink,
-        "mlflow": MlflowSink,
-    }
-    sinks: list[MetricSink] = []
-    for name in names:
-        if name not in makers:
-            raise ConfigError(f"track: must be of {', '.join(makers)}, got {name!r}.")
-        sinks.append(makers[name](folder))
-    return sinks
-
-
 def load(module: str, tracker: str) -> Any:
-    """A tracker's module, imported only now that it is asked for."""
+    """A tracker's module."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -67,87 +44,79 @@ class TensorBoardSink:
         self._writer: Any = None
 
     def begin(self, step: int, steps: int) -> None:
-        """Open the files, and hide what an earlier life said of later steps."""
+        """Open the files, and hide earlier records of later steps."""
         self._writer = self._writer_class(str(self._folder), purge_step=step + 1)
 
     def write(self, record: Record) -> None:
-        """Take one record."""
         for name, value in numbers(record).items():
             self._writer.add_scalar(name, value, global_step=record["step"])
 
     def close(self) -> None:
-        """Write what is pending."""
         if self._writer is not None:
             self._writer.close()
 
 
-class WandbSink:
-    """Weights & Biases."""
+class Tracker:
+    """A tracking library that is started, given numbers and finished by functions."""
 
-    def __init__(self, folder: Path) -> None:
-        self._wandb = load("wandb", "wandb")
-        self._folder = folder
-        self._run: Any = None
-
-    def begin(self, step: int, steps: int) -> None:
-        """Start a run; a resumed one is another run of the same name."""
-        self._run = self._wandb.init(project=PROJECT, name=self._folder.name, dir=str(self._folder))
-
-    def write(self, record: Record) -> None:
-        """Take one record."""
-        if found := numbers(record):
-            self._run.log(found, step=record["step"])
-
-    def close(self) -> None:
-        """Finish the run."""
-        if self._run is not None:
-            self._run.finish()
-
-
-class TrackioSink:
-    """Trackio, on this machine."""
-
-    def __init__(self, folder: Path) -> None:
-        self._trackio = load("trackio", "trackio")
-        self._name = folder.name
+    def __init__(
+        self, start: Callable[[], Any], log: Callable[..., Any], finish: Callable[[], Any]
+    ) -> None:
+        self._start, self._log, self._finish = start, log, finish
         self._is_open = False
 
     def begin(self, step: int, steps: int) -> None:
-        """Start a run, or continue the one of that name."""
-        self._trackio.init(project=PROJECT, name=self._name, resume="allow")
+        self._start()
         self._is_open = True
 
     def write(self, record: Record) -> None:
-        """Take one record."""
         if found := numbers(record):
-            self._trackio.log(found, step=record["step"])
+            self._log(found, step=record["step"])
 
     def close(self) -> None:
-        """Finish the run."""
         if self._is_open:
-            self._trackio.finish()
+            self._finish()
 
 
-class MlflowSink:
-    """MLflow, wherever `MLFLOW_TRACKING_URI` says."""
+def wandb_sink(folder: Path) -> Tracker:
+    """Weights & Biases; a resumed run is another run of the same name."""
+    wandb = load("wandb", "wandb")
+    start = partial(wandb.init, project=PROJECT, name=folder.name, dir=str(folder))
+    return Tracker(start, wandb.log, wandb.finish)
 
-    def __init__(self, folder: Path) -> None:
-        self._mlflow = load("mlflow", "mlflow")
-        self._name = folder.name
-        self._is_open = False
 
-    def begin(self, step: int, steps: int) -> None:
-        """Start a run; a resumed one is another run of the same name."""
-        self._mlflow.set_experiment(PROJECT)
-        self._mlflow.start_run(run_name=self._name)
-        self._is_open = True
+def trackio_sink(folder: Path) -> Tracker:
+    """Trackio, on this machine; a resumed run continues the one of its name."""
+    trackio = load("trackio", "trackio")
+    start = partial(trackio.init, project=PROJECT, name=folder.name, resume="allow")
+    return Tracker(start, trackio.log, trackio.finish)
 
-    def write(self, record: Record) -> None:
-        """Take one record."""
-        if found := numbers(record):
-            self._mlflow.log_metrics(found, step=record["step"])
 
-    def close(self) -> None:
-        """End the run."""
-        if self._is_open:
-            self._mlflow.end_run()
+def mlflow_sink(folder: Path) -> Tracker:
+    """MLflow at `MLFLOW_TRACKING_URI`; a resumed run is another run of the same name."""
+    mlflow = load("mlflow", "mlflow")
+
+    def start() -> None:
+        mlflow.set_experiment(PROJECT)
+        mlflow.start_run(run_name=folder.name)
+
+    return Tracker(start, mlflow.log_metrics, mlflow.end_run)
+
+
+MAKERS: dict[str, Callable[[Path], MetricSink]] = {
+    "tensorboard": TensorBoardSink,
+    "wandb": wandb_sink,
+    "trackio": trackio_sink,
+    "mlflow": mlflow_sink,
+}
+"""By the names of `track`."""
+
+
+def make_sinks(names: Iterable[str], folder: Path) -> list[MetricSink]:
+    """The trackers `track` names; the folder's name is the run's."""
+    sinks: list[MetricSink] = []
+    for name in names:
+        if name not in MAKERS:
+            raise ConfigError(f"track: must be of {', '.join(MAKERS)}, got {name!r}.")
+        sinks.append(MAKERS[name](folder))
+    return sinks

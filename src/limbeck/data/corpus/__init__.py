@@ -11,11 +11,7 @@ NAMES = ("train", "heldout")
 
 
 def corpus_path(name: str) -> Path:
-    """Path of a part of the corpus, `train` or `heldout`: JSON Lines, packed with gzip.
-
-    Raises:
-        ConfigError: There is no such part.
-    """
+    """Path of a part of the corpus, `train` or `heldout`: JSON Lines, packed with gzip."""
     if name not in NAMES:
         raise ConfigError(f"The corpus has the parts {', '.join(NAMES)}, and no {name!r}.")
     return Path(str(importlib.resources.files(__name__) / f"{name}.jsonl.gz"))

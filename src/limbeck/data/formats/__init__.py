@@ -1,8 +1,8 @@
 """How a row of data becomes tokens: one file a type.
 
-A type checks a row, tokenises it, and says which tokens the student is to predict. Nothing here
-looks at a padding token: tokens are scored by where they stand, so a tokenizer whose padding and
-end token are one loses no end of turn.
+A type checks a row, tokenises it, and marks the tokens the student must predict. Tokens are scored
+by position, never by comparison with a padding token, so a tokenizer that pads with its end token
+keeps its ends of turn.
 """
 
 from __future__ import annotations
@@ -46,11 +46,7 @@ class Encoder:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, append_eos: bool) -> None:
         """
         Args:
-            tokenizer: A fast one; it is not changed.
             append_eos: Whether texts and completions end with its end token.
-
-        Raises:
-            ConfigError: There is no end token to append, or the tokenizer is a slow one.
         """
         self.tokenizer = tokenizer
         self._backend = Tokenizer.from_str(backend_of(tokenizer).to_str())
@@ -70,13 +66,12 @@ class Encoder:
         """Tokens and character offsets of texts, in parallel.
 
         Args:
-            texts: Whole texts.
-            special: Whether the tokenizer adds its own special tokens, such as a beginning token.
+            special: Whether the tokenizer adds its special tokens, such as BOS.
         """
         return self._backend.encode_batch(list(texts), add_special_tokens=special)
 
     def with_end(self, ids: list[int]) -> list[int]:
-        """Tokens that end with the end token, where one is asked for; never with two."""
+        """Tokens ending with exactly one end token if one is to be appended."""
         return ids if self.eos is None or ids[-1:] == [self.eos] else [*ids, self.eos]
 
 
@@ -84,21 +79,21 @@ class Reader(ABC):
     """A type of data."""
 
     title: ClassVar[str]
-    """What people call rows of this type, for messages."""
+    """Name of this type in messages."""
     columns: ClassVar[tuple[str, ...]]
     """Columns a row must have."""
     optional: ClassVar[tuple[str, ...]] = ()
-    """Columns that are read where a row has them."""
+    """Columns that are read if a row has them."""
     uses_template: ClassVar[bool] = False
     """Whether rows are written with the tokenizer's chat template."""
 
     @abstractmethod
     def problem(self, values: Values) -> str | None:
-        """Why a row cannot be used, beginning with the column; None when it can."""
+        """Why a row cannot be used, starting with the column; None if it can."""
 
     @abstractmethod
     def encode(self, rows: Sequence[Values], encoder: Encoder) -> list[Piece | str]:
-        """Each row's tokens, or why it has none that could be scored."""
+        """Each row's tokens, or why none of them can be scored."""
 
     def check(self, encoder: Encoder) -> None:  # noqa: B027  (most types need nothing of it)
         """Raise a ConfigError where the tokenizer cannot serve this type."""
@@ -108,16 +103,12 @@ readers: Registry[Reader] = Registry("data type", __name__)
 
 
 def reader_of(kind: str) -> Reader:
-    """The reader of a data type.
-
-    Raises:
-        ConfigError: There is no such type.
-    """
+    """The reader of a data type."""
     return readers.bind(kind, "data")()
 
 
 def text_problem(value: object, name: str) -> str | None:
-    """Why a value is not text a model could learn from; None when it is.
+    """Why a value is not usable text; None if it is.
 
     Example:
         >>> text_problem(None, "column 'text'")

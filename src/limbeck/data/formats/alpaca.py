@@ -19,16 +19,16 @@ class Alpaca(Dialogue):
 
     def conversation(self, values: Values) -> Conversation:
         """A user message of instruction, blank line and input; the output answers it."""
-        spoken = [
+        turns = [
             ("user", "instruction", values["instruction"]),
             ("assistant", "output", values["output"]),
         ]
         system = optional_text(values.get("system"), "column 'system'")
         if system:
-            spoken.insert(0, ("system", "system", system))
+            turns.insert(0, ("system", "system", system))
         messages = [
             read_message({"role": role, "content": text}, f"column {column!r}")
-            for role, column, text in spoken
+            for role, column, text in turns
         ]
         if given := optional_text(values.get("input"), "column 'input'"):
             messages[-2]["content"] += f"\n\n{given}"

@@ -45,14 +45,9 @@ class Dialogue(Reader):
 
     @abstractmethod
     def conversation(self, values: Values) -> Conversation:
-        """The conversation of a row.
-
-        Raises:
-            BadRowError: It cannot be used.
-        """
+        """The conversation of a row."""
 
     def problem(self, values: Values) -> str | None:
-        """Why the conversation cannot be used."""
         try:
             self.conversation(values)
         except BadRowError as error:
@@ -69,10 +64,10 @@ class Dialogue(Reader):
             )
 
     def encode(self, rows: Sequence[Values], encoder: Encoder) -> list[Piece | str]:
-        """Conversations as the template writes them, with what the assistant says scored.
+        """Conversations rendered by the template, with the assistant's tokens scored.
 
-        A template with `{% generation %}` marks says itself which tokens those are. Else they lie
-        between the conversation up to an answer and up to its end, each rendered and tokenised.
+        A template with `{% generation %}` marks defines these tokens. Otherwise they are found by
+        rendering and tokenising the conversation up to the start and up to the end of each answer.
         """
         template = str(encoder.tokenizer.get_chat_template())
         chats = [self.conversation(row) for row in rows]
@@ -106,12 +101,12 @@ def render(chat: Conversation, encoder: Encoder, *, open_answer: bool = False) -
 
 
 def first_messages(chat: Conversation, count: int) -> Conversation:
-    """The beginning of a conversation."""
+    """The first messages of a conversation."""
     return replace(chat, messages=chat.messages[:count])
 
 
 def unwritten_tools(chat: Conversation, encoder: Encoder) -> str | None:
-    """What the template leaves out of a conversation with tools; None when it writes all of it.
+    """What the template leaves out of a conversation with tools; None if nothing.
 
     Each name of a tool and each result is replaced by a probe, which must be in the rendering.
     """
@@ -140,7 +135,7 @@ def unwritten_tools(chat: Conversation, encoder: Encoder) -> str | None:
 
 
 def refused(chat: Conversation, error: Exception) -> str:
-    """A template's own objection."""
+    """The error of a template that rejects a conversation."""
     return f"{chat.column}: the chat template refuses them: {error}"
 
 
@@ -166,7 +161,7 @@ def marked(chat: Conversation, encoder: Encoder) -> Piece | str:
 
 
 def special(ids: Sequence[int], encoder: Encoder) -> Bool[np.ndarray, " tokens"]:
-    """Which tokens are the template's own and stand for nothing that was said."""
+    """Which tokens are special tokens of the template and stand for no text."""
     return np.isin(np.asarray(ids), list(encoder.special_ids))
 
 
@@ -204,7 +199,7 @@ def turns(chat: Conversation, encoder: Encoder) -> tuple[str, list[Turn]] | str:
                 continue
             place = chat.place(index)
             if index == 0:
-                return f"{place}: there is nothing before it that the assistant could answer"
+                return f"{place}: an assistant message must answer an earlier one, got none"
             before = render(first_messages(chat, index), encoder, open_answer=True)
             after = render(first_messages(chat, index + 1), encoder)
             turn: Turn | None = (before, after)
@@ -258,18 +253,18 @@ def score_turns(
         start, end = len(before.ids), len(after.ids)
         if ids[:start] != before.ids or ids[:end] != after.ids:
             return (
-                f"a token straddles a border of answer {number}, so it is unclear "
-                "what the assistant wrote; strip the white space around the answer, or use a "
+                f"one token covers text inside and outside of answer {number}, so it is unclear "
+                "which tokens are the answer; strip the white space around the answer, or use a "
                 "template with {% generation %} marks"
             )
         scored[start : end_of_turn(text, whole, start, end, encoder)] = True
     scored[:1] = False
-    said = scored & ~special(ids, encoder)
-    return piece(ids, scored, covered_bytes(text, whole.offsets, said))
+    has_text = scored & ~special(ids, encoder)
+    return piece(ids, scored, covered_bytes(text, whole.offsets, has_text))
 
 
 def end_of_turn(text: str, whole: Encoding, start: int, end: int, encoder: Encoder) -> int:
-    """One past an answer's end-of-turn token: the template's white space after it says nothing."""
+    """One past an answer's end-of-turn token; white space after it is not scored."""
     ids, offsets = whole.ids, whole.offsets
     last = next((i for i in range(end - 1, start - 1, -1) if ids[i] in encoder.special_ids), None)
     if last is None or text[offsets[last][1] : offsets[end - 1][1]].strip():

@@ -19,16 +19,15 @@ class Completion(Reader):
     columns: ClassVar[tuple[str, ...]] = ("prompt", "completion")
 
     def problem(self, values: Values) -> str | None:
-        """Why the pair cannot be used."""
-        told = (text_problem(values[name], f"column {name!r}") for name in self.columns)
-        return next((text for text in told if text), None)
+        problems = (text_problem(values[name], f"column {name!r}") for name in self.columns)
+        return next(filter(None, problems), None)
 
     def encode(self, rows: Sequence[Values], encoder: Encoder) -> list[Piece | str]:
         """Prompt tokens, then the completion's.
 
-        Where the tokens of both together begin with those of the prompt alone, they are taken as
-        they are. Elsewhere a token would straddle the border, and the two are tokenised apart, as
-        they are when a model continues the prompt.
+        Prompt and completion are tokenised as one text if the result starts with the tokens of the
+        prompt alone. Otherwise one token would cover the end of the prompt and the start of the
+        completion, so the two are tokenised separately, as when a model continues the prompt.
         """
         prompts = [row["prompt"] for row in rows]
         completions = [row["completion"] for row in rows]
@@ -50,7 +49,7 @@ class Completion(Reader):
 
 
 def without_trailing_special(encoding: Encoding) -> list[int]:
-    """Tokens of a text without what the tokenizer put behind it."""
+    """Tokens of a text without the special tokens that the tokenizer appended."""
     ids, special = encoding.ids, encoding.special_tokens_mask
     count = len(ids)
     while count and special[count - 1] and encoding.offsets[count - 1] == (0, 0):

@@ -1,4 +1,4 @@
-"""Messages of a conversation, from the forms people store to the one that chat templates read."""
+"""Messages of a conversation, converted from stored formats to the one chat templates read."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Conversation:
     """A conversation as a chat template reads it.
 
     Attributes:
-        messages: Of `role`, `content` (text) and what else the row says, `tool_calls` among it.
+        messages: `role`, `content` (text) and further keys of the row, such as `tool_calls`.
         tools: Descriptions of the tools, for the template's argument of that name.
-        column: The column the messages come from.
-        added: Messages in front that are not in the column.
+        column: Column of the messages.
+        added: Number of messages inserted before those of the column.
     """
 
     messages: list[Message]
@@ -43,18 +43,14 @@ class Conversation:
 
 
 def read_messages(value: object, column: str) -> list[Message]:
-    """Messages of `{role, content}` or ShareGPT's `{from, value}`.
-
-    Raises:
-        BadRowError: One of them cannot be used.
-    """
+    """Messages of `{role, content}` or ShareGPT's `{from, value}`."""
     if not isinstance(value, list) or not value:
         raise BadRowError(f"column {column!r} must be a list of messages that is not empty")
     return [read_message(message, f"{column}[{i}]") for i, message in enumerate(value)]
 
 
 def read_message(message: object, place: str) -> Message:
-    """A message with its content as text and its tool calls as data; keys without a value go."""
+    """A message with its content as text and its tool calls parsed; null values are dropped."""
     if not isinstance(message, dict):
         raise BadRowError(
             f"{place} must be a mapping with role and content, got {type(message).__name__}"

@@ -19,7 +19,6 @@ class Text(Reader):
     columns: ClassVar[tuple[str, ...]] = ("text",)
 
     def problem(self, values: Values) -> str | None:
-        """Why the text cannot be used."""
         return text_problem(values["text"], "column 'text'")
 
     def encode(self, rows: Sequence[Values], encoder: Encoder) -> list[Piece | str]:

@@ -113,11 +113,7 @@ def whole_logits(distribution: TeacherDistribution | None, reader: str) -> Float
     """The teacher's logits over the whole vocabulary, without a gradient.
 
     Args:
-        distribution: The teacher's, in any form.
         reader: Name of the term that reads them, for the error message.
-
-    Raises:
-        ConfigError: The form does not hold them.
     """
     if isinstance(distribution, LazyLogits | Mixture):
         return distribution.logits()

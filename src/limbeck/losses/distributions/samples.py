@@ -98,7 +98,6 @@ class Samples(DrawnTokens):
     Attributes:
         ids: The tokens drawn, all different where their count is not 0.
         counts: How often each was drawn; 0 fills rows that drew fewer tokens than others.
-        num_draws: Of each position; what the counts of a row add up to.
         entropy_nats: Entropy of the whole distribution they were drawn from.
         temperature: Temperature of that distribution; no other can be recovered.
     """
@@ -122,13 +121,10 @@ class Samples(DrawnTokens):
         """Draw from the softmax of each row.
 
         Args:
-            logits: The teacher's.
-            num_draws: Draws of each row.
             temperature: Of the distribution drawn from.
             systematic: N equally spaced points on the cumulative distribution, shifted together by
                 one random offset: every count is N p rounded down or up, which has less variance
                 than N independent draws. Otherwise independent draws.
-            generator: Source of the random numbers, on the logits' device.
         """
         logp = log_softmax(logits.detach(), temperature)
         probs = logp.exp()
@@ -178,8 +174,6 @@ def systematic_counts(
     This is the reference that tests compare `systematic_tokens` with.
 
     Args:
-        probs: Probabilities.
-        num_draws: Number of points.
         offset: In [0, 1), one a row.
     """
     ends = probs.cumsum(-1)

@@ -26,7 +26,6 @@ def systematic_tokens(
 
     Args:
         probs: Probabilities, up to a factor.
-        num_draws: Number of points.
         offset: In [0, 1), one a row.
     """
     rows, size = probs.shape

@@ -104,7 +104,6 @@ class TopK(KeptTokens):
         return TopK(self.ids.gather(-1, order)[:, :k], values[:, :k], tail, self.temperature)
 
     def at(self, temperature: float) -> Float[Tensor, "N k1"]:
-        """Log-probabilities of the k tokens, then of the tail."""
         tails = {self.temperature: self.tail_logprob, **self.further_tails}
         return kept_and_tail(self.logprobs, tails, self.temperature, temperature).clamp_min(FLOOR)
 

@@ -25,12 +25,10 @@ class TopKSamples(DrawnTokens):
     token's own probability. With k = 0 these are `Samples`.
 
     Attributes:
-        ids: The k token ids of each position, all different.
         logprobs: Their log-probabilities under the *whole* vocabulary at `temperature`.
         tail_logprob: Log of the probability of all other tokens.
         drawn_ids: Tokens drawn from the tail, all different where their count is not 0.
         counts: How often each was drawn; 0 fills rows that drew fewer tokens than others.
-        num_draws: Of each position; what the counts of a row add up to.
         entropy_nats: Entropy of the whole distribution.
         temperature: Temperature of that distribution; no other can be recovered.
     """
@@ -54,15 +52,7 @@ class TopKSamples(DrawnTokens):
         *,
         generator: torch.Generator | None = None,
     ) -> TopKSamples:
-        """Keep the k largest logits of each row, and draw systematically from the rest.
-
-        Args:
-            logits: The teacher's.
-            k: Tokens kept of each row.
-            num_draws: Draws of each row.
-            temperature: Of the distribution kept and drawn from.
-            generator: Source of the random numbers, on the logits' device.
-        """
+        """Keep the k largest logits of each row, and draw systematically from the rest."""
         logp = log_softmax(logits.detach(), temperature)
         top = logp.topk(k, dim=-1)
         tail = logp.scatter(-1, top.indices, FLOOR).logsumexp(-1).clamp_min(FLOOR)

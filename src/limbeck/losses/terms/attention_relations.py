@@ -44,10 +44,8 @@ class AttentionRelationsTerm(StateTerm):
     ) -> None:
         """
         Args:
-            shapes: Layers of the pair.
             heads: Relation heads; must divide the widths of all compared parts of both models.
             parts: What is related: `query`, `key`, `value`.
-            layer_map: Which layers are compared.
         """
         super().__init__()
         self.heads, self.parts = heads, parts

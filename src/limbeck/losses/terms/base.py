@@ -24,13 +24,10 @@ class StudentView:
     Attributes:
         hidden: Last hidden states, after the final norm.
         head: Output head. Called on a chunk at a time, so N x V logits never exist at once.
-        layer_hidden: Block outputs by 0-based student layer.
-        targets: Token id each position should predict.
         token_weights: Multiplies every term at each position; None is 1 everywhere. The sum of the
             terms is still divided by the number of scored tokens, not by the sum of the weights.
         segments: Segment number of each position, non-decreasing; see `Batch.segments`. May be
             None if no term compares positions with each other.
-        layer_projections: Queries, keys and values by 0-based student layer.
     """
 
     hidden: Float[Tensor, "N D"]
@@ -53,10 +50,6 @@ class PairShapes:
     """Layers and widths of the two models, from which terms are built.
 
     Attributes:
-        student_layers: Number of the student's blocks.
-        teacher_layers: Number of the teacher's.
-        student_width: Hidden size of the student.
-        teacher_width: Hidden size of the teacher.
         layer_map: Pairs (student layer, teacher layer) from the way the student was initialised.
     """
 

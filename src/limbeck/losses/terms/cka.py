@@ -21,10 +21,6 @@ def cka(shapes: PairShapes, *, layer_map: LayerChoice = "surviving") -> SegmentT
 
     Source: Kornblith et al., "Similarity of Neural Network Representations Revisited", 2019,
     arXiv:1905.00414; used there to measure, not to train.
-
-    Args:
-        shapes: Layers of the pair.
-        layer_map: Which layers are compared.
     """
     return SegmentTerm(one_minus_cka, shapes, layer_map)
 

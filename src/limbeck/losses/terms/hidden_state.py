@@ -65,7 +65,6 @@ class HiddenStateTerm(StateTerm):
             shapes: Layers and widths of the pair. With equal widths there is no projector.
             loss: `mse`, `normalised_mse` (divided by the teacher state's squared norm) or
                 `cosine`; the last two do not depend on the norm of the teacher's states.
-            layer_map: Which layers are compared.
         """
         super().__init__()
         self.gap = GAPS[loss]

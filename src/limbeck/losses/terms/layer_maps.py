@@ -21,11 +21,7 @@ the teacher's. `last`: the last layer of both. Or a list of pairs (student, teac
 
 
 def chosen_map(choice: LayerChoice, shapes: PairShapes) -> LayerMap:
-    """The pairs a term compares; at least one.
-
-    Raises:
-        ConfigError: There are none, or a layer does not exist.
-    """
+    """The pairs a term compares; at least one."""
     last = shapes.student_layers - 1, shapes.teacher_layers - 1
     match choice:
         case "surviving" | "origin":

@@ -19,11 +19,6 @@ class Projectors(nn.ModuleDict):
     """
 
     def __init__(self, layers: Iterable[int], shapes: PairShapes) -> None:
-        """
-        Args:
-            layers: Student layers, 0-based.
-            shapes: Hidden sizes of the pair.
-        """
         super().__init__()
         if shapes.student_width == shapes.teacher_width:
             return

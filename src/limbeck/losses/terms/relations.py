@@ -22,10 +22,6 @@ def relations(shapes: PairShapes, *, layer_map: LayerChoice = "surviving") -> Se
 
     Source: Tung and Mori, "Similarity-Preserving Knowledge Distillation", 2019, arXiv:1907.09682,
     applied to the tokens of a segment instead of the images of a batch.
-
-    Args:
-        shapes: Layers of the pair.
-        layer_map: Which layers are compared.
     """
     return SegmentTerm(gap, shapes, layer_map)
 

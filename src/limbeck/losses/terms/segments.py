@@ -40,8 +40,6 @@ class SegmentTerm(StateTerm):
         """
         Args:
             loss: Of one segment; its arguments are at least float32.
-            shapes: Layers of the pair.
-            layer_map: Which layers are compared.
         """
         super().__init__()
         self.loss = loss

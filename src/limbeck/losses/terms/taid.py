@@ -77,10 +77,6 @@ class TaidTerm(LogitTerm, SteppedTerm, LearningTerm):
             end: Largest t.
             rate: Maximum growth of t per step; 0 keeps it on the line.
             momentum: Decay of the running mean.
-            temperature: Divides both models' logits.
-
-        Raises:
-            ConfigError: The target would move backwards.
         """
         if start > end:
             raise ConfigError(

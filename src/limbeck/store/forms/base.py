@@ -85,12 +85,17 @@ def written_out(form: Component | str) -> dict[str, Any]:
     return {k: list(v) if isinstance(v, list | tuple) else v for k, v in whole.items()}
 
 
-def logits_in_chunks(distribution: TeacherDistribution) -> Iterator[Float[Tensor, "n V"]]:
-    """The logits in chunks of rows of at most `CHUNK_BYTES`; one empty chunk for no rows.
+def require_tail(k: int, vocabulary_size: int) -> None:
+    """Refuse to keep so many tokens that none is left for the tail."""
+    if k >= vocabulary_size:
+        raise ConfigError(
+            f"form.k must be less than the teacher's {vocabulary_size:,} tokens, got {k}. "
+            "Keep fewer, or record hidden states."
+        )
 
-    Raises:
-        ConfigError: The distribution is not whole.
-    """
+
+def logits_in_chunks(distribution: TeacherDistribution) -> Iterator[Float[Tensor, "n V"]]:
+    """The logits in chunks of rows of at most `CHUNK_BYTES`; one empty chunk for no rows."""
     if not isinstance(distribution, DenseLogits | LazyLogits):
         raise ConfigError(
             "record.form: must be top_k for a teacher that gives the most probable tokens only "

@@ -24,8 +24,6 @@ class HiddenForm(Form):
     ) -> None:
         """
         Args:
-            vocabulary_size: Tokens the teacher's distributions are over.
-            head: The teacher's head; set by the store.
             precision: `exact` keeps every bit; `float16` rounds; `int8` keeps a byte for each
                 value, with an error of at most half of 1/127 of the largest of its group of 64.
         """

@@ -38,8 +38,6 @@ class SamplesForm(Form):
     ) -> None:
         """
         Args:
-            vocabulary_size: Tokens the teacher's distributions are over.
-            num_draws: Draws for each position.
             temperature: Temperature of the distribution; the store serves no other.
             draw: `systematic` takes evenly spaced points with one random offset, `multinomial`
                 independent ones, which have several times its variance.

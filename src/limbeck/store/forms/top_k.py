@@ -18,7 +18,7 @@ from limbeck.losses.distributions import (
 )
 from limbeck.store import id_sets, quantization
 from limbeck.store.byte_planes import Unpacker, pack, to_planes
-from limbeck.store.forms.base import Form, forms, logits_in_chunks
+from limbeck.store.forms.base import Form, forms, logits_in_chunks, require_tail
 from limbeck.store.token_ranks import TokenRanks
 
 
@@ -41,22 +41,14 @@ class TopKForm(Form):
     ) -> None:
         """
         Args:
-            vocabulary_size: Tokens the teacher's distributions are over.
             k: Tokens kept at each position; the maximum with `min_prob`.
             min_prob: Minimum probability of a kept token; the most probable one is always kept. It
                 needs about 60 % of the bytes of a fixed k for the same gradient error. (Keeping
                 tokens up to a total probability needs more than a fixed k.)
             temperatures: Temperatures the store serves. The k log-probabilities are kept at the
                 first; each costs 2 bytes a token for the tail.
-
-        Raises:
-            ConfigError: No token is left for the tail, or a temperature is repeated.
         """
-        if k >= vocabulary_size:
-            raise ConfigError(
-                f"form.k must be less than the teacher's {vocabulary_size:,} tokens, got {k}. "
-                "Keep fewer, or record hidden states."
-            )
+        require_tail(k, vocabulary_size)
         if len(set(temperatures)) < len(temperatures):
             raise ConfigError(
                 f"form.temperatures must be different, got {list(temperatures)}. Name each once."

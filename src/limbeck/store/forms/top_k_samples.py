@@ -9,7 +9,6 @@ import torch
 from annotated_types import Ge, Gt, Le
 from jaxtyping import Int
 
-from limbeck.errors import ConfigError
 from limbeck.losses.distributions import TeacherDistribution, TopKSamples
 from limbeck.store import id_sets, quantization
 from limbeck.store.byte_planes import Unpacker, pack, to_planes
@@ -19,7 +18,7 @@ from limbeck.store.counts import (
     encode_counts,
     encode_entropy,
 )
-from limbeck.store.forms.base import Form, forms, generator_on, logits_in_chunks
+from limbeck.store.forms.base import Form, forms, generator_on, logits_in_chunks, require_tail
 from limbeck.store.token_ranks import TokenRanks
 
 
@@ -42,19 +41,10 @@ class TopKSamplesForm(Form):
     ) -> None:
         """
         Args:
-            vocabulary_size: Tokens the teacher's distributions are over.
-            k: Tokens kept at each position.
             num_draws: Systematic draws from the tail at each position.
             temperature: Temperature of the distribution; the store serves no other.
-
-        Raises:
-            ConfigError: No token is left for the tail.
         """
-        if k >= vocabulary_size:
-            raise ConfigError(
-                f"form.k must be less than the teacher's {vocabulary_size:,} tokens, got {k}. "
-                "Keep fewer, or record hidden states."
-            )
+        require_tail(k, vocabulary_size)
         self._vocabulary_size = vocabulary_size
         self._k, self._num_draws = k, num_draws
         self._temperature = float(temperature)

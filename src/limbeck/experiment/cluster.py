@@ -1,0 +1,208 @@
+"""A recipe planned for ranks and devices that are not here, without weights and without text."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from limbeck.checks import (
+    RESERVED_BYTES,
+    Fix,
+    Hardware,
+    Plan,
+    cluster_plan,
+    fits,
+    passes_of_a_rank,
+)
+from limbeck.config import MemoryConfig, RunConfig
+from limbeck.data import length_problems
+from limbeck.distributed import StepFootprint, World, local, shard, simulated_world
+from limbeck.errors import ConfigError, RunError
+from limbeck.experiment.loading import load
+from limbeck.experiment.parts import STUDENT_DTYPE, prove_pair, shapes_of, shortest
+from limbeck.experiment.trials import trials_of
+from limbeck.losses import build_objective
+from limbeck.models import (
+    Distiller,
+    choose_dtype,
+    make_trainable,
+    one_document_a_row,
+)
+from limbeck.registry import type_of
+from limbeck.students import Origin, initialisers, reads_teacher
+from limbeck.teachers import LocalTeacher, TeacherRequest, require_local, teachers
+from limbeck.train import dry_run
+from limbeck.train.micro_batch import choose_micro_batch
+
+
+def plan_elsewhere(recipe: Path, overrides: Sequence[str], ranks: int, hardware: Hardware) -> Plan:
+    """The plan of a recipe on a cluster, made in a process of its own.
+
+    Simulated devices and process groups stay in a process until it ends.
+
+    Raises:
+        ConfigError: The recipe, or what it names, cannot be planned without weights.
+        RunError: The process was killed.
+    """
+    # The shape of the recipe is checked before a process has imported everything once more.
+    require_plannable(load(recipe, overrides))
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context) as pool:
+        try:
+            return pool.submit(plan_here, recipe, overrides, ranks, hardware).result()
+        except BrokenProcessPool as error:
+            raise RunError(
+                "The process that simulates the step ended without an answer. It needs about 1 GB "
+                "of memory; look at its messages above, and start again."
+            ) from error
+
+
+def plan_here(recipe: Path, overrides: Sequence[str], ranks: int, hardware: Hardware) -> Plan:
+    """The plan of a recipe on a cluster; this process can simulate nothing else afterwards."""
+    config = load(recipe, overrides)
+    rows = nullcontext() if config.data.pack else one_document_a_row()
+    with simulated_world(ranks, config.parallel.shard) as world, rows:
+        pair = sketch(config, world)
+        micro_batch = micro_batch_of(pair, config, world, hardware)
+        step = step_of(pair, config, world, micro_batch)
+        plan = cluster_plan(
+            pair.distiller,
+            pair.teacher.model,
+            config,
+            step,
+            hardware,
+            ranks=ranks,
+            micro_batch=micro_batch,
+            students=len(trials_of(config)),
+        )
+        assert plan.cluster is not None, "a plan of a cluster"
+        fixes = () if fits(step.peak_bytes, hardware) else fixes_for(plan, pair, config, world)
+        return replace(plan, cluster=replace(plan.cluster, fixes=fixes))
+
+
+def require_plannable(config: RunConfig) -> None:
+    """Refuse recipes that say too little of a run without their text and their weights.
+
+    Raises:
+        ConfigError: Naming the option.
+    """
+    if config.optim.steps is None:
+        raise ConfigError(
+            "optim.steps must be given to plan for a cluster, because the text, which epochs are "
+            f"counted in, is not read; got optim.epochs={config.optim.epochs}. Add optim.steps=N "
+            "optim.epochs=null."
+        )
+    if config.rollout is not None:
+        raise ConfigError(
+            "rollout: text written during the run is not planned for a cluster: its time and "
+            "memory depend on what is written. Add rollout=null to plan the steps alone."
+        )
+    if reads_teacher(config.student):
+        raise ConfigError(
+            f"student.type: a {type_of(config.student)} student is measured on the teacher's "
+            "weights, and a plan for a cluster reads none. Name a folder with the student's "
+            "config.json: {type: pretrained, path: ...}."
+        )
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Sharded models without numbers."""
+
+    distiller: Distiller
+    teacher: LocalTeacher
+
+
+def sketch(config: RunConfig, world: World) -> Pair:
+    """Student under its objective and teacher, as `gather_parts` puts them together.
+
+    Raises:
+        ConfigError: They do not go together.
+    """
+    teacher = require_local(teachers.bind(config.teacher, "teacher")(world), "check --plan")
+    origin = Origin(
+        teacher.model,
+        teacher.tokenizer,
+        world,
+        STUDENT_DTYPE,
+        config.seed,
+        recorded=teacher.info.to_json(),
+    )
+    student = initialisers.bind(config.student, "student")(origin)
+    make_trainable(student.model, config.trainable, config.seed)
+    vocabulary = prove_pair(student, teacher)
+    limit = shortest(teacher.info.max_positions, student.model.max_positions)
+    for problem in length_problems(config.data, limit):
+        raise ConfigError(problem)
+    shapes = shapes_of(student, teacher)
+    budget = config.memory.head_budget_mb
+    distiller = Distiller(
+        student.model, build_objective(config.objective, shapes, head_budget_mb=budget)
+    )
+    needs = distiller.objective.needs
+    teacher.require(TeacherRequest(needs=needs, vocabulary_size=vocabulary.size))
+    teacher.shard(world)
+    compute = choose_dtype(config.parallel.compute_dtype, world.device)
+    shard(distiller, student.model.blocks, world, compute_dtype=compute)
+    return Pair(distiller, teacher)
+
+
+def micro_batch_of(pair: Pair, config: RunConfig, world: World, hardware: Hardware) -> int:
+    """Rows of a micro-batch: the recipe's, or what `auto` takes where the models lie."""
+    length = config.data.sequence_length
+    models = (pair.distiller, pair.teacher.model)
+    held = sum(local(p).nbytes for model in models for p in model.parameters())
+    return choose_micro_batch(
+        config.memory,
+        pair.distiller.student,
+        world,
+        sequence_length=length,
+        most_rows=-(-config.optim.rows_per_step(length) // world.size),
+        free_memory_bytes=hardware.memory_bytes - RESERVED_BYTES - held,
+    )
+
+
+def step_of(pair: Pair, config: RunConfig, world: World, micro_batch: int) -> StepFootprint:
+    """One simulated step."""
+    rows = config.optim.rows_per_step(config.data.sequence_length)
+    passes = passes_of_a_rank(rows, world.size, micro_batch)
+    return dry_run(
+        pair.distiller, pair.teacher, config, world, micro_batch=micro_batch, passes=passes
+    )
+
+
+def fixes_for(plan: Plan, pair: Pair, config: RunConfig, world: World) -> tuple[Fix, ...]:
+    """Changes of the recipe, tried in turn until the step fits."""
+    cluster = plan.cluster
+    assert cluster is not None, "a plan of a cluster"
+    tried: list[Fix] = []
+    for overrides, memory in smaller(config.memory, plan.micro_batch):
+        changed = replace(config, memory=memory)
+        assert memory.micro_batch != "auto", "each way names its rows"
+        step = step_of(pair, changed, world, memory.micro_batch)
+        fix = Fix(overrides, step.peak_bytes, fits(step.peak_bytes, cluster.hardware))
+        tried.append(fix)
+        if fix.fits:
+            return (fix,)
+    return tuple(tried[-1:])
+
+
+def smaller(memory: MemoryConfig, micro_batch: int) -> list[tuple[str, MemoryConfig]]:
+    """Ways to need less memory, by rising cost, each with its overrides."""
+    rows = f"memory.micro_batch={micro_batch}"
+    checkpointed = replace(memory, micro_batch=micro_batch, activation_checkpointing=True)
+    checkpointing = f"{rows} memory.activation_checkpointing=true"
+    ways: list[tuple[str, MemoryConfig]] = []
+    if not memory.activation_checkpointing:
+        ways.append((checkpointing, checkpointed))
+    if micro_batch > 1:
+        text = "memory.micro_batch=1 memory.activation_checkpointing=true"
+        ways.append((text, replace(checkpointed, micro_batch=1)))
+    text = "memory.micro_batch=1 memory.activation_checkpointing=true memory.head_budget_mb=256"
+    ways.append((text, replace(checkpointed, micro_batch=1, head_budget_mb=256)))
+    return ways

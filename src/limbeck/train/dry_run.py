@@ -1,0 +1,74 @@
+"""Optimizer steps of one simulated rank: what it holds, sends and computes."""
+
+from __future__ import annotations
+
+import torch
+
+from limbeck.batch import Batch
+from limbeck.config import RunConfig
+from limbeck.distributed import Footprint, StepFootprint, World, by_purpose, prolonged
+from limbeck.models import Distiller, enable_activation_checkpointing
+from limbeck.teachers import LocalTeacher
+from limbeck.train.optimizers import make_optimizers
+from limbeck.train.step import train_step
+
+REPEATED = 2
+"""Micro-batches that are run; all after the first cost the same."""
+
+
+def dry_run(
+    distiller: Distiller,
+    teacher: LocalTeacher,
+    config: RunConfig,
+    world: World,
+    *,
+    micro_batch: int,
+    passes: int,
+) -> StepFootprint:
+    """Run steps of training on simulated tensors, and count.
+
+    The first step makes the optimizer's state, the second finds the peak, the third looks at it.
+
+    Args:
+        distiller: Sharded, as is the teacher.
+        teacher: Its needs are those of the objective.
+        config: The recipe.
+        world: Simulated.
+        micro_batch: Rows of a micro-batch, each position scored.
+        passes: Micro-batches of this rank in a step.
+    """
+    if config.memory.activation_checkpointing:
+        enable_activation_checkpointing(distiller.student)
+    # The device decides only whether there is a fused kernel, and the real one has it.
+    cuda = torch.device("cuda")
+    optimizers = make_optimizers(distiller, config.optim, 1e-4, cuda)
+    distiller.train()
+    length = config.data.sequence_length
+    tokens = torch.zeros(micro_batch, length + 1, dtype=torch.int64, device=world.device)
+    batch = Batch.from_tokens(tokens)
+    models = {"student": distiller, "teacher": teacher.model}
+    footprint = Footprint(models.values())
+
+    def step(micro_batches: int) -> None:
+        train_step(distiller, teacher, optimizers, [batch] * micro_batches, world)
+
+    held: dict[str, int] = {}
+
+    def look() -> None:
+        vocabulary = distiller.student.vocabulary_size
+        held.update(by_purpose(footprint, models, optimizers, vocabulary))
+
+    repeated = min(passes, REPEATED)
+    with footprint:
+        step(repeated)
+        footprint.reset()
+        step(repeated)
+        footprint.reset(footprint.peak_operation, look)
+        step(repeated)
+        figures = StepFootprint(held, footprint.collectives, footprint.flops)
+        if passes > repeated:
+            footprint.reset()
+            step(repeated - 1)
+            shorter = StepFootprint({}, footprint.collectives, footprint.flops)
+            figures = prolonged(figures, shorter, passes - repeated)
+    return figures

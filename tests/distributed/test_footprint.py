@@ -1,0 +1,177 @@
+"""A simulated step holds, sends and computes what a real one does, to the byte."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+
+from limbeck.config import DataConfig, MemoryConfig, ObjectiveConfig, OptimConfig, RunConfig
+from limbeck.distributed import Footprint, by_purpose, shard, simulated_world, world
+from limbeck.layer_map import LayerMap
+from limbeck.losses import PairShapes, build_objective
+from limbeck.models import (
+    Distiller,
+    ModelSource,
+    load_model,
+    one_document_a_row,
+    save_student,
+    sketched_model,
+)
+from limbeck.teachers import LocalTeacher
+from limbeck.teachers.remembering import for_measuring
+from limbeck.train import dry_run, train_step
+from tests.distributed.processes import live, on_ranks
+from tests.models.tiny import random_batch, tiny_llama, tiny_tokenizer
+from tests.train.toy import ToyBatches, toy_pair
+
+VOCABULARY, LENGTH, ROWS = 256, 64, 2
+STUDENT_LAYERS, TEACHER_LAYERS = 2, 3
+CASES = {
+    "one rank": (1, {}),
+    "two ranks": (2, {}),
+    "three micro-batches": (2, {"passes": 3, "dtype": torch.bfloat16}),
+    "checkpointed": (2, {"checkpointed": True}),
+}
+
+
+def figures(here, folder, *, passes=1, dtype=None, checkpointed=False, rows=ROWS, length=LENGTH):
+    """What a step of a rank takes, of models with weights or, in a simulated world, without."""
+
+    def model(name, kind):
+        source = ModelSource(str(folder / name))
+        if here.simulated:
+            return sketched_model(source, kind)
+        return load_model(source, device=here.device, dtype=kind)
+
+    student, teacher = model("student", torch.float32), model("teacher", dtype or torch.float32)
+    shapes = PairShapes(
+        student.num_layers, teacher.num_layers, student.width, teacher.width, LayerMap(())
+    )
+    built = build_objective(ObjectiveConfig(), shapes, head_budget_mb=1)
+    distiller, local = Distiller(student, built), LocalTeacher(teacher)
+    shard(distiller, student.blocks, here, compute_dtype=dtype)
+    shard(teacher, teacher.blocks, here)
+    config = RunConfig(
+        teacher={"type": "online"},
+        student={"type": "pretrained"},
+        data=DataConfig(path="none", sequence_length=length),
+        optim=OptimConfig(learning_rate=0.001, steps=3),
+        memory=MemoryConfig(activation_checkpointing=checkpointed),
+        output=Path("none"),
+    )
+    return dry_run(distiller, local, config, here, micro_batch=rows, passes=passes)
+
+
+def as_a_rank(here, folder):
+    for name, (size, setting) in CASES.items():
+        if size == here.size:
+            step = figures(here, folder, **setting)
+            if here.is_main:
+                (folder / f"real {name}").write_text(json.dumps(asdict(step)))
+
+
+def alone_on_a_mesh(folder):
+    with world(torch.device("cpu"), "always") as here:
+        as_a_rank(here, folder)
+
+
+def simulated(folder):
+    for name, (size, setting) in CASES.items():
+        with simulated_world(size, device="cpu") as here, one_document_a_row():
+            step = figures(here, folder, **setting)
+        (folder / f"simulated {name}").write_text(json.dumps(asdict(step)))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("footprints")
+    for name, layers, width in (("student", STUDENT_LAYERS, 32), ("teacher", TEACHER_LAYERS, 48)):
+        save_student(tiny_llama(layers, width, VOCABULARY), tiny_tokenizer(), folder / name)
+    on_ranks(2, as_a_rank, folder)
+    assert live(alone_on_a_mesh, folder) == 0
+    assert live(simulated, folder) == 0
+    return folder
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_simulated_step_is_a_real_one(folder, name):
+    real, mine = (
+        json.loads((folder / f"{kind} {name}").read_text()) for kind in ("real", "simulated")
+    )
+    assert mine == real
+    assert mine["memory_bytes"]["activations"] > 0
+    assert mine["flops"] > 0
+
+
+def bytes_of(model):
+    return sum(p.nbytes for p in model.parameters())
+
+
+def test_a_rank_of_two_holds_half_and_gathers_each_unit_as_planned(folder):
+    step = json.loads((folder / "simulated three micro-batches").read_text())
+    student = tiny_llama(STUDENT_LAYERS, 32, VOCABULARY)
+    teacher = tiny_llama(TEACHER_LAYERS, 48, VOCABULARY)
+    held = step["memory_bytes"]
+    rotary = 2 * 4  # two buffers of float32, for half of a head's channels
+    assert held["student weights"] == bytes_of(student) / 2 + rotary * 4
+    assert held["gradients"] == bytes_of(student) / 2
+    counters = 4 * len(list(student.parameters()))
+    assert held["optimizer state"] == bytes_of(student) + counters
+    assert held["teacher weights"] == bytes_of(teacher) / 4 + rotary * 6  # bfloat16
+    counts = {each["kind"]: each["count"] for each in step["collectives"]}
+    # A block of the student is gathered once more for its backward pass.
+    gathers = (1 + 2 * STUDENT_LAYERS) + (1 + TEACHER_LAYERS)
+    assert counts == {
+        "all-gather": 3 * gathers,
+        "reduce-scatter": 3 * (1 + STUDENT_LAYERS),
+        "all-reduce": 2,  # scored tokens; losses and the gradient's norm
+    }
+    sizes = {each["kind"]: each["whole_bytes"] for each in step["collectives"]}
+    assert sizes["reduce-scatter"] == 3 * bytes_of(student)
+    root = bytes_of(student) - sum(p.nbytes for p in student.blocks.parameters())
+    gathered = 2 * bytes_of(student) - root + bytes_of(teacher)
+    assert sizes["all-gather"] == 3 * gathered / 2
+
+
+def released(here):
+    distiller, teacher = toy_pair()
+    shard(distiller, distiller.student.blocks, here)
+    teacher.shard(here)
+    models = {"student": distiller, "teacher": teacher.model}
+    optimizers = [torch.optim.SGD(distiller.parameters(), lr=0.01)]
+    footprint = Footprint(models.values())
+    batches = [ToyBatches().batch([0]), ToyBatches().batch([1])]
+
+    def gathered():
+        purposes = by_purpose(footprint, models, optimizers, vocabulary=37)
+        return sum(size for name, size in purposes.items() if "gathered" in name)
+
+    with footprint:
+        teacher.signal(batches[0])
+        assert gathered() > 0, "the head, for the loss"
+        for _ in range(2):
+            train_step(distiller, teacher, optimizers, batches, here)
+            assert gathered() == 0
+
+
+def test_no_weight_stays_gathered_after_a_step():
+    on_ranks(2, released)
+
+
+def measured_between_steps():
+    with world(torch.device("cpu"), "always") as here:
+        teacher, batch = toy_pair()[1], random_batch(vocabulary=37)
+        teacher.shard(here)
+        measuring = for_measuring(teacher, here)
+        logits = []
+        for _ in range(2):
+            distribution = measuring.signal(batch).distribution
+            logits.append(distribution.head(distribution.hidden))
+            teacher.release()
+        assert torch.equal(*logits)
+
+
+def test_a_cached_signal_has_its_head_after_a_step_has_released_it():
+    assert live(measured_between_steps) == 0

@@ -1,0 +1,105 @@
+"""Plans for clusters that are not here."""
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from limbeck.checks import cluster_findings, read_hardware
+from limbeck.commands.check import check
+from limbeck.errors import ConfigError
+from limbeck.experiment.cluster import plan_here, require_plannable
+from limbeck.experiment.loading import load
+from tests.distributed.processes import live
+from tests.experiment.house import write_recipe
+
+SMALL = "h100,memory_gib=3.0001"
+
+
+def without_weights(folder):
+    """A recipe whose models are configurations and tokenizers, and whose text is not there."""
+    recipe = write_recipe(folder, optim={"tokens_per_step": 256}, evaluate={"data": None})
+    teacher, student = folder / "teacher", folder / "student"
+    for path in (folder / "train.jsonl", teacher / "model.safetensors"):
+        path.unlink()
+    shutil.copytree(teacher, student)
+    return recipe
+
+
+def run(*arguments):
+    app = typer.Typer()
+    app.command()(check)
+    return CliRunner().invoke(app, [str(each) for each in arguments], env={"COLUMNS": "200"})
+
+
+def test_a_cluster_is_planned_from_configurations_alone(tmp_path):
+    recipe = without_weights(tmp_path)
+    result = run(recipe, f"student={{type: pretrained, path: {tmp_path / 'student'}}}", "--plan",
+                 "--world-size", 4, "--device", "h100,per_node=2", "--json")  # fmt: skip
+    assert result.exit_code == 0, (result.output, result.exception)
+    told = json.loads(result.stdout)
+    assert told["holds"] is True
+    plan = told["plan"]
+    assert plan["parameters"]["teacher"] == plan["parameters"]["student"]
+    cluster = plan["cluster"]
+    assert cluster["ranks"] == 4
+    assert cluster["hardware"]["per_node"] == 2
+    counts = {each["kind"]: each["count"] for each in cluster["collectives"]}
+    assert counts["reduce-scatter"] == 5
+    assert cluster["slowest_tokens_per_second"] < plan["tokens_per_second"]
+    assert not (tmp_path / "run").exists()
+
+
+def plan_small(recipe, folder):
+    """A depth student, in a device that has no room beside the margin."""
+    plan = plan_here(recipe, ["optim.tokens_per_step=64"], 2, read_hardware(SMALL))
+    memory, work = cluster_findings(plan)
+    text = json.dumps({"plan": dataclasses.asdict(plan), "memory": dataclasses.asdict(memory)})
+    (folder / "plan.json").write_text(text)
+    assert work.holds
+
+
+def test_what_does_not_fit_is_said_with_the_options_that_were_tried(tmp_path):
+    recipe = without_weights(tmp_path)
+    assert live(plan_small, recipe, tmp_path) == 0
+    told = json.loads((tmp_path / "plan.json").read_text())
+    plan = told["plan"]
+    assert plan["parameters"]["student"] < plan["parameters"]["teacher"]
+    assert plan["micro_batches_per_step"] == 1
+    memory = told["memory"]
+    assert not memory["holds"]
+    assert memory["decides"] is False, "the margin alone is too large, and it is a guess"
+    (fix,) = plan["cluster"]["fixes"]
+    assert fix["peak_bytes"] < sum(plan["memory_bytes"].values())
+    assert fix["overrides"].startswith("memory.micro_batch=1 memory.activation_checkpointing=true")
+    assert fix["overrides"] in memory["found"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("optim.steps=null", "optim.epochs=1"), "optim.steps must be given"),
+        (("student={type: width, keep: 0.5}",), r"student\.type: a width student is measured"),
+        (("rollout={tokens: 8, prompt_tokens: 8}", "objective.alpha=1"), "rollout: text written"),
+    ],
+)
+def test_what_cannot_be_planned_without_weights_and_text_is_refused(tmp_path, change, words):
+    with pytest.raises(ConfigError, match=words):
+        require_plannable(load(without_weights(tmp_path), change))
+
+
+@pytest.mark.parametrize("text", ["h1000", "h100,memory=3", "h100,tflops=fast", "h100,tflops=-1"])
+def test_a_device_must_be_known_and_its_figures_numbers(text):
+    with pytest.raises(ConfigError, match="--device"):
+        read_hardware(text)
+
+
+def test_figures_of_a_device_can_be_replaced():
+    device = read_hardware("h100, memory_gib=94, per_node=4")
+    assert (device.memory_bytes, device.per_node, device.tflops) == (94 << 30, 4, 989)
+    within, across = device.bytes_per_second(4), device.bytes_per_second(8)
+    assert within == 450e9
+    assert across == 4 * 50e9
