@@ -153,7 +153,9 @@ def test_logit_transforms(transform, form, spec):
     require_equal(by_kernel(chunk), by_reference(chunk))
 
 
-@pytest.mark.parametrize("transform", [Softcap(4.0), Divided(1.7), torch.sinh], ids=repr)
+@pytest.mark.parametrize(
+    "transform", [Softcap(4.0), Divided(1.7), torch.sinh], ids=["softcap", "divided", "sinh"]
+)
 def test_a_lazy_teachers_transform(transform):
     """Known ones are part of the kernel, others are applied before it."""
     student, _ = logits_of()
