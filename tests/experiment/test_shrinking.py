@@ -182,7 +182,7 @@ def test_a_size_told_wrongly_is_found_before_anything_loads(student, message, tm
         limbeck.load(path, [f"student={student}"])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_smollm2_made_narrow_and_shallow_is_itself_in_plain_transformers(tmp_path):
     source = ModelSource(str(embedded_teacher(cache_folder(), print)))
     teacher = load_model(source, device=CPU, dtype=torch.float32)

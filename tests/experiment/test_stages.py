@@ -142,7 +142,7 @@ def wait_for(process, metrics, step):
         time.sleep(0.01)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_cascade_whose_process_is_killed_goes_on_by_the_same_command(tmp_path):
     path = write_stages(tmp_path / "killed", optim={"steps": 40}, checkpoint={"every": 4})
     for name, step in (("correction", 9), ("two", 2)):

@@ -155,7 +155,7 @@ def test_every_signal_saves_once_and_leaves_with_its_code(number, code, tmp_path
 def test_a_signal_before_the_first_step_stops_without_a_checkpoint(tmp_path):
     with StopSignals() as stop:
         os.kill(os.getpid(), signal.SIGTERM)
-        with pytest.raises(Stopped, match="at step 0, and there is nothing to save"):
+        with pytest.raises(Stopped, match="at step 0, with nothing to save"):
             train(toy_setup(tmp_path, stop=stop))
     assert latest(tmp_path / "checkpoints") is None
 

@@ -305,7 +305,7 @@ def test_wrong_options_are_refused():
     with pytest.raises(ConfigError, match=r"must be different, got \[1.0, 1.0\]"):
         forms.bind({"type": "top_k", "temperatures": [1.0, 1.0]}, "form")(300)
     hidden = forms.bind({"type": "hidden"}, "form")(300)
-    with pytest.raises(ConfigError, match="this teacher gives logits only"):
+    with pytest.raises(ConfigError, match="this teacher does not give them"):
         hidden.read_teacher(DenseLogits(torch.zeros(1, 300)), torch.Generator())
 
 

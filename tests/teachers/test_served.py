@@ -427,6 +427,7 @@ def losses(folder):
     return [each["loss"] for each in steps_of(folder)]
 
 
+@pytest.mark.long
 def test_its_recording_is_the_models_and_a_run_from_it_that_from_the_server(
     server, folder, tmp_path
 ):
