@@ -298,8 +298,8 @@ TRAINING = (
     Mutation(
         "a text's weight on the text after it",
         "data/text_data.py",
-        "weights[place] = self.document_weights[document]",
-        "weights[place] = self.document_weights[document - 1]",
+        "float(self.document_weights[document])",
+        "float(self.document_weights[document - 1])",
         "data/test_text_data.py::test_a_rows_weight_is_that_of_all_its_tokens_however_they_are_cut",
     ),
     Mutation(
