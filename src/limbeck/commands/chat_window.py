@@ -88,7 +88,8 @@ class ChatWindow:
 
 def legend() -> Text:
     """The scale of colours."""
-    line = Text("the student's tokens, by the teacher's -log p in nats: ", style="dim")
+    line = Text()
+    line.append("the student's tokens, by the teacher's -log p in nats: ", style="dim")
     low = 0.0
     for high, colour in SCALE:
         span = f"{low:g} to {high:g}" if high < float("inf") else f"{low:g} and more"
