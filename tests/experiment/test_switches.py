@@ -83,7 +83,11 @@ def _sharded(switch, tmp_path, monkeypatch):
 
 MESH = {"shard": "always"}
 BFLOAT16 = {**MESH, "compute_dtype": "bfloat16"}
-SWITCH = pytest.mark.parametrize("switch", [MESH, BFLOAT16], ids=["mesh", "bfloat16"])
+SWITCH = pytest.mark.parametrize(
+    "switch",
+    # bfloat16 takes the mesh's path as well
+    [pytest.param(MESH, marks=pytest.mark.long, id="mesh"), pytest.param(BFLOAT16, id="bfloat16")],
+)
 
 
 @SWITCH
