@@ -61,7 +61,8 @@ HARDWARE: Mapping[str, Hardware] = MappingProxyType(
         )
     }
 )
-"""NVIDIA's data sheets: dense bfloat16 with float32 sums, NVLink or PCIe in one direction;
+"""By NVIDIA's data sheets, as far as they were at hand; check a figure before relying on it.
+Dense bfloat16 with float32 sums, NVLink or PCIe in one direction;
 memory as nvidia-smi shows it, of B200 the sheet's 180 GB. The network is that of DGX nodes: one
 adapter of 200 Gbit/s (A100) or 400 Gbit/s a device. L40S and 4090 have no such node: 8 on PCIe 4.0
 with 200 and 100 Gbit/s a device are assumed."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -56,8 +56,9 @@ def chat(
     """Talk to a student in the terminal, beside its teacher.
 
     With a teacher both answer, and each token of the student is coloured by how improbable the
-    teacher finds it. The conversation goes on from the student's answers. Messages are rendered by
-    the tokenizer's chat template; a model without one continues each message as plain text.
+    teacher finds it. The conversation continues from the student's answers. Messages are rendered
+    by the chat template, the teacher's where there is one; without a template each message is
+    continued as plain text.
 
     Lines that are piped in are messages: echo "What boils?" | limbeck chat runs/x
 
@@ -68,9 +69,8 @@ def chat(
     console = Console()
     with Console(stderr=True).status("Loading ..."):
         # The teacher's tokenizer comes first there.
-        models, tokenizer = open_models(
-            paths[::-1], (revision or [])[::-1], trust_remote_code, device
-        )
+        revisions = of_each_model(paths, revision or [])
+        models, tokenizer = open_models(paths[::-1], revisions[::-1], trust_remote_code, device)
     named = dict(zip(ROLES, models[::-1], strict=False))
     conversation = Conversation(named, tokenizer, settings, system)
     window = ChatWindow(console, dict(zip(ROLES, paths, strict=False)))
@@ -89,6 +89,16 @@ def chat(
             console.print(str(error), style="red", markup=False, highlight=False)
         finally:
             window.stop()
+
+
+def of_each_model(paths: Sequence[str], revisions: Sequence[str]) -> list[str | None]:
+    """The revision of each model, None for those that none was given for.
+
+    Example:
+        >>> of_each_model(["student", "teacher"], ["abc"])
+        ['abc', None]
+    """
+    return [*revisions, *[None] * len(paths)][: len(paths)]
 
 
 def student_path(student: str) -> str:

@@ -17,7 +17,7 @@ from limbeck.tokenizers import load_tokenizer, prove_same_vocabulary
 
 
 def open_models(
-    paths: Sequence[str], revisions: Sequence[str], trust_remote_code: bool, device: str
+    paths: Sequence[str], revisions: Sequence[str | None], trust_remote_code: bool, device: str
 ) -> tuple[list[CausalLM], PreTrainedTokenizerBase]:
     """The models, cut to the vocabulary they share, and the teacher's tokenizer."""
     place = choose_device(device)

@@ -31,7 +31,7 @@ class ComparedRun:
         seconds: Time in training steps.
         behind: Forward KL above that of the best run, paired by document; None for the best run,
             and for runs with another teacher or other test documents.
-        is_efficient: Whether no other run has fewer parameters and a lower forward KL.
+        is_efficient: Whether no other run has at most as many parameters and a lower forward KL.
         options: Options of its recipe that differ between the runs, as JSON; None where absent.
     """
 
@@ -78,7 +78,10 @@ class Finished:
         """What two runs must share for their distances to the teacher to be comparable."""
         facts = self.files.provenance
         text = {k: v for k, v in (facts.get("held_out") or {}).items() if k != "path"}
-        return (facts.get("teacher", {}).get("weights_sha256"), text, self.scores.counts.tolist())
+        teacher = facts.get("teacher", {})
+        # A served teacher's weights are not known.
+        identity = teacher.get("weights_sha256") or teacher.get("name")
+        return (identity, text, self.scores.counts.tolist())
 
 
 def compare_runs(folders: Sequence[Path]) -> list[ComparedRun]:

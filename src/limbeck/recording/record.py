@@ -31,7 +31,7 @@ CREATION_TIMEOUT_S = 600.0
 
 
 ROWS_AHEAD = 32
-"""Passes that a teacher which works ahead is told of; their signals are in memory."""
+"""Passes announced to a teacher that works ahead; their signals are in memory."""
 
 
 class Recorder:

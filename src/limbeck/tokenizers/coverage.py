@@ -38,7 +38,7 @@ class Count:
         tokens: How many.
         compared: Those predicted where both tokenizers stand at one byte.
         exact: Those of `compared` that are the same token in the other vocabulary.
-        merged: Those of `compared` that are told apart from others by their first token only.
+        merged: Those of `compared` that share their outcome with other tokens.
     """
 
     tokens: int = 0

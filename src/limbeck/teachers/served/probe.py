@@ -41,7 +41,7 @@ CROWD = 8
 """Requests of the same text at once, to measure what batching changes."""
 
 LARGE_NOISE = 0.02
-"""Nats above which a user is told how to get less."""
+"""Noise in nats above which a note says how to reduce it."""
 LARGEST_SHIFT = 0.5
 """Mean nats a token by which a server that came back may differ; batching changes far less."""
 

@@ -143,7 +143,7 @@ class Server:
                 if waited >= patience_s:
                     raise TryLaterError(
                         f"The server {self.connection.url} must answer, and did not for "
-                        f"{waited:,.0f} s: {away}. Start it and try again (a run goes on with "
+                        f"{waited:,.0f} s: {away}. Start it and try again (a run continues with "
                         "--resume), or raise teacher.patience_s."
                     ) from away
                 if delay > FIRST_DELAY_S:

@@ -31,7 +31,7 @@ REACHED_BY = ("url", "key_env", "concurrency", "timeout_s", "patience_s")
 
 SMALLEST_TAIL = 1e-5
 """Rounding of a float32 softmax over a vocabulary: a smaller tail, one minus a sum of the server's
-probabilities, cannot be told from none. An empty tail would leave a divergence without a bound."""
+probabilities, is indistinguishable from none. With an empty tail a divergence has no bound."""
 
 
 class ServedTeacher(Teacher):
