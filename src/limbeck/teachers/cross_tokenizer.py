@@ -89,8 +89,8 @@ class CrossTokenizerTeacher(Teacher):
         """
         Args:
             teacher: The model that answers.
-            unaligned: `error` refuses texts that its tokenizer cannot represent byte by byte;
-                `skip` trains on them without a teacher.
+            unaligned: `error` refuses texts that its tokenizer cannot represent byte by byte, if
+                one of the `CHECKED_WINDOWS` is; `skip` trains on them without a teacher.
             uncovered: `error` refuses a class of tokens that the teacher does not reach; `skip`
                 trains it on the text alone.
         """

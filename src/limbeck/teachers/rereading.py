@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Int, Int64
 from torch import Tensor
 
-from limbeck.batch import MIN_WIDTH, Batch
+from limbeck.batch import Batch, Window
 from limbeck.tokenizers import Aligner
 
 
@@ -43,6 +43,11 @@ class Segment(NamedTuple):
     ids: Int64[np.ndarray, " u"]
     standing: Bool[np.ndarray, " u"]
     chunk_of: Int64[np.ndarray, " u"]
+
+    @property
+    def scored(self) -> Bool[np.ndarray, " u"]:
+        """Whether anything of the teacher is read after a token."""
+        return self.standing | (self.chunk_of >= 0)
 
 
 class Rereading(NamedTuple):
@@ -131,23 +136,16 @@ def stretches_of(batch: Batch) -> Iterator[Stretch]:
 def packed(
     rows: list[list[Segment]],
 ) -> tuple[Batch, Bool[np.ndarray, " M"], Int64[np.ndarray, " M"]]:
-    """Rows of segments as a batch; of its scored positions whether both stand there, and chunks."""
-    width = max(MIN_WIDTH, *(sum(len(segment.ids) for segment in row) for row in rows))
-    shape = (len(rows), width)
-    inputs, targets, positions = (np.zeros(shape, dtype=np.int64) for _ in range(3))
-    standing, documents = np.zeros(shape, dtype=np.bool_), np.full(shape, -1, dtype=np.int64)
-    chunk_of = np.full(shape, -1, dtype=np.int64)
-    for index, row in enumerate(rows):
-        at = 0
-        for number, segment in enumerate(row):
-            length = len(segment.ids)
-            place = (index, slice(at, at + length))
-            inputs[place], standing[place], chunk_of[place] = segment
-            documents[place], positions[place] = number, np.arange(length)
-            targets[index, at : at + length - 1] = segment.ids[1:]
-            at += length
-        positions[index, at:] = np.arange(width - at)
-    scored = standing | (chunk_of >= 0)
-    arrays = (inputs, targets, scored, positions, documents)
-    batch = Batch(*(torch.from_numpy(each) for each in arrays))
-    return batch, standing[scored], chunk_of[scored]
+    """Rows of segments as a batch.
+
+    Also, for each of its M scored positions, whether both tokenizers stand there, and the chunk.
+    """
+    windows = [
+        # The last token predicts nothing that is read: its target may be any.
+        [Window(np.append(each.ids, 0), each.scored, number) for number, each in enumerate(row)]
+        for row in rows
+    ]
+    segments = [segment for row in rows for segment in row]
+    standing = [np.empty(0, dtype=np.bool_), *(each.standing[each.scored] for each in segments)]
+    chunk_of = [np.empty(0, dtype=np.int64), *(each.chunk_of[each.scored] for each in segments)]
+    return Batch.packed(windows), np.concatenate(standing), np.concatenate(chunk_of)
