@@ -44,6 +44,7 @@ demo-store: $(VENV)/.core
 	$(BIN)/limbeck demo --act 2
 
 docs: $(VENV)/.docs
+	$(BIN)/python docs/reference.py
 	rm -rf build/pages
 	mkdir -p build/pages
 	tar cf - README.md CHANGELOG.md CONTRIBUTING.md LOG.md docs benchmarks/results recipes | tar xf - -C build/pages
@@ -71,8 +72,8 @@ test-served: $(VENV)/.dev $(SERVED)/.vllm
 		$(BIN)/python -m pytest -q -s tests/teachers/test_vllm.py
 
 lint: $(VENV)/.dev
-	$(BIN)/ruff format --check src tests benchmarks studies
-	$(BIN)/ruff check src tests benchmarks studies
+	$(BIN)/ruff format --check src tests benchmarks studies docs
+	$(BIN)/ruff check src tests benchmarks studies docs
 	$(BIN)/mypy
 	MYPYPATH=src:benchmarks $(BIN)/mypy --config-file= --ignore-missing-imports --follow-imports=silent \
 		--explicit-package-bases --python-version 3.11 benchmarks

@@ -5,9 +5,9 @@ import shlex
 from functools import cache
 from pathlib import Path
 
-import click
 import pytest
 import yaml
+from typer.core import TyperGroup
 
 from limbeck.commands import VERBS, load_verb
 from limbeck.commands.first_recipe import is_short
@@ -75,7 +75,7 @@ def test_a_readme_row_leads_to_every_page():
 
 
 def command_lines():
-    for page in [ROOT / "README.md", *DOCS]:
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
         text = page.read_text().replace("\\\n", " ")
         for line in dict.fromkeys(COMMAND.findall(text)):
             yield pytest.param(page, line, id=f"{page.name}: {line[:60]}")
@@ -87,7 +87,7 @@ def test_every_command_shown_has_its_verb_options_and_overrides(page, line):
     words = shlex.split(line, comments=True)
     words = words[words.index("limbeck") + 1 :]
     command, context = load_verb(words[0]), None
-    while isinstance(command, click.Group):
+    while isinstance(command, TyperGroup):
         context, words = command.make_context(words[0], words[1:2], parent=context), words[1:]
         command = command.get_command(context, words[0])
         assert command is not None, f"no verb {words[0]}"

@@ -99,7 +99,12 @@ def run_name(folder: Path, name: str | None) -> str:
 
 @trackers.register("wandb")
 def wandb_sink(folder: Path, *, project: str = PROJECT, name: str | None = None) -> Tracker:
-    """Weights & Biases; a resumed run is another run of the same name."""
+    """Weights & Biases; a resumed run is another run of the same name.
+
+    Args:
+        project: Project the run belongs to.
+        name: Of the run; by default its folder's. Trials beside the run add their own.
+    """
     wandb = load("wandb", "wandb")
     start = partial(wandb.init, project=project, name=run_name(folder, name), dir=str(folder))
     return Tracker(start, wandb.log, wandb.finish)
@@ -107,7 +112,12 @@ def wandb_sink(folder: Path, *, project: str = PROJECT, name: str | None = None)
 
 @trackers.register("trackio")
 def trackio_sink(folder: Path, *, project: str = PROJECT, name: str | None = None) -> Tracker:
-    """Trackio, on this machine; a resumed run continues the one of its name."""
+    """Trackio, on this machine; a resumed run continues the one of its name.
+
+    Args:
+        project: Project the run belongs to.
+        name: Of the run; by default its folder's. Trials beside the run add their own.
+    """
     trackio = load("trackio", "trackio")
     start = partial(trackio.init, project=project, name=run_name(folder, name), resume="allow")
     return Tracker(start, trackio.log, trackio.finish)
@@ -115,7 +125,12 @@ def trackio_sink(folder: Path, *, project: str = PROJECT, name: str | None = Non
 
 @trackers.register("mlflow")
 def mlflow_sink(folder: Path, *, project: str = PROJECT, name: str | None = None) -> Tracker:
-    """MLflow at `MLFLOW_TRACKING_URI`; a resumed run is another run of the same name."""
+    """MLflow at `MLFLOW_TRACKING_URI`; a resumed run is another run of the same name.
+
+    Args:
+        project: Experiment the run belongs to.
+        name: Of the run; by default its folder's. Trials beside the run add their own.
+    """
     mlflow = load("mlflow", "mlflow")
 
     def start() -> None:
