@@ -10,11 +10,12 @@ SIZES ?=
 # Two idle threads that spin while they wait slow a busy machine down; these sleep.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help demo demo-store test test-long test-served check lint bench gpu clean
+.PHONY: help demo demo-store docs test test-long test-served check lint bench gpu clean
 
 help:
 	@echo "make demo [STEPS=n]  distil a real model on this machine, and open the report"
 	@echo "make demo-store      record that model once, and two students from the store"
+	@echo "make docs            the documentation site, in build/site"
 	@echo "make test            all tests but a few that take minutes, which are make test-long"
 	@echo "make test-served MODEL=folder  a served teacher against a real vLLM server (3.5 GB, minutes)"
 	@echo "make check           format, lint, types, floors, budgets, and the quick tests"
@@ -32,11 +33,23 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
 	@touch $@ $(VENV)/.core
 
+$(VENV)/.docs: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[docs]'
+	@touch $@ $(VENV)/.core
+
 demo: $(VENV)/.core
 	$(BIN)/limbeck demo $(if $(STEPS),--steps $(STEPS))
 
 demo-store: $(VENV)/.core
 	$(BIN)/limbeck demo --act 2
+
+docs: $(VENV)/.docs
+	$(BIN)/python docs/reference.py
+	rm -rf build/pages
+	mkdir -p build/pages
+	tar cf - README.md CHANGELOG.md CONTRIBUTING.md LOG.md docs benchmarks/results recipes | tar xf - -C build/pages
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+	@echo "build/site/index.html; with its search: $(BIN)/python -m http.server -d build/site"
 
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not long"
@@ -59,8 +72,8 @@ test-served: $(VENV)/.dev $(SERVED)/.vllm
 		$(BIN)/python -m pytest -q -s tests/teachers/test_vllm.py
 
 lint: $(VENV)/.dev
-	$(BIN)/ruff format --check src tests benchmarks studies
-	$(BIN)/ruff check src tests benchmarks studies
+	$(BIN)/ruff format --check src tests benchmarks studies docs
+	$(BIN)/ruff check src tests benchmarks studies docs
 	$(BIN)/mypy
 	MYPYPATH=src:benchmarks $(BIN)/mypy --config-file= --ignore-missing-imports --follow-imports=silent \
 		--explicit-package-bases --python-version 3.11 benchmarks

@@ -19,7 +19,7 @@ class ConfigError(LimbeckError, ValueError):
 
 
 class DataError(LimbeckError, ValueError):
-    """Data on disk is not what the run was promised, or is damaged."""
+    """Data on disk cannot be used as the recipe says, or is damaged."""
 
     exit_code = 3
 
@@ -31,7 +31,7 @@ class RunError(LimbeckError, RuntimeError):
 
 
 class NonFiniteError(LimbeckError, ArithmeticError):
-    """Losses or gradients stopped being numbers; no step was taken on them."""
+    """Losses or gradients are not finite; no optimizer step was taken with them."""
 
     exit_code = 5
 
@@ -43,7 +43,7 @@ class StorageError(LimbeckError, OSError):
 
 
 class TryLaterError(LimbeckError):
-    """Nothing is wrong here; a lock is held or a server is away."""
+    """A lock is held, or a server does not respond: the same command may work later."""
 
     exit_code = 75
 

@@ -7,6 +7,7 @@ import functools
 import importlib
 import inspect
 import pkgutil
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import (
     Annotated,
@@ -26,6 +27,12 @@ from limbeck.errors import ConfigError
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
+SECTION = re.compile(r"^(Args|Attributes|Example|Raises|Returns|Yields):\n", re.MULTILINE)
+"""Start of a docstring's section."""
+
+ENTRY = re.compile(r"^    (\w+): (.*(?:\n {8,}.*)*)", re.MULTILINE)
+"""A name and its text in a section."""
+
 Component = Mapping[str, Any]
 """A component in a recipe: `{type: name, **options}`."""
 
@@ -40,6 +47,17 @@ class Problem(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.at}: {self.text}"
+
+
+class Explanation(NamedTuple):
+    """What a component's docstring says."""
+
+    summary: str
+    """Its first line."""
+    details: str
+    """The paragraphs after it."""
+    options: Mapping[str, str]
+    """Meaning of each option, from the section `Args`."""
 
 
 class Registry(Generic[T]):
@@ -100,6 +118,16 @@ class Registry(Generic[T]):
         """First line of a component's docstring."""
         return (inspect.getdoc(self._components[name]) or "").partition("\n")[0]
 
+    def explain(self, name: str) -> Explanation:
+        """A component's docstring in its parts; a class documents options at its constructor."""
+        component = self._components[name]
+        body, arguments = sections(inspect.getdoc(component) or "")
+        if inspect.isclass(component):
+            arguments = sections(inspect.cleandoc(component.__init__.__doc__ or ""))[1]
+        summary, _, details = body.partition("\n")
+        meanings = {word: " ".join(text.split()) for word, text in ENTRY.findall(arguments)}
+        return Explanation(summary, details.strip(), meanings)
+
     def bind(self, spec: Component | str, at: str) -> Callable[..., T]:
         """The component of a recipe with its options filled in.
 
@@ -157,6 +185,12 @@ class Registry(Generic[T]):
             for n in required
         ]
         return options, problems
+
+
+def sections(docstring: str) -> tuple[str, str]:
+    """A docstring's text before its first section, and the contents of its section `Args`."""
+    body, *titled = SECTION.split(docstring)
+    return body.strip(), dict(zip(titled[::2], titled[1::2], strict=True)).get("Args", "")
 
 
 def type_of(spec: Component | str) -> str:

@@ -36,6 +36,7 @@ def build() -> typer.Typer:
     app = typer.Typer(
         help="List, verify, repair and merge stores of recorded teacher signals.",
         no_args_is_help=True,
+        add_completion=False,
     )
     app.command(name="ls")(show)
     app.command(name="verify")(verify)

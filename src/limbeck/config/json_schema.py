@@ -54,6 +54,7 @@ def component_schema(registry: Registry[Any]) -> dict[str, Any]:
 def mapping_schema(registry: Registry[Any], name: str) -> dict[str, Any]:
     """`{type: name, **options}` with each option's own schema."""
     properties: dict[str, Any] = {"type": {"const": name}}
+    meanings = registry.explain(name).options
     required = ["type"]
     for option, (hint, parameter) in registry.options(name).items():
         nested = registry_of(hint)
@@ -63,6 +64,8 @@ def mapping_schema(registry: Registry[Any], name: str) -> dict[str, Any]:
             properties[option] = {"type": "object"}
         else:
             properties[option] = TypeAdapter(hint).json_schema()
+        if option in meanings:
+            properties[option]["description"] = meanings[option]
         if parameter.default is parameter.empty:
             required.append(option)
     return {

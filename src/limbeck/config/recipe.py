@@ -103,7 +103,7 @@ class OptimConfig:
     type: Literal["adamw", "sgd", "muon", "adafactor"] = "adamw"
     """`muon` updates the matrices of the blocks, AdamW the rest."""
     learning_rate: Rate | Annotated[tuple[Rate, ...], MinLen(1)]
-    """Peak. A list is a grid: every trial is trained once with each, and the best kept."""
+    """Its peak. A list is a grid: a student is trained with each rate, and the best is kept."""
     steps: Positive | None = None
     """Optimizer steps of the run. Give this or `epochs`."""
     epochs: Rate | None = None
@@ -115,22 +115,23 @@ class OptimConfig:
     schedule: str = "cosine"
     """Any schedule of `transformers.get_scheduler`."""
     schedule_options: Mapping[str, Any] = field(default_factory=dict)
-    """Its own options, e.g. `{num_decay_steps: 200}` for `warmup_stable_decay`."""
+    """Options of the schedule, e.g. `{num_decay_steps: 200}` for `warmup_stable_decay`."""
     weight_decay: Annotated[float, Ge(0)] = 0.0
-    """On matrices only; decoupled, but for SGD's, which is torch's own."""
+    """On matrices only. Decoupled; SGD adds it to the gradient."""
     betas: tuple[Annotated[float, Interval(ge=0, lt=1)], Annotated[float, Interval(ge=0, lt=1)]] = (
         0.9,
         0.95,
     )
-    """Of AdamW."""
+    """Decay rates of AdamW's means of the gradient and of its square."""
     eps: Rate = 1e-8
-    """Of AdamW: added to the root of the second moment."""
+    """AdamW adds it to the root of the second moment."""
     momentum: Annotated[float, Interval(ge=0, lt=1)] = 0.9
-    """Of SGD and Muon."""
+    """Momentum of SGD and Muon."""
     max_grad_norm: Rate = 1.0
     """Gradients are clipped to this norm over all parameters."""
     max_bad_steps: Positive = 3
-    """Steps in a row whose loss or gradient is not finite before the run stops; none is taken."""
+    """The run ends after this many steps in a row with a loss or gradient that is not finite. No
+    such step changes the weights."""
 
     @property
     def num_steps(self) -> int:
@@ -162,8 +163,8 @@ class EvaluateConfig:
     every: Positive = 250
     """Steps between measurements during the run."""
     patience: Positive | None = None
-    """End training after so many measurements in a row without a better value of the metric that
-    also chooses the checkpoint: forward KL, for the baseline cross-entropy."""
+    """End training after this many measurements in a row without a better value of the metric that
+    also selects the checkpoint: forward KL, and cross-entropy for the baseline."""
     max_documents: Positive | None = None
     """Use only the first rows of the file, at most this many."""
     max_tokens: Positive = 20_000
@@ -173,7 +174,7 @@ class EvaluateConfig:
     baseline: Literal["cross_entropy"] | None = None
     """Also train a student with alpha 0 on the same data, order and steps; costs a second run."""
     baseline_learning_rate: Rate | Annotated[tuple[Rate, ...], MinLen(1)] | None = None
-    """Its peak, or a grid; that of `optim.learning_rate` by default."""
+    """Peak learning rate of the baseline, or a grid; by default that of `optim.learning_rate`."""
     continuations: Annotated[int, Ge(0)] = 3
     """Held-out prompts that teacher and student continue in the report."""
     suites: tuple[Component | str, ...] = ()
@@ -210,7 +211,7 @@ class CheckpointConfig:
     keep: Positive = 2
     """Newest checkpoints kept."""
     keep_best: bool = True
-    """Keep the one with the smallest held-out divergence as well, and make it the student."""
+    """Also keep the checkpoint with the lowest held-out forward KL, and make it the student."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,9 +257,9 @@ class RunConfig:
 
     __pydantic_config__ = STRICT
     teacher: Component
-    """`{type: online, path: ...}`."""
+    """The large model: `{type: online, path: ...}` loads one beside the student."""
     student: Component
-    """`{type: pretrained | random | depth, ...}`."""
+    """The small model, and how its first weights are made: `{type: pretrained, path: ...}`."""
     data: DataConfig
     optim: OptimConfig
     output: Annotated[Path, AfterValidator(Path.expanduser)]
@@ -272,12 +273,12 @@ class RunConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     record: RecordConfig | None = None
-    """Of `limbeck record` only."""
+    """Read by `limbeck record` only."""
     plugins: tuple[Path, ...] = ()
     """Python files that register components of your own; relative to the recipe's folder."""
     track: tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"], ...] = ()
-    """Where metrics go besides metrics.jsonl."""
+    """Trackers that receive the metrics, besides metrics.jsonl."""
     device: str = "auto"
-    """`auto`, `cpu`, `cuda`, `mps`."""
+    """`cpu`, `cuda`, `cuda:1` or `mps`; `auto` takes the first of CUDA, MPS and CPU that exists."""
     seed: Annotated[int, Ge(0)] = 0
-    """Of the sample order, of random weights and of dropout."""
+    """Seed of the sample order, of random weights and of dropout."""

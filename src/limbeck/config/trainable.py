@@ -24,11 +24,11 @@ class LowRankConfig:
 
     __pydantic_config__ = STRICT
     rank: Annotated[int, Gt(0)] = 16
-    """Rows of A, columns of B."""
+    """Rank of the update: rows of A, columns of B."""
     alpha: Annotated[float, Gt(0)] = 32.0
-    """alpha / rank scales the update."""
+    """The update is scaled by alpha / rank."""
     dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.0
-    """On the adapters' input."""
+    """Dropout on the adapters' input."""
     targets: tuple[str, ...] = ()
     """Ends of names of linear modules, e.g. `[q_proj, v_proj]`; all of the blocks' by default."""
     dora: bool = False

@@ -61,7 +61,8 @@ class Gguf(Exporter):
             max_kl: Mean KL to the student above which the file is refused, nats a token.
             calibration: Text for an importance matrix, by which formats of 6 bits and fewer weigh
                 their errors; without it all channels count the same.
-            calibration_type: How its rows read: `text`, `completion` or `chat`.
+            calibration_type: How its rows read, as `data.type` in a recipe.
+            calibration_tokens: Positions of that text.
         """
         self._quantize: Quantize = quantize
         self._max_kl = MAX_KL[quantize] if max_kl is None else max_kl

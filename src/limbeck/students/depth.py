@@ -52,7 +52,25 @@ def depth(
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> InitialStudent:
-    """Some of the teacher's layers, its embeddings and its head, copied."""
+    """Some of the teacher's layers, its embeddings and its head, copied.
+
+    Exactly one of `layers`, `drop`, `keep`, `fraction` and `params` says how many or which.
+
+    Args:
+        layers: 0-based teacher layers that are kept, in order.
+        keep: Number of layers kept.
+        fraction: Share of the layers kept.
+        params: Keep as many layers as fit in this number of parameters, e.g. `60M`.
+        drop: 0-based teacher layers that are removed.
+        by: How layers are chosen: `even` spaces them evenly; `block_influence`, the default, keeps
+            those that change their input most; `span` removes the run of consecutive layers
+            that costs least; `loss` removes one layer after the other, each time the one whose
+            removal raises KL to the teacher least.
+        calibration_tokens: Positions of the training text on which importance is measured.
+        path: Model to prune in place of the teacher, needed where the teacher has no weights here.
+        revision: Commit, tag or branch of a model on the Hub.
+        trust_remote_code: Run Python code that comes with the model.
+    """
     ways = {"layers": layers, "keep": keep, "fraction": fraction, "params": params, "drop": drop}
     if problem := ways_problem(by=by, **ways):
         raise ConfigError(problem)

@@ -22,7 +22,12 @@ def pretrained(
 ) -> InitialStudent:
     """A published model, or one pruned by `limbeck shrink`.
 
-    `tokenizer: teacher` gives a base model the chat template and the end token of its teacher.
+    Args:
+        path: Folder, GGUF file or Hub name of a causal language model.
+        revision: Commit, tag or branch of a model on the Hub.
+        trust_remote_code: Run Python code that comes with the model.
+        tokenizer: `teacher` gives a base model the chat template and the end token of its teacher,
+            whose tokens must be the same; `own` keeps the model's.
     """
     source = ModelSource(path, revision, trust_remote_code)
     model = model_for(source, origin.world, origin.dtype)

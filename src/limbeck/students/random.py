@@ -34,7 +34,16 @@ def random(
     intermediate: Size = None,
     config: str | None = None,
 ) -> InitialStudent:
-    """A new model with random weights, of the teacher's family or of a config.json."""
+    """A new model with random weights, of the teacher's family or of a config.json.
+
+    Args:
+        layers: Number of layers; needed without `config`.
+        width: Hidden size; needed without `config`.
+        heads: Query heads; by default as many as keep the teacher's head size.
+        kv_heads: Key and value heads; by default in the teacher's ratio to the query heads.
+        intermediate: Inner size of the feed-forward layers; by default in the teacher's ratio.
+        config: A config.json in place of the sizes, of the teacher's family or another.
+    """
     shape = Shape(layers, width, heads, kv_heads, intermediate)
     size = max(origin.tokenizer.get_vocab().values()) + 1
     rows = -(-size // ROWS_MULTIPLE) * ROWS_MULTIPLE

@@ -12,7 +12,7 @@ from limbeck.layer_map import LayerMap
 from limbeck.models import shape_facts
 from limbeck.prune import Widths, narrowed, widths_of
 from limbeck.prune.activations import largest, mean_activations
-from limbeck.prune.calibration import calibrate
+from limbeck.prune.calibration import Calibration, calibrate
 from limbeck.prune.targets import count_of, widths_for
 from limbeck.students.base import InitialStudent, Origin, initialisers
 from limbeck.students.depth import (
@@ -45,25 +45,33 @@ def width(
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> InitialStudent:
-    """The channels, heads and units with the largest activations, in all or some layers."""
+    """The channels, heads and units with the largest activations, in all or some layers.
+
+    Give one of three: sizes (some of `intermediate`, `heads`, `kv_heads`, `hidden`), keep, params.
+
+    Args:
+        intermediate: Inner size of the feed-forward layers.
+        heads: Query heads, a multiple of `kv_heads`.
+        kv_heads: Key and value heads.
+        hidden: Hidden size.
+        keep: Share of the teacher's parameters.
+        params: Number of parameters, e.g. `60M`.
+        layers: Number of layers kept as well, or a list of 0-based teacher layers.
+        by: How they are chosen where `layers` is a number, as for `depth`.
+        calibration_tokens: Positions of the training text on which importance is measured.
+        path: Model to prune in place of the teacher, needed where the teacher has no weights here.
+        revision: Commit, tag or branch of a model on the Hub.
+        trust_remote_code: Run Python code that comes with the model.
+    """
     sizes = {"intermediate": intermediate, "heads": heads, "kv_heads": kv_heads, "hidden": hidden}
     if problem := sizes_problem(**sizes, keep=keep, params=params):
         raise ConfigError(problem)
-    teacher, tokenizer, facts = teacher_of(
-        origin, None if path is None else (path, revision, trust_remote_code)
-    )
-    whole = teacher.num_parameters
-    target = None if keep is None else round(keep * whole)
+    place = None if path is None else (path, revision, trust_remote_code)
+    teacher, tokenizer, facts = teacher_of(origin, place)
+    target = None if keep is None else round(keep * teacher.num_parameters)
     target = target if params is None else count_of(params)
-    text = calibration_text(origin)
-    calibration = calibrate(teacher, text, calibration_tokens)
-    if isinstance(layers, int) and layers != teacher.num_layers:
-        kept, chosen = choose_layers(calibration, layers, by)
-        facts = {**facts, "chosen": chosen}
-    elif isinstance(layers, tuple):
-        kept = kept_layers(teacher.num_layers, layers=layers, keep=None, drop=None)
-    else:
-        kept = tuple(range(teacher.num_layers))
+    calibration = calibrate(teacher, calibration_text(origin), calibration_tokens)
+    kept, chosen = remaining_layers(calibration, layers, by)
     model = teacher if len(kept) == teacher.num_layers else cut(teacher, kept, origin)
     old = widths_of(model.config)
     new = sized(old, **sizes) if target is None else widths_for(model.config, target)
@@ -78,8 +86,22 @@ def width(
         "calibration_tokens": calibration.num_tokens,
         **shape_facts(student),
         **facts,
+        **chosen,
     }
     return InitialStudent(student, tokenizer, LayerMap.surviving(kept), facts, asdict(parts))
+
+
+def remaining_layers(
+    calibration: Calibration, layers: int | tuple[int, ...] | None, by: By
+) -> tuple[tuple[int, ...], dict[str, Any]]:
+    """The layers a width student keeps, and how they were chosen if only their number is given."""
+    total = calibration.teacher.num_layers
+    if isinstance(layers, int) and layers != total:
+        kept, chosen = choose_layers(calibration, layers, by)
+        return kept, {"chosen": chosen}
+    if isinstance(layers, tuple):
+        return kept_layers(total, layers=layers, keep=None, drop=None), {}
+    return tuple(range(total)), {}
 
 
 def sizes_problem(*, keep: float | None, params: int | str | None, **sizes: Any) -> str | None:

@@ -354,7 +354,15 @@ def cross_tokenizer(
     unaligned: Choice = "error",
     uncovered: Choice = "error",
 ) -> CrossTokenizerTeacher:
-    """A model with another tokenizer, compared where both tokenizers stand at one byte."""
+    """A model with another tokenizer, compared where both tokenizers have a token boundary.
+
+    Args:
+        teacher: The model, `{type: online, ...}`.
+        unaligned: `error` refuses texts that a tokenizer cannot represent byte by byte; `skip`
+            trains on them without the teacher.
+        uncovered: `error` refuses a class of tokens that the teacher hardly reaches; `skip` trains
+            that class on the text alone.
+    """
     inner = teachers.bind(teacher, "teacher.teacher")(world)
     local = require_local(inner, "teacher.teacher: a teacher with another tokenizer")
     return CrossTokenizerTeacher(local, unaligned=unaligned, uncovered=uncovered)

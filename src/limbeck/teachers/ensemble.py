@@ -48,7 +48,14 @@ class Ensemble(SeveralTeachers):
 def ensemble(
     world: World, *, teachers: list[Component], weights: list[float] | None = None
 ) -> Ensemble:
-    """The mixture of several teachers' probabilities, by weight."""
+    """The mixture of several teachers' probabilities, by weight.
+
+    Probabilities are mixed at temperature 1; another temperature softens the mixture.
+
+    Args:
+        teachers: Teachers that give whole distributions: online, or stores of hidden states.
+        weights: One positive number for each teacher; equal by default.
+    """
     weights = weights or [1.0] * len(teachers)
     if not teachers or len(weights) != len(teachers) or not all(0 < w < math.inf for w in weights):
         raise ConfigError(

@@ -164,7 +164,15 @@ def online(
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> LocalTeacher:
-    """A model that runs beside the student: nothing to record, one more forward pass a step."""
+    """A model that runs beside the student: nothing to record, one more forward pass a step.
+
+    Args:
+        path: Folder, GGUF file or Hub name of a causal language model.
+        dtype: Format of its weights: `float32`, `bfloat16`, `float16` or `float64`; `auto` takes
+            bfloat16 on CUDA devices that have it, and float32 elsewhere.
+        revision: Commit, tag or branch of a model on the Hub.
+        trust_remote_code: Run Python code that comes with the model.
+    """
     source = ModelSource(path, revision, trust_remote_code)
     model = model_for(source, world, choose_dtype(dtype, world.device))
     facts = {

@@ -162,7 +162,11 @@ def routed(
     *,
     teachers: dict[str, Component],
 ) -> RoutedTeacher:
-    """Each document learns from the teacher of its source: a file or folder of the data."""
+    """Each document learns from the teacher of its source: a file or folder of the data.
+
+    Args:
+        teachers: Teachers by name: the name of a data file without its suffix, or of a folder.
+    """
     if not teachers:
         raise ConfigError("teacher.teachers: must name at least one teacher, got none.")
     members = {

@@ -275,5 +275,9 @@ def samples_of(batch: Batch) -> Iterator[Sample]:
 
 @teachers.register("stored")
 def stored(world: World, *, path: str) -> StoredTeacher:
-    """A teacher recorded with `limbeck record`: no forward pass, no teacher in memory."""
+    """A teacher recorded with `limbeck record`: no forward pass, no teacher in memory.
+
+    Args:
+        path: Folder of the store.
+    """
     return StoredTeacher(Store.open(Path(path).expanduser()), world.device)

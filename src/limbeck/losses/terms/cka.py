@@ -21,6 +21,13 @@ def cka(shapes: PairShapes, *, layer_map: LayerChoice = "surviving") -> SegmentT
 
     Source: Kornblith et al., "Similarity of Neural Network Representations Revisited", 2019,
     arXiv:1905.00414; used there to measure, not to train.
+
+    Args:
+        shapes: Layers and widths of the pair.
+        layer_map: Pairs of layers: `surviving` (each layer of a pruned student with the
+            teacher layer it was copied from, evenly spread for other students), `uniform`
+            (evenly over the teacher's layers), `last`, or a list of 0-based pairs [student,
+            teacher]. `origin` is the former name of `surviving`.
     """
     return SegmentTerm(one_minus_cka, shapes, layer_map)
 

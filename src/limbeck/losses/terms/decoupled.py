@@ -44,6 +44,7 @@ class DecoupledTerm(LogitTerm):
         Args:
             target_weight: Weight of TCKD.
             rest_weight: Weight of NCKD.
+            temperature: Divides both models' logits.
         """
         self.target_weight = target_weight
         self.rest_weight = rest_weight

@@ -22,6 +22,13 @@ def relations(shapes: PairShapes, *, layer_map: LayerChoice = "surviving") -> Se
 
     Source: Tung and Mori, "Similarity-Preserving Knowledge Distillation", 2019, arXiv:1907.09682,
     applied to the tokens of a segment instead of the images of a batch.
+
+    Args:
+        shapes: Layers and widths of the pair.
+        layer_map: Pairs of layers: `surviving` (each layer of a pruned student with the
+            teacher layer it was copied from, evenly spread for other students), `uniform`
+            (evenly over the teacher's layers), `last`, or a list of 0-based pairs [student,
+            teacher]. `origin` is the former name of `surviving`.
     """
     return SegmentTerm(gap, shapes, layer_map)
 

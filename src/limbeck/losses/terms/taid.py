@@ -77,6 +77,7 @@ class TaidTerm(LogitTerm, SteppedTerm, LearningTerm):
             end: Largest t.
             rate: Maximum growth of t per step; 0 keeps it on the line.
             momentum: Decay of the running mean.
+            temperature: Divides both models' logits.
         """
         if start > end:
             raise ConfigError(

@@ -38,6 +38,7 @@ class SamplesForm(Form):
     ) -> None:
         """
         Args:
+            num_draws: Draws at each position.
             temperature: Temperature of the distribution; the store serves no other.
             draw: `systematic` takes evenly spaced points with one random offset, `multinomial`
                 independent ones, which have several times its variance.

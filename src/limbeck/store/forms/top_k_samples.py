@@ -41,6 +41,7 @@ class TopKSamplesForm(Form):
     ) -> None:
         """
         Args:
+            k: Most probable tokens kept at each position.
             num_draws: Systematic draws from the tail at each position.
             temperature: Temperature of the distribution; the store serves no other.
         """

@@ -240,7 +240,19 @@ def served(
     timeout_s: Annotated[float, Gt(0)] = 300.0,
     patience_s: Annotated[float, Ge(0)] = 600.0,
 ) -> ServedTeacher:
-    """A model in a vLLM server: the k most probable tokens and the tail, at temperature 1."""
+    """A model in a vLLM server: the k most probable tokens and the tail, at temperature 1.
+
+    Args:
+        url: Address of the server, http or https.
+        model: Name of the model in the server (`--served-model-name`).
+        k: Tokens requested at each position; at most the server's `--max-logprobs`.
+        path: Folder or Hub name with the model's tokenizer and config.json, by default `model`; no
+            weights are read.
+        key_env: Environment variable that holds the server's key.
+        concurrency: Requests in flight at once, of each rank.
+        timeout_s: Seconds to wait for one answer.
+        patience_s: Seconds to wait during the run for a server that does not respond.
+    """
     connection = Connection(
         url=checked_url(url),
         key=key_of(key_env),
