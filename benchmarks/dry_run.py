@@ -50,6 +50,8 @@ PLANS = (
     (8, ("memory.activation_checkpointing=true",)),
     (64, ()),
     (64, ("memory.activation_checkpointing=true",)),
+    (8, ("memory.activation_checkpointing=true", "memory.reduce_gradients=step")),
+    (64, ("memory.activation_checkpointing=true", "parallel.replicate=8")),
 )
 
 

@@ -29,16 +29,26 @@ def live(function: Callable[..., None], *args: object) -> int:
     return process.exitcode
 
 
-def on_ranks(size: int, function: Callable[..., None], *args: object, spread: str = "auto") -> None:
+def on_ranks(
+    size: int,
+    function: Callable[..., None],
+    *args: object,
+    spread: str = "auto",
+    replicate: int = 1,
+) -> None:
     """Run a function on every rank of a world, as torchrun would; its first argument is the world.
 
     Each must end well.
     """
-    assert ranks(size, function, *args, spread=spread) == [0] * size
+    assert ranks(size, function, *args, spread=spread, replicate=replicate) == [0] * size
 
 
 def ranks(
-    size: int, function: Callable[..., None], *args: object, spread: str = "auto"
+    size: int,
+    function: Callable[..., None],
+    *args: object,
+    spread: str = "auto",
+    replicate: int = 1,
 ) -> list[int]:
     """As `on_ranks`, returning the exit codes."""
     with socket.socket() as free:
@@ -46,7 +56,7 @@ def ranks(
         port = free.getsockname()[1]
     server = context()
     started = [
-        server.Process(target=join, args=(rank, (size, port, spread), function, *args))
+        server.Process(target=join, args=(rank, (size, port, spread, replicate), function, *args))
         for rank in range(size)
     ]
     for process in started:
@@ -61,12 +71,12 @@ def ranks(
 
 
 def join(
-    rank: int, place: tuple[int, int, str], function: Callable[..., None], *args: object
+    rank: int, place: tuple[int, int, str, int], function: Callable[..., None], *args: object
 ) -> None:
     """Become one rank."""
-    size, port, spread = place
+    size, port, spread, replicate = place
     os.environ.update(
         MASTER_ADDR="localhost", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(size)
     )
-    with world(torch.device("cpu"), spread) as here:
+    with world(torch.device("cpu"), spread, replicate=replicate) as here:
         function(here, *args)

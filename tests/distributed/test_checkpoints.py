@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from limbeck.config import OptimConfig
 from limbeck.distributed import latest, load_checkpoint, prune, save_checkpoint, shard, together
@@ -49,13 +50,20 @@ def save_and_go_on(world, folder):
     again = start(world)
     steps(world, again, [3])
     assert load_checkpoint(saved, again[0], again[2], world) == {"tokens": 12}
-    assert steps(world, again, [2, 3]) == losses, "on two ranks again, to the bit"
+    assert steps(world, again, [2, 3]) == losses, "on as many ranks again, to the bit"
+    held = [load_file(path) for path in saved.glob("*.safetensors")]
+    values = sum(p.numel() for p in parts[0].parameters())
+    saved_values = sum(tensor.numel() for file in held for tensor in file.values())
+    counters = len(list(parts[0].parameters()))
+    assert saved_values == 3 * values + counters, "weights and two moments, of copies one"
     if world.is_main:
         (folder / "losses.json").write_text(json.dumps(losses))
 
 
-def test_a_checkpoint_of_two_ranks_continues_on_one(tmp_path):
-    on_ranks(2, save_and_go_on, tmp_path)
+@pytest.mark.parametrize(("size", "replicate"), [(2, 1), (4, 2)])
+def test_a_checkpoint_of_several_ranks_continues_on_one(size, replicate, tmp_path):
+    """Of four, two have nothing to do in a step."""
+    on_ranks(size, save_and_go_on, tmp_path, replicate=replicate)
     parts = start()
     load_checkpoint(tmp_path / "step-000002", parts[0], parts[2], ALONE)
     losses = json.loads((tmp_path / "losses.json").read_text())
@@ -69,12 +77,22 @@ def load_from_one(world, folder):
     assert losses == pytest.approx(json.loads((folder / "losses.json").read_text()), rel=1e-5)
 
 
-def test_a_checkpoint_of_one_continues_on_two_ranks(tmp_path):
+@pytest.mark.parametrize(
+    ("size", "replicate"), [(2, 1), pytest.param(4, 2, marks=pytest.mark.long)]
+)
+def test_a_checkpoint_of_one_continues_on_several_ranks(size, replicate, tmp_path):
     parts = start()
     steps(ALONE, parts, [0, 1])
     save(tmp_path, 2, parts)
     (tmp_path / "losses.json").write_text(json.dumps(steps(ALONE, parts, [2, 3])))
-    on_ranks(2, load_from_one, tmp_path)
+    on_ranks(size, load_from_one, tmp_path, replicate=replicate)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("size", "replicate"), [(4, 1), (4, 4), (2, 1), (2, 2)])
+def test_a_checkpoint_of_two_copies_continues_under_any_other_division(size, replicate, tmp_path):
+    on_ranks(4, save_and_go_on, tmp_path, replicate=2)
+    on_ranks(size, load_from_one, tmp_path, replicate=replicate)
 
 
 def test_weights_alone_can_be_loaded(tmp_path):

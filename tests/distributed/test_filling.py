@@ -93,7 +93,7 @@ def as_a_rank(world, folder, dtype):
     assert model.weight_files is None
     for name, value in model.state_dict().items():
         assert isinstance(value, DTensor)
-        share = -(-value.shape[0] // world.size) * value[:1].numel()
+        share = -(-value.shape[0] // world.mesh.shape[-1]) * value[:1].numel()
         assert value.to_local().numel() <= share, name
         assert torch.equal(value.full_tensor(), whole.state_dict()[name]), name
     batch = random_batch()
@@ -107,6 +107,12 @@ def test_each_rank_holds_its_rows_of_the_weights_that_a_whole_load_gives(tied, d
     """97 and 40 rows do not divide by three: the last rank has fewer."""
     model = tiny_llama(3, 40, vocabulary=97, tied=tied)
     on_ranks(3, as_a_rank, several_files(tmp_path / "m", model), dtype)
+
+
+@pytest.mark.long
+def test_each_of_two_copies_is_read_by_rows(tmp_path):
+    model = tiny_llama(3, 40, vocabulary=97)
+    on_ranks(4, as_a_rank, several_files(tmp_path / "m", model), torch.bfloat16, replicate=2)
 
 
 def test_a_rank_may_have_no_row_of_a_weight(tmp_path):

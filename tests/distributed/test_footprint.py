@@ -1,6 +1,7 @@
 """A simulated step holds, sends and computes what a real one does, to the byte."""
 
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -32,12 +33,16 @@ CASES = {
     "one rank": (1, {}),
     "two ranks": (2, {}),
     "three micro-batches": (2, {"passes": 3, "dtype": torch.bfloat16}),
+    "each reduced": (2, {"passes": 3, "dtype": torch.bfloat16, "reduce": "micro_batch"}),
     "checkpointed": (2, {"checkpointed": True}),
 }
 
+REDUCE = ("step", "micro_batch")
 
-def figures(here, folder, *, passes=1, dtype=None, checkpointed=False, rows=ROWS, length=LENGTH):
+
+def figures(here, folder, *, dtype=None, checkpointed=False, reduce="auto", **shape):
     """What a step of a rank takes, of models with weights or, in a simulated world, without."""
+    shape = {"passes": 1, "rows": ROWS, "length": LENGTH} | shape
 
     def model(name, kind):
         source = ModelSource(str(folder / name))
@@ -56,11 +61,12 @@ def figures(here, folder, *, passes=1, dtype=None, checkpointed=False, rows=ROWS
     config = RunConfig(
         teacher={"type": "online"},
         student={"type": "pretrained"},
-        data=DataConfig(path="none", sequence_length=length),
+        data=DataConfig(path="none", sequence_length=shape["length"]),
         optim=OptimConfig(learning_rate=0.001, steps=3),
-        memory=MemoryConfig(activation_checkpointing=checkpointed),
+        memory=MemoryConfig(activation_checkpointing=checkpointed, reduce_gradients=reduce),
         output=Path("none"),
     )
+    rows, passes = shape["rows"], shape["passes"]
     return dry_run(distiller, local, config, here, micro_batch=rows, passes=passes)
 
 
@@ -82,6 +88,15 @@ def simulated(folder):
         with simulated_world(size, device="cpu") as here, one_document_a_row():
             step = figures(here, folder, **setting)
         (folder / f"simulated {name}").write_text(json.dumps(asdict(step)))
+    with simulated_world(4, device="cpu", replicate=2) as here, one_document_a_row():
+        for reduce in REDUCE:
+            step = figures(here, folder, passes=3, reduce=reduce)
+            (folder / f"simulated copies {reduce}").write_text(json.dumps(asdict(step)))
+    # Nothing of a third micro-batch is extrapolated.
+    sys.modules[dry_run.__module__].REPEATED = 3
+    with simulated_world(2, device="cpu") as here, one_document_a_row():
+        step = figures(here, folder, **CASES["three micro-batches"][1])
+    (folder / "all of three").write_text(json.dumps(asdict(step)))
 
 
 @pytest.fixture(scope="module")
@@ -105,31 +120,79 @@ def test_a_simulated_step_is_a_real_one(folder, name):
     assert mine["flops"] > 0
 
 
+def as_a_rank_of_copies(here, folder, reduce):
+    step = figures(here, folder, passes=3, reduce=reduce)
+    if here.is_main:
+        (folder / f"real copies {reduce}").write_text(json.dumps(asdict(step)))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("reduce", REDUCE)
+def test_a_simulated_step_of_copies_is_a_real_one(folder, reduce):
+    on_ranks(4, as_a_rank_of_copies, folder, reduce, replicate=2)
+    real, mine = (
+        json.loads((folder / f"{kind} copies {reduce}").read_text())
+        for kind in ("real", "simulated")
+    )
+    assert mine == real
+
+
+@pytest.mark.parametrize("reduce", REDUCE)
+def test_copies_add_one_sum_of_shards_a_step(folder, reduce):
+    mine = json.loads((folder / f"simulated copies {reduce}").read_text())
+    sums = [
+        (each["ranks"], each["stride"], each["count"], each["whole_bytes"])
+        for each in mine["collectives"]
+        if each["kind"] == "all-reduce"
+    ]
+    student = bytes_of(tiny_llama(STUDENT_LAYERS, 32, VOCABULARY))
+    assert sums[0] == (2, 2, 2 + STUDENT_LAYERS, student / 2)
+    assert sums[1][:2] == (4, 1), "scored tokens, losses"
+    counts = {(each["kind"], each["ranks"]): each["count"] for each in mine["collectives"]}
+    passes = 1 if reduce == "step" else 3
+    assert counts["reduce-scatter", 2] == passes * (2 + STUDENT_LAYERS)
+
+
 def bytes_of(model):
     return sum(p.nbytes for p in model.parameters())
 
 
-def test_a_rank_of_two_holds_half_and_gathers_each_unit_as_planned(folder):
-    step = json.loads((folder / "simulated three micro-batches").read_text())
+def test_two_micro_batches_tell_what_three_take(folder):
+    files = (folder / f"{name}" for name in ("simulated three micro-batches", "all of three"))
+    short, whole = (json.loads(file.read_text()) for file in files)
+    short["memory_bytes"]["activations"] += 3 * 8  # a micro-batch's losses, in float64
+    assert short == whole
+
+
+@pytest.mark.parametrize(("name", "reductions"), [("three micro-batches", 1), ("each reduced", 3)])
+def test_a_rank_of_two_holds_half_and_gathers_each_unit_as_planned(folder, name, reductions):
+    step = json.loads((folder / f"simulated {name}").read_text())
     student = tiny_llama(STUDENT_LAYERS, 32, VOCABULARY)
     teacher = tiny_llama(TEACHER_LAYERS, 48, VOCABULARY)
     held = step["memory_bytes"]
     rotary = 2 * 4  # two buffers of float32, for half of a head's channels
     assert held["student weights"] == bytes_of(student) / 2 + rotary * 4
-    assert held["gradients"] == bytes_of(student) / 2
+    if reductions == 1:
+        assert held["gradients, not yet reduced"] == bytes_of(student)
+        assert "gradients" not in held
+    else:
+        assert held["gradients"] == bytes_of(student) / 2
     counters = 4 * len(list(student.parameters()))
     assert held["optimizer state"] == bytes_of(student) + counters
     assert held["teacher weights"] == bytes_of(teacher) / 4 + rotary * 6  # bfloat16
     counts = {each["kind"]: each["count"] for each in step["collectives"]}
-    # A block of the student is gathered once more for its backward pass.
-    gathers = (1 + 2 * STUDENT_LAYERS) + (1 + TEACHER_LAYERS)
+    # Roots, embeddings, blocks; a block of the student once more for its backward pass.
+    gathers = (2 + 2 * STUDENT_LAYERS) + (2 + TEACHER_LAYERS)
     assert counts == {
         "all-gather": 3 * gathers,
-        "reduce-scatter": 3 * (1 + STUDENT_LAYERS),
+        "reduce-scatter": reductions * (2 + STUDENT_LAYERS),
         "all-reduce": 2,  # scored tokens; losses and the gradient's norm
     }
+    for model, name, size in ((student, "student", 2), (teacher, "teacher", 2)):
+        head = size * VOCABULARY * model.width
+        assert head < held[f"{name} weights, gathered"] < 1.5 * head, "no embedding beside it"
     sizes = {each["kind"]: each["whole_bytes"] for each in step["collectives"]}
-    assert sizes["reduce-scatter"] == 3 * bytes_of(student)
+    assert sizes["reduce-scatter"] == reductions * bytes_of(student)
     root = bytes_of(student) - sum(p.nbytes for p in student.blocks.parameters())
     gathered = 2 * bytes_of(student) - root + bytes_of(teacher)
     assert sizes["all-gather"] == 3 * gathered / 2

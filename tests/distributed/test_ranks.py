@@ -34,6 +34,13 @@ def test_a_device_without_collectives_is_refused():
         pass
 
 
+@pytest.mark.parametrize("options", [("auto",), ("always",)])
+def test_copies_must_divide_the_ranks(options):
+    refused = pytest.raises(ConfigError, match=r"parallel\.replicate = 2 and 1 rank\.")
+    with refused, world(torch.device("cpu"), *options, replicate=2):
+        pass
+
+
 def with_a_late_rank(rank, port, late_s, words):
     os.environ.update(
         MASTER_ADDR="localhost", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE="2"

@@ -104,3 +104,12 @@ def test_figures_of_a_device_can_be_replaced():
     within, across = device.bytes_per_second(4), device.bytes_per_second(8)
     assert within == 450e9
     assert across == 4 * 50e9
+
+
+@pytest.mark.parametrize(
+    ("ranks", "stride", "expected"),
+    [(8, 1, 450), (2, 4, 450), (2, 8, 50), (8, 8, 50), (8, 4, 100), (64, 1, 400), (4, 16, 50)],
+)
+def test_rings_of_a_node_share_its_network(ranks, stride, expected):
+    """8 devices of 50 GB/s a node: 8 rings get 50 each, 4 get 100, one that passes through 400."""
+    assert read_hardware("h100").bytes_per_second(ranks, stride) == expected * 1e9

@@ -20,6 +20,10 @@ from tests.experiment.house import write_recipe
             ["optim.epochs=2"],
             r"optim\.steps: must be given, or optim\.epochs .*, got steps: 6, epochs: 2\.0\.",
         ),
+        (
+            ["parallel.shard=none", "parallel.replicate=2"],
+            r"parallel\.replicate: must be 1 with parallel\.shard=none, .* got 2\.",
+        ),
         (["optim.steps=null"], r"optim\.steps: must be given, .* got neither\."),
         (["optim.steps=null", "optim.epochs=0"], r"optim\.epochs: must be greater than 0, got 0"),
         (["optim.warmup_steps=3", "optim.steps=3"], "must be less than optim.steps = 3, got 3"),

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from limbeck.config import MemoryConfig
-from limbeck.distributed import shard, world
+from limbeck.distributed import abandon_pass, shard, whole, world
+from limbeck.distributed.stopping import SIGNALS
 from limbeck.errors import RunError
-from limbeck.train import train
+from limbeck.train import accumulate, count_step, train
 from limbeck.train.micro_batch import out_of_memory
-from tests.train.toy import fingerprint, toy_pair, toy_setup
+from tests.train.toy import ToyBatches, fingerprint, toy_pair, toy_setup
 
 CPU = torch.device("cpu")
 STEPS = {"optim": {"steps": 6}, "checkpoint": {"every": 6}}
@@ -79,6 +80,42 @@ def test_a_retried_step_ends_in_the_weights_of_a_run_that_never_failed(
     retried, notes = finished(tmp_path / "retried", shard_option, "auto", where)
     assert retried == expected
     assert notes == ["out of memory: micro-batches have 1 rows from here on"]
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_gradients_of_an_abandoned_step_are_gone_though_none_was_reduced(dtype):
+    """Those of its first micro-batch wait, whole, for the last one."""
+    batches = [ToyBatches().batch([row]) for row in range(3)]
+    with world(CPU, "always") as here:
+        distiller, teacher = toy_pair()
+        shard(distiller, distiller.student.blocks, here, compute_dtype=dtype)
+        teacher.shard(here)
+        tokens, *_ = count_step(batches, [0] * len(SIGNALS), here)
+
+        def gradients():
+            accumulate(distiller, teacher, batches, tokens, here)
+            return {name: whole(p.grad) for name, p in distiller.named_parameters()}
+
+        expected = gradients()
+        distiller.zero_grad()
+        passes = []
+
+        def fail(_gradient):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        def hook(_module, _args, output):
+            passes.append(1)
+            if len(passes) == 2:
+                (output[0] if isinstance(output, tuple) else output).register_hook(fail)
+
+        handle = distiller.student.blocks[0].register_forward_hook(hook)
+        with pytest.raises(torch.OutOfMemoryError):
+            gradients()
+        handle.remove()
+        abandon_pass(distiller)
+        teacher.abandon_pass()
+        for name, gradient in gradients().items():
+            assert torch.equal(gradient, expected[name]), name
 
 
 def test_a_micro_batch_the_recipe_sets_is_not_halved(tmp_path):

@@ -97,7 +97,7 @@ def seconds(collective: Collective, hardware: Hardware) -> float:
     """Time of collectives on a ring, at `LINK_SHARE` of the stated bandwidth."""
     ways = 2 if collective.kind == "all-reduce" else 1
     sent = ways * collective.whole_bytes * (collective.ranks - 1) / collective.ranks
-    return sent / (hardware.bytes_per_second(collective.ranks) * LINK_SHARE)
+    return sent / (hardware.bytes_per_second(collective.ranks, collective.stride) * LINK_SHARE)
 
 
 def cluster_findings(plan: Plan) -> list[Proof]:

@@ -37,14 +37,17 @@ class Hardware:
         """Memory of a device."""
         return int(self.memory_gib * 2**30)
 
-    def bytes_per_second(self, ranks: int) -> float:
+    def bytes_per_second(self, ranks: int, stride: int = 1) -> float:
         """What a ring over some ranks moves through each of them, one direction.
 
-        A ring over several nodes enters and leaves each node once, over all of its network.
+        A ring over several nodes enters and leaves each node once, over all of its network. Of
+        ranks that are not neighbours there are `stride` such rings at the same time, which share
+        the network of a node.
         """
-        if ranks <= self.per_node:
+        if ranks * stride <= self.per_node:
             return self.link_gb_s * 1e9
-        return min(self.link_gb_s, self.network_gb_s * self.per_node) * 1e9
+        rings = min(stride, self.per_node)
+        return min(self.link_gb_s, self.network_gb_s * self.per_node / rings) * 1e9
 
 
 HARDWARE: Mapping[str, Hardware] = MappingProxyType(

@@ -299,7 +299,8 @@ def cluster_rows(plan: Plan, cluster: Cluster) -> Iterator[tuple[str, str]]:
     yield "memory: of the device", f"{size(plan.free_memory_bytes)}, {hardware.name}"
     yield "disk: the whole run", size(plan.disk.needed_bytes)
     for each in cluster.collectives:
-        kind = f"collectives: {each.kind} among {each.ranks}"
+        apart = "" if each.stride == 1 else f", {each.stride} apart"
+        kind = f"collectives: {each.kind} among {each.ranks}{apart}"
         yield kind, f"{each.count:,} a step, {size(each.whole_bytes)} whole"
     yield (
         "compute",
@@ -312,7 +313,8 @@ def cluster_rows(plan: Plan, cluster: Cluster) -> Iterator[tuple[str, str]]:
         "communication",
         (
             f"{cluster.communication_seconds:.3g} s a step at {LINK_SHARE:.0%} of "
-            f"{hardware.bytes_per_second(cluster.ranks) / 1e9:g} GB/s a rank"
+            f"{hardware.link_gb_s:g} GB/s inside a node, {hardware.network_gb_s:g} GB/s a device "
+            "between nodes"
         ),
     )
     yield (

@@ -36,6 +36,7 @@ NAMES = {
     "checkpoint.keep": "save_total_limit",
     "parallel.compute_dtype": "bf16 fp16 mixed_precision torch_dtype",
     "parallel.shard": "fsdp deepspeed",
+    "parallel.replicate": "dp_replicate_size hybrid_shard hsdp",
     "parallel.timeout_s": "ddp_timeout",
     "trainable.lora": "use_lora lora_r lora_rank peft_config adapter",
     "track": "report_to wandb_project",

@@ -195,6 +195,10 @@ class MemoryConfig:
     times that on an accelerator."""
     activation_checkpointing: bool = False
     """Compute activations twice instead of keeping them."""
+    reduce_gradients: Literal["auto", "step", "micro_batch"] = "auto"
+    """When ranks add up their gradients. `step`: once, after the last micro-batch; until then each
+    rank keeps the gradients of all weights in float32, not its shard's only. `micro_batch`: after
+    each. `auto` takes `step` where that needs at most an eighth of the device's memory more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,7 +222,11 @@ class ParallelConfig:
     shard: Literal["auto", "always", "none"] = "auto"
     """`auto` shards student, optimizer and teacher over all ranks (FSDP2). `always` does so for a
     single process too, which CUDA always does: the same code then runs on a CPU. `none` keeps a
-    whole copy of the models on each rank."""
+    whole copy of the models on each rank, as `replicate` with the number of ranks does."""
+    replicate: Positive = 1
+    """Copies of the models: ranks are divided into so many groups of neighbours, models are sharded
+    inside a group, and gradients are summed over the groups once a step (HSDP). With one group a
+    node, weights are gathered inside a node only. Must divide the number of ranks."""
     timeout_s: Positive = 1800
     """Seconds after which a rank that waits for the others gives up. Must exceed the longest work
     that one rank does alone: downloading, tokenising, saving."""

@@ -91,7 +91,7 @@ def save_checkpoint(
     final = folder / checkpoint_name(step)
     parts = parts_of(distiller, optimizers)
     states = gather_objects(random_state(world.device), world)
-    needed = sum(gather_objects(sum(map(local_bytes, parts.tensors.values())), world))
+    needed = sum(t.numel() * t.element_size() for t in parts.tensors.values())  # copies once
     temporary = Path(broadcast_object(str(staging(final)), world))
     body = {"format": FORMAT, "facts": dict(facts), "numbers": parts.numbers, "random": states}
 
@@ -378,11 +378,6 @@ def from_hex(text: str) -> Tensor:
 def local(tensor: Tensor) -> Tensor:
     """The part of a tensor that lies on this rank."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def local_bytes(tensor: Tensor) -> int:
-    """Size of this rank's part of a tensor."""
-    return local(tensor).nbytes
 
 
 def has_nan(tensor: Tensor) -> bool:

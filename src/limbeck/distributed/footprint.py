@@ -50,12 +50,14 @@ class Collective:
     Attributes:
         kind: all-gather, reduce-scatter, all-reduce or broadcast.
         ranks: Of its group.
+        stride: Distance of its ranks; 1 for neighbours, the size of a copy between copies.
         count: How often.
         whole_bytes: Of the gathered or not yet reduced tensors, all calls together.
     """
 
     kind: str
     ranks: int
+    stride: int
     count: int
     whole_bytes: int
 
@@ -103,7 +105,7 @@ class Footprint(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._operations, self._look_at = 0, -1
         self._look: Callable[[], None] = lambda: None
         self._live: dict[int, tuple[int, tuple[int, ...], weakref.ref[Any]]] = {}
-        self._collectives: dict[tuple[str, int], tuple[int, int]] = {}
+        self._collectives: dict[tuple[str, int, int], tuple[int, int]] = {}
         for module in modules:
             for tensor in (*module.parameters(), *module.buffers()):
                 self._note(local(tensor))
@@ -123,8 +125,8 @@ class Footprint(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def collectives(self) -> tuple[Collective, ...]:
         """Those since `reset`."""
         return tuple(
-            Collective(kind, ranks, count, size)
-            for (kind, ranks), (count, size) in sorted(self._collectives.items())
+            Collective(*group, count, size)
+            for group, (count, size) in sorted(self._collectives.items())
         )
 
     def storages(self) -> Iterator[tuple[int, int, tuple[int, ...]]]:
@@ -177,10 +179,12 @@ class Footprint(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return
         kind, place = KINDS[name]
         group = next(arg for arg in args if isinstance(arg, torch.ScriptObject))
-        ranks = dist.ProcessGroup.unbox(group).size()
+        ranks = dist.get_process_group_ranks(dist.ProcessGroup.unbox(group))
+        stride = ranks[1] - ranks[0] if len(ranks) > 1 else 1
+        key = (kind, len(ranks), stride)
         size = sum(t.nbytes for t in tree_leaves(args[place]) if isinstance(t, Tensor))
-        count, before = self._collectives.get((kind, ranks), (0, 0))
-        self._collectives[kind, ranks] = (count + 1, before + size)
+        count, before = self._collectives.get(key, (0, 0))
+        self._collectives[key] = (count + 1, before + size)
 
     def _note(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
@@ -261,6 +265,7 @@ def of_unit(part: FSDPModule) -> Iterator[tuple[Tensor | None, str]]:
     for group in state._fsdp_param_groups:
         if group._all_gather_result is not None:
             yield group._all_gather_result.all_gather_output, "{model} weights, gathered"
+        yield group._partial_reduce_output, "gradients"
         for each in group.fsdp_params:
             yield each.sharded_param, "{model} weights"
             yield each.sharded_param.grad, "gradients"
@@ -283,10 +288,11 @@ def prolonged(longer: StepFootprint, shorter: StepFootprint, more: int) -> StepF
         shorter: Of one less.
         more: Micro-batches beyond those of `longer`.
     """
-    before = {(each.kind, each.ranks): each for each in shorter.collectives}
+    before = {(each.kind, each.ranks, each.stride): each for each in shorter.collectives}
     collectives = []
     for each in longer.collectives:
-        less = before.get((each.kind, each.ranks), replace(each, count=0, whole_bytes=0))
+        key = (each.kind, each.ranks, each.stride)
+        less = before.get(key, replace(each, count=0, whole_bytes=0))
         collectives.append(
             replace(
                 each,

@@ -78,6 +78,7 @@ def world(
     shard: str = "auto",
     compute_dtype: str = "auto",
     timeout_s: int = TIMEOUT_S,
+    replicate: int = 1,
 ) -> Iterator[World]:
     """Join the processes torchrun started, or be the only one.
 
@@ -87,14 +88,16 @@ def world(
             makes a mesh for a single process on a CPU too.
         compute_dtype: `bfloat16` does so as well, because it is FSDP2 that casts the weights.
         timeout_s: Seconds after which a collective that some rank did not join fails.
+        replicate: Copies of the models, each sharded over a part of the ranks.
 
     Raises:
-        ConfigError: The device has no backend of torch.distributed.
+        ConfigError: The device has no backend of torch.distributed, or the ranks cannot be divided.
         RunError: Another rank did not come to a collective in time, or ended.
     """
     launched = "RANK" in os.environ and "WORLD_SIZE" in os.environ
     sharded = launched or device.type == "cuda" or shard == "always" or compute_dtype == "bfloat16"
     if not sharded:
+        require_divided(1, replicate)
         yield World(0, 1, device)
         return
     if device.type not in ("cpu", "cuda"):
@@ -112,16 +115,32 @@ def world(
         process_group(backend, alone=not launched, timeout_s=timeout_s),
     ):
         size = dist.get_world_size()
-        yield World(dist.get_rank(), size, device, make_mesh(device.type, size, shard))
+        yield World(dist.get_rank(), size, device, make_mesh(device.type, size, shard, replicate))
 
 
-def make_mesh(device_type: str, size: int, shard: str) -> DeviceMesh:
-    """What models are sharded over; `none` gives each rank a whole copy."""
+def make_mesh(device_type: str, size: int, shard: str, replicate: int = 1) -> DeviceMesh:
+    """What models are sharded over; `none` gives each rank a whole copy.
+
+    Raises:
+        ConfigError: The ranks cannot be divided into so many groups.
+    """
+    require_divided(size, replicate)
     if shard == "none":
-        # HSDP with shard groups of one: whole replicas through the same code.
+        replicate = size
+    if shard == "none" or replicate > 1:
         names = ("replicate", "shard")
-        return init_device_mesh(device_type, (size, 1), mesh_dim_names=names)
+        return init_device_mesh(device_type, (replicate, size // replicate), mesh_dim_names=names)
     return init_device_mesh(device_type, (size,))
+
+
+def require_divided(size: int, replicate: int) -> None:
+    """Refuse a number of copies that does not divide the ranks."""
+    if size % replicate:
+        raise ConfigError(
+            f"parallel.replicate must divide the number of ranks, got parallel.replicate = "
+            f"{replicate} and {size} {'rank' if size == 1 else 'ranks'}. Give the number of nodes, "
+            "or 1."
+        )
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 
 from limbeck.distributed.filling import fill, prove, unfilled
 from limbeck.distributed.ranks import World
+from limbeck.models import CausalLM
 
 
 def shard(
@@ -26,16 +27,16 @@ def shard(
     *,
     compute_dtype: torch.dtype | None = None,
 ) -> None:
-    """Shard a module over all ranks, each block on its own and the rest with the root.
+    """Shard a module over all ranks: each block, each embedding, and the rest with the root.
 
     A model that `open_model` left on the meta device is then read from its files, each rank its
     own rows, and its head and packing are proven.
 
-    The root keeps what belongs to no block (embedding, final norm, output head, projectors)
-    gathered after its forward pass: a teacher's head is read when its signal is compared, which is
-    later, and gathering a head for every chunk would cost a collective a chunk. That is memory for
-    one embedding and one head, not for a model. The backward pass shards them again, and for a
-    teacher, which has none, `release` does.
+    The root keeps the rest (final norm, output head, projectors, a tied embedding) gathered after
+    its forward pass: a teacher's head is read when its signal is compared, which is later, and
+    gathering a head for every chunk would cost a collective a chunk. That is memory for one head,
+    not for a model. The backward pass shards it again, and for a teacher, which has none, `release`
+    does. The gradient of an embedding does not depend on its weight, which stays sharded then.
 
     Args:
         module: The root: FSDP2 gathers weights when the forward pass of *this* module begins.
@@ -56,6 +57,9 @@ def shard(
     )
     for block in blocks:
         fully_shard(block, mesh=world.mesh, mp_policy=policy)
+    for model in module.modules():
+        for embedding in model.own_embeddings if isinstance(model, CausalLM) else ():
+            fully_shard(embedding, mesh=world.mesh, mp_policy=policy).set_unshard_in_backward(False)
     fully_shard(module, mesh=world.mesh, mp_policy=policy, reshard_after_forward=False)
     for model in waiting:
         fill(model, world)
@@ -133,17 +137,48 @@ def unsharded(root: nn.Module) -> Iterator[None]:
 def abandon_pass(module: nn.Module) -> None:
     """Make a module fit for its next forward pass, after one or its backward pass raised.
 
-    All gradients are dropped, those of gathered weights included, which FSDP2 would else add to the
-    next ones. It keeps the state of the failed pass until `reset_iter_state`: without that, later
-    gradients land on gathered copies and no optimizer sees them.
+    All gradients of the step are dropped, those not yet reduced included, which FSDP2 would else
+    add to the next ones. It keeps the state of the failed pass until `reset_iter_state`: without
+    that, later gradients land on gathered copies and no optimizer sees them.
 
     Args:
         module: What was called; the root where it is sharded.
     """
-    module.zero_grad(set_to_none=True)  # of weights that are gathered now
     if isinstance(module, FSDPModule):
+        for part in module.modules():
+            if isinstance(part, FSDPModule):
+                drop_unreduced(part)
         module.reset_iter_state()
     module.zero_grad(set_to_none=True)
+
+
+def plan_reduction(module: nn.Module, *, once: bool, is_last: bool) -> None:
+    """Set whether the next backward pass reduces gradients over the ranks.
+
+    Replicas reduce in a step's last pass only: until then FSDP2 sums this rank's shards. With
+    `once` the ranks of a shard group do too, and FSDP2 sums whole gradients. The sums are in
+    float32 either way.
+
+    Args:
+        module: The root.
+        once: Whether to reduce once a step instead of in each pass.
+        is_last: Whether the pass is the last of its step; the same on every rank.
+    """
+    if isinstance(module, FSDPModule):
+        module.set_requires_gradient_sync(is_last or not once)
+        module.set_requires_all_reduce(is_last)
+
+
+def drop_unreduced(part: FSDPModule) -> None:
+    """Drop whole gradients that wait for the last pass of their step.
+
+    `reset_iter_state` keeps them, and no public interface reaches them while weights are sharded.
+    """
+    for group in part._get_fsdp_state()._fsdp_param_groups:
+        for each in group.fsdp_params:
+            each.unsharded_accumulated_grad = None
+            if "_unsharded_param" in vars(each):  # made when weights are first gathered
+                each._unsharded_param.grad = None
 
 
 def is_sharded(value: Tensor) -> bool:

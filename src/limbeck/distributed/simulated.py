@@ -172,7 +172,9 @@ def prepare(name: str, device: str) -> None:
 
 
 @contextmanager
-def simulated_world(size: int, shard: str = "auto", device: str = SIMULATED) -> Iterator[World]:
+def simulated_world(
+    size: int, shard: str = "auto", device: str = SIMULATED, replicate: int = 1
+) -> Iterator[World]:
     """Rank 0 of a cluster whose devices are not here; use it in a process of its own.
 
     Inside, every tensor that is made has a shape and no numbers.
@@ -181,6 +183,7 @@ def simulated_world(size: int, shard: str = "auto", device: str = SIMULATED) -> 
         size: Number of ranks.
         shard: As `parallel.shard`.
         device: The simulated accelerator; `cpu` takes the paths of a CPU, for comparison with gloo.
+        replicate: As `parallel.replicate`.
     """
     if not 1 <= size <= 1 << 16:
         raise ConfigError(f"--world-size must be between 1 and 65536, got {size}.")
@@ -193,8 +196,8 @@ def simulated_world(size: int, shard: str = "auto", device: str = SIMULATED) -> 
     if device == SIMULATED:
         functional = torch.nn.functional
         attention = replaced(functional, "scaled_dot_product_attention", cuda_attention)
-    mesh = make_mesh(device, size, shard)
     try:
+        mesh = make_mesh(device, size, shard, replicate)
         with (
             FakeTensorMode(),
             Answers(),  # type: ignore[no-untyped-call]

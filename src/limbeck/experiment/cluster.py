@@ -37,7 +37,7 @@ from limbeck.registry import type_of
 from limbeck.students import Origin, initialisers, reads_teacher
 from limbeck.teachers import LocalTeacher, TeacherRequest, require_local, teachers
 from limbeck.train import dry_run
-from limbeck.train.micro_batch import choose_micro_batch
+from limbeck.train.micro_batch import choose_micro_batch, reduces_once
 
 
 def plan_elsewhere(recipe: Path, overrides: Sequence[str], ranks: int, hardware: Hardware) -> Plan:
@@ -66,8 +66,11 @@ def plan_here(recipe: Path, overrides: Sequence[str], ranks: int, hardware: Hard
     """The plan of a recipe on a cluster; this process can simulate nothing else afterwards."""
     config = load(recipe, overrides)
     rows = nullcontext() if config.data.pack else one_document_a_row()
-    with simulated_world(ranks, config.parallel.shard) as world, rows:
+    parallel = config.parallel
+    cluster = simulated_world(ranks, parallel.shard, replicate=parallel.replicate)
+    with cluster as world, rows:
         pair = sketch(config, world)
+        config = with_reduction(config, pair, world, hardware)
         micro_batch = micro_batch_of(pair, config, world, hardware)
         step = step_of(pair, config, world, micro_batch)
         plan = cluster_plan(
@@ -167,6 +170,13 @@ def micro_batch_of(pair: Pair, config: RunConfig, world: World, hardware: Hardwa
     )
 
 
+def with_reduction(config: RunConfig, pair: Pair, world: World, hardware: Hardware) -> RunConfig:
+    """The recipe with `memory.reduce_gradients` as `auto` decides it on these devices."""
+    once = reduces_once(config.memory, pair.distiller, world, memory_bytes=hardware.memory_bytes)
+    memory = replace(config.memory, reduce_gradients="step" if once else "micro_batch")
+    return replace(config, memory=memory)
+
+
 def step_of(pair: Pair, config: RunConfig, world: World, micro_batch: int) -> StepFootprint:
     """One simulated step."""
     rows = config.optim.rows_per_step(config.data.sequence_length)
@@ -194,15 +204,19 @@ def fixes_for(plan: Plan, pair: Pair, config: RunConfig, world: World) -> tuple[
 
 def smaller(memory: MemoryConfig, micro_batch: int) -> list[tuple[str, MemoryConfig]]:
     """Ways to need less memory, by rising cost, each with its overrides."""
-    rows = f"memory.micro_batch={micro_batch}"
-    checkpointed = replace(memory, micro_batch=micro_batch, activation_checkpointing=True)
-    checkpointing = f"{rows} memory.activation_checkpointing=true"
     ways: list[tuple[str, MemoryConfig]] = []
+    more = ""
+    if memory.reduce_gradients == "step":
+        more = " memory.reduce_gradients=micro_batch"
+        memory = replace(memory, micro_batch=micro_batch, reduce_gradients="micro_batch")
+        ways.append((f"memory.micro_batch={micro_batch}{more}", memory))
+    checkpointed = replace(memory, micro_batch=micro_batch, activation_checkpointing=True)
+    text = f"memory.micro_batch={micro_batch} memory.activation_checkpointing=true{more}"
     if not memory.activation_checkpointing:
-        ways.append((checkpointing, checkpointed))
+        ways.append((text, checkpointed))
+    single = f"memory.micro_batch=1 memory.activation_checkpointing=true{more}"
     if micro_batch > 1:
-        text = "memory.micro_batch=1 memory.activation_checkpointing=true"
-        ways.append((text, replace(checkpointed, micro_batch=1)))
-    text = "memory.micro_batch=1 memory.activation_checkpointing=true memory.head_budget_mb=256"
+        ways.append((single, replace(checkpointed, micro_batch=1)))
+    text = f"{single} memory.head_budget_mb=256"
     ways.append((text, replace(checkpointed, micro_batch=1, head_budget_mb=256)))
     return ways

@@ -60,6 +60,7 @@ def problems(config: RunConfig) -> Iterator[Problem]:
     yield from rollout_problems(config)
     yield from trial_problems(config)
     yield from record_problems(config)
+    yield from parallel_problems(config)
     for index, spec in enumerate(config.evaluate.suites):
         yield from suites.problems(spec, f"evaluate.suites[{index}]")
 
@@ -89,6 +90,16 @@ def shared_problems(config: RunConfig) -> Iterator[Problem]:
             "parallel.compute_dtype",
             "must be auto for a shared student, which computes in its teacher's dtype, got "
             f"{config.parallel.compute_dtype}. Set teacher.dtype instead, or use type: copy.",
+        )
+
+
+def parallel_problems(config: RunConfig) -> Iterator[Problem]:
+    """Two numbers of copies that contradict each other."""
+    if config.parallel.shard == "none" and config.parallel.replicate > 1:
+        yield Problem(
+            "parallel.replicate",
+            "must be 1 with parallel.shard=none, which keeps a copy on each rank, got "
+            f"{config.parallel.replicate}. Remove one of the two.",
         )
 
 

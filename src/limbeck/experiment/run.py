@@ -76,6 +76,7 @@ class Run:
                     config.parallel.shard,
                     config.parallel.compute_dtype,
                     config.parallel.timeout_s,
+                    config.parallel.replicate,
                 )
             )
             self.parts: Parts = gather_parts(config, self.world)

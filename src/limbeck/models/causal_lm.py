@@ -120,6 +120,12 @@ class CausalLM(nn.Module):
         return any(m.weight is weight for m in self.modules() if isinstance(m, nn.Embedding))
 
     @property
+    def own_embeddings(self) -> tuple[nn.Embedding, ...]:
+        """The table of token embeddings; nothing where it is tied to the head."""
+        table = self.decoder.get_input_embeddings()  # type: ignore[operator]
+        return (table,) if isinstance(table, nn.Embedding) and not self.is_tied else ()
+
+    @property
     def head(self) -> Head:
         """The output head over the V real tokens; views of the model's own weights.
 

@@ -9,6 +9,7 @@ from limbeck.config import RunConfig
 from limbeck.distributed import Footprint, StepFootprint, World, by_purpose, prolonged
 from limbeck.models import Distiller, enable_activation_checkpointing
 from limbeck.teachers import LocalTeacher
+from limbeck.train.micro_batch import reduces_once
 from limbeck.train.optimizers import make_optimizers
 from limbeck.train.step import train_step
 
@@ -48,9 +49,11 @@ def dry_run(
     batch = Batch.from_tokens(tokens)
     models = {"student": distiller, "teacher": teacher.model}
     footprint = Footprint(models.values())
+    once = reduces_once(config.memory, distiller, world)
 
     def step(micro_batches: int) -> None:
-        train_step(distiller, teacher, optimizers, [batch] * micro_batches, world)
+        batches = [batch] * micro_batches
+        train_step(distiller, teacher, optimizers, batches, world, reduce_once=once)
 
     held: dict[str, int] = {}
 

@@ -27,7 +27,12 @@ from limbeck.errors import ConfigError, NonFiniteError, Stopped
 from limbeck.files import sweep
 from limbeck.models import enable_activation_checkpointing
 from limbeck.train.metrics import JsonlSink, MetricSink
-from limbeck.train.micro_batch import choose_micro_batch, is_out_of_memory, out_of_memory
+from limbeck.train.micro_batch import (
+    choose_micro_batch,
+    is_out_of_memory,
+    out_of_memory,
+    reduces_once,
+)
 from limbeck.train.non_finite import bad_rows, documents_of, dump, narrow
 from limbeck.train.optimizers import make_optimizers, set_rate
 from limbeck.train.resume import Totals, require_same
@@ -75,6 +80,7 @@ class Loop:
         self._sinks: list[MetricSink] = []
         if setup.world.is_main:
             self._sinks = [JsonlSink(setup.folder / "metrics.jsonl"), *setup.sinks]
+        self._reduce_once = reduces_once(setup.memory, setup.distiller, setup.world)
         self._failed_sink: Exception | None = None
         self._resumed_from: int | None = None
         self._saved_at: int | None = None
@@ -188,6 +194,7 @@ class Loop:
                 micro_batches,
                 step_tokens,
                 setup.world,
+                reduce_once=self._reduce_once,
                 seed=setup.dropout_seed,
                 step=self.totals.step,
             )

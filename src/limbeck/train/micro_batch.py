@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from limbeck.config import MemoryConfig
-from limbeck.distributed import World, gather_objects
+from limbeck.distributed import World, gather_objects, local
 from limbeck.errors import RunError
 from limbeck.losses.head.fused import head_bytes
 from limbeck.models import CausalLM
@@ -22,6 +22,12 @@ KNOBS = (
 SHARE = 0.5
 """Part of the free memory a micro-batch's activations may take; the rest is for gradients,
 optimizer state, the teacher and what an estimate cannot see."""
+
+WHOLE_GRADIENTS = 1 / 8
+"""Part of a device's memory that reducing once a step may take: 10 GiB of 80, whole gradients of
+2.5 B parameters."""
+
+NO_LIMIT = 1 << 62
 
 CPU_TOKENS = 4096
 """Positions of a micro-batch beyond which a CPU does not get faster."""
@@ -57,6 +63,31 @@ def choose_micro_batch(
     return int(min(gather_objects(max(1, min(rows, most_rows)), world)))
 
 
+def reduces_once(
+    memory: MemoryConfig,
+    distiller: nn.Module,
+    world: World,
+    *,
+    memory_bytes: int | None = None,
+) -> bool:
+    """Whether gradients are reduced once a step, the same on every rank.
+
+    That saves a reduce-scatter of the student in each micro-batch but the last, and keeps whole
+    gradients between them in place of this rank's shards.
+
+    Args:
+        distiller: Sharded or not.
+        memory_bytes: All of the device's; None asks it. What is free would change from one start
+            of a run to the next, and with it the order of sums.
+    """
+    if memory.reduce_gradients != "auto":
+        return memory.reduce_gradients == "step"
+    trained = [p for p in distiller.parameters() if p.requires_grad]
+    more = sum(p.numel() * p.element_size() - local(p).nbytes for p in trained)
+    room = device_bytes(world) if memory_bytes is None else memory_bytes
+    return all(gather_objects(more <= WHOLE_GRADIENTS * room, world))
+
+
 def row_bytes(student: CausalLM, sequence_length: int, checkpointed: bool) -> int:
     """Estimate of the activations one row keeps until its backward pass, bytes.
 
@@ -83,13 +114,25 @@ def free_bytes(device: torch.device) -> int:
     return min(int(psutil.virtual_memory().available), cgroup_room())
 
 
+def device_bytes(world: World) -> int:
+    """All memory where the models are, a rank's share of it on CPUs, in bytes."""
+    if world.device.type == "cuda":
+        return int(torch.cuda.get_device_properties(world.device).total_memory)
+    return min(int(psutil.virtual_memory().total), cgroup_bytes("max")) // world.size
+
+
 def cgroup_room() -> int:
-    """Free memory under a container's limit, bytes; 2^62 without a limit."""
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    """Free memory under a container's limit, bytes; about 2^62 without a limit."""
+    used = cgroup_bytes("current")
+    return cgroup_bytes("max") - (0 if used == NO_LIMIT else used)
+
+
+def cgroup_bytes(name: str) -> int:
+    """A figure of this container's memory; `NO_LIMIT` where there is none."""
     try:
-        return int(limit.read_text()) - int(used.read_text())
+        return int(Path(f"/sys/fs/cgroup/memory.{name}").read_text())
     except (OSError, ValueError):
-        return 1 << 62
+        return NO_LIMIT
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -105,6 +148,7 @@ def out_of_memory(micro_batch: int, sequence_length: int, num_ranks: int = 1) ->
     """The error to raise when a micro-batch does not fit and no smaller one is tried."""
     reason = (
         "With several ranks no smaller one is tried: the others already wait for this rank. "
+        "memory.reduce_gradients=micro_batch also takes less. "
         if num_ranks > 1
         else ""
     )

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from limbeck.batch import Batch
-from limbeck.distributed import World, all_sum, whole
+from limbeck.distributed import World, all_sum, plan_reduction, whole
 from limbeck.distributed.stopping import SIGNALS, reason
 from limbeck.losses import TeacherSignal
 from limbeck.models import Distiller
@@ -83,10 +83,11 @@ def count_step(
 def accumulate(
     distiller: Distiller,
     teacher: Teacher | None,
-    micro_batches: Iterable[Batch],
+    micro_batches: Sequence[Batch],
     step_tokens: Int[Tensor, ""],
     world: World,
     *,
+    reduce_once: bool = True,
     seed: int | None = None,
     step: int = 0,
 ) -> Accumulated:
@@ -94,6 +95,8 @@ def accumulate(
 
     Args:
         teacher: None when the objective reads nothing of a teacher.
+        micro_batches: As many on every rank, so that all know the last one.
+        reduce_once: Whether ranks add up gradients after the last micro-batch, or after each.
         step_tokens: N of the whole step.
         seed: Seeds dropout anew in every micro-batch, with the step, the rank and the micro-batch's
             number. Masks then depend on nothing that ran before, a failed attempt or a resumption,
@@ -104,6 +107,7 @@ def accumulate(
     for number, cpu_batch in enumerate(micro_batches):
         if seed is not None:
             seed_all((seed, step, world.rank, number))
+        plan_reduction(distiller, once=reduce_once, is_last=number == len(micro_batches) - 1)
         batch = cpu_batch.to(world.device)
         teacher_signal = TeacherSignal() if teacher is None else teacher.signal(batch)
         loss, shares = distiller(batch, teacher_signal, step_tokens)
@@ -157,10 +161,13 @@ def train_step(
     world: World,
     *,
     max_grad_norm: float = math.inf,
+    reduce_once: bool = True,
 ) -> StepOutcome:
     """One optimizer step on one rank's micro-batches; every rank has as many."""
     step_tokens, *_ = count_step(micro_batches, [0] * len(SIGNALS), world)
-    accumulated = accumulate(distiller, teacher, micro_batches, step_tokens, world)
+    accumulated = accumulate(
+        distiller, teacher, micro_batches, step_tokens, world, reduce_once=reduce_once
+    )
     return apply(distiller, optimizers, accumulated, world, max_grad_norm=max_grad_norm)
 
 
