@@ -17,11 +17,11 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import typer
 from annotated_types import Ge, Gt, Interval, Le, Lt, MinLen
 from docstrings import prose, python
-from pydantic import TypeAdapter
 
 from limbeck import errors
 from limbeck.commands import GROUPS, VERBS, load_verb
 from limbeck.config import RunConfig
+from limbeck.config.json_schema import properties_of
 from limbeck.config.schedules import Schedule, Scheduled
 from limbeck.data import readers
 from limbeck.experiment.loading import OPEN_PARTS
@@ -58,6 +58,7 @@ KINDS: dict[str, tuple[str, Registry[Any]]] = {
         "`evaluate.suites` in a recipe is a list of them.",
         OPEN_PARTS["evaluate.suites[]"],
     ),
+    "Trackers": ("`track` in a recipe is a list of them.", OPEN_PARTS["track[]"]),
     "Store forms": (
         "`record.form` in a recipe: what a store keeps of each distribution.",
         OPEN_PARTS["record.form"],
@@ -105,13 +106,14 @@ def recipe() -> str:
 
 def section(at: str, config: type) -> Iterator[str]:
     """The options of a section, then the sections inside it."""
-    described = TypeAdapter(config).json_schema(by_alias=True)["properties"]
+    described = properties_of(config)
     hints = get_type_hints(config, include_extras=True)
     inner = []
     for field, (name, facts) in zip(dataclasses.fields(config), described.items(), strict=True):
         path, hint = f"{at}{name}", hints[field.name]
         nested = section_of(hint)
         if nested is not None:
+            path += "[]" if get_origin(hint) is tuple else ""
             inner.append((path, nested, facts.get("description", ""), is_optional(hint)))
             continue
         yield option(path, hint, default_of(field), facts.get("description", ""))
@@ -311,6 +313,8 @@ def shown(value: Any) -> str:
     words: Mapping[Any, str] = {None: "`null`", True: "`true`", False: "`false`", (): "`[]`"}
     if value is None or isinstance(value, bool) or value == ():
         return words[value]
+    if value == "":
+        return "empty"
     if isinstance(value, tuple):
         return f"`[{', '.join(map(str, value))}]`"
     return f"`{dict(value) if isinstance(value, Mapping) else value}`"

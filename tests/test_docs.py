@@ -20,6 +20,7 @@ from limbeck.experiment import load, load_stages
 from limbeck.losses import terms
 from limbeck.losses.divergences import divergences
 from limbeck.teachers import teachers
+from limbeck.train.trackers import trackers
 from tests.experiment.house import steps_of, write_recipe
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -80,7 +81,7 @@ PLUGINS = re.findall(
 
 @pytest.fixture
 def _registered_for_one_test(monkeypatch):
-    for registry in (divergences, terms, teachers, sources, suites):
+    for registry in (divergences, terms, teachers, sources, suites, trackers):
         registry.names()
         monkeypatch.setattr(registry, "_components", dict(registry._components))
 
@@ -104,6 +105,7 @@ def test_there_is_an_example_of_every_open_interface():
         "my_teacher.py",
         "my_source.py",
         "my_suite.py",
+        "my_tracker.py",
     ]
 
 
@@ -118,6 +120,9 @@ def test_a_file_of_ones_own_trains_and_resumes(file, code, changes, tmp_path, mo
         with limbeck.assemble(load(path, overrides)) as run:
             run.train(resume=resume)
     assert [r["step"] for r in steps_of(tmp_path / "run")] == [1, 2, 3, 4]
+    if "track" in changes:
+        lines = (tmp_path / "run" / "losses.txt").read_text().splitlines()
+        assert [line.split()[0] for line in lines] == ["2", "4"]
     evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     measured = evaluation.get("suites", {})
     assert list(measured) == list(run.config.evaluate.suites)

@@ -168,10 +168,10 @@ def parts_of(bench: Bench, cell: Cell, config: RunConfig) -> Parts:
     vocabulary = prove_pair(student, teacher)
     shapes = shapes_of(student, teacher)
     data = texts.some(cell.seed, bench.steps)
-    teacher.require(request_of(config, shapes, vocabulary, data, texts.held_out))
+    teacher.require(request_of(config, shapes, vocabulary, data, {"": texts.held_out}))
     return Parts(
         config, bench.world, texts.tokenizer, vocabulary, teacher, student, shapes, data,
-        texts.held_out, {},
+        {"": texts.held_out}, {},
     )  # fmt: skip
 
 

@@ -164,7 +164,7 @@ def trained(trial: str, options: argparse.Namespace, teacher: Path, student: Pat
                 print(f"note: {note}", flush=True)
             run.train(overwrite=folder.exists())
         print(f"{trial}: {time.time() - started:.0f} s", flush=True)
-    scores = read_scores(folder / "scores.json")[1]
+    scores = read_scores(folder / "scores.json").test
     assert scores is not None, "the recipe names held-out text"
     return scores
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from limbeck.config import DataConfig
+from limbeck.config import DataConfig, ReadConfig
 from limbeck.data import data_problems, readers
 from limbeck.data.hub import from_dataset
 from limbeck.data.rows import open_source
@@ -135,7 +135,7 @@ def test_a_data_set_the_hub_does_not_know_is_a_mistake_of_the_configuration(
     with refusing_hub(404, "RepoNotFound") as address:
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
         with pytest.raises(ConfigError, match="must be a path here or a dataset on the Hugging"):
-            open_source("limbeck-tests/none", "train", tmp_path)
+            open_source(ReadConfig(path="limbeck-tests/none"), tmp_path)
 
 
 def test_a_data_set_out_of_reach_is_refused_with_what_to_do(
@@ -143,7 +143,7 @@ def test_a_data_set_out_of_reach_is_refused_with_what_to_do(
 ) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ConfigError, match=r"'limbeck-tests/none' .* with a split 'train'.*online"):
-        open_source("limbeck-tests/none", "train", tmp_path)
+        open_source(ReadConfig(path="limbeck-tests/none"), tmp_path)
 
 
 def test_columns_may_have_other_names_and_rows_a_limit(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from filelock import FileLock
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from limbeck.config import ReadConfig
 from limbeck.data import TextData, corpus_path, overlap
 from limbeck.data.rows import open_source
 from limbeck.errors import ConfigError, TryLaterError
@@ -287,7 +288,9 @@ def test_the_corpus_is_small_and_its_parts_are_disjoint() -> None:
     parts = {}
     for name in ("train", "heldout"):
         path = corpus_path(name)
-        rows = [row.values for row in open_source(str(path), "", Path()).rows(["text"])]
+        rows = [
+            row.values for row in open_source(ReadConfig(path=str(path)), Path()).rows(["text"])
+        ]
         assert all(row.keys() == {"text", "source", "id"} for row in rows)
         parts[name] = rows
     assert len(parts["heldout"]) >= 60

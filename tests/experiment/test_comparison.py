@@ -45,8 +45,8 @@ def test_differences_are_paired_by_document_and_recipes_compared(runs):
     compared = compare_runs([runs["small"], runs[HOSTILE]])
     assert [run.forward_kl for run in compared] == sorted(run.forward_kl for run in compared)
     best, other = compared
-    _, a = read_scores(runs[other.name] / "scores.json")
-    _, b = read_scores(runs[best.name] / "scores.json")
+    a = read_scores(runs[other.name] / "scores.json").test
+    b = read_scores(runs[best.name] / "scores.json").test
     assert other.behind == paired_difference(a, b, "forward_kl")
     assert other.behind["value"] == pytest.approx(other.forward_kl - best.forward_kl)
     assert best.behind is None

@@ -8,6 +8,9 @@ import sys
 import weakref
 
 import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 import limbeck
 from limbeck.config import read
@@ -165,6 +168,35 @@ def test_resuming_a_finished_run_makes_a_missing_student_again(tmp_path):
     body = (student / "model.safetensors").read_bytes()
     shutil.rmtree(student)
     assert (run(path, resume=True).student / "model.safetensors").read_bytes() == body
+
+
+def test_a_finished_run_resumes_with_more_steps_and_becomes_the_run_of_all_of_them(tmp_path):
+    path = write_recipe(tmp_path)
+    options = ("optim.schedule=constant", "optim.warmup_steps=0", "evaluate.data=null")
+    run(path, *options, "optim.steps=3")
+    longer = run(path, *options, "optim.steps=6", resume=True)
+    whole = run(path, *options, "optim.steps=6", f"output={tmp_path / 'whole'}")
+    assert steps_of(tmp_path / "run")[-1]["loss"] == steps_of(tmp_path / "whole")[-1]["loss"]
+    bodies = {(each.student / "model.safetensors").read_bytes() for each in (longer, whole)}
+    assert len(bodies) == 1
+    with pytest.raises(ConfigError, match=r"optim\.steps: was 6, is 4"):
+        run(path, *options, "optim.steps=4", resume=True)
+
+
+def test_a_student_is_saved_in_the_format_of_the_recipe_and_measured_as_it_is_saved(tmp_path):
+    path = write_recipe(tmp_path)
+    result = run(path, "checkpoint.student_dtype=bfloat16", "optim.steps=3")
+    saved = load_file(result.student / "model.safetensors")
+    assert {tensor.dtype for tensor in saved.values()} == {torch.bfloat16}
+    assert AutoModelForCausalLM.from_pretrained(result.student).dtype == torch.bfloat16
+    figures = result.evaluation["trials"]["distilled"]
+    with limbeck.assemble(limbeck.load(path)) as whole:
+        again = whole.evaluate(result.student)["trials"]["distilled"]
+    for name in ("forward_kl", "cross_entropy"):
+        assert again[name]["value"] == pytest.approx(figures[name]["value"], rel=1e-6)
+    lora = "trainable.lora={}"
+    with pytest.raises(ConfigError, match=r"checkpoint\.student_dtype: must be float32 with"):
+        limbeck.load(path, ["checkpoint.student_dtype=bfloat16", lora])
 
 
 def test_a_finished_run_without_student_and_checkpoints_is_no_success(tmp_path):

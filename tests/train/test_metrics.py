@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+import types
 
 import pytest
 from rich.console import Console
@@ -127,6 +128,25 @@ def test_a_tracker_that_is_not_installed_names_the_extra(name, tmp_path, monkeyp
         make_sinks([name], tmp_path)
 
 
+def test_a_tracker_is_started_with_the_project_and_the_name_of_the_recipe(tmp_path, monkeypatch):
+    started = []
+    module = types.SimpleNamespace(
+        init=lambda **options: started.append(options), log=print, finish=print
+    )
+    monkeypatch.setitem(sys.modules, "trackio", module)
+    for folder in ("run", "run/stages/cross_entropy"):
+        for spec in ("trackio", {"type": "trackio", "project": "mine", "name": "small"}):
+            make_sinks([spec], tmp_path / folder)[0].begin(0, 1)
+    assert [(each["project"], each["name"]) for each in started] == [
+        ("limbeck", "run"),
+        ("mine", "small"),
+        ("limbeck", "cross_entropy"),
+        ("mine", "small-cross_entropy"),
+    ]
+
+
 def test_an_unknown_tracker_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="must be of tensorboard, wandb"):
+    with pytest.raises(
+        ConfigError, match=r"track\[0\]\.type: no tracker is called 'comet'.* mlflow, tensorboard"
+    ):
         make_sinks(["comet"], tmp_path)

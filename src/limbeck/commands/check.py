@@ -167,7 +167,7 @@ def tell(run: Run, *, as_json: bool) -> list[str]:
         plan = plan_of(run, case)
     findings += plan_findings(plan)
     batches = [parts.data.batch([row]) for row in spread(parts.data.num_rows, NOTED_ROWS)]
-    is_chat = reader_of(parts.data.facts["type"]).uses_template
+    is_chat = any(reader_of(kind).uses_template for kind in parts.data.types)
     notes = [
         *parts.notes,
         *text_notes(parts.tokenizer, batches, is_chat=is_chat),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from pydantic import TypeAdapter
 
-from limbeck.config.recipe import RunConfig
+from limbeck.config.recipe import DataConfig, MixedConfig, RunConfig
 from limbeck.registry import Component, Registry, registry_of
 
 
@@ -19,6 +20,9 @@ def recipe_schema(open_parts: Mapping[str, Registry[Any]]) -> dict[str, Any]:
             whose components may stand there.
     """
     schema = TypeAdapter(RunConfig).json_schema()
+    for section in (DataConfig, MixedConfig):
+        properties = schema["$defs"][section.__name__]["properties"]
+        properties |= properties_of(section)
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "limbeck recipe"
     for path, registry in open_parts.items():
@@ -34,6 +38,15 @@ def recipe_schema(open_parts: Mapping[str, Registry[Any]]) -> dict[str, Any]:
         else:
             node["properties"][leaf] = choice
     return schema
+
+
+def properties_of(section: type) -> dict[str, Any]:
+    """JSON schema of each option of a section, those it inherits with their descriptions too."""
+    properties: dict[str, Any] = TypeAdapter(section).json_schema(by_alias=True)["properties"]
+    for base in filter(dataclasses.is_dataclass, section.__mro__[1:]):
+        for name, facts in properties_of(base).items():
+            properties[name].setdefault("description", facts.get("description", ""))
+    return properties
 
 
 def follow(schema: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:

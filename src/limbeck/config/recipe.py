@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -28,33 +28,71 @@ Rate = Annotated[float, Gt(0)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Training text: path, format, and how it is cut into rows."""
+class ReadConfig:
+    """Where a text is, and how its rows read."""
 
     __pydantic_config__ = STRICT
     type: str = "auto"
     """How a row reads: `text`, `completion` (prompt and completion), `chat` (messages), `sharegpt`
     (conversations) or `alpaca` (instruction, input, output); `auto` looks at the first row."""
-    path: str
+    path: str = ""
     """A .jsonl(.gz), .json, .parquet or .txt file, a folder of them, or a Hugging Face data set."""
     bad_rows: Literal["error", "skip"] = "error"
     """`error` refuses a text with rows that cannot be read; `skip` leaves them out and counts
     them."""
     split: str = "train"
-    """Split of a Hugging Face data set."""
+    """Split of a Hugging Face data set, or a part of one: `train[:1%]`."""
+    subset: str | None = None
+    """Subset (configuration) of a Hugging Face data set."""
+    revision: str | None = None
+    """Commit, tag or branch of a data set on the Hub; its newest commit by default."""
+    streaming: bool = False
+    """Read a Hugging Face data set from the Hub row by row, up to `max_documents`, without
+    downloading all of it."""
     columns: Mapping[str, str] = field(default_factory=dict)
     """Other names for the columns a type reads, e.g. `{text: body}`; and `{weight: column}`, for a
     number that multiplies the objective on every token of its row."""
+    max_documents: Positive | None = None
+    """Use only the first rows of the text, at most this many."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixedConfig(ReadConfig):
+    """One of the texts of a mixture."""
+
+    __pydantic_config__ = STRICT
+    name: str = ""
+    """Of this source, in messages and reports; by default its file or folder without suffix."""
+    weight: Rate = 1.0
+    """Its share of the trained tokens, relative to the weights of the others."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(ReadConfig):
+    """Training text: path, format, and how it is cut into rows."""
+
+    __pydantic_config__ = STRICT
+    mix: tuple[MixedConfig, ...] = ()
+    """Several texts in place of `path`, `[{path: ..., weight: 2}, ...]`, each with its own `type`,
+    `columns`, `split` and so on."""
     sequence_length: Annotated[int, Gt(1)] = 1024
     """Positions of a row; longer texts are cut into windows, none of their tokens dropped."""
     pack: bool = True
     """Put several short texts into one row; attention and positions keep them apart."""
     append_eos: bool = True
     """End each `text` and `completion` with the tokenizer's end token."""
-    max_documents: Positive | None = None
-    """Use only the first rows of the file, at most this many."""
     source: Component | str = "shuffled"
     """Batches of each step: the rows of the text, shuffled, or a batch source of your own."""
+
+    @property
+    def texts(self) -> tuple[DataConfig, ...]:
+        """Each text of the mixture as if it were the only one; without a mixture, this one."""
+        if not self.mix:
+            return (self,)
+        names = [each.name for each in fields(ReadConfig)]
+        return tuple(
+            replace(self, mix=(), **{name: vars(text)[name] for name in names}) for text in self.mix
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,10 +194,16 @@ class EvaluateConfig:
     """What students are measured on, and when."""
 
     __pydantic_config__ = STRICT
-    data: str | None = None
-    """Held-out text, read as `data` is. Without it nothing is measured."""
+    data: str | Mapping[str, str] | None = None
+    """Held-out text, read as `data` is; or several, `{name: path, ...}`, each measured by itself.
+    Without it nothing is measured."""
+    choose_by: str | None = None
+    """Of several held-out texts, the one that checkpoints and learning rates are chosen on; the
+    first by default."""
     split: str = "test"
     """Split of a Hugging Face data set."""
+    subset: str | None = None
+    """Its subset; by default that of `data`, where that is the same data set."""
     every: Positive = 250
     """Steps between measurements during the run."""
     patience: Positive | None = None
@@ -179,6 +223,13 @@ class EvaluateConfig:
     """Held-out prompts that teacher and student continue in the report."""
     suites: tuple[Component | str, ...] = ()
     """Further evaluation suites of the final students; `fidelity` is always measured."""
+
+    @property
+    def paths(self) -> dict[str, str]:
+        """Path of each held-out text by name, the one that chooses first; a single one has none."""
+        if self.data is None or isinstance(self.data, str):
+            return {} if self.data is None else {"": self.data}
+        return dict(sorted(self.data.items(), key=lambda item: item[0] != self.choose_by))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,6 +263,9 @@ class CheckpointConfig:
     """Newest checkpoints kept."""
     keep_best: bool = True
     """Also keep the checkpoint with the lowest held-out forward KL, and make it the student."""
+    student_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Format of the finished student's weights. They are trained in float32, and rounded to it
+    before the student is measured and saved."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,8 +330,9 @@ class RunConfig:
     """Read by `limbeck record` only."""
     plugins: tuple[Path, ...] = ()
     """Python files that register components of your own; relative to the recipe's folder."""
-    track: tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"], ...] = ()
-    """Trackers that receive the metrics, besides metrics.jsonl."""
+    track: tuple[Component | str, ...] = ()
+    """Where metrics go besides metrics.jsonl: `tensorboard`, `wandb`, `trackio`, `mlflow`, with
+    `{type: wandb, project: ..., name: ...}`, or a tracker of your own."""
     device: str = "auto"
     """`cpu`, `cuda`, `cuda:1` or `mps`; `auto` takes the first of CUDA, MPS and CPU that exists."""
     seed: Annotated[int, Ge(0)] = 0

@@ -2,8 +2,9 @@
 
 from limbeck.data.corpus import corpus_path
 from limbeck.data.formats import reader_of, readers
-from limbeck.data.held_out import HeldOut, held_out_config, load_held_out
+from limbeck.data.held_out import HeldOut, held_out_configs, load_held_out
 from limbeck.data.load import data_problems, length_problems, load_data, load_text, uses_template
+from limbeck.data.mixture import calibration_text, passes
 from limbeck.data.order import order, order_digest, step_rows
 from limbeck.data.source import BatchSource, RowsOfStep, SourceContext, StepData, sources
 from limbeck.data.text_data import TextData, overlap
@@ -15,9 +16,10 @@ __all__ = [
     "SourceContext",
     "StepData",
     "TextData",
+    "calibration_text",
     "corpus_path",
     "data_problems",
-    "held_out_config",
+    "held_out_configs",
     "length_problems",
     "load_data",
     "load_held_out",
@@ -25,6 +27,7 @@ __all__ = [
     "order",
     "order_digest",
     "overlap",
+    "passes",
     "reader_of",
     "readers",
     "sources",

@@ -84,7 +84,8 @@ def build(
                 add(draft, row, values, piece, config.sequence_length)
         progress(len(draft.places) + draft.num_bad)
     refuse(draft, config, source)
-    return arrays(draft, config), facts(draft, config, source)
+    built = arrays(draft, config)
+    return built, facts(draft, config, source, len(built["row_ends"]))
 
 
 def rows_of(config: DataConfig, source: Source, reader: Reader) -> Iterator[Row]:
@@ -243,8 +244,9 @@ def arrays(draft: Draft, config: DataConfig) -> Arrays:
     }
 
 
-def facts(draft: Draft, config: DataConfig, source: Source) -> dict[str, Any]:
+def facts(draft: Draft, config: DataConfig, source: Source, num_rows: int) -> dict[str, Any]:
     """Counts of what was read and what was dropped."""
+    num_positions = sum(length for _, length, _ in draft.windows)
     return {
         "bad_rows": {"skipped": draft.num_bad, "first": named(draft, source.names)},
         "documents": len(draft.places),
@@ -252,10 +254,12 @@ def facts(draft: Draft, config: DataConfig, source: Source) -> dict[str, Any]:
         "duplicates": len(draft.hashes) - len(set(draft.hashes)),
         "dropped": dict(draft.dropped),
         "windows": len(draft.windows),
-        "positions": sum(length for _, length, _ in draft.windows),
+        "positions": num_positions,
         "scored": sum(draft.num_scored),
         "largest_token_id": max(int(ids.max()) for ids in draft.tokens),
         "sequence_length": config.sequence_length,
+        "rows": num_rows,
+        "packing_efficiency": num_positions / (num_rows * config.sequence_length),
     }
 
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from limbeck.config import DataConfig, EvaluateConfig, RunConfig
 from limbeck.data.load import load_text
+from limbeck.data.mixture import source_names
 from limbeck.data.text_data import TextData
 from limbeck.errors import DataError
 
@@ -47,24 +48,41 @@ class HeldOut:
         return [int(self.data.row_windows[row]) for row in rows]
 
 
-def held_out_config(config: RunConfig) -> DataConfig | None:
-    """How the recipe's held-out text is read: one window a row, so that documents stay apart."""
-    if config.evaluate.data is None:
-        return None
-    return replace(
-        config.data,
-        path=config.evaluate.data,
-        split=config.evaluate.split,
-        max_documents=config.evaluate.max_documents,
-        pack=False,
-    )
+def held_out_configs(config: RunConfig) -> dict[str, DataConfig]:
+    """How each held-out text is read, the one that chooses first; a single one has no name.
+
+    One window a row, so that documents stay apart. A text is read as `data` is; beside a mixture,
+    as the source of the same name, or by its first row.
+    """
+    data, evaluate = config.data, config.evaluate
+    alone = replace(data, mix=())
+    sources = dict(zip(source_names(data), data.texts, strict=True)) if data.mix else {}
+    found = {}
+    for name, path in evaluate.paths.items():
+        same = next((text for text in data.texts if text.path == path), DataConfig())
+        found[name] = replace(
+            sources.get(name, alone),
+            path=path,
+            split=evaluate.split,
+            subset=evaluate.subset or same.subset,
+            revision=same.revision,
+            streaming=same.streaming,
+            max_documents=evaluate.max_documents,
+            pack=False,
+        )
+    return found
 
 
 def load_held_out(
     config: RunConfig, tokenizer: PreTrainedTokenizerBase, limit: int | None
-) -> HeldOut | None:
-    """The recipe's held-out text; None without it."""
-    held_out = held_out_config(config)
-    if held_out is None:
-        return None
-    return HeldOut(load_text(held_out, tokenizer, limit), config.evaluate)
+) -> dict[str, HeldOut]:
+    """The recipe's held-out texts, the one that chooses first."""
+    return {
+        name: HeldOut(load_text(text, tokenizer, limit), config.evaluate)
+        for name, text in held_out_configs(config).items()
+    }
+
+
+def option_of(name: str) -> str:
+    """The option of a recipe that names a held-out text."""
+    return f"evaluate.data.{name}" if name else "evaluate.data"

@@ -11,7 +11,7 @@ from limbeck.config import DataConfig, RunConfig
 from limbeck.data.build import Draft, checked, refuse, rows_of
 from limbeck.data.detect import data_type
 from limbeck.data.formats import reader_of
-from limbeck.data.held_out import held_out_config
+from limbeck.data.held_out import held_out_configs, option_of
 from limbeck.data.rows import may_be_on_hub, open_source
 from limbeck.errors import ConfigError, DataError, LimbeckError
 from limbeck.models import ModelSource, cache_folder
@@ -37,16 +37,20 @@ def require_inputs(config: RunConfig) -> None:
         for option, spec in (("teacher", config.teacher), ("student", config.student))
         if type_of(spec) in MODELS
     ]
-    checks.append(("data.path", partial(require_first_rows, config.data)))
-    if (held_out := held_out_config(config)) is not None:
-        checks.append(("evaluate.data", partial(require_first_rows, held_out)))
+    for index, text in enumerate(config.data.texts):
+        option = f"data.mix[{index}].path" if config.data.mix else "data.path"
+        checks.append((option, partial(require_first_rows, text)))
+    checks += [
+        (option_of(name), partial(require_first_rows, text))
+        for name, text in held_out_configs(config).items()
+    ]
     errors: list[tuple[str, LimbeckError]] = []
     for option, check in checks:
         try:
             check()
         except (ConfigError, DataError) as error:
             errors.append((option, error))
-    if len(errors) == 1 and errors[0][0] != "evaluate.data":
+    if len(errors) == 1 and errors[0][0] in ("data.path", "teacher.path", "student.path"):
         raise errors[0][1]
     if errors:
         texts = [f"{option}: {text_of(error)}" for option, error in errors]
@@ -69,7 +73,7 @@ def require_first_rows(config: DataConfig) -> None:
     """Refuse a text whose file is missing or whose first rows its type cannot read."""
     if not Path(config.path).expanduser().exists() and may_be_on_hub(config.path):
         return
-    source = open_source(config.path, config.split, cache_folder() / "data")
+    source = open_source(config, cache_folder() / "data")
     reader = reader_of(data_type(config, source))
     draft = Draft()
     most = FIRST_ROWS if config.bad_rows == "error" else SKIPPED_ROWS

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,16 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from limbeck.config import DataConfig
-from limbeck.data.build import Progress, build, save
+from limbeck.data.build import Arrays, Progress, build, save
 from limbeck.data.detect import AUTO, candidates, data_type, known_columns
-from limbeck.data.formats import Encoder, Reader, reader_of, readers
+from limbeck.data.formats import Encoder, reader_of, readers
+from limbeck.data.mixture import (
+    identity_of,
+    join,
+    mixed_sources,
+    mixture_problems,
+    source_names,
+)
 from limbeck.data.rows import Source, open_source
 from limbeck.data.source import sources
 from limbeck.data.text_data import ARRAYS, TextData
@@ -33,7 +40,26 @@ LOCK_TIMEOUT_S = 3600.0
 def data_problems(config: DataConfig) -> Iterator[Problem]:
     """Mistakes in the options of the data; the files are not read."""
     yield from sources.problems(config.source, "data.source")
-    wrong = [] if config.type == AUTO else readers.problems(config.type, "data")
+    yield from mixture_problems(config)
+    for index, text in enumerate(config.texts):
+        yield from text_problems(text, f"data.mix[{index}]" if config.mix else "data")
+
+
+def text_problems(config: DataConfig, at: str) -> Iterator[Problem]:
+    """Mistakes in the type, the columns and the reading of a text."""
+    if config.streaming and config.max_documents is None:
+        yield Problem(
+            f"{at}.max_documents",
+            "must say how many rows of a streamed data set are read, and does not. Set it, or "
+            "streaming: false to download the whole.",
+        )
+    if config.streaming and "[" in config.split:
+        yield Problem(
+            f"{at}.split",
+            f"must be a whole split where a data set is streamed, got {config.split!r}. Use "
+            "max_documents, or streaming: false.",
+        )
+    wrong = [] if config.type == AUTO else readers.problems(config.type, at)
     yield from wrong
     if wrong:
         return
@@ -42,16 +68,16 @@ def data_problems(config: DataConfig) -> Iterator[Problem]:
     for name in config.columns:
         if name not in known:
             yield Problem(
-                f"data.columns.{name}",
+                f"{at}.columns.{name}",
                 f"type {config.type!r} reads no such column{suggest(name, known)}. It reads: "
                 f"{', '.join(known)}.",
             )
 
 
 def uses_template(config: DataConfig) -> bool:
-    """Whether the text is written with the tokenizer's chat template."""
-    source = open_source(config.path, config.split, cache_folder() / "data")
-    return reader_of(data_type(config, source)).uses_template
+    """Whether the text, or one of a mixture, is written with the tokenizer's chat template."""
+    kinds = [data_type(text, open_source(text, cache_folder() / "data")) for text in config.texts]
+    return any(reader_of(kind).uses_template for kind in kinds)
 
 
 def load_data(
@@ -80,18 +106,32 @@ def load_data(
     problems += length_problems(config, max_positions)
     if problems:
         raise ConfigError("\n".join(problems))
-    source = open_source(config.path, config.split, cache)
+    if config.mix:
+        texts = [
+            load_data(t, tokenizer, cache=cache, max_positions=max_positions, progress=progress)
+            for t in config.texts
+        ]
+        return load_mixture(config, texts, cache)
+    source = open_source(config, cache)
     config = replace(config, type=data_type(config, source))
     reader = reader_of(config.type)
     encoder = Encoder(tokenizer, append_eos=config.append_eos and not reader.uses_template)
     reader.check(encoder)
     identity = identify(config, source, tokenizer, encoder)
-    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
-    final = cache / key
-    found = manifest(final)
-    if found is None:
-        found = make(final, config, source, (reader, encoder), identity, progress)
-    return TextData.load(final, found["facts"] | {"path": config.path}, source.names)
+    final, facts = cached(cache, identity, lambda: build(config, source, reader, encoder, progress))
+    return TextData.load(final, facts | {"path": config.path}, source.names)
+
+
+def load_mixture(config: DataConfig, texts: Sequence[TextData], cache: Path) -> TextData:
+    """The joined texts of a mixture, through the cache."""
+    names = source_names(config)
+    final, facts = cached(
+        cache, {"format": FORMAT} | identity_of(texts, names), lambda: join(texts, names)
+    )
+    del facts["mixture"]
+    facts["path"] = ", ".join(text.facts["path"] for text in texts)
+    files = [f"{name}/{file}" for name, t in zip(names, texts, strict=True) for file in t.names]
+    return replace(TextData.load(final, facts, files), sources=mixed_sources(config, texts))
 
 
 def length_problems(config: DataConfig, max_positions: int | None) -> Iterator[str]:
@@ -129,15 +169,22 @@ def identify(
     }
 
 
+def cached(
+    cache: Path, identity: dict[str, Any], built: Callable[[], tuple[Arrays, dict[str, Any]]]
+) -> tuple[Path, dict[str, Any]]:
+    """Folder and facts of the arrays with an identity, which are made where they are missing."""
+    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
+    final = cache / key
+    found = manifest(final)
+    if found is None:
+        found = make(final, identity, built)
+    return final, dict(found["facts"])
+
+
 def make(
-    final: Path,
-    config: DataConfig,
-    source: Source,
-    tools: tuple[Reader, Encoder],
-    identity: dict[str, Any],
-    progress: Progress,
+    final: Path, identity: dict[str, Any], built: Callable[[], tuple[Arrays, dict[str, Any]]]
 ) -> dict[str, Any]:
-    """Tokenise into the cache, unless another process just did; its manifest."""
+    """Build into the cache, unless another process just did; its manifest."""
     taken = (
         f"{final.parent} is being filled by another process, for over {LOCK_TIMEOUT_S / 60:.0f} "
         "minutes. Start again when it is done."
@@ -147,11 +194,8 @@ def make(
         found = manifest(final)
         if found is None:
             shutil.rmtree(final, ignore_errors=True)
-            built, counted = build(config, source, *tools, progress)
-            num_rows = len(built["row_ends"])
-            filled = counted["positions"] / (num_rows * config.sequence_length)
-            facts = identity | counted | {"rows": num_rows, "packing_efficiency": filled}
-            publish(final, lambda folder: save(folder, built, ARRAYS), {"facts": facts})
+            arrays, counted = built()
+            publish(final, lambda f: save(f, arrays, ARRAYS), {"facts": identity | counted})
             found = manifest(final)
     if found is None:
         raise StorageError(f"{final} was written and cannot be read back. Check the disk.")

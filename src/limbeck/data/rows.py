@@ -14,19 +14,21 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from io import BufferedReader
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Protocol, runtime_checkable
 
 import pyarrow
 import pyarrow.parquet
 
+from limbeck.config import ReadConfig
 from limbeck.errors import ConfigError, DataError, StorageError
 from limbeck.files import sha256
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 TEXT_SUFFIXES = (".txt", ".md")
 """Files that are one text each."""
-KNOWN_SUFFIXES = ", ".join((*SUFFIXES, *TEXT_SUFFIXES))
+ALL_SUFFIXES = (*SUFFIXES, *TEXT_SUFFIXES)
+KNOWN_SUFFIXES = ", ".join(ALL_SUFFIXES)
 GZIP_MAGIC = b"\x1f\x8b"
 BOM = b"\xef\xbb\xbf"
 
@@ -82,15 +84,24 @@ class Source:
         return self.digest()
 
 
-def open_source(path: str, split: str, cache: Path) -> Source:
-    """The rows behind a configuration's `data.path`.
+def open_source(config: ReadConfig, cache: Path) -> Source:
+    """The rows behind a configuration's path: a file, a folder of them, or a Hugging Face data set.
+
+    Of a folder, files of rows are read if there are any, and plain text files otherwise, each as
+    one text. A folder is read as a data set where it was saved as one, or a subset is named.
 
     Args:
-        path: A file, a folder of them, or a Hugging Face data set. Of a folder, files of rows are
-            read if there are any, and plain text files otherwise, each as one text.
         cache: Where a downloaded data set is kept if the user's own cache cannot be written.
     """
+    path = config.path
     here = Path(path).expanduser()
+    if here.is_dir() and (config.subset or config.streaming or is_saved(here)):
+        return data_set(config, cache)
+    if here.exists() and (config.subset or config.streaming or config.revision):
+        raise ConfigError(
+            f"data.path: {path} is not read as a data set of the Hub, to which subset, revision "
+            "and streaming belong. Remove them."
+        )
     if here.is_dir():
         found = [p for p in sorted(here.rglob("*")) if p.is_file()]
         seen = [p for p in found if not is_hidden(p.relative_to(here))]
@@ -102,27 +113,44 @@ def open_source(path: str, split: str, cache: Path) -> Source:
             )
         return from_files(files, here)
     if here.exists():
-        if not here.name.endswith((*SUFFIXES, *TEXT_SUFFIXES)):
+        if not here.name.endswith(ALL_SUFFIXES):
             raise ConfigError(
                 f"data.path: {path} must end in one of {KNOWN_SUFFIXES}. Rename or convert it."
             )
         return from_files([here], here.parent)
     if not may_be_on_hub(path):
         raise ConfigError(f"data.path: {path} must exist, and does not. Check the path.")
+    return data_set(config, cache)
+
+
+def data_set(config: ReadConfig, cache: Path) -> Source:
+    """The rows of a Hugging Face data set."""
     # the library takes seconds to import, and most runs read files of their own
     hub = importlib.import_module("limbeck.data.hub")
-    source: Source = hub.from_hub(path, split, cache)
+    source: Source = hub.from_hub(config, cache)
     return source
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether a folder was written by `save_to_disk` of the datasets library."""
+    return any((folder / name).is_file() for name in ("state.json", "dataset_dict.json"))
 
 
 def may_be_on_hub(path: str) -> bool:
     """Whether a path that is not here may name a data set on the Hugging Face hub."""
-    is_file = (
-        path.startswith((".", "/", "~"))
-        or path.endswith((*SUFFIXES, *TEXT_SUFFIXES))
-        or path.count("/") > 1
-    )
+    is_file = path.startswith((".", "/", "~")) or path.endswith(ALL_SUFFIXES) or path.count("/") > 1
     return not is_file
+
+
+def stem(path: str) -> str:
+    """The last part of a path, without the suffix of a data file.
+
+    Example:
+        >>> stem("data/code.jsonl.gz"), stem("org/v1.5"), stem("texts/")
+        ('code', 'v1.5', 'texts')
+    """
+    name = PurePath(path).name
+    return next((name.removesuffix(s) for s in ALL_SUFFIXES if name.endswith(s)), name)
 
 
 def is_hidden(path: Path) -> bool:

@@ -11,7 +11,7 @@ from typing import Protocol, runtime_checkable
 from transformers import PreTrainedTokenizerBase
 
 from limbeck.batch import Batch
-from limbeck.data.order import order_digest, step_rows
+from limbeck.data.order import MixedOrder, Portion, step_span
 from limbeck.data.text_data import TextData
 from limbeck.distributed import World
 from limbeck.errors import DataError
@@ -131,25 +131,25 @@ class RowsOfStep(StepData):
 class ShuffledRows(BatchSource):
     """The rows of a fixed text, in a new order each epoch that depends on the seed alone."""
 
-    def __init__(self, data: Rows, *, seed: int, rows_per_step: int) -> None:
+    def __init__(
+        self, data: Rows, *, seed: int, rows_per_step: int, portions: Sequence[Portion] = ()
+    ) -> None:
+        """
+        Args:
+            portions: Of a mixture, the rows of each source and their share of every step.
+        """
         if data.num_rows < 1:
             raise DataError("A run needs at least one row of data, got none. See data.path.")
-        self._data, self._seed, self._rows_per_step = data, seed, rows_per_step
+        self._data, self._rows_per_step = data, rows_per_step
+        self._order = MixedOrder(seed, portions or [Portion(0, data.num_rows, 1.0)])
 
     @property
     def fingerprint(self) -> str:
         """Hash of the first epoch's order; the text itself is compared by its own hash."""
-        return order_digest(self._seed, self._data.num_rows)
+        return self._order.digest
 
     def step(self, step: int, world: World) -> StepData:
-        rows = step_rows(
-            step,
-            world.rank,
-            world.size,
-            seed=self._seed,
-            num_rows=self._data.num_rows,
-            rows_per_step=self._rows_per_step,
-        )
+        rows = self._order.rows(*step_span(step, world.rank, world.size, self._rows_per_step))
         return RowsOfStep(self._data, rows, math.ceil(self._rows_per_step / world.size))
 
     def ahead(self, step: int, world: World) -> StepData:
@@ -163,5 +163,8 @@ class ShuffledRows(BatchSource):
 
 @sources.register("shuffled")
 def shuffled(context: SourceContext) -> ShuffledRows:
-    """The rows of the text, shuffled again in every epoch."""
-    return ShuffledRows(context.data, seed=context.seed, rows_per_step=context.rows_per_step)
+    """The rows of the text, shuffled again in every epoch; of a mixture, its sources by weight."""
+    data = context.data
+    return ShuffledRows(
+        data, seed=context.seed, rows_per_step=context.rows_per_step, portions=data.portions
+    )

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int32, Int64, UInt64
 
 from limbeck.batch import Batch, Window
+from limbeck.data.order import Portion
+from limbeck.data.rows import stem
 
 GOLDEN = (5**0.5 - 1) / 2
 
@@ -27,6 +29,24 @@ ARRAYS = (
     "document_places",
     "document_weights",
 )
+
+
+@dataclass(frozen=True)
+class MixedSource:
+    """A source of a mixture: consecutive rows of the joined text.
+
+    Attributes:
+        weight: Its part of the trained tokens, relative to the other sources' weights.
+        num_scored: Trained tokens of one pass over its rows.
+        facts: Those of its text.
+    """
+
+    name: str
+    weight: float
+    first_row: int
+    num_rows: int
+    num_scored: int
+    facts: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -49,8 +69,9 @@ class TextData:
         document_places: File and line of each document.
         document_weights: Factor of the objective on each document's tokens; empty where the text
             has no weight column.
-        names: Of the files, relative to the data path.
+        names: Of the files, relative to the data path; in a mixture below the source's name.
         facts: Hashes, counts, and dropped documents by reason; JSON.
+        sources: Of a mixture, in the order of their rows; of any other text none.
     """
 
     tokens: Int32[np.ndarray, " tokens"]
@@ -66,6 +87,7 @@ class TextData:
     document_weights: Float32[np.ndarray, " weighted"]
     names: tuple[str, ...]
     facts: Mapping[str, Any]
+    sources: tuple[MixedSource, ...] = ()
 
     @classmethod
     def load(cls, folder: Path, facts: Mapping[str, Any], names: Sequence[str]) -> TextData:
@@ -92,6 +114,35 @@ class TextData:
         """Where a document came from, as `file:line`; no folder of this machine is in it."""
         file, number = self.document_places[document].tolist()
         return f"{self.names[file]}:{number}"
+
+    def document_source(self, document: int) -> str:
+        """The source a document belongs to.
+
+        Of a mixture it is the name in `data.mix`; else the first folder below the data path, or the
+        file without its suffix where it is in none.
+        """
+        return stem(PurePosixPath(self.names[int(self.document_places[document, 0])]).parts[0])
+
+    @property
+    def portions(self) -> tuple[Portion, ...]:
+        """Rows of each source, with the share of rows that gives its share of the tokens."""
+        if not self.sources:
+            return (Portion(0, self.num_rows, 1.0),)
+        rates = [s.weight * s.num_rows / s.num_scored for s in self.sources]
+        return tuple(
+            Portion(source.first_row, source.num_rows, rate / sum(rates))
+            for source, rate in zip(self.sources, rates, strict=True)
+        )
+
+    @property
+    def text_facts(self) -> tuple[Mapping[str, Any], ...]:
+        """Facts of each source of a mixture; of any other text its own."""
+        return tuple(source.facts for source in self.sources) or (self.facts,)
+
+    @property
+    def types(self) -> tuple[str, ...]:
+        """Data types of its sources, each once."""
+        return tuple(dict.fromkeys(str(facts["type"]) for facts in self.text_facts))
 
     def row_length(self, row: int) -> int:
         """Positions of a row, padding not among them."""

@@ -40,6 +40,12 @@ def rollout_problems(config: RunConfig) -> Iterator[Problem]:
             f"{written} rows. Raise optim.tokens_per_step, or set it to 1.",
         )
     yield from cross_entropy_problems(config, rollout)
+    if config.data.mix:
+        yield Problem(
+            "data.mix",
+            "weighs the rows of texts, and `rollout` draws its prompts from one text. Name one "
+            "text as data.path, which may be a folder of files, or remove `rollout`.",
+        )
     if WEIGHT in config.data.columns:
         yield Problem(
             "data.columns.weight",

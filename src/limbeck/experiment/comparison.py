@@ -130,7 +130,7 @@ def finished(folder: Path) -> Finished:
             f"Finished runs are compared, and {missing[0]} is missing. Finish the run with "
             "`limbeck distill --resume`."
         )
-    _, scores = read_scores(best(trials)["distilled"].scores)
+    scores = read_scores(best(trials)["distilled"].scores).test
     if scores is None or "forward_kl" not in scores.metrics:
         raise DataError(
             f"Runs are compared on held-out text, and {folder} has no forward KL on any. Set "

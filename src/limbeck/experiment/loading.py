@@ -12,6 +12,7 @@ from limbeck.config.trainable import trainable_problems
 from limbeck.data import data_problems, readers, sources
 from limbeck.evaluate.suites import suites
 from limbeck.experiment.batches import rollout_problems
+from limbeck.experiment.held_out_sets import set_problems
 from limbeck.experiment.text import warmup_problems
 from limbeck.losses import objective_problems, terms
 from limbeck.losses.divergences import divergences
@@ -23,6 +24,7 @@ from limbeck.students.depth import ways_problem
 from limbeck.students.width import sizes_problem
 from limbeck.teachers import teachers
 from limbeck.train.schedule import schedule_problems
+from limbeck.train.trackers import trackers
 
 OPEN_PARTS: dict[str, Registry[Any]] = {
     "teacher": teachers,
@@ -33,6 +35,7 @@ OPEN_PARTS: dict[str, Registry[Any]] = {
     "data.source": sources,
     "evaluate.suites[]": suites,
     "record.form": forms,
+    "track[]": trackers,
 }
 """Options whose value is a registered component, with its registry."""
 
@@ -59,7 +62,17 @@ def problems(config: RunConfig) -> Iterator[Problem]:
     yield from step_problems(config)
     yield from rollout_problems(config)
     yield from trial_problems(config)
+    yield from set_problems(config)
+    for index, spec in enumerate(config.track):
+        yield from trackers.problems(spec, f"track[{index}]")
     yield from record_problems(config)
+    if config.checkpoint.student_dtype != "float32" and config.trainable.lora is not None:
+        yield Problem(
+            "checkpoint.student_dtype",
+            "must be float32 with trainable.lora, whose small changes would be rounded away when "
+            f"they are merged, got {config.checkpoint.student_dtype}. Convert the student "
+            "afterwards if it has to be narrower.",
+        )
     yield from parallel_problems(config)
     for index, spec in enumerate(config.evaluate.suites):
         yield from suites.problems(spec, f"evaluate.suites[{index}]")

@@ -17,7 +17,8 @@ from limbeck.data import (
     BatchSource,
     HeldOut,
     TextData,
-    held_out_config,
+    calibration_text,
+    held_out_configs,
     load_held_out,
     load_text,
     uses_template,
@@ -42,7 +43,7 @@ from limbeck.experiment.batches import (
     require_same_ends,
 )
 from limbeck.experiment.opening import opening_worlds, whole_loads
-from limbeck.experiment.text import data_notes, epochs_note, with_steps
+from limbeck.experiment.text import data_notes, epochs_note, held_out_facts, with_steps
 from limbeck.files import publish
 from limbeck.layer_map import LayerMap
 from limbeck.losses import PairShapes, build_objective
@@ -70,6 +71,7 @@ from limbeck.teachers import (
     require_alignment,
     require_local,
     teachers,
+    windows_of,
 )
 from limbeck.tokenizers import VocabularyProof, prove_same_vocabulary
 
@@ -86,6 +88,7 @@ class Parts:
         config: The recipe, its epochs turned into steps.
         teacher: Frozen, and sharded where the student is.
         student: As initialised; None after `take_student`.
+        held_out_sets: Held-out texts by name, the one that chooses first.
         prompts: Prompts of rollouts; None without `rollout`.
         facts: About models and texts, for provenance.json.
     """
@@ -98,10 +101,21 @@ class Parts:
     student: InitialStudent | None
     shapes: PairShapes
     data: TextData
-    held_out: HeldOut | None
+    held_out_sets: Mapping[str, HeldOut]
     facts: dict[str, Any]
     prompts: Prompts | None = None
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def held_out(self) -> HeldOut | None:
+        """The held-out text that chooses checkpoints; None without any."""
+        return next(iter(self.held_out_sets.values()), None)
+
+    @property
+    def student_dtype(self) -> torch.dtype | None:
+        """Format a finished student is rounded to; None where it stays as it was trained."""
+        name = self.config.checkpoint.student_dtype
+        return None if name == "float32" else choose_dtype(name, self.world.device)
 
     @property
     def is_shared(self) -> bool:
@@ -128,13 +142,19 @@ class Parts:
         return model
 
     def publish_student(
-        self, student: CausalLM, folder: Path, weights: Mapping[str, Tensor] | None = None
+        self,
+        student: CausalLM,
+        folder: Path,
+        weights: Mapping[str, Tensor] | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         """Publish a student's folder, replacing an earlier one."""
         shutil.rmtree(folder, ignore_errors=True)
         publish(
             folder,
-            lambda place: save_student(student, self.tokenizer, place, weights=weights),
+            lambda place: save_student(
+                student, self.tokenizer, place, weights=weights, dtype=dtype
+            ),
             {"kind": "student"},
         )
 
@@ -181,7 +201,7 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
         make_trainable(student.model, config.trainable, config.seed)
     student = agreed(student, world)
     with main_first(world):
-        is_chat = any(uses_template(t) for t in (config.data, held_out_config(config)) if t)
+        is_chat = any(map(uses_template, (config.data, *held_out_configs(config).values())))
     teacher.require(TeacherRequest(student_tokenizer=student.tokenizer, uses_template=is_chat))
     tokenizer = teacher.tokenizer
     vocabulary = prove_pair(student, teacher)
@@ -189,12 +209,12 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
     limit = shortest(teacher.info.max_positions, student.model.max_positions)
     with main_first(world):
         data = load_text(config.data, tokenizer, limit)
-        held_out = load_held_out(config, tokenizer, limit)
+        held_out_sets = load_held_out(config, tokenizer, limit)
     epochs, config = config.optim.epochs, with_steps(config, data)
-    for text in (data, *([] if held_out is None else [held_out.data])):
+    for text in (data, *(each.data for each in held_out_sets.values())):
         require_known_tokens(text, vocabulary)
     shapes = shapes_of(student, teacher)
-    request = request_of(config, shapes, vocabulary, data, held_out)
+    request = request_of(config, shapes, vocabulary, data, held_out_sets)
     require_alignment(request.needs, teacher)
     teacher.require(request)
     if not is_shared(config):
@@ -209,19 +229,19 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
         student=student,
         shapes=shapes,
         data=data,
-        held_out=held_out,
+        held_out_sets=held_out_sets,
         prompts=prompts,
         facts={
             "teacher": teacher.info.to_json(),
             "student": student.facts,
             "trained": trained_facts(student.model, config.trainable),
             "data": data.facts,
-            "held_out": held_out.data.facts if held_out else None,
+            **held_out_facts(held_out_sets),
         },
         notes=[
             *vocabulary.notes,
             *teacher.notes,
-            *data_notes(config, data, held_out),
+            *data_notes(config, data, held_out_sets),
             *([] if epochs is None else [epochs_note(epochs, config, data)]),
             *whole_loads(student, by_rows, world),
             *prompt_notes(prompts),
@@ -238,7 +258,9 @@ def origin_of(config: RunConfig, teacher: Teacher, world: World) -> Origin:
         world,
         STUDENT_DTYPE,
         config.seed,
-        lambda: load_text(config.data, teacher.tokenizer, teacher.info.max_positions),
+        lambda: calibration_text(
+            load_text(config.data, teacher.tokenizer, teacher.info.max_positions), config.seed
+        ),
         teacher.info.to_json(),
     )
 
@@ -268,7 +290,7 @@ def request_of(
     shapes: PairShapes,
     vocabulary: VocabularyProof,
     data: TextData,
-    held_out: HeldOut | None,
+    held_out_sets: Mapping[str, HeldOut],
 ) -> TeacherRequest:
     """Everything the teacher must provide in any step of the run."""
     with torch.random.fork_rng(devices=[]):
@@ -277,15 +299,14 @@ def request_of(
     if objective.needs.distribution:
         temperatures = values_over(config.objective.temperature, config.optim.num_steps)
     texts = [TextWindows("data", data, range(len(data.windows)))]
-    if held_out is not None:
-        texts.append(TextWindows("evaluate.data", held_out.data, held_out.windows))
+    texts += windows_of(held_out_sets)
     return TeacherRequest(
         needs=objective.needs,
         temperatures=temperatures,
         objective=objective,
         texts=tuple(texts),
         vocabulary_size=vocabulary.size,
-        measured=held_out is not None,
+        measured=bool(held_out_sets),
     )
 
 

@@ -26,16 +26,18 @@ from limbeck.distributed import (
     world,
 )
 from limbeck.errors import ConfigError
+from limbeck.experiment.held_out_sets import by_set
 from limbeck.experiment.parts import STUDENT_DTYPE, Parts, gather_parts
 from limbeck.experiment.provenance import command_line, host_facts, now
 from limbeck.experiment.results import compare, places, suite_results
-from limbeck.experiment.score_files import read_scores
+from limbeck.experiment.score_files import TrialScores, read_scores
 from limbeck.experiment.trials import (
     Trial,
     TrialRunner,
     best,
     fidelity_of,
     lasting,
+    others_of,
     suite_context,
     trials_of,
 )
@@ -46,7 +48,7 @@ from limbeck.report.run_report import write_report
 from limbeck.teachers import find_local
 from limbeck.tokenizers import load_tokenizer, prove_same_vocabulary, template_hash, tokenizer_hash
 from limbeck.train import MetricSink, ProgressConsole, TerminalSink, make_sinks
-from limbeck.train.resume import require_same
+from limbeck.train.resume import more_steps, require_same
 
 
 @dataclass(frozen=True)
@@ -155,15 +157,20 @@ class Run:
         model = self._open(student or self.folder / "student")
         if student is not None:
             self._require_same_vocabulary(student, model)
-        evaluation = compare({"distilled": fidelity.test(model)})
+        others = {name: other.test(model) for name, other in others_of(self.parts).items()}
+        scores = fidelity.test(model)
+        evaluation = compare({"distilled": scores})
+        both = {"distilled": TrialScores(test=scores, others=others)}
+        evaluation |= by_set(self.parts.held_out_sets, both)
         return evaluation | self._suites({"distilled": model})
 
     def _prepare(self, *, resume: bool, overwrite: bool) -> None:
         """Prepare the run directory, on rank 0 while the others wait."""
         if overwrite:
             clear(self.folder)
-        if resume:
-            require_same_recipe(self.folder, self.config)
+        if resume and extends_recipe(self.folder, self.config):
+            for trial in trials_of(self.config):
+                trial.scores.unlink(missing_ok=True)  # its training goes on
         write_text(self.folder / "recipe.yaml", dump(self.config))
         self._write_provenance({})
 
@@ -232,8 +239,9 @@ class Run:
         by_kl = best(trials, "forward_kl").get("cross_entropy")
         if by_kl is not None and by_kl != chosen["cross_entropy"]:
             files["cross_entropy_by_kl"] = by_kl.scores
-        found = {name: read_scores(path)[1] for name, path in files.items()}
-        evaluation = compare({name: scores for name, scores in found.items() if scores})
+        found = {name: read_scores(path) for name, path in files.items()}
+        evaluation = compare({name: scores.test for name, scores in found.items() if scores.test})
+        evaluation |= by_set(self.parts.held_out_sets, found)
         evaluation |= suites
         evaluation["learning_rate"] = {name: trial.learning_rate for name, trial in chosen.items()}
         evaluation["selected_by"] = {name: trial.selected_by for name, trial in chosen.items()}
@@ -324,11 +332,18 @@ def require_directory(folder: Path, *, resume: bool, overwrite: bool) -> None:
         )
 
 
-def require_same_recipe(folder: Path, config: RunConfig) -> None:
-    """Refuse to resume with another recipe, before the saved one is overwritten."""
+def extends_recipe(folder: Path, config: RunConfig) -> bool:
+    """Whether a resumed run has more steps than it began with.
+
+    Raises:
+        ConfigError: The recipe differs in something else.
+    """
     saved = folder / "recipe.yaml"
-    if saved.exists():
-        require_same({"recipe": lasting(read(saved))}, {"recipe": lasting(config)})
+    if not saved.exists():
+        return False
+    before, now = {"recipe": lasting(read(saved))}, {"recipe": lasting(config)}
+    require_same(before, now)
+    return more_steps(before, now) > 0
 
 
 def publish_copy(folder: Path, final: Path) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,29 +14,47 @@ from limbeck.evaluate.scores import Scores
 from limbeck.files import write_text
 
 
-def write_scores(path: Path, validation: Scores | None, test: Scores | None) -> None:
-    """Write a student's metrics on the validation and the test documents."""
+class TrialScores(NamedTuple):
+    """A student's metrics; nothing where the recipe names no held-out text.
+
+    Attributes:
+        validation: On the validation documents of the held-out text that chooses.
+        test: On its test documents.
+        others: On the test documents of each further held-out text.
+    """
+
+    validation: Scores | None = None
+    test: Scores | None = None
+    others: Mapping[str, Scores] = {}
+
+
+def write_scores(path: Path, scores: TrialScores) -> None:
+    """Write a student's metrics."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    both = {"validation": validation and vars(validation), "test": test and vars(test)}
-    write_text(path, json.dumps(both, default=np.ndarray.tolist))
+    plain = {
+        "validation": scores.validation and vars(scores.validation),
+        "test": scores.test and vars(scores.test),
+        "others": {name: vars(each) for name, each in scores.others.items()},
+    }
+    write_text(path, json.dumps(plain, default=np.ndarray.tolist))
 
 
-def read_scores(path: Path) -> tuple[Scores | None, Scores | None]:
-    """The metrics on the validation and the test documents."""
+def read_scores(path: Path) -> TrialScores:
+    """A student's metrics."""
     try:
-        both = json.loads(path.read_text(encoding="utf-8"))
-        return scores(both["validation"]), scores(both["test"])
-    except (OSError, ValueError, LookupError, TypeError) as error:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+        validation, test = (p and scores(p) for p in (plain["validation"], plain["test"]))
+        others = {name: scores(each) for name, each in plain.get("others", {}).items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise DataError(
             f"{path} must hold a student's metrics, and cannot be read ({error}). Run "
             "`limbeck distill` with --resume, which makes it again."
         ) from error
+    return TrialScores(validation, test, others)
 
 
-def scores(saved: dict[str, Any] | None) -> Scores | None:
+def scores(saved: dict[str, Any]) -> Scores:
     """Scores from JSON."""
-    if saved is None:
-        return None
     return Scores(
         metrics={name: np.array(total) for name, total in saved["metrics"].items()},
         counts=np.array(saved["counts"]),

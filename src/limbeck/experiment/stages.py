@@ -23,7 +23,7 @@ from limbeck.config import RunConfig, leaves, one_line_each, parse, validated
 from limbeck.distributed import World, locked
 from limbeck.errors import ConfigError
 from limbeck.experiment.loading import OPEN_PARTS, problems
-from limbeck.experiment.run import Run, RunResult, progress_console, require_same_recipe
+from limbeck.experiment.run import Run, RunResult, extends_recipe, progress_console
 from limbeck.files import manifest
 from limbeck.registry import Problem
 
@@ -230,7 +230,12 @@ def require_stages(output: Path, stages: Sequence[Stage], *, resume: bool, overw
         )
     if resume:
         for stage in stages:
-            require_same_recipe(stage.config.output, stage.config)
+            if extends_recipe(stage.config.output, stage.config):
+                raise ConfigError(
+                    f"optim.steps: a stage resumes with the steps it began with, and {stage.name} "
+                    "has more now. The stages after it would need its new student: choose another "
+                    "output, or --overwrite."
+                )
 
 
 def run_stage(stage: Stage, *, resume: bool) -> RunResult:

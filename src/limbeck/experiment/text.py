@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 from limbeck.config import OptimConfig, RunConfig
 from limbeck.config.recipe import ROUNDING
-from limbeck.data import HeldOut, TextData, overlap, reader_of
+from limbeck.data import HeldOut, TextData, held_out_configs, overlap, passes, reader_of
+from limbeck.data.mixture import MOST_PASSES
 from limbeck.errors import ConfigError
-from limbeck.registry import Problem
+from limbeck.registry import Problem, type_of
 
 
 def with_steps(config: RunConfig, data: TextData) -> RunConfig:
@@ -44,27 +46,65 @@ def epochs_note(epochs: float, config: RunConfig, data: TextData) -> str:
     )
 
 
-def data_notes(config: RunConfig, data: TextData, held_out: HeldOut | None) -> Iterator[str]:
+def data_notes(
+    config: RunConfig, data: TextData, held_out_sets: Mapping[str, HeldOut]
+) -> Iterator[str]:
     """Notes about the training and held-out text."""
     facts = data.facts
-    texts = [data] if held_out is None else [data, held_out.data]
-    if config.data.type == "auto":
-        yield from dict.fromkeys(
-            f"{text.facts['path']} is read as {reader_of(text.facts['type']).title}."
-            for text in texts
-        )
-    for text in texts:
-        bad = text.facts["bad_rows"]
+    read = list(zip(config.data.texts, data.text_facts, strict=True))
+    specs = held_out_configs(config)
+    read += [(specs[name], each.data.facts) for name, each in held_out_sets.items()]
+    yield from dict.fromkeys(
+        f"{text['path']} is read as {reader_of(text['type']).title}."
+        for spec, text in read
+        if spec.type == "auto"
+    )
+    for _, text in read:
+        bad = text["bad_rows"]
         if bad["skipped"]:
             yield (
-                f"{bad['skipped']:,} rows of {text.facts['path']} cannot be read and are left out, "
-                f"{text.num_documents:,} are used; the first: {'; '.join(bad['first'])}."
+                f"{bad['skipped']:,} rows of {text['path']} cannot be read and are left out, "
+                f"{text['documents']:,} are used; the first: {'; '.join(bad['first'])}."
             )
+    yield from mixture_notes(config, data)
     if fell := [f"{count:,} {reason}" for reason, count in facts["dropped"].items() if count]:
         yield f"Left out of {facts['documents']:,} training documents: {', '.join(fell)}."
     if (count := facts["duplicates"]) == 1:
         yield "1 training document is a duplicate."
     elif count:
         yield f"{count:,} training documents are duplicates."
-    if held_out is not None and (shared := overlap(data, held_out.data)):
-        yield f"{shared} held-out documents also stand in the training text."
+    for name, each in held_out_sets.items():
+        if shared := overlap(data, each.data):
+            of = f" of {name}" if name else ""
+            yield f"{shared} held-out documents{of} also stand in the training text."
+
+
+def held_out_facts(held_out_sets: Mapping[str, HeldOut]) -> dict[str, Any]:
+    """Facts of the held-out text that chooses, and of each where there are several."""
+    facts = {name: each.data.facts for name, each in held_out_sets.items()}
+    several = {"held_out_sets": facts} if len(facts) > 1 else {}
+    return {"held_out": next(iter(facts.values()), None), **several}
+
+
+def mixture_notes(config: RunConfig, data: TextData) -> Iterator[str]:
+    """How much of each source of a mixture a run reads, and which are repeated or cut short."""
+    if not data.sources or type_of(config.data.source) != "shuffled":
+        return
+    rows = config.optim.rows_per_step(config.data.sequence_length) * config.optim.num_steps
+    read, weights = passes(data, rows), sum(source.weight for source in data.sources)
+    for source in data.sources:
+        yield (
+            f"Mixture: {source.name} gives {source.weight / weights:.1%} of the trained tokens; "
+            f"its {source.num_rows:,} rows, {source.num_scored:,} tokens, are read "
+            f"{read[source.name]:.2g} times."
+        )
+    repeated = [
+        f"{name} ({count:.2g} times)" for name, count in read.items() if count > MOST_PASSES
+    ]
+    cut_short = [f"{name} ({count:.0%})" for name, count in read.items() if count < 1]
+    if repeated and cut_short:
+        yield (
+            f"Warning: the mixture reads {', '.join(repeated)} over and over, and only a part of "
+            f"{', '.join(cut_short)}. After {MOST_PASSES:g} passes a text teaches less and less; "
+            "lower its weight, or give more of it."
+        )

@@ -25,9 +25,9 @@ from limbeck.evaluate.rollouts import rollout_figures
 from limbeck.evaluate.scores import Scores
 from limbeck.evaluate.suites import SuiteContext
 from limbeck.experiment.parts import Parts
-from limbeck.experiment.score_files import read_scores, write_scores
+from limbeck.experiment.score_files import TrialScores, read_scores, write_scores
 from limbeck.files import manifest, sha256
-from limbeck.models import Distiller, choose_dtype
+from limbeck.models import Distiller, choose_dtype, round_weights
 from limbeck.registry import type_of
 from limbeck.rollouts import Rollouts
 from limbeck.teachers import TeacherRequest
@@ -130,7 +130,7 @@ def best(trials: Sequence[Trial], metric: str | None = None) -> dict[str, Trial]
 
 def validation(trial: Trial, metric: str) -> float:
     """A finished trial's metric on the validation documents; infinite without held-out text."""
-    figures, _ = read_scores(trial.scores)
+    figures = read_scores(trial.scores).validation
     return math.inf if figures is None else figures.mean(metric)
 
 
@@ -146,6 +146,7 @@ class TrialRunner:
         self._initial = initial
         self._stop = stop
         self._fidelity = fidelity_of(parts)
+        self._others = others_of(parts)
         self._latest: Scores | None = None
 
     def run(self, trial: Trial, sinks: Sequence[MetricSink], *, resume: bool) -> None:
@@ -186,26 +187,31 @@ class TrialRunner:
             checkpoint = trial.folder / "checkpoints" / checkpoint_name(result.best_step)
             load_checkpoint(checkpoint, distiller, (), parts.world)
             self._latest = None
+        if parts.student_dtype is not None:
+            round_weights(distiller.student, parts.student_dtype)
+            self._latest = None
         self._save(trial, distiller)
         self._write_scores(trial.scores, distiller, self._latest)
 
     def _save(self, trial: Trial, distiller: Distiller) -> None:
         weights = full_weights(distiller.student.hf_model, self._parts.world)
         if self._parts.world.is_main:
-            self._parts.publish_student(distiller.student, trial.folder / "student", weights)
+            folder, parts = trial.folder / "student", self._parts
+            parts.publish_student(distiller.student, folder, weights, parts.student_dtype)
 
     def _write_scores(
         self, path: Path, distiller: Distiller, validation_scores: Scores | None = None
     ) -> None:
         """Write a student's metrics; those on validation documents are measured unless given."""
-        test_scores = None
+        test_scores, others = None, {}
         if self._fidelity is not None:
             with gathered(distiller):
                 if validation_scores is None:
                     validation_scores = self._fidelity.validation(distiller.student)
                 test_scores = self._fidelity.test(distiller.student)
+                others = {n: each.test(distiller.student) for n, each in self._others.items()}
         if self._parts.world.is_main:
-            write_scores(path, validation_scores, test_scores)
+            write_scores(path, TrialScores(validation_scores, test_scores, others))
 
     def _evaluator(
         self, distiller: Distiller, rollouts: Rollouts | None
@@ -218,6 +224,9 @@ class TrialRunner:
         def evaluate() -> Mapping[str, float]:
             scores = self._latest = fidelity.validation(distiller.student)
             measured = {name: scores.mean(name) for name in scores.metrics}
+            for text, other in self._others.items():
+                found = other.validation(distiller.student)
+                measured |= {f"{text}/{name}": found.mean(name) for name in found.metrics}
             if rollouts is None:
                 return measured
             reader = parts.teacher.with_needs(DISTRIBUTION)
@@ -235,6 +244,15 @@ def suite_context(parts: Parts) -> SuiteContext | None:
         return None
     budget = parts.config.memory.head_budget_mb
     return SuiteContext(parts.teacher, parts.tokenizer, parts.held_out, parts.world, budget)
+
+
+def others_of(parts: Parts) -> dict[str, Fidelity]:
+    """Fidelity on each held-out text but the one that chooses."""
+    context = suite_context(parts)
+    if context is None:
+        return {}
+    others = list(parts.held_out_sets.items())[1:]
+    return {name: Fidelity(replace(context, held_out=each)) for name, each in others}
 
 
 def fidelity_of(parts: Parts) -> Fidelity | None:

@@ -26,7 +26,7 @@ from limbeck.models.prove import (
     prove_documents_apart,
     prove_head,
 )
-from limbeck.models.save import plain_weights, save_student
+from limbeck.models.save import plain_weights, round_weights, save_student
 from limbeck.models.shared import shared_model
 from limbeck.models.sketch import one_document_a_row, sketched_model
 from limbeck.models.source import ModelSource
@@ -62,6 +62,7 @@ __all__ = [
     "prove_documents_apart",
     "prove_head",
     "reopened",
+    "round_weights",
     "save_student",
     "shape_facts",
     "shared_model",

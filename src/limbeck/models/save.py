@@ -24,12 +24,15 @@ def save_student(
     folder: Path,
     *,
     weights: Mapping[str, Tensor] | None = None,
+    dtype: torch.dtype | None = None,
 ) -> None:
     """Write a Hugging Face folder: weights, configurations, tokenizer, chat template.
 
     Rows of the head beyond the vocabulary cannot be cut from an ordinary model, so its generation
     configuration suppresses them. Adapters are merged into the weights they change, and all is then
     written in float32: rounded to a narrower format, many of those changes would be none.
+
+    With `dtype`, weights and configuration are written in that format.
 
     Args:
         weights: All weights by name, gathered, where the model's own are sharded; names may carry
@@ -38,7 +41,9 @@ def save_student(
     state = model.hf_model.state_dict() if weights is None else own_names(weights)
     hf_model = model.hf_model
     if model.adapters:
-        hf_model, state = plain(model, state)
+        hf_model, state = plain(model, merged(state, model.adapters), torch.float32)
+    elif dtype is not None:
+        hf_model, state = plain(model, state, dtype)
     owned = {name for name, _ in hf_model.named_parameters()}
     absent = owned - state.keys()
     assert not absent, f"weights to be saved must be all of the model's, without {sorted(absent)}"
@@ -65,14 +70,20 @@ def save_student(
 
 
 def plain(
-    model: CausalLM, state: Mapping[str, Tensor]
+    model: CausalLM, state: Mapping[str, Tensor], dtype: torch.dtype
 ) -> tuple[PreTrainedModel, dict[str, Tensor]]:
     """A model without weights, as one is without adapters, and the weights it should have."""
     # The settings of a generation are not the architecture's, and are written by themselves.
-    made = hollow(model.config, torch.float32)
+    made = hollow(model.config, dtype)
     made.generation_config = model.hf_model.generation_config
-    found = merged(state, model.adapters)
-    return made, {n: t.float() if t.is_floating_point() else t for n, t in found.items()}
+    return made, {n: t.to(dtype) if t.is_floating_point() else t for n, t in state.items()}
+
+
+@torch.no_grad()
+def round_weights(model: CausalLM, dtype: torch.dtype) -> None:
+    """Round weights to what a narrower format can hold; they stay in their own, sharded or not."""
+    for parameter in model.parameters():
+        parameter.copy_(parameter.to(dtype))
 
 
 def plain_weights(model: CausalLM) -> dict[str, Tensor]:

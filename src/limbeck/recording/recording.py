@@ -37,6 +37,7 @@ from limbeck.teachers import (
     find_local,
     require_local,
     teachers,
+    windows_of,
 )
 from limbeck.teachers.served import ServedTeacher
 from limbeck.tokenizers import prove_same_vocabulary, template_hash, tokenizer_hash
@@ -134,8 +135,7 @@ class Recording:
         with main_first(self.world):
             data = load_text(config.data, self.tokenizer, limit)
             texts = [TextWindows("data", data, range(len(data.windows)))]
-            if held_out := load_held_out(config, self.tokenizer, limit):
-                texts.append(TextWindows("evaluate.data", held_out.data, held_out.windows))
+            texts += windows_of(load_held_out(config, self.tokenizer, limit))
         return plan_shards(texts, self.settings.shard_tokens)
 
     def budget(self) -> Budget:

@@ -55,6 +55,15 @@ class Disagreement:
 
 
 @dataclass(frozen=True)
+class SetFigures:
+    """What was measured on one of several held-out texts."""
+
+    __pydantic_config__ = LENIENT
+    trials: dict[str, dict[str, Figure]] = field(default_factory=dict)
+    held_out: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """What was measured on held-out text; every part may be missing."""
 
@@ -69,6 +78,8 @@ class Evaluation:
     continuations: tuple[dict[str, str], ...] = ()
     padded_mass: dict[str, float] = field(default_factory=dict)
     learning_rate: dict[str, float] = field(default_factory=dict)
+    sets: dict[str, SetFigures] = field(default_factory=dict)
+    chosen_by_set: str | None = None
 
 
 @dataclass(frozen=True)

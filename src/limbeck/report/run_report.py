@@ -99,6 +99,7 @@ def run_page(run: RunFiles) -> str:
         "trials": [(trial, label) for trial, label in TRIALS.items() if trial in evaluation.trials],
         "trial_labels": {**TRIALS, "truth": "The text itself"},
         "table": list(table(evaluation)),
+        "sets": list(set_table(evaluation)),
         "gaps": list(gap_bars(evaluation)),
         "plots": list(plots(run)),
         "speed_ratio": speed_ratio(evaluation),
@@ -136,6 +137,24 @@ def table(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
         if known:
             cells = [cell(metric, figures[trial], trial, trial == best) for trial in columns]
             yield {"metric": metric, "cells": cells}
+
+
+SET_METRICS = ("forward_kl", "top1_agreement", "perplexity")
+
+
+def set_table(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
+    """A few rows for each of several held-out texts."""
+    for name, measured in evaluation.sets.items():
+        for index, metric in enumerate(SET_METRICS):
+            known = [figures.get(metric) for figures in measured.trials.values()]
+            if not any(known):
+                continue
+            cells = [
+                cell(METRICS[metric], measured.trials.get(trial, {}).get(metric), trial, False)
+                for trial in TRIALS
+                if trial in evaluation.trials
+            ]
+            yield {"name": name if not index else "", "metric": METRICS[metric], "cells": cells}
 
 
 def figure_of(evaluation: Evaluation, trial: str, metric: str) -> Figure | None:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from limbeck.batch import Batch
-from limbeck.data import TextData
+from limbeck.data import HeldOut, TextData
+from limbeck.data.held_out import option_of
 from limbeck.distributed import World
 from limbeck.errors import ConfigError, DataError
 from limbeck.losses import Objective, SignalNeeds, TeacherSignal
@@ -89,6 +90,14 @@ class TextWindows:
     option: str
     data: TextData
     windows: Sequence[int]
+
+
+def windows_of(held_out_sets: Mapping[str, HeldOut]) -> list[TextWindows]:
+    """The windows of held-out texts that a run measures on."""
+    return [
+        TextWindows(option_of(name), each.data, each.windows)
+        for name, each in held_out_sets.items()
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)

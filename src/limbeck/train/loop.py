@@ -35,7 +35,7 @@ from limbeck.train.micro_batch import (
 )
 from limbeck.train.non_finite import bad_rows, documents_of, dump, narrow
 from limbeck.train.optimizers import make_optimizers, set_rate
-from limbeck.train.resume import Totals, require_same
+from limbeck.train.resume import Totals, more_steps, require_same
 from limbeck.train.schedule import make_schedule
 from limbeck.train.setup import TrainResult, TrainSetup
 from limbeck.train.step import Accumulated, StepOutcome, accumulate, apply, count_step
@@ -107,7 +107,7 @@ class Loop:
         setup = self._setup
         together(lambda: sweep(setup.checkpoints), setup.world, main_only=True)
         damaged = set_damaged_aside(setup.checkpoints, setup.world) if setup.resume else ()
-        newest = latest(setup.checkpoints, setup.world)
+        newest, more = latest(setup.checkpoints, setup.world), 0
         if newest is not None:
             if not setup.resume:
                 raise ConfigError(
@@ -116,6 +116,7 @@ class Loop:
                 )
             facts = load_checkpoint(newest, setup.distiller, self._optimizers, setup.world)
             require_same(facts["fingerprint"], self._fingerprint)
+            more = more_steps(facts["fingerprint"], self._fingerprint)
             self.totals = Totals(**facts["totals"])
             self._resumed_from = self._saved_at = self.totals.step
         if not self.totals.micro_batch or setup.memory.micro_batch != "auto":
@@ -132,7 +133,10 @@ class Loop:
         for text in damaged:
             self._say(kind="note", step=self.totals.step, text=f"damaged checkpoint {text}")
         if self._resumed_from is not None:
-            self._say(kind="note", step=self.totals.step, text=f"resumed at {self.totals.step}")
+            text = f"resumed at {self.totals.step}"
+            if more:
+                text += f", with {more} more steps; the learning rate follows the longer schedule"
+            self._say(kind="note", step=self.totals.step, text=text)
 
     def step(self) -> None:
         """One optimizer step, then evaluation and checkpoint if they are due."""

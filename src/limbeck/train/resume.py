@@ -40,13 +40,24 @@ class Totals:
         return asdict(self)
 
 
+STEPS = "recipe.optim.steps"
+"""The one option of which a resumed run may have more."""
+
+
+def more_steps(saved: Mapping[str, Any], now: Mapping[str, Any]) -> int:
+    """How many steps a recipe has more than the one that a run began with; 0 if not more."""
+    before, after = (dict(leaves(each)).get(STEPS) for each in (saved, now))
+    return max(0, after - before) if isinstance(before, int) and isinstance(after, int) else 0
+
+
 def require_same(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuse to resume a run whose recipe or data differ."""
+    """Refuse to resume a run whose recipe or data differ; it may have more steps."""
     before = dict(leaves(saved))
     after = dict(leaves(json.loads(json.dumps(now))))
+    longer = {STEPS} if more_steps(saved, now) else set()
     lines = [
         f"{at}: was {before.get(at, 'absent')!r}, is {after.get(at, 'absent')!r}"
-        for at in sorted(before.keys() | after.keys())
+        for at in sorted((before.keys() | after.keys()) - longer)
         if before.get(at) != after.get(at) or (at in before) != (at in after)
     ]
     if lines:

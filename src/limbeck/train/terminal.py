@@ -96,7 +96,7 @@ def in_words(record: Record, steps: int) -> str:
                 f"{record['tokens_per_second']:,.0f} tokens/s  {left:,.0f} s left"
             )
         case "evaluation":
-            shown = {k: v for k, v in record.items() if k not in UNSHOWN and v is not None}
+            shown = {k: v for k, v in record.items() if is_shown(k) and v is not None}
             return f"{at}  held out: " + "  ".join(
                 f"{name.replace('_', ' ')} {value:.4f}" for name, value in shown.items()
             )
@@ -106,3 +106,9 @@ def in_words(record: Record, steps: int) -> str:
                 f"Rows {record['rows']} ({', '.join(record['documents'])})"
             )
     return str(record.get("text", ""))
+
+
+def is_shown(name: str) -> bool:
+    """Whether a line of text has a metric; of further held-out texts it has the forward KL."""
+    text, _, metric = name.rpartition("/")
+    return metric == "forward_kl" if text else metric not in UNSHOWN

@@ -1,4 +1,4 @@
-"""Experiment trackers as metric sinks; only those named in `track` are imported."""
+"""Experiment trackers as metric sinks; the libraries of those in `track` alone are imported."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.errors import ConfigError
+from limbeck.registry import Component, Registry
 from limbeck.train.metrics import MetricSink, Record
 
 PROJECT = "limbeck"
@@ -78,45 +79,67 @@ class Tracker:
             self._finish()
 
 
-def wandb_sink(folder: Path) -> Tracker:
-    """Weights & Biases; a resumed run is another run of the same name."""
+trackers: Registry[MetricSink] = Registry("tracker", package="limbeck.train")
+"""Factories `(folder: Path, *, options) -> MetricSink`; the folder is the trial's."""
+
+trackers.register("tensorboard")(TensorBoardSink)
+
+
+def run_name(folder: Path, name: str | None) -> str:
+    """What a tracker calls a trial: its folder's name, or a name and, beside the run, both.
+
+    Example:
+        >>> run_name(Path("runs/q/stages/cross_entropy"), "small")
+        'small-cross_entropy'
+    """
+    if name is None:
+        return folder.name
+    return f"{name}-{folder.name}" if folder.parent.name == "stages" else name
+
+
+@trackers.register("wandb")
+def wandb_sink(folder: Path, *, project: str = PROJECT, name: str | None = None) -> Tracker:
+    """Weights & Biases; a resumed run is another run of the same name.
+
+    Args:
+        project: Project the run belongs to.
+        name: Of the run; by default its folder's. Trials beside the run add their own.
+    """
     wandb = load("wandb", "wandb")
-    start = partial(wandb.init, project=PROJECT, name=folder.name, dir=str(folder))
+    start = partial(wandb.init, project=project, name=run_name(folder, name), dir=str(folder))
     return Tracker(start, wandb.log, wandb.finish)
 
 
-def trackio_sink(folder: Path) -> Tracker:
-    """Trackio, on this machine; a resumed run continues the one of its name."""
+@trackers.register("trackio")
+def trackio_sink(folder: Path, *, project: str = PROJECT, name: str | None = None) -> Tracker:
+    """Trackio, on this machine; a resumed run continues the one of its name.
+
+    Args:
+        project: Project the run belongs to.
+        name: Of the run; by default its folder's. Trials beside the run add their own.
+    """
     trackio = load("trackio", "trackio")
-    start = partial(trackio.init, project=PROJECT, name=folder.name, resume="allow")
+    start = partial(trackio.init, project=project, name=run_name(folder, name), resume="allow")
     return Tracker(start, trackio.log, trackio.finish)
 
 
-def mlflow_sink(folder: Path) -> Tracker:
-    """MLflow at `MLFLOW_TRACKING_URI`; a resumed run is another run of the same name."""
+@trackers.register("mlflow")
+def mlflow_sink(folder: Path, *, project: str = PROJECT, name: str | None = None) -> Tracker:
+    """MLflow at `MLFLOW_TRACKING_URI`; a resumed run is another run of the same name.
+
+    Args:
+        project: Experiment the run belongs to.
+        name: Of the run; by default its folder's. Trials beside the run add their own.
+    """
     mlflow = load("mlflow", "mlflow")
 
     def start() -> None:
-        mlflow.set_experiment(PROJECT)
-        mlflow.start_run(run_name=folder.name)
+        mlflow.set_experiment(project)
+        mlflow.start_run(run_name=run_name(folder, name))
 
     return Tracker(start, mlflow.log_metrics, mlflow.end_run)
 
 
-MAKERS: dict[str, Callable[[Path], MetricSink]] = {
-    "tensorboard": TensorBoardSink,
-    "wandb": wandb_sink,
-    "trackio": trackio_sink,
-    "mlflow": mlflow_sink,
-}
-"""By the names of `track`."""
-
-
-def make_sinks(names: Iterable[str], folder: Path) -> list[MetricSink]:
-    """The trackers `track` names; the folder's name is the run's."""
-    sinks: list[MetricSink] = []
-    for name in names:
-        if name not in MAKERS:
-            raise ConfigError(f"track: must be of {', '.join(MAKERS)}, got {name!r}.")
-        sinks.append(MAKERS[name](folder))
-    return sinks
+def make_sinks(specs: Iterable[Component | str], folder: Path) -> list[MetricSink]:
+    """The trackers of `track`, for a trial in a folder."""
+    return [trackers.bind(spec, f"track[{i}]")(folder) for i, spec in enumerate(specs)]

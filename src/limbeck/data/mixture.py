@@ -1,0 +1,198 @@
+"""A mixture: several texts joined into one, each with its share of the tokens."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from limbeck.batch import Batch
+from limbeck.config import DataConfig, ReadConfig
+from limbeck.data.build import SHOWN, Arrays
+from limbeck.data.order import MixedOrder
+from limbeck.data.rows import stem
+from limbeck.data.text_data import MixedSource, TextData
+from limbeck.registry import Problem
+
+MOST_PASSES = 4.0
+"""Passes over a text that teach nearly as much as new text (Muennighoff et al., 2023,
+arXiv:2305.16264)."""
+CALIBRATION_ROWS = 1 << 16
+
+NAME = re.compile(r"\w[\w.-]*")
+
+
+def source_names(config: DataConfig) -> tuple[str, ...]:
+    """Names of the sources of a mixture: their own, or the last part of their paths."""
+    return tuple(text.name or stem(text.path) for text in config.mix)
+
+
+def mixture_problems(config: DataConfig) -> Iterator[Problem]:
+    """A text without a path, a path beside a mixture, and names that are no names or used twice."""
+    if not config.path and not config.mix:
+        yield Problem("data.path", "is missing, and a run needs it (or data.mix, several texts).")
+    if not config.mix:
+        return
+    for field in fields(ReadConfig):
+        empty = field.default if field.default_factory is MISSING else field.default_factory()
+        if vars(config)[field.name] != empty:
+            yield Problem(
+                f"data.{field.name}",
+                "belongs to each text of data.mix, and stands beside it. Move it into them, or "
+                "remove data.mix.",
+            )
+    names = source_names(config)
+    for index, (text, name) in enumerate(zip(config.mix, names, strict=True)):
+        at = f"data.mix[{index}]"
+        if not text.path:
+            yield Problem(f"{at}.path", "is missing, and a run needs it.")
+        elif not NAME.fullmatch(name):
+            yield Problem(
+                f"{at}.name",
+                f"must be letters, digits, '.', '-' or '_', got {name!r}. Give the text a name.",
+            )
+        elif name in names[:index]:
+            yield Problem(
+                f"{at}.name",
+                f"must differ from those of the other texts, got {name!r} twice. Give the text "
+                "another name.",
+            )
+
+
+def join(texts: Sequence[TextData], names: Sequence[str]) -> tuple[Arrays, dict[str, Any]]:
+    """Arrays and facts of a mixture: its texts one after another, rows and documents as they were.
+
+    Args:
+        names: Of the sources.
+    """
+    tokens = starts([len(text.tokens) for text in texts])
+    windows = starts([len(text.windows) for text in texts])
+    documents = starts([text.num_documents for text in texts])
+    files = starts([len(text.names) for text in texts])
+    placed = list(zip(texts, tokens, windows, documents, files, strict=True))
+    weighted = any(len(text.document_weights) for text in texts)
+    built: Arrays = {
+        "windows": stacked([text.windows + np.array([t, 0, d]) for text, t, _, d, _ in placed]),
+        "row_windows": stacked([text.row_windows + w for text, _, w, _, _ in placed]),
+        "row_ends": stacked([text.row_ends + w for text, _, w, _, _ in placed]),
+        "document_ends": stacked([text.document_ends + t for text, t, *_ in placed]),
+        "document_places": stacked(
+            [text.document_places + np.array([f, 0]) for text, *_, f in placed]
+        ),
+        "document_weights": stacked([weights_of(text) for text in texts if weighted]),
+    }
+    for name in ("tokens", "scored", "document_hashes", "document_bytes", "document_scored"):
+        built[name] = stacked([vars(text)[name] for text in texts])
+    return built, joined_facts(texts, names, built["document_hashes"])
+
+
+def starts(lengths: Sequence[int]) -> list[int]:
+    """Where each of several arrays begins when they are joined."""
+    return [0, *np.cumsum(lengths).tolist()][:-1]
+
+
+def stacked(parts: Sequence[Any]) -> Any:
+    """Arrays one after another; no arrays give an empty one of weights."""
+    return np.concatenate(parts) if parts else np.array([], dtype=np.float32)
+
+
+def weights_of(text: TextData) -> Any:
+    """Weights of a text's documents, which are 1 where it has no column of them."""
+    has = len(text.document_weights) > 0
+    return text.document_weights if has else np.ones(text.num_documents, dtype=np.float32)
+
+
+def joined_facts(texts: Sequence[TextData], names: Sequence[str], hashes: Any) -> dict[str, Any]:
+    """Facts of a mixture, with those of each source."""
+    every = [text.facts for text in texts]
+    counted = ("documents", "documents_used", "windows", "positions", "scored", "rows")
+    bad = [f"{n}/{line}" for n, f in zip(names, every, strict=True) for line in first_bad(f)]
+    sums = "".join(facts["sha256"] for facts in every)
+    return {
+        **{name: sum(facts[name] for facts in every) for name in counted},
+        "sha256": hashlib.sha256(sums.encode()).hexdigest(),
+        "bad_rows": {"skipped": sum(f["bad_rows"]["skipped"] for f in every), "first": bad[:SHOWN]},
+        "duplicates": len(hashes) - len(np.unique(hashes)),
+        "dropped": dict(sum((Counter(facts["dropped"]) for facts in every), Counter[str]())),
+        "largest_token_id": max(facts["largest_token_id"] for facts in every),
+        "sequence_length": every[0]["sequence_length"],
+        "packing_efficiency": sum(f["positions"] for f in every)
+        / sum(f["rows"] * f["sequence_length"] for f in every),
+        "sources": dict(zip(names, map(lasting, texts), strict=True)),
+    }
+
+
+def first_bad(facts: Mapping[str, Any]) -> list[str]:
+    """The first bad rows of a text."""
+    return list(facts["bad_rows"]["first"])
+
+
+def identity_of(texts: Sequence[TextData], names: Sequence[str]) -> dict[str, Any]:
+    """Everything a mixture's arrays depend on; weights are not part of it."""
+    return {"mixture": [[name, lasting(text)] for name, text in zip(names, texts, strict=True)]}
+
+
+def lasting(text: TextData) -> dict[str, Any]:
+    """Facts of a text, but for the path it was read from."""
+    return {name: fact for name, fact in text.facts.items() if name != "path"}
+
+
+def mixed_sources(config: DataConfig, texts: Sequence[TextData]) -> tuple[MixedSource, ...]:
+    """The sources of a mixture."""
+    firsts = starts([text.num_rows for text in texts])
+    return tuple(
+        MixedSource(name, spec.weight, first, text.num_rows, text.num_scored, text.facts)
+        for name, spec, first, text in zip(
+            source_names(config), config.mix, firsts, texts, strict=True
+        )
+    )
+
+
+def passes(data: TextData, num_rows: int) -> dict[str, float]:
+    """How often a run of so many rows reads each source."""
+    portions = zip(data.sources, data.portions, strict=True)
+    return {
+        source.name: num_rows * portion.share / portion.num_rows for source, portion in portions
+    }
+
+
+@dataclass(frozen=True)
+class FirstRows:
+    """A text whose rows stand in the order in which a run reads them, each once.
+
+    Layers and widths chosen on its beginning are then chosen on all sources of a mixture.
+    """
+
+    data: TextData
+    order: Sequence[int]
+
+    @property
+    def num_rows(self) -> int:
+        """Number of rows."""
+        return len(self.order)
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """Those of the whole text."""
+        return self.data.facts
+
+    def row_length(self, row: int) -> int:
+        """Positions of a row."""
+        return self.data.row_length(self.order[row])
+
+    def batch(self, rows: Sequence[int]) -> Batch:
+        """The rows with these numbers."""
+        return self.data.batch([self.order[row] for row in rows])
+
+
+def calibration_text(data: TextData, seed: int) -> TextData | FirstRows:
+    """A mixture with the rows that a run reads first; any other text as it is."""
+    if not data.sources:
+        return data
+    rows = MixedOrder(seed, data.portions).rows(0, min(data.num_rows, CALIBRATION_ROWS))
+    return FirstRows(data, list(dict.fromkeys(rows)))
