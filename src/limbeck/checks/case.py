@@ -34,6 +34,7 @@ class Case:
         distiller: Student and objective, on their device; sharded or not.
         recipe: The objective's configuration, from which the plain formula is computed.
         teacher_model: The teacher's weights, which are here.
+        allow_worse_teacher: Whether the teacher may predict the text worse than the student.
     """
 
     distiller: Distiller
@@ -43,6 +44,7 @@ class Case:
     data: Rows
     largest_token_id: int
     vocabulary: VocabularyProof
+    allow_worse_teacher: bool = False
 
     @property
     def student(self) -> CausalLM:
