@@ -265,11 +265,11 @@ class Run:
             count = self.config.evaluate.continuations
             with gathered(teacher.model):
                 evaluation |= places(self.parts, teacher, held_out, students, count)
-        measured = self.folder / "evaluation.json"
-        write_text(measured, json.dumps(evaluation, indent=1))
+        path = self.folder / "evaluation.json"
+        write_text(path, json.dumps(evaluation, indent=1))
         if self.config.export:
             evaluation["exports"] = write_exports(self.config)
-            write_text(measured, json.dumps(evaluation, indent=1))
+            write_text(path, json.dumps(evaluation, indent=1))
         seconds = {f"training_{name}": step_seconds(trial.folder) for name, trial in chosen.items()}
         self._write_provenance({"finished": now(), "timing": seconds})
         barrier()
