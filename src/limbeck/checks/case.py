@@ -130,11 +130,11 @@ def view(case: Case, batch: Batch, count: int = SCORED) -> Views:
     objective = case.distiller.objective
     with torch.no_grad(), evaluating(case.distiller), evaluating(case.teacher_model):
         with captured_projections(
-            case.student, batch.scored, objective.student_projections
+            case.student, batch, objective.student_projections
         ) as projections:
             hidden, layers = case.student(batch, objective.student_layers)
         with captured_projections(
-            case.teacher_model, batch.scored, objective.needs.projections
+            case.teacher_model, batch, objective.needs.projections
         ) as teacher_projections:
             teacher_hidden, teacher_layers = case.teacher_model(batch, objective.needs.layers)
     student = StudentView(
