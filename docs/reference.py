@@ -63,7 +63,8 @@ KINDS: dict[str, tuple[str, Registry[Any]]] = {
         "`record.form` in a recipe: what a store keeps of each distribution.",
         OPEN_PARTS["record.form"],
     ),
-    "Export formats": ("Of `limbeck export`.", exporters),
+    "Filters": ("`write.filters` in a recipe is a list of them.", OPEN_PARTS["write.filters[]"]),
+    "Export formats": ("Of `limbeck export`, and `export` in a recipe.", exporters),
 }
 """By heading: where the components stand in a recipe, and their registry."""
 

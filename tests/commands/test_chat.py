@@ -15,7 +15,7 @@ from limbeck.commands.chat_window import ChatWindow
 from limbeck.commands.conversation import Answer, Conversation, Settings
 from limbeck.errors import ConfigError, Stopped
 from limbeck.models import save_student
-from limbeck.rollouts import sample
+from limbeck.rollouts import sample, seed_of
 from tests.models.tiny import tiny_llama
 from tests.tokenizers.small import CHATML, small
 
@@ -45,7 +45,7 @@ def rendered(talk: Conversation, messages: list[dict[str, str]]) -> list[int]:
 def test_an_answer_is_a_sample_and_the_teacher_scores_each_of_its_tokens(talk):
     asked = [{"role": "user", "content": "the cat"}]
     prompt = rendered(talk, asked)
-    (wanted,) = sample(talk._models["student"], [prompt], SETTINGS.sampling, [(3, 0)])
+    (wanted,) = sample(talk._models["student"], [prompt], SETTINGS.sampling, [seed_of((3, 0))])
     answers = talk.answer("the cat", ignore)
     student, teacher = answers["student"], answers["teacher"]
     assert student.text == talk._tokenizer.decode(wanted.token_ids, skip_special_tokens=True)

@@ -16,7 +16,7 @@ def test_figures_are_those_of_one_pass_over_each_text():
     teacher = tiny_llama(4, 24, VOCABULARY, seed=2)
     student.hf_model.generation_config.eos_token_id = [4, 9, 17]
     prompts = [[5], [3, 9, 1, 7], [2, 2], [30, 11, 4], [8, 1, 6]]
-    rollouts = sample(student, prompts, Sampling(tokens=6), [(1, place) for place in range(5)])
+    rollouts = sample(student, prompts, Sampling(tokens=6), [10 + place for place in range(5)])
     reverse, forward, logprob = [], [], []
     for row in rollouts:
         ids = torch.tensor([[*row.prompt_ids, *row.token_ids]])

@@ -14,7 +14,7 @@ from limbeck.errors import ConfigError, DataError
 from limbeck.layer_map import LayerMap
 from limbeck.losses import PairShapes, build_objective
 from limbeck.models import Distiller, make_trainable
-from limbeck.rollouts import Rollout, Rollouts, Sampling, rollout_batch, sample
+from limbeck.rollouts import Rollout, Rollouts, Sampling, rollout_batch, sample, seed_of
 from limbeck.rollouts.sampling import nucleus
 from limbeck.teachers import LocalTeacher
 from limbeck.train import train, train_step
@@ -31,21 +31,21 @@ def model(end=None):
     return made
 
 
-def keys(count):
-    return [(7, 0, place) for place in range(count)]
+def seeds(count):
+    return [seed_of((7, 0, place)) for place in range(count)]
 
 
-def rollouts_of(student, folder, rows_per_step=3, tokens=4):
-    sampling = Sampling(tokens=tokens)
-    return Rollouts(student, PROMPTS, sampling, seed=11, rows_per_step=rows_per_step, folder=folder)
+def rollouts_of(student, folder, rows_per_step=3, tokens=4, **more):
+    sampling, size = Sampling(tokens=tokens), {"rows_per_step": rows_per_step, **more}
+    return Rollouts(student, PROMPTS, sampling, seed=11, folder=folder, **size)
 
 
 @pytest.mark.parametrize("top_p", [1.0, 0.6])
 def test_a_row_is_the_same_alone_and_beside_longer_prompts(top_p):
     student, sampling = model(), Sampling(tokens=6, top_p=top_p, sampling_temperature=0.7)
-    together = sample(student, PROMPTS, sampling, keys(5))
-    for prompt, key, row in zip(PROMPTS, keys(5), together, strict=True):
-        (alone,) = sample(student, [prompt], sampling, [key])
+    together = sample(student, PROMPTS, sampling, seeds(5))
+    for prompt, seed, row in zip(PROMPTS, seeds(5), together, strict=True):
+        (alone,) = sample(student, [prompt], sampling, [seed])
         assert alone.token_ids == row.token_ids
         assert alone.logprobs == pytest.approx(row.logprobs, abs=1e-5)
 
@@ -63,7 +63,7 @@ def adapted():
 @pytest.mark.parametrize("make", [model, adapted])
 def test_logprobs_are_those_of_one_pass_over_the_finished_text(make):
     student = make()
-    for row in sample(student, PROMPTS, Sampling(tokens=6, sampling_temperature=2.0), keys(5)):
+    for row in sample(student, PROMPTS, Sampling(tokens=6, sampling_temperature=2.0), seeds(5)):
         ids = torch.tensor([[*row.prompt_ids, *row.token_ids]])
         logprobs = student.logits(ids).log_softmax(-1)[0, len(row.prompt_ids) - 1 : -1]
         expected = logprobs.gather(-1, torch.tensor(row.token_ids)[:, None])[:, 0]
@@ -72,14 +72,16 @@ def test_logprobs_are_those_of_one_pass_over_the_finished_text(make):
 
 def test_draws_follow_the_tempered_distribution_within_four_sigma():
     student, count = model(), 4000
-    rows = sample(student, [[5]] * count, Sampling(tokens=1, sampling_temperature=0.5), keys(count))
+    rows = sample(
+        student, [[5]] * count, Sampling(tokens=1, sampling_temperature=0.5), seeds(count)
+    )
     p = (student.logits(torch.tensor([[5]]))[0, -1] / 0.5).softmax(-1)
     drawn = torch.tensor([row.token_ids[0] for row in rows]).bincount(minlength=VOCABULARY)
     assert ((drawn - count * p).abs() <= 4 * (count * p * (1 - p)).sqrt() + 1).all()
 
 
 def test_a_rollout_ends_with_its_first_end_token_and_says_so():
-    rows = sample(model(end=[4, 9, 17, 21, 30]), [[5]] * 40, Sampling(tokens=5), keys(40))
+    rows = sample(model(end=[4, 9, 17, 21, 30]), [[5]] * 40, Sampling(tokens=5), seeds(40))
     ends = {4, 9, 17, 21, 30}
     assert {row.finish for row in rows} == {"end", "length"}
     for row in rows:
@@ -92,7 +94,7 @@ def test_a_rollout_ends_with_its_first_end_token_and_says_so():
 @pytest.mark.parametrize("training", [True, False])
 def test_sampling_keeps_the_mode_and_the_global_random_state(training):
     student, state = model().train(training), torch.get_rng_state()
-    sample(student, PROMPTS, Sampling(tokens=2), keys(5))
+    sample(student, PROMPTS, Sampling(tokens=2), seeds(5))
     assert student.training is training
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -116,6 +118,19 @@ def test_several_ranks_write_what_one_writes(size, tmp_path):
     device = torch.device("cpu")
     parts = [source.write(2, World(rank, size, device)) for rank in range(size)]
     assert [row.token_ids for part in parts for row in part] == whole
+
+
+def test_several_rollouts_of_a_prompt_are_different_and_in_one_step(tmp_path):
+    once = rollouts_of(model(), tmp_path, rows_per_step=2)
+    twice = rollouts_of(model(), tmp_path, rows_per_step=4, per_prompt=2)
+    for step in range(4):
+        prompts = [row.prompt_ids for row in once.write(step, ALONE)]
+        rows = twice.write(step, ALONE)
+        assert [row.prompt_ids for row in rows] == [p for p in prompts for _ in range(2)]
+        parts = [twice.write(step, World(rank, 3, torch.device("cpu"))) for rank in range(3)]
+        assert [row.token_ids for part in parts for row in part] == [r.token_ids for r in rows]
+        assert len({row.token_ids for row in rows}) == 4
+    assert once.fingerprint != twice.fingerprint
 
 
 def test_a_student_that_is_its_teacher_has_no_loss_and_no_gradient(tmp_path):

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from limbeck.models import PreTrainedTokenizerBase
+from limbeck.rollouts import Sampling, sample
 from limbeck.teachers import LocalTeacher
 
 Answer = dict[str, Any]
@@ -144,9 +145,25 @@ class TinyServer:
             "token_ids": [0],
             "prompt_logprobs": None,
         }
+        if "seed" in body:
+            choice |= self._written(prompt, body)
         if "prompt_logprobs" in body:
             choice["prompt_logprobs"] = self._rows(prompt, body["prompt_logprobs"])
         return {"id": "cmpl-1", "object": "text_completion", "model": NAME, "choices": [choice]}
+
+    def _written(self, prompt: list[int], body: Answer) -> Answer:
+        """A continuation, drawn as the local writer draws it."""
+        sampling = Sampling(
+            tokens=body["max_tokens"],
+            sampling_temperature=body["temperature"],
+            top_p=body["top_p"],
+        )
+        [made] = sample(self.teacher.model, [prompt], sampling, [body["seed"]])
+        return {
+            "finish_reason": "stop" if made.finish == "end" else "length",
+            "token_ids": list(made.token_ids),
+            "logprobs": {"token_logprobs": list(made.logprobs)},
+        }
 
     def _rows(self, tokens: list[int], k: int) -> list[Any]:
         """VLLM's rows: the text's own token first, then the k most probable, as a dict by id."""

@@ -33,10 +33,12 @@ VERBS = {
     "check": "Verify models, text and objective before training; estimate memory and time.",
     "shrink": "Make a smaller student from the teacher, by measurement.",
     "record": "Run the teacher over a data set once and store its distributions.",
+    "write": "Let the teacher answer prompts, into a file that a run trains on.",
     "distill": "Train a student from a teacher, and measure what it kept.",
     "evaluate": "Measure a student against the recipe's teacher on held-out text.",
     "chat": "Talk to a student in the terminal, beside its teacher.",
     "export": "Write a student as GGUF for llama.cpp or Ollama, verified there.",
+    "push": "Publish a student on the Hugging Face hub, or write what would be published.",
     "report": "Write report.html again from a run directory, or compare several runs.",
     "store": "Inspect, verify, repair and merge stores of recorded teacher signals.",
 }
@@ -59,6 +61,7 @@ student in safetensors and a report of what was kept and what was lost.
   limbeck check recipe.yaml          everything that can be known before the first step
   limbeck shrink TEACHER --layers 20 a student out of the teacher, by measurement
   limbeck record recipe.yaml         the teacher's answers once, into a store
+  limbeck write recipe.yaml          the teacher's texts, to train on
   limbeck distill recipe.yaml        the main job; add key=value to change the recipe
   limbeck distill TEACHER 12 DATA    the same without a recipe: it is written for you
   limbeck chat STUDENT [TEACHER]     talk to it; the teacher answers beside it

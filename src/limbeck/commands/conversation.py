@@ -16,7 +16,7 @@ import torch
 from limbeck.errors import ConfigError, StorageError
 from limbeck.evaluate.text import token_text
 from limbeck.models import CausalLM, PreTrainedTokenizerBase, evaluating
-from limbeck.rollouts import Rollout, Sampling, sample
+from limbeck.rollouts import Rollout, Sampling, sample, seed_of
 
 GREEDY = 1e-9
 """A top-p that leaves the most probable token only."""
@@ -194,8 +194,8 @@ class Conversation:
         def show(ids: list[int]) -> None:
             stream(name, self._text(ids))
 
-        keys = [(settings.seed, self._answers)]
-        (rollout,) = sample(model, [prompt], sampling, keys, on_tokens=show)
+        seeds = [seed_of((settings.seed, self._answers))]
+        (rollout,) = sample(model, [prompt], sampling, seeds, on_tokens=show)
         seconds = perf_counter() - started
         return Answer(
             text=self._text(rollout.token_ids),

@@ -90,6 +90,9 @@ def show(outcome: RunResult) -> None:
     console = Console()
     console.print(outcome_table(outcome.evaluation))
     console.print(f"student  {outcome.student}")
+    for name, export in outcome.evaluation.get("exports", {}).items():
+        file = outcome.student.parent / "exports" / name / export["file"]
+        console.print(f"export   {file}  KL to the student {export['parity']['mean_kl']:.2g} nats")
     if outcome.report:
         console.print(f"report   {outcome.report}")
 

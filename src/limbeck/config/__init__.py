@@ -23,6 +23,7 @@ from limbeck.config.recipe import (
     RecordConfig,
     RolloutConfig,
     RunConfig,
+    WriteConfig,
 )
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "RecordConfig",
     "RolloutConfig",
     "RunConfig",
+    "WriteConfig",
     "dotted",
     "dump",
     "leaves",

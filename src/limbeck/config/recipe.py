@@ -128,6 +128,8 @@ class RolloutConfig:
     """Divides the writer's logits when it samples; `objective.temperature` is another."""
     top_p: Annotated[float, Interval(gt=0, le=1)] = 1.0
     """Sample from the most probable tokens that together reach this probability."""
+    per_prompt: Positive = 1
+    """Rollouts of each prompt, all in one step."""
     prompt_tokens: Positive = 32
     """Prompts of `text` data: this many first tokens of each document. Data of other types have
     prompts of their own: everything before the last answer or completion."""
@@ -309,6 +311,31 @@ class RecordConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WriteConfig:
+    """The answers that `limbeck write` lets the teacher give to the prompts of `data`."""
+
+    __pydantic_config__ = STRICT
+    output: Annotated[Path, AfterValidator(Path.expanduser)]
+    """The file to write, .jsonl; `data.path` of a run."""
+    tokens: Positive = 512
+    """Length of an answer, at most; an end token ends it earlier."""
+    per_prompt: Positive = 1
+    """Answers to each prompt."""
+    sampling_temperature: Rate = 1.0
+    """Divides the teacher's logits when it samples."""
+    top_p: Annotated[float, Interval(gt=0, le=1)] = 1.0
+    """Sample from the most probable tokens that together reach this probability."""
+    prompt_tokens: Positive = 32
+    """Prompts of `text` data: this many first tokens of each document."""
+    truncated: Literal["drop", "keep"] = "drop"
+    """Answers that reached `tokens` without an end token."""
+    filters: tuple[Component | str, ...] = ()
+    """Conditions for an answer to be kept, e.g. `{type: length, at_least: 5}`; or your own."""
+    batch: Positive = 16
+    """Answers written at once, and the unit that is saved."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """A whole run."""
 
@@ -331,6 +358,10 @@ class RunConfig:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     record: RecordConfig | None = None
     """Read by `limbeck record` only."""
+    write: WriteConfig | None = None
+    """Read by `limbeck write` only."""
+    export: tuple[Component | str, ...] = ()
+    """Formats of the finished student, each verified there: `[{type: gguf, quantize: q4_k_m}]`."""
     plugins: tuple[Path, ...] = ()
     """Python files that register components of your own; relative to the recipe's folder."""
     track: tuple[Component | str, ...] = ()

@@ -6,16 +6,20 @@ from limbeck.data.held_out import HeldOut, held_out_configs, load_held_out
 from limbeck.data.load import data_problems, length_problems, load_data, load_text, uses_template
 from limbeck.data.mixture import calibration_text, passes
 from limbeck.data.order import order, order_digest, step_rows
+from limbeck.data.prompts import AskedPrompt, AskedPrompts, ask
 from limbeck.data.source import BatchSource, RowsOfStep, SourceContext, StepData, sources
 from limbeck.data.text_data import TextData, overlap
 
 __all__ = [
+    "AskedPrompt",
+    "AskedPrompts",
     "BatchSource",
     "HeldOut",
     "RowsOfStep",
     "SourceContext",
     "StepData",
     "TextData",
+    "ask",
     "calibration_text",
     "corpus_path",
     "data_problems",

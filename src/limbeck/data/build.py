@@ -184,8 +184,8 @@ def add(draft: Draft, row: Row, values: Values, piece: Piece | str, length: int)
     draft.ends.append(draft.num_tokens)
 
 
-def refuse(draft: Draft, config: DataConfig, source: Source) -> None:
-    """Refuse a text with bad rows that are not skipped, or without usable rows."""
+def refuse_rows(draft: Draft, config: DataConfig, source: Source) -> None:
+    """Refuse a text with bad rows that are not skipped, or without any rows."""
     path = config.path
     if draft.num_bad and (config.bad_rows == "error" or not draft.places):
         count = "1 is not" if draft.num_bad == 1 else f"{draft.num_bad:,} are not"
@@ -204,6 +204,12 @@ def refuse(draft: Draft, config: DataConfig, source: Source) -> None:
         )
     if not draft.places:
         raise DataError(f"{path} must hold rows, and has none. Check the path and the split.")
+
+
+def refuse(draft: Draft, config: DataConfig, source: Source) -> None:
+    """Refuse a text with bad rows that are not skipped, or without usable rows."""
+    refuse_rows(draft, config, source)
+    path = config.path
     if not any(draft.weights):
         raise DataError(f"{path} must have a row whose weight is above 0, and all are 0.")
     if not draft.windows:

@@ -112,7 +112,14 @@ def step_span(step: int, rank: int, world_size: int, rows_per_step: int) -> tupl
 
 
 def step_rows(
-    step: int, rank: int, world_size: int, *, seed: int, num_rows: int, rows_per_step: int
+    step: int,
+    rank: int,
+    world_size: int,
+    *,
+    seed: int,
+    num_rows: int,
+    rows_per_step: int,
+    repeats: int = 1,
 ) -> list[int]:
     """Rows that one rank reads in one optimizer step.
 
@@ -121,9 +128,11 @@ def step_rows(
 
     Args:
         rows_per_step: Rows of all ranks together.
+        repeats: How often in a row each of them is read.
     """
     begin, end = step_span(step, rank, world_size, rows_per_step)
-    return [int(order(seed, p // num_rows, num_rows)[p % num_rows]) for p in range(begin, end)]
+    places = (place // repeats for place in range(begin, end))
+    return [int(order(seed, p // num_rows, num_rows)[p % num_rows]) for p in places]
 
 
 def order_digest(seed: int, num_rows: int) -> str:

@@ -16,7 +16,7 @@ from limbeck.evaluate.rollouts import FIGURES, rollout_sums
 from limbeck.evaluate.scores import interval, ratio, resampled
 from limbeck.evaluate.suites import Suite, SuiteContext, suites
 from limbeck.models import CausalLM
-from limbeck.rollouts import Prompts, Rollout, Sampling, sample
+from limbeck.rollouts import Prompts, Rollout, Sampling, sample, seed_of
 from limbeck.rollouts.figures import NGRAM, figures_of
 from limbeck.teachers import DISTRIBUTION, require_local
 
@@ -114,8 +114,9 @@ class Generation(Suite):
         for start in range(0, len(self._prompts), SAMPLED_AT_ONCE):
             prompts = self._prompts[start : start + SAMPLED_AT_ONCE]
             places = range(start, start + len(prompts))
-            keys = [(self._seed, world.rank + place * world.size) for place in places]
-            written += sample(model, prompts, self._sampling, keys)
+            numbers = (world.rank + place * world.size for place in places)
+            seeds = [seed_of((self._seed, number)) for number in numbers]
+            written += sample(model, prompts, self._sampling, seeds)
         return written
 
 

@@ -39,6 +39,12 @@ def rollout_problems(config: RunConfig) -> Iterator[Problem]:
             f"data.sequence_length) that is neither none nor all of them, got {rollout.share} = "
             f"{written} rows. Raise optim.tokens_per_step, or set it to 1.",
         )
+    if written % rollout.per_prompt:
+        yield Problem(
+            "rollout.per_prompt",
+            f"must divide the {written} rows of a step that are written, got "
+            f"{rollout.per_prompt}. Change it, rollout.share or optim.tokens_per_step.",
+        )
     yield from cross_entropy_problems(config, rollout)
     if config.data.mix:
         yield Problem(
@@ -120,6 +126,7 @@ def make_rollouts(
         ),
         seed=config.seed,
         rows_per_step=rollout_rows(config, rollout),
+        per_prompt=rollout.per_prompt,
         folder=folder / "rollouts",
         root=root,
         first_number=max(data.num_documents, data.num_rows),

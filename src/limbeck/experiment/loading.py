@@ -12,8 +12,10 @@ from limbeck.config.trainable import trainable_problems
 from limbeck.data import data_problems, readers, sources
 from limbeck.evaluate.suites import suites
 from limbeck.experiment.batches import rollout_problems
+from limbeck.experiment.exports import export_problems
 from limbeck.experiment.held_out_sets import set_problems
 from limbeck.experiment.text import warmup_problems
+from limbeck.export import exporters
 from limbeck.losses import objective_problems, terms
 from limbeck.losses.divergences import divergences
 from limbeck.losses.positions import positions
@@ -25,6 +27,7 @@ from limbeck.students.width import sizes_problem
 from limbeck.teachers import teachers
 from limbeck.train.schedule import schedule_problems
 from limbeck.train.trackers import trackers
+from limbeck.writing import filters, write_problems
 
 OPEN_PARTS: dict[str, Registry[Any]] = {
     "teacher": teachers,
@@ -35,6 +38,8 @@ OPEN_PARTS: dict[str, Registry[Any]] = {
     "data.source": sources,
     "evaluate.suites[]": suites,
     "record.form": forms,
+    "write.filters[]": filters,
+    "export[]": exporters,
     "track[]": trackers,
 }
 """Options whose value is a registered component, with its registry."""
@@ -66,6 +71,8 @@ def problems(config: RunConfig) -> Iterator[Problem]:
     for index, spec in enumerate(config.track):
         yield from trackers.problems(spec, f"track[{index}]")
     yield from record_problems(config)
+    yield from write_problems(config)
+    yield from export_problems(config)
     if config.checkpoint.student_dtype != "float32" and config.trainable.lora is not None:
         yield Problem(
             "checkpoint.student_dtype",

@@ -27,6 +27,7 @@ from limbeck.distributed import (
 )
 from limbeck.errors import ConfigError
 from limbeck.evaluate.suites import Suite
+from limbeck.experiment.exports import require_exports, require_parity, write_exports
 from limbeck.experiment.held_out_sets import by_set
 from limbeck.experiment.parts import STUDENT_DTYPE, Parts, gather_parts
 from limbeck.experiment.provenance import command_line, host_facts, now
@@ -83,6 +84,7 @@ class Run:
                 )
             )
             self.parts: Parts = gather_parts(config, self.world)
+            require_exports(config, self.parts)
             self._stack = stack.pop_all()
         self.config = self.parts.config
 
@@ -139,7 +141,9 @@ class Run:
                     gc.collect()  # models are in reference cycles, and the next trial needs memory
             measured = self._measure_suites(suites, trials)
             evaluation = self._conclude(trials, measured)
-            return RunResult(self.folder / "student", evaluation, self._report())
+            report = self._report()
+            require_parity(evaluation)
+            return RunResult(self.folder / "student", evaluation, report)
 
     def evaluate(self, student: Path | None = None) -> dict[str, Any]:
         """Metrics of a student's folder against the teacher, on the test documents.
@@ -261,7 +265,11 @@ class Run:
             count = self.config.evaluate.continuations
             with gathered(teacher.model):
                 evaluation |= places(self.parts, teacher, held_out, students, count)
-        write_text(self.folder / "evaluation.json", json.dumps(evaluation, indent=1))
+        path = self.folder / "evaluation.json"
+        write_text(path, json.dumps(evaluation, indent=1))
+        if self.config.export:
+            evaluation["exports"] = write_exports(self.config)
+            write_text(path, json.dumps(evaluation, indent=1))
         seconds = {f"training_{name}": step_seconds(trial.folder) for name, trial in chosen.items()}
         self._write_provenance({"finished": now(), "timing": seconds})
         barrier()
@@ -371,7 +379,15 @@ def publish_copy(folder: Path, final: Path) -> None:
 
 def clear(folder: Path) -> None:
     """Delete the files of a run, except its lock."""
-    for name in ("stages", "checkpoints", "rollouts", "student", "initial", "tensorboard"):
+    for name in (
+        "stages",
+        "checkpoints",
+        "rollouts",
+        "student",
+        "initial",
+        "exports",
+        "tensorboard",
+    ):
         shutil.rmtree(folder / name, ignore_errors=True)
     for pattern in ("*.json*", "report.html", "log.txt"):
         for path in folder.glob(pattern):

@@ -291,7 +291,7 @@ def lasting(config: RunConfig) -> dict[str, Any]:
     """
     plain = to_plain(config)
     transient = ("output", "track", "device", "parallel", "evaluate", "memory", "checkpoint")
-    for section in (*transient, "plugins"):
+    for section in (*transient, "plugins", "write", "export"):
         del plain[section]
     if type_of(config.teacher) == "served":
         plain["teacher"] = {k: v for k, v in plain["teacher"].items() if k not in REACHED_BY}

@@ -88,6 +88,14 @@ class Exporter(ABC):
         """Refuse before anything is loaded if a library that the format needs is missing."""
 
     @abstractmethod
+    def require_student(self, student: CausalLM, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Refuse a student that the format cannot hold; its weights are not read.
+
+        Raises:
+            ConfigError: It cannot.
+        """
+
+    @abstractmethod
     def export(
         self, student: CausalLM, tokenizer: PreTrainedTokenizerBase, path: Path
     ) -> ExportedFile:

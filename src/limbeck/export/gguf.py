@@ -81,6 +81,10 @@ class Gguf(Exporter):
     def require(self) -> None:
         require_llama_cpp()
 
+    def require_student(self, student: CausalLM, tokenizer: PreTrainedTokenizerBase) -> None:
+        context_length(student.config, family_of(student))
+        vocabulary_of(tokenizer, student.vocabulary_size)
+
     def export(
         self, student: CausalLM, tokenizer: PreTrainedTokenizerBase, path: Path
     ) -> ExportedFile:

@@ -55,6 +55,29 @@ class Disagreement:
 
 
 @dataclass(frozen=True)
+class Parity:
+    """How far an exported file is from the student."""
+
+    __pydantic_config__ = LENIENT
+    mean_kl: float
+    max_kl: float
+    same_top: float
+    student_perplexity: float
+    exported_perplexity: float
+
+
+@dataclass(frozen=True)
+class Export:
+    """A student's file in another format, or why there is none."""
+
+    __pydantic_config__ = LENIENT
+    file: str = ""
+    bytes: int = 0
+    parity: Parity | None = None
+    failed: str | None = None
+
+
+@dataclass(frozen=True)
 class GroupFigures:
     """A student on a group of the held-out tokens."""
 
@@ -140,6 +163,7 @@ class Evaluation:
     continuations: tuple[dict[str, str], ...] = ()
     padded_mass: dict[str, float] = field(default_factory=dict)
     learning_rate: dict[str, float] = field(default_factory=dict)
+    exports: dict[str, Export] = field(default_factory=dict)
     sets: dict[str, SetFigures] = field(default_factory=dict)
     chosen_by_set: str | None = None
     teacher_advantage: dict[str, Figure] = field(default_factory=dict)

@@ -16,6 +16,7 @@ from limbeck.report import story
 from limbeck.report.advice import advice
 from limbeck.report.pages import page
 from limbeck.report.plots import Curve, plot
+from limbeck.report.rollout_texts import BeforeAfter, before_after
 from limbeck.report.run_files import Evaluation, Figure, RunFiles, read_run
 from limbeck.report.sections import group_tables, suite_tables
 from limbeck.report.words import TRIALS, number, percent
@@ -77,12 +78,16 @@ def write_report(run_directory: Path) -> Path:
     """
     run = read_run(run_directory)
     path = run_directory / "report.html"
-    write_text(path, run_page(run))
+    write_text(path, run_page(run, before_after(run_directory)))
     return path
 
 
-def run_page(run: RunFiles) -> str:
-    """The page itself."""
+def run_page(run: RunFiles, rollouts: Sequence[BeforeAfter] = ()) -> str:
+    """The page itself.
+
+    Args:
+        rollouts: What the student wrote during the run, first and last.
+    """
     evaluation = run.evaluation or Evaluation()
     facts = {who: mapping(run.provenance.get(who)) for who in ("teacher", "student")}
     kept = story.layers_kept(facts["student"])
@@ -104,6 +109,7 @@ def run_page(run: RunFiles) -> str:
         "trials": [(trial, label) for trial, label in TRIALS.items() if trial in evaluation.trials],
         "trial_labels": {**TRIALS, "truth": "The text itself"},
         "table": list(table(evaluation)),
+        "rollouts": rollouts,
         "sets": list(set_table(evaluation)),
         "gaps": list(gap_bars(evaluation)),
         "advice": advice(run.evaluation, run.metrics),

@@ -54,14 +54,14 @@ def sample(
     model: CausalLM,
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
-    keys: Sequence[Sequence[int]],
+    seeds: Sequence[int],
     on_tokens: Callable[[list[int]], None] | None = None,
 ) -> list[Rollout]:
     """One continuation of each prompt, with the model's current weights and a key-value cache.
 
     Args:
         prompts: Token ids, at least one each; the lengths may differ.
-        keys: Of each row, numbers that seed its draws. A row's text does not depend on the rows
+        seeds: Of each row's draws (`seed_of`). A row's text does not depend on the rows
             beside it, rounding of the model's logits aside.
         on_tokens: Called after each token with all tokens so far; one prompt only.
     """
@@ -70,7 +70,7 @@ def sample(
     device, width = model.hf_model.device, max(map(len, prompts))
     ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=device)
     real = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
-    draw = GumbelDraw(model.vocabulary_size, sampling, keys)
+    draw = GumbelDraw(model.vocabulary_size, sampling, seeds)
     with evaluating(model):
         made: Tensor = cast(Any, model.hf_model).generate(  # transformers types `self` away
             ids,
@@ -133,19 +133,14 @@ class GumbelDraw(LogitsProcessor):
         logprobs: Of the drawn tokens, one tensor [B] a call.
     """
 
-    def __init__(self, vocabulary_size: int, sampling: Sampling, keys: Sequence[Sequence[int]]):
+    def __init__(self, vocabulary_size: int, sampling: Sampling, seeds: Sequence[int]):
         """
         Args:
             vocabulary_size: Later ids are padding of the head, and never drawn.
         """
         self.logprobs: list[Tensor] = []
         self._size, self._sampling = vocabulary_size, sampling
-        self._streams = [
-            torch.Generator().manual_seed(
-                int(np.random.SeedSequence(list(key)).generate_state(1, np.uint64)[0] >> 1)
-            )
-            for key in keys
-        ]
+        self._streams = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Tempered, cut and perturbed log-probabilities."""
@@ -158,6 +153,11 @@ class GumbelDraw(LogitsProcessor):
         self.logprobs.append(logits.log_softmax(-1).gather(-1, drawn)[:, 0].cpu())
         chosen = torch.full_like(scores, -torch.inf)
         return chosen.scatter_(-1, drawn, 0.0)
+
+
+def seed_of(key: Sequence[int]) -> int:
+    """One seed from several numbers, below 2^63."""
+    return int(np.random.SeedSequence(list(key)).generate_state(1, np.uint64)[0] >> 1)
 
 
 def nucleus(logprobs: Tensor, top_p: float) -> Tensor:

@@ -21,7 +21,7 @@ from limbeck.errors import ConfigError, DataError
 from limbeck.files import write_text
 from limbeck.models import CausalLM
 from limbeck.rollouts.figures import Watch, figures_of
-from limbeck.rollouts.sampling import Rollout, Sampling, sample
+from limbeck.rollouts.sampling import Rollout, Sampling, sample, seed_of
 
 
 class Rollouts(BatchSource):
@@ -43,6 +43,7 @@ class Rollouts(BatchSource):
         *,
         seed: int,
         rows_per_step: int,
+        per_prompt: int = 1,
         folder: Path,
         root: nn.Module | None = None,
         first_number: int = 0,
@@ -52,6 +53,7 @@ class Rollouts(BatchSource):
             model: Generates the text: the student in training, or a teacher.
             seed: Of the prompts' order and of the draws.
             rows_per_step: Rollouts of one optimizer step, over all ranks.
+            per_prompt: Rollouts of each prompt, in one step; divides `rows_per_step`.
             folder: Gets `step-N.jsonl` for each step; a repeated step replaces its file.
             root: The module with the model in it that was sharded over the ranks, if one was. Each
                 rank holds its whole weights while it writes.
@@ -71,6 +73,7 @@ class Rollouts(BatchSource):
             )
         self._model, self._prompts, self._sampling = model, prompts, sampling
         self._seed, self._rows_per_step, self._folder = seed, rows_per_step, folder
+        self._per_prompt = per_prompt
         self._root, self.first_number = root or model, first_number
         self.latest: Sequence[Rollout] = ()
         self._watch = Watch(folder)
@@ -79,7 +82,9 @@ class Rollouts(BatchSource):
     def fingerprint(self) -> str:
         """Hash of prompts, their order, and how rollouts are drawn."""
         facts = [order_digest(self._seed, len(self._prompts)), asdict(self._sampling)]
-        digest = hashlib.sha256(json.dumps([*facts, self._rows_per_step]).encode())
+        digest = hashlib.sha256(
+            json.dumps([*facts, self._rows_per_step, self._per_prompt]).encode()
+        )
         for prompt in self._prompts:
             digest.update(np.array([len(prompt), *prompt], dtype="<i8").tobytes())
         return digest.hexdigest()
@@ -110,12 +115,13 @@ class Rollouts(BatchSource):
             seed=self._seed,
             num_rows=len(self._prompts),
             rows_per_step=size,
+            repeats=self._per_prompt,
         )
         prompts = [self._prompts[index] for index in indices]
         first = world.rank * size // world.size
-        keys = [(self._seed, step, first + place) for place in range(len(prompts))]
+        seeds = [seed_of((self._seed, step, first + place)) for place in range(len(prompts))]
         with unsharded(self._root):
-            return sample(self._model, prompts, self._sampling, keys)
+            return sample(self._model, prompts, self._sampling, seeds)
 
     def document_name(self, document: int) -> str:
         return f"rollout {document - self.first_number}"

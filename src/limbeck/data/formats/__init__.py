@@ -84,6 +84,8 @@ class Reader(ABC):
     """Columns a row must have."""
     optional: ClassVar[tuple[str, ...]] = ()
     """Columns that are read if a row has them."""
+    answer: ClassVar[str | None] = None
+    """Column of the answer, where it is a column of its own."""
     uses_template: ClassVar[bool] = False
     """Whether rows are written with the tokenizer's chat template."""
 
@@ -94,6 +96,10 @@ class Reader(ABC):
     @abstractmethod
     def encode(self, rows: Sequence[Values], encoder: Encoder) -> list[Piece | str]:
         """Each row's tokens, or why none of them can be scored."""
+
+    def prompt(self, values: Values) -> dict[str, Any]:
+        """A row without its last answer, in the columns of `chat` or of `completion`."""
+        raise ConfigError(f"data.type: rows of {self.title} have no prompts. Use another type.")
 
     def check(self, encoder: Encoder) -> None:  # noqa: B027  (most types need nothing of it)
         """Raise a ConfigError where the tokenizer cannot serve this type."""

@@ -16,6 +16,7 @@ class Alpaca(Dialogue):
     title: ClassVar[str] = "Alpaca"
     columns: ClassVar[tuple[str, ...]] = ("instruction", "output")
     optional: ClassVar[tuple[str, ...]] = ("input", "system")
+    answer: ClassVar[str | None] = "output"
 
     def conversation(self, values: Values) -> Conversation:
         """A user message of instruction, blank line and input; the output answers it."""

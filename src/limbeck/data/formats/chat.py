@@ -54,6 +54,12 @@ class Dialogue(Reader):
             return str(error)
         return None
 
+    def prompt(self, values: Values) -> dict[str, Any]:
+        chat = self.conversation(values)
+        is_answered = chat.messages[-1]["role"] == "assistant"
+        messages = chat.messages[:-1] if is_answered else chat.messages
+        return {"messages": messages} | ({"tools": chat.tools} if chat.tools else {})
+
     def check(self, encoder: Encoder) -> None:
         """Raise where the tokenizer has no chat template."""
         if encoder.tokenizer.chat_template is None:
@@ -158,6 +164,22 @@ def marked(chat: Conversation, encoder: Encoder) -> Piece | str:
     scored[:1] = False
     size = covered_bytes(text, encoding["offset_mapping"], scored & ~special(ids, encoder))
     return piece(ids, scored, size)
+
+
+def opened(chat: Conversation, encoder: Encoder) -> str:
+    """A conversation up to where its next answer begins.
+
+    Raises:
+        BadRowError: The template cannot write it.
+    """
+    try:
+        problem = unwritten_tools(chat, encoder)
+        text = render(chat, encoder, open_answer=True)
+    except (TemplateError, TypeError, ValueError) as error:
+        raise BadRowError(refused(chat, error)) from error
+    if problem:
+        raise BadRowError(problem)
+    return text
 
 
 def special(ids: Sequence[int], encoder: Encoder) -> Bool[np.ndarray, " tokens"]:

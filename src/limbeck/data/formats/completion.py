@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from tokenizers import Encoding
@@ -17,10 +17,14 @@ class Completion(Reader):
 
     title: ClassVar[str] = "prompts and completions"
     columns: ClassVar[tuple[str, ...]] = ("prompt", "completion")
+    answer: ClassVar[str | None] = "completion"
 
     def problem(self, values: Values) -> str | None:
         problems = (text_problem(values[name], f"column {name!r}") for name in self.columns)
         return next(filter(None, problems), None)
+
+    def prompt(self, values: Values) -> dict[str, Any]:
+        return {"prompt": values["prompt"]}
 
     def encode(self, rows: Sequence[Values], encoder: Encoder) -> list[Piece | str]:
         """Prompt tokens, then the completion's.

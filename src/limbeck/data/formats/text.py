@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -20,6 +20,9 @@ class Text(Reader):
 
     def problem(self, values: Values) -> str | None:
         return text_problem(values["text"], "column 'text'")
+
+    def prompt(self, values: Values) -> dict[str, Any]:
+        return {"prompt": values["text"]}
 
     def encode(self, rows: Sequence[Values], encoder: Encoder) -> list[Piece | str]:
         """Each text with the tokenizer's own special tokens, and the end token."""

@@ -2,5 +2,6 @@
 
 from limbeck.teachers.served.requests import Connection, Server
 from limbeck.teachers.served.teacher import REACHED_BY, ServedTeacher
+from limbeck.teachers.served.vllm import Written
 
-__all__ = ["REACHED_BY", "Connection", "ServedTeacher", "Server"]
+__all__ = ["REACHED_BY", "Connection", "ServedTeacher", "Server", "Written"]

@@ -22,7 +22,7 @@ from limbeck.store import Sample
 from limbeck.teachers.base import DISTRIBUTION, Teacher, TeacherInfo, TeacherRequest, teachers
 from limbeck.teachers.served.probe import Probed, probe, require_same_model, score
 from limbeck.teachers.served.requests import Connection, Server, checked_url, key_of
-from limbeck.teachers.served.vllm import Rows
+from limbeck.teachers.served.vllm import COMPLETIONS, Rows, Written, read_written, writing_body
 from limbeck.teachers.stored import samples_of
 from limbeck.tokenizers import load_tokenizer
 
@@ -135,6 +135,32 @@ class ServedTeacher(Teacher):
                 if key not in self._pending:
                     self._pending[key] = self._asked(sample)
 
+    def write(
+        self, prompt: Sequence[int], *, tokens: int, temperature: float, top_p: float, seed: int
+    ) -> Future[Written]:
+        """Let the server continue a prompt, in the background.
+
+        Args:
+            tokens: At most so many.
+            seed: Of the draws, below 2^63.
+        """
+        body = writing_body(
+            self._model, prompt, tokens=tokens, temperature=temperature, top_p=top_p, seed=seed
+        )
+        return self._server.submit(
+            lambda: read_written(self._server.ask(COMPLETIONS, body), list(prompt))
+        )
+
+    def require_same_model(self) -> None:
+        """Refuse a server that came back with another model.
+
+        Raises:
+            ConfigError: It did.
+        """
+        if self._server.outages != self._outages:
+            require_same_model(self._server, self._model, self._probed)
+            self._outages = self._server.outages
+
     def _asked(self, sample: Sample) -> Future[Rows]:
         tokens = sample.tokens.tolist()
         return self._server.submit(partial(score, self._server, self._model, tokens, self._k))
@@ -156,9 +182,7 @@ class ServedTeacher(Teacher):
             for key, sample in zip(keys, samples, strict=True)
         ]
         rows = [future.result() for future in futures]
-        if self._server.outages != self._outages:
-            require_same_model(self._server, self._model, self._probed)
-            self._outages = self._server.outages
+        self.require_same_model()
         scored = [sample.scored for sample in samples]
         distribution = top_k_of(list(zip(rows, scored, strict=True)), self._k)
         largest = int(distribution.ids.max()) if distribution.ids.numel() else 0

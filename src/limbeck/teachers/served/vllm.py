@@ -58,6 +58,69 @@ def tokens_body(model: str, prompt: str | Sequence[int]) -> dict[str, Any]:
     }
 
 
+class Written(NamedTuple):
+    """A continuation that a server wrote.
+
+    Attributes:
+        logprobs: Of its tokens under the model, at temperature 1.
+        is_ended: Whether the model ended it; otherwise it was cut.
+    """
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    is_ended: bool
+
+
+def writing_body(
+    model: str, prompt: Sequence[int], *, tokens: int, temperature: float, top_p: float, seed: int
+) -> dict[str, Any]:
+    """The request for a continuation of a prompt.
+
+    Every way to change the distribution is set: a server's defaults come from the model's
+    generation_config.
+    """
+    return {
+        **tokens_body(model, prompt),
+        "max_tokens": tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": 0,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "seed": seed,
+        "logprobs": 1,
+    }
+
+
+def read_written(answer: Any, prompt: Sequence[int]) -> Written:
+    """The continuation in an answer.
+
+    Raises:
+        DataError: The answer is not to this prompt, or lacks tokens, log-probabilities or the
+            reason why it ended.
+    """
+    if echoed_ids(answer) != list(prompt):
+        raise DataError(wrong("be to the token ids that were sent", "is to others"))
+    choice = choice_of(answer)
+    ids, reason = choice.get("token_ids"), choice.get("finish_reason")
+    logprobs = (choice.get("logprobs") or {}).get("token_logprobs")
+    if not isinstance(ids, list) or not isinstance(logprobs, list) or len(ids) != len(logprobs):
+        raise DataError(
+            wrong(
+                "have a log-probability of every token",
+                f"has {described(ids)} as tokens and {described(logprobs)} as log-probabilities",
+            )
+        )
+    if reason not in ("stop", "length"):
+        raise DataError(wrong("end with 'stop' or 'length'", f"ended with {described(reason)}"))
+    values = tuple(float(each) for each in logprobs)
+    if any(not np.isfinite(each) or each > VALUE_TOLERANCE for each in values):
+        raise DataError(wrong("have log-probabilities of at most 0", "has others"))
+    return Written(tuple(int(each) for each in ids), values, reason == "stop")
+
+
 def choice_of(answer: Any) -> Mapping[str, Any]:
     """The one choice of an answer.
 

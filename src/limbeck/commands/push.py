@@ -1,0 +1,104 @@
+"""`limbeck push`: a run's student as a model repository of the Hugging Face hub."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from huggingface_hub import HfApi, ModelCard
+from huggingface_hub.errors import HfHubHTTPError
+
+from limbeck.commands.shrink import require_new
+from limbeck.errors import ConfigError, TryLaterError
+from limbeck.files import MANIFEST, manifest
+from limbeck.report.model_card import CARD, model_card
+from limbeck.report.run_files import RunFiles, read_run
+from limbeck.report.run_report import mapping
+
+
+def push(
+    run: Annotated[Path, typer.Argument(help="A run's directory.", show_default=False)],
+    repo: Annotated[str, typer.Argument(help="OWNER/NAME on the hub.", show_default=False)],
+    *,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Write the repository into a folder; send nothing.")
+    ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Folder of --dry-run; new.", show_default=False),
+    ] = None,
+    license: Annotated[
+        str | None,
+        typer.Option(
+            help="Licence of the student, as apache-2.0; the teacher's by default.",
+            show_default=False,
+        ),
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make a private repository.")] = False,
+) -> None:
+    """Publish a run's student on the Hugging Face hub, with its model card and exported files.
+
+    The card names teacher and licence, data, evaluation with intervals, exports with their parity,
+    and the recipe. Read it first: limbeck push runs/x me/student --dry-run --output pushed
+
+    Without --dry-run the files are uploaded with the token that `hf auth login` keeps.
+    """
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
+        raise ConfigError(f"REPO must be OWNER/NAME, got {repo!r}.")
+    if dry_run != (output is not None):
+        raise ConfigError("--dry-run and --output go together: the folder that is written.")
+    if manifest(run / "student") is None:
+        raise ConfigError(f"{run} must be a finished run with a student, and has none.")
+    files = read_run(run)
+    name = license or teacher_license(files)
+    card = model_card(files, repo, name)
+    if output is not None:
+        require_new(output, plan=False)
+        fill(output, run, card)
+        typer.echo(f"written  {output}\nlicence  {name or 'unknown: give --license'}")
+        return
+    if name is None:
+        raise ConfigError(
+            "--license: the teacher's licence was not found, and it may restrict students. Look it "
+            "up and name the student's."
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        fill(Path(folder), run, card)
+        upload(Path(folder), repo, private=private)
+    typer.echo(f"pushed   https://huggingface.co/{repo}")
+
+
+def fill(folder: Path, run: Path, card: ModelCard) -> None:
+    """Write the repository: student, exported files, report, card."""
+    ignored = shutil.ignore_patterns(MANIFEST)
+    shutil.copytree(run / "student", folder, dirs_exist_ok=True, ignore=ignored)
+    for exported in sorted((run / "exports").glob("*/*.gguf")):
+        shutil.copy2(exported, folder)
+    shutil.copy2(run / "report.html", folder)
+    (folder / CARD).write_text(str(card), encoding="utf-8")
+
+
+def upload(folder: Path, repo: str, *, private: bool) -> None:
+    """Send a folder to the hub."""
+    api = HfApi()
+    try:
+        api.create_repo(repo, private=private, exist_ok=True)
+        api.upload_folder(folder_path=folder, repo_id=repo)
+    except HfHubHTTPError as error:
+        raise TryLaterError(
+            f"{repo} must accept the files, and the hub refused: {error}. Log in with `hf auth "
+            "login`, or try again later."
+        ) from error
+
+
+def teacher_license(run: RunFiles) -> str | None:
+    """The licence in the model card of a teacher's folder; None if there is none here."""
+    path = Path(str(mapping(run.provenance.get("teacher")).get("name", "")), CARD)
+    if not path.is_file():
+        return None
+    found = ModelCard.load(path).data.to_dict().get("license")
+    return str(found) if found else None
