@@ -49,6 +49,7 @@ def test_the_loss_needs_no_model_library():
 
 
 def test_every_promised_name_is_there():
+    assert set(limbeck.__all__) <= set(dir(limbeck))
     for name in limbeck.__all__:
         assert vars(limbeck).get(name) is not None or limbeck.__getattr__(name) is not None
 
