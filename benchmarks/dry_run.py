@@ -27,7 +27,6 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from limbeck.checks import read_hardware
 from limbeck.distributed import World, simulated_world, world
 from limbeck.experiment.cluster import plan_elsewhere
-from limbeck.models import one_document_a_row
 
 BFLOAT: dict[str, Any] = {"dtype": torch.bfloat16}
 SETTINGS: dict[str, tuple[int, str, dict[str, Any]]] = {
@@ -86,7 +85,7 @@ def real_alone(folder: Path, name: str) -> None:
 def simulated(folder: Path, name: str) -> None:
     """The simulated rank of a setting."""
     size, spread, setting = SETTINGS[name]
-    with simulated_world(size, spread, "cpu") as here, one_document_a_row():
+    with simulated_world(size, spread, "cpu") as here:
         step = figures(here, folder, **setting, **SIZE)
     (folder / "simulated.json").write_text(json.dumps(asdict(step)))
 

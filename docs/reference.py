@@ -241,13 +241,17 @@ def exit_codes() -> str:
 def type_words(hint: Any) -> str:
     """A type with its bounds, in words."""
     origin, arguments = get_origin(hint), get_args(hint)
+    if origin is None or hint == Component:
+        return PLAIN[hint]
     if origin is Annotated:
         return annotated(arguments[0], arguments[1:])
     if origin is Literal:
         return listed([f"`{value}`" for value in arguments])
     if origin in (Union, types.UnionType):
         rest = [each for each in arguments if each is not Schedule]
-        return " or ".join(dict.fromkeys(map(type_words, rest))).replace("or `null`", ", or `null`")
+        return " or ".join(dict.fromkeys(map(type_words, rest))).replace(
+            " or `null`", ", or `null`"
+        )
     if origin in (tuple, list) and (origin is list or Ellipsis in arguments):
         return re.sub(
             r"list of (mapping|path|text|(?:whole )?number)",
@@ -256,9 +260,8 @@ def type_words(hint: Any) -> str:
         )
     if origin is tuple:
         return f"[{', '.join(map(type_words, arguments))}]"
-    if origin is not None and issubclass(origin, Mapping):
-        return f"mapping of {type_words(arguments[0])} to {type_words(arguments[1])}"
-    return PLAIN[hint]
+    assert issubclass(origin, Mapping), f"no words for {hint}"
+    return f"mapping of {type_words(arguments[0])} to {type_words(arguments[1])}"
 
 
 def listed(words: list[str]) -> str:

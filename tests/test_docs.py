@@ -144,6 +144,11 @@ def test_the_on_policy_recipe_trains_on_what_its_student_writes(tmp_path, monkey
         lines = (tmp_path / "run" / "rollouts" / f"step-{step}.jsonl").read_text().splitlines()
         assert len(lines) == 2
         assert set(json.loads(lines[0])) == {"prompt_ids", "token_ids", "logprobs", "finish"}
+    explained = set(re.findall(r"`(\w+)`", (DOCS / "run-directory.md").read_text()))
+    metrics = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert {name for line in metrics for name in json.loads(line)} - {"kind", "step"} <= explained
+    evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert {*evaluation, *evaluation["trials"], *evaluation["trials"]["distilled"]} <= explained
     figures = re.findall(r"^\| `(rollout_\w+)` \|", (DOCS / "on-policy.md").read_text(), re.M)
     assert set(figures) == {name for name in steps_of(tmp_path / "run")[0] if "rollout" in name}
 

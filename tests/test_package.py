@@ -17,6 +17,33 @@ assert "transformers" not in sys.modules, "the loss needs no model library"
 """
 
 
+COMMAND_LINE = """
+import sys
+from limbeck.commands import run
+sys.argv = ["limbeck", *{words}]
+assert run() == {code}
+print([name for name in {libraries} if name in sys.modules])
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "libraries"),
+    [
+        (["--help"], 0, ["torch", "pydantic"]),
+        (["distill", "no/recipe.yaml"], 2, ["torch", "transformers"]),
+        (["check", "--plan", "no/recipe.yaml", "optim.steps=1"], 2, ["torch", "transformers"]),
+    ],
+)
+def test_an_answer_that_needs_no_model_imports_no_large_library(words, code, libraries):
+    """PyTorch and transformers take seconds to import, and a typo should not wait for them."""
+    script = COMMAND_LINE.format(words=words, code=code, libraries=libraries)
+    done = subprocess.run(
+        [sys.executable, "-c", script], check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
 def test_the_loss_needs_no_model_library():
     subprocess.run([sys.executable, "-c", LOSS_ALONE], check=True)
 

@@ -316,4 +316,25 @@ TRAINING = (
         "np.stack([packed >> 4, packed & 15], -1)",
         "store/test_codecs.py::test_a_part_of_a_level_is_within_its_stated_error",
     ),
+    Mutation(
+        "a sliding window one position too wide",
+        "models/attention.py",
+        "triu(1 - sliding_window)",
+        "triu(-sliding_window)",
+        "models/test_attention.py::test_attention_in_each_segment_is_masked_attention",
+    ),
+    Mutation(
+        "documents of one row taken for one",
+        "batch.py",
+        "if ((host.position_ids > 0) | (host.document_ids < 0))[:, 1:].all():",
+        "if True:",
+        "models/test_causal_lm.py::test_documents_in_one_row_read_as_if_alone",
+    ),
+    Mutation(
+        "scored positions looked up on the device",
+        "batch.py",
+        "return values.flatten(0, 1).index_select(0, self.scored_index)",
+        "return values[self.scored]",
+        "models/test_attention.py::test_no_micro_batch_waits_for_its_device",
+    ),
 )

@@ -7,13 +7,14 @@ batches are made; no other module slices `[:-1]` or `[1:]`.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 MIN_WIDTH = 2
@@ -49,6 +50,8 @@ class Batch:
         document_ids: Index, in the data set, of the document each position belongs to; -1 for
             padding.
         weights: What multiplies every term of the objective at a position; None is 1 everywhere.
+        host: The same batch in host memory, of a batch that was moved to a device; reading it does
+            not wait for the device.
     """
 
     input_ids: Int[Tensor, "B T"]
@@ -57,6 +60,7 @@ class Batch:
     position_ids: Int[Tensor, "B T"]
     document_ids: Int[Tensor, "B T"]
     weights: Float[Tensor, "B T"] | None = None
+    host: Batch | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def from_tokens(
@@ -111,38 +115,95 @@ class Batch:
 
     def part(self, rows: slice, positions: slice = slice(None)) -> Batch:
         """Some of the rows; they may be cut at their end only."""
-        return self._changed(lambda tensor: tensor[rows, positions])
+        host = None if self.host is None else self.host.part(rows, positions)
+        return self._changed(lambda tensor: tensor[rows, positions], host)
+
+    @property
+    def on_host(self) -> Batch:
+        """The batch in host memory; only one that was made on a device has to be copied."""
+        if self.host is not None:
+            return self.host
+        cpu = torch.device("cpu")
+        return self if self.input_ids.device == cpu else self._changed(lambda t: t.to(cpu), None)
+
+    @cached_property
+    def scored_index(self) -> Int[Tensor, " N"]:
+        """Where the scored positions are among the B T, in row-major order.
+
+        Selecting by it does not wait for the device, as selecting by `scored` does.
+        """
+        index = self.on_host.scored.flatten().nonzero().squeeze(-1)
+        return sent(index, self.input_ids.device)
+
+    @cached_property
+    def segment_borders(self) -> Int[Tensor, " S1"]:
+        """Starts of the S segments among the B T positions, and B T, int32.
+
+        Empty if no row has a second segment but for padding at its end. Causal attention keeps
+        those apart by itself.
+        """
+        host = self.on_host
+        # Asked so that a simulated device, which answers every question with yes, has one each.
+        if ((host.position_ids > 0) | (host.document_ids < 0))[:, 1:].all():
+            return torch.empty(0, dtype=torch.int32, device=self.input_ids.device)
+        starts = host._starts().flatten().nonzero().squeeze(-1)
+        borders = torch.cat([starts, starts.new_tensor([host.scored.numel()])])
+        return sent(borders.to(torch.int32), self.input_ids.device)
+
+    def scored_rows(self, values: Shaped[Tensor, "B T *D"]) -> Shaped[Tensor, N * D]:
+        """Values at the scored positions, in row-major order."""
+        return values.flatten(0, 1).index_select(0, self.scored_index)
 
     def num_scored(self) -> Int[Tensor, ""]:
         """N, as a tensor so that counting does not wait for the device."""
         return self.scored.sum()
 
     def targets(self) -> Int[Tensor, " N"]:
-        """Target ids of the scored positions, in row-major order."""
-        return self.target_ids[self.scored]
+        """Target ids of the scored positions."""
+        return self.scored_rows(self.target_ids)
 
     def documents(self) -> Int[Tensor, " N"]:
-        """Document index of the scored positions, in row-major order."""
-        return self.document_ids[self.scored]
+        """Document index of the scored positions."""
+        return self.scored_rows(self.document_ids)
 
     def token_weights(self) -> Float[Tensor, " N"] | None:
-        """Weights of the scored positions, in row-major order."""
-        return None if self.weights is None else self.weights[self.scored]
+        """Weights of the scored positions."""
+        return None if self.weights is None else self.scored_rows(self.weights)
 
     def segments(self) -> Int[Tensor, " N"]:
-        """Segment number of each scored position, in row-major order, non-decreasing.
+        """Segment number of each scored position, non-decreasing; in host memory.
 
         A segment is a document, or the part of one that lies in a row.
         """
-        begins = self.position_ids == 0
-        begins[:, :1] = True
-        return begins.flatten().cumsum(0).view_as(begins)[self.scored]
+        host = self.on_host
+        starts = host._starts()
+        return host.scored_rows(starts.flatten().cumsum(0).view_as(starts))
+
+    def scored_windows(self) -> Iterator[tuple[int, slice, Window]]:
+        """Row, positions and content of each segment that has scored positions, in their order."""
+        host = self.on_host
+        inputs, targets, scored, documents = (
+            each.numpy()
+            for each in (host.input_ids, host.target_ids, host.scored, host.document_ids)
+        )
+        for row, starts in enumerate(host._starts().numpy()):
+            ends = [*starts.nonzero()[0].tolist(), len(starts)]
+            for place in map(slice, ends, ends[1:]):
+                if scored[row, place].any():
+                    tokens = np.append(inputs[row, place], targets[row, place.stop - 1])
+                    number = int(documents[row, place.start])
+                    yield row, place, Window(tokens, scored[row, place], number)
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on another device."""
-        return self._changed(lambda tensor: tensor.to(device))
+        """The same batch on another device; the host does not wait until it is there."""
+        return self._changed(lambda tensor: sent(tensor, device), self.on_host)
 
-    def _changed(self, change: Callable[[Tensor], Tensor]) -> Batch:
+    def _starts(self) -> Bool[Tensor, "B T"]:
+        starts = self.position_ids == 0
+        starts[:, :1] = True
+        return starts
+
+    def _changed(self, change: Callable[[Tensor], Tensor], host: Batch | None) -> Batch:
         return Batch(
             change(self.input_ids),
             change(self.target_ids),
@@ -150,4 +211,12 @@ class Batch:
             change(self.position_ids),
             change(self.document_ids),
             None if self.weights is None else change(self.weights),
+            host,
         )
+
+
+def sent(tensor: Shaped[Tensor, "*shape"], device: torch.device) -> Shaped[Tensor, "*shape"]:
+    """A tensor copied from host memory to a device, from pinned memory where that is CUDA."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

@@ -134,7 +134,8 @@ def test_documents_that_see_each_other_fail():
 
     def one_piece(module, args, options):
         length = options["input_ids"].shape[1]
-        return args, {**options, "position_ids": torch.arange(length)[None]}
+        alone = {"position_ids": torch.arange(length)[None], "attention_mask": None}
+        return args, {**options, **alone}
 
     decoder.register_forward_pre_hook(one_piece, with_kwargs=True)
     proof = documents_proof("student", case.student, case.sample())

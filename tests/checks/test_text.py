@@ -1,5 +1,6 @@
 """What is said of the text: who reads it better, what is learnt, which tokens are odd."""
 
+import dataclasses
 import math
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from limbeck.batch import Batch
 from limbeck.checks import text_notes, trained_on
 from limbeck.checks.case import POSITIONS, shortened, uneven
-from limbeck.checks.text import cross_entropy, teacher_reads_better
+from limbeck.checks.text import cross_entropy, is_worse, teacher_reads_better
 from tests.checks.cases import tiny_case
 from tests.models.tiny import random_batch, tiny_model
 from tests.tokenizers.small import BEGIN, small
@@ -35,6 +36,36 @@ def test_a_teacher_that_read_the_text_before_reads_it_better():
     )
     assert teacher_reads_better(backwards).holds != teacher_reads_better(case).holds
     assert f"{math.log(96):.2f}" in teacher_reads_better(case).found
+
+
+@pytest.mark.parametrize(
+    ("differences", "worse"),
+    [
+        ([0.06, 0.06, 0.06], True),
+        ([0.04, 0.04, 0.04], False),  # certain and small
+        ([2.0, -1.0, 0.5, -0.5], False),  # large and uncertain
+        ([2.0, 1.0, 1.5, 1.2], True),
+        ([5.0], False),
+        ([-1.0, -1.1], False),
+    ],
+)
+def test_a_teacher_is_worse_where_that_is_large_and_certain(differences, worse):
+    assert is_worse(differences) is worse
+
+
+def test_a_student_that_reads_the_text_much_better_is_refused_unless_that_is_allowed():
+    noisy = tiny_model("llama", 3, seed=1, initializer_range=1.0)
+    calm = tiny_model("llama", 3, seed=3, initializer_range=0.02)
+
+    def proof(teacher, student, *, allowed=False, **objective):
+        case = tiny_case(teacher=teacher, student=student, **objective)
+        return teacher_reads_better(dataclasses.replace(case, allow_worse_teacher=allowed))
+
+    assert proof(noisy, calm).fails
+    assert not proof(noisy, calm, allowed=True).holds
+    assert not proof(noisy, calm, allowed=True).fails
+    assert not proof(noisy, calm, alpha=0.0).fails
+    assert proof(calm, noisy).holds
 
 
 def guess(case, which):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from limbeck.config import DataConfig
@@ -51,6 +51,7 @@ def world(rank: int, size: int) -> World:
     return World(rank, size, torch.device("cpu"))
 
 
+@example(shares=np.array([0.96, 0.01, 0.01, 0.01, 0.01]), begin=52, length=5)
 @given(shares=SHARES, begin=st.integers(0, 3000), length=st.integers(0, 60))
 def test_any_span_of_turns_is_a_part_of_all_turns(shares, begin, length) -> None:
     """What a step reads does not depend on the steps before it, which need not be replayed."""

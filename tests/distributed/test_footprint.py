@@ -16,7 +16,6 @@ from limbeck.models import (
     Distiller,
     ModelSource,
     load_model,
-    one_document_a_row,
     save_student,
     sketched_model,
 )
@@ -85,19 +84,19 @@ def alone_on_a_mesh(folder):
 
 def simulated(folder):
     for name, (size, setting) in CASES.items():
-        with simulated_world(size, device="cpu") as here, one_document_a_row():
+        with simulated_world(size, device="cpu") as here:
             step = figures(here, folder, **setting)
         (folder / f"simulated {name}").write_text(json.dumps(asdict(step)))
 
 
 def simulated_more(folder):
-    with simulated_world(4, device="cpu", replicate=2) as here, one_document_a_row():
+    with simulated_world(4, device="cpu", replicate=2) as here:
         for reduce in REDUCE:
             step = figures(here, folder, passes=3, reduce=reduce)
             (folder / f"simulated copies {reduce}").write_text(json.dumps(asdict(step)))
     # Nothing of a third micro-batch is extrapolated.
     sys.modules[dry_run.__module__].REPEATED = 3
-    with simulated_world(2, device="cpu") as here, one_document_a_row():
+    with simulated_world(2, device="cpu") as here:
         step = figures(here, folder, **CASES["three micro-batches"][1])
     (folder / "all of three").write_text(json.dumps(asdict(step)))
 

@@ -36,7 +36,7 @@ class Rows:
 
     def document_name(self, document: int) -> str:
         """A name."""
-        return f"made-up:{document}"
+        return f"{'even' if document % 2 == 0 else 'odd'}.txt:{document}"
 
     def batch(self, rows: Sequence[int]) -> Batch:
         """Those rows, or one with nothing scored."""
@@ -58,9 +58,9 @@ def packed_rows(rows: int = 6, length: int = 16, vocabulary: int = 96, seed: int
     return Rows(whole, np.arange(10, 10 + rows + 1))
 
 
-def reference(student: CausalLM, teacher: CausalLM, data: Rows) -> dict[str, np.ndarray]:
-    """Sums per document in float64, one token at a time, from each piece alone."""
-    sums: dict[str, np.ndarray] = {}
+def reference_tokens(student: CausalLM, teacher: CausalLM, data: Rows) -> list[dict[str, float]]:
+    """Metrics of every scored token in float64, each from its piece of text alone."""
+    found = []
     w = data.whole
     for row, t in w.scored.nonzero().tolist():
         begin = t - int(w.position_ids[row, t])
@@ -69,18 +69,32 @@ def reference(student: CausalLM, teacher: CausalLM, data: Rows) -> dict[str, np.
             q = torch.softmax(student.logits(piece)[0, -1].double(), -1).numpy()
             p = torch.softmax(teacher.logits(piece)[0, -1].double(), -1).numpy()
         y = int(w.target_ids[row, t])
+        m = (p + q) / 2
         values = {
             "forward_kl": sum(a * np.log(a / b) for a, b in zip(p, q, strict=True)),
             "reverse_kl": sum(b * np.log(b / a) for a, b in zip(p, q, strict=True)),
-            "total_variation": sum(abs(a - b) for a, b in zip(p, q, strict=True)) / 2,
+            "jensen_shannon": (np.sum(p * np.log(p / m)) + np.sum(q * np.log(q / m))) / 2,
+            "total_variation": 1 - np.minimum(p, q).sum(),
             "top1_agreement": float(p.argmax() == q.argmax()),
+            "top5_agreement": len({*np.argsort(p)[-5:]} & {*np.argsort(q)[-5:]}) / 5,
             "cross_entropy": -np.log(q[y]),
             "teacher_cross_entropy": -np.log(p[y]),
+            "teacher_entropy": -sum(a * np.log(a) for a in p),
             "student_confidence": q.max(),
             "student_hit": float(q.argmax() == y),
             "tokens": 1.0,
         }
-        for name, value in values.items():
-            total = sums.setdefault(name, np.zeros(data.num_documents))
-            total[int(w.document_ids[row, t])] += value
+        place = {"document": int(w.document_ids[row, t]), "position": t - begin}
+        found.append({**values, **place})
+    return found
+
+
+def reference(student: CausalLM, teacher: CausalLM, data: Rows) -> dict[str, np.ndarray]:
+    """Sums of `reference_tokens` by document."""
+    sums: dict[str, np.ndarray] = {}
+    for token in reference_tokens(student, teacher, data):
+        document = token.pop("document")
+        del token["position"]
+        for name, value in token.items():
+            sums.setdefault(name, np.zeros(data.num_documents))[int(document)] += value
     return sums

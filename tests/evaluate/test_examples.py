@@ -34,7 +34,7 @@ def test_disagreements_are_the_worst_token_of_each_document_worst_first() -> Non
         document = int(data.whole.document_ids[row, t])
         worst[document] = max(worst.get(document, (0.0, 0, 0)), (kl, row, t))
     wanted = sorted(worst.items(), key=lambda item: -item[1][0])[:4]
-    assert [d["document"] for d in told] == [f"made-up:{document}" for document, _ in wanted]
+    assert [d["document"] for d in told] == [data.document_name(document) for document, _ in wanted]
     for place, (_, (kl, row, t)) in zip(told, wanted, strict=True):
         assert place["forward_kl"] == pytest.approx(kl, rel=1e-4)
         assert place["target"].strip() == words.words[int(data.whole.target_ids[row, t])]

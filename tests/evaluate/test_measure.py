@@ -1,3 +1,5 @@
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -7,11 +9,11 @@ import torch
 from limbeck.errors import ConfigError
 from limbeck.evaluate import measure as room
 from limbeck.evaluate.measure import measure
-from limbeck.evaluate.scores import Scores, summarise
+from limbeck.evaluate.scores import Scores, breakdown, summarise
 from limbeck.losses import SignalNeeds
 from limbeck.models import CausalLM
 from limbeck.teachers.local import LocalTeacher
-from tests.evaluate.held_out import Rows, packed_rows, reference
+from tests.evaluate.held_out import Rows, packed_rows, reference, reference_tokens
 from tests.models.tiny import tiny_llama
 
 CPU = torch.device("cpu")
@@ -43,12 +45,75 @@ def test_measured_sums_are_those_of_a_slow_float64_walk() -> None:
         np.testing.assert_allclose(scores.metrics[name], sums, rtol=2e-5, atol=2e-5, err_msg=name)
 
 
+def grouped(tokens: list[dict[str, float]], metric: str) -> float:
+    """Mean of a metric over some tokens."""
+    return float(np.mean([token[metric] for token in tokens]))
+
+
+def test_calibration_and_acceptance_are_those_of_a_list_of_tokens() -> None:
+    student, teacher = pair()
+    data = packed_rows()
+    figures = summarise(measured(student, teacher, data))
+    tokens = reference_tokens(student, teacher, data)
+    confidence = np.array([token["student_confidence"] for token in tokens])
+    gaps = np.array([token["student_hit"] for token in tokens]) - confidence
+    bins = np.minimum((confidence * 15).astype(int), 14)
+    ece = sum(abs(gaps[bins == b].sum()) for b in range(15)) / len(tokens)
+    assert figures["ece"]["value"] == pytest.approx(ece, abs=1e-6)
+    assert figures["over_confidence"]["value"] == pytest.approx(-gaps.mean(), abs=1e-6)
+    accepted = 1 - grouped(tokens, "total_variation")
+    assert figures["acceptance"]["value"] == pytest.approx(accepted, abs=1e-6)
+    assert figures["acceptance"]["low"] <= accepted <= figures["acceptance"]["high"]
+
+
+def test_a_breakdown_gives_the_means_over_the_tokens_of_each_group() -> None:
+    student, teacher = pair()
+    data = packed_rows(length=48)  # two windows of 24 positions a row
+    found = breakdown(measured(student, teacher, data))
+    tokens = reference_tokens(student, teacher, data)
+    tokens.sort(key=lambda token: token["teacher_entropy"])
+    tenth = [[t for i, t in enumerate(tokens) if 10 * i // len(tokens) == k] for k in range(10)]
+    early = [token for token in tokens if token["position"] < 16]
+    late = [token for token in tokens if token["position"] >= 16]
+    even = [token for token in tokens if token["document"] % 2 == 0]
+    odd = [token for token in tokens if token["document"] % 2]
+    expected = {
+        "position": {"0-15": early, "16-63": late},
+        "teacher_entropy": {str(1 + k): group for k, group in enumerate(tenth)},
+        "source": {"even.txt": even, "odd.txt": odd},
+    }
+    assert set(found) == set(expected)
+    for kind, groups in expected.items():
+        assert [row["group"] for row in found[kind]] == list(groups)
+        for row, group in zip(found[kind], groups.values(), strict=True):
+            assert row["tokens"] == len(group)
+            for metric in ("forward_kl", "top1_agreement", "cross_entropy", "teacher_entropy"):
+                assert row[metric]["value"] == pytest.approx(grouped(group, metric), abs=2e-5)
+                assert row[metric]["low"] <= row[metric]["value"] + 1e-9
+
+
+def test_the_order_of_the_rows_changes_no_figure() -> None:
+    student, teacher = pair()
+    data = packed_rows()
+    forwards = measured(student, teacher, data)
+    backwards = measure(
+        student, LocalTeacher(teacher), data, range(5, -1, -1), micro_batch=4, device=CPU
+    )
+    for name, figure in summarise(forwards).items():
+        assert summarise(backwards)[name] == pytest.approx(figure, abs=1e-6), name
+    for kind, rows in breakdown(forwards).items():
+        for a, b in zip(rows, breakdown(backwards)[kind], strict=True):
+            assert a["forward_kl"] == pytest.approx(b["forward_kl"], abs=1e-6)
+
+
 def test_a_student_that_is_its_teacher_is_at_no_distance_and_always_agrees() -> None:
     model = tiny_llama(2, 32, seed=1)
     told = summarise(measured(model, model, packed_rows()))
     assert told["forward_kl"] == {"value": 0.0, "low": 0.0, "high": 0.0}
     assert told["reverse_kl"]["value"] == 0.0
     assert told["total_variation"]["value"] == 0.0
+    assert told["jensen_shannon"]["value"] == pytest.approx(0.0, abs=1e-6)
+    assert told["acceptance"]["value"] == told["top5_agreement"]["value"] == 1.0
     assert told["top1_agreement"]["value"] == 1.0
     assert told["cross_entropy"] == told["teacher_cross_entropy"]
 
@@ -67,6 +132,11 @@ def test_scores_do_not_depend_on_micro_batch_or_chunk(
         np.testing.assert_allclose(scores.metrics[name], sums, rtol=1e-4, atol=1e-4, err_msg=name)
     np.testing.assert_array_equal(scores.counts, wanted.counts)
     np.testing.assert_allclose(scores.calibration, wanted.calibration, atol=1e-4)
+    for kind, group in wanted.groups.items():
+        for name, sums in group.items():
+            np.testing.assert_allclose(
+                scores.groups[kind][name], sums, rtol=1e-4, atol=1e-4, err_msg=f"{kind} {name}"
+            )
 
 
 def test_the_budget_for_logits_says_how_many_are_measured_at_once(
@@ -79,9 +149,9 @@ def test_the_budget_for_logits_says_how_many_are_measured_at_once(
         asked.append((budget_mb, len(weight), copies))
         return budget_mb
 
-    def watch(totals: dict[str, torch.Tensor], chunk: room.Chunk, *rest: Any) -> None:
-        sizes.append(len(chunk.targets))
-        added(totals, chunk, *rest)
+    def watch(totals: dict[str, torch.Tensor], values: dict[str, torch.Tensor], *rest: Any) -> None:
+        sizes.append(len(values["tokens"]))
+        added(totals, values, *rest)
 
     monkeypatch.setattr(room, "head_chunk", most)
     monkeypatch.setattr(room, "add", watch)
@@ -124,48 +194,39 @@ def test_calibration_bins_add_up_to_hits_less_confidence() -> None:
 
 def test_ranks_with_different_shares_give_the_sums_of_one() -> None:
     student, teacher = pair()
-    data = packed_rows(rows=5)
+    data = packed_rows(rows=5, length=48)
     shares = [[0, 1, 2, 3], [4]]
-    whole = measured(student, teacher, data, 1)
+    whole = measured(student.eval(), teacher, data, 1)
+    barrier, parts = threading.Barrier(2, timeout=60), [torch.empty(0)] * 2
 
-    # Each rank's sums are recorded alone, then handed to the other as a reduction would.
-    heard: list[list[torch.Tensor]] = [[], []]
-    steps = 5  # four micro-batches of the longer share, and the question that ends them
-
-    def alone(rank: int) -> None:
-        answers = iter([1.0] * (steps - 1) + [0.0])
-
+    def rank(number: int) -> Scores:
         def reduce(tensor: torch.Tensor) -> torch.Tensor:
-            if tensor.ndim == 0:
-                return torch.tensor(next(answers))
-            heard[rank].append(tensor)
-            return tensor
+            parts[number] = tensor
+            barrier.wait()
+            total = parts[0] + parts[1]
+            barrier.wait()
+            return total
 
-        measure(
+        return measure(
             student,
             LocalTeacher(teacher),
             data,
-            shares[rank],
+            shares[number],
             micro_batch=1,
             device=CPU,
             reduce=reduce,
         )
 
-    alone(0)
-    alone(1)
-    assert len(heard[0]) == len(heard[1])
-    total = [a + b for a, b in zip(*heard, strict=True)]
-    sums = iter(total)
-
-    def reduce(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor if tensor.ndim == 0 else next(sums)
-
-    both = measure(
-        student, LocalTeacher(teacher), data, shares[0], micro_batch=1, device=CPU, reduce=reduce
-    )
-    np.testing.assert_array_equal(both.counts, whole.counts)
-    np.testing.assert_allclose(both.metrics["forward_kl"], whole.metrics["forward_kl"], rtol=1e-6)
-    np.testing.assert_allclose(both.bytes, whole.bytes)
+    with ThreadPoolExecutor(2) as pool:
+        for both in pool.map(rank, range(2)):
+            np.testing.assert_array_equal(both.counts, whole.counts)
+            for name, sums in whole.metrics.items():
+                np.testing.assert_allclose(both.metrics[name], sums, rtol=1e-6, err_msg=name)
+            np.testing.assert_allclose(both.bytes, whole.bytes)
+            for kind, group in whole.groups.items():
+                for name, sums in group.items():
+                    found = both.groups[kind][name]
+                    np.testing.assert_allclose(found, sums, rtol=1e-6, err_msg=f"{kind} {name}")
 
 
 def test_bytes_are_the_share_of_the_document_that_was_measured() -> None:

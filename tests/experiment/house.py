@@ -98,7 +98,12 @@ def write_recipe(folder: Path, **changes: Any) -> Path:
         "data": {"type": "text", "path": str(folder / "train.jsonl"), "sequence_length": 32},
         "objective": {"alpha": 0.9, "temperature": 2.0},
         "optim": {"learning_rate": 0.003, "steps": 6, "tokens_per_step": 128, "warmup_steps": 1},
-        "evaluate": {"data": str(folder / "held.jsonl"), "every": 3, "continuations": 1},
+        "evaluate": {
+            "data": str(folder / "held.jsonl"),
+            "every": 3,
+            "continuations": 1,
+            "allow_worse_teacher": True,
+        },
         "memory": {"micro_batch": 2},
         "checkpoint": {"every": 2, "keep": 2},
         "output": str(folder / "run"),

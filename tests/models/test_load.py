@@ -15,6 +15,7 @@ from limbeck.models import (
     new_model,
     save_student,
 )
+from limbeck.models.attention import SEGMENTS
 from limbeck.models.source import refuse_unknown_kinds
 from tests.models.tiny import tensors_hash, tiny_config, tiny_llama, tiny_tokenizer
 
@@ -40,7 +41,7 @@ def test_saved_model_loads_bit_for_bit_in_eval_mode(folder):
     model = load(folder)
     assert tensors_hash(model) == tensors_hash(tiny_llama(2, 32))
     assert not model.training
-    assert model.config._attn_implementation == "sdpa"
+    assert model.config._attn_implementation == SEGMENTS
 
 
 def test_model_loads_in_the_number_format_asked_for(folder):
@@ -50,7 +51,7 @@ def test_model_loads_in_the_number_format_asked_for(folder):
 
 def test_attention_setting_a_model_brings_along_is_not_followed(folder):
     change_config(folder, _attn_implementation_internal="someone/kernel", attn_implementation="x/y")
-    assert load(folder).config._attn_implementation == "sdpa"
+    assert load(folder).config._attn_implementation == SEGMENTS
 
 
 def test_missing_folder_is_refused(tmp_path):

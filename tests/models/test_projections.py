@@ -13,7 +13,7 @@ from tests.models.tiny import FAMILIES, random_batch, tiny_llama, tiny_model
 
 
 def captured(model, batch, layers):
-    with captured_projections(model, batch.scored, layers) as found:
+    with captured_projections(model, batch, layers) as found:
         model(batch)
     return found
 
@@ -70,7 +70,7 @@ def test_gradients_pass_through_them_under_activation_checkpointing():
         model, batch = tiny_llama(2, 32).train(), random_batch()
         if is_on:
             enable_activation_checkpointing(model)
-        with captured_projections(model, batch.scored, [1]) as found:
+        with captured_projections(model, batch, [1]) as found:
             hidden, _ = model(batch)
         (hidden.square().sum() + found[1].key.square().sum()).backward()
         gradients.append([p.grad for p in model.decoder.parameters()])
@@ -84,6 +84,6 @@ def test_a_layout_without_an_entry_is_refused():
     assert isinstance(model.hf_model, PreTrainedModel)
     with (
         pytest.raises(ConfigError, match=r"block 0 of this llama model has q_proj, v_proj of them"),
-        captured_projections(model, random_batch().scored, [0]),
+        captured_projections(model, random_batch(), [0]),
     ):
         pass

@@ -79,9 +79,52 @@ def evaluation() -> dict[str, Any]:
             "teacher": size(134515008, 30, 1480.0),
             "student": size(99115008, 20, 2012.0),
         },
+        "teacher_advantage": {"initial": figure(2.691, 0.08), "distilled": figure(0.56, 0.05)},
+        "groups": {
+            name: groups(kl) for name, kl in (("distilled", 0.774), ("cross_entropy", 0.911))
+        },
+        "suites": {"generation": {"distilled": samples()}, "tasks": tasks(), "mine": {"x": 1}},
         "disagreements": texts()["disagreements"],
         "continuations": texts()["continuations"],
     }
+
+
+def groups(kl: float) -> dict[str, Any]:
+    """A student by position and by file."""
+    rows = [
+        {"group": name, "tokens": 4000, "forward_kl": figure(kl, 0.05)}
+        for name in ("0-15", "16-63")
+    ]
+    return {"position": rows, "source": [{**rows[0], "group": "manual.txt"}]}
+
+
+def samples() -> dict[str, Any]:
+    """What a student and its teacher write."""
+    teacher = {
+        "teacher_nll": figure(2.01, 0.05),
+        "repeated": figure(0.031, 0.01),
+        "distinct_1": 0.41,
+    }
+    student = {
+        "teacher_nll": figure(3.37, 0.05),
+        "repeated": figure(0.122, 0.01),
+        "distinct_1": 0.36,
+    }
+    return {"prompts": 64, "student": student, "teacher": teacher, "difference": {}}
+
+
+def tasks() -> dict[str, Any]:
+    """Two models on a task."""
+    row = {
+        "task": "held_out_choice",
+        "metric": "acc",
+        "items": 120,
+        "floor": 0.25,
+        "models": {"distilled": figure(0.613, 0.05), "teacher": figure(0.788, 0.05)},
+        "retained": {"distilled": figure(0.675, 0.05)},
+        "against": {"teacher": {"difference": figure(-0.175, 0.05), "p": 0.0004}},
+    }
+    return {"harness": "0.4.13", "rows": [row]}
 
 
 def texts() -> dict[str, Any]:

@@ -104,6 +104,23 @@ def test_every_part_of_the_run_is_shown(run: Path) -> None:
     assert page.count('class="kept"') == 20
 
 
+def test_samples_tasks_and_groups_of_tokens_are_shown_on_page_and_terminal(run: Path) -> None:
+    page = read(run).replace("\u202f", " ")
+    for part in ("What they write", "Samples after 64", "3.370", "12.2 %", "held_out_choice",
+                 "acc, 120 items", "67.5 %", "p &lt; 0.001", "manual.txt", "16-63",
+                 "0.861 to 0.961"):  # fmt: skip
+        assert part in page, part
+    assert "What to do next" not in page
+    change = {"value": -0.2, "low": -0.3, "high": -0.1}
+    rewrite(run / "evaluation.json", lambda tree: tree["difference"].update(cross_entropy=change))
+    assert "lower objective.alpha" in read(run).partition("What to do next")[2]
+    console = Console(width=160, file=io.StringIO(), record=True)
+    console.print(outcome_table(evaluation()))
+    text = console.export_text()
+    for part in ("What they write", "3.370", "held_out_choice", "67.5 %", "p < 0.001"):
+        assert part in text, part
+
+
 def test_the_same_run_gives_the_same_page(run: Path) -> None:
     assert read(run) == read(run)
 
@@ -219,6 +236,8 @@ def test_a_missing_file_is_named(name: str, run: Path) -> None:
         ("evaluation.json", '{"trials": []}'),
         ("evaluation.json", '{"trials": {"distilled": {"forward_kl": {"value": "far"}}}}'),
         ("evaluation.json", "[" * 100_000),
+        ("evaluation.json", '{"suites": {"tasks": {"rows": [{"task": "a"}]}}}'),
+        ("evaluation.json", '{"groups": {"distilled": {"position": [{"group": 3}]}}}'),
         ("evaluation.json", '{"disagreements": [{"context": "a"}]}'),
         ("metrics.jsonl", '{"kind": "step"}\n{"kind": \n{"kind": "step"}\n'),
         ("metrics.jsonl", "3\n"),

@@ -34,6 +34,7 @@ class Case:
         distiller: Student and objective, on their device; sharded or not.
         recipe: The objective's configuration, from which the plain formula is computed.
         teacher_model: The teacher's weights, which are here.
+        allow_worse_teacher: Whether the teacher may predict the text worse than the student.
     """
 
     distiller: Distiller
@@ -43,6 +44,7 @@ class Case:
     data: Rows
     largest_token_id: int
     vocabulary: VocabularyProof
+    allow_worse_teacher: bool = False
 
     @property
     def student(self) -> CausalLM:
@@ -128,11 +130,11 @@ def view(case: Case, batch: Batch, count: int = SCORED) -> Views:
     objective = case.distiller.objective
     with torch.no_grad(), evaluating(case.distiller), evaluating(case.teacher_model):
         with captured_projections(
-            case.student, batch.scored, objective.student_projections
+            case.student, batch, objective.student_projections
         ) as projections:
             hidden, layers = case.student(batch, objective.student_layers)
         with captured_projections(
-            case.teacher_model, batch.scored, objective.needs.projections
+            case.teacher_model, batch, objective.needs.projections
         ) as teacher_projections:
             teacher_hidden, teacher_layers = case.teacher_model(batch, objective.needs.layers)
     student = StudentView(

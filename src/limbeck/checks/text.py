@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import statistics
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from limbeck.batch import Batch
 from limbeck.checks.case import POSITIONS, Case, shortened, spread
 from limbeck.checks.proof import Proof
 from limbeck.config import HeadBudget
+from limbeck.config.schedules import largest
 from limbeck.distributed import whole
 from limbeck.losses import Objective, StudentView, TeacherSignal, WeightedTerm
 from limbeck.losses.terms.cross_entropy import CrossEntropyTerm
@@ -20,6 +22,9 @@ from limbeck.models import CausalLM, PreTrainedTokenizerBase, evaluating, plain_
 
 ROWS = 8
 """Rows on which both models are measured."""
+
+WORSE = 0.05
+"""Nats a token by which a teacher must be worse for a run to be refused."""
 
 SHOWN = 160
 """Tokens of the example row that are printed."""
@@ -33,11 +38,24 @@ class Excerpt(NamedTuple):
 
 
 def teacher_reads_better(case: Case) -> Proof:
-    """The teacher predicts the user's text better than the student does; a warning if not."""
+    """The teacher predicts the user's text better than the student does.
+
+    A warning if not; a failure where the student's advantage is large and certain, the teacher
+    counts in the objective, and `evaluate.allow_worse_teacher` is not set.
+    """
     rows = case.data.batch(spread(case.data.num_rows, ROWS))
     batch = shortened(rows, POSITIONS).to(case.device)
     budget = case.distiller.objective.head_budget_mb
-    teacher, student = (cross_entropy(model, batch, budget) for _, model in case.models)
+    counts = batch.scored.sum(1)
+    chosen = [i for i in range(len(batch)) if counts[i]]
+    by_row = [
+        [cross_entropy(model, batch.part(slice(i, i + 1)), budget) for i in chosen]
+        for _, model in case.models
+    ]
+    weights = (counts[chosen] / counts.sum()).double().cpu()
+    nats = torch.tensor(by_row, dtype=torch.float64)
+    teacher, student = (nats @ weights).tolist()
+    uses_teacher = largest(case.recipe.alpha) > 0 or bool(case.recipe.extra)
     guess = math.log(case.vocabulary.size)
     return Proof(
         "teacher reads the text better",
@@ -47,9 +65,19 @@ def teacher_reads_better(case: Case) -> Proof:
         "the teacher can improve this student on this text"
         if teacher < student
         else "a better student may get worse: check the teacher, its template and "
-        "the text, or train with alpha: 0",
-        decides=False,
+        "the text, train with alpha: 0, or set evaluate.allow_worse_teacher=true",
+        decides=uses_teacher
+        and not case.allow_worse_teacher
+        and is_worse((nats[0] - nats[1]).tolist()),
     )
+
+
+def is_worse(differences: Sequence[float]) -> bool:
+    """Whether the mean over rows is at least `WORSE` nats and twice its standard error above 0."""
+    if len(differences) < 2:
+        return False
+    error = statistics.stdev(differences) / math.sqrt(len(differences))
+    return statistics.fmean(differences) > max(WORSE, 2 * error)
 
 
 def cross_entropy(model: CausalLM, batch: Batch, head_budget_mb: HeadBudget = "auto") -> float:

@@ -6,6 +6,7 @@ import importlib
 import os
 import signal
 import sys
+from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
 
@@ -14,8 +15,6 @@ from rich.console import Console
 from typer.core import TyperCommand, TyperGroup
 
 from limbeck import __version__
-from limbeck.config.foreign_names import FOREIGN_NAMES
-from limbeck.config.reading import recipe_option
 from limbeck.errors import LimbeckError, RunError, Stopped
 
 LAUNCHED = "TORCHELASTIC_RUN_ID"
@@ -42,6 +41,9 @@ VERBS = {
     "store": "Inspect, verify, repair and merge stores of recorded teacher signals.",
 }
 """Each verb with its line in `limbeck --help`; its module is imported when the verb is used."""
+
+WITH_RECIPE = ("check", "record", "distill", "evaluate")
+"""Verbs whose first argument is a recipe."""
 
 GROUPS = ("store",)
 """Verbs with verbs of their own."""
@@ -98,7 +100,22 @@ class LazyVerbs(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         """The verb that the arguments name, with its module imported."""
         name, command, rest = super().resolve_command(ctx, args)
+        if name in WITH_RECIPE:
+            require_recipe(rest)
         return name, command if name is None else load_verb(name), rest
+
+
+def require_recipe(words: list[str]) -> None:
+    """Refuse a recipe that cannot be read before the verb's module is imported.
+
+    Raises:
+        ConfigError: The first argument is named as a YAML file, and is missing or is not YAML.
+    """
+    first = next((word for word in words if not word.startswith("-")), "")
+    if first.endswith((".yaml", ".yml")) and not {"-h", "--help"} & set(words):
+        from limbeck.config.reading import parse  # noqa: PLC0415  (imports pydantic)
+
+        parse(Path(first), ())
 
 
 def load_verb(name: str) -> Any:
@@ -117,10 +134,13 @@ class Verb(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse arguments, after a look for options that belong into the recipe."""
         known = {o for each in self.params for o in (*each.opts, *each.secondary_opts)}
-        for option in (arg.partition("=")[0] for arg in args if arg.startswith("--")):
+        options = {arg.partition("=")[0] for arg in args if arg.startswith("--")}
+        for option in sorted(options - known - {"--", "--help"}):
+            from limbeck.config.foreign_names import FOREIGN_NAMES  # noqa: PLC0415  (imports pydantic)
+            from limbeck.config.reading import recipe_option  # noqa: PLC0415
+
             name = option.lstrip("-").replace("-", "_")
-            path = FOREIGN_NAMES.get(name) or recipe_option(name)
-            if option not in known and path:
+            if path := FOREIGN_NAMES.get(name) or recipe_option(name):
                 raise typer.BadParameter(
                     f"no such option: {option}. Options of the recipe are written without dashes: "
                     f"{path}=VALUE.",

@@ -146,6 +146,7 @@ def tell(run: Run, *, as_json: bool) -> list[str]:
     """Prove and print everything; the names of what keeps the run from starting."""
     parts, config = run.parts, run.config
     assert parts.student is not None, "the student has been taken"
+    run.make_suites()  # they refuse what they cannot measure
     distiller = parts.distiller(parts.student.model, config.objective)
     unlike = find_cross(parts.teacher)
     case = Case(
@@ -156,6 +157,7 @@ def tell(run: Run, *, as_json: bool) -> list[str]:
         parts.data,
         int(parts.data.facts["largest_token_id"]),
         parts.vocabulary,
+        config.evaluate.allow_worse_teacher,
     )
     console = Console(stderr=as_json)
     findings: list[Finding] = []

@@ -27,8 +27,9 @@ def evaluate(
 ) -> None:
     """Measure a student against the recipe's teacher on the recipe's held-out text.
 
-    Forward and reverse KL, total variation, top-1 agreement, cross-entropy, perplexity and bits per
-    byte, each with a bootstrap interval over documents. Nothing is trained, nothing is written.
+    Divergences, agreement, cross-entropy, perplexity, bits per byte and calibration, each with a
+    bootstrap interval over documents; and the suites of the recipe's evaluate.suites, samples and
+    tasks among them (docs/evaluation.md). Nothing is trained, nothing is written.
     """
     with assemble(load(recipe, overrides or [])) as run:
         evaluation = run.evaluate(student)

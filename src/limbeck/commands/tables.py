@@ -11,6 +11,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from limbeck.report import sections
+from limbeck.report.advice import advice
 from limbeck.report.run_files import Evaluation
 from limbeck.report.story import headline, lede
 from limbeck.report.words import MINUS, THIN, TRIALS
@@ -38,7 +40,19 @@ def outcome_table(evaluation: Mapping[str, Any]) -> RenderableType:
             cells = [cell(figures.get(name), form) for name, (_, form) in COLUMNS.items()]
             table.add_row(title, *cells, style="bold green" if trial == "distilled" else "")
     measured = TypeAdapter(Evaluation).validate_python(evaluation)
-    return Group(table, *(Text(plain(line)) for line in (headline(measured), *lede(measured))))
+    lines = (headline(measured), *lede(measured), *advice(measured, []))
+    more = map(rich_table, sections.suite_tables(measured))
+    return Group(table, *more, *(Text(plain(line)) for line in lines))
+
+
+def rich_table(table: sections.Table) -> Table:
+    """A table of the report for a terminal."""
+    found = Table(title=table.title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD)
+    for index, head in enumerate(table.heads):
+        found.add_column(head, justify="right" if index else "left")
+    for row in table.rows:
+        found.add_row(*(Text(plain("\n".join(filter(None, (c.value, c.ends))))) for c in row))
+    return found
 
 
 def cell(figure: Mapping[str, float] | None, form: str) -> str:

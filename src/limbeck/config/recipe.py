@@ -222,7 +222,10 @@ class EvaluateConfig:
     continuations: Annotated[int, Ge(0)] = 3
     """Held-out prompts that teacher and student continue in the report."""
     suites: tuple[Component | str, ...] = ()
-    """Further evaluation suites of the final students; `fidelity` is always measured."""
+    """Further evaluation suites of the final students, `generation` and `tasks`; `fidelity` is
+    always measured."""
+    allow_worse_teacher: bool = False
+    """Let `limbeck check` pass a teacher that predicts the text clearly worse than the student."""
 
     @property
     def paths(self) -> dict[str, str]:

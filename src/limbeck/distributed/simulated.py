@@ -96,8 +96,8 @@ class Backend(backends._DummyBackendModule):
 class Answers(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Answers the questions about numbers that a step asks.
 
-    Every position is scored (`x[mask]` keeps all rows); a number read on the host is 0.0, 1 or
-    True: losses are finite, differences of two computations 0.
+    Every position is scored (`nonzero` of B positions gives B); a number read on the host is 0.0, 1
+    or True: losses are finite, differences of two computations 0.
     """
 
     def __torch_dispatch__(
@@ -111,9 +111,8 @@ class Answers(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if DTensor in types:
             return NotImplemented  # its local tensors come next
         aten = torch.ops.aten
-        if func is aten.index.Tensor and len(args[1]) == 1 and is_mask(args[1][0]):
-            values, mask = args[0], args[1][0]
-            return values.new_empty((mask.numel(), *values.shape[mask.ndim :]))
+        if func is aten.nonzero.default:
+            return args[0].new_empty((args[0].numel(), args[0].ndim), dtype=torch.int64)
         if func is aten._local_scalar_dense.default:
             if args[0].is_floating_point():
                 return 0.0
@@ -121,11 +120,6 @@ class Answers(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func is aten._to_copy.default and args[0].constant is not None:
             args[0].constant = None  # else a number made on the CPU is copied for real
         return func(*args, **(kwargs or {}))
-
-
-def is_mask(index: Tensor | None) -> bool:
-    """Whether an index selects by true and false."""
-    return index is not None and index.dtype == torch.bool
 
 
 def cuda_attention(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 from limbeck.batch import Batch
 from limbeck.config import HeadBudget
 from limbeck.errors import ConfigError, DataError
+from limbeck.evaluate.groups import TokenTable
 from limbeck.evaluate.scores import CALIBRATION_BINS, Scores
 from limbeck.losses.distributions import (
     DenseLogits,
@@ -23,7 +25,8 @@ from limbeck.losses.distributions import (
     TeacherDistribution,
     log_softmax,
 )
-from limbeck.losses.distributions.base import Rows
+from limbeck.losses.distributions.base import Rows, entropy_of
+from limbeck.losses.divergences.jensen_shannon import jensen_shannon
 from limbeck.losses.divergences.kl import forward_kl, reverse_kl
 from limbeck.losses.divergences.total_variation import total_variation
 from limbeck.losses.head.fused import even_chunk, head_chunk
@@ -33,8 +36,11 @@ from limbeck.teachers import Teacher
 DIVERGENCES = {
     "forward_kl": forward_kl,
     "reverse_kl": reverse_kl,
+    "jensen_shannon": jensen_shannon,
     "total_variation": total_variation,
 }
+TOP = 5
+"""Most probable tokens of each model whose overlap is `top5_agreement`."""
 COPIES = 8
 """Approximate number of arrays of a chunk's logits that exist at once."""
 
@@ -104,15 +110,20 @@ def measure(
             sharded models need every rank in every forward pass.
     """
     totals: dict[str, Tensor] = {}
+    tokens = TokenTable()
     with torch.no_grad(), evaluating(student):
         for mine in in_step(rows, micro_batch, device, reduce):
-            batch = data.batch(mine).to(device)
-            documents = batch.documents().cpu()
-            for chunk in chunks(student, teacher, batch, head_budget_mb):
-                add(totals, chunk, documents[chunk.window], data.num_documents)
-    if reduce is not None:
-        totals = {name: reduce(total.to(device)).cpu() for name, total in totals.items()}
-    return as_scores({name: total.numpy() for name, total in totals.items()}, data)
+            batch = data.batch(mine)
+            documents, positions = batch.documents(), batch.position_ids[batch.scored]
+            for chunk in chunks(student, teacher, batch.to(device), head_budget_mb):
+                values = {name: value.cpu() for name, value in token_values(chunk).items()}
+                add(totals, values, documents[chunk.window], data.num_documents)
+                tokens.add(values, documents[chunk.window], positions[chunk.window])
+    over_ranks = None if reduce is None else lambda total: reduce(total.to(device)).cpu()
+    if over_ranks is not None:
+        totals = {name: over_ranks(total) for name, total in totals.items()}
+    scores = as_scores({name: total.numpy() for name, total in totals.items()}, data)
+    return replace(scores, groups=tokens.groups(scores.documents, over_ranks))
 
 
 def chunks(
@@ -193,19 +204,25 @@ def token_values(chunk: Chunk) -> dict[str, Float[Tensor, " n"]]:
     if isinstance(chunk.teacher, DrawnTokens):
         values["forward_kl"] = values["forward_kl"] + chunk.teacher.correction()
     if chunk.dense:
+        best, theirs = (
+            logp.topk(min(TOP, logp.shape[-1]), -1).indices for logp in (teacher, student)
+        )
+        shared = (best[:, :, None] == theirs[:, None, :]).any(-1)
         values["top1_agreement"] = (first == teacher.argmax(-1)).to(confidence.dtype)
+        values["top5_agreement"] = shared.to(confidence.dtype).mean(-1)
+        values["teacher_entropy"] = entropy_of(teacher)
         values["teacher_cross_entropy"] = -teacher.gather(-1, targets)[:, 0]
     return values
 
 
 def add(
     totals: dict[str, Tensor],
-    chunk: Chunk,
+    values: Mapping[str, Tensor],
     documents: Int[Tensor, " n"],
     num_documents: int,
 ) -> None:
-    """Add a chunk's metrics to the sums of their documents, in float64."""
-    values = {name: value.cpu().double() for name, value in token_values(chunk).items()}
+    """Add the metrics of some tokens to the sums of their documents, in float64."""
+    values = {name: value.double() for name, value in values.items()}
     for name, value in values.items():
         total = totals.setdefault(name, torch.zeros(num_documents, dtype=torch.float64))
         total.index_add_(0, documents, value)
@@ -231,6 +248,7 @@ def as_scores(totals: dict[str, np.ndarray], data: Documents) -> Scores:
         bytes=np.asarray(data.document_bytes, dtype=np.float64)[kept] * share,
         calibration=calibration[kept],
         documents=kept,
+        sources=tuple(data.document_name(d).rpartition(":")[0] for d in kept.tolist()),
         padded_mass=float(padded.sum() / max(counts.sum(), 1)),
     )
 

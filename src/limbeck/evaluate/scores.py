@@ -7,13 +7,15 @@ Every metric is a ratio of sums. Its interval is the percentile bootstrap over d
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64, Int64
 
 from limbeck.errors import DataError
+from limbeck.evaluate.groups import DECILES, GROUPED, POSITIONS, Group, by_source
 
 RESAMPLES = 1000
 INTERVAL_PERCENT = 95.0
@@ -25,10 +27,13 @@ Interval = dict[str, float]
 MEANS = (
     "forward_kl",
     "reverse_kl",
+    "jensen_shannon",
     "total_variation",
     "top1_agreement",
+    "top5_agreement",
     "cross_entropy",
     "teacher_cross_entropy",
+    "teacher_entropy",
 )
 """Metrics that are a mean over tokens; a teacher without whole distributions has only some."""
 
@@ -43,6 +48,8 @@ class Scores:
         bytes: UTF-8 bytes of the text of those tokens.
         calibration: Sum of (hit - confidence) of the student's top token, by confidence bin.
         documents: Index of each document in the data set.
+        sources: File of each document; empty where unknown.
+        groups: The sums again, by `position` and by `teacher_entropy`, whose groups are deciles.
         padded_mass: The student's mean probability on rows beyond the vocabulary.
     """
 
@@ -51,6 +58,8 @@ class Scores:
     bytes: Float64[np.ndarray, " documents"]
     calibration: Float64[np.ndarray, "documents bins"]
     documents: Int64[np.ndarray, " documents"]
+    sources: Sequence[str] = ()
+    groups: Mapping[str, Group] = field(default_factory=dict)
     padded_mass: float = 0.0
 
     @property
@@ -71,8 +80,10 @@ Figure = Callable[[Sums], Float64[np.ndarray, " resamples"]]
 def summarise(scores: Scores, seed: int = 0) -> dict[str, Interval]:
     """Every metric with its interval.
 
-    forward_kl, reverse_kl, cross_entropy and teacher_cross_entropy are nats a token, perplexity is
-    exp(cross_entropy), bits_per_byte compares across tokenizers, over_confidence is the student's
+    Divergences, cross-entropies and entropies are nats a token, perplexity is exp(cross_entropy),
+    acceptance is 1 - total_variation, the sum of min(student, teacher): the share of the student's
+    samples that speculative decoding accepts (Leviathan et al., 2023, arXiv:2211.17192).
+    bits_per_byte compares across tokenizers, over_confidence is the student's
     mean probability of its top token minus its accuracy, and ece is the expected calibration error
     over 15 bins. With one document the interval has no width and is meaningless.
 
@@ -88,9 +99,38 @@ def summarise(scores: Scores, seed: int = 0) -> dict[str, Interval]:
     figures = {m: ratio(m, "tokens") for m in MEANS if m in scores.metrics}
     figures["perplexity"] = lambda s: np.exp(s["cross_entropy"] / s["tokens"])
     figures["bits_per_byte"] = bits_per_byte
+    if "total_variation" in scores.metrics:
+        figures["acceptance"] = lambda s: 1 - s["total_variation"] / s["tokens"]
     figures["over_confidence"] = over_confidence
     figures["ece"] = expected_calibration_error
     return {name: interval(figure(sums)) for name, figure in figures.items()}
+
+
+def breakdown(scores: Scores, seed: int = 0) -> dict[str, list[dict[str, Any]]]:
+    """Metrics with intervals in each group of tokens that is not empty, by kind of group.
+
+    Returns:
+        For `position`, `teacher_entropy` (deciles, the most certain first) and, where the text has
+        several files, `source`: a list of `{"group", "tokens", metric: interval}`.
+    """
+    kinds: dict[str, tuple[Sequence[str], Group]] = {}
+    labels = {"position": POSITIONS, "teacher_entropy": [str(1 + i) for i in range(DECILES)]}
+    kinds |= {kind: (labels[kind], group) for kind, group in scores.groups.items()}
+    if len(set(scores.sources)) > 1:
+        metrics = {m: scores.metrics[m] for m in GROUPED if m in scores.metrics}
+        kinds["source"] = by_source(scores.sources, {"tokens": scores.counts, **metrics})
+    return {kind: list(group_rows(names, group, seed)) for kind, (names, group) in kinds.items()}
+
+
+def group_rows(names: Sequence[str], group: Group, seed: int) -> Iterator[dict[str, Any]]:
+    """The figures of each group with tokens."""
+    for index, name in enumerate(names):
+        columns = {metric: sums[:, index] for metric, sums in group.items()}
+        present = columns["tokens"] > 0  # a resample without tokens of the group has no mean
+        if present.any():
+            sums = resampled({m: column[present] for m, column in columns.items()}, seed)
+            means = {m: interval(ratio(m, "tokens")(sums)) for m in columns if m != "tokens"}
+            yield {"group": name, "tokens": round(float(sums["tokens"][0])), **means}
 
 
 def paired_difference(a: Scores, b: Scores, metric: str, seed: int = 0) -> Interval:
@@ -101,6 +141,16 @@ def paired_difference(a: Scores, b: Scores, metric: str, seed: int = 0) -> Inter
     """
     both = paired(a, b, metric, seed)
     return interval(both["a"] / both["tokens"] - both["b"] / both["tokens"])
+
+
+def teacher_advantage(scores: Scores, seed: int = 0) -> Interval:
+    """The student's cross-entropy less its teacher's on the same tokens, nats a token.
+
+    Below 0 the student predicts the text better than its teacher.
+    """
+    both = ("cross_entropy", "teacher_cross_entropy")
+    sums = resampled({**{m: scores.metrics[m] for m in both}, "tokens": scores.counts}, seed)
+    return interval((sums["cross_entropy"] - sums["teacher_cross_entropy"]) / sums["tokens"])
 
 
 def gap_recovered(initial: Scores, student: Scores, seed: int = 0) -> Interval:

@@ -27,11 +27,15 @@ class SuiteContext:
 
 
 class Suite(ABC):
-    """One kind of measurement."""
+    """One kind of measurement. It is made before training, so that it can refuse a recipe then."""
 
     @abstractmethod
     def measure(self, student: CausalLM) -> Mapping[str, Any]:
         """Figures of a student on the test documents, as JSON. Every rank calls it."""
+
+    def measure_all(self, students: Mapping[str, CausalLM]) -> dict[str, Any]:
+        """Figures of several students by name, or a comparison of them. Every rank calls it."""
+        return {name: dict(self.measure(student)) for name, student in students.items()}
 
 
 suites: Registry[Suite] = Registry("evaluation suite", package="limbeck.evaluate")

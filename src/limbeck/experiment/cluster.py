@@ -6,7 +6,6 @@ import multiprocessing
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,7 +30,6 @@ from limbeck.models import (
     Distiller,
     choose_dtype,
     make_trainable,
-    one_document_a_row,
 )
 from limbeck.registry import type_of
 from limbeck.students import Origin, initialisers, reads_teacher
@@ -65,10 +63,8 @@ def plan_elsewhere(recipe: Path, overrides: Sequence[str], ranks: int, hardware:
 def plan_here(recipe: Path, overrides: Sequence[str], ranks: int, hardware: Hardware) -> Plan:
     """The plan of a recipe on a cluster; this process can simulate nothing else afterwards."""
     config = load(recipe, overrides)
-    rows = nullcontext() if config.data.pack else one_document_a_row()
     parallel = config.parallel
-    cluster = simulated_world(ranks, parallel.shard, replicate=parallel.replicate)
-    with cluster as world, rows:
+    with simulated_world(ranks, parallel.shard, replicate=parallel.replicate) as world:
         pair = sketch(config, world)
         config = with_reduction(config, pair, world, hardware)
         micro_batch = micro_batch_of(pair, config, world, hardware)

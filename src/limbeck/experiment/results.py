@@ -8,9 +8,16 @@ from typing import Any
 from limbeck.config import RunConfig
 from limbeck.data.held_out import HeldOut
 from limbeck.evaluate.examples import continuations, disagreements
-from limbeck.evaluate.scores import Scores, gap_recovered, paired_difference, summarise
+from limbeck.evaluate.scores import (
+    Scores,
+    breakdown,
+    gap_recovered,
+    paired_difference,
+    summarise,
+    teacher_advantage,
+)
 from limbeck.evaluate.speed import speeds
-from limbeck.evaluate.suites import SuiteContext, suites
+from limbeck.evaluate.suites import Suite, SuiteContext, suites
 from limbeck.experiment.parts import Parts
 from limbeck.models import CausalLM, shape_facts
 from limbeck.registry import type_of
@@ -19,8 +26,11 @@ from limbeck.teachers import DISTRIBUTION, LocalTeacher
 METRICS = (
     "forward_kl",
     "reverse_kl",
+    "jensen_shannon",
     "total_variation",
+    "acceptance",
     "top1_agreement",
+    "top5_agreement",
     "cross_entropy",
     "perplexity",
     "bits_per_byte",
@@ -46,8 +56,12 @@ def compare(scores: Mapping[str, Scores]) -> dict[str, Any]:
         "padded_mass": {name: s.padded_mass for name, s in scores.items()},
         "held_out": {"documents": len(some.documents), "tokens": some.num_tokens},
     }
+    found["groups"] = {
+        name: breakdown(scores[name]) for name in ("distilled", "cross_entropy") if name in scores
+    }
     if "teacher_cross_entropy" in some.metrics:
         found["trials"]["teacher"] = teacher_figures(some)
+        found["teacher_advantage"] = {name: teacher_advantage(s) for name, s in scores.items()}
     # A copy of the teacher has no gap to close.
     if "initial" in scores and (scores["initial"].metrics["forward_kl"] > 0).all():
         found["gap_recovered_percent"] = {
@@ -77,19 +91,22 @@ def teacher_figures(scores: Scores) -> dict[str, Any]:
     figures = summarise(own)
     shown = {name: figures[name] for name in ("cross_entropy", "perplexity", "bits_per_byte")}
     same = {"value": 1.0, "low": 1.0, "high": 1.0}
-    zeros = dict.fromkeys(("forward_kl", "reverse_kl", "total_variation"), exact)
-    return {**zeros, "top1_agreement": same, **shown}
+    distances = ("forward_kl", "reverse_kl", "jensen_shannon", "total_variation")
+    agreements = ("acceptance", "top1_agreement", "top5_agreement")
+    return {**dict.fromkeys(distances, exact), **dict.fromkeys(agreements, same), **shown}
 
 
-def suite_results(
-    config: RunConfig, context: SuiteContext, students: Mapping[str, CausalLM]
-) -> dict[str, Any]:
-    """Figures of the recipe's further suites, by suite and student; every rank calls it."""
-    measured: dict[str, Any] = {}
-    for index, spec in enumerate(config.evaluate.suites):
-        suite = suites.bind(spec, f"evaluate.suites[{index}]")(context)
-        measured[type_of(spec)] = {n: dict(suite.measure(s)) for n, s in students.items()}
-    return {"suites": measured} if measured else {}
+def make_suites(config: RunConfig, context: SuiteContext) -> dict[str, Suite]:
+    """The recipe's further suites; every rank calls it, before training.
+
+    Raises:
+        ConfigError: One cannot measure this recipe.
+    """
+    bound = {
+        type_of(spec): suites.bind(spec, f"evaluate.suites[{index}]")
+        for index, spec in enumerate(config.evaluate.suites)
+    }
+    return {name: make(context) for name, make in bound.items()}
 
 
 def places(

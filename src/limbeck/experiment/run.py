@@ -26,10 +26,11 @@ from limbeck.distributed import (
     world,
 )
 from limbeck.errors import ConfigError
+from limbeck.evaluate.suites import Suite
 from limbeck.experiment.held_out_sets import by_set
 from limbeck.experiment.parts import STUDENT_DTYPE, Parts, gather_parts
 from limbeck.experiment.provenance import command_line, host_facts, now
-from limbeck.experiment.results import compare, places, suite_results
+from limbeck.experiment.results import compare, make_suites, places
 from limbeck.experiment.score_files import TrialScores, read_scores
 from limbeck.experiment.trials import (
     Trial,
@@ -121,6 +122,7 @@ class Run:
                 main_only=True,
             )
             self._say_notes()
+            suites = self.make_suites()
             trials = trials_of(self.config)
             initial = self.folder / "initial"
             if len(trials) > 1 and not self.parts.is_shared:
@@ -135,8 +137,8 @@ class Run:
                 if not is_done:
                     self._run_trial(runner, trial, resume=resume)
                     gc.collect()  # models are in reference cycles, and the next trial needs memory
-            suites = self._measure_suites(trials)
-            evaluation = self._conclude(trials, suites)
+            measured = self._measure_suites(suites, trials)
+            evaluation = self._conclude(trials, measured)
             return RunResult(self.folder / "student", evaluation, self._report())
 
     def evaluate(self, student: Path | None = None) -> dict[str, Any]:
@@ -154,6 +156,7 @@ class Run:
                 "evaluate.data must name held-out text to measure on, and names none. Add it to "
                 "the recipe."
             )
+        suites = self.make_suites()
         model = self._open(student or self.folder / "student")
         if student is not None:
             self._require_same_vocabulary(student, model)
@@ -162,7 +165,7 @@ class Run:
         evaluation = compare({"distilled": scores})
         both = {"distilled": TrialScores(test=scores, others=others)}
         evaluation |= by_set(self.parts.held_out_sets, both)
-        return evaluation | self._suites({"distilled": model})
+        return evaluation | suite_figures(suites, {"distilled": model})
 
     def _prepare(self, *, resume: bool, overwrite: bool) -> None:
         """Prepare the run directory, on rank 0 while the others wait."""
@@ -208,22 +211,25 @@ class Run:
         model.vocabulary_size = self.parts.vocabulary.size
         return model
 
-    def _suites(self, students: Mapping[str, CausalLM]) -> dict[str, Any]:
-        """Results of the recipe's further suites; every rank calls it."""
+    def make_suites(self) -> dict[str, Suite]:
+        """The recipe's further suites; none without held-out text."""
         context = suite_context(self.parts)
-        return {} if context is None else suite_results(self.config, context, students)
+        return {} if context is None else make_suites(self.config, context)
 
-    def _measure_suites(self, trials: Sequence[Trial]) -> dict[str, Any]:
-        """Results of the best student of each kind in the recipe's further suites."""
-        if not self.config.evaluate.suites:
+    def _measure_suites(
+        self, suites: Mapping[str, Suite], trials: Sequence[Trial]
+    ) -> dict[str, Any]:
+        """Figures of the best student of each kind; every rank calls it."""
+        if not suites:
             return {}
         folders = (
             {name: trial.folder for name, trial in best(trials).items()} if self.is_main else {}
         )
         chosen = broadcast_object({n: str(f) for n, f in folders.items()}, self.world)
-        return self._suites({n: self._open(Path(f) / "student") for n, f in chosen.items()})
+        students = {n: self._open(Path(f) / "student") for n, f in chosen.items()}
+        return suite_figures(suites, students)
 
-    def _conclude(self, trials: Sequence[Trial], suites: Mapping[str, Any]) -> dict[str, Any]:
+    def _conclude(self, trials: Sequence[Trial], measured: Mapping[str, Any]) -> dict[str, Any]:
         """Write student, curves, metrics and examples of the best trials."""
         if not self.is_main:
             barrier()
@@ -242,7 +248,7 @@ class Run:
         found = {name: read_scores(path) for name, path in files.items()}
         evaluation = compare({name: scores.test for name, scores in found.items() if scores.test})
         evaluation |= by_set(self.parts.held_out_sets, found)
-        evaluation |= suites
+        evaluation |= measured
         evaluation["learning_rate"] = {name: trial.learning_rate for name, trial in chosen.items()}
         evaluation["selected_by"] = {name: trial.selected_by for name, trial in chosen.items()}
         held_out = self.parts.held_out
@@ -298,6 +304,12 @@ def assemble(config: RunConfig) -> Run:
         DataError: The text cannot be used.
     """
     return Run(config)
+
+
+def suite_figures(suites: Mapping[str, Suite], students: Mapping[str, CausalLM]) -> dict[str, Any]:
+    """Figures of several students by suite; every rank calls it."""
+    measured = {name: suite.measure_all(students) for name, suite in suites.items()}
+    return {"suites": measured} if measured else {}
 
 
 def progress_console() -> Console:

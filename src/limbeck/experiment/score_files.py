@@ -61,5 +61,10 @@ def scores(saved: dict[str, Any]) -> Scores:
         bytes=np.array(saved["bytes"]),
         calibration=np.array(saved["calibration"]),
         documents=np.array(saved["documents"], dtype=np.int64),
+        sources=tuple(saved.get("sources", ())),
+        groups={
+            kind: {name: np.array(sums) for name, sums in group.items()}
+            for kind, group in saved.get("groups", {}).items()
+        },
         padded_mass=saved["padded_mass"],
     )

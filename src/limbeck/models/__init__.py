@@ -28,7 +28,7 @@ from limbeck.models.prove import (
 )
 from limbeck.models.save import plain_weights, round_weights, save_student
 from limbeck.models.shared import shared_model
-from limbeck.models.sketch import one_document_a_row, sketched_model
+from limbeck.models.sketch import sketched_model
 from limbeck.models.source import ModelSource
 
 __all__ = [
@@ -56,7 +56,6 @@ __all__ = [
     "model_facts",
     "neighbours_seen",
     "new_model",
-    "one_document_a_row",
     "open_model",
     "plain_weights",
     "prove_documents_apart",

@@ -10,17 +10,7 @@ from accelerate import init_empty_weights
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
-SOFTCAPPED = frozenset({"gemma2", "vaultgemma"})
-"""Families that cap attention scores, which PyTorch's fused attention cannot."""
-
-
-def attention_of(config: PreTrainedConfig) -> str:
-    """`sdpa`, PyTorch's fused attention, or `eager` where the family needs its scores.
-
-    Always set here: these two keep packed documents apart without an explicit mask, and a model's
-    own setting may name code on the hub.
-    """
-    return "eager" if config.model_type in SOFTCAPPED else "sdpa"
+from limbeck.models.attention import attention_of
 
 
 def from_config(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:

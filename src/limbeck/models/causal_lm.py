@@ -17,6 +17,7 @@ from limbeck.errors import ConfigError
 from limbeck.losses import Head
 from limbeck.losses.distributions import log_softmax
 from limbeck.models.adapters import INSIDE, Adapter
+from limbeck.models.attention import SEGMENTS
 from limbeck.models.heads import transform_of
 from limbeck.models.modes import evaluating
 from limbeck.models.weight_files import WeightFiles
@@ -167,13 +168,18 @@ class CausalLM(nn.Module):
             Last hidden states, after the final norm; and the outputs of the chosen blocks, before
             it. Both at the scored positions only, in row-major order.
         """
-        # Without an attention mask and a cache, transformers derives from the position ids which
-        # tokens may see each other; `prove_documents_apart` holds every model to it.
         with self._captured(layers) as outputs:
             last: Tensor = self.decoder(
-                input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False
+                input_ids=batch.input_ids, use_cache=False, **self._apart(batch)
             ).last_hidden_state
-        return last[batch.scored], {i: hidden[batch.scored] for i, hidden in outputs.items()}
+        return batch.scored_rows(last), {i: batch.scored_rows(h) for i, h in outputs.items()}
+
+    def _apart(self, batch: Batch) -> dict[str, Tensor]:
+        """What keeps the segments of a row apart; `prove_documents_apart` checks every model."""
+        places = {"position_ids": batch.position_ids}
+        if self.config._attn_implementation == SEGMENTS:
+            return places | {"attention_mask": batch.segment_borders[None, None, None]}
+        return places  # without a mask and a cache transformers derives one from them
 
     def logits(self, input_ids: Int[Tensor, "B T"]) -> Float[Tensor, "B T V"]:
         """Logits of every position over the real tokens; each row is one document."""

@@ -28,7 +28,7 @@ class Distiller(nn.Module):
     ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
         """Loss share and metric shares of one micro-batch; see `Objective.forward`."""
         with captured_projections(
-            self.student, batch.scored, self.objective.student_projections
+            self.student, batch, self.objective.student_projections
         ) as projections:
             hidden, layer_hidden = self.student(batch, self.objective.student_layers)
         view = StudentView(

@@ -20,7 +20,8 @@ from transformers import (
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from limbeck.errors import ConfigError, DataError, TryLaterError
-from limbeck.models.build import attention_of, empty, from_config, hollow
+from limbeck.models.attention import attention_of
+from limbeck.models.build import empty, from_config, hollow
 from limbeck.models.causal_lm import CausalLM
 from limbeck.models.gguf import load_gguf
 from limbeck.models.prove import prove_documents_apart, prove_head

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Bool
 from torch import Tensor, nn
 
+from limbeck.batch import Batch
 from limbeck.errors import ConfigError
 from limbeck.losses import Projections
 from limbeck.models.causal_lm import CausalLM
@@ -49,7 +49,7 @@ TOGETHER: Mapping[str, tuple[str, Split]] = {
 
 @contextmanager
 def captured_projections(
-    model: CausalLM, scored: Bool[Tensor, "B T"], layers: Iterable[int]
+    model: CausalLM, batch: Batch, layers: Iterable[int]
 ) -> Iterator[dict[int, Projections]]:
     """Capture queries, keys and values of some layers, 0-based, in a forward pass.
 
@@ -68,7 +68,8 @@ def captured_projections(
         for handle in handles:
             handle.remove()
     # Only now: what a hook computes inside a checkpointed block would not be computed again there.
-    rows = {at: output.reshape(*scored.shape, -1)[scored] for at, output in outputs.items()}
+    shape = batch.scored.shape
+    rows = {at: batch.scored_rows(output.reshape(*shape, -1)) for at, output in outputs.items()}
     for layer in layers:
         if model.family in TOGETHER:
             name, split = TOGETHER[model.family]

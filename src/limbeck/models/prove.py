@@ -5,10 +5,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from limbeck.batch import Batch, Window
 from limbeck.errors import ConfigError, DataError
 from limbeck.models.causal_lm import CausalLM
 from limbeck.models.modes import evaluating
@@ -125,8 +127,10 @@ def _tokens(model: CausalLM, seed: int, count: int) -> Int[Tensor, " T"]:
 
 def _states(model: CausalLM, pieces: Sequence[Int[Tensor, " _"]]) -> Float[Tensor, "T D"]:
     """Last hidden states of pieces in one row, each with positions of its own."""
-    ids = torch.cat(list(pieces))
-    positions = torch.cat([torch.arange(len(piece), device=ids.device) for piece in pieces])
-    output = model.decoder(input_ids=ids[None], position_ids=positions[None], use_cache=False)
-    last: Tensor = output.last_hidden_state
-    return last[0].float()
+    windows = [
+        # Every position is read, and no target: the last one may be any.
+        Window(np.append(piece.cpu().numpy(), 0), np.ones(len(piece), dtype=np.bool_), number)
+        for number, piece in enumerate(pieces)
+    ]
+    hidden: Tensor = model(Batch.packed([windows]).to(model.hf_model.device))[0]
+    return hidden.float()

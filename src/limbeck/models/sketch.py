@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
-from transformers import masking_utils
 
 from limbeck.errors import ConfigError
 from limbeck.models.build import empty
@@ -41,18 +37,3 @@ def sketched_model(source: ModelSource, dtype: torch.dtype) -> CausalLM:
                 f"No model can be made of the configuration of {source.path}: {first_line(error)}"
             ) from error
     return CausalLM(hf_model).eval()
-
-
-@contextmanager
-def one_document_a_row() -> Iterator[None]:
-    """A context in which transformers takes every row for one document.
-
-    It finds the borders of packed documents in the numbers of `position_ids`, which are not there;
-    without this it plans for rows of several documents, whose attention needs a mask.
-    """
-    plain = masking_utils.find_packed_sequence_indices
-    masking_utils.find_packed_sequence_indices = lambda position_ids: None
-    try:
-        yield
-    finally:
-        masking_utils.find_packed_sequence_indices = plain

@@ -30,7 +30,7 @@ def block_influence(calibration: Calibration) -> list[float]:
             with states_kept(teacher) as states:
                 teacher(batch)
             for at, pair in states.items():
-                before, after = (state[batch.scored].double() for state in pair)
+                before, after = (batch.scored_rows(state).double() for state in pair)
                 sums[at] += float((1 - cosine_similarity(before, after, dim=-1)).sum())
     return [total / calibration.num_tokens for total in sums]
 

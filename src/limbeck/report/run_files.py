@@ -55,6 +55,68 @@ class Disagreement:
 
 
 @dataclass(frozen=True)
+class GroupFigures:
+    """A student on a group of the held-out tokens."""
+
+    __pydantic_config__ = LENIENT
+    group: str
+    tokens: int
+    forward_kl: Figure | None = None
+    top1_agreement: Figure | None = None
+
+
+@dataclass(frozen=True)
+class GenerationFigures:
+    """Samples of a student, and of its teacher after the same prompts."""
+
+    __pydantic_config__ = LENIENT
+    prompts: int = 0
+    student: dict[str, Figure | float] = field(default_factory=dict)
+    teacher: dict[str, Figure | float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Versus:
+    """The distilled student beside another model on the same items."""
+
+    __pydantic_config__ = LENIENT
+    difference: Figure
+    p: float | None = None
+
+
+@dataclass(frozen=True)
+class TaskRow:
+    """Models on the items of a task under one metric."""
+
+    __pydantic_config__ = LENIENT
+    task: str
+    metric: str
+    items: int
+    floor: float
+    models: dict[str, Figure]
+    retained: dict[str, Figure] = field(default_factory=dict)
+    against: dict[str, Versus] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TaskFigures:
+    """What lm-evaluation-harness found."""
+
+    __pydantic_config__ = LENIENT
+    harness: str = ""
+    rows: tuple[TaskRow, ...] = ()
+
+
+@dataclass(frozen=True)
+class SuiteFigures:
+    """The further suites that the report shows; those of a user's own are left out."""
+
+    __pydantic_config__ = LENIENT
+    generation: dict[str, GenerationFigures] = field(default_factory=dict)
+    tasks: TaskFigures = field(default_factory=TaskFigures)
+
+
+@dataclass(frozen=True)
 class SetFigures:
     """What was measured on one of several held-out texts."""
 
@@ -80,6 +142,9 @@ class Evaluation:
     learning_rate: dict[str, float] = field(default_factory=dict)
     sets: dict[str, SetFigures] = field(default_factory=dict)
     chosen_by_set: str | None = None
+    teacher_advantage: dict[str, Figure] = field(default_factory=dict)
+    groups: dict[str, dict[str, tuple[GroupFigures, ...]]] = field(default_factory=dict)
+    suites: SuiteFigures = field(default_factory=SuiteFigures)
 
 
 @dataclass(frozen=True)

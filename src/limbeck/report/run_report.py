@@ -13,9 +13,11 @@ from markupsafe import Markup
 
 from limbeck.files import write_text
 from limbeck.report import story
+from limbeck.report.advice import advice
 from limbeck.report.pages import page
 from limbeck.report.plots import Curve, plot
 from limbeck.report.run_files import Evaluation, Figure, RunFiles, read_run
+from limbeck.report.sections import group_tables, suite_tables
 from limbeck.report.words import TRIALS, number, percent
 
 HELD_OUT = {
@@ -53,8 +55,11 @@ class Metric:
 METRICS = {
     "forward_kl": Metric("Forward KL", "nats a token from the teacher's whole distribution"),
     "reverse_kl": Metric("Reverse KL", "nats a token, seen from the student"),
+    "jensen_shannon": Metric("Jensen-Shannon", "nats a token, at most 0.693"),
     "total_variation": Metric("Total variation", "probability put elsewhere", share=True),
+    "acceptance": Metric("Shared probability", "accepted as drafts", "greatest", share=True),
     "top1_agreement": Metric("Same first choice", "as the teacher", "greatest", share=True),
+    "top5_agreement": Metric("Shared first five", "of the teacher's", "greatest", share=True),
     "cross_entropy": Metric("Cross-entropy", "nats a token on the text itself"),
     "perplexity": Metric("Perplexity", "as if choosing among so many tokens", digits=2),
     "bits_per_byte": Metric("Bits per byte", "comparable across tokenizers"),
@@ -101,6 +106,9 @@ def run_page(run: RunFiles) -> str:
         "table": list(table(evaluation)),
         "sets": list(set_table(evaluation)),
         "gaps": list(gap_bars(evaluation)),
+        "advice": advice(run.evaluation, run.metrics),
+        "suite_tables": list(suite_tables(evaluation)),
+        "group_tables": list(group_tables(evaluation)),
         "plots": list(plots(run)),
         "speed_ratio": speed_ratio(evaluation),
         "timing": mapping(run.provenance.get("timing")),

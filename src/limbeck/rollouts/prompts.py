@@ -19,23 +19,34 @@ class Prompts(Sequence[Sequence[int]]):
         too_long: Number of documents whose prompt is longer than `longest`.
     """
 
-    def __init__(self, data: TextData, *, longest: int, first_tokens: int | None = None) -> None:
+    def __init__(
+        self,
+        data: TextData,
+        *,
+        longest: int,
+        first_tokens: int | None = None,
+        documents: Int64[np.ndarray, " chosen"] | None = None,
+    ) -> None:
         """
         Args:
             first_tokens: Length of a prompt. None takes everything before the last run of scored
                 tokens: a chat up to its last answer, with the template's generation prompt, or the
                 prompt of a completion.
+            documents: Take prompts of these documents only; all by default.
         """
         ends = np.asarray(data.document_ends)
         begins = np.concatenate([[0], ends[:-1]])
         stops = last_answers(data, ends) if first_tokens is None else begins + first_tokens
         has_prompt = (begins < stops) & (stops < ends)
+        if documents is not None:
+            has_prompt &= np.isin(np.arange(len(ends)), documents)
         fits = stops - begins <= longest
         self.too_short = int(np.count_nonzero(~has_prompt))
         self.too_long = int(np.count_nonzero(has_prompt & ~fits))
         kept = has_prompt & fits
         self._tokens = data.tokens
         self._spans = np.stack([begins[kept], stops[kept]], axis=1)
+        self._ends = ends[kept]
 
     def __len__(self) -> int:
         return len(self._spans)
@@ -49,6 +60,12 @@ class Prompts(Sequence[Sequence[int]]):
             return [self[each] for each in range(*index.indices(len(self)))]
         begin, stop = self._spans[index].tolist()
         ids: list[int] = self._tokens[begin:stop].tolist()
+        return ids
+
+    def following(self, index: int, most: int) -> list[int]:
+        """The tokens after a prompt in its own document, at most so many."""
+        stop = int(self._spans[index, 1])
+        ids: list[int] = self._tokens[stop : min(stop + most, int(self._ends[index]))].tolist()
         return ids
 
     @property

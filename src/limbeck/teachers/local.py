@@ -102,7 +102,7 @@ class LocalTeacher(Teacher):
         needs = self._needs
         if needs == NOTHING:
             return TeacherSignal()
-        with captured_projections(self.model, batch.scored, needs.projections) as projections:
+        with captured_projections(self.model, batch, needs.projections) as projections:
             hidden, layer_hidden = self.model(batch, sorted(needs.layers))
         distribution = LazyLogits(hidden, self.model.head) if needs.distribution else None
         return TeacherSignal.from_distribution(distribution, layer_hidden, projections)

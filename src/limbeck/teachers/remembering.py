@@ -72,7 +72,8 @@ def for_measuring(teacher: Teacher, world: World) -> Teacher:
 def fingerprint(batch: Batch) -> bytes:
     """A hash of everything a model reads of a batch."""
     digest = hashlib.blake2b(digest_size=16)
-    for part in (batch.input_ids, batch.position_ids, batch.scored):
+    host = batch.on_host
+    for part in (host.input_ids, host.position_ids, host.scored):
         digest.update(str(tuple(part.shape)).encode())
-        digest.update(part.cpu().contiguous().numpy().tobytes())
+        digest.update(part.contiguous().numpy().tobytes())
     return digest.digest()

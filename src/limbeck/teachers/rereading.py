@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -13,22 +11,6 @@ from torch import Tensor
 
 from limbeck.batch import Batch, Window
 from limbeck.tokenizers import Aligner
-
-
-class Stretch(NamedTuple):
-    """A segment of a batch: positions `start` to `end` of a row, and the tokens they read.
-
-    Attributes:
-        row: Of the batch.
-        start: Its first position.
-        end: One past its last.
-        tokens: The tokens read, and the last target.
-    """
-
-    row: int
-    start: int
-    end: int
-    tokens: list[int]
 
 
 class Segment(NamedTuple):
@@ -82,18 +64,17 @@ def reread(batch: Batch, aligner: Aligner, *, likelihoods: bool = False) -> Rere
         aligner: Of the two tokenizers.
         likelihoods: Whether the text's chunks are wanted; there are none otherwise.
     """
-    stretches = list(stretches_of(batch))
-    scored = batch.scored.cpu().numpy()
+    windows = list(batch.scored_windows())
+    scored = batch.on_host.scored.numpy()
     number = scored.reshape(-1).cumsum().reshape(scored.shape) - 1
     rows: list[list[Segment]] = [[] for _ in range(max(len(scored), 1))]
     positions: list[Int64[np.ndarray, " n"]] = [np.empty(0, dtype=np.int64)]
     chunk_of, num_chunks = np.full(int(scored.sum()), -1), 0
-    for stretch, aligned in zip(
-        stretches, aligner.align([each.tokens for each in stretches]), strict=True
-    ):
+    texts = [window.tokens.tolist() for _, _, window in windows]
+    for (row, columns, _), aligned in zip(windows, aligner.align(texts), strict=True):
         if isinstance(aligned, str):
             continue
-        place = (stretch.row, slice(stretch.start, stretch.end))
+        place = row, columns
         standing, mine = aligned.standing[:-1], scored[place]
         chosen = mine & (standing >= 0)
         mask = np.zeros(len(aligned.teacher_ids), dtype=np.bool_)
@@ -109,7 +90,7 @@ def reread(batch: Batch, aligner: Aligner, *, likelihoods: bool = False) -> Rere
             chunk_of[number[place][mine]] = ours[mine]
             own_chunks[: len(theirs)] = theirs
             num_chunks += chunks.num_chunks
-        rows[stretch.row].append(Segment(aligned.teacher_ids, mask, own_chunks))
+        rows[row].append(Segment(aligned.teacher_ids, mask, own_chunks))
     packed_batch, is_standing, teacher_chunk_of = packed(rows)
     return Rereading(
         packed_batch,
@@ -119,18 +100,6 @@ def reread(batch: Batch, aligner: Aligner, *, likelihoods: bool = False) -> Rere
         torch.from_numpy(np.where(teacher_chunk_of < 0, num_chunks, teacher_chunk_of)),
         num_chunks,
     )
-
-
-def stretches_of(batch: Batch) -> Iterator[Stretch]:
-    """The segments of a batch that have scored positions, in the order of those positions."""
-    inputs, targets = batch.input_ids.cpu().numpy(), batch.target_ids.cpu().numpy()
-    scored, places = batch.scored.cpu().numpy(), batch.position_ids.cpu().numpy()
-    for row in range(len(inputs)):
-        starts = [*(places[row] == 0).nonzero()[0].tolist(), inputs.shape[1]]
-        for start, end in itertools.pairwise(starts):
-            if scored[row, start:end].any():
-                tokens = [*inputs[row, start:end].tolist(), int(targets[row, end - 1])]
-                yield Stretch(row, start, end, tokens)
 
 
 def packed(

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from limbeck.batch import Batch
+from limbeck.batch import Batch, sent
 from limbeck.distributed import World
 from limbeck.errors import ConfigError, DataError
 from limbeck.losses import SignalPart, TeacherSignal
@@ -113,7 +113,7 @@ class RoutedTeacher(SeveralTeachers):
                 continue
             distribution = member.signal(only(batch, mine)).distribution
             assert distribution is not None
-            positions = mine.nonzero().squeeze(-1).to(batch.scored.device)
+            positions = sent(mine.nonzero().squeeze(-1), batch.scored.device)
             parts.append(SignalPart(positions, distribution))
         if len(parts) == 1:
             return TeacherSignal.from_distribution(parts[0].distribution)
@@ -142,18 +142,19 @@ def document_of(text: TextWindows, window: int) -> str:
 
 def only(batch: Batch, chosen_positions: Bool[Tensor, " N"]) -> Batch:
     """The rows with one of these scored positions, or the first; nothing else is scored."""
-    every = batch.scored.cpu()
-    scored = torch.zeros_like(every)
-    scored[every] = chosen_positions
+    host = batch.on_host
+    scored = torch.zeros_like(host.scored)
+    scored[host.scored] = chosen_positions
     chosen: Int[Tensor, " b"] = scored.any(-1).nonzero().squeeze(-1)
-    rows = (chosen if len(chosen) else torch.zeros(1, dtype=torch.int64)).to(batch.scored.device)
-    return Batch(
-        batch.input_ids[rows],
-        batch.target_ids[rows],
-        scored.to(rows.device)[rows],
-        batch.position_ids[rows],
-        batch.document_ids[rows],
+    rows = chosen if len(chosen) else torch.zeros(1, dtype=torch.int64)
+    kept = Batch(
+        host.input_ids[rows],
+        host.target_ids[rows],
+        scored[rows],
+        host.position_ids[rows],
+        host.document_ids[rows],
     )
+    return kept.to(batch.scored.device)
 
 
 @registry.register("routed")

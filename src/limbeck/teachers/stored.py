@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -263,14 +262,8 @@ def window_of(data: TextData, window: int) -> Sample:
 
 def samples_of(batch: Batch) -> Iterator[Sample]:
     """The windows of a batch that have scored positions, in the order of those positions."""
-    inputs, targets = batch.input_ids.cpu().numpy(), batch.target_ids.cpu().numpy()
-    scored, positions = batch.scored.cpu().numpy(), batch.position_ids.cpu().numpy()
-    for row in range(len(inputs)):
-        starts = [*(positions[row] == 0).nonzero()[0].tolist(), inputs.shape[1]]
-        for start, end in itertools.pairwise(starts):
-            if scored[row, start:end].any():
-                tokens = np.append(inputs[row, start:end], targets[row, end - 1])
-                yield Sample(tokens.astype(np.int32), scored[row, start:end].copy())
+    for _, _, window in batch.scored_windows():
+        yield Sample(window.tokens.astype(np.int32), window.scored.copy())
 
 
 @teachers.register("stored")

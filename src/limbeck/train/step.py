@@ -71,7 +71,7 @@ def count_step(
         world: The ranks; one all-reduce carries it all.
         failed: Whether something failed on this rank since the last step.
     """
-    local = sum(int(batch.num_scored()) for batch in micro_batches)
+    local = sum(int(batch.on_host.num_scored()) for batch in micro_batches)
     numbers = [local, int(failed), *stop_counts]
     total, failures, *stops = all_sum(
         torch.tensor(numbers, dtype=world.exact, device=world.device)

@@ -26,8 +26,8 @@ class StudentView:
         head: Output head. Called on a chunk at a time, so N x V logits never exist at once.
         token_weights: Multiplies every term at each position; None is 1 everywhere. The sum of the
             terms is still divided by the number of scored tokens, not by the sum of the weights.
-        segments: Segment number of each position, non-decreasing; see `Batch.segments`. May be
-            None if no term compares positions with each other.
+        segments: Segment number of each position, non-decreasing, in host memory; see
+            `Batch.segments`. May be None if no term compares positions with each other.
     """
 
     hidden: Float[Tensor, "N D"]

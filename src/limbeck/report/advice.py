@@ -1,0 +1,140 @@
+"""What to do next, each sentence with the measurements it rests on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from limbeck.report.run_files import Evaluation, Figure
+from limbeck.report.words import number, percent
+
+LATE = 0.75
+"""Share of the steps after which a fall of the held-out divergence counts as late."""
+STILL_FALLING = 0.03
+"""Fall since then, relative to the divergence there, above which more tokens are advised."""
+ROSE = 0.03
+"""Rise since the best evaluation, relative to it, above which fewer steps are advised."""
+OVER_CONFIDENT = 0.02
+"""Over-confidence whose interval must lie above this to be called so."""
+OWN_TEXT = 1.25
+"""How many times as far from its teacher as on held-out text a student may be on its own."""
+
+
+def advice(evaluation: Evaluation | None, metrics: Sequence[Mapping[str, Any]]) -> list[str]:
+    """All advice that the measurements of a run support, the most important first.
+
+    Args:
+        metrics: Lines of metrics.jsonl.
+    """
+    found = [] if evaluation is None else [*worse_teacher(evaluation), *text_or_teacher(evaluation)]
+    found += progress(metrics)
+    if evaluation is not None:
+        found += [*confidence(evaluation), *own_text(evaluation), *tasks_kept(evaluation)]
+    return found
+
+
+def worse_teacher(evaluation: Evaluation) -> Iterator[str]:
+    """Stop: a student learns from a teacher that predicts this text no better than it does."""
+    before = evaluation.teacher_advantage.get("initial")
+    if before is not None and before.high is not None and before.high < 0:
+        yield (
+            "Stop, and use another teacher or other text: before training the student predicted "
+            f"the held-out text better than its teacher, by {ends(before, -1)} nats a token, so "
+            "coming nearer to this teacher makes it worse."
+        )
+        return
+    after = evaluation.teacher_advantage.get("distilled")
+    if after is not None and after.high is not None and after.high < 0:
+        yield (
+            "More distillation on this text has little to give: the student now predicts it "
+            f"better than its teacher, by {ends(after, -1)} nats a token. A lower objective.alpha "
+            "follows the text, a better teacher would help more."
+        )
+
+
+def text_or_teacher(evaluation: Evaluation) -> Iterator[str]:
+    """A lower alpha where training on the text alone predicts the text better."""
+    difference = evaluation.difference.get("cross_entropy")
+    if difference is not None and difference.high is not None and difference.high < 0:
+        yield (
+            "If the text matters more than the teacher, lower objective.alpha: trained with "
+            "cross-entropy only, the student predicts the held-out text better, by "
+            f"{ends(difference, -1)} nats a token."
+        )
+
+
+def progress(metrics: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """More tokens while the divergence still falls at the end; fewer where it has risen."""
+    points = [
+        (int(line["step"]), float(line["forward_kl"]))
+        for line in metrics
+        if line.get("kind") == "evaluation" and "step" in line and "forward_kl" in line
+    ]
+    if len(points) < 3:
+        return
+    last_step, last = points[-1]
+    best_step, best = min(points, key=lambda point: point[1])
+    if last > (1 + ROSE) * best:
+        yield (
+            f"Train for fewer steps: the held-out forward KL was lowest at step {best_step:,}, "
+            f"{number(best)} nats, and is {number(last)} at step {last_step:,}. More text, or a "
+            "lower optim.learning_rate, may help too."
+        )
+        return
+    early = [point for point in points if point[0] <= LATE * last_step] or points[:1]
+    step, then = early[-1]
+    if last < (1 - STILL_FALLING) * then:
+        yield (
+            f"Train on more tokens: between steps {step:,} and {last_step:,} the held-out forward "
+            f"KL still fell from {number(then)} to {number(last)} nats, by "
+            f"{percent(1 - last / then, 0)}."
+        )
+
+
+def confidence(evaluation: Evaluation) -> Iterator[str]:
+    """Alpha or samples, where the student is surer than it is right."""
+    trials = evaluation.trials
+    figure = trials.get("distilled", {}).get("over_confidence")
+    if figure is None or figure.low is None or figure.low <= OVER_CONFIDENT:
+        return
+    alone = trials.get("cross_entropy", {}).get("over_confidence")
+    beside = "" if alone is None else f"; trained with cross-entropy only, {percent(alone.value)}"
+    yield (
+        "The student is over-confident: its first choice has more probability than it is right, by "
+        f"{percent(figure.value)} ({percent(figure.low)} to {percent(figure.high)}{beside}). Raise "
+        "objective.alpha, or record the teacher as samples instead of its top k."
+    )
+
+
+def own_text(evaluation: Evaluation) -> Iterator[str]:
+    """Rollouts, where the student is farther from its teacher on text of its own."""
+    suite = evaluation.suites.generation.get("distilled")
+    own = None if suite is None else suite.student.get("forward_kl")
+    held_out = evaluation.trials.get("distilled", {}).get("forward_kl")
+    if not isinstance(own, Figure) or own.low is None or held_out is None or held_out.high is None:
+        return
+    if own.low > OWN_TEXT * held_out.high:
+        yield (
+            "Train on text that the student writes (rollout, from: student): on its own samples "
+            f"its forward KL is {ends(own)} nats a token, on held-out text {ends(held_out)}."
+        )
+
+
+def tasks_kept(evaluation: Evaluation) -> Iterator[str]:
+    """Other tasks, where the teacher itself does no better than guessing."""
+    for row in evaluation.suites.tasks.rows:
+        if row.metric == "acc" and "teacher" in row.models and "distilled" not in row.retained:
+            yield (
+                f"The task {row.task} cannot say what was kept: its teacher scores "
+                f"{percent(row.models['teacher'].value)} on {row.items:,} items, and guessing "
+                f"{percent(row.floor)}. Use more items or another task."
+            )
+
+
+def ends(figure: Figure, sign: int = 1) -> str:
+    """A figure with the ends of its interval, times a sign."""
+    value, low, high = (
+        None if each is None else sign * each for each in (figure.value, figure.low, figure.high)
+    )
+    low, high = (low, high) if sign > 0 else (high, low)
+    return f"{number(value)} ({number(low)} to {number(high)})"

@@ -1,0 +1,131 @@
+"""Tables of an evaluation: groups of tokens, samples, tasks; for the page and the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from limbeck.report.run_files import Evaluation, Figure, GenerationFigures, TaskRow
+from limbeck.report.words import MISSING, TRIALS, number, percent
+
+STUDENTS = ("distilled", "cross_entropy")
+KINDS = {
+    "teacher_entropy": "Teacher's entropy, by tenths of the tokens (1: the most certain)",
+    "position": "Position in the window",
+    "source": "Source of the text",
+}
+SAMPLES = {
+    "teacher_nll": ("Teacher's surprise", "nats a token of the samples", False),
+    "own_nll": ("Writer's surprise", "nats a token; its entropy", False),
+    "forward_kl": ("Forward KL there", "nats a token, on the samples", False),
+    "repeated": ("Repeated 4-grams", "that stood earlier in the sample", True),
+    "distinct_1": ("Distinct tokens", "of all sampled tokens", True),
+    "distinct_2": ("Distinct pairs", "of all sampled pairs", True),
+    "distinct_3": ("Distinct triples", "of all sampled triples", True),
+    "ended": ("Ended", "with an end token", True),
+    "length": ("Length", "tokens", False),
+}
+"""Label, meaning, and whether it is a share."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A figure, and the ends of its interval in small print."""
+
+    value: str
+    ends: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table; the first cell of a row is its heading."""
+
+    title: str
+    note: str
+    heads: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+
+def group_tables(evaluation: Evaluation) -> Iterator[Table]:
+    """The students by group of tokens, one table for each kind of group."""
+    known = [trial for trial in STUDENTS if trial in evaluation.groups]
+    for kind, title in KINDS.items():
+        trials = {t: evaluation.groups[t][kind] for t in known if kind in evaluation.groups[t]}
+        if not trials:
+            continue
+        heads = ["", "Tokens"]
+        heads += [f"{metric}: {TRIALS[t]}" for metric in ("KL", "Same choice") for t in trials]
+        rows = []
+        for index, first in enumerate(next(iter(trials.values()))):
+            beside = [t[index] for t in trials.values() if index < len(t)]
+            cells = [Cell(first.group), Cell(f"{first.tokens:,}")]
+            cells += [figure_cell(each.forward_kl) for each in beside]
+            cells += [figure_cell(each.top1_agreement, share=True) for each in beside]
+            rows.append(tuple(cells))
+        yield Table(title, "", tuple(heads), tuple(rows))
+
+
+def suite_tables(evaluation: Evaluation) -> Iterator[Table]:
+    """The suites `generation` and `tasks`, where they were measured."""
+    if evaluation.suites.generation:
+        yield generation_table(evaluation.suites.generation)
+    if evaluation.suites.tasks.rows:
+        yield tasks_table(evaluation.suites.tasks.rows, evaluation.suites.tasks.harness)
+
+
+def generation_table(found: Mapping[str, GenerationFigures]) -> Table:
+    """What teacher and students write after the same prompts."""
+    names = [trial for trial in STUDENTS if trial in found]
+    writers = {"teacher": found[names[0]].teacher} if names else {}
+    writers |= {trial: found[trial].student for trial in names}
+    rows = []
+    for figure, (label, meaning, share) in SAMPLES.items():
+        cells = [figure_cell(of.get(figure), share=share) for of in writers.values()]
+        if any(cell.value != MISSING for cell in cells):
+            rows.append((Cell(label, meaning), *cells))
+    prompts = found[names[0]].prompts if names else 0
+    note = f"Samples after {prompts:,} held-out prompts, drawn with the same seeds."
+    return Table("What they write", note, ("", *(TRIALS[w] for w in writers)), tuple(rows))
+
+
+def tasks_table(found: tuple[TaskRow, ...], harness: str) -> Table:
+    """Scores on tasks, and how much of the teacher's was retained."""
+    names = [t for t in TRIALS if any(t in row.models for row in found)]
+    rows = []
+    for row in found:
+        cells = [Cell(f"{row.task}", f"{row.metric}, {row.items:,} items")]
+        cells.append(Cell(percent(row.floor)))
+        cells += [figure_cell(row.models.get(name), share=True) for name in names]
+        cells.append(figure_cell(row.retained.get("distilled"), share=True))
+        for other in ("teacher", "cross_entropy"):
+            versus = row.against.get(other)
+            counts = "" if versus is None or versus.p is None else p_value(versus.p)
+            cells.append(
+                Cell(MISSING)
+                if versus is None
+                else Cell(figure_cell(versus.difference, share=True).value, counts)
+            )
+        rows.append(tuple(cells))
+    heads = ("", "Guess", *(TRIALS[name] for name in names), "Retained")
+    note = (
+        f"lm-evaluation-harness {harness}, the same items for every model. Retained: (student - "
+        "guess) / (teacher - guess). The last columns: distilled less the other, and McNemar's p."
+    )
+    return Table("Tasks", note, (*heads, "Less teacher", "Less cross-entropy"), tuple(rows))
+
+
+def p_value(p: float) -> str:
+    """A p as people write it."""
+    return "p < 0.001" if p < 0.001 else f"p = {number(p)}"
+
+
+def figure_cell(figure: Figure | float | None, *, share: bool = False) -> Cell:
+    """A figure with its interval."""
+    if figure is None:
+        return Cell(MISSING)
+    shown = percent if share else number
+    if isinstance(figure, float):
+        return Cell(shown(figure))
+    if figure.low is None or figure.high is None or figure.low == figure.high:
+        return Cell(shown(figure.value))
+    return Cell(shown(figure.value), f"{shown(figure.low)} to {shown(figure.high)}")

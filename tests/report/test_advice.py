@@ -1,0 +1,110 @@
+"""Every piece of advice on both sides of its threshold."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from limbeck.report.advice import advice
+from limbeck.report.run_files import (
+    Evaluation,
+    Figure,
+    GenerationFigures,
+    SuiteFigures,
+    TaskFigures,
+    TaskRow,
+)
+
+
+def figure(value: float, spread: float) -> Figure:
+    return Figure(value, value - spread, value + spread)
+
+
+def steps(*divergences: float) -> list[dict[str, Any]]:
+    """Evaluations every ten steps."""
+    return [
+        {"kind": "evaluation", "step": 10 * i, "forward_kl": value}
+        for i, value in enumerate(divergences, 1)
+    ]
+
+
+def only(found: list[str], *words: str) -> bool:
+    """Whether there is one sentence, and it has these words."""
+    return len(found) == 1 and all(word in found[0].replace("\u202f", " ") for word in words)
+
+
+@pytest.mark.parametrize(("value", "given"), [(-0.2, True), (-0.05, False), (0.3, False)])
+def test_a_run_with_a_worse_teacher_is_stopped(value: float, given: bool) -> None:
+    found = advice(Evaluation(teacher_advantage={"initial": figure(value, 0.1)}), [])
+    assert only(found, "Stop", "0.200 (0.100 to 0.300)") if given else not found
+
+
+@pytest.mark.parametrize(("value", "given"), [(-0.2, True), (-0.05, False)])
+def test_a_student_that_has_passed_its_teacher_needs_another(value: float, given: bool) -> None:
+    evaluation = Evaluation(
+        teacher_advantage={"initial": figure(1.0, 0.1), "distilled": figure(value, 0.1)}
+    )
+    found = advice(evaluation, [])
+    assert only(found, "little to give", "0.200 (0.100 to 0.300)") if given else not found
+
+
+@pytest.mark.parametrize(("value", "given"), [(-0.2, True), (-0.05, False), (0.2, False)])
+def test_where_the_text_alone_teaches_the_text_better_a_lower_alpha_is_advised(
+    value: float, given: bool
+) -> None:
+    found = advice(Evaluation(difference={"cross_entropy": figure(value, 0.1)}), [])
+    assert only(found, "lower objective.alpha", "0.200 (0.100 to 0.300)") if given else not found
+
+
+@pytest.mark.parametrize(
+    ("divergences", "words"),
+    [
+        ((3.0, 2.0, 1.5, 1.4), ("more tokens", "steps 30 and 40", "from 1.500 to 1.400", "7 %")),
+        ((3.0, 2.0, 1.5, 1.46), ()),  # 2.7 % less
+        ((3.0, 1.4, 1.5, 1.45), ("fewer steps", "lowest at step 20, 1.400", "is 1.450 at")),
+        ((3.0, 1.42, 1.5, 1.45), ()),  # 2.1 % above the lowest, 3.3 % below the late one
+        ((3.0, 1.0), ()),
+        ((), ()),
+    ],
+)
+def test_the_end_of_the_curve_asks_for_more_or_fewer_tokens(
+    divergences: tuple[float, ...], words: tuple[str, ...]
+) -> None:
+    found = advice(None, steps(*divergences))
+    assert only(found, *words) if words else not [s for s in found if "fewer" in s]
+    if divergences == (3.0, 1.42, 1.5, 1.45):
+        assert only(found, "more tokens", "3 %")
+    elif not words:
+        assert not found
+
+
+@pytest.mark.parametrize(("value", "given"), [(0.05, True), (0.025, False), (-0.2, False)])
+def test_an_over_confident_student_needs_alpha_or_samples(value: float, given: bool) -> None:
+    trials = {
+        "distilled": {"over_confidence": figure(value, 0.01)},
+        "cross_entropy": {"over_confidence": figure(0.08, 0.01)},
+    }
+    found = advice(Evaluation(trials=trials), [])
+    words = ("over-confident", "5.0 % (4.0 % to 6.0 %", "cross-entropy only, 8.0 %")
+    assert only(found, *words) if given else not found
+
+
+@pytest.mark.parametrize(("value", "given"), [(1.5, True), (1.3, False), (0.5, False)])
+def test_a_student_that_is_farther_on_its_own_text_needs_rollouts(
+    value: float, given: bool
+) -> None:
+    own = GenerationFigures(student={"forward_kl": figure(value, 0.05)})
+    evaluation = Evaluation(
+        trials={"distilled": {"forward_kl": figure(1.0, 0.05)}},
+        suites=SuiteFigures(generation={"distilled": own}),
+    )
+    found = advice(evaluation, [])
+    assert only(found, "rollout", "1.500 (1.450 to 1.550)", "1.000") if given else not found
+
+
+@pytest.mark.parametrize("retained", [{}, {"distilled": figure(0.5, 0.1)}])
+def test_a_task_the_teacher_guesses_is_called_useless(retained: dict[str, Figure]) -> None:
+    row = TaskRow("quiz", "acc", 40, 0.25, {"teacher": figure(0.275, 0.1)}, retained)
+    found = advice(Evaluation(suites=SuiteFigures(tasks=TaskFigures("0", (row,)))), [])
+    assert not found if retained else only(found, "quiz", "27.5 %", "40 items", "25.0 %")
