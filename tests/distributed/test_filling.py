@@ -171,20 +171,18 @@ def units_of(module):
 
 
 def wrapped_alike(world, folder):
-    """One unit a block and one for the rest, for teacher and student, filled or whole."""
+    """One unit a block, the embedding and the rest, for teacher and student, filled or whole."""
+    names = ["embed_tokens", *(f"layers.{i}" for i in range(3))]
     for make in (opened, loaded):
         teacher = LocalTeacher(make(folder))
         teacher.shard(world)
-        assert units_of(teacher.model) == ["", *(f"hf_model.model.layers.{i}" for i in range(3))]
+        assert units_of(teacher.model) == ["", *(f"hf_model.model.{name}" for name in names)]
         student = make(folder)
         torch.manual_seed(3)
         shapes = PairShapes(3, 3, 32, 32, LayerMap.uniform(3, 3))
         distiller = Distiller(student, build_objective(EVERYTHING, shapes, head_budget_mb=1))
         shard(distiller, student.blocks, world)
-        assert units_of(distiller) == [
-            "",
-            *(f"student.hf_model.model.layers.{i}" for i in range(3)),
-        ]
+        assert units_of(distiller) == ["", *(f"student.hf_model.model.{name}" for name in names)]
 
 
 def test_filled_and_whole_models_have_the_same_fsdp_units(tmp_path):

@@ -87,6 +87,9 @@ def simulated(folder):
         with simulated_world(size, device="cpu") as here:
             step = figures(here, folder, **setting)
         (folder / f"simulated {name}").write_text(json.dumps(asdict(step)))
+
+
+def simulated_more(folder):
     with simulated_world(4, device="cpu", replicate=2) as here:
         for reduce in REDUCE:
             step = figures(here, folder, passes=3, reduce=reduce)
@@ -125,9 +128,16 @@ def as_a_rank_of_copies(here, folder, reduce):
         (folder / f"real copies {reduce}").write_text(json.dumps(asdict(step)))
 
 
+@pytest.fixture(scope="module")
+def more(folder):
+    assert live(simulated_more, folder) == 0
+    return folder
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("reduce", REDUCE)
-def test_a_simulated_step_of_copies_is_a_real_one(folder, reduce):
+def test_a_simulated_step_of_copies_is_a_real_one(more, reduce):
+    folder = more
     on_ranks(4, as_a_rank_of_copies, folder, reduce, replicate=2)
     real, mine = (
         json.loads((folder / f"{kind} copies {reduce}").read_text())
@@ -136,9 +146,10 @@ def test_a_simulated_step_of_copies_is_a_real_one(folder, reduce):
     assert mine == real
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("reduce", REDUCE)
-def test_copies_add_one_sum_of_shards_a_step(folder, reduce):
-    mine = json.loads((folder / f"simulated copies {reduce}").read_text())
+def test_copies_add_one_sum_of_shards_a_step(more, reduce):
+    mine = json.loads((more / f"simulated copies {reduce}").read_text())
     sums = [
         (each["ranks"], each["stride"], each["count"], each["whole_bytes"])
         for each in mine["collectives"]
@@ -156,8 +167,9 @@ def bytes_of(model):
     return sum(p.nbytes for p in model.parameters())
 
 
-def test_two_micro_batches_tell_what_three_take(folder):
-    files = (folder / f"{name}" for name in ("simulated three micro-batches", "all of three"))
+@pytest.mark.long
+def test_two_micro_batches_tell_what_three_take(more):
+    files = (more / f"{name}" for name in ("simulated three micro-batches", "all of three"))
     short, whole = (json.loads(file.read_text()) for file in files)
     short["memory_bytes"]["activations"] += 3 * 8  # a micro-batch's losses, in float64
     assert short == whole

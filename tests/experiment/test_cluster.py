@@ -48,7 +48,7 @@ def test_a_cluster_is_planned_from_configurations_alone(tmp_path):
     assert cluster["ranks"] == 4
     assert cluster["hardware"]["per_node"] == 2
     counts = {each["kind"]: each["count"] for each in cluster["collectives"]}
-    assert counts["reduce-scatter"] == 5
+    assert counts["reduce-scatter"] == 6
     assert cluster["slowest_tokens_per_second"] < plan["tokens_per_second"]
     assert not (tmp_path / "run").exists()
 
