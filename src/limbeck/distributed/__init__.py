@@ -14,7 +14,6 @@ from limbeck.distributed.footprint import (
     Footprint,
     StepFootprint,
     by_purpose,
-    local,
     prolonged,
 )
 from limbeck.distributed.lock import locked
@@ -34,6 +33,7 @@ from limbeck.distributed.sharding import (
     gather_root,
     gathered,
     is_sharded,
+    local,
     plan_reduction,
     release,
     shard,

@@ -31,9 +31,9 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
-from torch.distributed.tensor import DTensor
 
 from limbeck.distributed.ranks import World, broadcast_object, gather_objects, together
+from limbeck.distributed.sharding import local
 from limbeck.errors import DataError, StorageError
 from limbeck.files import damage, manifest, raise_if_storage, seal, staging, sync
 
@@ -373,11 +373,6 @@ def set_random_state(states: Mapping[str, str], device: torch.device) -> None:
 def from_hex(text: str) -> Tensor:
     """A byte tensor from hexadecimal."""
     return torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8)
-
-
-def local(tensor: Tensor) -> Tensor:
-    """The part of a tensor that lies on this rank."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def has_nan(tensor: Tensor) -> bool:

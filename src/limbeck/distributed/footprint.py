@@ -20,6 +20,8 @@ from torch.utils import flop_counter
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from limbeck.distributed.sharding import local
+
 KINDS = {
     "_allgather_base_": ("all-gather", 0),
     "allgather_": ("all-gather", 0),
@@ -211,11 +213,6 @@ class Footprint(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.live_bytes += size
         if self.live_bytes > self.peak_bytes:
             self.peak_bytes, self.peak_operation = self.live_bytes, self._operations
-
-
-def local(tensor: Tensor) -> Tensor:
-    """The part of a tensor on this rank."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def by_purpose(

@@ -191,6 +191,11 @@ def whole(value: Tensor) -> Tensor:
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
+def local(tensor: Tensor) -> Tensor:
+    """The part of a tensor on this rank."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def full_weights(model: nn.Module, world: World) -> dict[str, Tensor]:
     """Every weight whole and on the CPU, on rank 0; nothing on the others, which must call it too.
 
