@@ -153,7 +153,7 @@ def test_the_on_policy_recipe_trains_on_what_its_student_writes(tmp_path, monkey
     assert set(figures) == {name for name in steps_of(tmp_path / "run")[0] if "rollout" in name}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_rank_imports_the_file_from_the_command_line(tmp_path):
     path = extended(tmp_path, *PLUGINS[0])
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]

@@ -106,7 +106,7 @@ def test_a_line_of_ten_megabytes_is_accepted(tmp_path: Path) -> None:
     assert load(path).num_documents == 2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_text_of_ten_megabytes_is_accepted(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", [{"text": "a b " * 2_500_000}, GOOD])
     data = load(path, sequence_length=4096)

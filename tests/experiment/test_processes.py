@@ -80,7 +80,12 @@ def test_killed_three_times_and_resumed_the_student_is_the_same_to_the_byte(tmp_
 
 
 @pytest.mark.parametrize(
-    ("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 143)]
+    ("sent", "code"),
+    [
+        (signal.SIGTERM, 143),
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.long),
+        pytest.param(signal.SIGHUP, 143, marks=pytest.mark.long),
+    ],
 )
 def test_a_run_that_is_asked_to_stop_saves_and_goes_on_later(tmp_path, sent, code):
     untouched, stopped = whole(tmp_path, "untouched"), whole(tmp_path, "stopped")

@@ -94,6 +94,7 @@ def test_the_first_teacher_may_teach_throughout(tmp_path):
     assert second["student"]["cut_from"]["layers"] == 3
 
 
+@pytest.mark.long
 def test_a_cascade_cut_off_anywhere_goes_on_to_the_same_bits(tmp_path, monkeypatch):
     wanted = run(write_stages(tmp_path / "whole"))["two"].student / "model.safetensors"
     path = write_stages(tmp_path / "parts")

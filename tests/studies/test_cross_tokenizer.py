@@ -15,7 +15,7 @@ from tests.tokenizers.unlike import byte_bpe, wrap_plain
 SCRIPT = Path(__file__).parents[2] / "studies" / "cross_tokenizer" / "run.py"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_trial_runs_and_is_compared(tmp_path, monkeypatch):
     monkeypatch.setenv("LIMBECK_CACHE", str(tmp_path / "cache"))
     tokenizer = wrap_plain(byte_bpe(600, digits=True))

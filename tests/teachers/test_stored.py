@@ -186,7 +186,9 @@ def test_a_top_k_store_is_never_above_the_dense_teacher(hidden, tmp_path, temper
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("draw", ["systematic", "multinomial"])
+@pytest.mark.parametrize(
+    "draw", ["systematic", pytest.param("multinomial", marks=pytest.mark.long)]
+)
 def test_samples_from_a_store_are_unbiased_in_value_and_gradient(hidden, tmp_path, draw):
     """Every seed is another recording; their mean is the dense teacher within 4 sigma."""
     parts, exact = hidden
