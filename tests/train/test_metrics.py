@@ -23,7 +23,7 @@ STEP = {
 }
 RECORDS = [
     STEP,
-    {"kind": "evaluation", "step": 3, "forward_kl": 0.5, "student_confidence": 0.1},
+    {"kind": "evaluation", "step": 3, "forward_kl": 0.5, "jensen_shannon": 0.1},
     {"kind": "non_finite", "step": 4, "rows": [7], "documents": ["a.jsonl:8"]},
     {"kind": "note", "step": 4, "text": "micro-batch is 2"},
 ]
@@ -86,7 +86,7 @@ def test_a_log_file_gets_plain_lines():
     assert "step 3/10  loss 1.2500" in text
     assert "10 tokens/s  7 s left" in text
     assert "held out: forward kl 0.5000" in text
-    assert "confidence" not in text
+    assert "jensen" not in text
     assert "Rows [7] (a.jsonl:8)" in text
     assert "micro-batch is 2" in text
     assert "\x1b" not in text

@@ -21,8 +21,11 @@ from limbeck.train.metrics import Record
 
 SECONDS_BETWEEN_LINES = 5.0
 
-UNSHOWN = ("kind", "step", "student_confidence", "student_hit", "padded_mass", "tokens")
-"""Metrics of an evaluation that are in metrics.jsonl only."""
+UNSHOWN = (
+    *("kind", "step", "student_confidence", "student_hit", "padded_mass", "tokens"),
+    *("jensen_shannon", "top5_agreement", "teacher_entropy"),
+)
+"""Fields of an evaluation that are in metrics.jsonl only."""
 
 
 class ProgressConsole(Console):
