@@ -143,14 +143,14 @@ class Batch:
         those apart by itself.
         """
         host = self.on_host
-        # Asked so that a simulated device, which answers every question with yes, has one each.
+        # In a dry run every such question is answered with True: its rows hold one document each.
         if ((host.position_ids > 0) | (host.document_ids < 0))[:, 1:].all():
             return torch.empty(0, dtype=torch.int32, device=self.input_ids.device)
         starts = host._starts().flatten().nonzero().squeeze(-1)
         borders = torch.cat([starts, starts.new_tensor([host.scored.numel()])])
         return sent(borders.to(torch.int32), self.input_ids.device)
 
-    def scored_rows(self, values: Shaped[Tensor, "B T *D"]) -> Shaped[Tensor, N * D]:
+    def scored_rows(self, values: Shaped[Tensor, "B T *D"]) -> Shaped[Tensor, " N *D"]:
         """Values at the scored positions, in row-major order."""
         return values.flatten(0, 1).index_select(0, self.scored_index)
 
@@ -218,5 +218,5 @@ class Batch:
 def sent(tensor: Shaped[Tensor, "*shape"], device: torch.device) -> Shaped[Tensor, "*shape"]:
     """A tensor copied from host memory to a device, from pinned memory where that is CUDA."""
     if device.type == "cuda" and tensor.device.type == "cpu":
-        return tensor.pin_memory().to(device, non_blocking=True)
+        return tensor.contiguous().pin_memory().to(device, non_blocking=True)
     return tensor.to(device)

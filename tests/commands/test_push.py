@@ -1,12 +1,14 @@
 """What would be pushed to the hub: a student's files and a card that says where it comes from."""
 
 import json
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, constants
 
 from limbeck.commands.push import push
-from limbeck.errors import ConfigError
+from limbeck.errors import ConfigError, TryLaterError
 from limbeck.files import publish
 from limbeck.report.run_report import write_report
 from tests.report.example_run import evaluation, write_run
@@ -87,3 +89,29 @@ def test_mistakes_are_named_before_anything_is_written(tmp_path):
     ):
         with pytest.raises(ConfigError, match=message):
             push(**{"run": run, "repo": "me/tiny", **options})
+
+
+class Refusing(BaseHTTPRequestHandler):
+    """A hub that lets nobody write."""
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.send_response(401)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_):
+        """Silent."""
+
+
+def test_a_hub_that_refuses_or_is_away_is_an_error_with_a_remedy(tmp_path, monkeypatch):
+    run = finished(tmp_path / "run")
+    hub = HTTPServer(("127.0.0.1", 0), Refusing)
+    threading.Thread(target=hub.serve_forever, daemon=True).start()
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{hub.server_port}")
+    with pytest.raises(ConfigError, match=r"refuses \(status 401\). Log in with `hf auth login`"):
+        push(run, "me/tiny", license="apache-2.0")
+    hub.shutdown()
+    hub.server_close()
+    with pytest.raises(TryLaterError, match="is out of reach or busy"):
+        push(run, "me/tiny", license="apache-2.0")

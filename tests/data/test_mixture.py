@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from limbeck.config import DataConfig
 from limbeck.config.recipe import MixedConfig
 from limbeck.data import SourceContext, TextData, data_problems, load_data, sources
-from limbeck.data.mixture import calibration_text, passes
+from limbeck.data.mixture import in_run_order, passes
 from limbeck.data.order import MixedOrder, Portion, turns
 from limbeck.distributed import World
 from limbeck.errors import ConfigError
@@ -228,13 +228,13 @@ def test_mistakes_in_a_mixture_are_named_by_their_place(options, told) -> None:
 
 def test_layers_are_chosen_on_all_sources(tmp_path) -> None:
     data = mix(tmp_path, code=1, chat=1, news=1)
-    first = calibration_text(data, 0)
+    first = in_run_order(data, 0)
     batch = first.batch(range(6))
     assert {data.document_source(d) for d in batch.documents().tolist()} == {"code", "chat", "news"}
     assert first.num_rows <= data.num_rows
     assert first.row_length(0) == data.row_length(first.order[0])
     alone = load(tmp_path / "code.jsonl")
-    assert calibration_text(alone, 0) is alone
+    assert in_run_order(alone, 0) is alone
 
 
 def test_a_text_that_is_not_there_is_named_in_its_mixture(tmp_path) -> None:

@@ -64,7 +64,7 @@ def test_attention_in_each_segment_is_masked_attention(window, groups):
 @pytest.mark.parametrize("window", [None, 16])
 def test_the_varlen_kernel_is_attention_segment_by_segment(window):
     device = torch.device("cuda")
-    assert attention.has_varlen(device, torch.bfloat16)
+    assert attention.has_varlen(device, torch.bfloat16, 64)
     lengths = (300, 1, 77)
     shapes = [(sum(lengths), heads, 64) for heads in (8, 2, 2)]
     tokens = [
@@ -124,7 +124,7 @@ OBJECTIVES = {
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_no_micro_batch_waits_for_its_device(name, monkeypatch):
     """On the meta device nothing can be read, as nothing should be of a GPU's: it would wait."""
-    monkeypatch.setattr(attention, "has_varlen", lambda device, dtype: True)
+    monkeypatch.setattr(attention, "has_varlen", lambda device, dtype, head_size: True)
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)  # meta has none
     monkeypatch.setattr(torch, "autocast", lambda device, enabled: nullcontext())
     shapes = PairShapes(2, 2, 32, 32, LayerMap.uniform(2, 2))

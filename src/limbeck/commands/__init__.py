@@ -44,7 +44,7 @@ VERBS = {
 }
 """Each verb with its line in `limbeck --help`; its module is imported when the verb is used."""
 
-WITH_RECIPE = ("check", "record", "distill", "evaluate")
+WITH_RECIPE = ("check", "record", "write", "distill", "evaluate")
 """Verbs whose first argument is a recipe."""
 
 GROUPS = ("store",)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from httpx2 import HTTPError
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError
 
@@ -83,15 +84,26 @@ def fill(folder: Path, run: Path, card: ModelCard) -> None:
 
 
 def upload(folder: Path, repo: str, *, private: bool) -> None:
-    """Send a folder to the hub."""
+    """Send a folder to the hub.
+
+    Raises:
+        ConfigError: The hub refuses, as without a token.
+        TryLaterError: It is busy or out of reach.
+    """
     api = HfApi()
     try:
         api.create_repo(repo, private=private, exist_ok=True)
         api.upload_folder(folder_path=folder, repo_id=repo)
-    except HfHubHTTPError as error:
-        raise TryLaterError(
-            f"{repo} must accept the files, and the hub refused: {error}. Log in with `hf auth "
-            "login`, or try again later."
+    except (HTTPError, OSError) as error:
+        status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
+        if status < 400 or status == 429 or status >= 500:
+            raise TryLaterError(
+                f"The Hugging Face hub must take the files of {repo}, and is out of reach or busy: "
+                f"{error}. Run the same command again later."
+            ) from error
+        raise ConfigError(
+            f"REPO: the Hugging Face hub must let you write {repo}, and refuses (status {status}). "
+            "Log in with `hf auth login` and a token that may write there."
         ) from error
 
 

@@ -4,7 +4,7 @@ from limbeck.data.corpus import corpus_path
 from limbeck.data.formats import reader_of, readers
 from limbeck.data.held_out import HeldOut, held_out_configs, load_held_out
 from limbeck.data.load import data_problems, length_problems, load_data, load_text, uses_template
-from limbeck.data.mixture import calibration_text, passes
+from limbeck.data.mixture import in_run_order, passes
 from limbeck.data.order import order, order_digest, step_rows
 from limbeck.data.prompts import AskedPrompt, AskedPrompts, ask
 from limbeck.data.source import BatchSource, RowsOfStep, SourceContext, StepData, sources
@@ -20,10 +20,10 @@ __all__ = [
     "StepData",
     "TextData",
     "ask",
-    "calibration_text",
     "corpus_path",
     "data_problems",
     "held_out_configs",
+    "in_run_order",
     "length_problems",
     "load_data",
     "load_held_out",

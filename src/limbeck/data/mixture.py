@@ -190,7 +190,7 @@ class FirstRows:
         return self.data.batch([self.order[row] for row in rows])
 
 
-def calibration_text(data: TextData, seed: int) -> TextData | FirstRows:
+def in_run_order(data: TextData, seed: int) -> TextData | FirstRows:
     """A mixture with the rows that a run reads first; any other text as it is."""
     if not data.sources:
         return data

@@ -114,7 +114,7 @@ def measure(
     with torch.no_grad(), evaluating(student):
         for mine in in_step(rows, micro_batch, device, reduce):
             batch = data.batch(mine)
-            documents, positions = batch.documents(), batch.position_ids[batch.scored]
+            documents, positions = batch.documents(), batch.scored_rows(batch.position_ids)
             for chunk in chunks(student, teacher, batch.to(device), head_budget_mb):
                 values = {name: value.cpu() for name, value in token_values(chunk).items()}
                 add(totals, values, documents[chunk.window], data.num_documents)

@@ -17,8 +17,8 @@ from limbeck.data import (
     BatchSource,
     HeldOut,
     TextData,
-    calibration_text,
     held_out_configs,
+    in_run_order,
     load_held_out,
     load_text,
     uses_template,
@@ -258,7 +258,7 @@ def origin_of(config: RunConfig, teacher: Teacher, world: World) -> Origin:
         world,
         STUDENT_DTYPE,
         config.seed,
-        lambda: calibration_text(
+        lambda: in_run_order(
             load_text(config.data, teacher.tokenizer, teacher.info.max_positions), config.seed
         ),
         teacher.info.to_json(),

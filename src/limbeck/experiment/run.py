@@ -177,7 +177,7 @@ class Run:
             clear(self.folder)
         if resume and extends_recipe(self.folder, self.config):
             for trial in trials_of(self.config):
-                trial.scores.unlink(missing_ok=True)  # its training goes on
+                trial.scores.unlink(missing_ok=True)  # its training continues
         write_text(self.folder / "recipe.yaml", dump(self.config))
         self._write_provenance({})
 

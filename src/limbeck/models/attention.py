@@ -60,7 +60,7 @@ def segment_attention(
             module, query, key, value, attention_mask, dropout, scaling, **options
         )
     borders, (rows, _, length, _) = attention_mask.flatten(), query.shape
-    is_fast = dropout == 0 and has_varlen(query.device, query.dtype)
+    is_fast = dropout == 0 and has_varlen(query.device, query.dtype, query.shape[-1])
     if not len(borders):
         mask = window_mask(length, sliding_window, query.device)
         if mask is None or not is_fast:
@@ -133,17 +133,17 @@ def window_mask(
 
 
 @functools.cache
-def has_varlen(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether a device computes `varlen` in a number format, and as `one_by_one` does."""
+def has_varlen(device: torch.device, dtype: torch.dtype, head_size: int) -> bool:
+    """Whether a device has `varlen` for a number format and head size, equal to `one_by_one`."""
     if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
         return False
     generator = torch.Generator().manual_seed(0)
-    shapes = [(sum(PROBED), heads, 64) for heads in (4, 2, 2)]
+    shapes = [(sum(PROBED), heads, head_size) for heads in (4, 2, 2)]
     q, k, v = (torch.randn(shape, generator=generator).to(device, dtype) for shape in shapes)
     borders = torch.tensor([0, *PROBED], device=device).cumsum(0).to(torch.int32)
     try:
         fast = varlen(q, k, v, borders, 0.0, None, 16)
-    except RuntimeError:  # no kernel for this device
+    except RuntimeError:  # no kernel for it
         return False
     plain = one_by_one(q, k, v, borders, 0.0, None, 16)
     return bool((fast - plain).abs().max() < PROBE_TOLERANCE)

@@ -123,7 +123,8 @@ class CausalLM(nn.Module):
     @property
     def own_embeddings(self) -> tuple[nn.Embedding, ...]:
         """The table of token embeddings; nothing where it is tied to the head."""
-        table = self.decoder.get_input_embeddings()  # type: ignore[operator]
+        typed: Any = self.decoder  # its methods carry no types
+        table = typed.get_input_embeddings()
         return (table,) if isinstance(table, nn.Embedding) and not self.is_tied else ()
 
     @property

@@ -18,11 +18,11 @@ STEPS = 64
 LONGEST = 600
 """Characters of a text."""
 
-Rollout = Mapping[str, Any]
+SavedRollout = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Voice:
+class RolloutText:
     """A text, and the step that wrote it."""
 
     step: int
@@ -38,8 +38,8 @@ class BeforeAfter:
         is_same: Whether both continue the same prompt.
     """
 
-    before: Voice
-    after: Voice
+    before: RolloutText
+    after: RolloutText
     is_same: bool
 
 
@@ -61,12 +61,14 @@ def before_after(directory: Path) -> list[BeforeAfter]:
     again.sort(key=lambda pair: pair[0][0])
     pairs = again or list(zip(first, last, strict=False))
     return [
-        BeforeAfter(voice(tokenizer, *early), voice(tokenizer, *late), bool(again))
+        BeforeAfter(rollout_text(tokenizer, *early), rollout_text(tokenizer, *late), bool(again))
         for early, late in pairs[:SHOWN]
     ]
 
 
-def by_prompt(found: Iterable[tuple[int, Rollout]]) -> dict[tuple[int, ...], tuple[int, Rollout]]:
+def by_prompt(
+    found: Iterable[tuple[int, SavedRollout]],
+) -> dict[tuple[int, ...], tuple[int, SavedRollout]]:
     """The last rollout of each prompt."""
     return {tuple(rollout["prompt_ids"]): (step, rollout) for step, rollout in found}
 
@@ -76,15 +78,17 @@ def step_of(path: Path) -> int:
     return int(path.stem.removeprefix("step-"))
 
 
-def rollouts(files: Iterable[Path]) -> Iterator[tuple[int, Rollout]]:
+def rollouts(files: Iterable[Path]) -> Iterator[tuple[int, SavedRollout]]:
     """Rollouts with their steps."""
     for path in files:
         for each in lines(path):
             yield step_of(path), each
 
 
-def voice(tokenizer: PreTrainedTokenizerBase, step: int, rollout: Rollout) -> Voice:
+def rollout_text(
+    tokenizer: PreTrainedTokenizerBase, step: int, rollout: SavedRollout
+) -> RolloutText:
     """A rollout as text; of a long prompt the end, of a long text the beginning."""
     prompt = str(tokenizer.decode(rollout["prompt_ids"], skip_special_tokens=True))
     text = str(tokenizer.decode(rollout["token_ids"], skip_special_tokens=True))
-    return Voice(step, prompt[-LONGEST:], text[:LONGEST])
+    return RolloutText(step, prompt[-LONGEST:], text[:LONGEST])

@@ -18,7 +18,7 @@ from limbeck.report.pages import page
 from limbeck.report.plots import Curve, plot
 from limbeck.report.rollout_texts import BeforeAfter, before_after
 from limbeck.report.run_files import Evaluation, Figure, RunFiles, read_run
-from limbeck.report.sections import group_tables, suite_tables
+from limbeck.report.sections import group_tables, set_tables, suite_tables
 from limbeck.report.words import TRIALS, number, percent
 
 HELD_OUT = {
@@ -110,7 +110,7 @@ def run_page(run: RunFiles, rollouts: Sequence[BeforeAfter] = ()) -> str:
         "trial_labels": {**TRIALS, "truth": "The text itself"},
         "table": list(table(evaluation)),
         "rollouts": rollouts,
-        "sets": list(set_table(evaluation)),
+        "set_tables": list(set_tables(evaluation)),
         "gaps": list(gap_bars(evaluation)),
         "advice": advice(run.evaluation, run.metrics),
         "suite_tables": list(suite_tables(evaluation)),
@@ -151,24 +151,6 @@ def table(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
         if known:
             cells = [cell(metric, figures[trial], trial, trial == best) for trial in columns]
             yield {"metric": metric, "cells": cells}
-
-
-SET_METRICS = ("forward_kl", "top1_agreement", "perplexity")
-
-
-def set_table(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
-    """A few rows for each of several held-out texts."""
-    for name, measured in evaluation.sets.items():
-        for index, metric in enumerate(SET_METRICS):
-            known = [figures.get(metric) for figures in measured.trials.values()]
-            if not any(known):
-                continue
-            cells = [
-                cell(METRICS[metric], measured.trials.get(trial, {}).get(metric), trial, False)
-                for trial in TRIALS
-                if trial in evaluation.trials
-            ]
-            yield {"name": name if not index else "", "metric": METRICS[metric], "cells": cells}
 
 
 def figure_of(evaluation: Evaluation, trial: str, metric: str) -> Figure | None:

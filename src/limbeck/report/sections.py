@@ -14,6 +14,12 @@ KINDS = {
     "position": "Position in the window",
     "source": "Source of the text",
 }
+SET_METRICS = {
+    "forward_kl": ("Forward KL", False),
+    "top1_agreement": ("Same first choice", True),
+    "perplexity": ("Perplexity", False),
+}
+"""Label, and whether it is a share."""
 SAMPLES = {
     "teacher_nll": ("Teacher's surprise", "nats a token of the samples", False),
     "own_nll": ("Writer's surprise", "nats a token; its entropy", False),
@@ -63,6 +69,28 @@ def group_tables(evaluation: Evaluation) -> Iterator[Table]:
             cells += [figure_cell(each.top1_agreement, share=True) for each in beside]
             rows.append(tuple(cells))
         yield Table(title, "", tuple(heads), tuple(rows))
+
+
+def set_tables(evaluation: Evaluation) -> Iterator[Table]:
+    """A few figures on each of several held-out texts, if there are several."""
+    if not evaluation.sets:
+        return
+    trials = [trial for trial in TRIALS if trial in evaluation.trials]
+    rows = []
+    for name, measured in evaluation.sets.items():
+        heading = Cell(name)
+        for metric, (label, share) in SET_METRICS.items():
+            figures = [measured.trials.get(trial, {}).get(metric) for trial in trials]
+            if any(figures):
+                cells = [figure_cell(figure, share=share) for figure in figures]
+                rows.append((heading, Cell(label), *cells))
+                heading = Cell("")
+    note = (
+        "Test documents of every text; figures elsewhere on this page are of "
+        f"{evaluation.chosen_by_set}, which chose the checkpoint."
+    )
+    heads = ("Text", "Metric", *(TRIALS[trial] for trial in trials))
+    yield Table("Each held-out text", note, heads, tuple(rows))
 
 
 def suite_tables(evaluation: Evaluation) -> Iterator[Table]:

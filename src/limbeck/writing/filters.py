@@ -54,7 +54,7 @@ def perplexity(*, at_most: Annotated[float, Gt(0)]) -> Keep:
     return lambda answer: answer.perplexity <= at_most
 
 
-class Sieve:
+class AnswerFilters:
     """Decides which answers are kept."""
 
     def __init__(

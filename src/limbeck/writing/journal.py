@@ -20,7 +20,7 @@ SUFFIX = ".provenance"
 
 
 @dataclass
-class Progress:
+class FileProgress:
     """What has been written.
 
     Attributes:
@@ -55,7 +55,7 @@ class Journal:
         self._digest = hashlib.sha256()
         self._cut()
 
-    def _resumed(self, settings: Mapping[str, Any]) -> Progress:
+    def _resumed(self, settings: Mapping[str, Any]) -> FileProgress:
         """Progress of an earlier process, if it had the same settings."""
         if not self._beside.exists():
             if self._path.exists():
@@ -63,10 +63,10 @@ class Journal:
                     f"write.output: {self._path} exists and was not written by limbeck write, or "
                     f"its {self._beside.name} is missing. Choose another file."
                 )
-            return Progress()
+            return FileProgress()
         try:
             saved = json.loads(self._beside.read_text(encoding="utf-8"))
-            found = Progress(**saved["progress"])
+            found = FileProgress(**saved["progress"])
             before = saved["settings"]
         except (ValueError, LookupError, TypeError) as error:
             raise DataError(

@@ -27,8 +27,8 @@ from limbeck.rollouts import Rollout, Sampling, seed_of
 from limbeck.teachers import TeacherInfo, TeacherRequest, teachers
 from limbeck.tokenizers import prove_same_vocabulary, template_hash, tokenizer_hash
 from limbeck.writing.answers import Answer, text_of
-from limbeck.writing.filters import Sieve, filters
-from limbeck.writing.journal import Journal, Progress, opened
+from limbeck.writing.filters import AnswerFilters, filters
+from limbeck.writing.journal import FileProgress, Journal, opened
 from limbeck.writing.writers import Job, writer_of
 
 SORTED_BATCHES = 32
@@ -50,7 +50,7 @@ class Summary:
     prompts: int
     answers: int
     left_out: Mapping[str, int]
-    progress: Progress
+    progress: FileProgress
 
     def to_json(self) -> dict[str, Any]:
         """As JSON."""
@@ -111,7 +111,7 @@ class Writing:
             )
         encoder = Encoder(tokenizer, append_eos=False)
         keep = settings.truncated == "keep"
-        self._sieve = Sieve(self._asked.kind, encoder, settings.filters, truncated=keep)
+        self._filters = AnswerFilters(self._asked.kind, encoder, settings.filters, truncated=keep)
         self._batches = plan(self._asked, settings, self._config.seed)
 
     @property
@@ -165,7 +165,7 @@ class Writing:
         batch: Sequence[Job],
         rollouts: Sequence[Rollout],
         seen: set[bytes],
-        progress: Progress,
+        progress: FileProgress,
     ) -> list[dict[str, Any]]:
         """Rows of the answers that are kept; the others are counted."""
         rows = []
@@ -173,7 +173,7 @@ class Writing:
             is_chat = self._asked.kind == "chat"
             text = text_of(rollout, self._teacher.tokenizer, is_chat=is_chat)
             answer = Answer(job.prompt, text or "", rollout, job.number)
-            reason = "unreadable" if text is None else self._sieve.reason(answer)
+            reason = "unreadable" if text is None else self._filters.reason(answer)
             row = answer.row({**self._origin(), "seed": job.seed})
             row = {self._config.data.columns.get(name, name): value for name, value in row.items()}
             if reason is None and digest(row) in seen:

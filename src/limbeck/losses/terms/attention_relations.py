@@ -46,10 +46,8 @@ class AttentionRelationsTerm(StateTerm):
         Args:
             heads: Relation heads; must divide the widths of all compared parts of both models.
             parts: What is related: `query`, `key`, `value`.
-            layer_map: Pairs of layers: `surviving` (each layer of a pruned student with the
-                teacher layer it was copied from, evenly spread for other students), `uniform`
-                (evenly over the teacher's layers), `last`, or a list of 0-based pairs [student,
-                teacher]. `origin` is the former name of `surviving`.
+            layer_map: `surviving`, `uniform`, `last`, or 0-based pairs [student, teacher]; see
+                docs/hidden-states.md.
         """
         super().__init__()
         self.heads, self.parts = heads, parts

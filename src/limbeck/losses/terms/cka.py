@@ -24,10 +24,8 @@ def cka(shapes: PairShapes, *, layer_map: LayerChoice = "surviving") -> SegmentT
 
     Args:
         shapes: Layers and widths of the pair.
-        layer_map: Pairs of layers: `surviving` (each layer of a pruned student with the
-            teacher layer it was copied from, evenly spread for other students), `uniform`
-            (evenly over the teacher's layers), `last`, or a list of 0-based pairs [student,
-            teacher]. `origin` is the former name of `surviving`.
+        layer_map: `surviving`, `uniform`, `last`, or 0-based pairs [student, teacher]; see
+            docs/hidden-states.md.
     """
     return SegmentTerm(one_minus_cka, shapes, layer_map)
 

@@ -65,10 +65,8 @@ class HiddenStateTerm(StateTerm):
             shapes: Layers and widths of the pair. With equal widths there is no projector.
             loss: `mse`, `normalised_mse` (divided by the teacher state's squared norm) or
                 `cosine`; the last two do not depend on the norm of the teacher's states.
-            layer_map: Pairs of layers: `surviving` (each layer of a pruned student with the
-                teacher layer it was copied from, evenly spread for other students), `uniform`
-                (evenly over the teacher's layers), `last`, or a list of 0-based pairs [student,
-                teacher]. `origin` is the former name of `surviving`.
+            layer_map: `surviving`, `uniform`, `last`, or 0-based pairs [student, teacher]; see
+                docs/hidden-states.md.
         """
         super().__init__()
         self.gap = GAPS[loss]
