@@ -1,4 +1,4 @@
-"""`limbeck check`: everything that can be known before the first step, on the user's own pair."""
+"""`limbeck check`: checks of a recipe's models, text and loss before training."""
 
 from __future__ import annotations
 
@@ -63,30 +63,30 @@ def check(
         bool,
         typer.Option(
             "--plan",
-            help="Plan for a cluster that is not here: a simulated step, no weights, no text.",
+            help="Simulate steps of a cluster; reads no weights and no text.",
         ),
     ] = False,
     world_size: Annotated[
         int | None,
-        typer.Option(help="Of --plan: ranks of the cluster; 1 by default.", show_default=False),
+        typer.Option(help="With --plan: number of ranks; 1 by default.", show_default=False),
     ] = None,
     device: Annotated[
         str | None,
         typer.Option(
             show_default=False,
-            help=f"Of --plan: {', '.join(HARDWARE)}; other figures behind commas, as in "
+            help=f"With --plan: {', '.join(HARDWARE)}; change figures after commas, as in "
             "h100,memory_gib=94,network_gb_s=25. h100 by default.",
         ),
     ] = None,
 ) -> None:
-    """Check, on the recipe's own models and text, what must hold before the first step.
+    """Check models, text and loss of a recipe before training, and estimate memory and time.
 
-    Vocabularies, heads, packed documents, the divergence at equality, gradients, micro-batches;
-    which model predicts the text better; which tokens are trained; and a plan of memory, disk and
-    time. Nothing is written to the run directory. Exit code 2 when a check fails.
+    Checks vocabularies, heads, packed documents, the divergence of equal models, gradients and
+    micro-batches. Prints which model predicts the text better, which tokens are scored, and an
+    estimate of memory, disk and time. Writes nothing. Exit code 2 if a check fails.
 
-    With --plan: memory, collectives and speed on a cluster that is not here, from the models'
-    config.json alone (docs/scale.md).
+    With --plan: memory, collectives and speed on a cluster, simulated from the models' config.json
+    files (docs/scale.md).
     """
     if schema:
         typer.echo(json.dumps(recipe_schema(), indent=1))
