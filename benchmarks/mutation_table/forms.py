@@ -65,7 +65,7 @@ FORMS = (
         SYSTEMATIC,
         "(steps + offset)",
         "(steps + 0.5)",
-        "laws/test_systematic.py::test_block_sums_find_the_tokens_that_all_sums_find",
+        "laws/test_systematic.py::test_drawing_by_block_sums_finds_the_same_tokens",
     ),
     Mutation(
         "a point left beyond the last token",
@@ -79,14 +79,14 @@ FORMS = (
         CLOSED,
         "student.masked_fill_(absent, FLOOR)",
         "student.masked_fill_(absent & False, FLOOR)",
-        "laws/test_uneven.py::test_what_fills_up_short_rows_counts_for_nothing",
+        "laws/test_uneven.py::test_padding_of_short_rows_does_not_change_the_loss",
     ),
     Mutation(
         "the same without the closed form",
         UNEVEN,
         "pair.student.masked_fill(absent, FLOOR)",
         "pair.student",
-        "laws/test_uneven.py::test_what_fills_up_short_rows_counts_for_nothing",
+        "laws/test_uneven.py::test_padding_of_short_rows_does_not_change_the_loss",
     ),
     Mutation(
         "rare draws dropped",

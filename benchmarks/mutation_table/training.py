@@ -328,7 +328,7 @@ TRAINING = (
         "batch.py",
         "if ((host.position_ids > 0) | (host.document_ids < 0))[:, 1:].all():",
         "if True:",
-        "models/test_causal_lm.py::test_documents_in_one_row_read_as_if_alone",
+        "models/test_causal_lm.py::test_documents_in_one_row_have_the_logits_they_have_alone",
     ),
     Mutation(
         "scored positions looked up on the device",
