@@ -105,7 +105,7 @@ def page(report: Mapping[str, Any], output: Path) -> RenderableType:
 
 
 def teacher_rows(distance: Mapping[str, float] | None) -> list[tuple[str, str]]:
-    """What quantising costs, beside the distance that distillation left."""
+    """KL to the teacher of the student and of the file."""
     if distance is None:
         return []
     student, exported = distance["student"], distance["exported"]
