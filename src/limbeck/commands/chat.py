@@ -46,7 +46,7 @@ def chat(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the sampling.")] = 0,
     revision: Annotated[
         list[str] | None,
-        typer.Option(help="Commit, tag or branch of the student; repeat for the teacher."),
+        typer.Option(help="Revision of the student; repeat for the teacher."),
     ] = None,
     trust_remote_code: Annotated[
         bool,

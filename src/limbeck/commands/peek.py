@@ -33,7 +33,7 @@ def peek(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead.")] = False,
     revision: Annotated[
         list[str] | None,
-        typer.Option(help="Commit, tag or branch of the teacher; repeat for the student."),
+        typer.Option(help="Revision of the teacher; repeat for the student."),
     ] = None,
     trust_remote_code: Annotated[
         bool,

@@ -77,6 +77,12 @@ Vocabulary = Annotated[
         show_default=False,
     ),
 ]
+Revision = Annotated[
+    str | None, typer.Option(help="Commit, tag or branch of the teacher.", show_default=False)
+]
+RemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run a model's own Python; needs a commit.")
+]
 Plan = Annotated[
     bool, typer.Option("--plan", help="Measure three shapes and print them; write nothing.")
 ]
@@ -101,13 +107,8 @@ def shrink(
     tokens: Annotated[int, typer.Option(min=2, help="Positions of calibration text.")] = 2048,
     plan: Plan = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    revision: Annotated[
-        str | None, typer.Option(help="Commit, tag or branch of the teacher.", show_default=False)
-    ] = None,
-    trust_remote_code: Annotated[
-        bool,
-        typer.Option("--trust-remote-code", help="Run a model's own Python; needs a commit."),
-    ] = False,
+    revision: Revision = None,
+    trust_remote_code: RemoteCode = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
 ) -> None:
     """Prune a teacher into a student: fewer layers, smaller widths, or a smaller vocabulary.
