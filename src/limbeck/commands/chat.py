@@ -45,8 +45,7 @@ def chat(
     tokens: Count = 256,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the sampling.")] = 0,
     revision: Annotated[
-        list[str] | None,
-        typer.Option(help="Revision of the student; repeat for the teacher."),
+        list[str] | None, typer.Option(help="Revision of the student; repeat for the teacher.")
     ] = None,
     trust_remote_code: Annotated[
         bool,
