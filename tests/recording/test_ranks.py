@@ -8,7 +8,7 @@ import pytest
 
 from limbeck.commands.record import leave_if_asked
 from limbeck.distributed import StopSignals, is_sharded
-from limbeck.errors import StorageError, Stopped
+from limbeck.errors import Stopped, StorageError
 from limbeck.experiment import load
 from limbeck.recording import Recording
 from limbeck.store import ShardWriter, read_header

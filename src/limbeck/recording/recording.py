@@ -197,9 +197,8 @@ class Recording:
         together(begin, self.world)
         left = recorder.left(mine)
         to_read = sum(place.positions for shard in left for place in self.plan.shards[shard])
-        totals = [sum(each) for each in zip(*gather_objects([len(left), to_read], self.world))]
         console = Console(stderr=True, quiet=not self.world.is_main)
-        progress = RecordingProgress(console, totals[1])
+        progress = RecordingProgress(console, sum(gather_objects(to_read, self.world)))
         try:
             recorder.record(left, progress, check)
         finally:
@@ -209,7 +208,7 @@ class Recording:
         return Recorded(
             self.settings.output,
             len(self.plan.shards),
-            totals[0],
+            sum(gather_objects(len(left), self.world)),
             len(everything),
             self.plan.num_scored,
         )
