@@ -10,7 +10,7 @@ import os
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -60,6 +60,11 @@ class World:
     def is_main(self) -> bool:
         """Whether this process writes files and prints."""
         return self.rank == 0
+
+    @property
+    def unsharded(self) -> World:
+        """The same ranks, each of which keeps whole models."""
+        return replace(self, mesh=None)
 
     @property
     def reads_files(self) -> bool:
