@@ -96,7 +96,7 @@ def test_too_small_a_disk_fails_and_too_small_a_memory_warns(tmp_path):
     assert disk.fails
 
 
-def test_a_micro_batch_that_does_not_fit_says_which_knobs_to_turn(monkeypatch):
+def test_a_micro_batch_that_does_not_fit_names_the_options_to_change(monkeypatch):
     case = tiny_case()
 
     def full(self, batch, signal, step_tokens):

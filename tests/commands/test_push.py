@@ -71,7 +71,7 @@ def test_the_licence_is_that_of_the_teachers_card(tmp_path):
     assert str(tmp_path) not in card.text
 
 
-def test_a_licence_that_nobody_knows_is_said_and_not_uploaded(tmp_path):
+def test_an_unknown_licence_is_reported_and_nothing_is_uploaded(tmp_path):
     run = finished(tmp_path / "run")
     card = pushed(run, tmp_path / "out")
     assert card.data.license is None
@@ -104,7 +104,7 @@ class Refusing(BaseHTTPRequestHandler):
         """Silent."""
 
 
-def test_a_hub_that_refuses_or_is_away_is_an_error_with_a_remedy(tmp_path, monkeypatch):
+def test_a_hub_that_refuses_or_does_not_answer_is_an_error_with_a_remedy(tmp_path, monkeypatch):
     run = finished(tmp_path / "run")
     hub = HTTPServer(("127.0.0.1", 0), Refusing)
     threading.Thread(target=hub.serve_forever, daemon=True).start()

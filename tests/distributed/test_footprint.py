@@ -167,7 +167,7 @@ def bytes_of(model):
     return sum(p.nbytes for p in model.parameters())
 
 
-def test_two_micro_batches_tell_what_three_take(more):
+def test_the_plan_of_three_micro_batches_follows_from_two(more):
     files = (more / f"{name}" for name in ("simulated three micro-batches", "all of three"))
     short, whole = (json.loads(file.read_text()) for file in files)
     short["memory_bytes"]["activations"] += 3 * 8  # a micro-batch's losses, in float64

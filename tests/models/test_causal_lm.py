@@ -31,7 +31,7 @@ def test_head_of_hidden_states_is_the_logits_of_the_whole_model(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_documents_in_one_row_read_as_if_alone(family):
+def test_documents_in_one_row_have_the_logits_they_have_alone(family):
     model = tiny_model(family)
     first, second = torch.randint(VOCABULARY, (7,)), torch.randint(VOCABULARY, (9,))
     with torch.no_grad():
@@ -60,7 +60,7 @@ def test_hooks_are_gone_after_the_forward_pass():
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_junk_in_padded_rows_changes_nothing(tied):
+def test_values_in_padded_rows_change_nothing(tied):
     model, batch = tiny_llama(2, 32, tied=tied), random_batch(vocabulary=90)
     model.vocabulary_size = 90
     before = model.logits(batch.input_ids), model.generate([1, 2], 8)
@@ -126,7 +126,7 @@ def test_greedy_generation_is_that_of_transformers(family):
 
 
 @pytest.mark.parametrize("sampling_temperature", [0.0, 1.0])
-def test_transformers_warns_of_no_setting(sampling_temperature, monkeypatch):
+def test_generation_causes_no_warning_of_transformers(sampling_temperature, monkeypatch):
     warnings = []
     logger = configuration_utils.logger
     monkeypatch.setattr(logger, "warning_once", warnings.append)

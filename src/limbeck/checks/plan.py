@@ -73,7 +73,7 @@ class Fix:
 
 @dataclass(frozen=True)
 class Cluster:
-    """What a plan says of ranks that are not here; figures are of one rank and one step.
+    """The plan for a cluster; figures are of one rank and one step.
 
     Attributes:
         ranks: Number of ranks.

@@ -24,24 +24,26 @@ def export(
         Path, typer.Argument(help="A student's folder, or a run's directory.", show_default=False)
     ],
     *,
-    output: Annotated[Path, typer.Option(help="Folder to write; new.", show_default=False)],
-    format: Annotated[str, typer.Option(help="gguf.")] = "gguf",
+    output: Annotated[Path, typer.Option(help="New folder to write.", show_default=False)],
+    format: Annotated[str, typer.Option(help="Only gguf.")] = "gguf",
     quantize: Annotated[
         str, typer.Option(help="f32, f16, bf16, q8_0, q6_k, q5_k_m or q4_k_m.")
     ] = "f16",
     max_kl: Annotated[
         float | None,
         typer.Option(
-            help="Mean KL to the student, in nats, above which the file is refused; by format.",
+            help="Largest allowed mean KL to the student, nats; by default that of the format.",
             show_default=False,
         ),
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(help="Held-out text; that of limbeck by default.", show_default=False),
+        typer.Option(
+            help="Held-out text to compare on; limbeck's own by default.", show_default=False
+        ),
     ] = None,
     data_type: Annotated[str, typer.Option(help="text, completion or chat.")] = "text",
-    tokens: Annotated[int, typer.Option(min=2, help="Of held-out text.")] = 2048,
+    tokens: Annotated[int, typer.Option(min=2, help="Positions of held-out text.")] = 2048,
     calibration: Annotated[
         str | None,
         typer.Option(
@@ -103,7 +105,7 @@ def page(report: Mapping[str, Any], output: Path) -> RenderableType:
 
 
 def teacher_rows(distance: Mapping[str, float] | None) -> list[tuple[str, str]]:
-    """What quantising costs, beside the distance that distillation left."""
+    """KL to the teacher of the student and of the file."""
     if distance is None:
         return []
     student, exported = distance["student"], distance["exported"]

@@ -26,11 +26,11 @@ def push(
     repo: Annotated[str, typer.Argument(help="OWNER/NAME on the hub.", show_default=False)],
     *,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Write the repository into a folder; send nothing.")
+        bool, typer.Option("--dry-run", help="Write the files to --output; upload nothing.")
     ] = False,
     output: Annotated[
         Path | None,
-        typer.Option(help="Folder of --dry-run; new.", show_default=False),
+        typer.Option(help="New folder, for --dry-run.", show_default=False),
     ] = None,
     license: Annotated[
         str | None,

@@ -106,7 +106,7 @@ def one_line_each(problems: Iterable[Problem]) -> list[str]:
 
 
 def parse(path: Path, overrides: Iterable[str]) -> dict[str, Any]:
-    """The plain tree a recipe and its overrides stand for."""
+    """The nested dictionary of a recipe with its overrides."""
     try:
         size = path.stat().st_size
         if size > MAX_RECIPE_BYTES:
@@ -231,7 +231,7 @@ def is_branch(part: int | str) -> bool:
 
 
 def bounds(where: tuple[int | str, ...], error: Mapping[str, Any]) -> str:
-    """The whole range an option must lie in, as words."""
+    """The allowed range of an option, as text."""
     if where == ("objective", "alpha"):
         return "between 0 and 1"
     words = {"gt": "greater than", "ge": "at least", "lt": "less than", "le": "at most"}

@@ -95,7 +95,7 @@ class Backend(backends._DummyBackendModule):
 
 
 class Answers(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Answers the questions about numbers that a step asks.
+    """Supplies the numbers that a step reads from the device.
 
     Every position is scored (`nonzero` of B positions gives B); a number read on the host is 0.0, 1
     or True: losses are finite, differences of two computations 0.

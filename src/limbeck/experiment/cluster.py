@@ -85,7 +85,7 @@ def plan_here(recipe: Path, overrides: Sequence[str], ranks: int, hardware: Hard
 
 
 def require_plannable(config: RunConfig) -> None:
-    """Refuse recipes that say too little of a run without their text and their weights.
+    """Refuse recipes that cannot be planned without text and weights.
 
     Raises:
         ConfigError: Naming the option.

@@ -263,7 +263,7 @@ class LlamaCpp(Runtime):
         return self._token("llama_vocab_eos")
 
     def end_ids(self) -> frozenset[int]:
-        """All tokens at which llama.cpp stops: the file's, and those it knows by name."""
+        """All tokens at which llama.cpp stops: the file's, and those it recognises by name."""
         is_end = self._call.llama_vocab_is_eog
         return frozenset(i for i in range(self.vocabulary_size) if is_end(self._vocabulary, i))
 

@@ -103,7 +103,7 @@ class Parity:
 
     @property
     def passed(self) -> bool:
-        """Whether the file is the student, as far as its number format allows."""
+        """Whether the file matches the student within the bounds of its number format."""
         return not self.problems and max(self.mean_kl, self.long_kl) <= self.max_kl
 
     def to_plain(self) -> dict[str, Any]:
@@ -138,7 +138,7 @@ def measure(
     max_kl: float,
     teacher: CausalLM | None = None,
 ) -> Parity:
-    """Run a file beside its student.
+    """Compare a file with its student.
 
     Args:
         windows: Token ids of held-out text, at least two a window; the last is the longest.

@@ -132,7 +132,7 @@ def verify(
     text: HeldOutText,
     teacher: CausalLM | None,
 ) -> Parity:
-    """A file beside its student: on windows of single documents, and all end to end as one."""
+    """Compare a file with its student on windows of documents, and on all concatenated."""
     rows = windows_of(student.tokenizer, file.max_positions, text)
     windows = [*rows, [token for row in rows for token in row][: file.max_positions]]
     model, limit = student.model, exporter.max_kl
