@@ -37,7 +37,7 @@ VERBS = {
     "distill": "Train a student from a teacher, and measure what it kept.",
     "evaluate": "Measure a student against the recipe's teacher on held-out text.",
     "chat": "Talk to a student in the terminal, beside its teacher.",
-    "export": "Write a student as GGUF for llama.cpp or Ollama, verified there.",
+    "export": "Write a student for llama.cpp, Ollama or ONNX Runtime, verified there.",
     "push": "Publish a student on the Hugging Face hub, or write what would be published.",
     "report": "Write report.html again from a run directory, or compare several runs.",
     "store": "Inspect, verify, repair and merge stores of recorded teacher signals.",

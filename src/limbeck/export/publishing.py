@@ -86,7 +86,7 @@ def export_student(
     teacher: CausalLM | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Write a folder with the file, its parity and a Modelfile; or nothing, if parity fails.
+    """Write a folder with the file, its companions and its parity; or nothing, if parity fails.
 
     Args:
         teacher: Compared as well, for what quantising costs beside it.
@@ -111,7 +111,7 @@ def export_student(
             {
                 "student": dict(student.facts),
                 "file": path.name,
-                "bytes": path.stat().st_size,
+                "bytes": sum(part.stat().st_size for part in (path, file.weights) if part),
                 "sha256": sha256(path),
                 "text": {"name": Path(text.path).name, "type": text.kind},
                 **file.facts,
