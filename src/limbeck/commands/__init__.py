@@ -65,7 +65,7 @@ student in safetensors and a report of what was kept and what was lost.
   limbeck distill recipe.yaml        the main job; add key=value to change the recipe
   limbeck distill TEACHER 12 DATA    the same without a recipe: it is written for you
   limbeck chat STUDENT [TEACHER]     talk to it; the teacher answers beside it
-  limbeck export STUDENT --output DIR  the student as a verified GGUF file
+  limbeck export STUDENT --output DIR  the student as a verified GGUF or ONNX file
 
 Exit codes: 0 done; 2 the recipe is wrong; 3 the data is wrong or damaged; 4 failed, can be resumed;
 5 numbers stopped being finite; 6 disk or permission; 75 try later; 130 Ctrl-C, 143 stopped by a
