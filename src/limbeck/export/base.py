@@ -33,9 +33,9 @@ class ExportedFile:
     path: Path
     max_positions: int
     normalisation: str | None = None
-    weights: Path | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    weights: Path | None = None
 
 
 class RuntimeTokenizer(ABC):

@@ -82,7 +82,9 @@ def plain_model(student: CausalLM) -> PreTrainedModel:
     if config._attn_implementation == SEGMENTS:
         model.set_attn_implementation("sdpa")
     model.generation_config = generation_settings(student.hf_model.generation_config)
-    return model.requires_grad_(False).eval()
+    model.requires_grad_(False)
+    model.train(False)
+    return model
 
 
 def traced(name: str, student: CausalLM, trace: Callable[[], Any]) -> Any:
@@ -137,6 +139,8 @@ class FolderTokenizer(RuntimeTokenizer):
     def __init__(self, folder: Path) -> None:
         self._tokenizer = load_tokenizer(str(folder))
         self._settings = GenerationConfig.from_pretrained(folder)
+        self._bos_id: int | None = self._tokenizer.bos_token_id
+        self._eos_id: int | None = self._tokenizer.eos_token_id
 
     def tokenize(self, text: str, *, add_special: bool) -> list[int]:
         ids: list[int] = (
@@ -146,11 +150,11 @@ class FolderTokenizer(RuntimeTokenizer):
 
     @property
     def bos_id(self) -> int | None:
-        return self._tokenizer.bos_token_id
+        return self._bos_id
 
     @property
     def eos_id(self) -> int | None:
-        return self._tokenizer.eos_token_id
+        return self._eos_id
 
     def end_ids(self) -> frozenset[int]:
         """Tokens at which `generate` stops with these settings."""
