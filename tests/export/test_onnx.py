@@ -245,9 +245,9 @@ def test_what_the_exporter_cannot_trace_is_refused_with_its_reason(tmp_path, mon
         Onnx().export(student.model, student.tokenizer, tmp_path / "tiny.onnx")
 
 
-def test_a_student_without_a_longest_sequence_is_refused():
+def test_a_student_without_a_longest_sequence_is_refused(monkeypatch):
     student = made()
-    student.model.config.max_position_embeddings = None
+    monkeypatch.setattr(type(student.model), "max_positions", None)
     with pytest.raises(ConfigError, match="must state its longest sequence"):
         Onnx().require_student(student.model, student.tokenizer)
 
