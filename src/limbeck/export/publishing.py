@@ -19,7 +19,7 @@ from limbeck.models import CausalLM, ModelSource, PreTrainedTokenizerBase, load_
 from limbeck.tokenizers import load_tokenizer, prove_same_vocabulary, tokens_by_id
 
 SHORT = (2, 33)
-"""Lengths of two more windows: a traced graph may be right at the length it was traced with only."""
+"""Lengths of two more windows: a traced graph may be right at the traced length only."""
 
 
 @dataclass(frozen=True)
