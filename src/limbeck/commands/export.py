@@ -15,6 +15,7 @@ from rich.table import Table
 from limbeck.commands.shrink import require_new
 from limbeck.data import corpus_path
 from limbeck.export import HeldOutText, export_student, exporters, open_student
+from limbeck.export.base import Exporter
 from limbeck.export.publishing import open_teacher
 from limbeck.files import size
 
@@ -66,18 +67,10 @@ def export(
     pip install 'limbeck[export]' for gguf, 'limbeck[onnx]' for onnx.
 
     Examples: limbeck export runs/x --quantize q8_0 --output exports/x;
-    limbeck export student --quantize q4_k_m --output small --data chats.jsonl --data-type chat;
     limbeck export runs/x --format onnx --output exports/onnx
     """
-    calibration_type = None if calibration is None else data_type
-    options = {
-        "quantize": quantize,
-        "max_kl": max_kl,
-        "calibration": calibration,
-        "calibration_type": calibration_type,
-    }
-    chosen = {name: value for name, value in options.items() if value is not None}
-    exporter = exporters.bind({"type": format, **chosen}, "export")()
+    options = {"quantize": quantize, "max_kl": max_kl, "calibration": calibration}
+    exporter = chosen(format, {**options, "calibration_type": calibration and data_type})
     require_new(output, plan=False)
     exporter.require()
     text = HeldOutText(data_type, data or str(corpus_path("heldout")), tokens)
@@ -86,6 +79,12 @@ def export(
         reference = None if teacher is None else open_teacher(teacher, opened)
         report = export_student(exporter, opened, output, text, reference, status.update)
     typer.echo(json.dumps(report)) if as_json else Console().print(page(report, output))
+
+
+def chosen(format: str, options: Mapping[str, Any]) -> Exporter:
+    """The exporter of a format, with the options that were given."""
+    given = {name: value for name, value in options.items() if value is not None}
+    return exporters.bind({"type": format, **given}, "export")()
 
 
 def page(report: Mapping[str, Any], output: Path) -> RenderableType:
