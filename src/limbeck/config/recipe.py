@@ -295,6 +295,13 @@ class ParallelConfig:
     """Format the student computes in; its weights, gradients and optimizer state are float32.
     `auto` takes bfloat16 on CUDA devices that have it, and float32 elsewhere. `bfloat16` shards a
     single process's models as well, because FSDP2 casts the weights."""
+    teacher: Literal["shard", "replicate", "offload"] = "shard"
+    """`shard` spreads the teacher as the student. `replicate` keeps all of it on each rank, so that
+    its forward pass sends nothing. `offload` keeps each rank's shards in host memory, and copies
+    them to the device block by block in every forward pass."""
+    reduce_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Format in which gradients are sent to be added up over the ranks. `bfloat16` sends half the
+    bytes and rounds each gradient once; micro-batches, and copies, are added up in float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
