@@ -198,7 +198,7 @@ def simulated_world(
             Answers(),  # type: ignore[no-untyped-call]
             attention,
             torch.autograd.set_multithreading_enabled(False),
-            # Its place is looked up in numbers that are not there: rank 0 is the first of each group.
+            # Found in numbers that are not there: rank 0 is the first of each group.
             replaced(DeviceMesh, "_compute_coordinate_on_dim", lambda mesh: (0,) * mesh.ndim),
             torch.device(place),  # models are made there: torch cannot move one without numbers
             replaced(nn.Module, "to", lambda module, *_, **__: module),
