@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from pathlib import Path
 
 import psutil
@@ -98,7 +97,8 @@ def row_bytes(student: CausalLM, sequence_length: int, checkpointing: str) -> in
         [kept_values(block, student.width, how) for block in student.blocks]
         for how in (checkpointing, "none")
     )
-    values = sum(kept) + max(map(operator.sub, all_values, kept))
+    again = max(whole - each for whole, each in zip(all_values, kept, strict=True))
+    values = sum(kept) + again
     return max(1, values * sequence_length * element)
 
 
