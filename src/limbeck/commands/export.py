@@ -57,8 +57,7 @@ def export(
         ),
     ] = None,
     teacher: Annotated[
-        Path | None,
-        typer.Option(help="Show the KL to this teacher as well.", show_default=False),
+        Path | None, typer.Option(help="Show the KL to this teacher as well.", show_default=False)
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print parity.json.")] = False,
 ) -> None:
