@@ -90,13 +90,24 @@ def test_a_run_directory_in_use_exits_with_75(tmp_path):
     assert "Only one process may use" in done.stderr
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"]])
-def test_help_and_version_do_not_import_torch(arguments, tmp_path):
-    code = (
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["--help"], 0),
+        (["--version"], 0),
+        (["distill", "missing.yaml"], 2),
+        (["check", "recipe.yaml", "optim.step=5"], 2),
+        (["record", "--overwrite", "recipe.yaml", "memory.micro_batch=none"], 2),
+    ],
+)
+def test_help_and_a_mistyped_option_do_not_import_torch(arguments, code, tmp_path):
+    write_recipe(tmp_path)
+    program = (
         "import sys, limbeck.commands as c; sys.argv = ['limbeck', *sys.argv[1:]]; "
         "code = c.run(); assert 'torch' not in sys.modules; sys.exit(code)"
     )
-    subprocess.run([sys.executable, "-c", code, *arguments], check=True, cwd=tmp_path)
+    done = subprocess.run([sys.executable, "-c", program, *arguments], check=False, cwd=tmp_path)
+    assert done.returncode == code
 
 
 def test_the_version_needs_no_verb(tmp_path):

@@ -34,6 +34,9 @@ def finished(folder, **changes):
     publish(folder / "student", lambda place: (place / "config.json").write_text("{}"), {})
     (folder / "exports" / "gguf-q8_0").mkdir(parents=True)
     (folder / "exports" / "gguf-q8_0" / "x-q8_0.gguf").write_text("abc")
+    (folder / "exports" / "onnx").mkdir()
+    for name in ("x.onnx", "x.onnx.data", "manifest.json"):
+        (folder / "exports" / "onnx" / name).write_text("abc")
     return folder
 
 
@@ -46,7 +49,9 @@ def test_a_dry_run_writes_the_whole_repository(tmp_path):
     run = finished(tmp_path / "run", name="owner/teacher", weights_sha256="ab" * 32)
     card = pushed(run, tmp_path / "out", license="apache-2.0")
     files = {path.name for path in (tmp_path / "out").iterdir()}
-    assert files == {"README.md", "config.json", "report.html", "x-q8_0.gguf"}
+    assert files == {"README.md", "config.json", "report.html", "x-q8_0.gguf", "onnx"}
+    graph = {path.name for path in (tmp_path / "out" / "onnx").iterdir()}
+    assert graph == {"x.onnx", "x.onnx.data"}
     assert (card.data.base_model, card.data.license) == ("owner/teacher", "apache-2.0")
     found = {each.metric_type: each.metric_value for each in card.data.eval_results}
     figures = evaluation()["trials"]["distilled"]

@@ -7,7 +7,7 @@ from transformers.generation import configuration_utils
 
 from limbeck.batch import Batch
 from limbeck.errors import ConfigError
-from limbeck.models import CausalLM, enable_activation_checkpointing
+from limbeck.models import CausalLM, checkpoint_activations
 from tests.models.tiny import FAMILIES, VOCABULARY, random_batch, tiny_llama, tiny_model
 
 
@@ -179,11 +179,12 @@ def gradients(model: CausalLM, batch: Batch) -> dict[str, torch.Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters()}
 
 
+@pytest.mark.parametrize("how", ["selective", "full"])
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_neox"])
-def test_activation_checkpointing_changes_no_gradient(family):
+def test_activation_checkpointing_changes_no_gradient(family, how):
     model, batch = tiny_model(family, layers=3).train(), random_batch()
     plain, calls = gradients(model, batch), []
-    enable_activation_checkpointing(model)
+    checkpoint_activations(model, how)
     inside = next(model.blocks[1].children())
     counted = inside.register_forward_pre_hook(lambda *_: calls.append(1))
     checkpointed = gradients(model, batch)

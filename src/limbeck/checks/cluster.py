@@ -73,6 +73,7 @@ def cluster_plan(
         students=students,
         tokens_per_second=tokens / step_seconds,
         seconds=step_seconds * config.optim.num_steps * students,
+        host_bytes=step.host_bytes,
         cluster=Cluster(
             ranks=ranks,
             hardware=hardware,

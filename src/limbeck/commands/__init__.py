@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -37,7 +38,7 @@ VERBS = {
     "distill": "Train a student from a teacher, and compare the two.",
     "evaluate": "Measure a student against the recipe's teacher on held-out text.",
     "chat": "Chat with a student in the terminal, and with its teacher beside it.",
-    "export": "Write a student as GGUF and verify it in llama.cpp.",
+    "export": "Write a student as GGUF or ONNX and verify it in its runtime.",
     "push": "Publish a student on the Hugging Face hub, or write what would be published.",
     "report": "Write report.html again from a run directory, or compare several runs.",
     "store": "Inspect, verify, repair and merge stores of recorded teacher signals.",
@@ -46,6 +47,9 @@ VERBS = {
 
 WITH_RECIPE = ("check", "record", "write", "distill", "evaluate")
 """Verbs whose first argument is a recipe."""
+
+OVERRIDE = re.compile(r"[a-z][\w.\[\]]*=")
+"""How an argument that changes the recipe begins."""
 
 GROUPS = ("store",)
 """Verbs with verbs of their own."""
@@ -106,13 +110,14 @@ def require_recipe(words: list[str]) -> None:
     """Refuse a recipe that cannot be read before the verb's module is imported.
 
     Raises:
-        ConfigError: The first argument is named as a YAML file, and is missing or is not YAML.
+        ConfigError: The first argument is named as a YAML file, and is missing, is not YAML, or has
+            unknown options or wrong values.
     """
     first = next((word for word in words if not word.startswith("-")), "")
     if first.endswith((".yaml", ".yml")) and not {"-h", "--help"} & set(words):
-        from limbeck.config.reading import parse  # noqa: PLC0415  (imports pydantic)
+        from limbeck.config.reading import require_options  # noqa: PLC0415  (imports pydantic)
 
-        parse(Path(first), ())
+        require_options(Path(first), [word for word in words if OVERRIDE.match(word)])
 
 
 def load_verb(name: str) -> Any:

@@ -271,6 +271,13 @@ def plan_table(plan: Plan) -> Table:
     for what, num_bytes in plan.memory_bytes.items():
         table.add_row(f"memory: {what}", size(num_bytes))
     table.add_row("memory: in all", size(sum(plan.memory_bytes.values())))
+    if plan.host_bytes:
+        ranks = plan.cluster.hardware.per_node if plan.cluster else 1
+        table.add_row(
+            "host memory: teacher's shards",
+            f"{size(plan.host_bytes)} a rank, {size(plan.host_bytes * ranks)} a node; copied to "
+            "the device in every micro-batch, whose time is not planned",
+        )
     table.add_row(
         "a step", f"{plan.micro_batches_per_step} micro-batches of {plan.micro_batch} rows"
     )

@@ -77,8 +77,13 @@ def fill(folder: Path, run: Path, card: ModelCard) -> None:
     """Write the repository: student, exported files, report, card."""
     ignored = shutil.ignore_patterns(MANIFEST)
     shutil.copytree(run / "student", folder, dirs_exist_ok=True, ignore=ignored)
-    for exported in sorted((run / "exports").glob("*/*.gguf")):
-        shutil.copy2(exported, folder)
+    for exported in sorted((run / "exports").glob("*")):
+        if files := list(
+            exported.glob("*.gguf")
+        ):  # one file is all, and the hub shows it at the top
+            shutil.copy2(files[0], folder)
+        else:
+            shutil.copytree(exported, folder / exported.name, ignore=ignored)
     shutil.copy2(run / "report.html", folder)
     (folder / CARD).write_text(str(card), encoding="utf-8")
 

@@ -182,8 +182,7 @@ class Parts:
         distiller = Distiller(student, built)
         built.to(self.world.device)
         if not self.is_shared:  # FSDP2 would make each of the two its own copy
-            compute = choose_dtype(self.config.parallel.compute_dtype, self.world.device)
-            shard(distiller, student.blocks, self.world, compute_dtype=compute)
+            shard_student(distiller, self.config, self.world)
         return distiller
 
 
@@ -218,7 +217,7 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
     require_alignment(request.needs, teacher)
     teacher.require(request)
     if not is_shared(config):
-        teacher.shard(world)
+        teacher.shard(world.for_teacher(config.parallel.teacher))
     prompts = prompts_of(config, data)
     return Parts(
         config=config,
@@ -307,6 +306,17 @@ def request_of(
         texts=tuple(texts),
         vocabulary_size=vocabulary.size,
         measured=bool(held_out_sets),
+    )
+
+
+def shard_student(distiller: Distiller, config: RunConfig, world: World) -> None:
+    """Shard a student and its objective as the recipe's `parallel` says."""
+    shard(
+        distiller,
+        distiller.student.blocks,
+        world,
+        compute_dtype=choose_dtype(config.parallel.compute_dtype, world.device),
+        reduce_dtype=choose_dtype(config.parallel.reduce_dtype, world.device),
     )
 
 

@@ -24,7 +24,7 @@ from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
 from limbeck.errors import ConfigError, DataError
-from limbeck.export.base import Messages, Runtime
+from limbeck.export.base import Messages, Runtime, RuntimeTokenizer
 
 PARAMS_BYTES = 1024
 """More than any version's parameter structs, which are passed by value as an opaque block."""
@@ -211,8 +211,8 @@ def context_params(lib: Library, max_positions: int) -> Params:
     return params
 
 
-class LlamaCpp(Runtime):
-    """One model and context; made by `running`."""
+class LlamaCpp(Runtime, RuntimeTokenizer):
+    """One model and context, and its own tokenizer; made by `running`."""
 
     def __init__(
         self, lib: Library, path: Path, handles: tuple[int, int], max_positions: int
@@ -243,6 +243,10 @@ class LlamaCpp(Runtime):
             return torch.from_numpy(values.copy())
         finally:
             self._call.llama_batch_free(batch)
+
+    @property
+    def tokenizer(self) -> RuntimeTokenizer:
+        return self
 
     def tokenize(self, text: str, *, add_special: bool) -> list[int]:
         data = text.encode()

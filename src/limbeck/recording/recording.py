@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from rich.console import Console
 
 from limbeck.config import RecordConfig, RunConfig
 from limbeck.data import load_held_out, load_text
-from limbeck.distributed import gather_objects, main_first, together, world
+from limbeck.distributed import World, gather_objects, main_first, together, world
 from limbeck.errors import ConfigError
 from limbeck.files import files_under
 from limbeck.losses import SignalNeeds
@@ -98,11 +98,7 @@ class Recording:
 
     def _gather(self) -> None:
         config = self.config
-        place = self.world
-        if config.parallel.shard == "none" or (
-            place.size == 1 and config.parallel.shard != "always"
-        ):
-            place = replace(place, mesh=None)  # a whole teacher on each rank, without FSDP2
+        place = place_of_teacher(config, self.world)
         with main_first(self.world):
             teacher = teachers.bind(config.teacher, "teacher")(place)
         teacher.shard(place)
@@ -232,6 +228,14 @@ def settings_of(config: RunConfig) -> RecordConfig:
             "teacher='{type: online, path: ...}'."
         )
     return config.record
+
+
+def place_of_teacher(config: RunConfig, world: World) -> World:
+    """The ranks over which the teacher is sharded; without a mesh each has all of it."""
+    parallel = config.parallel
+    alone = world.size == 1 and parallel.shard != "always" and parallel.teacher != "offload"
+    whole = alone or parallel.shard == "none"
+    return world.unsharded if whole else world.for_teacher(parallel.teacher)
 
 
 def recordable(teacher: Teacher) -> Teacher:
