@@ -127,7 +127,7 @@ def test_a_run_that_is_asked_to_stop_publishes_what_is_being_written(
 
 
 def on_a_full_disk(here, folder):
-    """From step 5 on this rank's files may not grow: step 8 cannot be written."""
+    """Files of the last rank may not grow beyond some bytes from step 8 on, as on a full disk."""
     said = []
 
     def hear(record):
@@ -142,7 +142,7 @@ def on_a_full_disk(here, folder):
     def write(writer):
         Full.calls += 1
         if Full.calls == 2 and here.rank == here.size - 1:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
         return plain(writer)
 
     HeldWriter.write = write
