@@ -25,7 +25,7 @@ def tokens_of(size):
 def pair(here, way="shard", **options):
     distiller, teacher = toy_pair()
     shard(distiller, distiller.student.blocks, here, **options)
-    teacher.shard(here.unsharded if way == "replicate" else here, offload=way == "offload")
+    teacher.shard(here.for_teacher(way))
     return distiller, teacher
 
 

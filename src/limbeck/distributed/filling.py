@@ -45,7 +45,7 @@ def unfilled(module: nn.Module) -> list[CausalLM]:
     ]
 
 
-def fill(model: CausalLM, world: World, place: torch.device) -> None:
+def fill(model: CausalLM, world: World) -> None:
     """Give memory to a model on the meta device, and read every rank's rows of its weights.
 
     Memory: the rank's shards, and rows of `STEP_BYTES` on the way. Every rank calls it.
@@ -53,7 +53,6 @@ def fill(model: CausalLM, world: World, place: torch.device) -> None:
     Args:
         model: With `weight_files`; sharded, or whole in a single process.
         world: The ranks.
-        place: Where its shards are to be.
 
     Raises:
         DataError: A file is damaged, holds numbers that are not finite, or is not the same on all
@@ -67,7 +66,7 @@ def fill(model: CausalLM, world: World, place: torch.device) -> None:
             f"Every rank must read the same weights of this {model.family} model, but the files of "
             f"rank {different[0]} are not those of rank 0. Copy them again to that machine."
         )
-    give_memory(model.hf_model, place)
+    give_memory(model.hf_model, world.home)
     tensors = dict(model.hf_model.named_parameters()) | dict(model.hf_model.named_buffers())
 
     def read() -> None:

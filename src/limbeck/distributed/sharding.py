@@ -31,7 +31,6 @@ def shard(
     *,
     compute_dtype: torch.dtype | None = None,
     reduce_dtype: torch.dtype = torch.float32,
-    offload: bool = False,
 ) -> None:
     """Shard a module over all ranks: each block, each embedding, and the rest with the root.
 
@@ -47,11 +46,10 @@ def shard(
     Args:
         module: The root: FSDP2 gathers weights when the forward pass of *this* module begins.
         blocks: Its decoder blocks.
-        world: The ranks; without a mesh nothing happens.
+        world: The ranks; without a mesh nothing happens. With `offload` nothing is to be trained.
         compute_dtype: Type of the gathered weights and of the computation; gradients are summed in
             float32. None computes in the weights' own.
         reduce_dtype: Type in which gradients are sent to be summed over the ranks of a shard group.
-        offload: Keep this rank's shards in host memory; for a module that is not trained.
     """
     waiting = unfilled(module)
     if world.mesh is None:
@@ -63,7 +61,9 @@ def shard(
     policy = MixedPrecisionPolicy(
         param_dtype=compute_dtype, reduce_dtype=summed_in, cast_forward_inputs=False
     )
-    where = CPUOffloadPolicy(pin_memory=world.device.type == "cuda") if offload else OffloadPolicy()
+    where = OffloadPolicy()
+    if world.offload:
+        where = CPUOffloadPolicy(pin_memory=world.device.type == "cuda")
     wrap = partial(fully_shard, mesh=world.mesh, mp_policy=policy, offload_policy=where)
     for block in blocks:
         wrap(block)
@@ -74,7 +74,7 @@ def shard(
                 wrap(embedding).set_unshard_in_backward(False)
     wrap(module, reshard_after_forward=False)
     for model in waiting:
-        fill(model, world, torch.device("cpu") if offload else world.device)
+        fill(model, world)
     if reduce_dtype != torch.float32:
         for part in module.modules():
             if isinstance(part, FSDPModule):

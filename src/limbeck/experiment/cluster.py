@@ -23,7 +23,6 @@ from limbeck.data import length_problems
 from limbeck.distributed import StepFootprint, World, local, simulated_world
 from limbeck.errors import ConfigError, RunError
 from limbeck.experiment.loading import load
-from limbeck.experiment.opening import teacher_world
 from limbeck.experiment.parts import (
     STUDENT_DTYPE,
     prove_pair,
@@ -126,7 +125,7 @@ def sketch(config: RunConfig, world: World) -> Pair:
     Raises:
         ConfigError: They do not go together.
     """
-    place = teacher_world(config, world)
+    place = world.for_teacher(config.parallel.teacher)
     teacher = require_local(teachers.bind(config.teacher, "teacher")(place), "check --plan")
     origin = Origin(
         teacher.model,
@@ -149,7 +148,7 @@ def sketch(config: RunConfig, world: World) -> Pair:
     )
     needs = distiller.objective.needs
     teacher.require(TeacherRequest(needs=needs, vocabulary_size=vocabulary.size))
-    teacher.shard(place, offload=config.parallel.teacher == "offload")
+    teacher.shard(place)
     shard_student(distiller, config, world)
     return Pair(distiller, teacher)
 

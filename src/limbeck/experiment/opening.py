@@ -20,15 +20,10 @@ class OpeningWorlds(NamedTuple):
     """What is loaded whole because of the recipe, and what in the recipe avoids it."""
 
 
-def teacher_world(config: RunConfig, world: World) -> World:
-    """The ranks over which a teacher is sharded; none with `parallel.teacher=replicate`."""
-    return world.unsharded if config.parallel.teacher == "replicate" else world
-
-
 def opening_worlds(config: RunConfig, world: World) -> OpeningWorlds:
     """Whether teacher and student may stay in their files until they are sharded."""
     whole = world.unsharded
-    teacher, student = teacher_world(config, world), world
+    teacher, student = world.for_teacher(config.parallel.teacher), world
     notes: list[str] = []
     if config.trainable.lora is not None or config.trainable.freeze:
         student = whole

@@ -42,7 +42,7 @@ from limbeck.experiment.batches import (
     require_generation,
     require_same_ends,
 )
-from limbeck.experiment.opening import opening_worlds, teacher_world, whole_loads
+from limbeck.experiment.opening import opening_worlds, whole_loads
 from limbeck.experiment.text import data_notes, epochs_note, held_out_facts, with_steps
 from limbeck.files import publish
 from limbeck.layer_map import LayerMap
@@ -217,8 +217,7 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
     require_alignment(request.needs, teacher)
     teacher.require(request)
     if not is_shared(config):
-        offload = config.parallel.teacher == "offload"
-        teacher.shard(teacher_world(config, world), offload=offload)
+        teacher.shard(world.for_teacher(config.parallel.teacher))
     prompts = prompts_of(config, data)
     return Parts(
         config=config,

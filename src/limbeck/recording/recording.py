@@ -101,7 +101,7 @@ class Recording:
         place = place_of_teacher(config, self.world)
         with main_first(self.world):
             teacher = teachers.bind(config.teacher, "teacher")(place)
-        teacher.shard(place, offload=config.parallel.teacher == "offload")
+        teacher.shard(place)
         self.teacher = recordable(teacher)
         tokenizer = self.tokenizer = teacher.tokenizer
         rows = teacher.info.vocabulary_rows
@@ -234,8 +234,8 @@ def place_of_teacher(config: RunConfig, world: World) -> World:
     """The ranks over which the teacher is sharded; without a mesh each has all of it."""
     parallel = config.parallel
     alone = world.size == 1 and parallel.shard != "always" and parallel.teacher != "offload"
-    copies = parallel.teacher == "replicate" or parallel.shard == "none"
-    return world.unsharded if alone or copies else world
+    whole = alone or parallel.shard == "none"
+    return world.unsharded if whole else world.for_teacher(parallel.teacher)
 
 
 def recordable(teacher: Teacher) -> Teacher:

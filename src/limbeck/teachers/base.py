@@ -183,14 +183,13 @@ class Teacher(ABC):
     def abandon_pass(self) -> None:  # noqa: B027  (optional)
         """Release what a forward pass that failed has left. Does nothing without weights here."""
 
-    def shard(self, world: World, *, offload: bool = False) -> None:  # noqa: B027  (optional)
+    def shard(self, world: World) -> None:  # noqa: B027  (optional)
         """Spread its weights over the ranks, and adopt rank 0's hash of them; every rank calls it.
 
         Does nothing for a teacher without weights here.
 
         Args:
             world: The ranks; without a mesh each keeps all of the weights.
-            offload: Keep the shards in host memory; without a mesh nothing changes.
         """
 
     def with_needs(self, needs: SignalNeeds) -> Teacher:

@@ -171,9 +171,9 @@ class CrossTokenizerTeacher(Teacher):
         """Release what the model holds of a failed pass."""
         self._teacher.abandon_pass()
 
-    def shard(self, world: World, *, offload: bool = False) -> None:
+    def shard(self, world: World) -> None:
         """Spread the model over the ranks."""
-        self._teacher.shard(world, offload=offload)
+        self._teacher.shard(world)
 
     def with_needs(self, needs: SignalNeeds) -> Teacher:
         """The same teacher with needs of its own; weights are shared."""

@@ -124,9 +124,9 @@ class LocalTeacher(Teacher):
         """Let go of the weights that a failed pass gathered."""
         abandon_pass(self.model)
 
-    def shard(self, world: World, *, offload: bool = False) -> None:
+    def shard(self, world: World) -> None:
         """Spread the model over the ranks; it computes in its own data type."""
-        shard(self.model, self.model.blocks, world, offload=offload)
+        shard(self.model, self.model.blocks, world)
         shared_hash = broadcast_object(self._info.weights_sha256, world)
         self._info = replace(self._info, weights_sha256=shared_hash)
 

@@ -124,11 +124,11 @@ class SeveralTeachers(Teacher):
         """Those of every member."""
         return tuple(note for member in self._members.values() for note in member.notes)
 
-    def shard(self, world: World, *, offload: bool = False) -> None:
+    def shard(self, world: World) -> None:
         """Spread every member over the ranks."""
         self._has_ranks = world.size > 1
         for member in self._members.values():
-            member.shard(world, offload=offload)
+            member.shard(world)
 
     def with_needs(self, needs: SignalNeeds) -> Teacher:
         """The same teachers with needs of their own; weights and stores are shared."""
