@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.fsdp._fully_shard._fsdp_api import ReduceScatter
+from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultReduceScatter
 
 
-class NarrowReduceScatter(ReduceScatter):
+class NarrowReduceScatter(DefaultReduceScatter):
     """A reduce-scatter that rounds what it sends, and only that.
 
     FSDP2's own `reduce_dtype` is also the format in which it adds up micro-batches and copies,
@@ -23,12 +21,6 @@ class NarrowReduceScatter(ReduceScatter):
     def __init__(self, dtype: torch.dtype) -> None:
         self._dtype = dtype
 
-    def allocate(
-        self, size: Sequence[int | torch.SymInt], *, dtype: torch.dtype, device: torch.device
-    ) -> Tensor:
-        """Memory for a gradient, in the format it is summed in."""
-        return torch.empty(*size, dtype=dtype, device=device)
-
     def __call__(
         self,
         output_tensor: Tensor,
@@ -40,6 +32,6 @@ class NarrowReduceScatter(ReduceScatter):
         """Sum over the ranks of a group, each of which gets its part."""
         assert not async_op, "FSDP2 waits for it on a stream of its own"
         sums = output_tensor.new_empty(output_tensor.shape, dtype=self._dtype)
-        dist.reduce_scatter_tensor(sums, input_tensor.to(self._dtype), op=op, group=group)
+        work = super().__call__(sums, input_tensor.to(self._dtype), group, op)
         output_tensor.copy_(sums)
-        return None
+        return work
