@@ -28,10 +28,10 @@ class NarrowReduceScatter(DefaultReduceScatter):
         group: dist.ProcessGroup,
         op: dist.ReduceOp | dist.ReduceOp.RedOpType,
         async_op: bool = False,
-    ) -> dist.Work | None:
+    ) -> dist.Work:
         """Sum over the ranks of a group, each of which gets its part."""
         assert not async_op, "FSDP2 waits for it on a stream of its own"
         sums = output_tensor.new_empty(output_tensor.shape, dtype=self._dtype)
-        work = super().__call__(sums, input_tensor.to(self._dtype), group, op)
+        work: dist.Work = super().__call__(sums, input_tensor.to(self._dtype), group, op)
         output_tensor.copy_(sums)
         return work
