@@ -120,7 +120,7 @@ def test_what_does_not_fit_is_said_with_the_options_that_were_tried(tmp_path):
     assert memory["decides"] is False, "the margin alone is too large, and it is a guess"
     (fix,) = plan["cluster"]["fixes"]
     assert fix["peak_bytes"] < sum(plan["memory_bytes"].values())
-    assert fix["overrides"].startswith("memory.micro_batch=1 memory.activation_checkpointing=true")
+    assert fix["overrides"].startswith("memory.micro_batch=1 memory.activation_checkpointing=full")
     assert fix["overrides"].endswith("parallel.teacher=offload"), "the last resort"
     assert fix["overrides"] in memory["found"]
 

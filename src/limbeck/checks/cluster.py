@@ -23,7 +23,7 @@ LINK_SHARE = 0.75
 
 
 def margin_bytes(peak_bytes: int) -> int:
-    """What a device holds beside its tensors: a guess, never compared with a device."""
+    """Memory of a device beyond its tensors: a guess, not measured on a device."""
     return RESERVED_BYTES + int(FRAGMENTS * peak_bytes)
 
 

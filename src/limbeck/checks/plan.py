@@ -20,7 +20,7 @@ from limbeck.distributed import Collective, is_sharded
 from limbeck.errors import ConfigError
 from limbeck.files import nearest_existing, size
 from limbeck.losses.head.fused import head_bytes
-from limbeck.models import CausalLM, Distiller
+from limbeck.models import CausalLM, Distiller, kept_values
 from limbeck.teachers import TeacherRequest
 
 
@@ -73,7 +73,7 @@ class Fix:
 
 @dataclass(frozen=True)
 class Cluster:
-    """What a plan says of ranks that are not here; figures are of one rank and one step.
+    """The plan for a cluster; figures are of one rank and one step.
 
     Attributes:
         ranks: Number of ranks.
@@ -226,7 +226,7 @@ def run_micro_batch(case: Case, cpu_batch: Batch) -> Measured:
             f"memory: a micro-batch of {len(batch.scored)} rows of {batch.scored.shape[1]} "
             "positions must fit beside both models, and does not. Lower memory.micro_batch, "
             "memory.head_budget_mb or data.sequence_length, or set "
-            "memory.activation_checkpointing=true."
+            "memory.activation_checkpointing=full."
         ) from error
     finally:
         case.distiller.zero_grad(set_to_none=True)
@@ -262,7 +262,7 @@ def plan_findings(plan: Plan) -> list[Proof]:
             memory <= free,
             f"{size(memory)} needed, {size(free)} available (estimate)",
             "models, gradients, optimizer state and one micro-batch fit; lower memory.micro_batch "
-            "or set memory.activation_checkpointing if not",
+            "or set memory.activation_checkpointing=full if not",
             decides=False,
         ),
     ]
@@ -309,8 +309,10 @@ def state_bytes(distiller: Distiller, optim: OptimConfig) -> int:
 
 
 def checkpointed_bytes(student: CausalLM, config: RunConfig, rows: int) -> int:
-    """Bytes of block inputs, which activation checkpointing hides from autograd's hooks."""
-    if not config.memory.activation_checkpointing:
+    """Bytes that activation checkpointing keeps and hides from autograd's hooks, an estimate."""
+    kept = config.memory.activation_checkpointing
+    if kept == "none":
         return 0
     element = next(student.parameters()).element_size()
-    return rows * config.data.sequence_length * student.num_layers * student.width * element
+    values = sum(kept_values(block, student.width, kept) for block in student.blocks)
+    return rows * config.data.sequence_length * values * element

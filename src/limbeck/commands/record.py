@@ -45,12 +45,12 @@ def record(
 
     The recipe's `record` section names form and folder. First a budget is printed: bytes a token,
     size, and error of several forms, measured with this teacher on this text. The recording can be
-    stopped or killed at any point and started again with the same command: finished shards stay.
-    Windows of evaluate.data that a run measures on are recorded as well.
+    stopped or killed at any point; the same command resumes it. The held-out text of evaluate.data
+    is recorded as well.
 
     Then: limbeck distill recipe.yaml teacher='{type: stored, path: stores/x}'
 
-    On several machines that share a folder, or whose parts `limbeck store merge` joins later:
+    On several machines with a shared folder, or with parts that `limbeck store merge` merges later:
     limbeck record recipe.yaml --shards 1/16 (to 16/16). On several GPUs, the teacher sharded over
     them: torchrun --nproc-per-node 8 -m limbeck record recipe.yaml
     """

@@ -249,8 +249,10 @@ class MemoryConfig:
     """Memory for the logits that exist at once, those of both models and what is done with them;
     `auto` holds 480 tokens' of any vocabulary: 180 MB for 49,152 on a CPU, 470 for 128,256; four
     times that on an accelerator."""
-    activation_checkpointing: bool = False
-    """Compute activations twice instead of keeping them."""
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    """Activations that a block computes again in the backward pass instead of keeping them. `full`:
+    all of them, for a third more operations in the student. `selective`: all but the results of
+    matrix products and attention, for hardly any more."""
     reduce_gradients: Literal["auto", "step", "micro_batch"] = "auto"
     """When ranks add up their gradients. `step`: once, after the last micro-batch; until then each
     rank keeps the gradients of all weights in float32, not its shard's only. `micro_batch`: after

@@ -94,7 +94,7 @@ def give_memory(module: nn.Module, device: torch.device) -> None:
 
 
 def prove(model: CausalLM) -> None:
-    """What `load_model` proves of a model, inside `gathered`."""
+    """The checks of `load_model`, inside `gathered`."""
     prove_head(model)
     prove_documents_apart(model)
 

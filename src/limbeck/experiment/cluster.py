@@ -87,7 +87,7 @@ def plan_here(recipe: Path, overrides: Sequence[str], ranks: int, hardware: Hard
 
 
 def require_plannable(config: RunConfig) -> None:
-    """Refuse recipes that say too little of a run without their text and their weights.
+    """Refuse recipes that cannot be planned without text and weights.
 
     Raises:
         ConfigError: Naming the option.
@@ -215,11 +215,14 @@ def smaller(memory: MemoryConfig, micro_batch: int) -> list[tuple[str, MemoryCon
         more = " memory.reduce_gradients=micro_batch"
         memory = replace(memory, micro_batch=micro_batch, reduce_gradients="micro_batch")
         ways.append((f"memory.micro_batch={micro_batch}{more}", memory))
-    checkpointed = replace(memory, micro_batch=micro_batch, activation_checkpointing=True)
-    text = f"memory.micro_batch={micro_batch} memory.activation_checkpointing=true{more}"
-    if not memory.activation_checkpointing:
+    checkpointed = replace(memory, micro_batch=micro_batch, activation_checkpointing="full")
+    text = f"memory.micro_batch={micro_batch} memory.activation_checkpointing=full{more}"
+    if memory.activation_checkpointing == "none":
+        selective = replace(checkpointed, activation_checkpointing="selective")
+        ways.append((text.replace("=full", "=selective"), selective))
+    if memory.activation_checkpointing != "full":
         ways.append((text, checkpointed))
-    single = f"memory.micro_batch=1 memory.activation_checkpointing=true{more}"
+    single = f"memory.micro_batch=1 memory.activation_checkpointing=full{more}"
     if micro_batch > 1:
         ways.append((single, replace(checkpointed, micro_batch=1)))
     text = f"{single} memory.head_budget_mb=256"

@@ -187,7 +187,7 @@ class Parts:
 
 
 def gather_parts(config: RunConfig, world: World) -> Parts:
-    """Load everything, and check that it belongs together."""
+    """Load everything, and check that it fits together."""
     require_alone_if_shared(config, world)
     together(lambda: require_inputs(config), world, main_only=True)
     by_rows = opening_worlds(config, world)
@@ -326,7 +326,7 @@ def is_shared(config: RunConfig) -> bool:
 
 
 def require_alone_if_shared(config: RunConfig, world: World) -> None:
-    """Refuse to spread a student that has its teacher's weights."""
+    """Refuse several ranks for a student that shares its teacher's weights."""
     if is_shared(config) and world.size > 1:
         raise ConfigError(
             f"student.type: a shared student needs one process, and there are {world.size}: models "

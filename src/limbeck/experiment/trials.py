@@ -103,7 +103,7 @@ def trials_of(config: RunConfig) -> list[Trial]:
 
 
 def grid_of(rates: float | tuple[float, ...]) -> tuple[float, ...]:
-    """One learning rate or several, as several."""
+    """The learning rates as a tuple."""
     return rates if isinstance(rates, tuple) else (rates,)
 
 

@@ -62,7 +62,7 @@ def require_finite(model: CausalLM) -> None:
 
 
 def head_error(model: CausalLM, input_ids: Int[Tensor, "B T"]) -> float:
-    """How far decoder and head, called apart, are from the whole model's logits.
+    """Largest difference between head(decoder) and the whole model's logits.
 
     The largest difference over the real tokens, relative to the largest logit.
     """

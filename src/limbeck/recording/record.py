@@ -152,7 +152,7 @@ class Recorder:
         progress.finished(shard, self._header.num_shards, scored, writer.record_bytes)
 
     def _announce(self, rows: Sequence[Sequence[PlannedWindow]]) -> None:
-        """Tell the teacher what it will be asked for, if it works ahead."""
+        """Announce the next batches to a teacher that prefetches."""
         if self._teacher.works_ahead:
             self._teacher.prefetch([row_of(list(map(self._plan.sample, row))) for row in rows])
 

@@ -121,7 +121,7 @@ class TokenStream(BaseStreamer):
         self._on_tokens(list(self._written))
 
     def end(self) -> None:
-        """Nothing is held back."""
+        """End of the stream; nothing is buffered."""
 
 
 class GumbelDraw(LogitsProcessor):

@@ -7,7 +7,7 @@ import torch
 from limbeck.batch import Batch
 from limbeck.config import RunConfig
 from limbeck.distributed import Footprint, StepFootprint, World, by_purpose, local, prolonged
-from limbeck.models import Distiller, enable_activation_checkpointing
+from limbeck.models import Distiller, checkpoint_activations
 from limbeck.teachers import LocalTeacher
 from limbeck.train.micro_batch import reduces_once
 from limbeck.train.optimizers import make_optimizers
@@ -38,8 +38,7 @@ def dry_run(
         micro_batch: Rows of a micro-batch, each position scored.
         passes: Micro-batches of this rank in a step.
     """
-    if config.memory.activation_checkpointing:
-        enable_activation_checkpointing(distiller.student)
+    checkpoint_activations(distiller.student, config.memory.activation_checkpointing)
     # The device decides only whether there is a fused kernel, and the real one has it.
     cuda = torch.device("cuda")
     optimizers = make_optimizers(distiller, config.optim, 1e-4, cuda)
