@@ -205,16 +205,9 @@ def begin_saving(
         require_room(final, needed)
         temporary.mkdir()
 
-    def plan() -> None:
-        try:
-            with alone_quietly():
-                save(dict(parts.tensors), storage_writer=writer, no_dist=world.size == 1)
-        except CheckpointException as error:  # no Exception, and it hides its cause
-            raise first_cause(error) from error
-
     def both() -> None:
         together(prepare, world, main_only=True)
-        together(plan, world)
+        together(lambda: hold(parts.tensors, writer, world), world)
 
     try:
         storage_named(both, final, temporary, world)
@@ -242,6 +235,15 @@ def save_checkpoint(
         StorageError: The disk is full or may not be written; older checkpoints are intact.
     """
     return begin_saving(folder, step, distiller, optimizers, facts, world).finish()
+
+
+def hold(tensors: Mapping[str, Tensor], writer: HeldWriter, world: World) -> None:
+    """Agree with all ranks on who writes what, and let the writer hold this rank's part."""
+    try:
+        with alone_quietly():
+            save(dict(tensors), storage_writer=writer, no_dist=world.size == 1)
+    except CheckpointException as error:  # no Exception, and it hides its cause
+        raise first_cause(error) from error
 
 
 def storage_named(action: Callable[[], None], final: Path, temporary: Path, world: World) -> None:
