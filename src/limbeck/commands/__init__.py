@@ -34,6 +34,7 @@ VERBS = {
     "shrink": "Make a smaller student from the teacher, by measurement.",
     "record": "Run the teacher over a data set once and store its distributions.",
     "write": "Let the teacher answer prompts, into a file that a run trains on.",
+    "forecast": "Foretell a recipe's figures and cost from short pilot runs of it.",
     "distill": "Train a student from a teacher, and measure what it kept.",
     "evaluate": "Measure a student against the recipe's teacher on held-out text.",
     "chat": "Talk to a student in the terminal, beside its teacher.",
@@ -44,7 +45,7 @@ VERBS = {
 }
 """Each verb with its line in `limbeck --help`; its module is imported when the verb is used."""
 
-WITH_RECIPE = ("check", "record", "write", "distill", "evaluate")
+WITH_RECIPE = ("check", "record", "write", "forecast", "distill", "evaluate")
 """Verbs whose first argument is a recipe."""
 
 GROUPS = ("store",)
@@ -62,6 +63,7 @@ student in safetensors and a report of what was kept and what was lost.
   limbeck shrink TEACHER --layers 20 a student out of the teacher, by measurement
   limbeck record recipe.yaml         the teacher's answers once, into a store
   limbeck write recipe.yaml          the teacher's texts, to train on
+  limbeck forecast recipe.yaml       what it will reach, from short pilot runs
   limbeck distill recipe.yaml        the main job; add key=value to change the recipe
   limbeck distill TEACHER 12 DATA    the same without a recipe: it is written for you
   limbeck chat STUDENT [TEACHER]     talk to it; the teacher answers beside it

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,9 @@ from limbeck.teachers import TeacherRequest
 from limbeck.teachers.base import DISTRIBUTION
 from limbeck.teachers.served import REACHED_BY
 from limbeck.train import MetricSink, TrainSetup, train
+
+FORECAST = "forecast"
+"""Folder of a recipe's pilots in its output."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +152,12 @@ class TrialRunner:
         self._fidelity = fidelity_of(parts)
         self._others = others_of(parts)
         self._latest: Scores | None = None
+
+    def for_parts(self, parts: Parts) -> TrialRunner:
+        """A runner of a variant of the run, which keeps what the teacher said of held-out text."""
+        runner = copy(self)
+        runner._parts = parts
+        return runner
 
     def run(self, trial: Trial, sinks: Sequence[MetricSink], *, resume: bool) -> None:
         """Train a trial, save its best student, and write its metrics."""

@@ -1,0 +1,95 @@
+"""Pilots of a tiny recipe, the forecast from them, and what is refused."""
+
+import json
+
+import pytest
+
+import limbeck
+from limbeck.commands import load_verb
+from limbeck.errors import ConfigError
+from limbeck.experiment.forecast import plan_pilots
+from tests.experiment.house import steps_of, write_recipe, write_texts
+
+OPTIM = {"learning_rate": 0.003, "steps": 300, "tokens_per_step": 64, "warmup_steps": 30}
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("LIMBECK_CACHE", str(tmp_path / "cache"))
+
+
+def loaded(tmp_path, *overrides):
+    return limbeck.load(write_recipe(tmp_path, optim=OPTIM), overrides)
+
+
+def foretell(tmp_path, *words):
+    load_verb("forecast").main([str(tmp_path / "recipe.yaml"), *words], standalone_mode=False)
+
+
+def test_pilots_double_and_take_at_most_a_fifth_of_the_recipe(tmp_path):
+    optim = {"schedule": "warmup_stable_decay", "schedule_options": "{num_decay_steps: 60}"}
+    config = loaded(tmp_path, *(f"optim.{name}={value}" for name, value in optim.items()))
+    pilots = plan_pilots(config, 4)
+    assert [p.config.optim.num_steps for p in pilots] == [3, 3, 3, 6, 6, 12, 25]
+    assert [p.config.seed for p in pilots] == [0, 1, 2, 0, 1, 0, 0]
+    largest = pilots[-1].config.optim
+    assert largest.num_warmup_steps == 30 * 25 // 300
+    assert largest.schedule_options == {"num_decay_steps": round(60 * 25 / 300)}
+
+
+@pytest.mark.parametrize(
+    ("override", "count", "message"),
+    [
+        ("seed=0", 2, "--pilots must be at least 3"),
+        ("optim.steps=200", 4, r"optim.steps at least 28\d"),
+        ("evaluate.data=null", 4, "evaluate.data must name held-out text"),
+        ("optim.learning_rate=[1e-3, 1e-4]", 4, "must be one number for a forecast"),
+    ],
+)
+def test_a_recipe_that_cannot_be_forecast_is_refused_before_it_runs(
+    tmp_path, override, count, message
+):
+    with pytest.raises(ConfigError, match=message):
+        plan_pilots(loaded(tmp_path, override), count)
+
+
+def test_a_forecast_runs_pilots_once_and_answers_from_them(tmp_path, capsys):
+    """Every step reads most of a small text, so that the pilots vary little."""
+    optim = {"learning_rate": 0.01, "steps": 300, "tokens_per_step": 256, "warmup_steps": 0.1}
+    objective = {"alpha": 1.0, "temperature": 1.0}
+    write_recipe(tmp_path, optim=optim, objective=objective, memory={"micro_batch": 8})
+    write_texts(tmp_path / "train.jsonl", 7, seed=1)
+    write_texts(tmp_path / "held.jsonl", 40, seed=2)
+    folder = tmp_path / "run" / "forecast"
+    foretell(tmp_path, "--json", "--target-kl", "0.7", "--budget", "500000")
+    answer = json.loads((folder / "forecast.json").read_text())
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == answer
+    assert [p["steps"] for p in answer["pilots"]] == [3, 3, 3, 6, 6, 12, 25]
+    largest = answer["pilots"][-1]
+    assert largest["tokens"] == steps_of(folder / "steps-25")[-1]["tokens"]
+    rows = {row["budget"]: row for row in answer["rows"]}
+    kl = rows["recipe"]["distilled"]["forward_kl"]
+    assert rows["--budget"]["tokens"] == 500_000
+    assert kl["low"] < kl["value"] < kl["high"] < largest["distilled"]["forward_kl"]
+    assert answer["target"]["tokens"]["value"] > largest["tokens"]
+    assert "<svg" in (folder / "forecast.html").read_text()
+    assert [*folder.rglob("*.safetensors")] == []
+
+    metrics = folder / "steps-25" / "metrics.jsonl"
+    before = metrics.read_bytes()
+    foretell(tmp_path)
+    assert "What a budget reaches" in capsys.readouterr().out
+    assert metrics.read_bytes() == before
+    with pytest.raises(ConfigError, match="steps-3 is of another"):
+        foretell(tmp_path, "optim.learning_rate=0.02")
+
+
+def test_pilots_that_determine_no_curve_are_refused(tmp_path):
+    """A learning rate so small that nothing is learnt."""
+    optim = {"learning_rate": 1e-9, "steps": 300, "tokens_per_step": 32, "warmup_steps": 0}
+    write_recipe(tmp_path, optim=optim)
+    with pytest.raises(ConfigError, match="not distinguishable from 0"):
+        foretell(tmp_path)
+    assert not (tmp_path / "run" / "forecast" / "forecast.json").exists()
+    with limbeck.assemble(limbeck.load(tmp_path / "recipe.yaml", ["optim.steps=2"])) as run:
+        assert run.train().student.exists()  # a forecast in the output is not in a run's way
