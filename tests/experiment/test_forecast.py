@@ -1,13 +1,19 @@
 """Pilots of a tiny recipe, the forecast from them, and what is refused."""
 
 import json
+from contextlib import nullcontext
 
+import numpy as np
 import pytest
 
 import limbeck
 from limbeck.commands import load_verb
 from limbeck.errors import ConfigError
+from limbeck.evaluate.scaling import fit_curve
+from limbeck.experiment.directory import require_directory
 from limbeck.experiment.forecast import plan_pilots
+from limbeck.experiment.forecast_figures import require_determined
+from tests.evaluate.test_scaling import law, pilots
 from tests.experiment.house import steps_of, write_recipe, write_texts
 
 OPTIM = {"learning_rate": 0.003, "steps": 300, "tokens_per_step": 64, "warmup_steps": 30}
@@ -57,9 +63,9 @@ def test_a_forecast_runs_pilots_once_and_answers_from_them(tmp_path, capsys):
     """Every step reads most of a small text, so that the pilots vary little."""
     optim = {"learning_rate": 0.01, "steps": 300, "tokens_per_step": 256, "warmup_steps": 0.1}
     objective = {"alpha": 1.0, "temperature": 1.0}
-    write_recipe(tmp_path, optim=optim, objective=objective, memory={"micro_batch": 8})
+    write_recipe(tmp_path, optim=optim, objective=objective, memory={"micro_batch": 32})
     write_texts(tmp_path / "train.jsonl", 7, seed=1)
-    write_texts(tmp_path / "held.jsonl", 40, seed=2)
+    write_texts(tmp_path / "held.jsonl", 24, seed=2)
     folder = tmp_path / "run" / "forecast"
     foretell(tmp_path, "--json", "--target-kl", "0.7", "--budget", "500000")
     answer = json.loads((folder / "forecast.json").read_text())
@@ -84,12 +90,26 @@ def test_a_forecast_runs_pilots_once_and_answers_from_them(tmp_path, capsys):
         foretell(tmp_path, "optim.learning_rate=0.02")
 
 
-def test_pilots_that_determine_no_curve_are_refused(tmp_path):
-    """A learning rate so small that nothing is learnt."""
-    optim = {"learning_rate": 1e-9, "steps": 300, "tokens_per_step": 32, "warmup_steps": 0}
-    write_recipe(tmp_path, optim=optim)
-    with pytest.raises(ConfigError, match="not distinguishable from 0"):
-        foretell(tmp_path)
-    assert not (tmp_path / "run" / "forecast" / "forecast.json").exists()
-    with limbeck.assemble(limbeck.load(tmp_path / "recipe.yaml", ["optim.steps=2"])) as run:
-        assert run.train().student.exists()  # a forecast in the output is not in a run's way
+def test_a_forecast_in_the_output_is_not_in_a_runs_way(tmp_path):
+    output = tmp_path / "run"
+    (output / "forecast").mkdir(parents=True)
+    require_directory(output, resume=False, overwrite=False)
+    (output / "notes.txt").touch()
+    with pytest.raises(ConfigError, match="files that are not a run's"):
+        require_directory(output, resume=False, overwrite=False)
+
+
+@pytest.mark.parametrize(
+    ("law", "noise", "message"),
+    [
+        (lambda tokens, floor, scale: floor, 0.02, "not distinguishable from 0"),
+        (law, 0.1, "must be narrower than the fall it foretells"),
+        (law, 0.003, None),
+    ],
+)
+def test_a_curve_that_its_pilots_do_not_determine_is_refused(law, noise, message):
+    generator = np.random.Generator(np.random.Philox(0))
+    curve = fit_curve(pilots(law, 100, noise, generator), "forward_kl")
+    refused = nullcontext() if message is None else pytest.raises(ConfigError, match=message)
+    with refused:
+        require_determined(curve, "forward_kl", 50_000.0)

@@ -132,7 +132,7 @@ def pilot_of(config: RunConfig, steps: int, repeat: int) -> Pilot:
             config,
             optim=optim,
             seed=config.seed + repeat,
-            evaluate=replace(config.evaluate, every=steps, patience=None),
+            evaluate=replace(config.evaluate, every=steps, patience=None, controls=()),
             checkpoint=replace(config.checkpoint, every=steps, keep=1, keep_best=False),
             output=config.output / FORECAST / name,
             track=(),

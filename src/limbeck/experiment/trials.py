@@ -34,6 +34,7 @@ from limbeck.rollouts import Rollouts
 from limbeck.teachers import TeacherRequest
 from limbeck.teachers.base import DISTRIBUTION
 from limbeck.teachers.served import REACHED_BY
+from limbeck.teachers.shuffled import ShuffledTeacher
 from limbeck.train import MetricSink, TrainSetup, train
 
 FORECAST = "forecast"
@@ -45,7 +46,7 @@ class Trial:
     """One student to train.
 
     Attributes:
-        name: `distilled` or `cross_entropy`.
+        name: `distilled`, `cross_entropy` or `shuffled`.
     """
 
     name: str
@@ -78,7 +79,7 @@ class Trial:
     @property
     def writes(self) -> bool:
         """Whether it follows the recipe's `rollout`; the baseline trains on the text alone."""
-        return self.name == "distilled"
+        return self.name != "cross_entropy"
 
     @property
     def selected_by(self) -> str:
@@ -98,6 +99,8 @@ def trials_of(config: RunConfig) -> list[Trial]:
     if config.evaluate.baseline:
         rates["cross_entropy"] = config.evaluate.baseline_learning_rate or rates["distilled"]
         objectives["cross_entropy"] = replace(config.objective, alpha=0.0, extra=(), positions=None)
+    for control in config.evaluate.controls:
+        rates[control], objectives[control] = rates["distilled"], config.objective
     return [
         Trial(name, rate, objective, trial_folder(config.output, name, rate, len(grid)))
         for name, objective in objectives.items()
@@ -168,12 +171,14 @@ class TrialRunner:
         if not broadcast_object(first.exists(), parts.world):
             self._write_scores(first, distiller)
         parts.teacher.require(TeacherRequest(needs=distiller.objective.needs))
+        is_control = trial.name in parts.config.evaluate.controls
+        teacher = ShuffledTeacher(parts.teacher) if is_control else parts.teacher
         self._latest = None
         rollouts = parts.rollouts(distiller, trial.folder) if trial.writes else None
         result = train(
             TrainSetup(
                 distiller=distiller,
-                teacher=parts.teacher,
+                teacher=teacher,
                 source=parts.source(rollouts),
                 optim=parts.config.optim,
                 learning_rate=trial.learning_rate,
