@@ -46,11 +46,11 @@ LLAMA: dict[str, dict[str, Any]] = {
 }
 PLANS = (
     (8, ()),
-    (8, ("memory.activation_checkpointing=true",)),
+    (8, ("memory.activation_checkpointing=full",)),
     (64, ()),
-    (64, ("memory.activation_checkpointing=true",)),
-    (8, ("memory.activation_checkpointing=true", "memory.reduce_gradients=step")),
-    (64, ("memory.activation_checkpointing=true", "parallel.replicate=8")),
+    (64, ("memory.activation_checkpointing=full",)),
+    (8, ("memory.activation_checkpointing=full", "memory.reduce_gradients=step")),
+    (64, ("memory.activation_checkpointing=full", "parallel.replicate=8")),
 )
 
 

@@ -1,4 +1,4 @@
-"""Students of many shapes before and after healing: which start, and which loss, keeps most.
+"""Students of many shapes before and after training: which shape and loss end closest.
 
     python benchmarks/students.py --teacher FOLDER [--tokens 10000] [--seeds 3] [--work DIR]
         [--shapes 24,15,20,10,width:24,width:15] [--arms ce,kl,kl_ce,kl_cosine,kl_relations]
@@ -7,7 +7,7 @@
 
 A shape is a number of layers chosen by loss (`24`), in another way (`24:even`), a student narrowed
 to as many parameters as that many layers have (`width:24`), or one cut in both (`both:15`). Every
-shape is made once and saved, and measured once before healing. The teacher runs once, into a store
+shape is made once and saved, and measured once before training. The teacher runs once, into a store
 of exact hidden states, from which every cell learns and against which it is measured: the same rows
 in the same order for one seed, other rows for another, the same number of tokens for all.
 

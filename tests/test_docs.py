@@ -35,7 +35,7 @@ def test_there_are_at_least_ten_wrong_recipes():
     assert len(ANSWERS) >= 10
 
 
-def test_the_recipe_they_spoil_is_right(tmp_path):
+def test_the_recipe_behind_the_wrong_ones_is_valid(tmp_path):
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     load(tmp_path / "recipe.yaml")
 
@@ -111,7 +111,7 @@ def test_there_is_an_example_of_every_open_interface():
 
 @pytest.mark.usefixtures("_registered_for_one_test")
 @pytest.mark.parametrize(("file", "code", "changes"), PLUGINS, ids=[p[0] for p in PLUGINS])
-def test_a_file_of_ones_own_trains_and_resumes(file, code, changes, tmp_path, monkeypatch):
+def test_every_plugin_example_trains_and_resumes(file, code, changes, tmp_path, monkeypatch):
     monkeypatch.setenv("LIMBECK_CACHE", str(tmp_path / "cache"))
     path = extended(tmp_path, file, code, changes)
     for overrides, resume in ((["optim.steps=4"], False), ([], True)):

@@ -31,7 +31,7 @@ def test_a_published_directory_carries_its_facts(tmp_path):
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(data=st.data())
-def test_no_flipped_bit_or_cut_goes_unseen(tmp_path_factory, data):
+def test_every_flipped_bit_and_truncation_is_detected(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("flip") / "x"
     publish(folder, fill, {"step": 7})
     name = data.draw(st.sampled_from(["a.bin", "sub/b.txt", MANIFEST]))
@@ -75,7 +75,7 @@ def test_a_writer_that_fails_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_killed_processes_left_is_swept(tmp_path):
+def test_leftovers_of_killed_processes_are_removed(tmp_path):
     (tmp_path / ".tmp-x-1").mkdir()
     (tmp_path / "y").mkdir()
     sweep(tmp_path)
@@ -96,7 +96,7 @@ except StorageError as error:
 """
 
 
-def test_a_full_disk_is_said_with_path_and_bytes(tmp_path):
+def test_a_full_disk_is_reported_with_path_and_bytes(tmp_path):
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[1] != 0
     target = tmp_path / "x"
     done = subprocess.run(

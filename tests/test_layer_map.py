@@ -29,6 +29,6 @@ def test_layers_are_counted_from_zero():
 
 
 @pytest.mark.parametrize("pairs", [((0, 0), (0, 1)), ((1, 0), (0, 1)), ((0, 3), (1, 2))])
-def test_map_that_goes_down_is_refused(pairs):
+def test_a_layer_map_must_increase(pairs):
     with pytest.raises(ConfigError, match="must go up in both models"):
         LayerMap(pairs)

@@ -48,13 +48,13 @@ def test_the_loss_needs_no_model_library():
     subprocess.run([sys.executable, "-c", LOSS_ALONE], check=True)
 
 
-def test_every_promised_name_is_there():
+def test_every_public_name_can_be_imported():
     assert set(limbeck.__all__) <= set(dir(limbeck))
     for name in limbeck.__all__:
         assert vars(limbeck).get(name) is not None or limbeck.__getattr__(name) is not None
 
 
-def test_other_names_are_not():
+def test_other_names_raise_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'distil'"):
         limbeck.distil  # noqa: B018
 

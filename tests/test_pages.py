@@ -39,7 +39,7 @@ def anchors(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_every_link_leads_to_a_file_and_a_heading(page):
+def test_every_link_points_to_an_existing_file_and_heading(page):
     for link in LINK.findall(CODE.sub("", page.read_text())):
         if re.match(r"\w+:", link):
             continue
@@ -68,7 +68,7 @@ def test_the_site_has_every_page_once():
     assert sorted(page for page in nav if "results/" not in page) == sorted(map(name_of, shown))
 
 
-def test_a_readme_row_leads_to_every_page():
+def test_the_readme_links_to_every_page():
     text = (ROOT / "README.md").read_text()
     pages = [name_of(page) for page in DOCS if page.parent.name == "docs"]
     assert [page for page in pages if page not in text] == []

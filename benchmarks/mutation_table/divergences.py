@@ -93,21 +93,21 @@ DIVERGENCES = (
         TV,
         "return 0.5 * (student.exp()",
         "return (student.exp()",
-        LAWS + "pinsker_and_bretagnolle_huber",
+        LAWS + "total_variation_keeps_the_pinsker_and_bretagnolle_huber_bounds",
     ),
     Mutation(
         "the same",
         TV,
         "return 0.5 * (student.exp()",
         "return (student.exp()",
-        LAWS + "total_variation_is_what_speculative_decoding_rejects",
+        LAWS + "total_variation_is_the_rejection_rate_of_speculative_decoding",
     ),
     Mutation(
         "an edge divided by alpha, not its square",
         AB,
         "(p * alpha * gap - p + q).sum(-1) / alpha**2",
         "(p * alpha * gap - p + q).sum(-1) / alpha * 2",
-        LAWS + "alpha_beta_corners",
+        LAWS + "alpha_beta_equals_known_divergences_at_special_exponents",
     ),
     Mutation(
         "an edge divided by beta, not its square",
@@ -121,7 +121,7 @@ DIVERGENCES = (
         AKL,
         "head_share(student.detach(), teacher.detach(), head_probability)",
         "head_share(student, teacher, head_probability)",
-        LAWS + "adaptive_kl_weighs_the_same_after_a_shuffle_and_holds_its_weights_constant",
+        LAWS + "adaptive_kl_ignores_token_order_and_its_weights_have_no_gradient",
     ),
     Mutation(
         "the head cut in the middle of a tie, by position",
@@ -136,7 +136,7 @@ DIVERGENCES = (
         TODI,
         "gap.detach().sigmoid()",
         "gap.sigmoid()",
-        LAWS + "todi_is_kl_both_ways_in_value_and_not_in_gradient",
+        LAWS + "todi_has_the_value_of_both_kls_but_another_gradient",
     ),
     Mutation(
         "the larger of the two instead of the smaller",
@@ -150,7 +150,7 @@ DIVERGENCES = (
         LK,
         "(1 - rejection.detach())",
         "(1 - rejection)",
-        LAWS + "acceptance_and_kl_are_mixed_by_a_constant_weight",
+        LAWS + "lk_kl_mixes_rejection_and_kl_by_a_weight_without_gradient",
     ),
     Mutation(
         "a negative decay allowed",

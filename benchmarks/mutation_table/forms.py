@@ -65,7 +65,7 @@ FORMS = (
         SYSTEMATIC,
         "(steps + offset)",
         "(steps + 0.5)",
-        "laws/test_systematic.py::test_block_sums_find_the_tokens_that_all_sums_find",
+        "laws/test_systematic.py::test_drawing_by_block_sums_finds_the_same_tokens",
     ),
     Mutation(
         "a point left beyond the last token",
@@ -79,14 +79,14 @@ FORMS = (
         CLOSED,
         "student.masked_fill_(absent, FLOOR)",
         "student.masked_fill_(absent & False, FLOOR)",
-        "laws/test_uneven.py::test_what_fills_up_short_rows_counts_for_nothing",
+        "laws/test_uneven.py::test_padding_of_short_rows_does_not_change_the_loss",
     ),
     Mutation(
         "the same without the closed form",
         UNEVEN,
         "pair.student.masked_fill(absent, FLOOR)",
         "pair.student",
-        "laws/test_uneven.py::test_what_fills_up_short_rows_counts_for_nothing",
+        "laws/test_uneven.py::test_padding_of_short_rows_does_not_change_the_loss",
     ),
     Mutation(
         "rare draws dropped",
@@ -128,14 +128,14 @@ FORMS = (
         FORM,
         "return change(value)",
         "return change(value.flip(0) if value.ndim == 1 else value)",
-        DRAWN + "samples_of_some_rows_are_those_rows",
+        DRAWN + "selecting_rows_selects_their_samples",
     ),
     Mutation(
         "the tail tempered as if it were one token",
         TOP_K,
         "tails = {each: tail_of(log_softmax(logits, each), top.indices) for each in further}",
         "tails = {e: tail_of(logp, top.indices) * (temperature / e) for e in further}",
-        KEPT + "a_tail_for_another_temperature_is_as_good_as_a_recording_there",
+        KEPT + "a_tail_stored_for_a_temperature_equals_a_recording_at_it",
     ),
     Mutation(
         "kept tokens not tempered",
@@ -163,7 +163,7 @@ FORMS = (
         TOP_K,
         "return torch.where(near, (-torch.expm1(small)).log(), torch.log1p(-large.exp()))",
         "return (1 - x.exp()).log() + 0 * (small + large)",
-        KEPT + "log_one_minus_exp_keeps_its_digits_at_both_ends",
+        KEPT + "log_one_minus_exp_is_accurate_at_both_ends",
     ),
     Mutation(
         "a biased form that hides its bias",
@@ -177,7 +177,7 @@ FORMS = (
         TOP_K,
         'serves = frozenset({"forward_kl",',
         'serves = frozenset({"forward_kl", "reverse_kl",',
-        KEPT + "divergences_that_mind_impossible_tokens_are_refused",
+        KEPT + "divergences_that_need_all_tokens_are_refused",
     ),
     Mutation(
         "draws from the whole distribution beside the kept tokens",
@@ -212,14 +212,14 @@ FORMS = (
         MIXED,
         "others = torch.where(others.sum(-1, keepdim=True) > 0, others, whole)",
         "others = others / others.sum(-1, keepdim=True)",
-        SPLIT + "ever_more_draws_come_to_the_whole_distribution",
+        SPLIT + "more_draws_converge_to_the_whole_distribution",
     ),
     Mutation(
         "tails of other rows beside the draws",
         FORM,
         "return change(value)",
         "return change(value.flip(0) if value.ndim == 1 else value)",
-        SPLIT + "those_of_some_rows_are_those_rows",
+        SPLIT + "selecting_rows_selects_their_samples",
     ),
     Mutation(
         "the entropy of the kept tokens alone",

@@ -19,7 +19,7 @@ OWN_TERMS = (
         DECOUPLED,
         "(rest - total).scatter",
         "(rest - 0 * total).scatter",
-        TERMS + "forward_kl_is_the_first_part_and_the_teachers_doubt_times_the_second",
+        TERMS + "forward_kl_is_the_target_part_plus_one_minus_p_times_the_rest",
     ),
     Mutation(
         "the two weights exchanged",
@@ -61,7 +61,7 @@ OWN_TERMS = (
         SCORE,
         "count = possible.sum(-1)",
         "count = torch.full_like(possible.sum(-1), possible.shape[-1])",
-        TERMS + "concrete_score_leaves_impossible_tokens_out",
+        TERMS + "concrete_score_ignores_tokens_the_teacher_excludes",
     ),
     Mutation(
         "a variance in bfloat16",
@@ -105,7 +105,7 @@ OWN_TERMS = (
         TAID,
         "min(step / self.steps, 1.0)",
         "1.0",
-        TERMS + "taid_without_a_rate_stays_on_the_line",
+        TERMS + "taid_with_rate_0_follows_the_linear_schedule",
     ),
     Mutation(
         "a loss's absolute fall instead of its relative one",
@@ -119,7 +119,7 @@ OWN_TERMS = (
         TAID,
         "t += self.rate * sigmoid(momentum) * (1 - t)",
         "t += self.rate * momentum * (1 - t)",
-        TERMS + "taid_never_falls_nor_passes_its_end_whatever_the_losses",
+        TERMS + "taids_t_never_decreases_and_never_exceeds_its_end",
     ),
     Mutation(
         "samples interpolated",
@@ -133,7 +133,7 @@ OWN_TERMS = (
         OBJECTIVE,
         "self.memories = nn.ModuleDict({n: t.memory for n, t in self.learning.items()})",
         "self.memories = nn.ModuleDict()",
-        TERMS + "a_memory_is_saved_with_the_objective_and_put_back",
+        TERMS + "the_state_of_a_term_is_saved_and_restored_with_the_objective",
     ),
     Mutation(
         "labels not shifted",

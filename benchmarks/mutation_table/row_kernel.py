@@ -62,7 +62,7 @@ ROW_KERNEL = (
         ROW_MEMORY,
         "    return tl.maximum(log, FLOOR, propagate_nan=tl.PropagateNan.ALL), exp(log)\n",
         "    return tl.where(log > FLOOR, log, FLOOR), tl.where(log > FLOOR, exp(log), 0.0)\n",
-        ROWS + "a_logit_that_is_no_number_is_seen",
+        ROWS + "a_nan_logit_gives_a_nan_loss",
     ),
     Mutation(
         "a row of weight 0 that is read",

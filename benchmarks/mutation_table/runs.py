@@ -133,7 +133,7 @@ RUNS = (
         "distributed/stopping.py",
         "SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)",
         "SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)",
-        KILLED + "every_signal_saves_once_and_leaves_with_its_code",
+        KILLED + "every_signal_saves_once_and_exits_with_its_code",
     ),
     Mutation(
         "a damaged checkpoint not set aside",
@@ -170,21 +170,21 @@ RUNS = (
         HEADER,
         '        del facts["limbeck"]\n',
         "",
-        RECORDED + "another_version_or_path_resumes_and_merges",
+        RECORDED + "a_store_of_another_version_or_path_resumes_and_merges",
     ),
     Mutation(
         "the path of a store's teacher compared on resume",
         HEADER,
         'for name in ("name", "revision"):',
         'for name in ("revision",):',
-        RECORDED + "another_version_or_path_resumes_and_merges",
+        RECORDED + "a_store_of_another_version_or_path_resumes_and_merges",
     ),
     Mutation(
         "the weights of a store's teacher not compared",
         HEADER,
         'for name in ("name", "revision"):',
         'for name in ("name", "revision", "weights_sha256"):',
-        RECORDED + "what_changes_numbers_neither_resumes_nor_merges",
+        RECORDED + "other_weights_or_options_neither_resume_nor_merge",
     ),
     Mutation(
         "shards of earlier releases taken for those of another recording",

@@ -80,7 +80,7 @@ TRAINING = (
         TOP_K,
         "tail = tail_of(logp, self.ids)[:, None]",
         "tail = torch.full_like(logp[:, :1], FLOOR)",
-        DIST + "a_student_equal_to_its_teacher_pays_and_learns_nothing",
+        DIST + "a_student_equal_to_its_teacher_has_zero_loss_and_gradient",
     ),
     Mutation(
         "the gradient of the student's own normaliser forgotten",
@@ -131,7 +131,7 @@ TRAINING = (
         "known = torch.log_softmax(logp.gather(-1, self.ids), -1)\n"
         "        teacher = torch.log_softmax(teacher[:, :-1], -1)\n"
         "        return LogProbPair(known, teacher)",
-        DIST + "mass_moved_out_of_the_top_k_raises_the_loss",
+        DIST + "probability_moved_out_of_the_top_k_raises_the_loss",
     ),
     Mutation(
         "the tail's gradient forgotten",
@@ -180,14 +180,14 @@ TRAINING = (
         CLOSED,
         "sums += self._rows(",
         "sums = self._rows(",
-        HEAD + "no_form_depends_on_the_rows_it_takes_together",
+        HEAD + "no_form_depends_on_the_size_of_its_chunks",
     ),
     Mutation(
         "only the last block of rows counted where autograd is used",
         GENERAL,
         "sums += self._rows(",
         "sums = self._rows(",
-        HEAD + "no_form_depends_on_the_rows_it_takes_together",
+        HEAD + "no_form_depends_on_the_size_of_its_chunks",
     ),
     Mutation(
         "a block's targets read at the beginning of its chunk",
@@ -215,7 +215,7 @@ TRAINING = (
         FUSED,
         "return -(-tokens // max(-(-tokens // most), 1))",
         "return min(tokens, most)",
-        HEAD + "chunks_are_as_few_as_can_be_and_alike",
+        HEAD + "chunks_are_as_few_and_as_equal_as_possible",
     ),
     Mutation(
         "working arrays left out of the budget",
@@ -328,7 +328,7 @@ TRAINING = (
         "batch.py",
         "if ((host.position_ids > 0) | (host.document_ids < 0))[:, 1:].all():",
         "if True:",
-        "models/test_causal_lm.py::test_documents_in_one_row_read_as_if_alone",
+        "models/test_causal_lm.py::test_documents_in_one_row_have_the_logits_they_have_alone",
     ),
     Mutation(
         "scored positions looked up on the device",

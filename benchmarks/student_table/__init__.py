@@ -1,1 +1,1 @@
-"""Students of many shapes, each healed by several losses, from one record of the teacher."""
+"""Students of many shapes, each trained with several losses from one recorded teacher."""

@@ -1,4 +1,4 @@
-"""One cell: a shape opened, healed from the store, and measured; all by the product's own parts."""
+"""One cell: open a shape, train it from the store and measure it, with limbeck's own code."""
 
 from __future__ import annotations
 

@@ -27,14 +27,14 @@ ARMS = {
 RATES = {"ce": 3e-4}
 OTHER_RATE = 6e-4
 BEFORE = "before"
-"""The arm of a shape that was not healed."""
+"""The trial of a shape before training."""
 ROW, STEP = 256, 512
 """Positions of a row, and of an optimizer step."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One student, or one shape before healing.
+    """One student, or one shape before training.
 
     Attributes:
         shape: Its name, as `24`, `24:even`, `width:24` or `both:15`.
@@ -87,7 +87,7 @@ def shapes_of(told: argparse.Namespace) -> tuple[list[str], list[str]]:
 def cells(told: argparse.Namespace, arms: Sequence[str]) -> Iterator[Cell]:
     """Every cell, so ordered that whatever is missing is what would be missed least.
 
-    What shapes are before healing comes first, then the losses that everybody asks for, the choices
+    Shapes before training come first, then the most used losses, the choices
     of layers, the other losses, and last the seeds beyond the first.
     """
     whole, choices = shapes_of(told)

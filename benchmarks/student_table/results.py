@@ -35,7 +35,7 @@ class Cells:
         self._known: dict[tuple[Any, ...], Any] = {}
 
     def _is_mine(self, cell: dict[str, Any]) -> bool:
-        """Whether a cell was measured under these settings; before healing tokens say nothing."""
+        """Whether a cell has these settings; untrained shapes may have any number of tokens."""
         skipped = 2 if cell["arm"] == BEFORE else 0
         return bool(cell["settings"][skipped:] == self._settings[skipped:])
 
@@ -123,7 +123,7 @@ class Table:
         measured = "" if some is None else self._measured(some)
         return "\n".join(
             [
-                f"# Students of {Path(told.teacher).name}, {told.tokens:,} tokens of healing",
+                f"# Students of {Path(told.teacher).name}, {told.tokens:,} tokens of training",
                 "",
                 f"{measured}Intervals: 95 %, bootstrap over held-out documents; where there are "
                 "several seeds, of their mean, and then the least and the most of the seeds.",
@@ -196,7 +196,7 @@ class Table:
             ]
             rows.append(f"| {shape} | {' | '.join(told)} |")
         return [
-            f"## How layers are chosen: forward KL, healed with {MAIN}",
+            f"## How layers are chosen: forward KL, trained with {MAIN}",
             "",
             "| shape | before | after | before, less that of loss | after, less that of loss |",
             "|---|---|---|---|---|",
@@ -205,7 +205,7 @@ class Table:
         ]
 
     def marks(self) -> list[tuple[str, dict[str, Interval]]]:
-        """Of each shape that has been healed, its forward KL by arm."""
+        """Forward KL of each trained shape, by loss."""
         drawn = []
         for shape in (*self._whole, *self._choices):
             arms = (BEFORE, *self._arms)

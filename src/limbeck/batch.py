@@ -80,7 +80,7 @@ class Batch:
 
     @classmethod
     def packed(cls, rows: Sequence[Sequence[Window]], *, weighted: bool = False) -> Batch:
-        """Rows of windows that do not see each other, padded to the longest row.
+        """Rows of windows that do not attend to each other, padded to the longest row.
 
         Padding is token 0, which every model knows; it is never scored. No rows give one row of
         padding, so that a rank without work can still take part.

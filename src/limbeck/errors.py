@@ -13,7 +13,7 @@ class LimbeckError(Exception):
 
 
 class ConfigError(LimbeckError, ValueError):
-    """The configuration asks for something impossible, or for things that do not go together."""
+    """The recipe or the command is invalid, or its options contradict each other."""
 
     exit_code = 2
 
@@ -31,7 +31,7 @@ class RunError(LimbeckError, RuntimeError):
 
 
 class NonFiniteError(LimbeckError, ArithmeticError):
-    """Losses or gradients are not finite; no optimizer step was taken with them."""
+    """Losses or gradients are not finite; they were not used for an optimizer step."""
 
     exit_code = 5
 

@@ -143,7 +143,7 @@ def publish(final: Path, write: Callable[[Path], None], facts: Mapping[str, Any]
 
 
 def staging(final: Path) -> Path:
-    """Where a directory is written before it gets its name: beside it, as a rename needs."""
+    """Temporary folder in which a directory is written before it is renamed."""
     return final.parent / f".tmp-{final.name}-{os.getpid()}"
 
 

@@ -10,7 +10,7 @@ from limbeck.checks import make_plan, plan_findings
 from limbeck.checks.plan import checkpointed_bytes, run_micro_batch, state_bytes
 from limbeck.config import CheckpointConfig, DataConfig, MemoryConfig, OptimConfig, RunConfig
 from limbeck.errors import ConfigError
-from limbeck.models import enable_activation_checkpointing
+from limbeck.models import checkpoint_activations
 from limbeck.train import make_optimizers
 from tests.checks.cases import tiny_case, weights_of
 from tests.models.tiny import tiny_model
@@ -57,13 +57,15 @@ def test_the_activations_of_twice_the_rows_are_twice_as_large_and_nothing_change
 
 def test_activation_checkpointing_keeps_less(tmp_path):
     kept = run_micro_batch(tiny_case(), tiny_case().data.batch([0, 1])).saved_bytes
-    student = tiny_model("llama", 2, seed=2)
-    enable_activation_checkpointing(student)
-    less = run_micro_batch(tiny_case(student=student), tiny_case().data.batch([0, 1])).saved_bytes
-    asked = config(tmp_path, activation_checkpointing=True)
-    inputs = checkpointed_bytes(student, asked, 2)
-    assert inputs == 2 * 40 * 2 * 32 * 4
-    assert less + inputs < kept
+    for how in ("selective", "full"):
+        student = tiny_model("llama", 2, seed=2)
+        checkpoint_activations(student, how)
+        case = tiny_case(student=student)
+        less = run_micro_batch(case, case.data.batch([0, 1])).saved_bytes
+        hidden = checkpointed_bytes(student, config(tmp_path, activation_checkpointing=how), 2)
+        assert less + hidden < kept
+        kept = less + hidden
+    assert hidden == 2 * 40 * 2 * 32 * 4, "the inputs of two blocks"
     assert checkpointed_bytes(student, config(tmp_path), 2) == 0
 
 
@@ -94,13 +96,13 @@ def test_too_small_a_disk_fails_and_too_small_a_memory_warns(tmp_path):
     assert disk.fails
 
 
-def test_a_micro_batch_that_does_not_fit_says_which_knobs_to_turn(monkeypatch):
+def test_a_micro_batch_that_does_not_fit_names_the_options_to_change(monkeypatch):
     case = tiny_case()
 
     def full(self, batch, signal, step_tokens):
         raise torch.OutOfMemoryError("no room")
 
     monkeypatch.setattr(type(case.distiller), "forward", full)
-    with pytest.raises(ConfigError, match="activation_checkpointing=true"):
+    with pytest.raises(ConfigError, match="activation_checkpointing=full"):
         run_micro_batch(case, case.data.batch([0]))
     assert not any(p.grad is not None for p in case.distiller.parameters())

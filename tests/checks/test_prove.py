@@ -57,12 +57,12 @@ STATE_TERMS = (
 
 
 @pytest.mark.parametrize("term", STATE_TERMS, ids=lambda term: term["type"])
-def test_terms_on_hidden_states_are_proven_too_projectors_and_all(term):
+def test_terms_on_hidden_states_and_projectors_are_checked(term):
     student = tiny_model("llama", 2, seed=2, width=16)
     assert failing(tiny_case(student=student, extra=(term,))) == set()
 
 
-def test_token_weights_are_proven_too():
+def test_token_weights_are_checked():
     case = dataclasses.replace(tiny_case(), data=RandomRows(weighted=True))
     batch = case.sample()
     views = view(case, batch)
@@ -96,13 +96,13 @@ def without_weights(rows):
 
 
 @pytest.mark.parametrize("chosen", ["teacher_entropy", "student_entropy"])
-def test_a_recipe_that_learns_from_chosen_positions_is_not_refused(chosen):
+def test_a_recipe_with_chosen_positions_passes(chosen):
     findings = {f.name: f for f in prove(tiny_case(positions={"type": chosen, "share": 0.3}))}
     assert isinstance(findings.pop("micro-batches add up"), Unproven)
     assert [f for f in findings.values() if isinstance(f, Unproven) or f.fails] == []
 
 
-def test_without_a_divergence_there_is_nothing_to_be_zero():
+def test_without_a_divergence_the_zero_check_is_skipped():
     findings = {f.name: f for f in prove(tiny_case(alpha=0.0))}
     assert isinstance(findings["student = teacher gives 0"], Unproven)
     assert findings["fused equals plain logits"].holds
@@ -153,7 +153,7 @@ def test_a_divergence_that_is_not_zero_at_equality_fails_by_name():
     assert "student = teacher gives 0" in failing(case)
 
 
-def test_a_divergence_that_pushes_away_from_equality_fails():
+def test_a_divergence_with_a_gradient_at_equality_fails():
     case = tiny_case()
     term = case.distiller.objective.logit_terms["divergence"]
     term.gradient = None
@@ -179,7 +179,7 @@ def test_a_fused_path_with_a_wrong_gradient_fails_by_name(monkeypatch, what):
     assert ("gradient equals finite differences" in found) == (what == "hidden")
 
 
-def test_a_slope_that_is_not_the_divergences_own_fails():
+def test_a_gradient_of_another_divergence_fails():
     case = tiny_case()
     term = case.distiller.objective.logit_terms["divergence"]
     right = term.gradient
@@ -229,13 +229,13 @@ def test_a_mean_of_means_fails(monkeypatch):
     assert proof.name == "micro-batches add up"
 
 
-def test_one_row_leaves_micro_batches_unproven():
+def test_with_one_row_the_micro_batch_check_is_skipped():
     case = tiny_case()
     case.data.num_rows = 1
     assert isinstance(micro_batches_add_up(case, case.sample(), torch.float32), Unproven)
 
 
-def test_a_teacher_with_much_mass_on_padded_rows_is_refused_and_a_student_warned_of():
+def test_probability_on_padded_rows_refuses_a_teacher_and_warns_of_a_student():
     findings = {f.name: f for f in prove(tiny_case(vocabulary=80))}
     assert findings["padded rows of the teacher"].fails
     student = findings["padded rows of the student"]
@@ -251,7 +251,7 @@ def test_a_text_with_ids_beyond_the_vocabulary_fails():
     assert proof.fails
 
 
-def test_the_same_weights_are_said_to_be_the_same_and_only_warned_of():
+def test_a_student_with_the_teachers_weights_gets_a_warning_only():
     case = tiny_case(teacher=tiny_model("llama", 2, seed=5), student=tiny_model("llama", 2, seed=5))
     findings = {f.name: f for f in prove(case)}
     for name in ("student differs from the teacher", "teacher reads the text better"):

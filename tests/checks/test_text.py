@@ -28,7 +28,7 @@ def test_cross_entropy_is_that_of_the_whole_model():
     assert found == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_a_teacher_that_read_the_text_before_reads_it_better():
+def test_the_text_check_compares_the_cross_entropies_of_both_models():
     case = tiny_case(teacher=tiny_model("llama", 2, seed=3, initializer_range=0.02))
     assert teacher_reads_better(case).holds == (guess(case, 0) < guess(case, 1))
     backwards = tiny_case(
@@ -49,11 +49,11 @@ def test_a_teacher_that_read_the_text_before_reads_it_better():
         ([-1.0, -1.1], False),
     ],
 )
-def test_a_teacher_is_worse_where_that_is_large_and_certain(differences, worse):
+def test_a_teacher_is_called_worse_if_the_difference_is_large_and_certain(differences, worse):
     assert is_worse(differences) is worse
 
 
-def test_a_student_that_reads_the_text_much_better_is_refused_unless_that_is_allowed():
+def test_a_student_that_predicts_much_better_is_refused_unless_allowed():
     noisy = tiny_model("llama", 3, seed=1, initializer_range=1.0)
     calm = tiny_model("llama", 3, seed=3, initializer_range=0.02)
 
@@ -72,7 +72,7 @@ def guess(case, which):
     return cross_entropy(case.models[which][1], case.data.batch(range(6)))
 
 
-def test_what_is_learnt_is_told_apart_and_nothing_of_the_text_is_lost():
+def test_scored_tokens_are_marked_and_the_whole_text_is_shown():
     tokenizer = small()
     ids = tokenizer("the cat sat on the mat").input_ids
     learnt = [i % 4 >= 2 for i in range(len(ids) - 1)]
@@ -97,7 +97,7 @@ def test_texts_in_one_row_are_shown_whole_and_padding_is_not():
     assert told == "a catthe mat"
 
 
-def test_a_doubled_beginning_and_a_missing_end_are_told():
+def test_a_doubled_bos_and_a_missing_end_token_are_reported():
     tokenizer = small(begin=BEGIN)
     first, end = tokenizer.bos_token_id, tokenizer.eos_token_id
     assert first is not None
@@ -109,7 +109,7 @@ def test_a_doubled_beginning_and_a_missing_end_are_told():
     assert text_notes(tokenizer, [row_of([first, 5, 6, end], scored)], is_chat=False) == []
 
 
-def test_a_chat_says_whose_template_writes_it_and_how_much_is_learnt():
+def test_a_chat_shows_its_template_and_the_number_of_scored_tokens():
     tokenizer = small()
     ids = [5, 6, 7, tokenizer.eos_token_id]
     notes = text_notes(tokenizer, [row_of(ids, [False, True, True])], is_chat=True)
@@ -117,7 +117,7 @@ def test_a_chat_says_whose_template_writes_it_and_how_much_is_learnt():
     assert "3 tokens, 2 are trained" in notes[0]
 
 
-def test_a_row_whose_prompt_is_long_is_not_cut_before_what_is_learnt():
+def test_long_prompts_are_not_cut_before_the_scored_tokens():
     scored = torch.zeros(2, 400, dtype=torch.bool)
     scored[0, 300:] = True
     scored[1, 5:] = True

@@ -39,7 +39,7 @@ def run(*arguments, fails=False):
     return result.stdout, str(result.exception)
 
 
-def test_a_sound_recipe_is_proven_shown_and_planned_and_nothing_is_written(tmp_path):
+def test_a_valid_recipe_is_checked_and_planned_and_nothing_is_written(tmp_path):
     told = run(write_recipe(tmp_path))
     for words in (
         "head of the teacher",
@@ -74,7 +74,7 @@ def test_overrides_reach_the_proofs(tmp_path):
     assert [u["name"] for u in told["unproven"]] == ["student = teacher gives 0"]
 
 
-def test_what_does_not_hold_is_named_and_leaves_with_2(tmp_path, monkeypatch):
+def test_a_failed_check_is_named_and_exits_with_2(tmp_path, monkeypatch):
     from limbeck.experiment import run as recipe_run
 
     gather = recipe_run.gather_parts
@@ -92,7 +92,7 @@ def test_what_does_not_hold_is_named_and_leaves_with_2(tmp_path, monkeypatch):
     assert "FAILS" in table
 
 
-def test_a_teachers_mass_on_padded_rows_is_refused(tmp_path):
+def test_a_teachers_probability_on_padded_rows_is_refused(tmp_path):
     write_recipe(tmp_path)
     write_model(tmp_path / "padded", rows=len(small()) + 64, seed=3)
     recipe = write_recipe(tmp_path, teacher={"path": str(tmp_path / "padded")})
@@ -100,7 +100,7 @@ def test_a_teachers_mass_on_padded_rows_is_refused(tmp_path):
     assert "padded rows of the teacher" in error
 
 
-def test_a_student_that_is_its_teacher_is_told_so_and_may_run(tmp_path):
+def test_a_student_equal_to_its_teacher_gets_a_note_and_may_run(tmp_path):
     recipe = write_recipe(tmp_path, student={"type": "depth", "layers": [0, 1, 2, 3]})
     told = json.loads(run(recipe, "--json"))
     same = next(p for p in told["proofs"] if p["name"] == "student differs from the teacher")
@@ -108,7 +108,7 @@ def test_a_student_that_is_its_teacher_is_told_so_and_may_run(tmp_path):
     assert "the same weights" in same["found"]
 
 
-def test_a_chat_shows_what_of_it_is_learnt(tmp_path):
+def test_a_chat_shows_which_tokens_are_scored(tmp_path):
     recipe = write_recipe(tmp_path)
     tokenizer = small(template=TEMPLATE)
     tokenizer.save_pretrained(tmp_path / "teacher")
@@ -143,11 +143,11 @@ def test_a_wrong_recipe_is_listed_before_anything_loads(tmp_path):
     assert "optim.stepz" in error
 
 
-def test_the_room_exports_its_verb():
+def test_the_module_exports_its_command():
     assert vars(module)["check"] is check
 
 
-def test_adapters_are_proven_and_planned_as_they_are_trained(tmp_path):
+def test_adapters_are_checked_and_planned_as_they_are_trained(tmp_path):
     lora = "trainable.lora={rank: 2, targets: [q_proj, lm_head]}"
     told = json.loads(run(write_recipe(tmp_path), "--json", EVALUATE, lora))
     assert told["holds"]
@@ -169,7 +169,7 @@ def test_weights_that_are_shared_are_planned_once(tmp_path):
     assert same["found"].startswith("the same weights")
 
 
-def test_a_pair_of_two_tokenizers_is_checked_as_far_as_it_can_be(tmp_path):
+def test_a_pair_with_two_tokenizers_skips_the_checks_that_need_one(tmp_path):
     path = write_pair(tmp_path)
     told = run(path, "objective.extra=[{type: alm, weight: 0.1}]", EVALUATE)
     for words in (

@@ -18,7 +18,7 @@ def begun(output, steps=20):
     return config
 
 
-def test_an_empty_place_is_neither_continued_nor_replaced(tmp_path):
+def test_an_empty_run_directory_is_neither_continued_nor_replaced(tmp_path):
     assert what_is_there(shipped_recipe("demo.yaml", Path("teacher"), tmp_path / "run", 20)) == (
         False,
         False,
@@ -39,7 +39,7 @@ def test_a_demo_that_is_done_or_another_is_replaced(tmp_path):
     assert what_is_there(config) == (False, True)
 
 
-def test_a_run_that_is_no_demo_is_never_thrown_away(tmp_path):
+def test_a_run_that_is_no_demo_is_never_deleted(tmp_path):
     config = begun(tmp_path / "run")
     recipe = tmp_path / "run" / "recipe.yaml"
     recipe.write_text(recipe.read_text().replace(config.data.path, "years/of/work.jsonl"))

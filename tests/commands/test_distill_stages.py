@@ -8,7 +8,7 @@ from tests.experiment.house import steps_of
 from tests.experiment.test_stages import CASCADE, write_stages
 
 
-def test_stages_run_one_after_the_other_and_each_is_told(tmp_path):
+def test_stages_run_in_order_and_each_result_is_printed(tmp_path):
     write_stages(tmp_path, CASCADE[:2])
     done = limbeck("distill", "recipe.yaml", "--json", "--resume", cwd=tmp_path)
     assert list(json.loads(done.stdout)["stages"]) == ["correction", "three"]

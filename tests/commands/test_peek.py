@@ -87,7 +87,7 @@ def test_the_wrong_number_of_words_is_refused(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize("told", ["", "1,", "0", "-1", "nan", "inf", "hot", "1;2"])
-def test_temperatures_that_are_none_are_refused(told: str) -> None:
+def test_invalid_temperatures_are_refused(told: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(repr(told))):
         parse_temperatures(told)
 
@@ -121,18 +121,18 @@ def test_the_token_that_followed_is_marked_once_a_position() -> None:
     assert [line.split()[1] for line in marked] == ["·w17", "·w3"]
 
 
-def test_a_file_without_our_letters_gets_plain_ones() -> None:
+def test_an_output_without_unicode_gets_ascii_characters() -> None:
     told = drawn(seen(), encoding="ascii")
     assert "> .w17" in told
     assert "###" in told
     assert "?" not in told.replace("> ?", "")
 
 
-def test_nothing_colours_what_is_no_terminal() -> None:
+def test_output_that_is_no_terminal_has_no_colours() -> None:
     assert "\x1b" not in drawn(seen())
 
 
-def test_tokens_cannot_command_the_terminal_or_the_markup() -> None:
+def test_tokens_cannot_send_terminal_or_markup_codes() -> None:
     word = "\x1b[31m[bold]\u202e"
     told = drawn(seen(text=f"w5 {word} w3", word=word), 160)
     assert "\x1b" not in told

@@ -34,6 +34,9 @@ def finished(folder, **changes):
     publish(folder / "student", lambda place: (place / "config.json").write_text("{}"), {})
     (folder / "exports" / "gguf-q8_0").mkdir(parents=True)
     (folder / "exports" / "gguf-q8_0" / "x-q8_0.gguf").write_text("abc")
+    (folder / "exports" / "onnx").mkdir()
+    for name in ("x.onnx", "x.onnx.data", "manifest.json"):
+        (folder / "exports" / "onnx" / name).write_text("abc")
     return folder
 
 
@@ -46,7 +49,9 @@ def test_a_dry_run_writes_the_whole_repository(tmp_path):
     run = finished(tmp_path / "run", name="owner/teacher", weights_sha256="ab" * 32)
     card = pushed(run, tmp_path / "out", license="apache-2.0")
     files = {path.name for path in (tmp_path / "out").iterdir()}
-    assert files == {"README.md", "config.json", "report.html", "x-q8_0.gguf"}
+    assert files == {"README.md", "config.json", "report.html", "x-q8_0.gguf", "onnx"}
+    graph = {path.name for path in (tmp_path / "out" / "onnx").iterdir()}
+    assert graph == {"x.onnx", "x.onnx.data"}
     assert (card.data.base_model, card.data.license) == ("owner/teacher", "apache-2.0")
     found = {each.metric_type: each.metric_value for each in card.data.eval_results}
     figures = evaluation()["trials"]["distilled"]
@@ -71,7 +76,7 @@ def test_the_licence_is_that_of_the_teachers_card(tmp_path):
     assert str(tmp_path) not in card.text
 
 
-def test_a_licence_that_nobody_knows_is_said_and_not_uploaded(tmp_path):
+def test_an_unknown_licence_is_reported_and_nothing_is_uploaded(tmp_path):
     run = finished(tmp_path / "run")
     card = pushed(run, tmp_path / "out")
     assert card.data.license is None
@@ -104,7 +109,7 @@ class Refusing(BaseHTTPRequestHandler):
         """Silent."""
 
 
-def test_a_hub_that_refuses_or_is_away_is_an_error_with_a_remedy(tmp_path, monkeypatch):
+def test_a_hub_that_refuses_or_does_not_answer_is_an_error_with_a_remedy(tmp_path, monkeypatch):
     run = finished(tmp_path / "run")
     hub = HTTPServer(("127.0.0.1", 0), Refusing)
     threading.Thread(target=hub.serve_forever, daemon=True).start()

@@ -25,7 +25,7 @@ def damage(folder):
 
 
 @pytest.mark.slow
-def test_a_store_is_budgeted_recorded_in_parts_joined_checked_and_mended(tmp_path):
+def test_a_store_is_budgeted_recorded_in_parts_merged_verified_and_repaired(tmp_path):
     recording_recipe(tmp_path, TOP_K)
     told, _ = limbeck("record", "recipe.yaml", "--budget", "--json", cwd=tmp_path)
     budget = json.loads(told)
@@ -68,7 +68,7 @@ def test_a_store_is_budgeted_recorded_in_parts_joined_checked_and_mended(tmp_pat
 
 
 @pytest.mark.slow
-def test_mistakes_leave_with_the_code_of_their_kind(tmp_path):
+def test_errors_exit_with_the_code_of_their_kind(tmp_path):
     recording_recipe(tmp_path, TOP_K)
     _, error = limbeck("record", "recipe.yaml", "--shards", "3/2", code=2, cwd=tmp_path)
     assert "--shards must say which part of how many" in error

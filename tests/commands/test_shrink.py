@@ -20,7 +20,7 @@ def house(folder):
     return ("shrink", "teacher", "--data", "train.jsonl", "--tokens", "64")
 
 
-def test_a_student_is_made_planned_and_told(tmp_path):
+def test_shrink_writes_a_student_and_prints_plan_and_result(tmp_path):
     start = house(tmp_path)
     done = limbeck(*start, "--output", "student", "--layers", "3", cwd=tmp_path)
     assert "taken out" in done.stdout
@@ -32,7 +32,7 @@ def test_a_student_is_made_planned_and_told(tmp_path):
     assert "--output must be new" in again.stderr
 
 
-def test_a_vocabulary_is_pruned_alone_and_before_layers_go(tmp_path):
+def test_a_vocabulary_is_pruned_alone_or_before_layers(tmp_path):
     start = house(tmp_path)
     prune = (*start, "--vocabulary", "train.jsonl")
     done = limbeck(*prune, "--output", "small", cwd=tmp_path)
@@ -49,7 +49,7 @@ def test_a_vocabulary_is_pruned_alone_and_before_layers_go(tmp_path):
     assert told["made"]["layers"] == 3
 
 
-def test_a_vocabulary_is_size_enough_but_not_for_a_plan():
+def test_a_vocabulary_needs_no_other_size_except_with_plan():
     options = {"shape": "depth", "by": "loss", "vocabulary": ("data.jsonl",)}
     assert require_one_size(NOTHING, plan=False, **options) == "loss"
     with pytest.raises(ConfigError, match="A plan needs a target"):
@@ -68,13 +68,13 @@ def test_a_vocabulary_is_size_enough_but_not_for_a_plan():
         ({"keep": 0.5}, {"shape": "round"}, "--shape must be one of depth"),
     ],
 )
-def test_a_size_that_says_nothing_or_too_much_is_refused(asked, more, message):
+def test_no_size_or_several_sizes_are_refused(asked, more, message):
     options = {"shape": "depth", "by": "loss", "plan": False, **more}
     with pytest.raises(ConfigError, match=message):
         require_one_size({**NOTHING, **asked}, **options)
 
 
-def test_an_output_is_asked_for_but_not_by_a_plan(tmp_path):
+def test_an_output_is_required_except_with_plan(tmp_path):
     with pytest.raises(ConfigError, match="--output must name a folder"):
         require_new(None, plan=False)
     require_new(None, plan=True)
@@ -87,7 +87,7 @@ def test_an_output_is_asked_for_but_not_by_a_plan(tmp_path):
     require_new(tmp_path / "a" / "b", plan=False)
 
 
-def test_the_demo_leaves_out_what_the_recorded_choice_takes_out_first():
+def test_the_demos_student_lacks_the_layers_of_the_recorded_removals():
     recorded = Path(__file__).parents[2] / "docs" / "smollm2-135m-removals.json"
     removed = {removal["layer"] for removal in json.loads(recorded.read_text())["removals"]}
     demo = yaml.safe_load((files("limbeck.commands") / "recipes" / "demo.yaml").read_text())

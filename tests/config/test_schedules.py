@@ -66,7 +66,7 @@ def test_a_schedule_survives_saving_and_copying(spec):
         "much",
     ],
 )
-def test_a_schedule_that_cannot_be_is_refused(wrong):
+def test_invalid_schedules_are_refused(wrong):
     with pytest.raises(ValidationError, match="alpha"):
         READ.validate_python({"alpha": wrong})
     with pytest.raises(ValidationError, match="temperature"):
@@ -111,7 +111,7 @@ def test_a_scheduled_step_equals_an_objective_with_those_numbers(transform, step
         torch.testing.assert_close(a, b)
 
 
-def test_a_teacher_is_asked_if_alpha_is_ever_more_than_zero():
+def test_the_teacher_is_run_if_alpha_is_above_zero_in_any_step():
     late = {"type": "table", "values": {0: 0.0, 100: 0.5}}
     assert build(alpha=late).needs.distribution
     assert not build(alpha={"type": "table", "values": {0: 0.0, 100: 0.0}}).needs.distribution
@@ -125,7 +125,7 @@ def test_the_values_over_a_run_are_those_of_each_of_its_steps_once():
     assert values_over(0.5, 9) == (0.5,)
 
 
-def test_a_schedule_is_no_number_so_that_nobody_reads_its_first_value_unawares():
+def test_a_schedule_cannot_be_used_as_a_number():
     alpha = READ.validate_python({"alpha": RAMP}).alpha
     assert isinstance(alpha, Schedule)
     with pytest.raises(TypeError):

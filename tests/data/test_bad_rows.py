@@ -183,7 +183,7 @@ def test_data_of_which_nothing_is_left_is_refused_with_a_table(tmp_path: Path) -
     assert table == [["2", "rows read"], ["2", "less than two tokens"], ["0", "rows left"]]
 
 
-def test_chats_in_which_the_assistant_is_silent_fall_out_and_are_counted(tmp_path: Path) -> None:
+def test_chats_without_an_assistant_turn_are_dropped_and_counted(tmp_path: Path) -> None:
     rows = [{"messages": [USER]}, {"messages": [USER, ANSWER]}]
     tokenizer = small(template=CHATML)
     data = load(write(tmp_path / "a.jsonl", rows), tokenizer, kind="chat", sequence_length=64)

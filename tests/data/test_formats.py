@@ -38,7 +38,7 @@ def test_the_five_types_are_registered() -> None:
     assert all(readers.describe(name) for name in readers.names())
 
 
-def test_data_problems_are_paths_and_words() -> None:
+def test_problems_of_the_data_section_name_option_and_reason() -> None:
     config = DataConfig(type="chat", path="x", columns={"text": "body"})
     assert [problem.at for problem in data_problems(config)] == ["data.columns.text"]
     assert not list(data_problems(DataConfig(type="text", path="x", columns={"text": "body"})))
@@ -106,7 +106,7 @@ def test_every_form_of_file_reads_alike(tmp_path: Path, form: str) -> None:
         assert data.document_name(4).endswith(last)
 
 
-def test_hidden_files_are_left_out_but_a_hidden_place_is_no_obstacle(tmp_path: Path) -> None:
+def test_hidden_files_are_skipped_but_a_hidden_parent_folder_is_allowed(tmp_path: Path) -> None:
     place = tmp_path / ".cache" / "data"
     (place / ".tmp").mkdir(parents=True)
     write(place / "a.jsonl", TEXTS[:2])
@@ -190,7 +190,7 @@ def test_chat_scores_what_the_assistant_says_and_its_end_of_turn(
 
 
 @pytest.mark.parametrize("template", [CHATML, MARKED])
-def test_a_chat_is_what_the_template_writes(tmp_path: Path, template: str) -> None:
+def test_a_chat_has_the_tokens_of_its_rendered_template(tmp_path: Path, template: str) -> None:
     tokenizer = small(template=template)
     data = load(write(tmp_path / "r.jsonl", [CHAT]), tokenizer, kind="chat", sequence_length=200)
     batch = data.batch([0])
@@ -221,7 +221,7 @@ def refusal(tmp_path: Path, template: str, messages: list[dict[str, Any]]) -> st
     return str(info.value)
 
 
-def test_a_template_that_rewrites_the_past_is_refused(tmp_path: Path) -> None:
+def test_a_template_that_changes_earlier_turns_is_refused(tmp_path: Path) -> None:
     forgetful = (
         "{% for m in messages %}<|turn|>{{ m.role }}\n"
         "{{ m.content if loop.last else m.content[:3] }}<|end|>\n{% endfor %}"
@@ -244,7 +244,7 @@ def test_a_token_across_the_border_of_an_answer_is_refused(tmp_path: Path) -> No
     assert "r.jsonl:1: messages: one token covers text inside and outside of answer 0" in told
 
 
-def test_what_a_template_objects_to_is_passed_on(tmp_path: Path) -> None:
+def test_errors_raised_by_a_template_are_reported(tmp_path: Path) -> None:
     strict = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
     told = refusal(tmp_path, strict + CHATML, CHAT["messages"])
     assert "r.jsonl:1: messages: the chat template refuses them: no system" in told

@@ -53,7 +53,7 @@ def world(rank: int, size: int) -> World:
 
 @example(shares=np.array([0.96, 0.01, 0.01, 0.01, 0.01]), begin=52, length=5)
 @given(shares=SHARES, begin=st.integers(0, 3000), length=st.integers(0, 60))
-def test_any_span_of_turns_is_a_part_of_all_turns(shares, begin, length) -> None:
+def test_a_range_of_rows_equals_the_slice_of_the_whole_order(shares, begin, length) -> None:
     """What a step reads does not depend on the steps before it, which need not be replayed."""
     every, span = turns(0, begin + length, shares), turns(begin, begin + length, shares)
     for whole, part in zip(every, span, strict=True):
@@ -65,9 +65,7 @@ def test_any_span_of_turns_is_a_part_of_all_turns(shares, begin, length) -> None
 
 
 @given(shares=SHARES, end=st.integers(1, 2000))
-def test_after_any_number_of_rows_each_source_has_its_share_to_within_whole_rows(
-    shares, end
-) -> None:
+def test_after_any_number_of_rows_shares_are_right_to_within_a_few_rows(shares, end) -> None:
     counts = np.bincount(turns(0, end, shares)[0], minlength=len(shares))
     assert (np.abs(counts - end * shares) <= 0.5 + shares * len(shares) / 2 + 1e-6).all()
 
@@ -83,7 +81,7 @@ def test_a_step_of_a_mixture_is_the_same_on_any_ranks_and_in_any_micro_batches(t
     assert len({tuple(wanted.step(step, world(0, 1)).rows) for step in range(8)}) == 8
 
 
-def test_weights_are_shares_of_the_trained_tokens_to_within_whole_rows(tmp_path) -> None:
+def test_weights_are_shares_of_the_scored_tokens_to_within_a_few_rows(tmp_path) -> None:
     weights = {"code": 5.0, "chat": 2.0, "news": 1.0}
     data = mix(tmp_path, **weights)
     steps, length = 60, 16
@@ -243,7 +241,7 @@ def test_a_text_that_is_not_there_is_named_in_its_mixture(tmp_path) -> None:
         load_data(config, small(), cache=tmp_path / "c", max_positions=None)
 
 
-def test_portions_are_rows_of_equal_rank() -> None:
+def test_portions_with_rows_of_unequal_length_are_read_completely() -> None:
     """Half the tokens each: rows half as long are read twice as often."""
     portions = [Portion(0, 10, 1 / 3), Portion(10, 20, 2 / 3)]
     rows = MixedOrder(0, portions).rows(0, 30)

@@ -57,7 +57,7 @@ def test_the_digest_names_the_order() -> None:
     assert len({order_digest(s, n) for s in (0, 1) for n in (50, 51)}) == 4
 
 
-def test_the_stream_is_the_one_earlier_versions_drew() -> None:
+def test_the_shuffled_order_is_that_of_earlier_versions() -> None:
     # NumPy promises no stream across versions; checkpoints refuse another digest, and so do we
     assert (
         order(0, 0, 8).tolist()

@@ -38,7 +38,7 @@ def test_packing_is_never_worse_than_half_above_the_least_possible(lengths: list
 
 
 @given(lengths=LENGTHS)
-def test_no_two_rows_could_be_one(lengths: list[int]) -> None:
+def test_no_two_rows_fit_into_one(lengths: list[int]) -> None:
     filled = sorted(sum(lengths[w] for w in row) for row in pack(lengths, CAPACITY))
     assert len(filled) < 2 or filled[0] + filled[1] > CAPACITY
 
@@ -56,6 +56,6 @@ def test_many_windows_pack_in_seconds_and_fill_their_rows() -> None:
     assert lengths.sum() / (1024 * len(rows)) > 0.99
 
 
-def test_a_window_longer_than_a_row_is_a_mistake_of_ours() -> None:
+def test_a_window_longer_than_a_row_is_an_internal_error() -> None:
     with pytest.raises(AssertionError):
         pack([CAPACITY + 1], CAPACITY)

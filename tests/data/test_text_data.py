@@ -68,7 +68,7 @@ def test_every_token_is_a_target_once_and_documents_share_no_position(
     assert torch.equal(batch.scored, batch.document_ids >= 0)
 
 
-def test_without_packing_each_row_is_one_piece_padded_to_the_longest_of_its_batch(
+def test_without_packing_each_row_is_one_segment_padded_to_the_longest(
     tmp_path: Path,
 ) -> None:
     data = load(write(tmp_path / "r.jsonl", ROWS), TOKENIZER, pack=False, sequence_length=512)
@@ -79,7 +79,7 @@ def test_without_packing_each_row_is_one_piece_padded_to_the_longest_of_its_batc
     assert (batch.document_ids >= 0).sum(1).tolist() == [lengths[0], lengths[4], lengths[2]]
 
 
-def test_padding_is_a_piece_of_its_own_and_never_scored(tmp_path: Path) -> None:
+def test_padding_is_a_separate_segment_and_never_scored(tmp_path: Path) -> None:
     data = load(write(tmp_path / "r.jsonl", ROWS), TOKENIZER, pack=False, sequence_length=512)
     lengths = [data.row_length(row) for row in range(5)]
     row = int(np.argmin(lengths))
@@ -155,7 +155,7 @@ def test_token_rows_reach_every_document_before_any_twice(tmp_path: Path) -> Non
     assert longest[-1] - max(many) <= 4
 
 
-def test_token_rows_of_some_documents_are_theirs_and_reach_all_of_them(tmp_path: Path) -> None:
+def test_token_rows_of_chosen_documents_reach_all_of_them(tmp_path: Path) -> None:
     rows = [{"text": SENTENCES[n % 5] * (1 + n)} for n in range(8)]
     data = load(write(tmp_path / "r.jsonl", rows), pack=False)
     some = np.array([1, 4, 7])
@@ -173,7 +173,9 @@ def test_a_documents_scored_tokens_are_those_of_its_rows(tmp_path: Path) -> None
     assert data.document_scored.tolist() == counts.tolist()
 
 
-def test_a_path_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tilde_in_a_path_is_the_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)  # the cache of this test lies beside the path it is given
     write(tmp_path / "r.jsonl", ROWS)
@@ -241,7 +243,7 @@ def load_and_report(path: Path, queue: Any) -> None:
     queue.put(int(load(path).tokens.sum()))
 
 
-def test_a_cache_that_another_process_holds_for_too_long_says_try_later(
+def test_waiting_too_long_for_a_cache_lock_exits_with_try_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("limbeck.data.load.LOCK_TIMEOUT_S", 0.1)

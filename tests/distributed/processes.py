@@ -51,12 +51,17 @@ def ranks(
     replicate: int = 1,
 ) -> list[int]:
     """As `on_ranks`, returning the exit codes."""
+    return launched(size, join, spread, replicate, function, *args)
+
+
+def launched(size: int, function: Callable[..., None], *args: object) -> list[int]:
+    """Run a function in processes with torchrun's environment; their exit codes."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     server = context()
     started = [
-        server.Process(target=join, args=(rank, (size, port, spread, replicate), function, *args))
+        server.Process(target=launch, args=(rank, size, port, function, *args))
         for rank in range(size)
     ]
     for process in started:
@@ -70,13 +75,15 @@ def ranks(
     return [int(code or 0) for code in codes]
 
 
-def join(
-    rank: int, place: tuple[int, int, str, int], function: Callable[..., None], *args: object
-) -> None:
-    """Become one rank."""
-    size, port, spread, replicate = place
+def launch(rank: int, size: int, port: int, function: Callable[..., None], *args: object) -> None:
+    """Be one of torchrun's workers."""
     os.environ.update(
         MASTER_ADDR="localhost", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(size)
     )
+    function(*args)
+
+
+def join(spread: str, replicate: int, function: Callable[..., None], *args: object) -> None:
+    """Become one rank."""
     with world(torch.device("cpu"), spread, replicate=replicate) as here:
         function(here, *args)

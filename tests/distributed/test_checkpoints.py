@@ -95,7 +95,7 @@ def test_a_checkpoint_of_two_copies_continues_under_any_other_division(size, rep
     on_ranks(size, load_from_one, tmp_path, replicate=replicate)
 
 
-def test_weights_alone_can_be_loaded(tmp_path):
+def test_the_weights_of_a_checkpoint_can_be_loaded_without_the_rest(tmp_path):
     parts = start(tied=True)
     steps(ALONE, parts, [0])
     saved = save(tmp_path, 1, parts)
@@ -157,7 +157,7 @@ def test_a_checkpoint_of_another_objective_is_refused_and_nothing_is_loaded(tmp_
     assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items())
 
 
-def test_half_written_and_damaged_directories_are_passed_over(tmp_path):
+def test_incomplete_and_damaged_checkpoints_are_skipped(tmp_path):
     parts = start()
     steps(ALONE, parts, [0])
     assert latest(tmp_path) is None

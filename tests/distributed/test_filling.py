@@ -191,14 +191,14 @@ def test_filled_and_whole_models_have_the_same_fsdp_units(tmp_path):
 
 def steps_alike(world, student_folder, teacher_folder):
     outcomes, weights = [], []
-    for make in (opened, loaded):
+    for make, way in ((opened, "offload"), (loaded, "shard")):
         teacher = LocalTeacher(make(teacher_folder))
         student = make(student_folder)
         shapes = PairShapes(2, 4, 16, 24, LayerMap.uniform(2, 4))
         torch.manual_seed(3)
         distiller = Distiller(student, build_objective(EVERYTHING, shapes, head_budget_mb=1))
         teacher.require(TeacherRequest(needs=distiller.objective.needs))
-        teacher.shard(world)
+        teacher.shard(world.for_teacher(way))
         shard(distiller, student.blocks, world)
         optimizers = [torch.optim.AdamW(distiller.parameters(), lr=0.01)]
         for rows in ([0, 1], [2]):

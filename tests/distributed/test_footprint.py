@@ -33,13 +33,14 @@ CASES = {
     "two ranks": (2, {}),
     "three micro-batches": (2, {"passes": 3, "dtype": torch.bfloat16}),
     "each reduced": (2, {"passes": 3, "dtype": torch.bfloat16, "reduce": "micro_batch"}),
-    "checkpointed": (2, {"checkpointed": True}),
+    "checkpointed": (2, {"checkpointing": "full"}),
+    "selective": (2, {"checkpointing": "selective"}),
 }
 
 REDUCE = ("step", "micro_batch")
 
 
-def figures(here, folder, *, dtype=None, checkpointed=False, reduce="auto", **shape):
+def figures(here, folder, *, dtype=None, checkpointing="none", reduce="auto", **shape):
     """What a step of a rank takes, of models with weights or, in a simulated world, without."""
     shape = {"passes": 1, "rows": ROWS, "length": LENGTH} | shape
 
@@ -62,7 +63,7 @@ def figures(here, folder, *, dtype=None, checkpointed=False, reduce="auto", **sh
         student={"type": "pretrained"},
         data=DataConfig(path="none", sequence_length=shape["length"]),
         optim=OptimConfig(learning_rate=0.001, steps=3),
-        memory=MemoryConfig(activation_checkpointing=checkpointed, reduce_gradients=reduce),
+        memory=MemoryConfig(activation_checkpointing=checkpointing, reduce_gradients=reduce),
         output=Path("none"),
     )
     rows, passes = shape["rows"], shape["passes"]
@@ -146,7 +147,6 @@ def test_a_simulated_step_of_copies_is_a_real_one(more, reduce):
     assert mine == real
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("reduce", REDUCE)
 def test_copies_add_one_sum_of_shards_a_step(more, reduce):
     mine = json.loads((more / f"simulated copies {reduce}").read_text())
@@ -167,8 +167,7 @@ def bytes_of(model):
     return sum(p.nbytes for p in model.parameters())
 
 
-@pytest.mark.long
-def test_two_micro_batches_tell_what_three_take(more):
+def test_the_plan_of_three_micro_batches_follows_from_two(more):
     files = (more / f"{name}" for name in ("simulated three micro-batches", "all of three"))
     short, whole = (json.loads(file.read_text()) for file in files)
     short["memory_bytes"]["activations"] += 3 * 8  # a micro-batch's losses, in float64

@@ -24,7 +24,7 @@ def die_holding(folder):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_the_second_process_leaves_at_once_and_names_the_first(tmp_path):
+def test_a_second_process_exits_at_once_and_names_the_first(tmp_path):
     with locked(tmp_path / "run", ALONE):
         assert live(try_to_hold, tmp_path / "run", os.getpid()) == 0
 

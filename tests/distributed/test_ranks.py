@@ -52,7 +52,7 @@ def with_a_late_rank(rank, port, late_s, words):
         broadcast_object("what rank 0 decides", here)
 
 
-def test_a_collective_that_a_rank_does_not_join_ends_with_its_place_and_what_to_do():
+def test_a_collective_without_one_rank_fails_with_a_message_that_names_it():
     """Rank 0 gives up after timeout_s; rank 1 then finds that rank 0 is gone."""
     with socket.socket() as free:
         free.bind(("localhost", 0))

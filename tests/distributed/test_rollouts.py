@@ -53,7 +53,7 @@ def texts(folder):
 
 
 @pytest.mark.parametrize(("spread", "mixed"), [("auto", True), ("none", False)])
-def test_two_ranks_write_and_learn_what_one_does(spread, mixed, tmp_path):
+def test_two_ranks_write_and_train_like_one_process(spread, mixed, tmp_path):
     run(ALONE, tmp_path / "one", mixed)
     on_ranks(2, run, tmp_path / "two", mixed, spread=spread)
     assert texts(tmp_path / "two") == texts(tmp_path / "one")

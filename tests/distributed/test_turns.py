@@ -9,7 +9,7 @@ from limbeck.errors import DataError
 CPU = torch.device("cpu")
 
 
-def test_other_ranks_run_the_body_after_rank_0(monkeypatch):
+def test_main_first_runs_the_other_ranks_after_rank_0(monkeypatch):
     order = []
     monkeypatch.setattr(turns, "broadcast_object", lambda value, world: order.append("sync"))
     for rank in (0, 1):

@@ -135,7 +135,7 @@ def test_measured_tokens_and_disagreements_agree_on_the_largest() -> None:
     assert top >= scores.mean("forward_kl")
 
 
-def test_speed_is_told_of_each_model_and_leaves_its_mode() -> None:
+def test_speed_is_measured_of_each_model_and_keeps_its_training_mode() -> None:
     small, large = tiny_llama(1, 32), tiny_llama(6, 64)
     small.train()
     told = speeds({"small": small, "large": large})

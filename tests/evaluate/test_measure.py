@@ -34,7 +34,7 @@ def pair() -> tuple[CausalLM, CausalLM]:
     return tiny_llama(2, 32, seed=1), tiny_llama(3, 32, seed=2)
 
 
-def test_measured_sums_are_those_of_a_slow_float64_walk() -> None:
+def test_measured_sums_equal_a_slow_float64_loop() -> None:
     student, teacher = pair()
     data = packed_rows()
     scores, wanted = measured(student, teacher, data), reference(student, teacher, data)
@@ -106,7 +106,7 @@ def test_the_order_of_the_rows_changes_no_figure() -> None:
             assert a["forward_kl"] == pytest.approx(b["forward_kl"], abs=1e-6)
 
 
-def test_a_student_that_is_its_teacher_is_at_no_distance_and_always_agrees() -> None:
+def test_a_student_equal_to_its_teacher_has_zero_kl_and_full_agreement() -> None:
     model = tiny_llama(2, 32, seed=1)
     told = summarise(measured(model, model, packed_rows()))
     assert told["forward_kl"] == {"value": 0.0, "low": 0.0, "high": 0.0}
@@ -139,7 +139,7 @@ def test_scores_do_not_depend_on_micro_batch_or_chunk(
             )
 
 
-def test_the_budget_for_logits_says_how_many_are_measured_at_once(
+def test_the_budget_for_logits_sets_the_size_of_a_chunk(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     student, teacher = pair()
@@ -164,7 +164,7 @@ def test_the_budget_for_logits_says_how_many_are_measured_at_once(
     assert sum(sizes) == int(data.batch(range(4)).scored.sum())
 
 
-def test_padded_vocabularies_leave_metrics_as_they_were_and_their_mass_is_told() -> None:
+def test_padded_rows_do_not_change_metrics_and_their_probability_is_reported() -> None:
     student, teacher = pair()
     data = packed_rows(vocabulary=90)
     student.vocabulary_size = teacher.vocabulary_size = 90
@@ -252,7 +252,7 @@ def test_dropout_is_off_while_measuring_and_the_mode_is_restored() -> None:
     )
 
 
-def test_a_teacher_is_asked_for_signals_and_gives_what_its_model_gives() -> None:
+def test_a_teacher_gives_the_scores_of_its_model() -> None:
     student, model = pair()
     data = packed_rows()
     teacher = LocalTeacher(model)

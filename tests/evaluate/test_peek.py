@@ -59,19 +59,19 @@ def test_a_higher_temperature_is_flatter_and_less_sure() -> None:
         )
 
 
-def test_a_student_that_is_the_teacher_is_at_no_distance() -> None:
+def test_a_student_equal_to_the_teacher_has_zero_kl() -> None:
     model = tiny_llama(2, 32, seed=1)
     seen = peek(Words(), model, model, TEXT, [2.0])
     assert all(p.forward_kl == (0.0, 0.0) for p in seen.positions)
 
 
-def test_a_peek_survives_json() -> None:
+def test_a_peek_is_the_same_after_json() -> None:
     seen = peek(Words(), tiny_llama(2, 32), tiny_llama(1, 32), TEXT, [2.0])
     plain = json.loads(json.dumps(seen.to_plain(), allow_nan=False))
     assert plain["positions"][0]["candidates"][0]["text"].startswith(" w")
 
 
 @pytest.mark.parametrize(("text", "warm"), [("", [1.0]), ("w1 " * 65, [1.0]), ("w1", [0.0])])
-def test_texts_and_temperatures_that_cannot_be_are_refused(text: str, warm: list[float]) -> None:
+def test_invalid_texts_and_temperatures_are_refused(text: str, warm: list[float]) -> None:
     with pytest.raises(ConfigError, match="must"):
         peek(Words(), tiny_llama(1, 32), None, text, warm)

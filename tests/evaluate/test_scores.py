@@ -80,13 +80,13 @@ def test_intervals_are_the_same_every_time_and_another_seed_gives_others() -> No
     assert summary(scores)["forward_kl"]["value"] == summary(scores, seed=1)["forward_kl"]["value"]
 
 
-def test_the_difference_of_a_thing_with_itself_is_exactly_nothing() -> None:
+def test_the_paired_difference_of_a_model_with_itself_is_exactly_zero() -> None:
     scores = made()
     nothing = {"value": 0.0, "low": 0.0, "high": 0.0}
     assert paired_difference(scores, scores, "forward_kl") == nothing
 
 
-def test_paired_intervals_are_narrower_than_the_spread_both_share() -> None:
+def test_paired_intervals_are_narrower_than_unpaired_ones() -> None:
     told = paired_difference(made(kl=1.5), made(kl=1.0), "forward_kl")
     assert told["value"] == pytest.approx(0.5)
     assert told["high"] - told["low"] < 1e-9
@@ -94,7 +94,7 @@ def test_paired_intervals_are_narrower_than_the_spread_both_share() -> None:
     assert alone["high"] - alone["low"] > 0.05
 
 
-def test_the_gap_is_wholly_recovered_by_the_teacher_and_not_at_all_by_the_start() -> None:
+def test_gap_recovered_is_100_for_the_teacher_and_0_for_the_initial_student() -> None:
     start, end = made(kl=2.0), made()
     end = Scores(
         {"forward_kl": 0 * end.counts}, end.counts, end.bytes, end.calibration, end.documents
@@ -104,7 +104,7 @@ def test_the_gap_is_wholly_recovered_by_the_teacher_and_not_at_all_by_the_start(
     assert gap_recovered(made(kl=1.0), made(kl=2.0))["value"] < -90
 
 
-def test_no_gap_to_begin_with_is_said() -> None:
+def test_a_student_that_starts_as_its_teacher_has_no_gap_to_recover() -> None:
     scores = made(documents=1)
     zero = Scores({"forward_kl": 0 * scores.counts}, scores.counts, scores.bytes,
                   scores.calibration, scores.documents)  # fmt: skip

@@ -139,7 +139,7 @@ def test_mcnemars_p_is_that_of_a_fair_coin() -> None:
     assert 0 < mcnemar(4000, 4400) < 2e-5
 
 
-def test_quality_retained_is_0_at_the_floor_and_1_at_the_teacher() -> None:
+def test_quality_retained_is_0_at_chance_and_1_at_the_teacher() -> None:
     teacher, floor = np.array([1.0] * 30 + [0.0] * 10), np.full(40, 0.25)
     assert quality_retained(teacher, teacher, floor) == {"value": 1.0, "low": 1.0, "high": 1.0}
     none = quality_retained(floor, teacher, floor)
@@ -152,7 +152,7 @@ def test_quality_retained_is_0_at_the_floor_and_1_at_the_teacher() -> None:
     assert found["low"] < found["value"] < found["high"]
 
 
-def test_nothing_is_retained_of_a_teacher_that_guesses() -> None:
+def test_quality_retained_is_left_out_for_a_teacher_at_chance() -> None:
     floor = np.full(40, 0.25)
     guessing = np.array([1.0] * 10 + [0.0] * 30)
     assert quality_retained(guessing, guessing, floor) is None
@@ -169,7 +169,7 @@ def test_models_are_compared_on_the_same_items() -> None:
     assert "p" not in versus(student / 2, teacher)
 
 
-def test_a_passage_is_followed_by_its_own_ending_and_three_of_others(
+def test_each_item_offers_its_own_continuation_and_three_of_other_texts(
     made: tuple[SuiteContext, CausalLM], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     context, _ = made

@@ -1,15 +1,17 @@
 """Plans for clusters that are not here."""
 
 import dataclasses
+import io
 import json
 import shutil
 
 import pytest
 import typer
+from rich.console import Console
 from typer.testing import CliRunner
 
 from limbeck.checks import cluster_findings, read_hardware
-from limbeck.commands.check import check
+from limbeck.commands.check import check, plan_table
 from limbeck.errors import ConfigError
 from limbeck.experiment.cluster import plan_here, require_plannable
 from limbeck.experiment.loading import load
@@ -62,6 +64,49 @@ def plan_small(recipe, folder):
     assert work.holds
 
 
+WAYS = ("parallel.teacher=shard", "parallel.teacher=replicate", "parallel.teacher=offload")
+
+
+def plan_ways(recipe, folder):
+    """Each way to keep a teacher, and gradients sent in bfloat16, on 4 simulated H100."""
+    student = f"student={{type: pretrained, path: {folder / 'student'}}}"
+    for way in (*WAYS, "parallel.reduce_dtype=bfloat16"):
+        plan = plan_here(recipe, [student, way], 4, read_hardware("h100"))
+        table = Console(width=200, record=True, file=io.StringIO())
+        table.print(plan_table(plan))
+        told = {"plan": dataclasses.asdict(plan), "text": table.export_text()}
+        (folder / f"{way}.json").write_text(json.dumps(told))
+
+
+def test_each_way_to_keep_the_teacher_is_planned(tmp_path):
+    assert live(plan_ways, without_weights(tmp_path), tmp_path) == 0
+    told = {
+        way: json.loads((tmp_path / f"{way}.json").read_text())
+        for way in (*WAYS, "parallel.reduce_dtype=bfloat16")
+    }
+    shard, replicate, offload, narrow = (each["plan"] for each in told.values())
+    held = [plan["memory_bytes"].get("teacher weights", 0) for plan in (shard, replicate, offload)]
+    buffers = held[2]  # rotary frequencies
+    assert held[1] - buffers == 2 * shard["parameters"]["teacher"], "all of it, in bfloat16"
+    assert held[0] - buffers == pytest.approx((held[1] - buffers) / 4, rel=0.01)
+    assert 0 < buffers < 1000
+    assert offload["host_bytes"] == held[0] - buffers
+    assert shard["host_bytes"] == replicate["host_bytes"] == 0
+    assert "host memory: teacher's shards" in told[WAYS[2]]["text"]
+    assert "host memory" not in told[WAYS[0]]["text"]
+    counts = [
+        {each["kind"]: each for each in plan["cluster"]["collectives"]}
+        for plan in (shard, replicate, offload, narrow)
+    ]
+    gathers = [each["all-gather"]["count"] for each in counts]
+    units = 4 + 2  # blocks, embedding, root
+    passes = shard["micro_batches_per_step"]
+    assert gathers[0] == gathers[2] == gathers[1] + units * passes
+    assert "teacher weights, gathered" not in replicate["memory_bytes"]
+    summed = [each["reduce-scatter"]["whole_bytes"] for each in counts]
+    assert summed[0] == summed[1] == summed[2] == 2 * summed[3]
+
+
 @pytest.mark.long
 def test_what_does_not_fit_is_said_with_the_options_that_were_tried(tmp_path):
     recipe = without_weights(tmp_path)
@@ -75,7 +120,8 @@ def test_what_does_not_fit_is_said_with_the_options_that_were_tried(tmp_path):
     assert memory["decides"] is False, "the margin alone is too large, and it is a guess"
     (fix,) = plan["cluster"]["fixes"]
     assert fix["peak_bytes"] < sum(plan["memory_bytes"].values())
-    assert fix["overrides"].startswith("memory.micro_batch=1 memory.activation_checkpointing=true")
+    assert fix["overrides"].startswith("memory.micro_batch=1 memory.activation_checkpointing=full")
+    assert fix["overrides"].endswith("parallel.teacher=offload"), "the last resort"
     assert fix["overrides"] in memory["found"]
 
 

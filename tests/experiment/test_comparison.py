@@ -78,7 +78,7 @@ def test_a_moved_run_is_compared_where_it_is(runs, tmp_path):
     assert second.behind["value"] == 0
 
 
-def test_the_page_holds_every_figure_and_no_markup_of_others(runs):
+def test_the_page_has_every_figure_and_escapes_names(runs):
     compared = compare_runs([runs["small"], runs[HOSTILE]])
     page = comparison_page([asdict(run) for run in compared])
     assert_fetches_and_runs_nothing(page)

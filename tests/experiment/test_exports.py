@@ -50,6 +50,7 @@ def test_exports_that_cannot_work_are_refused_before_step_0(tmp_path, monkeypatc
         ("export=[{type: gguf, quantize: q4}]", r"export\[0\]\.quantize: .*got 'q4'"),
         ("export=[onyx]", r"export\[0\]\.type: no export format is called 'onyx'"),
         ("export=[gguf, {type: gguf, quantize: f16}]", r"export\[1\]: .* gguf-f16 twice"),
+        ("export=[onnx, onnx]", r"export\[1\]: .* onnx twice"),
     ):
         with pytest.raises(ConfigError, match=message):
             limbeck.assemble(load(path, [override]))
@@ -60,6 +61,9 @@ def test_exports_that_cannot_work_are_refused_before_step_0(tmp_path, monkeypatc
         limbeck.assemble(load(path, ["export=[gguf]"]))
     (tmp_path / "teacher" / "config.json").write_text(json.dumps(config))
 
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ConfigError, match=r"limbeck\[onnx\]"):
+        limbeck.assemble(load(path, ["export=[onnx]"]))
     monkeypatch.setitem(sys.modules, "xllamacpp", None)
     with pytest.raises(ConfigError, match=r"limbeck\[export\]"):
         limbeck.assemble(load(path, ["export=[gguf]"]))

@@ -28,7 +28,7 @@ def loaded(tmp_path, *overrides):
     return limbeck.load(write_recipe(tmp_path, optim=OPTIM), overrides)
 
 
-def foretell(tmp_path, *words):
+def predict(tmp_path, *words):
     load_verb("forecast").main([str(tmp_path / "recipe.yaml"), *words], standalone_mode=False)
 
 
@@ -67,7 +67,7 @@ def test_a_forecast_runs_pilots_once_and_answers_from_them(tmp_path, capsys):
     write_texts(tmp_path / "train.jsonl", 7, seed=1)
     write_texts(tmp_path / "held.jsonl", 24, seed=2)
     folder = tmp_path / "run" / "forecast"
-    foretell(tmp_path, "--json", "--target-kl", "0.7", "--budget", "500000")
+    predict(tmp_path, "--json", "--target-kl", "0.7", "--budget", "500000")
     answer = json.loads((folder / "forecast.json").read_text())
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == answer
     assert [p["steps"] for p in answer["pilots"]] == [3, 3, 3, 6, 6, 12, 25]
@@ -83,11 +83,11 @@ def test_a_forecast_runs_pilots_once_and_answers_from_them(tmp_path, capsys):
 
     metrics = folder / "steps-25" / "metrics.jsonl"
     before = metrics.read_bytes()
-    foretell(tmp_path)
+    predict(tmp_path)
     assert "What a budget reaches" in capsys.readouterr().out
     assert metrics.read_bytes() == before
     with pytest.raises(ConfigError, match="steps-3 is of another"):
-        foretell(tmp_path, "optim.learning_rate=0.02")
+        predict(tmp_path, "optim.learning_rate=0.02")
 
 
 def test_a_forecast_in_the_output_is_not_in_a_runs_way(tmp_path):
@@ -103,7 +103,7 @@ def test_a_forecast_in_the_output_is_not_in_a_runs_way(tmp_path):
     ("law", "noise", "message"),
     [
         (lambda tokens, floor, scale: floor, 0.02, "not distinguishable from 0"),
-        (law, 0.1, "must be narrower than the fall it foretells"),
+        (law, 0.1, "must be narrower than the fall it predicts"),
         (law, 0.003, None),
     ],
 )

@@ -52,13 +52,13 @@ def expected(texts):
     return gradients(texts[False], 1, 8)
 
 
-def test_packing_really_puts_texts_together(texts):
+def test_packing_puts_several_texts_into_a_row(texts):
     assert texts[True].num_rows < texts[False].num_rows
     assert texts[True].num_scored == texts[False].num_scored
 
 
 @pytest.mark.parametrize(("pack", "micro_batch", "head_budget_mb"), LAYOUTS)
-def test_the_layout_of_a_step_leaves_its_gradients_alone(
+def test_the_layout_of_a_step_does_not_change_its_gradients(
     texts, expected, pack, micro_batch, head_budget_mb
 ):
     sums, found = gradients(texts[pack], micro_batch, head_budget_mb)

@@ -37,7 +37,7 @@ from tests.experiment.house import write_recipe
         ),
     ],
 )
-def test_parts_that_do_not_go_together_are_all_said(tmp_path, overrides, told):
+def test_all_contradictions_between_sections_are_listed(tmp_path, overrides, told):
     with pytest.raises(ConfigError, match=told):
         limbeck.load(write_recipe(tmp_path), overrides)
 

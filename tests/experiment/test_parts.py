@@ -29,7 +29,7 @@ def one_process():
     return World(0, 1, torch.device("cpu"))
 
 
-def test_what_terms_own_is_drawn_from_the_seed_alone(tmp_path):
+def test_parameters_of_terms_depend_on_the_seed_only(tmp_path):
     """Else ranks that keep whole copies would each train projectors of their own."""
     parts = gather_parts(limbeck.load(write_recipe(tmp_path)), one_process())
     parts.shapes = replace(parts.shapes, teacher_width=48)
@@ -53,7 +53,7 @@ def test_a_sharded_teacher_computes_in_the_format_the_recipe_names(tmp_path):
         assert distribution.hidden.dtype == torch.bfloat16
 
 
-def test_what_fell_out_of_the_text_is_told_once(tmp_path):
+def test_dropped_rows_are_reported_once(tmp_path):
     path = write_recipe(tmp_path)
     with (tmp_path / "train.jsonl").open("a") as file:
         file.write('{"text": "a still boils"}\n' * 2 + '{"text": "a"}\n')

@@ -87,7 +87,7 @@ def test_killed_three_times_and_resumed_the_student_is_the_same_to_the_byte(tmp_
         pytest.param(signal.SIGHUP, 143, marks=pytest.mark.long),
     ],
 )
-def test_a_run_that_is_asked_to_stop_saves_and_goes_on_later(tmp_path, sent, code):
+def test_a_stopped_run_saves_and_resumes(tmp_path, sent, code):
     untouched, stopped = whole(tmp_path, "untouched"), whole(tmp_path, "stopped")
     finish(start(untouched))
     process = start(stopped)
@@ -108,7 +108,7 @@ def leave_the_pipe(folder, **settings):
     return process.wait(timeout=PATIENCE_S)
 
 
-def test_a_run_whose_reader_leaves_saves_and_stops(tmp_path):
+def test_a_run_with_a_closed_pipe_saves_and_stops(tmp_path):
     """More steps than fit between two lines of progress: the run itself meets the closed pipe."""
     folder = tmp_path / "stopped"
     assert leave_the_pipe(folder, optim={"steps": 100_000}, evaluate={"every": 100_000}) == 143
@@ -116,7 +116,7 @@ def test_a_run_whose_reader_leaves_saves_and_stops(tmp_path):
     assert not (folder / "run" / "student").exists()
 
 
-def test_a_run_whose_reader_leaves_before_its_last_words_is_whole_or_saved(tmp_path):
+def test_a_pipe_closed_before_the_summary_leaves_a_finished_or_saved_run(tmp_path):
     """So few steps that the pipe is found closed at the end."""
     folder = tmp_path / "finished"
     assert leave_the_pipe(folder, optim={"steps": 3}) == 143

@@ -96,7 +96,7 @@ def test_both_trials_read_the_same_tokens_in_the_same_order(tmp_path):
     assert [r["cross_entropy"] for r in main] == [r["cross_entropy"] for r in anchor]
 
 
-def test_a_trial_is_out_of_memory_before_the_next_one_starts(tmp_path, monkeypatch):
+def test_the_memory_of_a_trial_is_released_before_the_next_one_starts(tmp_path, monkeypatch):
     trained: list[weakref.ref[Distiller]] = []
     make = Parts.distiller
 
@@ -115,7 +115,7 @@ def test_a_trial_is_out_of_memory_before_the_next_one_starts(tmp_path, monkeypat
     assert len(trained) == 2
 
 
-def test_a_grid_keeps_the_rate_that_comes_nearest_to_the_teacher(tmp_path):
+def test_a_grid_keeps_the_rate_with_the_lowest_kl(tmp_path):
     path = write_recipe(tmp_path)
     outcome = run(path, "optim.learning_rate=[1e-6, 3e-3]")
     assert outcome.evaluation["learning_rate"] == {"distilled": 3e-3}
@@ -125,7 +125,7 @@ def test_a_grid_keeps_the_rate_that_comes_nearest_to_the_teacher(tmp_path):
     assert kept != (stages / "distilled-1e-06" / "student" / "model.safetensors").read_bytes()
 
 
-def test_the_anchor_may_have_a_grid_of_its_own(tmp_path):
+def test_the_baseline_may_have_its_own_grid(tmp_path):
     outcome = run(
         write_recipe(tmp_path),
         "evaluate.baseline=cross_entropy",
@@ -272,7 +272,9 @@ def evaluate_again(tmp_path, allowed):
 
 
 @pytest.mark.parametrize(("student_rows", "teacher_rows"), [(384, 448), (448, 384)])
-def test_padded_vocabularies_give_the_losses_of_unpadded_ones(tmp_path, student_rows, teacher_rows):
+def test_padded_vocabularies_give_the_same_losses_as_unpadded_ones(
+    tmp_path, student_rows, teacher_rows
+):
     """Qwen2.5-7B has 152,064 rows for the tokens for which Qwen2.5-1.5B has 151,936."""
     from transformers import AutoModelForCausalLM
 
@@ -382,7 +384,7 @@ def test_too_few_held_out_documents_are_said(tmp_path):
         run(path)
 
 
-def test_without_held_out_text_there_is_a_student_and_no_claim(tmp_path):
+def test_without_held_out_text_there_is_a_student_and_no_figure(tmp_path):
     path = write_recipe(tmp_path)
     recipe = json.loads(path.read_text())
     del recipe["evaluate"]
@@ -413,7 +415,7 @@ def test_overwriting_leaves_nothing_of_the_run_before(tmp_path):
     assert not stale & set((tmp_path / "run" / "tensorboard").iterdir())
 
 
-def test_a_student_that_began_as_its_teacher_still_gets_its_figures(tmp_path):
+def test_a_student_that_starts_as_its_teacher_is_still_measured(tmp_path):
     path = write_recipe(tmp_path, student={"layers": [0, 1, 2, 3]})
     outcome = run(path, "optim.steps=2")
     assert outcome.evaluation["trials"]["initial"]["forward_kl"]["value"] == pytest.approx(

@@ -64,7 +64,7 @@ def test_a_run_in_one_copy_of_the_weights_never_changes_its_teacher(tmp_path, mo
                            first["model.layers.0.mlp.up_proj.weight"])  # fmt: skip
 
 
-def test_a_shared_student_goes_on_to_the_same_bits(tmp_path, monkeypatch):
+def test_a_shared_student_resumes_to_the_same_bits(tmp_path, monkeypatch):
     (tmp_path / "whole").mkdir()
     (tmp_path / "halves").mkdir()
     wanted = run(write_recipe(tmp_path / "whole"), *SHARED).student / "model.safetensors"
@@ -89,7 +89,7 @@ def test_several_ranks_cannot_share(tmp_path):
         gather_parts(config, World(0, 2, torch.device("cpu")))
 
 
-def test_a_copy_begins_as_its_teacher(tmp_path):
+def test_a_copy_starts_as_its_teacher(tmp_path):
     outcome = run(write_recipe(tmp_path), "student={type: copy}", "objective.alpha=0")
     trials = outcome.evaluation["trials"]
     assert trials["initial"]["forward_kl"]["value"] == pytest.approx(0, abs=1e-6)

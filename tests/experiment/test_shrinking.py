@@ -90,7 +90,7 @@ def test_a_run_maps_a_shrunk_student_to_the_layers_it_kept(setup, tmp_path):
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"made": {"layers_kept": ["x"]}}'])
-def test_damaged_provenance_is_told(text, tmp_path):
+def test_damaged_provenance_is_reported(text, tmp_path):
     (tmp_path / "limbeck.json").write_text(text)
     with pytest.raises(DataError, match="must be as limbeck shrink wrote it"):
         read_provenance(str(tmp_path))
@@ -176,7 +176,7 @@ def test_the_report_of_a_shrunk_student_shows_what_it_kept(setup, tmp_path):
         ("{type: width, keep: 0.5, hidden: 16}", "got sizes, keep"),
     ],
 )
-def test_a_size_told_wrongly_is_found_before_anything_loads(student, message, tmp_path):
+def test_a_wrong_size_is_refused_before_anything_loads(student, message, tmp_path):
     path = write_recipe(tmp_path)
     with pytest.raises(ConfigError, match=message):
         limbeck.load(path, [f"student={student}"])

@@ -95,7 +95,7 @@ def test_the_first_teacher_may_teach_throughout(tmp_path):
 
 
 @pytest.mark.long
-def test_a_cascade_cut_off_anywhere_goes_on_to_the_same_bits(tmp_path, monkeypatch):
+def test_an_interrupted_cascade_resumes_to_the_same_bits(tmp_path, monkeypatch):
     wanted = run(write_stages(tmp_path / "whole"))["two"].student / "model.safetensors"
     path = write_stages(tmp_path / "parts")
     for life, done in ((5, ()), (5, ("correction",)), (7, ("correction", "three"))):
@@ -144,7 +144,7 @@ def wait_for(process, metrics, step):
 
 
 @pytest.mark.long
-def test_a_cascade_whose_process_is_killed_goes_on_by_the_same_command(tmp_path):
+def test_a_killed_cascade_resumes_by_the_same_command(tmp_path):
     path = write_stages(tmp_path / "killed", optim={"steps": 40}, checkpoint={"every": 4})
     for name, step in (("correction", 9), ("two", 2)):
         process = start(path.parent, "--resume")
@@ -161,7 +161,7 @@ def test_a_cascade_whose_process_is_killed_goes_on_by_the_same_command(tmp_path)
     assert [(found / n).read_bytes() for n in names] == [(wanted / n).read_bytes() for n in names]
 
 
-def test_another_recipe_does_not_go_on_even_with_a_stage_that_is_done(tmp_path):
+def test_another_recipe_does_not_resume_even_after_a_finished_stage(tmp_path):
     path = write_stages(tmp_path, CASCADE[:2])
     run(path)
     with pytest.raises(ConfigError, match=r"already holds stages \(correction, three\).*--resume"):
@@ -207,7 +207,7 @@ def test_wrong_stages_are_listed_before_a_model_loads(stages, message, tmp_path)
         load_stages(write_stages(tmp_path, stages))
 
 
-def test_a_mistake_in_what_all_inherit_is_told_once(tmp_path):
+def test_an_error_in_the_shared_options_is_reported_once(tmp_path):
     with pytest.raises(ConfigError) as error:
         load_stages(write_stages(tmp_path), ["optim.warmup_steps=50", "objective.alpha=2"])
     lines = str(error.value).splitlines()[1:]

@@ -104,7 +104,7 @@ def test_a_temperature_of_any_step_that_was_not_recorded_is_refused_before_the_f
     refused(path, options, ConfigError, r"recorded at temperature 1\.0")
 
 
-def test_a_shrunk_student_is_held_to_the_recorded_layers_that_it_kept(tmp_path):
+def test_a_pruned_student_maps_to_its_kept_layers_with_a_recorded_teacher(tmp_path):
     """As beside the teacher's model: the same map, the same losses, the same student."""
     path = recorded(tmp_path, HIDDEN, (0, 1, 3), data={"pack": False}, memory={"micro_batch": 1})
     setup = open_shrink(
@@ -156,7 +156,7 @@ def test_a_changed_document_is_missing_and_named(tmp_path):
     refused(path, from_store(tmp_path), DataError, told)
 
 
-def test_another_cut_and_other_held_out_text_are_named(tmp_path):
+def test_another_sequence_length_and_other_held_out_text_are_named(tmp_path):
     path = recorded(tmp_path, TOP_K)
     options = [*from_store(tmp_path), "data.sequence_length=31"]
     refused(path, options, DataError, r"sequence_length: 32 in the store, 31 wanted")
@@ -210,7 +210,7 @@ def test_a_store_without_its_tokenizer_or_a_shard_is_refused(tmp_path):
     refused(path, overrides, DataError, "1 are missing or damaged: 1. Finish the recording")
 
 
-def test_check_and_a_student_cut_from_no_teacher_say_what_to_do(tmp_path):
+def test_check_and_pruning_without_teacher_weights_say_what_to_do(tmp_path):
     path = recorded(tmp_path, TOP_K)
     store = from_store(tmp_path)[0]
     refused(path, [store], ConfigError, "a recorded teacher has none here")

@@ -58,9 +58,9 @@ def test_a_shared_student_has_no_compute_data_type_of_its_own(tmp_path):
 
 AGAIN = {
     "run": test_run.test_a_recipe_becomes_a_student_a_table_and_a_report,
-    "grid": test_run.test_a_grid_keeps_the_rate_that_comes_nearest_to_the_teacher,
+    "grid": test_run.test_a_grid_keeps_the_rate_with_the_lowest_kl,
     "resume a finished run": test_run.test_resuming_a_finished_run_trains_nothing_and_says_the_same,
-    "check": test_check.test_a_sound_recipe_is_proven_shown_and_planned_and_nothing_is_written,
+    "check": test_check.test_a_valid_recipe_is_checked_and_planned_and_nothing_is_written,
     "stages": test_stages.test_the_first_teacher_may_teach_throughout,
     "store": partial(
         test_stored.test_a_run_from_a_part_of_the_distribution_measures_what_that_part_holds,
@@ -103,7 +103,7 @@ def test_what_holds_of_a_plain_run_holds_on_a_mesh_and_in_bfloat16(again, tmp_pa
 def test_a_stopped_run_resumes_to_the_same_bits_on_a_mesh_and_in_bfloat16(
     trainable, tmp_path, monkeypatch
 ):
-    test_trainable.test_a_run_that_was_stopped_goes_on_to_the_same_bits(
+    test_trainable.test_a_stopped_run_resumes_to_the_same_bits(
         RESUMES[trainable], tmp_path, monkeypatch
     )
 

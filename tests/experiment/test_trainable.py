@@ -60,7 +60,7 @@ def test_checkpoints_hold_what_is_trained_and_its_optimizer_only(tmp_path):
 
 
 @pytest.mark.parametrize("trainable", [LORA, "trainable.freeze=[embeddings, layers.0]"])
-def test_a_run_that_was_stopped_goes_on_to_the_same_bits(trainable, tmp_path, monkeypatch):
+def test_a_stopped_run_resumes_to_the_same_bits(trainable, tmp_path, monkeypatch):
     (tmp_path / "whole").mkdir()
     (tmp_path / "halves").mkdir()
     term = "objective.extra=[{type: hidden_state, weight: 0.1, layer_map: uniform}]"
@@ -92,7 +92,7 @@ def stopping_after(steps):
     return stopped
 
 
-def test_a_run_does_not_go_on_from_other_frozen_weights(tmp_path, monkeypatch):
+def test_a_run_does_not_resume_with_other_frozen_weights(tmp_path, monkeypatch):
     write_recipe(tmp_path)
     student = write_model(tmp_path / "student", rows=len(small()), layers=2, seed=3)
     recipe = write_recipe(tmp_path, student={"type": "pretrained", "path": str(student)})
@@ -128,7 +128,7 @@ def test_frozen_parts_stay_bit_for_bit(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["adamw", "sgd", "muon", "adafactor"])
-def test_every_optimizer_serves_adapters(kind, tmp_path):
+def test_every_optimizer_trains_adapters(kind, tmp_path):
     run(write_recipe(tmp_path), LORA, f"optim.type={kind}", "evaluate.data=null")
     losses = [record["loss"] for record in steps_of(tmp_path / "run")]
     assert len(losses) == 6
@@ -152,12 +152,12 @@ def test_every_optimizer_serves_adapters(kind, tmp_path):
         ),
     ],
 )
-def test_what_is_wrong_is_told_before_a_model_loads(overrides, message, tmp_path):
+def test_errors_are_reported_before_a_model_loads(overrides, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
         limbeck.load(write_recipe(tmp_path), overrides)
 
 
-def test_a_target_that_is_not_there_is_told_before_the_first_step(tmp_path):
+def test_an_unknown_target_is_refused_before_the_first_step(tmp_path):
     config = limbeck.load(write_recipe(tmp_path), ["trainable.lora={targets: [c_attn]}"])
     with pytest.raises(ConfigError, match=r"ends with 'c_attn'.*It has: q_proj, k_proj"):
         limbeck.assemble(config)

@@ -36,22 +36,22 @@ def text_in(folder, tokens=200):
 
 
 @contextmanager
-def exported(student, folder, **options):
-    """The file, and it in llama.cpp."""
-    exporter = Gguf(**options)
-    file = exporter.export(student.model, student.tokenizer, folder / "tiny.gguf")
+def exported(student, folder, exporter=None, **options):
+    """The file, and it in its runtime; a GGUF file with these options without an exporter."""
+    exporter = exporter or Gguf(**options)
+    file = exporter.export(student.model, student.tokenizer, folder / f"tiny{exporter.suffix}")
     with exporter.run(file) as runtime:
         yield file, runtime
 
 
-def parity_of(student, folder, **options):
+def parity_of(student, folder, exporter=None, **options):
     """Parity on random tokens, one window as long as the file allows."""
-    with exported(student, folder, **options) as (file, runtime):
+    exporter = exporter or Gguf(**options)
+    with exported(student, folder, exporter) as (file, runtime):
         limit = file.max_positions
         generator = torch.Generator().manual_seed(0)
         windows = [
             torch.randint(student.model.vocabulary_size, (n,), generator=generator).tolist()
             for n in (min(20, limit), limit)
         ]
-        exporter = Gguf(**options)
         return measure(student.model, student.tokenizer, runtime, file, windows, exporter.max_kl)

@@ -136,7 +136,7 @@ def test_a_file_that_is_too_far_is_not_published(tmp_path):
     ("options", "message"),
     [
         ({"quantize": "q3"}, r"export\.quantize: Input should be 'f32', 'f16'"),
-        ({"format": "onnx"}, "no export format is called 'onnx'"),
+        ({"format": "onyx"}, "no export format is called 'onyx'"),
         ({"max_kl": 0.0}, r"export\.max_kl: Input should be greater than 0"),
         ({"output": Path(__file__).parent}, "--output must be new"),
     ],

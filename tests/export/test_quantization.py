@@ -23,7 +23,7 @@ def test_blocks_are_those_of_the_gguf_package(kind):
 @pytest.mark.parametrize(
     ("kind", "bound"), [(Kind.Q4_K, 0.09), (Kind.Q5_K, 0.05), (Kind.Q6_K, 0.025)]
 )
-def test_blocks_hold_the_weights(kind, bound):
+def test_quantised_blocks_decode_to_nearly_the_weights(kind, bound):
     weights = RNG.standard_normal((8, 512)).astype(np.float32)
     again = gguf.quants.dequantize(quantized(weights, kind), kind)
     assert np.sqrt(np.mean((again - weights) ** 2)) < bound
@@ -54,7 +54,7 @@ def test_heads_embeddings_and_vectors_have_formats_of_their_own():
     assert choose("position_embd.weight", (8, 256), "q8_0", 4, is_head=False).kind == Kind.F32
 
 
-def test_rows_that_a_format_cannot_cut_fall_back():
+def test_rows_not_divisible_by_the_block_size_use_a_fallback_format():
     assert set(kinds("q4_k_m", "attn_q", width=96)) == {"Q5_0"}
     assert set(kinds("q5_k_m", "attn_q", width=96)) == {"Q5_1"}
     assert set(kinds("q6_k", "attn_q", width=96)) == {"Q8_0"}
@@ -64,14 +64,14 @@ def test_rows_that_a_format_cannot_cut_fall_back():
 
 
 @pytest.mark.parametrize("quantize", sorted(MIXTURES))
-def test_every_format_runs_near_the_student(quantize, tmp_path):
+def test_every_format_has_a_small_kl_to_the_student(quantize, tmp_path):
     student = made(width=256, num_attention_heads=8, initializer_range=0.05)
     parity = parity_of(student, tmp_path, quantize=quantize)
     assert parity.passed, parity
     assert parity.mean_kl < 0.05
 
 
-def test_more_bits_are_nearer(tmp_path):
+def test_more_bits_give_a_smaller_kl(tmp_path):
     student = made(width=256, num_attention_heads=8, initializer_range=0.1)
     order = ("q4_k_m", "q5_k_m", "q6_k", "q8_0", "f16")
     kl = [parity_of(student, tmp_path, quantize=quantize).mean_kl for quantize in order]
@@ -94,7 +94,7 @@ def test_importance_is_the_mean_square_of_inputs():
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
-def test_important_columns_are_kept_best():
+def test_columns_with_large_importance_have_the_smallest_error():
     weights = RNG.standard_normal((64, 256)).astype(np.float32)
     importance = np.full(256, 1e-3, dtype=np.float32)
     importance[::4] = 10.0

@@ -95,18 +95,18 @@ def test_every_known_pre_tokenizer_is_tested():
 
 
 @pytest.mark.parametrize("name", sorted(CUTS))
-def test_a_byte_level_tokenizer_cuts_alike(name, tmp_path):
+def test_a_byte_level_tokenizer_gives_the_same_tokens(name, tmp_path):
     tokenizer = wrap(cut_by(name), added=["<|extra|>"])
     assert vocabulary_of(tokenizer, len(tokenizer)).pre_tokenizer == name
     assert problems(tokenizer, tmp_path) == []
 
 
 @pytest.mark.parametrize("prepend", [False, True])
-def test_a_sentencepiece_tokenizer_cuts_alike(prepend, tmp_path):
+def test_a_sentencepiece_tokenizer_gives_the_same_tokens(prepend, tmp_path):
     assert problems(sentencepiece(prepend), tmp_path) == []
 
 
-def test_a_pruned_tokenizer_cuts_alike(tmp_path):
+def test_a_pruned_tokenizer_gives_the_same_tokens(tmp_path):
     whole = small()
     pruned = pruned_tokenizer(whole, kept_tokens(whole, whole("A still boils").input_ids))
     assert len(pruned) < len(whole)

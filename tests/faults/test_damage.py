@@ -66,7 +66,7 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_is_used(
         keep.rename(second)
 
 
-def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before(tmp_path):
+def test_a_run_with_a_damaged_newest_checkpoint_resumes_from_the_one_before(tmp_path):
     train(toy_setup(tmp_path / "whole"))
     folder = tmp_path / "damaged"
     train(toy_setup(folder))

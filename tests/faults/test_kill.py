@@ -141,7 +141,7 @@ def test_a_signal_to_one_rank_stops_all_and_both_resume_to_the_same_bits(tmp_pat
     ("number", "code"),
     [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143), (signal.SIGHUP, 143)],
 )
-def test_every_signal_saves_once_and_leaves_with_its_code(number, code, tmp_path):
+def test_every_signal_saves_once_and_exits_with_its_code(number, code, tmp_path):
     def hear(record):
         if record["kind"] == "step" and record["step"] == 5:
             os.kill(os.getpid(), number)

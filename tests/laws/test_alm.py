@@ -87,7 +87,7 @@ def test_it_is_zero_with_no_gradient_at_equality_and_positive_elsewhere(tau):
 
 
 @over_taus
-def test_the_ends_of_the_range_are_finite_in_float32(tau):
+def test_extreme_likelihoods_are_finite_in_float32(tau):
     ends = torch.tensor([-1e-9, -0.0, -1e-3, -200.0, -1e4])
     a, b = ends.repeat_interleave(len(ends)), ends.repeat(len(ends)).requires_grad_()
     value = binary_kl(a, b, math.inf if tau is None else tau)
@@ -164,7 +164,7 @@ def test_token_weights_and_other_terms_are_applied_as_to_any_term():
     close(both, plain + 0.3 * shares["ce"])
 
 
-def test_likelihoods_are_the_same_however_the_head_is_cut():
+def test_likelihoods_do_not_depend_on_the_chunks_of_the_head():
     hidden, weight = torch.randn(700, WIDTH).double(), torch.randn(5000, WIDTH).double()
     hidden.requires_grad_()
     targets = torch.randint(5000, (700,))

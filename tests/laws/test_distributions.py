@@ -46,7 +46,7 @@ over_full_forms = pytest.mark.parametrize("form", FULL.values(), ids=FULL.keys()
 @over_specs_and_forms(SPECS)
 @over_temperatures
 @over_paths
-def test_a_student_equal_to_its_teacher_pays_and_learns_nothing(spec, form, temperature, path):
+def test_a_student_equal_to_its_teacher_has_zero_loss_and_gradient(spec, form, temperature, path):
     """Up to a constant shift. Exposes most defects of sparse losses in public code."""
     logits = random_logits(6, 12)
     teacher = form(logits, temperature)
@@ -136,7 +136,7 @@ def test_top_k_is_at_most_dense_and_grows_with_k(spec, path, temperature):
 
 
 @over_specs(UNRANKED)
-def test_mass_moved_out_of_the_top_k_raises_the_loss(spec):
+def test_probability_moved_out_of_the_top_k_raises_the_loss(spec):
     teacher = random_logits(6, 12)
     signal = top_k(teacher, 1.0)
     astray = teacher.scatter_add(
@@ -250,7 +250,7 @@ class Operations(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("name", [*FORMS, "renormalised", "samples", "top_k_samples"])
-def test_parts_of_a_distribution_put_together_are_the_distribution(name):
+def test_concatenated_rows_are_the_whole_distribution(name):
     logits = random_logits(7, 12)
     further = {
         "renormalised": lambda: TopKRenormalised.from_logits(logits, 4),
@@ -271,7 +271,7 @@ def test_parts_of_a_distribution_put_together_are_the_distribution(name):
         assert elsewhere.head.weight.device.type == "meta"
 
 
-def test_narrow_and_wide_uneven_rows_put_together_keep_their_numbers():
+def test_concatenated_uneven_rows_of_different_widths_keep_their_values():
     """A filler must never take a token out of the tail."""
     sure, unsure = torch.zeros(2, 12).double(), random_logits(2, 12, 0.1)
     sure[:, 5] = 9.0

@@ -65,7 +65,7 @@ def test_equal_vocabularies_give_the_exact_divergence(spec, temperature, path):
 
 @over_specs(UNRANKED)
 @over_paths
-def test_a_permuted_vocabulary_changes_nothing_and_pays_nothing_for_itself(spec, path):
+def test_a_permuted_vocabulary_gives_the_same_loss_and_zero_for_equal_models(spec, path):
     student, order = random_logits(6, 12), torch.randperm(12)
     outcomes = OutcomeMap(torch.arange(12), order, 12)
     loss, gradient = objective_of(student, signal(student[:, order], outcomes), spec, 2.0, path)
@@ -127,7 +127,7 @@ def test_merging_tokens_can_only_shrink_an_f_divergence(spec):
     assert found <= exact + 1e-12
 
 
-def test_ids_in_no_outcome_are_as_if_their_model_had_not_got_them():
+def test_ids_in_no_outcome_are_left_out_of_the_softmax():
     student, teacher, outcomes = random_logits(6, STUDENT), random_logits(6, TEACHER), unlike()
     of_s, of_t = outcomes.student < OUTCOMES, outcomes.teacher < OUTCOMES
     cut = OutcomeMap(outcomes.student[of_s], outcomes.teacher[of_t], OUTCOMES)
@@ -152,7 +152,7 @@ def test_an_outcome_far_below_the_smallest_float_still_has_its_gradient(path):
     assert (gradient[:, unlike().student == 4].sum(-1) < -1e-3).all()
 
 
-def test_a_lazy_teacher_of_another_width_and_vocabulary_is_the_same():
+def test_a_lazy_teacher_of_another_width_gives_the_loss_of_its_logits():
     hidden, weight = torch.randn(9, 5).double(), torch.randn(TEACHER, 5).double()
     lazy = MergedOutcomes(LazyLogits(hidden, Head(weight)), unlike())
     student = random_logits(9, STUDENT)
@@ -172,7 +172,7 @@ def test_rows_and_concatenation_keep_the_outcomes():
     close(whole.entropy(), -(whole.at(1.0).exp() * whole.at(1.0)).sum(-1))
 
 
-def test_a_divergence_that_ranks_tokens_is_refused():
+def test_a_divergence_that_sorts_tokens_is_refused():
     with pytest.raises(ConfigError, match="held as MergedOutcomes"):
         objective_of(
             random_logits(2, STUDENT), signal(random_logits(2, TEACHER)), {"type": "adaptive_kl"}

@@ -170,7 +170,7 @@ def test_other_temperatures_are_refused(path):
         objective_of(random_logits(3, 6), drawn, FORWARD_KL, 1.0, path)
 
 
-def test_samples_of_some_rows_are_those_rows():
+def test_selecting_rows_selects_their_samples():
     logits, student = random_logits(9, 12), random_logits(9, 12)
     drawn = Samples.from_logits(logits, 5)
     for window in (slice(2, 6), torch.tensor([7, 0, 3])):

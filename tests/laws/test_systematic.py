@@ -11,7 +11,7 @@ from limbeck.losses.distributions.systematic import BLOCK, systematic_tokens, wi
 
 @pytest.mark.parametrize("size", [1, 7, BLOCK - 1, BLOCK, BLOCK + 1, 5000])
 @pytest.mark.parametrize("num_draws", [1, 10, 333])
-def test_block_sums_find_the_tokens_that_all_sums_find(size, num_draws):
+def test_drawing_by_block_sums_finds_the_same_tokens(size, num_draws):
     mass = (3 * torch.randn(40, size, dtype=torch.float64)).softmax(-1)
     offset = torch.rand(40, 1, dtype=torch.float64)
     ids, counts = systematic_tokens(mass, num_draws, offset)

@@ -44,7 +44,7 @@ def taken(logits, distribution, term, targets=None):
 @over_makers
 @over_full_forms
 @over_temperatures
-def test_a_student_equal_to_its_teacher_pays_and_learns_nothing(make, form, temperature):
+def test_a_student_equal_to_its_teacher_has_zero_loss_and_gradient(make, form, temperature):
     logits = random_logits(6, 12)
     loss, gradient = taken(logits + 2.5, form(logits, temperature), make(temperature))
     close(loss, torch.zeros_like(loss), atol=1e-12, rtol=0)
@@ -144,7 +144,7 @@ def test_decoupled_parts_have_the_values_of_the_table(column):
         assert loss.item() == pytest.approx(expected, abs=1e-12, rel=1e-9)
 
 
-def test_forward_kl_is_the_first_part_and_the_teachers_doubt_times_the_second():
+def test_forward_kl_is_the_target_part_plus_one_minus_p_times_the_rest():
     student, teacher, targets = random_logp(32, 9), random_logp(32, 9), torch.arange(32) % 9
     (hit, rest), (teacher_hit, teacher_rest) = split(student, targets), split(teacher, targets)
     doubt = 1 - teacher.gather(-1, targets[:, None])[:, 0].exp()
@@ -183,7 +183,7 @@ def test_concrete_score_is_what_kl_tends_to_at_high_temperature():
     close(gradient, limit * 2 * 6 / 5, rtol=1e-2, atol=1e-4)
 
 
-def test_concrete_score_leaves_impossible_tokens_out():
+def test_concrete_score_ignores_tokens_the_teacher_excludes():
     student, teacher = random_logits(4, 6), random_logits(4, 6)
     expected, slope = taken(student, DenseLogits(teacher), ConcreteScoreTerm())
     never = torch.full((4, 2), -torch.inf, dtype=torch.float64)
@@ -210,7 +210,7 @@ def test_taid_has_the_value_of_the_table(column):
 
 
 @pytest.mark.parametrize("name", list(FORMS))
-def test_taid_is_nothing_at_the_student_and_forward_kl_at_the_teacher(name):
+def test_taid_is_zero_at_t_0_and_forward_kl_at_t_1(name):
     student, teacher = random_logits(6, 12), FORMS[name](random_logits(6, 12), 2.0)
     nothing = taken(student, teacher, TaidTerm(steps=5, start=0.0, end=0.0, temperature=2.0))
     for each in nothing:
@@ -221,7 +221,7 @@ def test_taid_is_nothing_at_the_student_and_forward_kl_at_the_teacher(name):
         close(a, b)
 
 
-def test_taid_without_a_rate_stays_on_the_line():
+def test_taid_with_rate_0_follows_the_linear_schedule():
     term = TaidTerm(steps=4, start=0.2, end=0.6, rate=0.0)
     seen = []
     for step in (0, 1, 2, 4, 9):
@@ -247,7 +247,7 @@ def test_taid_moves_as_the_published_rule_says():
     assert t > line + 0.02
 
 
-def test_taid_never_falls_nor_passes_its_end_whatever_the_losses():
+def test_taids_t_never_decreases_and_never_exceeds_its_end():
     """They fall first, so that t is ahead of its line when they rise."""
     term, seen = TaidTerm(steps=30, start=0.4, end=0.9, rate=0.2, momentum=0.5), []
     losses = [10.0**-step for step in range(3)]
@@ -266,12 +266,12 @@ def test_taid_refuses_teachers_that_cannot_be_interpolated(teacher):
         taken(random_logits(3, 6), teacher.from_logits(random_logits(3, 6), 2), TaidTerm(steps=3))
 
 
-def test_taid_that_would_move_backwards_is_refused():
+def test_taid_with_an_end_below_its_start_is_refused():
     with pytest.raises(ConfigError, match=r"start 0\.9 and end 0\.5"):
         TaidTerm(steps=3, start=0.9, end=0.5)
 
 
-def test_a_memory_is_saved_with_the_objective_and_put_back():
+def test_the_state_of_a_term_is_saved_and_restored_with_the_objective():
     first, second = (
         Objective([WeightedTerm("taid", 1.0, TaidTerm(steps=100, rate=0.1))]) for _ in range(2)
     )

@@ -14,7 +14,7 @@ FORWARD_KL = {"type": "forward_kl"}
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 1.4, 2.0, 4.0])
 @pytest.mark.parametrize("k", [1, 5, 20])
-def test_a_tail_for_another_temperature_is_as_good_as_a_recording_there(temperature, k):
+def test_a_tail_stored_for_a_temperature_equals_a_recording_at_it(temperature, k):
     logits = random_logits(8, 20)
     recorded = TopK.from_logits(logits, k, 1.4, further=[0.5, 1.0, 2.0, 4.0])
     close(recorded.at(temperature), TopK.from_logits(logits, k, temperature).at(temperature))
@@ -49,7 +49,7 @@ def test_rows_keep_every_tail():
             close(a, b[window])
 
 
-def test_log_one_minus_exp_keeps_its_digits_at_both_ends():
+def test_log_one_minus_exp_is_accurate_at_both_ends():
     x = torch.tensor([-1e-12, -1e-3, -0.5, -0.7, -3.0, -50.0, -1e4], dtype=torch.float64)
     expected = torch.tensor(
         [
@@ -84,7 +84,7 @@ def test_renormalised_is_biased_as_its_name_says(path, temperature):
 
 
 @over_paths
-def test_unnormalised_loss_is_kept_mass_times_renormalised_plus_log_mass(path):
+def test_unnormalised_loss_is_kept_probability_times_renormalised_plus_its_log(path):
     """The identity that ties the two common sparse losses together."""
     logits, student = random_logits(1, 12), random_logits(1, 12)
     loss, gradient = objective_of(
@@ -112,7 +112,7 @@ def test_renormalised_with_all_tokens_is_the_whole_distribution(path):
 
 @pytest.mark.parametrize("name", ["reverse_kl", "todi", "adaptive_kl", "lk"])
 @over_paths
-def test_divergences_that_mind_impossible_tokens_are_refused(name, path):
+def test_divergences_that_need_all_tokens_are_refused(name, path):
     teacher = TopKRenormalised.from_logits(random_logits(3, 6), 2)
     with pytest.raises(ConfigError, match=f"TopKRenormalised supports .*{name!r}"):
         objective_of(random_logits(3, 6), teacher, {"type": name}, 1.0, path)

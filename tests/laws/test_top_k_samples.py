@@ -79,7 +79,7 @@ def test_without_kept_tokens_they_are_samples(path):
 
 @over_paths
 @pytest.mark.parametrize("k", [0, 3, 12])
-def test_ever_more_draws_come_to_the_whole_distribution(path, k):
+def test_more_draws_converge_to_the_whole_distribution(path, k):
     """Twelve of twelve tokens kept: then no draw has a share, and few are as good as many."""
     logits, student = random_logits(5, 12), random_logits(5, 12)
     expected = objective_of(student, DenseLogits(logits), FORWARD_KL, 1.0, path)
@@ -131,7 +131,7 @@ def test_other_temperatures_are_refused(path):
         objective_of(random_logits(3, 6), drawn, FORWARD_KL, 1.0, path)
 
 
-def test_those_of_some_rows_are_those_rows():
+def test_selecting_rows_selects_their_samples():
     logits, student = random_logits(9, 12), random_logits(9, 12)
     drawn = TopKSamples.from_logits(logits, 3, 5)
     for window in (slice(2, 6), torch.tensor([7, 0, 3])):

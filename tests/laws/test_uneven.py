@@ -38,7 +38,7 @@ def test_even_rows_are_a_top_k(spec, path, temperature):
 
 @over_specs(UNRANKED)
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
-def test_what_fills_up_short_rows_counts_for_nothing(spec, temperature):
+def test_padding_of_short_rows_does_not_change_the_loss(spec, temperature):
     """In either path: rows alone, of their own width, give what they give beside wider ones."""
     logits, student = random_logits(6, 30), random_logits(6, 30)
     whole = UnevenTopK.from_logits(logits, 20, 0.03, 1.0, [2.0])
@@ -54,7 +54,7 @@ def test_what_fills_up_short_rows_counts_for_nothing(spec, temperature):
 
 
 @over(F_DIVERGENCES)
-def test_more_tokens_come_nearer_from_below(divergence):
+def test_keeping_more_tokens_raises_the_value_towards_the_exact_one(divergence):
     logits, student = random_logits(20, 40), random_logits(20, 40)
     dense = divergence(*DenseLogits(logits).compare(student, 1.0))
     before = torch.zeros_like(dense)

@@ -46,7 +46,7 @@ def assert_same(got, expected):
 
 
 @over_divergences
-def test_with_a_compiled_student_it_is_the_same(divergence):
+def test_the_loss_is_the_same_with_a_compiled_student(divergence):
     torch.compiler.reset()
     loss, student, teacher, batch = case(divergence)
     value = distilled(loss, student, teacher, batch)
@@ -71,7 +71,7 @@ assert_same(gradients(got, student), expected)
 
 
 @over_divergences
-def test_compiled_itself_it_is_the_same(divergence):
+def test_the_loss_is_the_same_when_compiled(divergence):
     """In a process without the tests' run-time shape checks, which no compiler can read."""
     command = [sys.executable, "-c", COMPILED, divergence]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -79,7 +79,7 @@ def test_compiled_itself_it_is_the_same(divergence):
 
 
 @over_divergences
-def test_with_the_students_blocks_recomputed_it_is_the_same(divergence):
+def test_the_loss_is_the_same_with_activation_checkpointing(divergence):
     loss, student, teacher, batch = case(divergence)
     student.train()
     expected = gradients(distilled(loss, student, teacher, batch), student)
@@ -89,7 +89,7 @@ def test_with_the_students_blocks_recomputed_it_is_the_same(divergence):
 
 @over_divergences
 @pytest.mark.parametrize("reentrant", [True, False])
-def test_inside_a_checkpointed_region_it_is_the_same(divergence, reentrant):
+def test_the_loss_is_the_same_inside_a_checkpointed_region(divergence, reentrant):
     loss, student, teacher, batch = case(divergence)
     hidden = student.model(batch["input_ids"]).last_hidden_state.detach().requires_grad_()
     told = teacher.model(batch["input_ids"]).last_hidden_state.detach()
@@ -135,7 +135,7 @@ def test_a_weight_used_as_embedding_and_as_head_gets_both_gradients():
 
 
 @over_divergences
-def test_bfloat16_models_learn_what_float32_ones_do(divergence):
+def test_bfloat16_models_get_nearly_the_float32_gradients(divergence):
     loss, student, teacher, batch = case(divergence)
     expected = gradients(distilled(loss, student, teacher, batch), student)
     small = copy.deepcopy(student).bfloat16()

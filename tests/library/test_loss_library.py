@@ -97,7 +97,7 @@ def test_the_plain_loop_and_its_accumulation_train_as_full_logits_do():
     )
 
 
-def test_an_objective_of_ones_own_is_what_its_parts_say():
+def test_the_pages_own_objective_trains_as_its_formula():
     """A recorded teacher, a weight that grows, token weights, half of the positions; two steps."""
     student, teacher, rows = tiny(1, 1, 8), tiny(2, 2, 16), texts(6)
     other, first_step = copy.deepcopy(student), 40
@@ -304,7 +304,7 @@ def test_calls_that_share_a_step_add_up_and_token_weights_are_aligned_with_label
 
 
 @pytest.mark.filterwarnings("ignore:No label is scored")
-def test_nothing_scored_is_zero_with_a_graph():
+def test_without_scored_labels_the_loss_is_zero_and_has_a_graph():
     hidden, weight, teacher_hidden, teacher_weight, labels = random_case()
     loss = DistillationLoss()
     nothing = torch.full_like(labels, -100)
@@ -324,7 +324,7 @@ def test_nothing_scored_is_zero_with_a_graph():
         assert (weight.grad == 0).all()
 
 
-def test_nothing_scored_is_warned_of_unless_it_is_a_share_of_a_step():
+def test_no_scored_labels_raise_a_warning_unless_step_tokens_is_given():
     hidden, weight, _, _, labels = random_case()
     nothing, loss = torch.full_like(labels, -100), DistillationLoss(alpha=0.0)
     with pytest.warns(UserWarning, match="No label is scored"):
@@ -334,7 +334,7 @@ def test_nothing_scored_is_warned_of_unless_it_is_a_share_of_a_step():
     assert loss(hidden, weight, nothing, step_tokens=9) == 0
 
 
-def test_states_that_are_not_numbers_are_warned_of():
+def test_nan_states_raise_a_warning():
     hidden, weight, _, _, labels = random_case()
     hidden = torch.where(torch.arange(6)[:, None] == 3, torch.nan, hidden)
     for call in (

@@ -30,7 +30,7 @@ def test_alpha_is_the_weight_of_the_soft_term():
     assert objective.needs == SignalNeeds(distribution=True)
 
 
-def test_without_a_soft_term_no_teacher_is_asked():
+def test_without_a_divergence_the_teacher_is_not_run():
     objective = build(alpha=0.0)
     assert objective.weights == {"cross_entropy": 1.0}
     assert objective.needs == SignalNeeds()
@@ -116,7 +116,7 @@ def test_options_of_a_divergence_arrive():
         ),
     ],
 )
-def test_mistakes_are_named_by_place_value_and_cure(options, expected):
+def test_errors_name_the_option_the_value_and_the_remedy(options, expected):
     found = texts(**options)
     assert any(re.search(expected, text) for text in found), found
     with pytest.raises(ConfigError):

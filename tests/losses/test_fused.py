@@ -113,7 +113,7 @@ def test_closed_form_equals_plain_logits_in_float64(spec, name, temperature, chu
 
 @pytest.mark.parametrize("form", [closed_form, GeneralForm])
 @pytest.mark.parametrize("rows", [3, 1000])
-def test_no_form_depends_on_the_rows_it_takes_together(monkeypatch, rows, form):
+def test_no_form_depends_on_the_size_of_its_chunks(monkeypatch, rows, form):
     hidden, weight, _, targets = student()
     teacher = FORMS["lazy"](torch.randn(TOKENS, VOCABULARY, dtype=torch.float64), 2.0)
     arguments = hidden, Head(weight), targets, {"type": "reverse_kl"}, teacher, 2.0
@@ -159,7 +159,7 @@ FORBIDDEN = [(spec, GeneralForm) for spec in SPECS] + [
         if name != "top_k" or spec in UNRANKED
     ],
 )
-def test_tokens_a_bias_of_minus_infinity_forbids_are_not_there(spec, form, name):
+def test_tokens_with_a_bias_of_minus_infinity_are_excluded(spec, form, name):
     hidden, weight, _, _ = student()
     targets = torch.randint(VOCABULARY - 2, (TOKENS,))
     logits = torch.randn(TOKENS, VOCABULARY, dtype=torch.float64)
@@ -267,7 +267,7 @@ def test_a_tied_head_gets_both_its_gradients():
 @pytest.mark.parametrize(
     "types", [(torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)]
 )
-def test_mixed_types_meet_in_the_wider_one(form, types):
+def test_mixed_dtypes_compute_in_the_wider_one(form, types):
     hidden, weight, bias, targets = student(torch.float32, bias=True)
     hidden = hidden.detach().to(types[0]).requires_grad_()
     weight = weight.detach().to(types[1]).requires_grad_()
@@ -315,7 +315,7 @@ def test_an_accelerator_uses_the_whole_budget_it_is_given():
 
 
 @pytest.mark.parametrize("vocabulary", [32_000, 49_152, 128_256, 151_936])
-def test_auto_makes_room_for_as_many_tokens_of_any_vocabulary(vocabulary):
+def test_auto_fits_the_same_number_of_tokens_for_any_vocabulary(vocabulary):
     weight = torch.empty(vocabulary, 0)
     assert head_chunk("auto", weight, copies=2) == 480
     assert head_chunk("auto", weight, copies=8) == 120
@@ -325,7 +325,7 @@ def test_auto_makes_room_for_as_many_tokens_of_any_vocabulary(vocabulary):
 
 
 @pytest.mark.parametrize("most", [1, 7, 64, 492])
-def test_chunks_are_as_few_as_can_be_and_alike(most):
+def test_chunks_are_as_few_and_as_equal_as_possible(most):
     for tokens in range(1, 1200, 7):
         size = even_chunk(tokens, most)
         assert 1 <= size <= most
@@ -406,7 +406,7 @@ def test_the_default_budget_holds_what_it_says():
     assert body.workspace._kept["work"].nbytes == body.scratch_bytes > 0
 
 
-def test_micro_batches_share_their_arrays_and_nothing_else():
+def test_micro_batches_share_buffers_and_do_not_affect_each_other():
     """Gradients of one are right however many, larger or smaller, of any dtype, came before."""
     shared = Workspace()
     for count, dtype in ((9, torch.float64), (4, torch.float64), (11, torch.float64),

@@ -20,7 +20,7 @@ def view(states: dict) -> StudentView:
     return StudentView(hidden, Head(torch.zeros(5, hidden.shape[1])), states, targets)
 
 
-def test_value_is_the_reference_one():
+def test_the_value_equals_a_slow_reference():
     teacher, student = (torch.tensor(ORACLES["hidden"][key]).double() for key in ("Ht", "Hs"))
     term = HiddenStateTerm(PairShapes(1, 1, 3, 3, LayerMap(((0, 0),))))
     loss = term(view({0: student}), TeacherSignal(layer_hidden={0: teacher}))

@@ -37,7 +37,7 @@ def memory(parts):
     return {name: float(value) for name, value in parts[0].objective.memories.named_buffers()}
 
 
-def test_a_checkpoint_puts_the_memory_back(tmp_path):
+def test_a_checkpoint_restores_the_state_of_terms(tmp_path):
     parts = start()
     untouched = save_checkpoint(tmp_path, 1, parts[0], parts[2], {}, ALONE)
     steps(parts, [0, 1, 2])
@@ -54,14 +54,14 @@ def test_a_checkpoint_puts_the_memory_back(tmp_path):
     assert memory(again)["taid.previous"] == float("inf")
 
 
-def test_a_memory_does_not_depend_on_micro_batches():
+def test_the_state_of_a_term_does_not_depend_on_micro_batches():
     whole, cut = start(), start()
     assert steps(cut, range(4), cut=3) == pytest.approx(steps(whole, range(4)), rel=1e-4)
     for name, value in memory(whole).items():
         assert memory(cut)[name] == pytest.approx(value, rel=1e-4), name
 
 
-def test_a_memory_follows_its_objective_to_another_type():
+def test_the_state_of_a_term_is_converted_with_its_objective():
     distiller, _ = toy_pair(CONFIG)
     distiller.objective.to(torch.float64)
     term = distiller.objective.logit_terms["taid"]

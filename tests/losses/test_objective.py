@@ -83,7 +83,9 @@ def take(chosen: Objective, pair: Pair, windows: list[slice], step_tokens: int =
 @pytest.mark.parametrize("transform", [None, soft_cap])
 @pytest.mark.parametrize("is_sparse", [False, True])
 @pytest.mark.parametrize("divergence", ["forward_kl", "todi"])
-def test_a_step_does_not_depend_on_its_cuts(cuts, budget, transform, is_sparse, divergence):
+def test_a_step_does_not_depend_on_its_micro_batches(
+    cuts, budget, transform, is_sparse, divergence
+):
     """Neither on micro-batches, one of them empty, nor on chunks (64 tokens or all)."""
     loss, shares, gradients = take(
         objective(divergence), Pair(transform, is_sparse), [slice(0, TOKENS)]
@@ -149,7 +151,7 @@ def test_evaluation_reads_the_same_numbers_without_a_graph(transform, divergence
         close(parts[name], share)
 
 
-def test_a_teacher_is_left_alone():
+def test_the_teacher_gets_no_gradient():
     pair = Pair()
     pair.teacher_weight.requires_grad_()
     pair.teacher_hidden.requires_grad_()
@@ -161,7 +163,7 @@ def test_a_teacher_is_left_alone():
     assert all(each.grad is None for each in teachers)
 
 
-def test_inputs_survive():
+def test_inputs_are_not_modified():
     """The closed form works in place, but only in buffers of its own."""
     pair = Pair()
     logits = torch.randn(TOKENS, VOCABULARY, dtype=torch.float64)
@@ -174,7 +176,7 @@ def test_inputs_survive():
 
 
 @pytest.mark.parametrize("transform", [None, soft_cap])
-def test_a_number_that_is_not_one_is_not_hidden(transform):
+def test_nan_reaches_the_loss(transform):
     pair = Pair(transform)
     with torch.no_grad():
         pair.hidden[3, 0] = torch.nan
@@ -184,7 +186,7 @@ def test_a_number_that_is_not_one_is_not_hidden(transform):
     assert torch.isnan(shares["cross_entropy"])
 
 
-def test_state_terms_alone_leave_the_head_alone(monkeypatch):
+def test_with_state_terms_only_the_head_is_not_multiplied(monkeypatch):
     """And the head still gets its gradient, zero: every rank reduces the same parameters."""
     monkeypatch.setattr("limbeck.losses.head.fused.multiply", None)
     pair, terms = Pair(), objective().state_terms

@@ -80,7 +80,7 @@ def entropies(logits):
 @pytest.mark.parametrize("choice", [TeacherEntropy, StudentEntropy])
 @pytest.mark.parametrize("transform", [None, torch.clone])
 @pytest.mark.parametrize("share", [0.1, 0.5])
-def test_the_least_certain_positions_are_learnt_from_and_no_others(choice, transform, share):
+def test_only_the_least_certain_positions_are_trained_on(choice, transform, share):
     step = Step(transform)
     logits = step.hidden @ step.weight.t()
     if choice is TeacherEntropy:
@@ -131,7 +131,7 @@ def test_head_products_of_positions_left_out_are_skipped():
 
 
 @pytest.mark.parametrize("kind", ["top_k", "samples"])
-def test_a_recorded_teacher_tells_its_entropy_itself(kind):
+def test_a_recorded_distribution_gives_its_entropy_without_a_head(kind):
     student, step = Counted(), Step()
     logits = step.signal.distribution.logits()
     recorded = TopK.from_logits(logits, VOCABULARY, 2.0)
@@ -213,7 +213,7 @@ def test_token_weights_multiply_each_positions_terms(transform, divergence, kind
 
 
 @pytest.mark.parametrize("transform", [None, torch.clone])
-def test_weights_of_one_change_nothing_and_go_with_a_choice(transform):
+def test_token_weights_of_one_change_nothing_also_with_chosen_positions(transform):
     plain = Step(transform).gradients(objective(TeacherEntropy(share=0.3)))
     step = Step(transform)
     ones = replace(step.view, token_weights=torch.ones(TOKENS, dtype=torch.float64))
@@ -222,7 +222,7 @@ def test_weights_of_one_change_nothing_and_go_with_a_choice(transform):
         close(a, b)
 
 
-def test_a_recipe_chooses_positions_and_is_told_its_mistakes():
+def test_a_recipe_chooses_positions_and_its_errors_are_listed():
     choice = {"type": "teacher_entropy", "share": 0.5}
     built = build_objective(ObjectiveConfig(alpha=0.0, positions=choice), SHAPES, head_budget_mb=1)
     assert isinstance(built.positions, TeacherEntropy)

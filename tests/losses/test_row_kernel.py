@@ -180,7 +180,7 @@ def test_a_cross_entropy_alone(has_soft):
     require_equal(by_kernel(chunk), by_reference(chunk))
 
 
-def test_a_divergence_with_nothing_to_compare_with():
+def test_without_any_term_the_sums_and_gradient_are_zero():
     chunk = replace(chunk_of(), teacher=None, has_hard=False)
     sums, gradient = by_kernel(chunk)
     assert sums.tolist() == [0]
@@ -271,7 +271,7 @@ def test_a_row_of_weight_zero_is_not_read(form):
 
 @over_specs(NAMES)
 @pytest.mark.parametrize("form", ["dense", "top_k"])
-def test_a_logit_that_is_no_number_is_seen(spec, form):
+def test_a_nan_logit_gives_a_nan_loss(spec, form):
     student, teacher = logits_of(rows=1)
     student[0, 100] = torch.nan
     sums, _ = by_kernel(Chunk(student, FORMS[form](teacher, 1.0), spec, has_hard=False))

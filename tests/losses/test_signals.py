@@ -22,7 +22,7 @@ def test_pairs_are_finite_and_sum_to_one(temperature):
             torch.testing.assert_close(logp.exp().sum(-1), torch.ones(16))
 
 
-def test_a_head_is_product_bias_and_finish():
+def test_a_head_applies_product_bias_and_transform():
     hidden, weight, bias = torch.randn(5, 4), torch.randn(7, 4), torch.randn(7)
     expected = torch.tanh(hidden @ weight.t() + bias)
     torch.testing.assert_close(Head(weight, bias, torch.tanh)(hidden), expected)
@@ -43,7 +43,7 @@ def test_forms_agree_on_rows_taken_before_or_after(temperature):
             torch.testing.assert_close(a, b[window])
 
 
-def test_the_tail_of_a_top_k_is_the_mass_of_all_others_at_its_temperature():
+def test_the_tail_of_a_top_k_is_the_probability_of_all_others_at_its_temperature():
     logits = torch.randn(6, 20, dtype=torch.float64)
     for temperature in (1.0, 2.0):
         kept = TopK.from_logits(logits, 7, temperature)

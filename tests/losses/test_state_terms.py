@@ -90,7 +90,7 @@ def make(name: str, student_width: int = 8, teacher_width: int = 8):
 
 
 @over_terms
-def test_a_student_equal_to_its_teacher_pays_and_learns_nothing(name):
+def test_a_student_equal_to_its_teacher_has_zero_loss_and_gradient(name):
     student = {i: h.requires_grad_() for i, h in states((0, 1), 8).items()}
     teacher = {1: student[0].detach().clone(), 3: student[1].detach().clone()}
     loss = make(name)(view(student), said(teacher))
@@ -108,7 +108,7 @@ def test_elsewhere_it_is_positive_wherever_there_is_something_to_compare(name):
 
 @over_terms
 @pytest.mark.parametrize("widths", [(4, 4), (4, 8)])
-def test_its_gradient_is_its_slope_and_reaches_its_projectors_but_not_the_teacher(name, widths):
+def test_its_gradient_matches_finite_differences_and_skips_the_teacher(name, widths):
     term = make(name, *widths)
     teacher = {i: h.requires_grad_() for i, h in states((1, 3), widths[1], seed=7).items()}
     student = [h.requires_grad_() for h in states((0, 1), widths[0]).values()]
@@ -123,7 +123,7 @@ def test_its_gradient_is_its_slope_and_reaches_its_projectors_but_not_the_teache
 
 
 @over_terms
-def test_segments_may_lie_in_any_micro_batch_but_not_be_cut(name):
+def test_segments_may_be_in_any_micro_batch_but_must_be_whole(name):
     term, student, teacher = make(name, 8, 12), states((0, 1), 8), states((1, 3), 12, seed=7)
     whole = term(view(student), said(teacher))
     ends = [0, *itertools.accumulate(SIZES)]
@@ -362,7 +362,7 @@ def test_packing_padding_and_cutting_a_batch_change_neither_loss_nor_gradient(na
 
 
 @over_terms
-def test_a_real_student_that_is_its_teacher_pays_nothing(name, models):
+def test_a_real_student_equal_to_its_teacher_has_zero_loss(name, models):
     teacher = models[0]
     shapes = PairShapes(2, 2, 32, 32, LayerMap(((0, 0), (1, 1))))
     extra = ({**SPECS[name], "weight": 1.0, "name": "states"},)

@@ -7,7 +7,7 @@ from transformers.generation import configuration_utils
 
 from limbeck.batch import Batch
 from limbeck.errors import ConfigError
-from limbeck.models import CausalLM, enable_activation_checkpointing
+from limbeck.models import CausalLM, checkpoint_activations
 from tests.models.tiny import FAMILIES, VOCABULARY, random_batch, tiny_llama, tiny_model
 
 
@@ -31,7 +31,7 @@ def test_head_of_hidden_states_is_the_logits_of_the_whole_model(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_documents_in_one_row_read_as_if_alone(family):
+def test_documents_in_one_row_have_the_logits_they_have_alone(family):
     model = tiny_model(family)
     first, second = torch.randint(VOCABULARY, (7,)), torch.randint(VOCABULARY, (9,))
     with torch.no_grad():
@@ -60,7 +60,7 @@ def test_hooks_are_gone_after_the_forward_pass():
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_junk_in_padded_rows_changes_nothing(tied):
+def test_values_in_padded_rows_change_nothing(tied):
     model, batch = tiny_llama(2, 32, tied=tied), random_batch(vocabulary=90)
     model.vocabulary_size = 90
     before = model.logits(batch.input_ids), model.generate([1, 2], 8)
@@ -126,7 +126,7 @@ def test_greedy_generation_is_that_of_transformers(family):
 
 
 @pytest.mark.parametrize("sampling_temperature", [0.0, 1.0])
-def test_transformers_warns_of_no_setting(sampling_temperature, monkeypatch):
+def test_generation_causes_no_warning_of_transformers(sampling_temperature, monkeypatch):
     warnings = []
     logger = configuration_utils.logger
     monkeypatch.setattr(logger, "warning_once", warnings.append)
@@ -179,11 +179,12 @@ def gradients(model: CausalLM, batch: Batch) -> dict[str, torch.Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters()}
 
 
+@pytest.mark.parametrize("how", ["selective", "full"])
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_neox"])
-def test_activation_checkpointing_changes_no_gradient(family):
+def test_activation_checkpointing_changes_no_gradient(family, how):
     model, batch = tiny_model(family, layers=3).train(), random_batch()
     plain, calls = gradients(model, batch), []
-    enable_activation_checkpointing(model)
+    checkpoint_activations(model, how)
     inside = next(model.blocks[1].children())
     counted = inside.register_forward_pre_hook(lambda *_: calls.append(1))
     checkpointed = gradients(model, batch)

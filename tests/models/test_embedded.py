@@ -33,7 +33,7 @@ def test_package_index_that_does_not_answer_is_a_reason_to_try_later(monkeypatch
 
 
 @pytest.mark.slow
-def test_embedded_teacher_speaks_and_is_made_once():
+def test_the_embedded_teacher_predicts_text_and_is_created_once():
     said: list[str] = []
     folder = embedded_teacher(cache_folder(), said.append)
     said.clear()

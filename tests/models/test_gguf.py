@@ -103,7 +103,7 @@ def test_cut_gguf_is_refused(tmp_path):
             load(tmp_path / "cut.gguf")
 
 
-def test_decimals_leave_true_float64_alone():
+def test_decimals_do_not_change_float64():
     assert decimal(0.1) == 0.1
     assert decimal(float(np.float32(0.1))) == 0.1
     assert decimal(1e6) == 1e6

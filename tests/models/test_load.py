@@ -153,7 +153,7 @@ def test_facts_name_the_weights_and_the_shape(folder):
     assert model_facts(source, load(folder))["weights_sha256"] != facts["weights_sha256"]
 
 
-def test_hash_of_tensors_sees_one_bit():
+def test_the_hash_of_tensors_changes_with_one_bit():
     model = tiny_llama(1, 32)
     before = tensors_hash(model)
     with torch.no_grad():

@@ -227,7 +227,7 @@ def test_impossible_adapters_are_refused(lora, tied, message):
         adapted(tied=tied, **lora)
 
 
-def test_without_peft_its_install_command_is_told(monkeypatch):
+def test_without_peft_the_error_names_its_install_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ConfigError, match=r"needs peft.*pip install 'limbeck\[lora\]'"):
         adapted()

@@ -31,7 +31,7 @@ def test_logits_of_kept_tokens_are_the_whole_models_bit_for_bit(model):
     prove_same_logits(model, trimmed, KEPT, IDS)
 
 
-def test_a_saved_one_is_an_ordinary_model_with_its_head_tied_as_before(model, tmp_path):
+def test_a_saved_pruned_model_is_ordinary_and_keeps_its_tied_head(model, tmp_path):
     trimmed = with_tokens(model, KEPT)
     trimmed.hf_model.save_pretrained(tmp_path)
     plain = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
@@ -49,7 +49,7 @@ def test_a_saved_one_is_an_ordinary_model_with_its_head_tied_as_before(model, tm
     assert saved == fewer * model.width * tables + biases
 
 
-def test_the_distribution_is_the_whole_ones_restricted_and_renormalised():
+def test_the_pruned_distribution_is_the_original_renormalised():
     whole = tiny_llama(2, 32)
     trimmed = with_tokens(whole, KEPT)
     with torch.no_grad():
@@ -115,7 +115,7 @@ def test_ids_in_both_configurations_are_the_new_ones():
     assert model.config.bos_token_id == KEPT[3], "the whole one is not changed"
 
 
-def test_settings_that_ask_for_tokens_are_refused():
+def test_generation_settings_with_token_ids_are_refused():
     model = tiny_llama(1, 32)
     model.hf_model.generation_config = GenerationConfig(sequence_bias=[[[3], 1.0]])
     with pytest.raises(ConfigError, match=r"must not force tokens.*llama.*sequence_bias\. Remov"):
@@ -130,7 +130,7 @@ def test_a_weight_that_depends_on_the_vocabulary_in_another_way_is_refused():
         dict(cut_rows(model, KEPT, shapes))
 
 
-def test_a_model_that_says_something_else_of_its_tokens_is_refused():
+def test_a_model_with_other_logits_for_kept_tokens_is_refused():
     model = tiny_llama(1, 32)
     with pytest.raises(ConfigError, match=r"those of this llama model differ by up to .* prune"):
         prove_same_logits(model, with_tokens(model, KEPT), KEPT[1:] + KEPT[:1], IDS)

@@ -46,7 +46,7 @@ def test_parts_of_several_machines_make_the_store_of_one(tmp_path, form):
     assert contents(tmp_path / "store") == whole
 
 
-def test_a_stopped_recording_goes_on_and_finished_shards_are_never_recorded_again(tmp_path):
+def test_a_stopped_recording_resumes_and_never_repeats_finished_shards(tmp_path):
     path = recorded(tmp_path, TOP_K)
     whole = contents(tmp_path / "store")
     shutil.rmtree(tmp_path / "store")
@@ -69,7 +69,7 @@ def test_a_stopped_recording_goes_on_and_finished_shards_are_never_recorded_agai
     assert record(load(path)).recorded == 0
 
 
-def test_every_different_window_stands_in_the_store_once(tmp_path):
+def test_every_distinct_window_is_stored_once(tmp_path):
     path = recording_recipe(tmp_path, TOP_K)
     text = (tmp_path / "train.jsonl").read_text()
     (tmp_path / "train.jsonl").write_text(text + text)
@@ -94,7 +94,7 @@ def test_the_plan_does_not_depend_on_anything_but_the_text(tmp_path):
         assert sum(place.positions for place in row) <= 32
 
 
-def test_another_teacher_does_not_go_on_with_a_store(tmp_path):
+def test_another_teacher_does_not_resume_a_store(tmp_path):
     path = recorded(tmp_path, TOP_K)
     with pytest.raises(DataError, match=r"form.k: 8 in the store, 9 wanted"):
         record(load(path, ["record.form.k=9"]))
@@ -134,7 +134,7 @@ def test_a_store_names_every_option_of_its_form(tmp_path):
     assert read_header(tmp_path / "store").form == wanted
 
 
-def test_a_shard_in_the_making_belongs_to_one_process(tmp_path):
+def test_a_shard_being_recorded_is_locked_by_one_process(tmp_path):
     path = recording_recipe(tmp_path, TOP_K)
     with Recording(load(path)) as first:
 
@@ -193,7 +193,7 @@ def test_the_budget_tells_exact_forms_from_approximate_ones(tmp_path):
     assert first.total_bytes < real.record_bytes < 2 * first.total_bytes
 
 
-def test_what_a_recipe_must_say_of_a_recording(tmp_path):
+def test_a_recording_needs_its_options_in_the_recipe(tmp_path):
     path = recording_recipe(tmp_path, TOP_K)
     with pytest.raises(ConfigError, match="record: the recipe must have this section"):
         Recording(load(path, ["record=null"]))
@@ -211,7 +211,7 @@ def test_what_a_recipe_must_say_of_a_recording(tmp_path):
 
 
 @pytest.mark.parametrize("told", ["0/3", "4/3", "3", "a/b", "1/0", "-1/2"])
-def test_a_part_that_is_none_is_refused(told):
+def test_an_invalid_shards_option_is_refused(told):
     with pytest.raises(ConfigError, match="--shards must say which part of how many"):
         parse_part(told)
 

@@ -42,7 +42,9 @@ def test_a_run_with_a_worse_teacher_is_stopped(value: float, given: bool) -> Non
 
 
 @pytest.mark.parametrize(("value", "given"), [(-0.2, True), (-0.05, False)])
-def test_a_student_that_has_passed_its_teacher_needs_another(value: float, given: bool) -> None:
+def test_another_teacher_is_advised_if_the_student_predicts_better(
+    value: float, given: bool
+) -> None:
     evaluation = Evaluation(
         teacher_advantage={"initial": figure(1.0, 0.1), "distilled": figure(value, 0.1)}
     )
@@ -60,7 +62,7 @@ def test_a_shuffled_teacher_that_does_as_well_is_named(value: float, given: bool
 
 
 @pytest.mark.parametrize(("value", "given"), [(-0.2, True), (-0.05, False), (0.2, False)])
-def test_where_the_text_alone_teaches_the_text_better_a_lower_alpha_is_advised(
+def test_a_lower_alpha_is_advised_if_the_baseline_predicts_the_text_better(
     value: float, given: bool
 ) -> None:
     found = advice(Evaluation(difference={"cross_entropy": figure(value, 0.1)}), [])
@@ -78,7 +80,7 @@ def test_where_the_text_alone_teaches_the_text_better_a_lower_alpha_is_advised(
         ((), ()),
     ],
 )
-def test_the_end_of_the_curve_asks_for_more_or_fewer_tokens(
+def test_more_or_fewer_tokens_are_advised_by_the_end_of_the_curve(
     divergences: tuple[float, ...], words: tuple[str, ...]
 ) -> None:
     found = advice(None, steps(*divergences))
@@ -90,7 +92,9 @@ def test_the_end_of_the_curve_asks_for_more_or_fewer_tokens(
 
 
 @pytest.mark.parametrize(("value", "given"), [(0.05, True), (0.025, False), (-0.2, False)])
-def test_an_over_confident_student_needs_alpha_or_samples(value: float, given: bool) -> None:
+def test_alpha_or_samples_are_advised_for_an_over_confident_student(
+    value: float, given: bool
+) -> None:
     trials = {
         "distilled": {"over_confidence": figure(value, 0.01)},
         "cross_entropy": {"over_confidence": figure(0.08, 0.01)},
@@ -101,7 +105,7 @@ def test_an_over_confident_student_needs_alpha_or_samples(value: float, given: b
 
 
 @pytest.mark.parametrize(("value", "given"), [(1.5, True), (1.3, False), (0.5, False)])
-def test_a_student_that_is_farther_on_its_own_text_needs_rollouts(
+def test_rollouts_are_advised_if_kl_is_larger_on_the_students_own_text(
     value: float, given: bool
 ) -> None:
     own = GenerationFigures(student={"forward_kl": figure(value, 0.05)})
@@ -114,7 +118,7 @@ def test_a_student_that_is_farther_on_its_own_text_needs_rollouts(
 
 
 @pytest.mark.parametrize("retained", [{}, {"distilled": figure(0.5, 0.1)}])
-def test_a_task_the_teacher_guesses_is_called_useless(retained: dict[str, Figure]) -> None:
+def test_another_task_is_advised_if_the_teacher_is_at_chance(retained: dict[str, Figure]) -> None:
     row = TaskRow("quiz", "acc", 40, 0.25, {"teacher": figure(0.275, 0.1)}, retained)
     found = advice(Evaluation(suites=SuiteFigures(tasks=TaskFigures("0", (row,)))), [])
     assert not found if retained else only(found, "quiz", "27.5 %", "40 items", "25.0 %")

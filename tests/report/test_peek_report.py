@@ -29,7 +29,7 @@ def test_every_position_and_temperature_has_its_place() -> None:
     assert told.count('class="bar teacher"') == told.count('class="bar student"') == 3 * 96 * 3
 
 
-def test_without_a_student_nothing_is_said_of_one() -> None:
+def test_without_a_student_the_page_mentions_none() -> None:
     told = page(student=False)
     assert "bar student" not in told
     assert "The student would write" not in told

@@ -253,7 +253,7 @@ def test_a_damaged_file_is_named(name: str, text: str | bytes, run: Path) -> Non
     assert not (run / "report.html").exists()
 
 
-def test_a_last_line_cut_off_while_being_written_is_left_out(run: Path) -> None:
+def test_an_incomplete_last_line_is_ignored(run: Path) -> None:
     whole = read(run)
     with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"kind": "step", "st')
@@ -275,7 +275,7 @@ def test_figures_that_are_not_finite_do_not_stop_the_page(run: Path) -> None:
     assert "distilled from its teacher" in page
 
 
-def test_a_student_that_lost_ground_is_not_praised(run: Path) -> None:
+def test_a_student_farther_from_its_teacher_than_before_is_called_worse(run: Path) -> None:
     def change(tree: Any) -> None:
         tree["gap_recovered_percent"]["distilled"] = {"value": -12.0, "low": -14.0, "high": -10.0}
         tree["difference"]["forward_kl"] = {"value": -0.2, "low": -0.3, "high": -0.1}
@@ -288,7 +288,7 @@ def test_a_student_that_lost_ground_is_not_praised(run: Path) -> None:
     assert "Only 3 held-out documents" in page
 
 
-def test_a_difference_that_may_be_chance_is_called_that(run: Path) -> None:
+def test_a_difference_whose_interval_contains_zero_is_called_chance(run: Path) -> None:
     change = {"value": 0.01, "low": -0.02, "high": 0.03}
     rewrite(run / "evaluation.json", lambda tree: tree["difference"].update(forward_kl=change))
     assert "cannot tell the two apart" in read(run)

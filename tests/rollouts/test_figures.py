@@ -34,7 +34,9 @@ def test_figures_are_means_over_tokens_and_rollouts():
     ],
 )
 @pytest.mark.parametrize("resumed", [False, True])
-def test_a_change_for_the_worse_is_told_once_also_after_a_resume(tmp_path, later, word, resumed):
+def test_a_warning_on_degenerating_rollouts_appears_once_also_after_a_resume(
+    tmp_path, later, word, resumed
+):
     watch, found = Watch(tmp_path), []
     for step in range(4 * WINDOW):
         rows = rollouts() if step < WINDOW else later

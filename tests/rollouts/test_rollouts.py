@@ -112,7 +112,7 @@ def test_only_written_tokens_are_scored_from_the_first_to_the_last():
 
 
 @pytest.mark.parametrize("size", [2, 3, 4])
-def test_several_ranks_write_what_one_writes(size, tmp_path):
+def test_several_ranks_write_the_rollouts_of_one(size, tmp_path):
     source = rollouts_of(model(), tmp_path)
     whole = [row.token_ids for row in source.write(2, ALONE)]
     device = torch.device("cpu")

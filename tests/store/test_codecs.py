@@ -142,7 +142,7 @@ def test_a_part_of_a_level_is_within_its_stated_error(logprobs, least):
     assert roots.max(initial=0) <= 1
 
 
-def test_large_probabilities_are_finer_where_small_ones_are_kept():
+def test_with_min_prob_large_probabilities_have_more_bits():
     logits = logits_over(2000)
     errors = {}
     for least in (1e-4, 0.0):
@@ -202,7 +202,7 @@ def counted(samples, vocabulary):
 
 
 @pytest.mark.parametrize("large", [131071, 131072, 151645, 262143])
-def test_ids_that_17_bits_do_not_hold_come_back(large):
+def test_token_ids_above_17_bits_are_exact(large):
     logits = torch.zeros(2, 262144)
     logits[:, large] = 30
     _, back = there_and_back({"type": "top_k", "k": 3}, logits)
@@ -222,7 +222,7 @@ def test_exact_states_come_back_bit_by_bit(dtype, width):
 
 @pytest.mark.parametrize("scale", [1e-9, 1e-3, 1.0, 1e4])
 @pytest.mark.parametrize("width", [1, 64, 100])
-def test_states_in_bytes_are_within_half_a_step_of_their_group(scale, width):
+def test_int8_states_are_within_half_a_step_of_their_group(scale, width):
     hidden = torch.randn(7, width) * scale
     hidden[0] = 0
     back = hidden_states.decode(memoryview(hidden_states.encode(hidden, "int8")), 7)

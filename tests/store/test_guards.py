@@ -33,7 +33,7 @@ def contents(path):
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form["type"])
-def test_of_200_flips_and_cuts_none_is_used(form, tmp_path):
+def test_none_of_200_damaged_records_is_used(form, tmp_path):
     whole = tmp_path / "whole"
     write(whole, header(form, num_shards=2, layers=(0,)), seeds=range(4))
     expected = contents(whole)
@@ -177,7 +177,7 @@ def test_a_missing_head_is_named(tmp_path):
     assert str(found).startswith("the head: ")
 
 
-def test_a_damaged_tokenizer_is_found_put_away_and_taken_from_another_part(tmp_path):
+def test_a_damaged_tokenizer_is_detected_renamed_and_copied_from_another_part(tmp_path):
     for name in ("a", "b"):
         write(tmp_path / name, header(FORMS[0]))
         publish_once(tmp_path / name / TOKENIZER, lambda f: (f / "t.json").write_text("{}"))

@@ -32,7 +32,7 @@ def recorded_by(**changes):
 
 
 @pytest.mark.parametrize("change", SAME, ids=str)
-def test_another_version_or_path_resumes_and_merges(change, tmp_path):
+def test_a_store_of_another_version_or_path_resumes_and_merges(change, tmp_path):
     write(tmp_path / "whole", recorded_by())
     write(tmp_path / "other", recorded_by(**change))
     shutil.copytree(tmp_path / "whole", tmp_path / "store")
@@ -50,7 +50,7 @@ def test_another_version_or_path_resumes_and_merges(change, tmp_path):
 
 
 @pytest.mark.parametrize(("field", "change"), OTHER, ids=str)
-def test_what_changes_numbers_neither_resumes_nor_merges(field, change, tmp_path):
+def test_other_weights_or_options_neither_resume_nor_merge(field, change, tmp_path):
     create(tmp_path / "a", recorded_by())
     create(tmp_path / "b", recorded_by(**change))
     for first, second in ((recorded_by(), "b"), (recorded_by(**change), "a")):

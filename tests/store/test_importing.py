@@ -72,7 +72,7 @@ def test_parquet_rows_become_a_store_of_a_shard_a_file(tmp_path):
     assert verify(tmp_path / "out") == []
 
 
-def test_vllm_lines_become_a_store_one_position_on(tmp_path):
+def test_vllm_lines_become_a_store_shifted_by_one_position(tmp_path):
     (tmp_path / "a.jsonl").write_text(f"{vllm_line(1)}\n\n{vllm_line(2)}\n")
     import_store(tmp_path / "a.jsonl", tmp_path / "out", header({"type": "top_k", "k": K}))
     store = Store.open(tmp_path / "out")

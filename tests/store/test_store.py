@@ -71,7 +71,7 @@ def test_several_samples_join_into_one_distribution(tmp_path):
     assert len(joined.entropy()) == sum(each.num_scored for each in samples)
 
 
-def test_a_sample_that_comes_twice_is_kept_once(tmp_path):
+def test_duplicate_samples_are_stored_once(tmp_path):
     told = header(FORMS[0])
     form, each = told.make_form(), sample(0)
     signal = form.read_teacher(teacher_at(each), generator_of(0, each.key))
@@ -93,7 +93,7 @@ def test_a_missing_shard_is_named(tmp_path):
         Store.open(tmp_path)
 
 
-def test_another_recipe_does_not_go_on_with_a_store(tmp_path):
+def test_another_recipe_does_not_resume_a_store(tmp_path):
     write(tmp_path, header(FORMS[0]))
     with pytest.raises(DataError, match=r"form\.k: 8 in the store, 9 wanted"):
         ShardWriter(tmp_path, 0, header(FORMS[0] | {"k": 9}))
@@ -124,7 +124,7 @@ def test_samples_that_do_not_fit_are_refused(tmp_path):
             writer.add(alien, signal)
 
 
-def test_the_forms_are_these():
+def test_the_store_forms_are_registered():
     assert set(forms.names()) >= {"top_k", "samples", "hidden"}
 
 

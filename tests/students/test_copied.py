@@ -12,7 +12,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("kind", ["copy", "shared"])
-def test_it_is_the_teacher_and_answers_layer_for_layer(kind):
+def test_copied_and_shared_students_have_the_logits_of_the_teacher(kind):
     teacher = tiny_model("gemma2", 3)
     made = initialisers.bind(kind, "student")(Origin(teacher, tiny_tokenizer(), ALONE))
     ids = torch.arange(12)[None]

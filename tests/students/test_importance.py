@@ -43,7 +43,7 @@ def silence(model, layers) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_block_that_does_nothing_costs_nothing_and_goes_first(family):
+def test_a_block_without_effect_has_zero_cost_and_is_removed_first(family):
     teacher = tiny_model(family, layers=4)
     silence(teacher, [2])
     text = calibration(teacher)
@@ -99,7 +99,7 @@ def test_influence_is_one_minus_the_cosine_by_hand():
     assert block_influence(text) == pytest.approx((sums / count).tolist(), rel=1e-9)
 
 
-def test_greedy_is_the_obvious_search():
+def test_greedy_removal_equals_a_slow_search():
     teacher = tiny_llama(5, 32)
     text = calibration(teacher)
     kept, removals = greedy(text, 2)
@@ -113,7 +113,7 @@ def test_greedy_is_the_obvious_search():
     assert [r["layer"] for r in removals] == gone
 
 
-def test_the_cheapest_span_is_a_stretch_and_none_is_free():
+def test_the_cheapest_span_is_consecutive_and_removing_none_costs_nothing():
     teacher = tiny_llama(5, 32)
     text = calibration(teacher)
     kept, kl = cheapest_span(text, 3)

@@ -50,7 +50,7 @@ def test_layer_map_is_uniform_and_empty_for_a_deeper_student():
     assert make(teacher, layers=4, width=16).layer_map == LayerMap(())
 
 
-def test_what_is_not_said_follows_from_the_teacher():
+def test_unset_sizes_follow_from_the_teacher():
     config = resized_config(tiny_config("llama"), Shape(layers=1, width=16), 64)
     assert config.num_attention_heads == 2, "heads keep their size, 8"
     assert config.num_key_value_heads == 1

@@ -70,7 +70,7 @@ def test_saved_student_is_the_student_in_plain_transformers(family, tied, tmp_pa
 
 
 @pytest.mark.parametrize("family", sorted(ROLES))
-def test_units_that_are_never_read_cost_nothing(family):
+def test_removing_units_that_are_never_read_changes_nothing(family):
     teacher, ids = tiny_model(family, layers=2), random_batch().input_ids
     silence_units(teacher, [3, 11, 40])
     inner = widths_of(teacher.config).inner
@@ -92,7 +92,7 @@ def silence_units(model, units) -> None:
 
 
 @pytest.mark.parametrize("family", FREE)
-def test_a_group_of_heads_that_says_nothing_costs_nothing(family):
+def test_removing_a_group_of_heads_without_output_changes_nothing(family):
     """In float64: how far float32 logits round depends on the CPU's matrix kernels."""
     teacher, ids = tiny_model(family, layers=2).double(), random_batch().input_ids
     size = widths_of(teacher.config).head_width
@@ -108,7 +108,7 @@ def test_a_group_of_heads_that_says_nothing_costs_nothing(family):
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "gemma3_text"])
 @pytest.mark.parametrize("tied", [False, True])
-def test_channels_that_are_always_zero_cost_nothing_where_norms_have_no_mean(family, tied):
+def test_removing_zero_channels_changes_nothing_with_rms_norms(family, tied):
     teacher, ids = tiny_model(family, layers=2, tie_word_embeddings=tied), random_batch().input_ids
     gone = torch.tensor([0, 5, 6, 9, 17, 21, 30, 31])
     with torch.no_grad():
@@ -131,7 +131,7 @@ def test_query_heads_may_leave_their_groups():
         assert [head // 2 for head in layer] == [0, 1]
 
 
-def test_activations_are_what_they_say():
+def test_measured_activations_equal_a_direct_computation():
     teacher = tiny_llama(2, 32)
     batch = random_batch(rows=2)
     found = mean_activations(teacher, [batch])
@@ -155,7 +155,7 @@ def test_activations_are_what_they_say():
 
 
 @pytest.mark.parametrize("family", sorted(ROLES))
-def test_a_target_is_kept_and_hardly_missed(family):
+def test_the_pruned_size_is_at_most_the_target_and_close_to_it(family):
     teacher = tiny_model(family, layers=4, width=64)
     whole = teacher.num_parameters
     for share in (1.0, 0.9, 0.75):
@@ -168,7 +168,7 @@ def test_a_target_is_kept_and_hardly_missed(family):
 
 
 @pytest.mark.parametrize("family", BOUND)
-def test_fewer_heads_at_equal_width_are_refused_where_no_configuration_says_them(family):
+def test_fewer_heads_at_equal_width_are_refused_if_the_config_cannot_represent_them(family):
     with pytest.raises(ConfigError, match="hidden must be heads times the size of a head, 8"):
         narrow(tiny_model(family), heads=3)
     with pytest.raises(ConfigError, match="Set heads: 2 and hidden: 16, or cut intermediate"):

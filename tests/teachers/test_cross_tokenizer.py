@@ -243,7 +243,7 @@ def test_the_run_starts_from_the_students_own_ids(tmp_path):
         assert run.parts.facts["teacher"]["name"] == str(tmp_path / "other")
 
 
-def test_an_unlike_tokenizer_is_refused_with_the_option_that_takes_it(tmp_path):
+def test_a_different_tokenizer_is_refused_and_cross_tokenizer_is_suggested(tmp_path):
     path = write_pair(tmp_path)
     recipe = json.loads(path.read_text())
     recipe["teacher"] = recipe["teacher"]["teacher"]

@@ -279,14 +279,14 @@ def test_a_wrong_server_is_refused_by_name(server, folder, name):
 
 
 @pytest.mark.parametrize("name", ["other ids", "logits", "sums above 1", "shifted rows"])
-def test_a_server_that_turns_wrong_during_the_run_teaches_nothing(server, folder, name):
+def test_wrong_answers_of_a_server_during_the_run_are_never_used(server, folder, name):
     teacher = open_teacher(server, folder)
     server.lie = WRONG[name][0]
     with pytest.raises(DataError, match="The answer of the teacher's server must"):
         teacher.signal(random_batch(vocabulary=len(small())))
 
 
-def test_more_tokens_than_the_server_gives_are_refused_with_its_own_words(server, folder):
+def test_more_tokens_than_the_server_gives_are_refused_with_its_message(server, folder):
     with pytest.raises(
         ConfigError, match=r"teacher\.k.* 21, which is greater than max allowed: 20.*--max-logprobs"
     ):
@@ -300,7 +300,7 @@ def test_longer_text_than_the_server_reads_is_refused(server, folder, tmp_path):
         record(load(path, [teacher_of(server, folder)]))
 
 
-def test_an_adapter_reads_as_much_as_the_model_it_is_for(server, folder):
+def test_a_served_adapter_has_the_length_limit_of_its_base_model(server, folder):
     def lie(answer, body):
         if "data" in answer:
             adapter = {"id": NAME, "max_model_len": None, "parent": "base"}
@@ -351,7 +351,7 @@ def test_a_key_is_taken_from_the_environment_and_stays_out_of_every_message(
 @pytest.mark.parametrize(
     "url", ["ftp://x/", "file:///etc/passwd", "localhost:8000", "http://", "http://[", ""]
 )
-def test_only_addresses_of_servers_are_taken(folder, server, url):
+def test_only_http_addresses_are_accepted(folder, server, url):
     with pytest.raises(ConfigError, match="must be the http:// or https:// address"):
         open_teacher(server, folder, url=url)
 
@@ -464,7 +464,7 @@ def test_its_recording_is_the_models_and_a_run_from_it_that_from_the_server(
     assert any("16 tokens hold" in each and "nats" in each for each in notes)
 
 
-def test_killed_and_restarted_the_run_waits_says_so_and_ends_as_without(
+def test_a_run_waits_for_a_restarted_server_and_ends_with_the_same_losses(
     server, folder, tmp_path, capfd
 ):
     path = write_recipe(tmp_path, evaluate={"data": None}, optim={"steps": 4})

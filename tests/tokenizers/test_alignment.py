@@ -76,7 +76,7 @@ def by_chunk(pieces, edges, ends):
 
 
 @pytest.mark.parametrize(("student", "teacher"), PAIRS[:4])
-def test_where_both_stand_they_have_read_the_same_bytes(student, teacher):
+def test_aligned_positions_have_the_same_bytes_before_them(student, teacher):
     pair, tokenizer = named(student, teacher), tokenizers()[student]
     for text in random_texts(40, seed=1):
         ids = ids_of(tokenizer, text)
@@ -90,7 +90,7 @@ def test_where_both_stand_they_have_read_the_same_bytes(student, teacher):
             assert not is_common or found.teacher_edges[standing] == len(ours)
 
 
-def test_a_stretch_may_begin_and_end_within_a_character():
+def test_a_window_may_begin_and_end_within_a_character():
     pair, tokenizer = named("small bpe", "unigram"), tokenizers()["small bpe"]
     text = "Grüße 日本語, 天地玄黃 🎉🎉 données"
     ids = ids_of(tokenizer, text)

@@ -62,7 +62,7 @@ def test_a_smollm_gguf_file_splits_digits_one_by_one(tmp_path: Path) -> None:
     assert digits.model_max_length == 96
 
 
-def test_a_gguf_file_that_is_none_is_refused(tmp_path: Path) -> None:
+def test_an_invalid_gguf_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.gguf").write_bytes(b"not one at all, but long enough to be read")
     with pytest.raises(ConfigError, match=r"x\.gguf must be a GGUF file"):
         load_tokenizer(str(tmp_path / "x.gguf"))
@@ -104,7 +104,7 @@ def test_a_hub_name_without_the_hub_is_refused_with_what_to_do(
         (503, "", TryLaterError, r"refuses for now .* \(status 503\)"),
     ],
 )
-def test_what_the_hub_says_becomes_what_to_do(
+def test_errors_of_the_hub_become_messages_with_a_remedy(
     monkeypatch: pytest.MonkeyPatch, status: int, code: str, error: type[LimbeckError], text: str
 ) -> None:
     with refusing_hub(status, code) as address:
@@ -121,7 +121,7 @@ def test_a_slow_tokenizer_is_refused() -> None:
         backend_of(Slow())
 
 
-def test_a_folder_may_begin_at_home(tmp_path, monkeypatch):
+def test_a_tilde_in_a_path_is_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     small().save_pretrained(tmp_path / "model")
     assert load_tokenizer("~/model").get_vocab() == small().get_vocab()

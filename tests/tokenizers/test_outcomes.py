@@ -75,7 +75,7 @@ def packed_numbers():
     return [i for i, raw in enumerate(side.bytes_of) if raw and raw.isdigit() and len(raw) > 1]
 
 
-def test_a_packed_number_has_its_first_digit_for_a_root():
+def test_a_number_token_has_its_first_digit_as_root():
     pair = sides("bpe", "digits")
     found = shared_outcomes(*pair)
     assert packed_numbers()
@@ -114,7 +114,7 @@ def test_coverage_counts_every_token_but_the_first_in_its_class():
             assert count.exact + count.merged <= count.compared <= count.tokens
 
 
-def test_coverage_says_which_class_is_compared_by_its_first_part_only():
+def test_coverage_shows_which_class_is_compared_by_roots_only():
     numbers = [tokenizers()["bpe"].decode([token]) for token in packed_numbers()]
     coverage = counted("bpe", "digits", [f"({')('.join(numbers)})" * 20])
     digits = coverage.student["digits"]

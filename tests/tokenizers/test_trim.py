@@ -83,7 +83,7 @@ def test_the_data_become_the_same_tokens_under_new_ids(tokenizer):
 
 @settings(deadline=None, max_examples=25)
 @given(st.lists(st.text(st.sampled_from("abehilorst ü語.7"), max_size=30), max_size=3))
-def test_any_data_are_read_as_before(texts):
+def test_pruning_does_not_change_the_tokens_of_the_data(texts):
     for make in (backend, lambda: bytes_below().backend_tokenizer):
         tokenizer = wrap(make())
         kept, trimmed = trim(tokenizer, texts)
@@ -91,13 +91,13 @@ def test_any_data_are_read_as_before(texts):
             assert [kept[i] for i in trimmed(text).input_ids] == tokenizer(text).input_ids
 
 
-def test_every_text_is_still_read_and_written(tokenizer):
+def test_any_text_can_still_be_encoded_and_decoded(tokenizer):
     _, trimmed = trim(tokenizer, SENTENCES[:1])
     assert trimmed.decode(read(trimmed, ALL)) == tokenizer.decode(read(tokenizer, ALL)) == ALL
     assert len(read(trimmed, ALL)) >= len(read(tokenizer, ALL))
 
 
-def test_a_token_stays_with_all_it_is_merged_from_and_no_merge_leads_nowhere(tokenizer):
+def test_kept_tokens_keep_their_merge_parts_and_merges_use_kept_tokens_only(tokenizer):
     kept, trimmed = trim(tokenizer, SENTENCES[:2])
     whole, left = serialisation(tokenizer)["model"], serialisation(trimmed)["model"]
     tokens = {tokens_by_id(tokenizer)[i] for i in kept}
@@ -108,7 +108,7 @@ def test_a_token_stays_with_all_it_is_merged_from_and_no_merge_leads_nowhere(tok
             assert {first, second} <= tokens
 
 
-def test_without_what_a_token_is_merged_from_the_data_are_read_otherwise():
+def test_dropping_a_merge_part_changes_the_tokens_of_the_data():
     tokenizer = small()
     text = SENTENCES[1]
     used = tokenizer(text).input_ids
@@ -119,7 +119,7 @@ def test_without_what_a_token_is_merged_from_the_data_are_read_otherwise():
     assert [alone[i] for i in bare(text).input_ids] != used
 
 
-def test_special_and_added_tokens_and_the_templates_words_stay(tokenizer):
+def test_special_added_and_template_tokens_are_kept(tokenizer):
     _, trimmed = trim(tokenizer, ["one"])
     for name in (END, BEGIN, TURN, "<|tool|>"):
         assert len(read(trimmed, name)) == len(read(tokenizer, name)) == 1
@@ -135,7 +135,7 @@ def test_special_and_added_tokens_and_the_templates_words_stay(tokenizer):
         assert trimmed.convert_ids_to_tokens(read(trimmed, text)) == old
 
 
-def test_what_is_put_before_a_text_has_its_new_id(tokenizer):
+def test_the_token_added_before_a_text_gets_its_new_id(tokenizer):
     _, trimmed = trim(tokenizer, ["one"])
     if tokenizer.bos_token is None:
         return
@@ -160,7 +160,7 @@ def test_special_tokens_of_every_processor_get_their_new_ids(kind):
     assert special_ids(with_ids(tree, {"sep": 0, "cls": 1})) == {"sep": 0, "cls": 1}
 
 
-def test_a_character_that_is_all_there_is_stays_where_no_bytes_stand_in_for_it():
+def test_without_byte_fallback_all_single_characters_are_kept():
     def known(tree):
         tree["model"]["vocab"]["語"] = 320
         tree["pre_tokenizer"] = tree["decoder"] = None
@@ -232,6 +232,6 @@ def test_a_class_that_opens_it_with_other_tokens_is_refused():
         refuse_other_ids(small(pad=None), trim(tokenizer, SENTENCES[:1])[1], new_id)
 
 
-def test_parts_are_found_however_deep():
+def test_merge_parts_are_found_recursively():
     deep = [("x" * i, "x") for i in range(1, 50)]
     assert len(with_parts(["x" * 50], deep)) == 50

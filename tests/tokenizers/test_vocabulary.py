@@ -80,7 +80,7 @@ def test_another_normaliser_is_a_note() -> None:
 
 
 @pytest.mark.parametrize("teacher_has_more", [True, False])
-def test_tokens_that_only_one_model_has_end_the_shared_ids(teacher_has_more: bool) -> None:
+def test_shared_ids_end_where_one_model_has_no_token(teacher_has_more: bool) -> None:
     less, more = small(), small(added=["<|tool|>", "<|image|>"])
     proof = prove(less, more) if teacher_has_more else prove(more, less)
     who = "teacher" if teacher_has_more else "student"
@@ -121,5 +121,5 @@ def test_different_templates_are_a_note_with_the_difference() -> None:
     assert "+<|turn|>user\n" in notes[0]
 
 
-def test_a_padding_token_of_one_changes_nothing_but_is_no_refusal() -> None:
+def test_a_padding_token_in_one_tokenizer_only_is_accepted() -> None:
     assert prove(small(pad=None), small()).size == 320

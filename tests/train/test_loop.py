@@ -36,7 +36,7 @@ def steps_saved(folder):
     return sorted(int(path.name[5:]) for path in (folder / "checkpoints").iterdir())
 
 
-def test_a_run_is_its_steps_one_after_another(tmp_path):
+def test_a_run_takes_the_same_steps_as_a_plain_loop(tmp_path):
     """The loop against its definition: order, schedule, AdamW, nothing else."""
     setup = toy_setup(tmp_path)
     result = train(setup)
@@ -61,7 +61,7 @@ def test_a_run_is_its_steps_one_after_another(tmp_path):
     assert losses[-1] < losses[0]
 
 
-def test_a_run_says_every_step_once_with_totals_that_grow(tmp_path):
+def test_a_run_logs_every_step_once_with_growing_totals(tmp_path):
     heard = []
     result = train(toy_setup(tmp_path, sinks=[Listener(heard.append)]))
     said = records(tmp_path)
@@ -124,7 +124,7 @@ def test_a_resumed_run_counts_evaluations_from_before_and_stays_ended(tmp_path):
     assert train(toy_setup(tmp_path, resume=True, **whole)) == result
 
 
-def test_evaluation_sees_the_student_in_eval_mode_and_training_goes_on_in_train_mode(tmp_path):
+def test_evaluation_runs_in_eval_mode_and_training_in_train_mode(tmp_path):
     setup = toy_setup(tmp_path, evaluate_every=12)
     modes = []
     setup = replace(
@@ -191,7 +191,7 @@ class PoisonedTeacher(FakeTeacher):
         return replace(said, layer_hidden=layers)
 
 
-def test_the_very_row_that_poisons_a_step_is_named(tmp_path):
+def test_the_row_with_a_non_finite_loss_is_named(tmp_path):
     distiller, teacher = toy_pair()
     bad_row = 6
     poisoned = PoisonedTeacher(teacher, ToyBatches().batch([bad_row]).input_ids)
@@ -274,7 +274,7 @@ def test_no_rows_are_refused(tmp_path):
         train(toy_setup(tmp_path, batches=ToyBatches(0)))
 
 
-def test_memory_that_runs_out_is_told_with_the_knobs_to_turn(tmp_path):
+def test_running_out_of_memory_names_the_options_to_change(tmp_path):
     class Greedy(FakeTeacher):
         def signal(self, batch):
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to ...")

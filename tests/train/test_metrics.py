@@ -42,7 +42,7 @@ def test_a_line_is_on_disk_before_the_next_record(tmp_path):
     sink.close()
 
 
-def test_resuming_forgets_later_steps_and_a_line_cut_off(tmp_path):
+def test_resuming_drops_later_steps_and_an_incomplete_line(tmp_path):
     path = tmp_path / "metrics.jsonl"
     old = [json.dumps({"kind": "step", "step": step}) for step in (1, 2, 3, 4)]
     path.write_text("\n".join(old) + '\n{"kind": "st')
@@ -62,7 +62,7 @@ def test_a_new_run_begins_with_an_empty_log(tmp_path):
     assert path.read_text() == ""
 
 
-def test_a_number_that_is_none_is_never_logged(tmp_path):
+def test_nan_is_never_logged(tmp_path):
     sink = JsonlSink(tmp_path / "metrics.jsonl")
     sink.begin(0, 10)
     with pytest.raises(ValueError, match="JSON compliant"):

@@ -23,19 +23,19 @@ def chosen(micro_batch, sequence_length=12, most_rows=8, **more) -> int:
     )
 
 
-def test_a_number_is_taken_and_never_more_rows_than_there_are():
+def test_a_given_number_is_used_but_at_most_all_rows():
     assert chosen(3) == 3
     assert chosen(100) == 8
 
 
-def test_auto_takes_what_is_useful_and_at_least_one_row():
+def test_auto_takes_no_more_rows_than_useful_and_at_least_one():
     assert chosen("auto") == 8
     assert chosen("auto", sequence_length=2048, most_rows=64) == 2
     assert chosen("auto", sequence_length=1 << 40) == 1
     assert chosen("auto", head_budget_mb=1 << 40) == 1
 
 
-def test_the_estimate_is_near_what_autograd_keeps():
+def test_the_estimate_is_close_to_the_memory_autograd_keeps():
     """Tensors saved for backward, each storage once, weights left out."""
     from tests.train.toy import LENGTH, ToyBatches
 
@@ -51,13 +51,14 @@ def test_the_estimate_is_near_what_autograd_keeps():
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         hidden, _ = STUDENT(batch)
-    estimate = 4 * row_bytes(STUDENT, LENGTH, checkpointed=False)
+    estimate = 4 * row_bytes(STUDENT, LENGTH, "none")
     assert hidden.requires_grad
     assert 0.5 < estimate / sum(kept.values()) < 2
 
 
 def test_checkpointing_keeps_less():
-    assert row_bytes(STUDENT, 12, checkpointed=True) < row_bytes(STUDENT, 12, checkpointed=False)
+    none, selective, full = (row_bytes(STUDENT, 12, how) for how in ("none", "selective", "full"))
+    assert full < selective < none
 
 
 def test_free_memory_is_a_plausible_number():
@@ -79,7 +80,7 @@ def test_only_memory_errors_are_memory_errors(error, is_memory):
     assert is_out_of_memory(error) is is_memory
 
 
-def test_the_error_names_every_knob():
+def test_the_error_names_every_option_that_saves_memory():
     said = str(out_of_memory(4, 2048))
     for knob in (
         "memory.micro_batch",

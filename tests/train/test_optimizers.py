@@ -90,7 +90,7 @@ def test_state_loaded_from_a_checkpoint_gives_the_same_next_step(kind, tied, tmp
         assert torch.equal(other.state_dict()[name], value), name
 
 
-def test_every_parameter_learns_at_the_rate_that_was_set():
+def test_every_parameter_has_the_learning_rate_of_the_step():
     distiller, _ = toy_pair()
     for kind in KINDS:
         optimizers = make_optimizers(distiller, config(kind), 0.01, CPU)

@@ -123,6 +123,6 @@ def test_a_micro_batch_the_recipe_sets_is_not_halved(tmp_path):
         finished(tmp_path / "run", "always", 2, WHERE[0])
 
 
-def test_several_ranks_are_told_why_nothing_is_retried():
+def test_several_ranks_get_the_reason_why_nothing_is_retried():
     assert "several ranks" in str(out_of_memory(4, 2048, num_ranks=2))
     assert "ranks" not in str(out_of_memory(4, 2048))

@@ -34,7 +34,7 @@ def after_step(parts):
         [[], [0, 1, 2, 3, 4, 5]],
     ],
 )
-def test_a_step_does_not_depend_on_how_it_is_cut(parts):
+def test_a_step_does_not_depend_on_its_micro_batches(parts):
     whole, expected = after_step([ROWS])
     outcome, state = after_step(parts)
     assert outcome.loss == pytest.approx(whole.loss, rel=1e-5)
@@ -87,7 +87,7 @@ def test_a_step_leaves_no_gradient_for_the_next():
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_loss_that_is_not_a_number_changes_nothing(bad):
+def test_a_nan_loss_changes_no_weights(bad):
     distiller, teacher = toy_pair()
     with torch.no_grad():
         distiller.student.head.weight[0, 0] = bad
@@ -100,7 +100,7 @@ def test_a_loss_that_is_not_a_number_changes_nothing(bad):
         assert torch.equal(value.view(torch.int32), before[name].view(torch.int32))
 
 
-def test_a_gradient_that_is_not_a_number_changes_nothing():
+def test_a_nan_gradient_changes_no_weights():
     distiller, teacher = toy_pair()
     before = {name: value.clone() for name, value in distiller.state_dict().items()}
     next(distiller.parameters()).register_hook(lambda gradient: gradient * math.nan)

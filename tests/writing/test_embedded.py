@@ -17,7 +17,7 @@ from tests.writing.test_writing import life
 
 
 @pytest.mark.long
-def test_200_answers_of_a_real_teacher_killed_twice_are_those_of_one_process(tmp_path, capsys):
+def test_200_answers_of_a_real_teacher_are_the_same_after_two_kills(tmp_path, capsys):
     teacher = embedded_teacher(cache_folder(), print)
     recipe = {
         "teacher": {"type": "online", "path": str(teacher)},

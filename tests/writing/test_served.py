@@ -67,7 +67,7 @@ def test_a_served_teacher_writes_the_local_ones_file(server, tmp_path):
         ),
     ],
 )
-def test_an_answer_that_is_none_is_refused(change, message, server):
+def test_an_invalid_answer_of_the_server_is_refused(change, message, server):
     def lie(answer, body):
         if "seed" in body:
             answer["choices"][0] |= change

@@ -64,7 +64,7 @@ def life(path, cache, after):
         writing.write(die)
 
 
-def test_a_file_that_was_killed_twice_in_a_line_is_that_of_one_process(tmp_path):
+def test_a_file_written_with_two_kills_equals_an_uninterrupted_one(tmp_path):
     path = writing_recipe(tmp_path, per_prompt=2)
     summary = written(path)
     whole = files(tmp_path)
@@ -111,7 +111,7 @@ def test_a_file_is_continued_with_its_own_settings_only(override, named, tmp_pat
     assert files(tmp_path) == before
 
 
-def test_a_file_of_somebody_else_and_a_changed_one_are_left_alone(tmp_path):
+def test_a_file_of_another_recipe_or_an_edited_one_is_not_changed(tmp_path):
     path, output = writing_recipe(tmp_path), tmp_path / "written.jsonl"
     output.write_text("{}\n")
     with pytest.raises(ConfigError, match="exists and was not written by limbeck write"):
@@ -126,7 +126,7 @@ def test_a_file_of_somebody_else_and_a_changed_one_are_left_alone(tmp_path):
     assert output.read_text() == changed
 
 
-def test_one_process_writes_a_file(tmp_path):
+def test_only_one_process_writes_a_file_at_a_time(tmp_path):
     path = writing_recipe(tmp_path)
     with Writing(load(path)) as first:
 

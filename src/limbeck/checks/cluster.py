@@ -23,7 +23,7 @@ LINK_SHARE = 0.75
 
 
 def margin_bytes(peak_bytes: int) -> int:
-    """What a device holds beside its tensors: a guess, never compared with a device."""
+    """Memory of a device beyond its tensors: a guess, not measured on a device."""
     return RESERVED_BYTES + int(FRAGMENTS * peak_bytes)
 
 
@@ -73,6 +73,7 @@ def cluster_plan(
         students=students,
         tokens_per_second=tokens / step_seconds,
         seconds=step_seconds * config.optim.num_steps * students,
+        host_bytes=step.host_bytes,
         cluster=Cluster(
             ranks=ranks,
             hardware=hardware,

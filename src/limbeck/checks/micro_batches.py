@@ -1,4 +1,4 @@
-"""Proof that cutting a step into micro-batches does not change it."""
+"""Check that cutting a step into micro-batches does not change it."""
 
 from __future__ import annotations
 

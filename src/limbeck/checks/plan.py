@@ -20,7 +20,7 @@ from limbeck.distributed import Collective, is_sharded
 from limbeck.errors import ConfigError
 from limbeck.files import nearest_existing, size
 from limbeck.losses.head.fused import head_bytes
-from limbeck.models import CausalLM, Distiller
+from limbeck.models import CausalLM, Distiller, kept_values
 from limbeck.teachers import TeacherRequest
 
 
@@ -73,7 +73,7 @@ class Fix:
 
 @dataclass(frozen=True)
 class Cluster:
-    """What a plan says of ranks that are not here; figures are of one rank and one step.
+    """The plan for a cluster; figures are of one rank and one step.
 
     Attributes:
         ranks: Number of ranks.
@@ -117,6 +117,7 @@ class Plan:
         students: Students trained: trials times learning rates.
         tokens_per_second: Scored tokens, from the measured pass.
         seconds: Forward and backward passes of all steps, without evaluation, saving and optimizer.
+        host_bytes: Of an offloaded teacher's shards, in host memory; of one rank.
         cluster: The ranks, if they are simulated. Memory is then that of one rank, and
             `free_memory_bytes` all of its device; times follow from stated figures.
     """
@@ -133,6 +134,7 @@ class Plan:
     students: int
     tokens_per_second: float
     seconds: float
+    host_bytes: int = 0
     cluster: Cluster | None = None
 
 
@@ -156,11 +158,12 @@ def make_plan(
     measured = run_micro_batch(case, case.data.batch(spread(available, count)))
     passes = -(-rows_per_step // measured.rows)
     state = state_bytes(case.distiller, config.optim)
+    host = offloaded_bytes(case.teacher_model, case.device)
     return Plan(
         parameters={who: model.num_parameters for who, model in case.models},
         trained_parameters=sum(p.numel() for p in case.distiller.parameters() if p.requires_grad),
         memory_bytes={
-            "teacher": held_bytes(case.teacher_model),
+            "teacher": held_bytes(case.teacher_model) - host,
             "student": held_bytes(case.distiller, case.teacher_model),
             "gradients": trained_bytes(case.distiller),
             "optimizer state": state,
@@ -183,6 +186,7 @@ def make_plan(
         / measured.rows
         * config.optim.num_steps
         * students,
+        host_bytes=host,
     )
 
 
@@ -222,7 +226,7 @@ def run_micro_batch(case: Case, cpu_batch: Batch) -> Measured:
             f"memory: a micro-batch of {len(batch.scored)} rows of {batch.scored.shape[1]} "
             "positions must fit beside both models, and does not. Lower memory.micro_batch, "
             "memory.head_budget_mb or data.sequence_length, or set "
-            "memory.activation_checkpointing=true."
+            "memory.activation_checkpointing=full."
         ) from error
     finally:
         case.distiller.zero_grad(set_to_none=True)
@@ -258,7 +262,7 @@ def plan_findings(plan: Plan) -> list[Proof]:
             memory <= free,
             f"{size(memory)} needed, {size(free)} available (estimate)",
             "models, gradients, optimizer state and one micro-batch fit; lower memory.micro_batch "
-            "or set memory.activation_checkpointing if not",
+            "or set memory.activation_checkpointing=full if not",
             decides=False,
         ),
     ]
@@ -274,6 +278,11 @@ def held_bytes(module: nn.Module, beside: nn.Module | None = None) -> int:
     counted = set() if beside is None else {*beside.parameters(), *beside.buffers()}
     tensors = [t for t in (*module.parameters(), *module.buffers()) if t not in counted]
     return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def offloaded_bytes(module: nn.Module, device: torch.device) -> int:
+    """Bytes of a module's parameters that are not on its device."""
+    return sum(p.nbytes for p in module.parameters() if p.device.type != device.type)
 
 
 def trained_bytes(distiller: Distiller) -> int:
@@ -300,8 +309,10 @@ def state_bytes(distiller: Distiller, optim: OptimConfig) -> int:
 
 
 def checkpointed_bytes(student: CausalLM, config: RunConfig, rows: int) -> int:
-    """Bytes of block inputs, which activation checkpointing hides from autograd's hooks."""
-    if not config.memory.activation_checkpointing:
+    """Bytes that activation checkpointing keeps and hides from autograd's hooks, an estimate."""
+    kept = config.memory.activation_checkpointing
+    if kept == "none":
         return 0
     element = next(student.parameters()).element_size()
-    return rows * config.data.sequence_length * student.num_layers * student.width * element
+    values = sum(kept_values(block, student.width, kept) for block in student.blocks)
+    return rows * config.data.sequence_length * values * element

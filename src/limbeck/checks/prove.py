@@ -1,4 +1,4 @@
-"""Every proof, in the order a mistake in one would explain a mistake in the next."""
+"""All checks, in an order in which an early failure explains later ones."""
 
 from __future__ import annotations
 

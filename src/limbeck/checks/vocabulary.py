@@ -28,7 +28,7 @@ def vocabulary_proof(case: Case) -> Proof:
 
 
 def padded_rows_proof(who: str, model: CausalLM, batch: Batch) -> Proof:
-    """The probability on rows that stand for no shared token is negligible.
+    """The probability on padded rows is negligible.
 
     Otherwise a teacher is refused, because cutting the rows changes its distribution. For a student
     it is a warning: the loss does not see these rows, so training does not change it.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -28,17 +29,17 @@ READER_LEFT = 1
 use for it."""
 
 VERBS = {
-    "demo": "Distil a real model on this machine, in minutes, and open the report.",
-    "peek": "Show the tokens that a teacher, and a student, find likely, along a text.",
+    "demo": "Distil a small model on this machine in 10 to 15 minutes, and open the report.",
+    "peek": "Show which tokens a teacher (and a student) find likely after every token of a text.",
     "check": "Verify models, text and objective before training; estimate memory and time.",
-    "shrink": "Make a smaller student from the teacher, by measurement.",
+    "shrink": "Prune a teacher into a student, by measured importance.",
     "record": "Run the teacher over a data set once and store its distributions.",
-    "write": "Let the teacher answer prompts, into a file that a run trains on.",
-    "forecast": "Foretell a recipe's figures and cost from short pilot runs of it.",
-    "distill": "Train a student from a teacher, and measure what it kept.",
+    "write": "Let the teacher answer prompts, and write the answers as training data.",
+    "forecast": "Predict a recipe's figures and cost from short pilot runs of it.",
+    "distill": "Train a student from a teacher, and compare the two.",
     "evaluate": "Measure a student against the recipe's teacher on held-out text.",
-    "chat": "Talk to a student in the terminal, beside its teacher.",
-    "export": "Write a student as GGUF for llama.cpp or Ollama, verified there.",
+    "chat": "Chat with a student in the terminal, and with its teacher beside it.",
+    "export": "Write a student as GGUF or ONNX and verify it in its runtime.",
     "push": "Publish a student on the Hugging Face hub, or write what would be published.",
     "report": "Write report.html again from a run directory, or compare several runs.",
     "store": "Inspect, verify, repair and merge stores of recorded teacher signals.",
@@ -48,30 +49,26 @@ VERBS = {
 WITH_RECIPE = ("check", "record", "write", "forecast", "distill", "evaluate")
 """Verbs whose first argument is a recipe."""
 
+OVERRIDE = re.compile(r"[a-z][\w.\[\]]*=")
+"""How an argument that changes the recipe begins."""
+
 GROUPS = ("store",)
 """Verbs with verbs of their own."""
 
 EXPLANATION = """Distils a large language model (the teacher) into a small one (the student).
 
-The student learns the teacher's [bold]dark knowledge[/bold]: its whole probability distribution
-over the vocabulary at every position, not only the next token of a data set. The run ends with a
-student in safetensors and a report of what was kept and what was lost.
+The student is trained on the teacher's probability of every token at every
+position, not only on the next token of a text. A run writes a student in
+safetensors and a report that compares it with its teacher.
 
-  limbeck demo                       the whole chain on this machine, in minutes
-  limbeck peek TEACHER "some text"   what a teacher knows beyond the next token
-  limbeck check recipe.yaml          everything that can be known before the first step
-  limbeck shrink TEACHER --layers 20 a student out of the teacher, by measurement
-  limbeck record recipe.yaml         the teacher's answers once, into a store
-  limbeck write recipe.yaml          the teacher's texts, to train on
-  limbeck forecast recipe.yaml       what it will reach, from short pilot runs
-  limbeck distill recipe.yaml        the main job; add key=value to change the recipe
-  limbeck distill TEACHER 12 DATA    the same without a recipe: it is written for you
-  limbeck chat STUDENT [TEACHER]     talk to it; the teacher answers beside it
-  limbeck export STUDENT --output DIR  the student as a verified GGUF file
+  limbeck demo                            a first run, 10 to 15 minutes
+  limbeck peek TEACHER "a text"           the tokens a teacher finds likely
+  limbeck distill TEACHER STUDENT DATA    write a recipe and run it
+  limbeck distill recipe.yaml a.b=value   run a recipe, one option changed
 
-Exit codes: 0 done; 2 the recipe is wrong; 3 the data is wrong or damaged; 4 failed, can be resumed;
-5 numbers stopped being finite; 6 disk or permission; 75 try later; 130 Ctrl-C, 143 stopped by a
-signal, both after saving.
+Exit codes: 0 done; 2 invalid recipe; 3 invalid or damaged data; 4 failed, can
+be resumed; 5 loss or gradient not finite; 6 disk full or no permission; 75
+try again later; 130 Ctrl-C and 143 a signal, both after saving.
 """
 
 
@@ -114,13 +111,14 @@ def require_recipe(words: list[str]) -> None:
     """Refuse a recipe that cannot be read before the verb's module is imported.
 
     Raises:
-        ConfigError: The first argument is named as a YAML file, and is missing or is not YAML.
+        ConfigError: The first argument is named as a YAML file, and is missing, is not YAML, or has
+            unknown options or wrong values.
     """
     first = next((word for word in words if not word.startswith("-")), "")
     if first.endswith((".yaml", ".yml")) and not {"-h", "--help"} & set(words):
-        from limbeck.config.reading import parse  # noqa: PLC0415  (imports pydantic)
+        from limbeck.config.reading import require_options  # noqa: PLC0415  (imports pydantic)
 
-        parse(Path(first), ())
+        require_options(Path(first), [word for word in words if OVERRIDE.match(word)])
 
 
 def load_verb(name: str) -> Any:

@@ -23,10 +23,10 @@ HELP = """/temperature 0.7   sampling temperature; 0 takes the most probable tok
 /retry             answer the last message again
 /clear             a new conversation
 /save FILE         append the conversation to a .jsonl file, as data.type: chat reads it
-/quit              leave (or Ctrl-D); Ctrl-C ends an answer"""
+/quit              exit (or Ctrl-D); Ctrl-C stops an answer"""
 
 ROLES = ("student", "teacher")
-Count = Annotated[int, typer.Option(min=1, help="Longest answer.")]
+Count = Annotated[int, typer.Option(min=1, help="Largest number of tokens of an answer.")]
 
 
 def chat(
@@ -34,7 +34,7 @@ def chat(
         str, typer.Argument(help="Folder, run directory, hub name or .gguf.", show_default=False)
     ],
     teacher: Annotated[
-        str | None, typer.Argument(help="A model of the same tokens.", show_default=False)
+        str | None, typer.Argument(help="A model with the same vocabulary.", show_default=False)
     ] = None,
     *,
     system: Annotated[str | None, typer.Option(help="System message.", show_default=False)] = None,
@@ -43,9 +43,9 @@ def chat(
     ] = 0.7,
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Nucleus sampling.")] = 0.95,
     tokens: Count = 256,
-    seed: Annotated[int, typer.Option(min=0, help="Of the sampling.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the sampling.")] = 0,
     revision: Annotated[
-        list[str] | None, typer.Option(help="Of the student; given twice, the teacher's too.")
+        list[str] | None, typer.Option(help="Revision of the student; repeat for the teacher.")
     ] = None,
     trust_remote_code: Annotated[
         bool,

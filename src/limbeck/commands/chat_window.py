@@ -35,7 +35,7 @@ class ChatWindow:
         self._so_far: dict[str, str] = {}
 
     def begin(self, *, has_template: bool) -> None:
-        """Say who talks, and what the colours mean."""
+        """Print the models and the meaning of the colours."""
         for name, path in self._names.items():
             self._console.print(Text(f"{name}  {harmless(path)}", style=COLOURS[name]))
         if not has_template:
@@ -45,7 +45,7 @@ class ChatWindow:
         self.say("/help lists the commands.")
 
     def say(self, text: str) -> None:
-        """A line that is no answer."""
+        """Print a line that is not an answer."""
         self._console.print(text, style="dim", markup=False, highlight=False)
 
     def stream(self, name: str, text: str) -> None:
@@ -66,7 +66,7 @@ class ChatWindow:
         self._console.print(self._beside(shown))
 
     def stop(self) -> None:
-        """End what is being streamed."""
+        """End the answer that is being streamed."""
         if self._live is not None:
             self._live.stop()
         self._live, self._so_far = None, {}
@@ -99,7 +99,7 @@ def legend() -> Text:
 
 
 def coloured(answer: Answer) -> Text:
-    """An answer's tokens, each by how improbable the teacher finds it."""
+    """An answer's tokens, each coloured by how improbable the teacher finds it."""
     text = Text()
     for token, nats in answer.tokens:
         text.append(harmless(token), style="default" if nats is None else colour(nats))

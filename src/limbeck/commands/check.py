@@ -1,4 +1,4 @@
-"""`limbeck check`: everything that can be known before the first step, on the user's own pair."""
+"""`limbeck check`: checks of a recipe's models, text and loss before training."""
 
 from __future__ import annotations
 
@@ -63,30 +63,30 @@ def check(
         bool,
         typer.Option(
             "--plan",
-            help="Plan for a cluster that is not here: a simulated step, no weights, no text.",
+            help="Simulate steps of a cluster; reads no weights and no text.",
         ),
     ] = False,
     world_size: Annotated[
         int | None,
-        typer.Option(help="Of --plan: ranks of the cluster; 1 by default.", show_default=False),
+        typer.Option(help="With --plan: number of ranks; 1 by default.", show_default=False),
     ] = None,
     device: Annotated[
         str | None,
         typer.Option(
             show_default=False,
-            help=f"Of --plan: {', '.join(HARDWARE)}; other figures behind commas, as in "
+            help=f"With --plan: {', '.join(HARDWARE)}; change figures after commas, as in "
             "h100,memory_gib=94,network_gb_s=25. h100 by default.",
         ),
     ] = None,
 ) -> None:
-    """Check, on the recipe's own models and text, what must hold before the first step.
+    """Check models, text and loss of a recipe before training, and estimate memory and time.
 
-    Vocabularies, heads, packed documents, the divergence at equality, gradients, micro-batches;
-    which model predicts the text better; which tokens are trained; and a plan of memory, disk and
-    time. Nothing is written to the run directory. Exit code 2 when a check fails.
+    Checks vocabularies, heads, packed documents, the divergence of equal models, gradients and
+    micro-batches. Prints which model predicts the text better, which tokens are scored, and an
+    estimate of memory, disk and time. Writes nothing. Exit code 2 if a check fails.
 
-    With --plan: memory, collectives and speed on a cluster that is not here, from the models'
-    config.json alone (docs/scale.md).
+    With --plan: memory, collectives and speed on a cluster, simulated from the models' config.json
+    files (docs/scale.md).
     """
     if schema:
         typer.echo(json.dumps(recipe_schema(), indent=1))
@@ -128,7 +128,7 @@ def refuse(failing: list[str]) -> None:
 def tell_cluster(
     recipe: Path, overrides: list[str], ranks: int, hardware: Hardware, *, as_json: bool
 ) -> None:
-    """Plan a recipe for ranks that are not here, and print it."""
+    """Plan a recipe for a cluster, and print the plan."""
     console = Console(stderr=as_json)
     with console.status(f"Simulating a step of {ranks} ranks ..."):
         plan = plan_elsewhere(recipe, overrides, ranks, hardware)
@@ -143,7 +143,7 @@ def tell_cluster(
 
 
 def tell(run: Run, *, as_json: bool) -> list[str]:
-    """Prove and print everything; the names of what keeps the run from starting."""
+    """Run all checks and print them; returns the names of those that failed."""
     parts, config = run.parts, run.config
     assert parts.student is not None, "the student has been taken"
     run.make_suites()  # they refuse what they cannot measure
@@ -204,7 +204,7 @@ def plan_of(run: Run, case: Any) -> Plan:
 
 
 def is_failing(finding: Finding) -> bool:
-    """Whether a finding keeps a run from starting."""
+    """Whether a finding prevents the run."""
     return isinstance(finding, Proof) and finding.fails
 
 
@@ -235,7 +235,7 @@ def page(
 
 
 def findings_table(findings: Iterable[Finding]) -> Table:
-    """What was proven, with which number, and what was not."""
+    """Table of the checks with their figures."""
     table = Table(title="Before the first step", title_justify="left", header_style="bold")
     for heading in ("", "what must hold", "found", "why it matters"):
         table.add_column(heading, overflow="fold")
@@ -271,6 +271,13 @@ def plan_table(plan: Plan) -> Table:
     for what, num_bytes in plan.memory_bytes.items():
         table.add_row(f"memory: {what}", size(num_bytes))
     table.add_row("memory: in all", size(sum(plan.memory_bytes.values())))
+    if plan.host_bytes:
+        ranks = plan.cluster.hardware.per_node if plan.cluster else 1
+        table.add_row(
+            "host memory: teacher's shards",
+            f"{size(plan.host_bytes)} a rank, {size(plan.host_bytes * ranks)} a node; copied to "
+            "the device in every micro-batch, whose time is not planned",
+        )
     table.add_row(
         "a step", f"{plan.micro_batches_per_step} micro-batches of {plan.micro_batch} rows"
     )
@@ -295,7 +302,7 @@ def own_rows(plan: Plan) -> Iterator[tuple[str, str]]:
 
 
 def cluster_rows(plan: Plan, cluster: Cluster) -> Iterator[tuple[str, str]]:
-    """Rows of a plan for ranks that are not here."""
+    """Rows of a plan for a cluster."""
     hardware = cluster.hardware
     yield "memory: margin (a guess)", size(cluster.margin_bytes)
     yield "memory: of the device", f"{size(plan.free_memory_bytes)}, {hardware.name}"
@@ -330,7 +337,7 @@ def cluster_rows(plan: Plan, cluster: Cluster) -> Iterator[tuple[str, str]]:
 
 
 def assumptions(plan: Plan) -> Iterator[Text]:
-    """What a plan for a cluster does not know."""
+    """Assumptions of a plan for a cluster."""
     yield Text(
         "\nMemory is counted from the tensors of a simulated step on rank 0, in which every "
         "position is scored. Times follow from the device's stated figures and the shares above. "

@@ -89,7 +89,7 @@ class Answer:
 
 
 class Conversation:
-    """Messages so far, and the models that answer the next one."""
+    """The messages so far, and the models that answer."""
 
     def __init__(
         self,
@@ -116,7 +116,7 @@ class Conversation:
         return self._tokenizer.chat_template is not None
 
     def begin(self, system: str | None) -> None:
-        """Forget all messages."""
+        """Start a new conversation."""
         self.system = system
         self.messages = [{"role": "system", "content": system}] if system else []
 

@@ -1,4 +1,4 @@
-"""`limbeck demo`: the whole chain on this machine, with explanations."""
+"""`limbeck demo`: a complete run on this machine, with explanations."""
 
 from __future__ import annotations
 
@@ -45,10 +45,13 @@ def demo(
     ] = None,
     show: Annotated[bool, typer.Option(help="Open the report in a browser at the end.")] = True,
     act: Annotated[
-        int, typer.Option(min=1, max=2, help="2: record the teacher, then two students from it.")
+        int,
+        typer.Option(
+            min=1, max=2, help="1: the demo. 2: record its teacher, train two students from it."
+        ),
     ] = 1,
 ) -> None:
-    """Distil a real model on this machine, in minutes, and open the report.
+    """Distil a small model on this machine in 10 to 15 minutes, and open the report.
 
     A 135-million-parameter chat model is the teacher. Its student starts as the same model without
     half of its layers, which makes it unusable, and is distilled from the teacher's

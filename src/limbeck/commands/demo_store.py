@@ -1,4 +1,4 @@
-"""The demo's second act: a teacher is recorded once, and two students learn from the store."""
+"""The demo's second part: a teacher is recorded once, and two students train from the store."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def shipped_recipe(
 
 
 def learner(config: RunConfig, temperature: float) -> RunConfig:
-    """The recipe of one student that learns from the store."""
+    """The recipe of one student that trains from the store."""
     assert config.record is not None
     return replace(
         config,
@@ -94,7 +94,7 @@ def learner(config: RunConfig, temperature: float) -> RunConfig:
 
 
 def table(trials: dict[str, Any]) -> Table:
-    """Distance to the teacher and cross-entropy of every student."""
+    """Forward KL and cross-entropy of every student."""
     shown = Table(box=box.SIMPLE_HEAD, header_style="bold")
     shown.add_column("student")
     shown.add_column("KL, at least", justify="right")

@@ -1,4 +1,4 @@
-"""`limbeck distill`: the main job."""
+"""`limbeck distill`: train a student and measure it."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ def distill(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
 ) -> None:
-    """Train a student from a teacher, and measure what it kept.
+    """Train a student from a teacher, and compare the two.
 
     Everything in the recipe is checked before a model loads. The run directory (`output`) then
     holds the resolved recipe, metrics.jsonl, checkpoints, the student in safetensors, and
     report.html. Ctrl-C and SIGTERM save first; `--resume` continues, on a CPU bit for bit.
 
     limbeck distill TEACHER STUDENT DATA writes a recipe with comments beside the run directory,
-    prints it and runs it. STUDENT is a model, or a size that the teacher is pruned to: "1.5B"
+    prints it and runs it. STUDENT is a model, or a size to which the teacher is pruned: "1.5B"
     parameters, or "12 layers".
 
     A recipe with `stages` is several such runs, one after the other, each in stages/NAME.

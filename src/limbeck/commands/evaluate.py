@@ -1,4 +1,4 @@
-"""`limbeck evaluate`: how faithful any student is to any teacher."""
+"""`limbeck evaluate`: figures of any student against a recipe's teacher."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def evaluate(
 ) -> None:
     """Measure a student against the recipe's teacher on the recipe's held-out text.
 
-    Divergences, agreement, cross-entropy, perplexity, bits per byte and calibration, each with a
-    bootstrap interval over documents; and the suites of the recipe's evaluate.suites, samples and
-    tasks among them (docs/evaluation.md). Nothing is trained, nothing is written.
+    Prints divergences, agreement, cross-entropy, perplexity, bits per byte and calibration, each
+    with a bootstrap interval over documents, and the suites of evaluate.suites
+    (docs/evaluation.md). Trains and writes nothing.
     """
     with assemble(load(recipe, overrides or [])) as run:
         evaluation = run.evaluate(student)

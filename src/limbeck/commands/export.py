@@ -15,6 +15,7 @@ from rich.table import Table
 from limbeck.commands.shrink import require_new
 from limbeck.data import corpus_path
 from limbeck.export import HeldOutText, export_student, exporters, open_student
+from limbeck.export.base import Exporter
 from limbeck.export.publishing import open_teacher
 from limbeck.files import size
 
@@ -24,24 +25,30 @@ def export(
         Path, typer.Argument(help="A student's folder, or a run's directory.", show_default=False)
     ],
     *,
-    output: Annotated[Path, typer.Option(help="Folder to write; new.", show_default=False)],
-    format: Annotated[str, typer.Option(help="gguf.")] = "gguf",
+    output: Annotated[Path, typer.Option(help="New folder to write.", show_default=False)],
+    format: Annotated[str, typer.Option(help="gguf or onnx.")] = "gguf",
     quantize: Annotated[
-        str, typer.Option(help="f32, f16, bf16, q8_0, q6_k, q5_k_m or q4_k_m.")
-    ] = "f16",
+        str | None,
+        typer.Option(
+            help="gguf: f32, f16 (default), bf16, q8_0, q6_k, q5_k_m or q4_k_m.",
+            show_default=False,
+        ),
+    ] = None,
     max_kl: Annotated[
         float | None,
         typer.Option(
-            help="Mean KL to the student, in nats, above which the file is refused; by format.",
+            help="Largest allowed mean KL to the student, nats; by default that of the format.",
             show_default=False,
         ),
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(help="Held-out text; that of limbeck by default.", show_default=False),
+        typer.Option(
+            help="Held-out text to compare on; limbeck's own by default.", show_default=False
+        ),
     ] = None,
     data_type: Annotated[str, typer.Option(help="text, completion or chat.")] = "text",
-    tokens: Annotated[int, typer.Option(min=2, help="Of held-out text.")] = 2048,
+    tokens: Annotated[int, typer.Option(min=2, help="Positions of held-out text.")] = 2048,
     calibration: Annotated[
         str | None,
         typer.Option(
@@ -50,22 +57,21 @@ def export(
         ),
     ] = None,
     teacher: Annotated[
-        Path | None,
-        typer.Option(help="Show the KL to this teacher as well.", show_default=False),
+        Path | None, typer.Option(help="Show the KL to this teacher as well.", show_default=False)
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print parity.json.")] = False,
 ) -> None:
-    """Write a student as a GGUF file for llama.cpp or Ollama, and verify it there.
+    """Write a student as a file for llama.cpp, Ollama or ONNX Runtime, and verify it there.
 
-    The file is run in llama.cpp on held-out text, and its logits, tokenisation, special tokens and
-    chat template are compared with the student's. A file that differs is not published. Needs
-    pip install 'limbeck[export]'.
+    The file is run in its runtime on held-out text, and its logits, tokenisation, special tokens
+    and chat template are compared with the student's. A file that differs is not published. Needs
+    pip install 'limbeck[export]' for gguf, 'limbeck[onnx]' for onnx.
 
     Examples: limbeck export runs/x --quantize q8_0 --output exports/x;
-    limbeck export student --quantize q4_k_m --output small --data chats.jsonl --data-type chat
+    limbeck export runs/x --format onnx --output exports/onnx
     """
-    options = {"max_kl": max_kl, "calibration": calibration, "calibration_type": data_type}
-    exporter = exporters.bind({"type": format, "quantize": quantize, **options}, "export")()
+    options = {"quantize": quantize, "max_kl": max_kl, "calibration": calibration}
+    exporter = chosen(format, {**options, "calibration_type": calibration and data_type})
     require_new(output, plan=False)
     exporter.require()
     text = HeldOutText(data_type, data or str(corpus_path("heldout")), tokens)
@@ -74,6 +80,12 @@ def export(
         reference = None if teacher is None else open_teacher(teacher, opened)
         report = export_student(exporter, opened, output, text, reference, status.update)
     typer.echo(json.dumps(report)) if as_json else Console().print(page(report, output))
+
+
+def chosen(format: str, options: Mapping[str, Any]) -> Exporter:
+    """The exporter of a format, with the options that were given."""
+    given = {name: value for name, value in options.items() if value is not None}
+    return exporters.bind({"type": format, **given}, "export")()
 
 
 def page(report: Mapping[str, Any], output: Path) -> RenderableType:
@@ -103,7 +115,7 @@ def page(report: Mapping[str, Any], output: Path) -> RenderableType:
 
 
 def teacher_rows(distance: Mapping[str, float] | None) -> list[tuple[str, str]]:
-    """What quantising costs, beside the distance that distillation left."""
+    """KL to the teacher of the student and of the file."""
     if distance is None:
         return []
     student, exported = distance["student"], distance["exported"]

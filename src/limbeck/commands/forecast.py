@@ -16,7 +16,7 @@ from limbeck.errors import ConfigError
 from limbeck.experiment import load, load_stages
 from limbeck.experiment.forecast import forecast_folder, run_pilots
 from limbeck.experiment.forecast_figures import Asked
-from limbeck.experiment.forecast_figures import forecast as foretell
+from limbeck.experiment.forecast_figures import forecast as predict
 from limbeck.files import write_text
 from limbeck.report.forecast_page import answer_table, forecast_page, sentences
 
@@ -61,7 +61,7 @@ def forecast(
     config, found = run_pilots(load(recipe, changes), pilots, overwrite=overwrite)
     if int(os.environ.get("RANK", "0")):
         return
-    answer = foretell(config, found, Asked(budget, hours, target_kl))
+    answer = predict(config, found, Asked(budget, hours, target_kl))
     folder = forecast_folder(config)
     write_text(folder / "forecast.json", json.dumps(answer, indent=1))
     write_text(folder / "forecast.html", forecast_page(answer, config.output.name))

@@ -26,11 +26,14 @@ def peek(
     temperatures: Annotated[
         str, typer.Option(help="Softmax temperatures, side by side; 1 is always shown.")
     ] = "1,2,4",
-    top: Annotated[int, typer.Option(min=1, help="How many of the teacher's tokens.")] = 5,
+    top: Annotated[
+        int, typer.Option(min=1, help="How many of the teacher's most probable tokens.")
+    ] = 5,
     html: Annotated[Path | None, typer.Option(help="Write a page to this file as well.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead.")] = False,
     revision: Annotated[
-        list[str] | None, typer.Option(help="Of the teacher; given twice, the student's too.")
+        list[str] | None,
+        typer.Option(help="Revision of the teacher; repeat for the student."),
     ] = None,
     trust_remote_code: Annotated[
         bool,

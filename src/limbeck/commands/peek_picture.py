@@ -138,7 +138,7 @@ def rest(position: Position, at: int, width: int) -> Text:
 
 
 def student_line(position: Position) -> Text:
-    """The student's own first choice, and how far it is from the teacher."""
+    """The student's most probable token, and its KL from the teacher."""
     assert position.student_first is not None
     line = Text("  student first: ", style=SOFT)
     line.append(visible(position.student_first), style=STUDENT)

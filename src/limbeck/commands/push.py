@@ -26,11 +26,11 @@ def push(
     repo: Annotated[str, typer.Argument(help="OWNER/NAME on the hub.", show_default=False)],
     *,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Write the repository into a folder; send nothing.")
+        bool, typer.Option("--dry-run", help="Write the files to --output; upload nothing.")
     ] = False,
     output: Annotated[
         Path | None,
-        typer.Option(help="Folder of --dry-run; new.", show_default=False),
+        typer.Option(help="New folder, for --dry-run.", show_default=False),
     ] = None,
     license: Annotated[
         str | None,
@@ -77,8 +77,13 @@ def fill(folder: Path, run: Path, card: ModelCard) -> None:
     """Write the repository: student, exported files, report, card."""
     ignored = shutil.ignore_patterns(MANIFEST)
     shutil.copytree(run / "student", folder, dirs_exist_ok=True, ignore=ignored)
-    for exported in sorted((run / "exports").glob("*/*.gguf")):
-        shutil.copy2(exported, folder)
+    for exported in sorted((run / "exports").glob("*")):
+        if files := list(
+            exported.glob("*.gguf")
+        ):  # one file is all, and the hub shows it at the top
+            shutil.copy2(files[0], folder)
+        else:
+            shutil.copytree(exported, folder / exported.name, ignore=ignored)
     shutil.copy2(run / "report.html", folder)
     (folder / CARD).write_text(str(card), encoding="utf-8")
 

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -16,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from limbeck.commands.arguments import Overrides, Recipe
-from limbeck.distributed import StopSignals
+from limbeck.distributed import StopSignals, World, all_sum
 from limbeck.distributed.stopping import reason
 from limbeck.errors import Stopped
 from limbeck.experiment import load
@@ -44,18 +45,18 @@ def record(
 
     The recipe's `record` section names form and folder. First a budget is printed: bytes a token,
     size, and error of several forms, measured with this teacher on this text. The recording can be
-    stopped or killed at any point and started again with the same command: finished shards stay.
-    Windows of evaluate.data that a run measures on are recorded as well.
+    stopped or killed at any point; the same command resumes it. The held-out text of evaluate.data
+    is recorded as well.
 
     Then: limbeck distill recipe.yaml teacher='{type: stored, path: stores/x}'
 
-    On several machines that share a folder, or whose parts `limbeck store merge` joins later:
-    limbeck record recipe.yaml --shards 1/16 (to 16/16). On several GPUs of one machine, each with
-    a whole teacher: torchrun --nproc-per-node 8 -m limbeck record recipe.yaml
+    On several machines with a shared folder, or with parts that `limbeck store merge` merges later:
+    limbeck record recipe.yaml --shards 1/16 (to 16/16). On several GPUs, the teacher sharded over
+    them: torchrun --nproc-per-node 8 -m limbeck record recipe.yaml
     """
     part = parse_part(shards)
     with StopSignals() as stop, Recording(load(recipe, overrides or [])) as recording:
-        check = partial(leave_if_asked, stop, recording.settings.output)
+        check = partial(leave_if_asked, stop, recording.world, recording.settings.output)
         check()
         is_main = recording.world.is_main
         if is_main:
@@ -82,9 +83,10 @@ def record(
             )
 
 
-def leave_if_asked(stop: StopSignals, folder: Path) -> None:
-    """Stop between two passes of the teacher after a signal."""
-    if number := reason(stop.counts()):
+def leave_if_asked(stop: StopSignals, world: World, folder: Path) -> None:
+    """Stop every rank between two passes of the teacher, after a signal to any of them."""
+    counts = torch.tensor(stop.counts(), device=world.device)
+    if number := reason(all_sum(counts).tolist()):
         raise Stopped(
             f"The recording was stopped by {number.name}; finished shards are kept in {folder}. "
             "Run the same command to continue.",

@@ -29,7 +29,9 @@ def report(
     ],
     output: Annotated[
         Path | None,
-        typer.Option(help="Page of several runs [comparison.html].", show_default=False),
+        typer.Option(
+            help="Page that compares several runs; comparison.html by default.", show_default=False
+        ),
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the comparison as JSON; write no page.")
@@ -37,12 +39,11 @@ def report(
 ) -> None:
     """Write the report of a run again, or compare several runs.
 
-    One run directory: its report.html. Several: a page and a table of their students, lowest
-    forward KL first, with differences paired by document where teacher and test text are the same,
-    and the options in which their recipes differ.
+    With one run directory: writes its report.html. With several: writes a page and prints a table
+    of their students, lowest forward KL first, with differences paired by document where teacher
+    and test text are the same, and the options in which their recipes differ.
 
-    The pages are one file each, without scripts and external references, so they can be sent by
-    mail.
+    Each page is one file, without scripts and external references.
 
     Examples: limbeck report runs/x; limbeck report runs/kl runs/jsd runs/ce --output page.html
     """

@@ -50,35 +50,41 @@ KvHeads = Annotated[
 ]
 Hidden = Annotated[int | None, typer.Option(min=1, help="Hidden size to keep.", show_default=False)]
 Output = Annotated[
-    Path | None, typer.Option(help="Folder for the student; new.", show_default=False)
+    Path | None, typer.Option(help="New folder for the student.", show_default=False)
 ]
 Share = Annotated[
     float | None,
-    typer.Option(min=0.0, max=1.0, help="Share of the parameters.", show_default=False),
+    typer.Option(min=0.0, max=1.0, help="Share of the parameters to keep.", show_default=False),
 ]
 Count = Annotated[
-    str | None, typer.Option(help="At most so many parameters: 60M.", show_default=False)
+    str | None, typer.Option(help="Largest number of parameters, e.g. 60M.", show_default=False)
 ]
-Shape = Annotated[str, typer.Option(help="What --keep and --params cut: depth, width or both.")]
+Shape = Annotated[str, typer.Option(help="What --keep and --params reduce: depth, width or both.")]
 Way = Annotated[
     str, typer.Option(help="How layers are chosen: even, block_influence, span or loss.")
 ]
 Text = Annotated[
     str | None,
     typer.Option(
-        help="Calibration text; that of --vocabulary, or what ships with limbeck.",
+        help="Calibration text; by default that of --vocabulary, or limbeck's corpus.",
         show_default=False,
     ),
 ]
 Vocabulary = Annotated[
     list[str] | None,
     typer.Option(
-        help="Keep the tokens of these data, or of a vocabulary.json; repeatable.",
+        help="Keep only the tokens used in this data, or listed in a vocabulary.json; repeatable.",
         show_default=False,
     ),
 ]
+Revision = Annotated[
+    str | None, typer.Option(help="Commit, tag or branch of the teacher.", show_default=False)
+]
+RemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run a model's own Python; needs a commit.")
+]
 Plan = Annotated[
-    bool, typer.Option("--plan", help="Propose three shapes, measured; write nothing.")
+    bool, typer.Option("--plan", help="Measure three shapes and print them; write nothing.")
 ]
 
 
@@ -97,12 +103,12 @@ def shrink(
     by: Way = "loss",
     vocabulary: Vocabulary = None,
     data: Text = None,
-    data_type: Annotated[str, typer.Option(help="A type of data.type.")] = "auto",
-    tokens: Annotated[int, typer.Option(min=2, help="Of calibration text.")] = 2048,
+    data_type: Annotated[str, typer.Option(help="Row format of --data, as data.type.")] = "auto",
+    tokens: Annotated[int, typer.Option(min=2, help="Positions of calibration text.")] = 2048,
     plan: Plan = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    revision: Annotated[str | None, typer.Option(show_default=False)] = None,
-    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code")] = False,
+    revision: Revision = None,
+    trust_remote_code: RemoteCode = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
 ) -> None:
     """Prune a teacher into a student: fewer layers, smaller widths, or a smaller vocabulary.

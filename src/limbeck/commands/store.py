@@ -79,9 +79,9 @@ def show(store: StorePath, as_json: AsJson = False) -> None:
 
 
 def verify(store: StorePath, as_json: AsJson = False) -> None:
-    """Check every file, record and token of a store; exit code 3 when something is damaged.
+    """Check every file, record and token of a store; exit code 3 if something is damaged.
 
-    Shards that are absent, as in the part of one machine, are listed and are no damage.
+    Absent shards, as in the part of one machine, are listed and are not an error.
     """
     damages = damage_of(store)
     header = read_header(store)
@@ -112,7 +112,7 @@ def verify(store: StorePath, as_json: AsJson = False) -> None:
 
 
 def repair(store: StorePath) -> None:
-    """Set damaged shards aside; the recording's command then records them again."""
+    """Rename damaged shards; the same `limbeck record` command then records them again."""
     damages = put_away(store)
     for each in damages:
         typer.echo(str(each))
@@ -130,10 +130,11 @@ def merge(
         list[Path], typer.Argument(help="Folders of one recording.", show_default=False)
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="The whole store.", show_default=False)
+        Path,
+        typer.Option("--output", "-o", help="New folder of the merged store.", show_default=False),
     ],
 ) -> None:
-    """Join the parts that several machines recorded; exit code 3 when a shard is in none."""
+    """Merge the parts that several machines recorded; exit code 3 if a shard is missing."""
     header = join(parts, output)
     missing = sorted(set(range(header.num_shards)) - set(finished_shards(output, header)))
     if missing:
@@ -160,20 +161,25 @@ def take_in(
         ),
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="The store to make.", show_default=False)
+        Path, typer.Option("--output", "-o", help="New folder of the store.", show_default=False)
     ],
     tokenizer: Annotated[
-        str, typer.Option(help="Folder or hub name of the teacher.", show_default=False)
+        str,
+        typer.Option(
+            help="Folder or hub name of the teacher's tokenizer and config.", show_default=False
+        ),
     ],
-    k: Annotated[int, typer.Option(min=1, help="Tokens kept of each position.")] = 32,
-    temperature: Annotated[float, typer.Option(help="At which they were recorded.")] = 1.0,
+    k: Annotated[int, typer.Option(min=1, help="Tokens kept at each position.")] = 32,
+    temperature: Annotated[
+        float, typer.Option(help="Temperature of the recorded probabilities.")
+    ] = 1.0,
     sequence_length: Annotated[int, typer.Option(min=1, help="Positions of the longest row.")] = (
         8192
     ),
 ) -> None:
-    """Make a store of what another tool recorded; its tokens must be those of the run's windows.
+    """Make a store from another tool's recording of the same rows of tokens.
 
-    No weights are at hand, so the teacher is known by its configuration only.
+    The teacher's weights are not read: only its configuration identifies it.
     """
     theirs = load_tokenizer(tokenizer)
     header = StoreHeader(

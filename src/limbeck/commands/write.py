@@ -25,13 +25,13 @@ def write(
     overrides: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
-    """Let the teacher answer the prompts of `data`, into a file that a run trains on.
+    """Let the teacher answer the prompts of `data`, and write the answers as training data.
 
     The recipe's `write` section names the file and the sampling. Everything before the last answer
     of a row of `data` is its prompt; rows without answers are prompts too. Answers that are empty,
     truncated, repeated or refused by a filter are dropped and counted. Writing can be stopped or
-    killed at any point and started again with the same command: the file is then the same, to the
-    byte, as without the interruption.
+    killed at any point; the same command resumes it, and the file is the same, to the byte, as
+    without the interruption.
 
     Then: limbeck distill recipe.yaml data.path=FILE data.type=auto
     """

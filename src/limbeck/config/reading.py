@@ -50,8 +50,36 @@ def read(path: Path, overrides: Iterable[str] = (), check: Check = lambda _: ())
         )
     config, problems = validated(tree, check)
     if config is None or problems:
-        raise ConfigError("\n  ".join([f"{path} cannot be run:", *one_line_each(problems)]))
+        raise refusal(path, problems)
     return config
+
+
+def require_options(path: Path, overrides: Iterable[str]) -> None:
+    """Refuse a recipe with unknown options or wrong values, before components are imported.
+
+    Components' own options, plugins and stages are left to `read`.
+
+    Raises:
+        ConfigError: As `read`.
+    """
+    tree = parse(path, overrides)
+    config, problems = (None, []) if "stages" in tree else closed_parts(tree)
+    if config is None and problems:
+        raise refusal(path, problems)
+
+
+def refusal(path: Path, problems: Iterable[Problem]) -> ConfigError:
+    """The error that names every mistake of a recipe."""
+    return ConfigError("\n  ".join([f"{path} cannot be run:", *one_line_each(problems)]))
+
+
+def closed_parts(tree: Mapping[str, Any]) -> tuple[RunConfig | None, list[Problem]]:
+    """The configuration of a tree, or None, and the mistakes outside components."""
+    problems = list(not_finite(tree))
+    try:
+        return TypeAdapter(RunConfig).validate_python(tree), problems
+    except ValidationError as error:
+        return None, problems + [explain(dict(e)) for e in error.errors()]
 
 
 def validated(
@@ -61,11 +89,9 @@ def validated(
 
     Plugins are imported before `check` looks at components.
     """
-    problems = list(not_finite(tree))
-    try:
-        config = TypeAdapter(RunConfig).validate_python(tree)
-    except ValidationError as error:
-        return None, problems + [explain(dict(e)) for e in error.errors()]
+    config, problems = closed_parts(tree)
+    if config is None:
+        return None, problems
     if failed := list(import_plugins(config.plugins)):
         return config, [*problems, *failed]  # the names they register would all be unknown
     return config, [*problems, *check(config)]
@@ -80,7 +106,7 @@ def one_line_each(problems: Iterable[Problem]) -> list[str]:
 
 
 def parse(path: Path, overrides: Iterable[str]) -> dict[str, Any]:
-    """The plain tree a recipe and its overrides stand for."""
+    """The nested dictionary of a recipe with its overrides."""
     try:
         size = path.stat().st_size
         if size > MAX_RECIPE_BYTES:
@@ -205,7 +231,7 @@ def is_branch(part: int | str) -> bool:
 
 
 def bounds(where: tuple[int | str, ...], error: Mapping[str, Any]) -> str:
-    """The whole range an option must lie in, as words."""
+    """The allowed range of an option, as text."""
     if where == ("objective", "alpha"):
         return "between 0 and 1"
     words = {"gt": "greater than", "ge": "at least", "lt": "less than", "le": "at most"}

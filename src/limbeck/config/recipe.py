@@ -252,8 +252,10 @@ class MemoryConfig:
     """Memory for the logits that exist at once, those of both models and what is done with them;
     `auto` holds 480 tokens' of any vocabulary: 180 MB for 49,152 on a CPU, 470 for 128,256; four
     times that on an accelerator."""
-    activation_checkpointing: bool = False
-    """Compute activations twice instead of keeping them."""
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    """Activations that a block computes again in the backward pass instead of keeping them. `full`:
+    all of them, for a third more operations in the student. `selective`: all but the results of
+    matrix products and attention, for hardly any more."""
     reduce_gradients: Literal["auto", "step", "micro_batch"] = "auto"
     """When ranks add up their gradients. `step`: once, after the last micro-batch; until then each
     rank keeps the gradients of all weights in float32, not its shard's only. `micro_batch`: after
@@ -296,6 +298,13 @@ class ParallelConfig:
     """Format the student computes in; its weights, gradients and optimizer state are float32.
     `auto` takes bfloat16 on CUDA devices that have it, and float32 elsewhere. `bfloat16` shards a
     single process's models as well, because FSDP2 casts the weights."""
+    teacher: Literal["shard", "replicate", "offload"] = "shard"
+    """`shard` spreads the teacher as the student. `replicate` keeps all of it on each rank, so that
+    its forward pass sends nothing. `offload` keeps each rank's shards in host memory, and copies
+    them to the device block by block in every forward pass."""
+    reduce_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Format in which gradients are sent to be added up over the ranks. `bfloat16` sends half the
+    bytes and rounds each gradient once; micro-batches, and copies, are added up in float32."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,7 +47,7 @@ class TrainableConfig:
 
 
 def trainable_problems(config: TrainableConfig) -> Iterator[Problem]:
-    """Mistakes that show without the student."""
+    """Errors that can be found without the student."""
     if config.lora is not None and config.freeze:
         yield Problem(
             "trainable.freeze",

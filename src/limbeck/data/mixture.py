@@ -163,7 +163,7 @@ def passes(data: TextData, num_rows: int) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class FirstRows:
-    """A text whose rows stand in the order in which a run reads them, each once.
+    """A text whose rows are in the order in which a run reads them, each once.
 
     Layers and widths chosen on its beginning are then chosen on all sources of a mixture.
     """

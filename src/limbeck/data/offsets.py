@@ -1,4 +1,4 @@
-"""From tokens back to the bytes of the text they stand for."""
+"""The bytes of the text that each token covers."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ def ask(
 def read(
     columns: dict[str, Any], encoder: Encoder, cut: int | None
 ) -> tuple[dict[str, Any], list[int]]:
-    """A prompt and its tokens; no tokens where there is nothing to answer.
+    """A prompt and its tokens; no tokens if there is nothing to answer.
 
     Args:
         cut: Keep so many first tokens; None keeps all.

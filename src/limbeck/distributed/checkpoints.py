@@ -263,7 +263,7 @@ def latest(checkpoints: Path, world: World | None = None) -> Path | None:
 
 
 def prune(checkpoints: Path, newest: Path, keep: int, protected: Collection[int]) -> None:
-    """Remove old checkpoints, after the newest is proven whole; rank 0 calls it.
+    """Remove old checkpoints after the newest was verified; called on rank 0.
 
     Args:
         checkpoints: Directory of checkpoints.
@@ -280,7 +280,7 @@ def prune(checkpoints: Path, newest: Path, keep: int, protected: Collection[int]
 
 
 def discard(path: Path) -> None:
-    """Remove a directory; killed half-way it leaves what `sweep` removes."""
+    """Remove a directory; `sweep` removes the rest if the process is killed meanwhile."""
     if not path.exists():
         return
     away = path.parent / f".tmp-old-{path.name}"
@@ -290,7 +290,7 @@ def discard(path: Path) -> None:
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether a directory is a whole checkpoint that says of itself what its name says."""
+    """Whether a directory is a complete checkpoint whose facts match its name."""
     found = manifest(path)
     return found is not None and found.get("step") == step_of(path)
 
@@ -304,7 +304,7 @@ def alone_quietly() -> Iterator[None]:
 
 
 def first_cause(error: CheckpointException) -> BaseException:
-    """What went wrong on the first rank that failed; the disk's own error where it was one."""
+    """The error of the first rank that failed; an OSError if it was one."""
     causes = [failure[0] for failure in error.failures.values()]
     disk = [cause for cause in causes if isinstance(cause, OSError)]
     return (disk or causes or [error])[0]
@@ -326,7 +326,7 @@ def step_of(path: Path) -> int:
 
 
 def parts_of(distiller: nn.Module, optimizers: Optimizers) -> Parts:
-    """Everything to save, under flat names; weights that are not trained are none of it."""
+    """Everything to save, under flat names; frozen weights are not included."""
     weights: dict[str, Any]
     state: dict[str, Any]
     if optimizers:

@@ -66,7 +66,7 @@ def fill(model: CausalLM, world: World) -> None:
             f"Every rank must read the same weights of this {model.family} model, but the files of "
             f"rank {different[0]} are not those of rank 0. Copy them again to that machine."
         )
-    give_memory(model.hf_model, world.device)
+    give_memory(model.hf_model, world.home)
     tensors = dict(model.hf_model.named_parameters()) | dict(model.hf_model.named_buffers())
 
     def read() -> None:
@@ -94,7 +94,7 @@ def give_memory(module: nn.Module, device: torch.device) -> None:
 
 
 def prove(model: CausalLM) -> None:
-    """What `load_model` proves of a model, inside `gathered`."""
+    """The checks of `load_model`, inside `gathered`."""
     prove_head(model)
     prove_documents_apart(model)
 

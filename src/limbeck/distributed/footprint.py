@@ -69,14 +69,16 @@ class StepFootprint:
     """One optimizer step on one rank.
 
     Attributes:
-        memory_bytes: Of all tensors at the step's peak, by purpose.
+        memory_bytes: Of all tensors on the device at the step's peak, by purpose.
         collectives: All of the step.
         flops: Of matrix products and attention, which is counted as if it were not causal.
+        host_bytes: Of weights in host memory, all the time.
     """
 
     memory_bytes: Mapping[str, int]
     collectives: tuple[Collective, ...]
     flops: int
+    host_bytes: int = 0
 
     @property
     def peak_bytes(self) -> int:
@@ -97,10 +99,11 @@ class Footprint(TorchDispatchMode):  # type: ignore[no-untyped-call]
         flops: Since `reset`.
     """
 
-    def __init__(self, modules: Iterable[nn.Module]) -> None:
+    def __init__(self, modules: Iterable[nn.Module], device_type: str | None = None) -> None:
         """
         Args:
             modules: Whose weights are there already.
+            device_type: Tensors elsewhere are not counted; None counts all.
         """
         super().__init__()  # type: ignore[no-untyped-call]
         self.live_bytes = self.peak_bytes = self.peak_operation = self.flops = 0
@@ -108,6 +111,7 @@ class Footprint(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._look: Callable[[], None] = lambda: None
         self._live: dict[int, tuple[int, tuple[int, ...], weakref.ref[Any]]] = {}
         self._collectives: dict[tuple[str, int, int], tuple[int, int]] = {}
+        self._device_type = device_type
         for module in modules:
             for tensor in (*module.parameters(), *module.buffers()):
                 self._note(local(tensor))
@@ -189,6 +193,8 @@ class Footprint(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._collectives[key] = (count + 1, before + size)
 
     def _note(self, tensor: Tensor) -> None:
+        if self._device_type not in (None, tensor.device.type):
+            return
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
         if key in self._live:
@@ -298,4 +304,4 @@ def prolonged(longer: StepFootprint, shorter: StepFootprint, more: int) -> StepF
             )
         )
     flops = longer.flops + more * (longer.flops - shorter.flops)
-    return StepFootprint(longer.memory_bytes, tuple(collectives), flops)
+    return replace(longer, collectives=tuple(collectives), flops=flops)

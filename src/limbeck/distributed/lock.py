@@ -20,7 +20,7 @@ OWNER = ".owner.json"
 
 @contextmanager
 def locked(folder: Path, world: World) -> Iterator[None]:
-    """Hold a run directory; the system lets go of it when the process dies, however it dies.
+    """Lock a run directory; the system releases the lock when the process ends in any way.
 
     Raises:
         TryLaterError: Another process holds it; the message says which.

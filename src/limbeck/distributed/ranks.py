@@ -10,7 +10,7 @@ import os
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -48,6 +48,7 @@ class World:
         device: Where this process computes.
         mesh: What models are sharded over; None for a single process that is not sharded.
         simulated: Whether the other ranks are simulated, and tensors have shapes only.
+        offload: Whether models that are sharded over it keep their shards in host memory.
     """
 
     rank: int
@@ -55,11 +56,26 @@ class World:
     device: torch.device
     mesh: DeviceMesh | None = None
     simulated: bool = False
+    offload: bool = False
 
     @property
     def is_main(self) -> bool:
         """Whether this process writes files and prints."""
         return self.rank == 0
+
+    @property
+    def unsharded(self) -> World:
+        """The same ranks, each of which keeps whole models."""
+        return replace(self, mesh=None)
+
+    def for_teacher(self, way: str) -> World:
+        """The same ranks for a teacher, which `parallel.teacher` may keep in another way."""
+        return self.unsharded if way == "replicate" else replace(self, offload=way == "offload")
+
+    @property
+    def home(self) -> torch.device:
+        """Where the shards of models are."""
+        return torch.device("cpu") if self.offload else self.device
 
     @property
     def reads_files(self) -> bool:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
     FSDPModule,
     MixedPrecisionPolicy,
+    OffloadPolicy,
     fully_shard,
     register_fsdp_forward_method,
 )
@@ -17,6 +20,7 @@ from torch.distributed.tensor import DTensor
 
 from limbeck.distributed.filling import fill, prove, unfilled
 from limbeck.distributed.ranks import World
+from limbeck.distributed.reduction import NarrowReduceScatter
 from limbeck.models import CausalLM
 
 
@@ -26,6 +30,7 @@ def shard(
     world: World,
     *,
     compute_dtype: torch.dtype | None = None,
+    reduce_dtype: torch.dtype = torch.float32,
 ) -> None:
     """Shard a module over all ranks: each block, each embedding, and the rest with the root.
 
@@ -41,28 +46,39 @@ def shard(
     Args:
         module: The root: FSDP2 gathers weights when the forward pass of *this* module begins.
         blocks: Its decoder blocks.
-        world: The ranks; without a mesh nothing happens.
+        world: The ranks; without a mesh nothing happens. With `offload` nothing is to be trained.
         compute_dtype: Type of the gathered weights and of the computation; gradients are summed in
             float32. None computes in the weights' own.
+        reduce_dtype: Type in which gradients are sent to be summed over the ranks of a shard group.
     """
     waiting = unfilled(module)
     if world.mesh is None:
         assert not waiting, "only a sharded model may leave its weights in their files"
         return
-    reduce_dtype = torch.float32 if compute_dtype in (torch.bfloat16, torch.float16) else None
+    summed_in = torch.float32 if compute_dtype in (torch.bfloat16, torch.float16) else None
     # Inputs stay as they are: a teacher's log-probabilities and token weights must reach the loss
     # in float32, and hidden states already have the compute data type.
     policy = MixedPrecisionPolicy(
-        param_dtype=compute_dtype, reduce_dtype=reduce_dtype, cast_forward_inputs=False
+        param_dtype=compute_dtype, reduce_dtype=summed_in, cast_forward_inputs=False
     )
+    where = OffloadPolicy()
+    if world.offload:
+        where = CPUOffloadPolicy(pin_memory=world.device.type == "cuda")
+    wrap = partial(fully_shard, mesh=world.mesh, mp_policy=policy, offload_policy=where)
     for block in blocks:
-        fully_shard(block, mesh=world.mesh, mp_policy=policy)
+        wrap(block)
     for model in module.modules():
-        for embedding in model.own_embeddings if isinstance(model, CausalLM) else ():
-            fully_shard(embedding, mesh=world.mesh, mp_policy=policy).set_unshard_in_backward(False)
-    fully_shard(module, mesh=world.mesh, mp_policy=policy, reshard_after_forward=False)
+        if isinstance(model, CausalLM):
+            model.device = world.device
+            for embedding in model.own_embeddings:
+                wrap(embedding).set_unshard_in_backward(False)
+    wrap(module, reshard_after_forward=False)
     for model in waiting:
         fill(model, world)
+    if reduce_dtype != torch.float32:
+        for part in module.modules():
+            if isinstance(part, FSDPModule):
+                part.set_custom_reduce_scatter(NarrowReduceScatter(reduce_dtype))
     become_root(module)
     with gathered(module):
         for model in waiting:

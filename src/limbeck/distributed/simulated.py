@@ -18,6 +18,7 @@ import torch.distributed as dist
 import torch.utils.backend_registration as backends
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore, _create_fake_pg
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -94,7 +95,7 @@ class Backend(backends._DummyBackendModule):
 
 
 class Answers(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Answers the questions about numbers that a step asks.
+    """Supplies the numbers that a step reads from the device.
 
     Every position is scored (`nonzero` of B positions gives B); a number read on the host is 0.0, 1
     or True: losses are finite, differences of two computations 0.
@@ -197,6 +198,8 @@ def simulated_world(
             Answers(),  # type: ignore[no-untyped-call]
             attention,
             torch.autograd.set_multithreading_enabled(False),
+            # Found in numbers that are not there: rank 0 is the first of each group.
+            replaced(DeviceMesh, "_compute_coordinate_on_dim", lambda mesh: (0,) * mesh.ndim),
             torch.device(place),  # models are made there: torch cannot move one without numbers
             replaced(nn.Module, "to", lambda module, *_, **__: module),
         ):

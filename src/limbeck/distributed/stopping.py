@@ -1,4 +1,4 @@
-"""Being asked to stop: a flag that signals set and loops read."""
+"""A stop request: a flag that signals set and loops read."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ MEASURED_ROWS = 4
 
 
 class Fidelity(Suite):
-    """Measures students against one teacher, whatever an objective requires of that teacher."""
+    """Measures students against one teacher, which only has to give distributions."""
 
     def __init__(self, context: SuiteContext) -> None:
         self._context = context

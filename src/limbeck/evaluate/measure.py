@@ -47,7 +47,7 @@ COPIES = 8
 
 @runtime_checkable
 class Documents(Protocol):
-    """What evaluation asks of a data set; `TextData` is one."""
+    """The interface of a data set for evaluation; `TextData` implements it."""
 
     @property
     def num_documents(self) -> int:

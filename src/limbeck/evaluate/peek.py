@@ -1,4 +1,4 @@
-"""Dark knowledge, position by position: the teacher's probabilities for the next token."""
+"""The teacher's probabilities for the next token, position by position."""
 
 from __future__ import annotations
 

@@ -20,17 +20,19 @@ from limbeck.checks import (
 )
 from limbeck.config import MemoryConfig, RunConfig
 from limbeck.data import length_problems
-from limbeck.distributed import StepFootprint, World, local, shard, simulated_world
+from limbeck.distributed import StepFootprint, World, local, simulated_world
 from limbeck.errors import ConfigError, RunError
 from limbeck.experiment.loading import load
-from limbeck.experiment.parts import STUDENT_DTYPE, prove_pair, shapes_of, shortest
+from limbeck.experiment.parts import (
+    STUDENT_DTYPE,
+    prove_pair,
+    shapes_of,
+    shard_student,
+    shortest,
+)
 from limbeck.experiment.trials import trials_of
 from limbeck.losses import build_objective
-from limbeck.models import (
-    Distiller,
-    choose_dtype,
-    make_trainable,
-)
+from limbeck.models import Distiller, make_trainable
 from limbeck.registry import type_of
 from limbeck.students import Origin, initialisers, reads_teacher
 from limbeck.teachers import LocalTeacher, TeacherRequest, require_local, teachers
@@ -85,7 +87,7 @@ def plan_here(recipe: Path, overrides: Sequence[str], ranks: int, hardware: Hard
 
 
 def require_plannable(config: RunConfig) -> None:
-    """Refuse recipes that say too little of a run without their text and their weights.
+    """Refuse recipes that cannot be planned without text and weights.
 
     Raises:
         ConfigError: Naming the option.
@@ -123,7 +125,8 @@ def sketch(config: RunConfig, world: World) -> Pair:
     Raises:
         ConfigError: They do not go together.
     """
-    teacher = require_local(teachers.bind(config.teacher, "teacher")(world), "check --plan")
+    place = world.for_teacher(config.parallel.teacher)
+    teacher = require_local(teachers.bind(config.teacher, "teacher")(place), "check --plan")
     origin = Origin(
         teacher.model,
         teacher.tokenizer,
@@ -145,9 +148,8 @@ def sketch(config: RunConfig, world: World) -> Pair:
     )
     needs = distiller.objective.needs
     teacher.require(TeacherRequest(needs=needs, vocabulary_size=vocabulary.size))
-    teacher.shard(world)
-    compute = choose_dtype(config.parallel.compute_dtype, world.device)
-    shard(distiller, student.model.blocks, world, compute_dtype=compute)
+    teacher.shard(place)
+    shard_student(distiller, config, world)
     return Pair(distiller, teacher)
 
 
@@ -155,7 +157,8 @@ def micro_batch_of(pair: Pair, config: RunConfig, world: World, hardware: Hardwa
     """Rows of a micro-batch: the recipe's, or what `auto` takes where the models lie."""
     length = config.data.sequence_length
     models = (pair.distiller, pair.teacher.model)
-    held = sum(local(p).nbytes for model in models for p in model.parameters())
+    tensors = (local(p) for model in models for p in model.parameters())
+    held = sum(t.nbytes for t in tensors if t.device.type == world.device.type)
     return choose_micro_batch(
         config.memory,
         pair.distiller.student,
@@ -195,7 +198,13 @@ def fixes_for(plan: Plan, pair: Pair, config: RunConfig, world: World) -> tuple[
         tried.append(fix)
         if fix.fits:
             return (fix,)
-    return tuple(tried[-1:])
+    if config.parallel.teacher == "offload":
+        return tuple(tried[-1:])
+    changed = replace(changed, parallel=replace(config.parallel, teacher="offload"))
+    assert changed.memory.micro_batch != "auto", "as above"
+    step = step_of(sketch(changed, world), changed, world, changed.memory.micro_batch)
+    overrides = f"{tried[-1].overrides} parallel.teacher=offload"
+    return (Fix(overrides, step.peak_bytes, fits(step.peak_bytes, cluster.hardware)),)
 
 
 def smaller(memory: MemoryConfig, micro_batch: int) -> list[tuple[str, MemoryConfig]]:
@@ -206,11 +215,14 @@ def smaller(memory: MemoryConfig, micro_batch: int) -> list[tuple[str, MemoryCon
         more = " memory.reduce_gradients=micro_batch"
         memory = replace(memory, micro_batch=micro_batch, reduce_gradients="micro_batch")
         ways.append((f"memory.micro_batch={micro_batch}{more}", memory))
-    checkpointed = replace(memory, micro_batch=micro_batch, activation_checkpointing=True)
-    text = f"memory.micro_batch={micro_batch} memory.activation_checkpointing=true{more}"
-    if not memory.activation_checkpointing:
+    checkpointed = replace(memory, micro_batch=micro_batch, activation_checkpointing="full")
+    text = f"memory.micro_batch={micro_batch} memory.activation_checkpointing=full{more}"
+    if memory.activation_checkpointing == "none":
+        selective = replace(checkpointed, activation_checkpointing="selective")
+        ways.append((text.replace("=full", "=selective"), selective))
+    if memory.activation_checkpointing != "full":
         ways.append((text, checkpointed))
-    single = f"memory.micro_batch=1 memory.activation_checkpointing=true{more}"
+    single = f"memory.micro_batch=1 memory.activation_checkpointing=full{more}"
     if micro_batch > 1:
         ways.append((single, replace(checkpointed, micro_batch=1)))
     text = f"{single} memory.head_budget_mb=256"

@@ -140,7 +140,7 @@ def finished(folder: Path) -> Finished:
 
 
 def short_names(places: Sequence[Path]) -> list[str]:
-    """The last parts of each path, as many as tell the paths apart.
+    """The last parts of each path, as many as make them different.
 
     Example:
         >>> short_names([Path("/runs/a/kl"), Path("/runs/b/kl")])

@@ -26,7 +26,7 @@ def export_problems(config: RunConfig) -> Iterator[Problem]:
 
 
 def exports_of(config: RunConfig) -> dict[str, Exporter]:
-    """The recipe's exporters, each under the name of its folder, as `gguf-q4_k_m`.
+    """The recipe's exporters, each under the name of its folder, as `gguf-q4_k_m` or `onnx`.
 
     Raises:
         ConfigError: Two have the same name.
@@ -35,7 +35,7 @@ def exports_of(config: RunConfig) -> dict[str, Exporter]:
     for index, spec in enumerate(config.export):
         exporter = exporters.bind(spec, f"export[{index}]")()
         stem, _, ending = exporter.suffix.removeprefix("-").rpartition(".")
-        name = f"{ending}-{stem}"
+        name = f"{ending}-{stem}" if stem else ending
         if name in found:
             raise ConfigError(f"export[{index}]: each format is exported once, got {name} twice.")
         found[name] = exporter

@@ -1,4 +1,4 @@
-"""What pilots foretell: a recipe's figures at several budgets, and the tokens to a divergence."""
+"""The answer of pilots: a recipe's figures at several budgets, and the tokens to a divergence."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def require_determined(curve: Curve, metric: str, tokens: float) -> None:
         )
     if not curve.determines(tokens):
         raise ConfigError(
-            f"A forecast's interval must be narrower than the fall it foretells, and the pilots "
+            f"A forecast's interval must be narrower than the fall it predicts, and the pilots "
             f"leave the {metric} at {tokens:,.0f} tokens at {shown(figure)}, after "
             f"{curve.values[0, -1]:.3f} at {last} tokens; runs vary by {curve.run_noise:.1%}. "
             f"{more}"

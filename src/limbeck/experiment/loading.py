@@ -111,6 +111,12 @@ def shared_problems(config: RunConfig) -> Iterator[Problem]:
             "must be auto for a shared student, which computes in its teacher's dtype, got "
             f"{config.parallel.compute_dtype}. Set teacher.dtype instead, or use type: copy.",
         )
+    if type_of(config.student) == "shared" and config.parallel.teacher == "offload":
+        yield Problem(
+            "parallel.teacher",
+            "must be shard or replicate for a shared student, whose weights are the teacher's, got "
+            "offload. Remove it, or use type: copy.",
+        )
 
 
 def parallel_problems(config: RunConfig) -> Iterator[Problem]:

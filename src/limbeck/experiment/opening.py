@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import NamedTuple
 
 from limbeck.config import RunConfig
@@ -23,15 +22,15 @@ class OpeningWorlds(NamedTuple):
 
 def opening_worlds(config: RunConfig, world: World) -> OpeningWorlds:
     """Whether teacher and student may stay in their files until they are sharded."""
-    whole = replace(world, mesh=None)
-    teacher = student = world
+    whole = world.unsharded
+    teacher, student = world.for_teacher(config.parallel.teacher), world
     notes: list[str] = []
     if config.trainable.lora is not None or config.trainable.freeze:
         student = whole
         notes.append("student: every rank loads all of it, because trainable changes or hashes it.")
     kind = type_of(config.student)
     cut = kind in ("depth", "copy") and student is whole
-    if reads_teacher(config.student) or cut:
+    if (reads_teacher(config.student) or cut) and teacher.mesh is not None:
         teacher = whole
         notes.append(
             f"teacher: every rank loads all of it before it is sharded, because a {kind} student "

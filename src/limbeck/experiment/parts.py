@@ -182,13 +182,12 @@ class Parts:
         distiller = Distiller(student, built)
         built.to(self.world.device)
         if not self.is_shared:  # FSDP2 would make each of the two its own copy
-            compute = choose_dtype(self.config.parallel.compute_dtype, self.world.device)
-            shard(distiller, student.blocks, self.world, compute_dtype=compute)
+            shard_student(distiller, self.config, self.world)
         return distiller
 
 
 def gather_parts(config: RunConfig, world: World) -> Parts:
-    """Load everything, and check that it belongs together."""
+    """Load everything, and check that it fits together."""
     require_alone_if_shared(config, world)
     together(lambda: require_inputs(config), world, main_only=True)
     by_rows = opening_worlds(config, world)
@@ -220,7 +219,7 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
     require_alignment(request.needs, teacher)
     teacher.require(request)
     if not is_shared(config):
-        teacher.shard(world)
+        teacher.shard(world.for_teacher(config.parallel.teacher))
     prompts = prompts_of(config, data)
     return Parts(
         config=config,
@@ -312,13 +311,24 @@ def request_of(
     )
 
 
+def shard_student(distiller: Distiller, config: RunConfig, world: World) -> None:
+    """Shard a student and its objective as the recipe's `parallel` says."""
+    shard(
+        distiller,
+        distiller.student.blocks,
+        world,
+        compute_dtype=choose_dtype(config.parallel.compute_dtype, world.device),
+        reduce_dtype=choose_dtype(config.parallel.reduce_dtype, world.device),
+    )
+
+
 def is_shared(config: RunConfig) -> bool:
     """Whether a recipe's student shares the teacher's weights."""
     return type_of(config.student) == "shared"
 
 
 def require_alone_if_shared(config: RunConfig, world: World) -> None:
-    """Refuse to spread a student that has its teacher's weights."""
+    """Refuse several ranks for a student that shares its teacher's weights."""
     if is_shared(config) and world.size > 1:
         raise ConfigError(
             f"student.type: a shared student needs one process, and there are {world.size}: models "

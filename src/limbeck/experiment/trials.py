@@ -110,7 +110,7 @@ def trials_of(config: RunConfig) -> list[Trial]:
 
 
 def grid_of(rates: float | tuple[float, ...]) -> tuple[float, ...]:
-    """One learning rate or several, as several."""
+    """The learning rates as a tuple."""
     return rates if isinstance(rates, tuple) else (rates,)
 
 
@@ -287,6 +287,8 @@ def fingerprint(parts: Parts, trial: Trial) -> dict[str, Any]:
         "compute_dtype": compute_dtype(parts),
         "plugins": [sha256(path) for path in parts.config.plugins],
     }
+    if (reduce_dtype := parts.config.parallel.reduce_dtype) != "float32":
+        facts["reduce_dtype"] = reduce_dtype
     frozen = parts.facts["trained"].get("frozen_sha256")
     return facts if frozen is None else facts | {"frozen_sha256": frozen}
 

@@ -27,6 +27,7 @@ class ExportedFile:
         max_positions: Longest sequence according to the file.
         normalisation: Unicode form (`NFC`) that the tokenizer applies and the runtime does not;
             None where both do the same.
+        weights: A second file beside it that holds the weights; None where one file is all.
     """
 
     path: Path
@@ -34,14 +35,11 @@ class ExportedFile:
     normalisation: str | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    weights: Path | None = None
 
 
-class Runtime(ABC):
-    """An exported file, loaded by the program that will run it."""
-
-    @abstractmethod
-    def logits(self, token_ids: Sequence[int]) -> Float[Tensor, "T V"]:
-        """Logits at every position of one sequence, on the CPU in float32."""
+class RuntimeTokenizer(ABC):
+    """What makes the tokens of an exported file: the file itself, or tokenizer files beside it."""
 
     @abstractmethod
     def tokenize(self, text: str, *, add_special: bool) -> list[int]:
@@ -63,11 +61,24 @@ class Runtime(ABC):
 
     @abstractmethod
     def end_ids(self) -> frozenset[int]:
-        """All tokens at which the runtime stops generating."""
+        """All tokens at which a generation stops."""
 
     @abstractmethod
     def render(self, chats: Sequence[Messages]) -> list[str] | None:
         """Chats by the file's own template, ready for an answer; None if it has no template."""
+
+
+class Runtime(ABC):
+    """An exported file, loaded by the program that will run it."""
+
+    @property
+    @abstractmethod
+    def tokenizer(self) -> RuntimeTokenizer:
+        """What makes its tokens."""
+
+    @abstractmethod
+    def logits(self, token_ids: Sequence[int]) -> Float[Tensor, "T V"]:
+        """Logits at every position of one sequence, on the CPU in float32."""
 
 
 class Exporter(ABC):
@@ -76,7 +87,7 @@ class Exporter(ABC):
     @property
     @abstractmethod
     def suffix(self) -> str:
-        """End of the file's name, as `-q8_0.gguf`."""
+        """End of the file's name, as `-q8_0.gguf` or `.onnx`."""
 
     @property
     @abstractmethod

@@ -28,7 +28,7 @@ SLIDING, FULL = "sliding_attention", "full_attention"
 
 @dataclass(frozen=True)
 class Family:
-    """How llama.cpp knows a family.
+    """A family's name and settings in llama.cpp.
 
     Attributes:
         activations: Activation functions that llama.cpp's is equal to.

@@ -24,7 +24,7 @@ from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
 from limbeck.errors import ConfigError, DataError
-from limbeck.export.base import Messages, Runtime
+from limbeck.export.base import Messages, Runtime, RuntimeTokenizer
 
 PARAMS_BYTES = 1024
 """More than any version's parameter structs, which are passed by value as an opaque block."""
@@ -211,8 +211,8 @@ def context_params(lib: Library, max_positions: int) -> Params:
     return params
 
 
-class LlamaCpp(Runtime):
-    """One model and context; made by `running`."""
+class LlamaCpp(Runtime, RuntimeTokenizer):
+    """One model and context, and its own tokenizer; made by `running`."""
 
     def __init__(
         self, lib: Library, path: Path, handles: tuple[int, int], max_positions: int
@@ -244,6 +244,10 @@ class LlamaCpp(Runtime):
         finally:
             self._call.llama_batch_free(batch)
 
+    @property
+    def tokenizer(self) -> RuntimeTokenizer:
+        return self
+
     def tokenize(self, text: str, *, add_special: bool) -> list[int]:
         data = text.encode()
         room = len(data) + 8
@@ -263,7 +267,7 @@ class LlamaCpp(Runtime):
         return self._token("llama_vocab_eos")
 
     def end_ids(self) -> frozenset[int]:
-        """All tokens at which llama.cpp stops: the file's, and those it knows by name."""
+        """All tokens at which llama.cpp stops: the file's, and those it recognises by name."""
         is_end = self._call.llama_vocab_is_eog
         return frozenset(i for i in range(self.vocabulary_size) if is_end(self._vocabulary, i))
 

@@ -14,7 +14,7 @@ from jinja2 import TemplateError
 from torch import Tensor
 
 from limbeck.errors import DataError
-from limbeck.export.base import ExportedFile, Runtime
+from limbeck.export.base import ExportedFile, Runtime, RuntimeTokenizer
 from limbeck.losses.distributions import log_softmax
 from limbeck.losses.divergences.kl import forward_kl
 from limbeck.models import CausalLM, PreTrainedTokenizerBase, evaluating
@@ -103,7 +103,7 @@ class Parity:
 
     @property
     def passed(self) -> bool:
-        """Whether the file is the student, as far as its number format allows."""
+        """Whether the file matches the student within the bounds of its number format."""
         return not self.problems and max(self.mean_kl, self.long_kl) <= self.max_kl
 
     def to_plain(self) -> dict[str, Any]:
@@ -138,12 +138,12 @@ def measure(
     max_kl: float,
     teacher: CausalLM | None = None,
 ) -> Parity:
-    """Run a file beside its student.
+    """Compare a file with its student.
 
     Args:
         windows: Token ids of held-out text, at least two a window; the last is the longest.
     """
-    problems = list(text_problems(student, tokenizer, runtime, file, windows))
+    problems = list(text_problems(student, tokenizer, runtime.tokenizer, file, windows))
     columns: list[Tensor] = []
     distances: list[Tensor] = []
     first = None
@@ -223,27 +223,27 @@ def difference(
 def text_problems(
     student: CausalLM,
     tokenizer: PreTrainedTokenizerBase,
-    runtime: Runtime,
+    exported: RuntimeTokenizer,
     file: ExportedFile,
     windows: Sequence[Sequence[int]],
 ) -> Iterator[str]:
     """What differs before the first logit: tokens, special tokens, chat template."""
-    yield from tokenisation_problems(tokenizer, runtime, file, windows)
+    yield from tokenisation_problems(tokenizer, exported, file, windows)
     for name, ours, theirs in (
-        ("BOS", tokenizer.bos_token_id, runtime.bos_id),
-        ("EOS", tokenizer.eos_token_id, runtime.eos_id),
+        ("BOS", tokenizer.bos_token_id, exported.bos_id),
+        ("EOS", tokenizer.eos_token_id, exported.eos_id),
     ):
         if ours is not None and ours != theirs:
             yield f"{name} is token {ours} in the student and {theirs} in the file."
-    if missing := sorted(student.end_ids - runtime.end_ids()):
+    if missing := sorted(student.end_ids - exported.end_ids()):
         listed = ", ".join(f"{i} ({tokenizer.decode([i])!r})" for i in missing)
         yield f"The student ends a text at {listed}, and the file does not."
-    yield from template_problems(tokenizer, runtime)
+    yield from template_problems(tokenizer, exported)
 
 
 def tokenisation_problems(
     tokenizer: PreTrainedTokenizerBase,
-    runtime: Runtime,
+    exported: RuntimeTokenizer,
     file: ExportedFile,
     windows: Sequence[Sequence[int]],
 ) -> Iterator[str]:
@@ -255,7 +255,7 @@ def tokenisation_problems(
         texts = [unicodedata.normalize("NFC", text) for text in texts]
     for text in texts:
         ours = backend_of(tokenizer).encode(text, add_special_tokens=False).ids
-        theirs = runtime.tokenize(text, add_special=False)
+        theirs = exported.tokenize(text, add_special=False)
         if ours != theirs:
             pairs = enumerate(zip(ours, theirs, strict=False))
             place = next((i for i, (a, b) in pairs if a != b), min(len(ours), len(theirs)))
@@ -265,15 +265,17 @@ def tokenisation_problems(
                 f"{str(tokenizer.decode(ours[max(place - 8, 0) : place]))!r}."
             )
             break
-    ours, theirs = list(tokenizer("a").input_ids), runtime.tokenize("a", add_special=True)
+    ours, theirs = list(tokenizer("a").input_ids), exported.tokenize("a", add_special=True)
     if ours != theirs:
         yield f"A text begins or ends in another way: 'a' is {ours} in the student, {theirs} there."
 
 
-def template_problems(tokenizer: PreTrainedTokenizerBase, runtime: Runtime) -> Iterator[str]:
+def template_problems(
+    tokenizer: PreTrainedTokenizerBase, exported: RuntimeTokenizer
+) -> Iterator[str]:
     """The first chat that the file renders in another way."""
     chats = [chat for chat in (CHAT, (SYSTEM, *CHAT)) if rendered(tokenizer, chat) is not None]
-    theirs = runtime.render(chats)
+    theirs = exported.render(chats)
     if (theirs is None) != (tokenizer.chat_template is None):
         bare, other = ("file", "student") if theirs is None else ("student", "file")
         yield f"The {bare} has no chat template, and the {other} has one."

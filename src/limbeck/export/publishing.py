@@ -18,6 +18,9 @@ from limbeck.files import publish, sha256, write_text
 from limbeck.models import CausalLM, ModelSource, PreTrainedTokenizerBase, load_model, model_facts
 from limbeck.tokenizers import load_tokenizer, prove_same_vocabulary, tokens_by_id
 
+SHORT = (2, 33)
+"""Lengths of two more windows: a traced graph may be right at the traced length only."""
+
 
 @dataclass(frozen=True)
 class Student:
@@ -86,7 +89,7 @@ def export_student(
     teacher: CausalLM | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Write a folder with the file, its parity and a Modelfile; or nothing, if parity fails.
+    """Write a folder with the file, its companions and its parity; or nothing, if parity fails.
 
     Args:
         teacher: Compared as well, for what quantising costs beside it.
@@ -111,7 +114,7 @@ def export_student(
             {
                 "student": dict(student.facts),
                 "file": path.name,
-                "bytes": path.stat().st_size,
+                "bytes": sum(part.stat().st_size for part in (path, file.weights) if part),
                 "sha256": sha256(path),
                 "text": {"name": Path(text.path).name, "type": text.kind},
                 **file.facts,
@@ -132,9 +135,10 @@ def verify(
     text: HeldOutText,
     teacher: CausalLM | None,
 ) -> Parity:
-    """A file beside its student: on windows of single documents, and all end to end as one."""
+    """Compare a file with its student on windows of documents, and on all concatenated."""
     rows = windows_of(student.tokenizer, file.max_positions, text)
-    windows = [*rows, [token for row in rows for token in row][: file.max_positions]]
+    short = [rows[0][:length] for length in SHORT]
+    windows = [*short, *rows, [token for row in rows for token in row][: file.max_positions]]
     model, limit = student.model, exporter.max_kl
     with exporter.run(file) as runtime:
         return measure(model, student.tokenizer, runtime, file, windows, limit, teacher)

@@ -2,6 +2,7 @@
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from limbeck.models.activation_checkpointing import checkpoint_activations, kept_values
 from limbeck.models.causal_lm import CausalLM
 from limbeck.models.device import SIMULATED, choose_device, choose_dtype
 from limbeck.models.distiller import Distiller
@@ -10,7 +11,6 @@ from limbeck.models.facts import configured_shape, loading_notes, model_facts, s
 from limbeck.models.freezing import make_trainable, trained_facts
 from limbeck.models.load import (
     copied_model,
-    enable_activation_checkpointing,
     load_model,
     new_model,
     open_model,
@@ -42,14 +42,15 @@ __all__ = [
     "PreTrainedTokenizerBase",
     "cache_folder",
     "captured_projections",
+    "checkpoint_activations",
     "choose_device",
     "choose_dtype",
     "configured_shape",
     "copied_model",
     "embedded_teacher",
-    "enable_activation_checkpointing",
     "evaluating",
     "head_error",
+    "kept_values",
     "load_model",
     "loading_notes",
     "make_trainable",

@@ -47,7 +47,7 @@ def segment_attention(
     sliding_window: int | None = None,
     **options: Any,
 ) -> tuple[Float[Tensor, "B T H e"], None]:
-    """Causal attention in which the segments of a row do not see each other.
+    """Causal attention inside each segment of a row.
 
     Args:
         attention_mask: `Batch.segment_borders` as `[1, 1, 1, S + 1]`, which transformers hands on
@@ -125,7 +125,7 @@ def one_by_one(
 def window_mask(
     length: int, sliding_window: int | None, device: torch.device
 ) -> Bool[Tensor, "1 1 T T"] | None:
-    """What each position sees; None if it is all before it."""
+    """The positions each position attends to; None if all before it."""
     if sliding_window is None or length <= sliding_window:
         return None
     seen = torch.ones(1, 1, length, length, dtype=torch.bool, device=device)

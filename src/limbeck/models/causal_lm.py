@@ -42,6 +42,7 @@ class CausalLM(nn.Module):
         self.adapters: Mapping[str, Adapter] = {}
         self.weight_files: WeightFiles | None = None
         self.whole_because: str | None = None
+        self._device: torch.device | None = None
         head = output_layer(hf_model)
         self.head_name = next(n for n, module in hf_model.named_modules() if module is head)
         self._vocabulary_size = self.vocabulary_rows
@@ -56,6 +57,15 @@ class CausalLM(nn.Module):
     def family(self) -> str:
         """The kind of model, as its configuration names it (`llama`, `qwen2`, ...)."""
         return str(self.config.model_type)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes, and batches must be; shards of its weights may be in host memory."""
+        return self.hf_model.device if self._device is None else self._device
+
+    @device.setter
+    def device(self, device: torch.device) -> None:
+        self._device = device
 
     @property
     def decoder(self) -> nn.Module:
@@ -211,7 +221,7 @@ class CausalLM(nn.Module):
         if room < 1:
             return []
         samples = sampling_temperature > 0
-        device = self.hf_model.device
+        device = self.device
         ids = torch.tensor([prompt_ids], device=device)
         others = [device] if device.type == "cuda" else []
         with evaluating(self), torch.random.fork_rng(others):

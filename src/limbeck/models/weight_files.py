@@ -79,7 +79,7 @@ class WeightFiles:
         return replace(self, tensors=kept)
 
     def fingerprint(self) -> str:
-        """sha256 over sizes, headers and samples of the files: cheap, and other weights differ.
+        """sha256 over sizes, headers and samples of the files; differs for other weights.
 
         It compares copies on several machines; `files_hash` identifies a model.
         """

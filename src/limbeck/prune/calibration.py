@@ -9,11 +9,10 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.linalg import vecdot
 
 from limbeck.batch import Batch
 from limbeck.errors import ConfigError
-from limbeck.losses.distributions import log_softmax
-from limbeck.losses.divergences.kl import forward_kl
 from limbeck.losses.head.fused import chunks
 from limbeck.models import CausalLM, evaluating
 
@@ -129,9 +128,14 @@ def costs(
     size = min(model.vocabulary_size, teacher.vocabulary_size)
     totals = torch.zeros(len(states), 2, dtype=torch.float64)
     for window in chunks(len(targets), CHUNK):
-        logp = log_softmax(teacher.head(teacher_states[window])[:, :size], 1.0)
+        logits = teacher.head(teacher_states[window])[:, :size]
+        p = logits.softmax(-1)
+        own = logits.logsumexp(-1) - vecdot(p, logits)
         for at, state in enumerate(states):
-            student = log_softmax(model.head(state[window])[:, :size], 1.0)
-            totals[at, 0] += forward_kl(student, logp).double().sum().cpu()
-            totals[at, 1] -= student.gather(1, targets[window, None]).double().sum().cpu()
+            logits = model.head(state[window])[:, :size]
+            normalizer = logits.logsumexp(-1)
+            forward_kl = normalizer - vecdot(p, logits) - own
+            cross_entropy = normalizer - logits.gather(1, targets[window, None]).squeeze(1)
+            for column, loss in enumerate((forward_kl, cross_entropy)):
+                totals[at, column] += loss.double().sum().cpu()
     return totals

@@ -174,7 +174,7 @@ def read_some(teacher: CausalLM, plan: ShardPlan) -> list[Read]:
     for place in chosen:
         sample = plan.sample(place)
         with evaluating(teacher):
-            hidden, _ = teacher(row_of([sample]).to(teacher.hf_model.device))
+            hidden, _ = teacher(row_of([sample]).to(teacher.device))
         found.append(Read(sample.key, hidden[:SAMPLED_POSITIONS]))
     return found
 

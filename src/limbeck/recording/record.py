@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
 import torch
 
 from limbeck.batch import Batch, Window
+from limbeck.distributed import World, gather_objects, together
 from limbeck.files import locked
+from limbeck.losses import TeacherSignal
 from limbeck.models import PreTrainedTokenizerBase
 from limbeck.recording.plan import PlannedWindow, ShardPlan, passes
 from limbeck.recording.progress import RecordingProgress
@@ -24,7 +27,7 @@ from limbeck.store import (
     shard_facts,
     write_head,
 )
-from limbeck.teachers import Teacher, require_local
+from limbeck.teachers import Teacher, find_local, require_local
 
 CREATION_TIMEOUT_S = 600.0
 """How long to wait for another process that creates the same store: it may write a head of GBs."""
@@ -47,22 +50,25 @@ class Recorder:
         plan: ShardPlan,
         header: StoreHeader,
         folder: Path,
-        device: torch.device,
+        world: World,
     ) -> None:
         """
         Args:
             teacher: Required to give distributions over the header's vocabulary, and its layers.
-            device: Where the teacher reads batches.
+            world: The ranks that record together; each gets shards of its own.
         """
         self._teacher = teacher
         self._plan = plan
         self._header = header
         self._folder = folder
-        self._device = device
+        self._world = world
         self._form = header.make_form()
 
     def begin(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Create the store, or check that the existing one is of the same teacher and data."""
+        """Create the store, or check that the existing one is of the same teacher and data.
+
+        The teacher's head must be gathered (`Teacher.restore`).
+        """
         taken = f"Another process is creating {self._folder}. Start again when it is done."
         with locked(self._folder / ".lock", taken, patience_s=CREATION_TIMEOUT_S):
             create(self._folder, self._header)
@@ -78,12 +84,48 @@ class Recorder:
     def record(
         self, shards: Sequence[int], progress: RecordingProgress, check: Callable[[], None]
     ) -> None:
-        """Record shards, one after another.
+        """Record shards, one after another; every rank calls it, with shards of its own.
+
+        A forward pass of a sharded teacher is a collective, so all ranks make the same number of
+        passes: a rank that has recorded all of its shards reads padding until the others have.
 
         Args:
-            check: Called between passes; an exception stops the recording and discards the
-                unfinished shard.
+            progress: Counts the positions of all ranks.
+            check: Every rank calls it between passes; an exception, which all ranks must raise
+                alike, stops the recording and discards unfinished shards.
         """
+        device, takes_part = self._world.device, find_local(self._teacher) is not None
+        idle = Batch.packed([]).to(device)
+        batch: Batch | None = None
+        answer: TeacherSignal | None = None
+
+        def advance() -> None:
+            nonlocal batch
+            try:
+                batch = passes_of_rank.send(answer)
+            except StopIteration:
+                batch = None
+
+        with closing(self._passes(shards, progress)) as passes_of_rank:
+            together(advance, self._world)
+            while positions := self._positions(batch):
+                check()
+                if batch is not None:
+                    answer = self._teacher.signal(batch.to(device))
+                elif takes_part:
+                    self._teacher.signal(idle)
+                together(advance, self._world)
+                progress.advance(positions)
+
+    def _positions(self, batch: Batch | None) -> int:
+        """Positions of the next pass, over all ranks."""
+        own = 0 if batch is None else batch.input_ids.numel()
+        return sum(gather_objects(own, self._world))
+
+    def _passes(
+        self, shards: Sequence[int], progress: RecordingProgress
+    ) -> Generator[Batch, TeacherSignal | None, None]:
+        """Batches for the teacher; what it answers to one is sent in, and written."""
         for shard in shards:
             taken = (
                 f"Only one process may record shard {shard} of {self._folder}, and another one "
@@ -91,31 +133,32 @@ class Recorder:
             )
             with locked(self._folder / f".lock-{shard:05d}", taken):
                 if self.left([shard]):
-                    self._record(shard, progress, check)
+                    yield from self._record(shard, progress)
 
-    def _record(self, shard: int, progress: RecordingProgress, check: Callable[[], None]) -> None:
+    def _record(
+        self, shard: int, progress: RecordingProgress
+    ) -> Generator[Batch, TeacherSignal | None, None]:
         places = self._plan.shards[shard]
         scored = 0
         with ShardWriter(self._folder, shard, self._header) as writer:
             rows = list(passes(places, self._header.sequence_length))
             self._announce(rows[:ROWS_AHEAD])
             for number, row in enumerate(rows):
-                check()
+                samples = [self._plan.sample(place) for place in row]
                 self._announce(rows[number + ROWS_AHEAD : number + ROWS_AHEAD + 1])
-                scored += self._record_row(row, writer)
-                progress.advance(sum(place.positions for place in row))
+                answer = yield row_of(samples)
+                assert answer is not None, "each batch is answered"
+                scored += self._write(samples, answer, writer)
         progress.finished(shard, self._header.num_shards, scored, writer.record_bytes)
 
     def _announce(self, rows: Sequence[Sequence[PlannedWindow]]) -> None:
-        """Tell the teacher what it will be asked for, if it works ahead."""
+        """Announce the next batches to a teacher that prefetches."""
         if self._teacher.works_ahead:
             self._teacher.prefetch([row_of(list(map(self._plan.sample, row))) for row in rows])
 
     @torch.no_grad()
-    def _record_row(self, row: Sequence[PlannedWindow], writer: ShardWriter) -> int:
-        """Record one forward pass over windows that do not attend to each other; scored tokens."""
-        samples = [self._plan.sample(place) for place in row]
-        answer = self._teacher.signal(row_of(samples).to(self._device))
+    def _write(self, samples: Sequence[Sample], answer: TeacherSignal, writer: ShardWriter) -> int:
+        """Write one forward pass over windows that do not attend to each other; scored tokens."""
         distribution, layers = answer.distribution, answer.layer_hidden
         assert distribution is not None, "the recording requires distributions"
         start = 0

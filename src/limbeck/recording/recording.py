@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from rich.console import Console
 
 from limbeck.config import RecordConfig, RunConfig
 from limbeck.data import load_held_out, load_text
-from limbeck.distributed import main_first, world
+from limbeck.distributed import World, gather_objects, main_first, together, world
 from limbeck.errors import ConfigError
 from limbeck.files import files_under
 from limbeck.losses import SignalNeeds
@@ -49,6 +49,8 @@ class Recorded:
 
     Attributes:
         shards: Shards of the complete store.
+        recorded: Shards that its ranks recorded now.
+        left: Shards of the complete store that are not there.
         scored: Scored positions of the complete store.
     """
 
@@ -76,7 +78,15 @@ class Recording:
         self.settings = settings_of(config)
         require_store_or_new(self.settings.output)
         with ExitStack() as stack:
-            self.world = stack.enter_context(world(choose_device(config.device), "none"))
+            parallel = config.parallel
+            self.world = stack.enter_context(
+                world(
+                    choose_device(config.device),
+                    parallel.shard,
+                    timeout_s=parallel.timeout_s,
+                    replicate=parallel.replicate,
+                )
+            )
             self._gather()
             self._stack = stack.pop_all()
 
@@ -88,10 +98,10 @@ class Recording:
 
     def _gather(self) -> None:
         config = self.config
-        whole = replace(self.world, mesh=None)  # every process records shards of its own
+        place = place_of_teacher(config, self.world)
         with main_first(self.world):
-            teacher = teachers.bind(config.teacher, "teacher")(whole)
-        teacher.shard(whole)
+            teacher = teachers.bind(config.teacher, "teacher")(place)
+        teacher.shard(place)
         self.teacher = recordable(teacher)
         tokenizer = self.tokenizer = teacher.tokenizer
         rows = teacher.info.vocabulary_rows
@@ -139,7 +149,7 @@ class Recording:
         return plan_shards(texts, self.settings.shard_tokens)
 
     def budget(self) -> Budget:
-        """Size and error of this form and of others, measured on a few windows.
+        """Size and error of this form and of others, measured on a few windows; on every rank.
 
         Raises:
             ConfigError: The teacher's model is not in this process.
@@ -157,39 +167,44 @@ class Recording:
     def record(
         self, part: tuple[int, int], budget: Budget | None, check: Callable[[], None]
     ) -> Recorded:
-        """Record the missing shards of a part; several processes share them.
+        """Record the missing shards of a part; every rank calls it, and takes a share of them.
 
         Args:
             part: 0-based number of the part, and number of parts.
             budget: For the check of free disk space; no check without it.
-            check: Called between the teacher's passes; raises to stop.
+            check: Called by every rank between the teacher's passes; raises on all to stop.
 
         Raises:
             DataError: The folder holds another store.
             StorageError: The disk has too little space.
         """
-        recorder = Recorder(
-            self.teacher, self.plan, self.header, self.settings.output, self.world.device
-        )
+        recorder = Recorder(self.teacher, self.plan, self.header, self.settings.output, self.world)
         number, parts = part
         rank, size = self.world.rank, self.world.size
         mine = own_shards(len(self.plan.shards), (number * size + rank, parts * size))
-        if budget is not None:
-            share = len(mine) / len(self.plan.shards)
-            require_room(budget, self.settings.output, share, self._bytes_of(mine))
-        recorder.begin(self.tokenizer)
+
+        def begin() -> None:
+            if budget is not None:
+                share = len(mine) / len(self.plan.shards)
+                require_room(budget, self.settings.output, share, self._bytes_of(mine))
+            recorder.begin(self.tokenizer)
+
+        self.teacher.restore()  # the head of a sharded teacher is gathered once, for all passes
+        together(begin, self.world)
         left = recorder.left(mine)
-        total = sum(place.positions for shard in left for place in self.plan.shards[shard])
-        progress = RecordingProgress(Console(stderr=True), total)
+        to_read = sum(place.positions for shard in left for place in self.plan.shards[shard])
+        console = Console(stderr=True, quiet=not self.world.is_main)
+        progress = RecordingProgress(console, sum(gather_objects(to_read, self.world)))
         try:
             recorder.record(left, progress, check)
         finally:
             progress.close()
+        self.teacher.release()
         everything = recorder.left(range(len(self.plan.shards)))
         return Recorded(
             self.settings.output,
             len(self.plan.shards),
-            len(left),
+            sum(gather_objects(len(left), self.world)),
             len(everything),
             self.plan.num_scored,
         )
@@ -213,6 +228,14 @@ def settings_of(config: RunConfig) -> RecordConfig:
             "teacher='{type: online, path: ...}'."
         )
     return config.record
+
+
+def place_of_teacher(config: RunConfig, world: World) -> World:
+    """The ranks over which the teacher is sharded; without a mesh each has all of it."""
+    parallel = config.parallel
+    alone = world.size == 1 and parallel.shard != "always" and parallel.teacher != "offload"
+    whole = alone or parallel.shard == "none"
+    return world.unsharded if whole else world.for_teacher(parallel.teacher)
 
 
 def recordable(teacher: Teacher) -> Teacher:

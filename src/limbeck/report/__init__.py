@@ -1,4 +1,4 @@
-"""What a run or a peek looks like to a reader: one self-contained HTML page each.
+"""Self-contained HTML pages of a run or a peek.
 
 A page fetches nothing and runs nothing. Everything in it that came from outside (names of models,
 text, recipes) is escaped.

@@ -42,7 +42,7 @@ def advice(evaluation: Evaluation | None, metrics: Sequence[Mapping[str, Any]]) 
 
 
 def worse_teacher(evaluation: Evaluation) -> Iterator[str]:
-    """Stop: a student learns from a teacher that predicts this text no better than it does."""
+    """Stop, if the teacher predicts this text worse than the student before training."""
     before = evaluation.teacher_advantage.get("initial")
     if before is not None and before.high is not None and before.high < 0:
         yield (

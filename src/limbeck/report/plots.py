@@ -179,7 +179,7 @@ def smooth(values: np.ndarray) -> np.ndarray:
 
 
 def inline(svg: str, name: str, title: str) -> Markup:
-    """A stand-alone SVG file as a part of a page: its ids its own, its colours the page's.
+    """A stand-alone SVG file as part of a page, with unique ids and the page's colours.
 
     matplotlib escapes the labels, and the rest is numbers, so it needs no escaping.
     """

@@ -1,4 +1,4 @@
-"""Numbers and tokens as a reader wants them."""
+"""Numbers and tokens as text for readers."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def sample(
     """
     if not prompts:
         return []
-    device, width = model.hf_model.device, max(map(len, prompts))
+    device, width = model.device, max(map(len, prompts))
     ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=device)
     real = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
     draw = GumbelDraw(model.vocabulary_size, sampling, seeds)
@@ -121,7 +121,7 @@ class TokenStream(BaseStreamer):
         self._on_tokens(list(self._written))
 
     def end(self) -> None:
-        """Nothing is held back."""
+        """End of the stream; nothing is buffered."""
 
 
 class GumbelDraw(LogitsProcessor):

@@ -49,7 +49,7 @@ def pretrained(
 
 
 def end_as(model: CausalLM, origin: Origin) -> None:
-    """Make a model begin, end and pad a text as the teacher does.
+    """Give a model the teacher's BOS, end and padding tokens.
 
     A chat model often ends a text with more tokens than its tokenizer's end token.
     """

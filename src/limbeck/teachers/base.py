@@ -187,6 +187,9 @@ class Teacher(ABC):
         """Spread its weights over the ranks, and adopt rank 0's hash of them; every rank calls it.
 
         Does nothing for a teacher without weights here.
+
+        Args:
+            world: The ranks; without a mesh each keeps all of the weights.
         """
 
     def with_needs(self, needs: SignalNeeds) -> Teacher:

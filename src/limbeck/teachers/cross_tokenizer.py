@@ -142,7 +142,7 @@ class CrossTokenizerTeacher(Teacher):
 
     @torch.no_grad()
     def signal(self, batch: Batch) -> TeacherSignal:
-        """One part, where both tokenizers stand at one byte, and likelihoods where they are read.
+        """One part where both tokenizations align, and likelihoods if they are needed.
 
         A batch without a text that can be aligned gives a part without positions.
         """

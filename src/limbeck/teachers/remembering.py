@@ -25,7 +25,7 @@ class RememberingTeacher(Teacher):
     def __init__(self, teacher: Teacher) -> None:
         """
         Args:
-            teacher: Asked once for each batch; distributions are all that it is required to give.
+            teacher: Called once for each batch; must give distributions only.
         """
         self._teacher = teacher
         self._signals: dict[bytes, TeacherSignal] = {}

@@ -1,4 +1,4 @@
-"""A teacher for each source: every document learns from its own."""
+"""A teacher for each source of documents."""
 
 from __future__ import annotations
 

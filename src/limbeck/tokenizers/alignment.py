@@ -33,7 +33,7 @@ class Alignment:
 
     @property
     def standing(self) -> Int64[np.ndarray, " t"]:
-        """For each student token the teacher token after which both stand at one byte, or -1.
+        """For each student token, the teacher token that ends at the same byte, or -1.
 
         Of several that stand there, the first of the teacher, whose others have no bytes, and the
         last of the student, which has read all of its beginning tokens.
@@ -47,7 +47,7 @@ class Alignment:
         return np.where(is_common, found, -1)
 
     def chunks(self, predicted: Bool[np.ndarray, " t"]) -> Chunks:
-        """The shortest byte ranges at whose ends both stand, as far as both predict all of them.
+        """The shortest byte ranges of whole tokens on both sides that both models predict.
 
         A token without bytes belongs to the chunk that follows it.
 
@@ -209,7 +209,7 @@ def whole_characters(raw: bytes, *, at_start: bool, at_end: bool) -> tuple[int, 
 def chunk_ends(
     first: Int64[np.ndarray, " t"], second: Int64[np.ndarray, " u"]
 ) -> Int64[np.ndarray, " c"]:
-    """Ends of the shortest byte ranges at whose ends both tokenisations stand.
+    """Ends of the shortest byte ranges that are whole tokens in both tokenisations.
 
     Args:
         first: Where the tokens of one end.

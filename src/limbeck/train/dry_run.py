@@ -6,8 +6,8 @@ import torch
 
 from limbeck.batch import Batch
 from limbeck.config import RunConfig
-from limbeck.distributed import Footprint, StepFootprint, World, by_purpose, prolonged
-from limbeck.models import Distiller, enable_activation_checkpointing
+from limbeck.distributed import Footprint, StepFootprint, World, by_purpose, local, prolonged
+from limbeck.models import Distiller, checkpoint_activations
 from limbeck.teachers import LocalTeacher
 from limbeck.train.micro_batch import reduces_once
 from limbeck.train.optimizers import make_optimizers
@@ -38,8 +38,7 @@ def dry_run(
         micro_batch: Rows of a micro-batch, each position scored.
         passes: Micro-batches of this rank in a step.
     """
-    if config.memory.activation_checkpointing:
-        enable_activation_checkpointing(distiller.student)
+    checkpoint_activations(distiller.student, config.memory.activation_checkpointing)
     # The device decides only whether there is a fused kernel, and the real one has it.
     cuda = torch.device("cuda")
     optimizers = make_optimizers(distiller, config.optim, 1e-4, cuda)
@@ -48,7 +47,9 @@ def dry_run(
     tokens = torch.zeros(micro_batch, length + 1, dtype=torch.int64, device=world.device)
     batch = Batch.from_tokens(tokens)
     models = {"student": distiller, "teacher": teacher.model}
-    footprint = Footprint(models.values())
+    footprint = Footprint(models.values(), world.device.type)
+    shards = [local(parameter) for parameter in teacher.model.parameters()]
+    host = sum(t.untyped_storage().nbytes() for t in shards if t.device.type != world.device.type)
     once = reduces_once(config.memory, distiller, world)
 
     def step(micro_batches: int) -> None:
@@ -68,7 +69,7 @@ def dry_run(
         step(repeated)
         footprint.reset(footprint.peak_operation, look)
         step(repeated)
-        figures = StepFootprint(held, footprint.collectives, footprint.flops)
+        figures = StepFootprint(held, footprint.collectives, footprint.flops, host)
         if passes > repeated:
             footprint.reset()
             step(repeated - 1)

@@ -25,7 +25,7 @@ from limbeck.distributed import (
 from limbeck.distributed.stopping import SIGNALS
 from limbeck.errors import ConfigError, NonFiniteError, Stopped
 from limbeck.files import sweep
-from limbeck.models import enable_activation_checkpointing
+from limbeck.models import checkpoint_activations
 from limbeck.train.metrics import JsonlSink, MetricSink
 from limbeck.train.micro_batch import (
     choose_micro_batch,
@@ -72,8 +72,7 @@ class Loop:
         self.totals = Totals()
         self._setup = setup
         self._rate = make_schedule(setup.optim, setup.learning_rate)
-        if setup.memory.activation_checkpointing:
-            enable_activation_checkpointing(setup.distiller.student)
+        checkpoint_activations(setup.distiller.student, setup.memory.activation_checkpointing)
         self._optimizers = make_optimizers(
             setup.distiller, setup.optim, setup.learning_rate, setup.world.device
         )

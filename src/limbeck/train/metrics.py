@@ -66,7 +66,7 @@ class JsonlSink:
 
 
 def is_json(line: str) -> bool:
-    """Whether a line is a JSON object; one cut off when a process died is not."""
+    """Whether a line is a JSON object; an incomplete last line is not."""
     try:
         return isinstance(json.loads(line), dict)
     except ValueError:

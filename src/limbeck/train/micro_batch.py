@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
@@ -13,11 +12,11 @@ from limbeck.config import MemoryConfig
 from limbeck.distributed import World, gather_objects, local
 from limbeck.errors import RunError
 from limbeck.losses.head.fused import head_bytes
-from limbeck.models import CausalLM
+from limbeck.models import CausalLM, kept_values
 
 KNOBS = (
     "Lower memory.micro_batch, memory.head_budget_mb or data.sequence_length, or set "
-    "memory.activation_checkpointing=true."
+    "memory.activation_checkpointing=full."
 )
 SHARE = 0.5
 """Part of the free memory a micro-batch's activations may take; the rest is for gradients,
@@ -88,23 +87,19 @@ def reduces_once(
     return all(gather_objects(more <= WHOLE_GRADIENTS * room, world))
 
 
-def row_bytes(student: CausalLM, sequence_length: int, checkpointed: bool) -> int:
+def row_bytes(student: CausalLM, sequence_length: int, checkpointing: str) -> int:
     """Estimate of the activations one row keeps until its backward pass, bytes.
 
-    Each linear layer keeps its input and its output is kept by what follows; norms, rotations and
-    attention keep about four more hidden states a block. Attention scores are not kept by the
-    kernels in use. With checkpointing a block keeps its input only, and one block is whole.
+    With checkpointing the blocks keep less, and one at a time is computed again.
     """
     element = next(student.parameters()).element_size()
-    blocks = [4 * student.width + linear_values(block.modules()) for block in student.blocks]
-    values = len(blocks) * student.width + max(blocks) if checkpointed else sum(blocks)
+    kept, all_values = (
+        [kept_values(block, student.width, how) for block in student.blocks]
+        for how in (checkpointing, "none")
+    )
+    again = max(whole - each for whole, each in zip(all_values, kept, strict=True))
+    values = sum(kept) + again
     return max(1, values * sequence_length * element)
-
-
-def linear_values(modules: Iterable[nn.Module]) -> int:
-    """Inputs and outputs of all linear layers among the modules, values a token."""
-    linear = (m for m in modules if isinstance(m, nn.Linear))
-    return sum(m.in_features + m.out_features for m in linear)
 
 
 def free_bytes(device: torch.device) -> int:

@@ -45,7 +45,7 @@ class Answer:
 
     @cached_property
     def repeated(self) -> float:
-        """Share of its 4-grams that stand earlier in it."""
+        """Share of its 4-grams that occur earlier in it."""
         return figures_of([asdict(self.rollout)])["rollout_repeated"]
 
     @cached_property

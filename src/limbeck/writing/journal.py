@@ -1,4 +1,4 @@
-"""A file of rows that grows batch by batch, beside what is known about it."""
+"""A file of rows that grows batch by batch, and a file with its progress."""
 
 from __future__ import annotations
 

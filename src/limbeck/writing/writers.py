@@ -87,7 +87,7 @@ class ServedWriter(Writer):
 
 
 def writer_of(teacher: Teacher, sampling: Sampling) -> Writer:
-    """What lets a teacher write.
+    """The writer for a teacher.
 
     Raises:
         ConfigError: It is not one model, here or in a server.

@@ -112,7 +112,7 @@ def first_messages(chat: Conversation, count: int) -> Conversation:
 
 
 def unwritten_tools(chat: Conversation, encoder: Encoder) -> str | None:
-    """What the template leaves out of a conversation with tools; None if nothing.
+    """What the template omits from a conversation with tools; None if nothing.
 
     Each name of a tool and each result is replaced by a probe, which must be in the rendering.
     """

@@ -1,4 +1,4 @@
-"""The forms a teacher's next-token distribution is held in, one a file."""
+"""The forms of a teacher's next-token distribution, one a file."""
 
 from limbeck.losses.distributions.base import FLOOR, LogProbPair, TeacherDistribution, log_softmax
 from limbeck.losses.distributions.full import DenseLogits, LazyLogits, Mixture

@@ -1,4 +1,4 @@
-"""Base class of the forms a teacher's next-token distribution is held in."""
+"""Base class of the forms of a teacher's next-token distribution."""
 
 from __future__ import annotations
 

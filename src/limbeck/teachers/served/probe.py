@@ -1,4 +1,4 @@
-"""The questions to a server before step 0: the model, its vocabulary, the form of its answers."""
+"""Checks of a server before step 0: the model, its vocabulary, the form of its answers."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Probed:
 
 
 def probe(server: Server, model: str, k: int, tokenizer: PreTrainedTokenizerBase) -> Probed:
-    """Ask a server everything that can be known before the first step.
+    """Query and check a server before the first step.
 
     Raises:
         ConfigError: It serves another model, reads text differently, or has too low a limit.
@@ -199,7 +199,7 @@ def common(a: Int64[np.ndarray, " k"], b: Int64[np.ndarray, " k"]) -> tuple[Any,
 
 
 def require_same_model(server: Server, model: str, probed: Probed) -> None:
-    """Refuse a server that came back as another model.
+    """Refuse a server that has another model after an interruption.
 
     Raises:
         DataError: Its log-probabilities of the probed text are others.

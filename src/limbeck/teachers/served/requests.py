@@ -52,7 +52,7 @@ class Connection:
 
 
 class Away(Exception):  # noqa: N818  (a state of the server, never raised to a user)
-    """The server did not answer, or said that it cannot now; `pause_s` is what it asked for."""
+    """The server did not answer or is busy; `pause_s` is the pause it asked for."""
 
     def __init__(self, reason: str, pause_s: float = 0.0) -> None:
         super().__init__(reason)
