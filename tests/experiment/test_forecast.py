@@ -60,14 +60,13 @@ def test_a_recipe_that_cannot_be_forecast_is_refused_before_it_runs(
 
 
 def test_a_forecast_runs_pilots_once_and_answers_from_them(tmp_path, capsys):
-    """Every step reads most of a small text, so that the pilots vary little."""
-    optim = {"learning_rate": 0.01, "steps": 300, "tokens_per_step": 256, "warmup_steps": 0.1}
+    optim = {"learning_rate": 0.01, "steps": 300, "tokens_per_step": 512, "warmup_steps": 0.1}
     objective = {"alpha": 1.0, "temperature": 1.0}
-    write_recipe(tmp_path, optim=optim, objective=objective, memory={"micro_batch": 32})
-    write_texts(tmp_path / "train.jsonl", 7, seed=1)
-    write_texts(tmp_path / "held.jsonl", 24, seed=2)
+    write_recipe(tmp_path, optim=optim, objective=objective, memory={"micro_batch": 16})
+    write_texts(tmp_path / "train.jsonl", 1100, seed=1)
+    write_texts(tmp_path / "held.jsonl", 40, seed=2)
     folder = tmp_path / "run" / "forecast"
-    predict(tmp_path, "--json", "--target-kl", "0.7", "--budget", "500000")
+    predict(tmp_path, "--json", "--target-kl", "0.7", "--budget", "250000")
     answer = json.loads((folder / "forecast.json").read_text())
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == answer
     assert [p["steps"] for p in answer["pilots"]] == [3, 3, 3, 6, 6, 12, 25]
@@ -75,7 +74,9 @@ def test_a_forecast_runs_pilots_once_and_answers_from_them(tmp_path, capsys):
     assert largest["tokens"] == steps_of(folder / "steps-25")[-1]["tokens"]
     rows = {row["budget"]: row for row in answer["rows"]}
     kl = rows["recipe"]["distilled"]["forward_kl"]
-    assert rows["--budget"]["tokens"] == 500_000
+    assert rows["--budget"]["tokens"] == 250_000
+    assert 3.5 < answer["recipe"]["passes"] < 4
+    assert rows["twice"]["distilled"]["forward_kl"] is None  # the text has not as much
     assert kl["low"] < kl["value"] < kl["high"] < largest["distilled"]["forward_kl"]
     assert answer["target"]["tokens"]["value"] > largest["tokens"]
     assert "<svg" in (folder / "forecast.html").read_text()
@@ -86,6 +87,9 @@ def test_a_forecast_runs_pilots_once_and_answers_from_them(tmp_path, capsys):
     predict(tmp_path)
     assert "What a budget reaches" in capsys.readouterr().out
     assert metrics.read_bytes() == before
+    (folder / "text.json").write_text('{"rows": 480}')
+    with pytest.raises(ConfigError, match="at most 4 times, and this one reads it 10 times"):
+        predict(tmp_path)
     with pytest.raises(ConfigError, match="steps-3 is of another"):
         predict(tmp_path, "optim.learning_rate=0.02")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import math
 import shutil
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,8 @@ RATIO = 2
 """Each pilot has this many times the steps of the one before."""
 EXTRA = (2, 1)
 """Further runs of the smallest pilots, with another order of the text: how much do runs vary?"""
+TEXT = "text.json"
+"""The number of rows of the training text, beside the pilots."""
 MIN_STEPS = 3
 """Fewer steps are no run whose learning rate rises and falls."""
 
@@ -177,6 +180,8 @@ def train_pilots(run: Run, pilots: Sequence[Pilot], stop: StopSignals) -> None:
     if student is not None and student.model.weight_files is None:
         run.parts.student = None  # every pilot opens the one that was saved
     del student
+    rows = {"rows": run.parts.data.num_rows}
+    together(lambda: write_text(place / TEXT, json.dumps(rows)), run.world, main_only=True)
     runner = TrialRunner(run.parts, initial, stop)
     for pilot in pilots:
         # What is measured before training is the same for all pilots, and kept beside them.
@@ -235,6 +240,13 @@ def measured(pilots: Sequence[Pilot]) -> dict[str, Pilots]:
             per_step = last["tokens"] / pilot.config.optim.num_steps
         found[first.name] = Pilots(tuple(runs), seconds, per_step)
     return found
+
+
+def passes(config: RunConfig) -> float:
+    """How often a recipe reads its training text; its pilots have measured the text."""
+    text = json.loads((forecast_folder(config) / TEXT).read_text(encoding="utf-8"))
+    rows: int = text["rows"]
+    return config.optim.num_steps * config.optim.rows_per_step(config.data.sequence_length) / rows
 
 
 def forecast_folder(config: RunConfig) -> Path:

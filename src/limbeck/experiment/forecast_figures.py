@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from limbeck.config import RunConfig
+from limbeck.data.mixture import MOST_PASSES
 from limbeck.errors import ConfigError
 from limbeck.evaluate.scaling import Curve, fit_curve
 from limbeck.evaluate.scores import Interval
-from limbeck.experiment.forecast import Pilot, Pilots, measured
+from limbeck.experiment.forecast import Pilot, Pilots, measured, passes
 
 METRICS = ("forward_kl", "cross_entropy")
 MULTIPLES = {"half": 0.5, "recipe": 1.0, "twice": 2.0, "four times": 4.0}
@@ -41,6 +42,14 @@ def forecast(config: RunConfig, pilots: Sequence[Pilot], asked: Asked) -> dict[s
     Raises:
         ConfigError: The pilots do not determine the student's figure at the recipe's tokens.
     """
+    times = passes(config)
+    if times > MOST_PASSES:
+        raise ConfigError(
+            f"A forecast needs a recipe that reads its text at most {MOST_PASSES:g} times, and "
+            f"this one reads it {times:.3g} times: its pilots read it once or less, and a text "
+            "that is read again teaches less than their curve says. Give more text, or lower "
+            "optim.steps."
+        )
     found = measured(pilots)
     known = [m for m in METRICS if m in found["distilled"].runs[0].scores.metrics]
     curves = {
@@ -50,8 +59,9 @@ def forecast(config: RunConfig, pilots: Sequence[Pilot], asked: Asked) -> dict[s
     main = found["distilled"]
     tokens = main.tokens_per_step * config.optim.num_steps
     require_determined(curves["distilled"][known[0]], known[0], tokens)
+    most = MOST_PASSES / times * tokens
     return {
-        "recipe": {"steps": config.optim.num_steps, "tokens": round(tokens)},
+        "recipe": {"steps": config.optim.num_steps, "tokens": round(tokens), "passes": times},
         "pilots": list(pilot_rows(pilots, found, known)),
         "students": {
             name: {
@@ -65,7 +75,7 @@ def forecast(config: RunConfig, pilots: Sequence[Pilot], asked: Asked) -> dict[s
                 "budget": label,
                 "tokens": round(budget),
                 "hours": {n: budget * p.seconds_per_token / 3600 for n, p in found.items()},
-                **{name: figures(each, budget) for name, each in curves.items()},
+                **{name: figures(each, budget, most) for name, each in curves.items()},
             }
             for label, budget in budgets(tokens, asked, main).items()
         ],
@@ -136,9 +146,10 @@ def budgets(tokens: float, asked: Asked, pilots: Pilots) -> dict[str, float]:
     return dict(sorted(found.items(), key=lambda item: item[1]))
 
 
-def figures(curves: Mapping[str, Curve], tokens: float) -> dict[str, Interval | None]:
-    """Every metric at a budget."""
-    return {metric: figure(curve, tokens) for metric, curve in curves.items()}
+def figures(curves: Mapping[str, Curve], tokens: float, most: float) -> dict[str, Interval | None]:
+    """Every metric at a budget; none where the text would be read too often."""
+    is_new = tokens <= most
+    return {metric: figure(curve, tokens) if is_new else None for metric, curve in curves.items()}
 
 
 def figure(curve: Curve, tokens: float) -> Interval | None:
