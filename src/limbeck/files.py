@@ -103,15 +103,34 @@ def locked(path: Path, taken: str, *, patience_s: float = 0.0) -> Iterator[None]
         lock.release()
 
 
-def seal(directory: Path, facts: Mapping[str, Any]) -> None:
-    """Write the manifest of everything in a directory, and sync it all."""
+def seal(
+    directory: Path, facts: Mapping[str, Any], known: Mapping[str, Sequence[Any]] | None = None
+) -> None:
+    """Write the manifest of everything in a directory, and sync it all.
+
+    Args:
+        known: Size and sha256, by name, of files that others have written, synced and hashed.
+
+    Raises:
+        StorageError: One of those is not there, or of another size.
+    """
+    known = {} if known is None else known
+    present = {p.relative_to(directory).as_posix(): p for p in files_under(directory)}
+    for name, (size_bytes, _) in known.items():
+        if name not in present or present[name].stat().st_size != size_bytes:
+            raise StorageError(
+                f"{directory} must hold {name} with {size_bytes:,} bytes, which another rank has "
+                "written, and does not. All ranks need one folder: choose an output on a disk that "
+                "all machines share."
+            )
     sums = {
-        p.relative_to(directory).as_posix(): [p.stat().st_size, sha256(p)]
-        for p in files_under(directory)
+        name: known[name] if name in known else [path.stat().st_size, sha256(path)]
+        for name, path in present.items()
     }
     (directory / MANIFEST).write_text(sealed_text({"files": sums, **facts}), encoding="utf-8")
     for path in [*directory.rglob("*"), directory]:
-        sync(path)
+        if path.relative_to(directory).as_posix() not in known:
+            sync(path)
 
 
 def publish(final: Path, write: Callable[[Path], None], facts: Mapping[str, Any]) -> None:

@@ -115,10 +115,11 @@ def test_a_nan_gradient_changes_no_weights():
 def test_a_step_with_nothing_scored_has_no_gradient_and_a_loss_of_zero():
     distiller, teacher = toy_pair()
     empty = [ToyBatches().batch([])]
-    step_tokens, stop, failed = count_step(empty, [0] * len(SIGNALS), ALONE)
+    step_tokens, stop, failed, writing = count_step(empty, [0] * len(SIGNALS), ALONE)
     assert step_tokens == 0
     assert stop is None
     assert not failed
+    assert not writing
     accumulated = accumulate(distiller, teacher, empty, step_tokens, ALONE)
     assert accumulated.sums.tolist() == [0.0] * len(accumulated.sums)
     assert all(p.grad is None or not p.grad.any() for p in distiller.parameters())

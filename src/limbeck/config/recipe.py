@@ -273,6 +273,10 @@ class CheckpointConfig:
     """Newest checkpoints kept."""
     keep_best: bool = True
     """Also keep the checkpoint with the lowest held-out forward KL, and make it the student."""
+    asynchronous: bool = False
+    """Write checkpoints while training goes on. Steps then wait for a copy in host memory only: of
+    each trained parameter 12 bytes with AdamW, divided by the ranks. A checkpoint is published in
+    the first step after all ranks have written it; the next one waits for it."""
     student_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Format of the finished student's weights. They are trained in float32, and rounded to it
     before the student is measured and saved."""

@@ -5,7 +5,6 @@ from limbeck.distributed.checkpoints import (
     latest,
     load_checkpoint,
     prune,
-    save_checkpoint,
     set_damaged_aside,
 )
 from limbeck.distributed.filling import fill, model_for
@@ -27,6 +26,7 @@ from limbeck.distributed.ranks import (
     together,
     world,
 )
+from limbeck.distributed.saving import Saving, begin_saving, save_checkpoint, started
 from limbeck.distributed.sharding import (
     abandon_pass,
     full_weights,
@@ -47,12 +47,14 @@ from limbeck.distributed.turns import main_first
 __all__ = [
     "Collective",
     "Footprint",
+    "Saving",
     "StepFootprint",
     "StopSignals",
     "World",
     "abandon_pass",
     "all_sum",
     "barrier",
+    "begin_saving",
     "broadcast_object",
     "by_purpose",
     "checkpoint_name",
@@ -77,6 +79,7 @@ __all__ = [
     "set_damaged_aside",
     "shard",
     "simulated_world",
+    "started",
     "together",
     "unsharded",
     "whole",

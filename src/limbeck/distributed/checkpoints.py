@@ -1,4 +1,4 @@
-"""Saving and loading a run: safetensors and JSON, whole or not there, never a pickle.
+"""Checkpoints of a run: safetensors and JSON, whole or not there, never a pickle.
 
 A checkpoint is a directory `step-000250` with one safetensors file a rank (weights and optimizer
 state under flat names), `state.json` (numbers of the optimizer, random states in hexadecimal, what
@@ -20,22 +20,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.hf_storage import (
-    HuggingFaceStorageReader,
-    HuggingFaceStorageWriter,
-)
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_state_dict,
     set_state_dict,
 )
 from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
 
-from limbeck.distributed.ranks import World, broadcast_object, gather_objects, together
+from limbeck.distributed.ranks import World, broadcast_object, together
 from limbeck.distributed.sharding import local
 from limbeck.errors import DataError, StorageError
-from limbeck.files import damage, manifest, raise_if_storage, seal, staging, sync
+from limbeck.files import damage, manifest
 
 FLAT = StateDictOptions(flatten_optimizer_state_dict=True, strict=False)
 STATE = "state.json"
@@ -65,77 +61,6 @@ def checkpoint_name(step: int) -> str:
         'step-000250'
     """
     return f"step-{step:06d}"
-
-
-def save_checkpoint(
-    folder: Path,
-    step: int,
-    distiller: nn.Module,
-    optimizers: Optimizers,
-    facts: Mapping[str, Any],
-    world: World,
-) -> Path:
-    """Publish a checkpoint; every rank calls it, and returns when it is whole.
-
-    Args:
-        folder: Directory of checkpoints.
-        step: Optimizer steps taken; names the checkpoint.
-        distiller: The student and its objective.
-        optimizers: Theirs.
-        facts: What `load_checkpoint` gives back, JSON.
-        world: The ranks.
-
-    Raises:
-        StorageError: The disk is full or may not be written; older checkpoints are intact.
-    """
-    final = folder / checkpoint_name(step)
-    parts = parts_of(distiller, optimizers)
-    states = gather_objects(random_state(world.device), world)
-    needed = sum(t.numel() * t.element_size() for t in parts.tensors.values())  # copies once
-    temporary = Path(broadcast_object(str(staging(final)), world))
-    body = {"format": FORMAT, "facts": dict(facts), "numbers": parts.numbers, "random": states}
-
-    def prepare() -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        require_room(final, needed)
-        temporary.mkdir()
-
-    def write() -> None:
-        write_tensors(parts.tensors, temporary, world)
-
-    def finish() -> None:
-        (temporary / STATE).write_text(json.dumps(body, sort_keys=True), encoding="utf-8")
-        seal(temporary, {"kind": "checkpoint", "step": step})
-        if final.exists() and manifest(final) is None:
-            discard(final)  # a damaged one of an earlier life does not exist
-        temporary.rename(final)
-        sync(folder)
-
-    def storage_errors_named() -> None:
-        try:
-            for action, main_only in ((prepare, True), (write, False), (finish, True)):
-                together(action, world, main_only=main_only)
-        except BaseException as error:
-            if world.is_main and not isinstance(error, StorageError):
-                raise_if_storage(error, final, temporary)
-            raise
-
-    try:
-        together(storage_errors_named, world)
-    finally:
-        if world.is_main:
-            shutil.rmtree(temporary, ignore_errors=True)
-    return final
-
-
-def write_tensors(tensors: Mapping[str, Tensor], folder: Path, world: World) -> None:
-    """Write every rank's part of some tensors into a directory."""
-    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
-    try:
-        with alone_quietly():
-            save(dict(tensors), storage_writer=writer, no_dist=world.size == 1)
-    except CheckpointException as error:  # no Exception, and it hides the disk's own words
-        raise first_cause(error) from error
 
 
 def load_checkpoint(

@@ -17,8 +17,6 @@ from limbeck.distributed import (
     gathered,
     latest,
     load_checkpoint,
-    prune,
-    save_checkpoint,
     set_damaged_aside,
     together,
 )
@@ -26,6 +24,7 @@ from limbeck.distributed.stopping import SIGNALS
 from limbeck.errors import ConfigError, NonFiniteError, Stopped
 from limbeck.files import sweep
 from limbeck.models import checkpoint_activations
+from limbeck.train.checkpointer import Checkpointer
 from limbeck.train.metrics import JsonlSink, MetricSink
 from limbeck.train.micro_batch import (
     choose_micro_batch,
@@ -59,6 +58,7 @@ def train(setup: TrainSetup) -> TrainResult:
     try:
         while not loop.is_finished:
             loop.step()
+        loop.finish_saving()
         loop.raise_failed_sink()
     finally:
         loop.close()
@@ -82,7 +82,7 @@ class Loop:
         self._reduce_once = reduces_once(setup.memory, setup.distiller, setup.world)
         self._failed_sink: Exception | None = None
         self._resumed_from: int | None = None
-        self._saved_at: int | None = None
+        self._checkpointer = Checkpointer(setup, self._optimizers)
         self._fingerprint = {**setup.fingerprint, "sample_order": setup.source.fingerprint}
 
     @property
@@ -117,7 +117,7 @@ class Loop:
             require_same(facts["fingerprint"], self._fingerprint)
             more = more_steps(facts["fingerprint"], self._fingerprint)
             self.totals = Totals(**facts["totals"])
-            self._resumed_from = self._saved_at = self.totals.step
+            self._resumed_from = self._checkpointer.saved_at = self.totals.step
         if not self.totals.micro_batch or setup.memory.micro_batch != "auto":
             self.totals.micro_batch = choose_micro_batch(
                 setup.memory,
@@ -184,11 +184,16 @@ class Loop:
         micro_batches = data.cut(self.totals.micro_batch)
         asked = [0] * len(SIGNALS) if setup.stop is None else setup.stop.counts()
         failed = self._failed_sink is not None
-        step_tokens, stop, failed = count_step(micro_batches, asked, setup.world, failed=failed)
+        step_tokens, stop, failed, writing = count_step(
+            micro_batches, asked, setup.world, failed=failed, writing=self._checkpointer.is_writing
+        )
         if failed:
+            self.finish_saving()
             self.raise_failed_sink()
         if stop is not None:
             self._stop(stop)
+        if not writing:
+            self._checkpointer.finish()
         self._prefetch(micro_batches)
         try:
             accumulated: Accumulated = accumulate(
@@ -278,6 +283,7 @@ class Loop:
             main_only=True,
         )
         if totals.bad_in_row >= setup.optim.max_bad_steps:
+            self.finish_saving()
             raise NonFiniteError(
                 f"Losses and gradients must be numbers; {totals.bad_in_row} steps in a row up to "
                 f"step {totals.step} had some that are not. Rows {named} of "
@@ -310,31 +316,19 @@ class Loop:
         return True
 
     def _save(self) -> None:
-        """Publish a checkpoint, then remove old ones."""
-        setup, totals = self._setup, self.totals
+        """Save this step; what is removed afterwards is chosen as of now."""
+        totals = self.totals
         facts = {"totals": totals.facts(), "fingerprint": self._fingerprint}
-        final = save_checkpoint(
-            setup.checkpoints,
-            totals.step,
-            setup.distiller,
-            self._optimizers,
-            facts,
-            setup.world,
-        )
-        self._saved_at = totals.step
-        best = totals.best_step if setup.checkpoint.keep_best else None
+        best = totals.best_step if self._setup.checkpoint.keep_best else None
         protected = {step for step in (best, self._resumed_from) if step is not None}
-        together(
-            lambda: prune(setup.checkpoints, final, setup.checkpoint.keep, protected),
-            setup.world,
-            main_only=True,
-        )
+        self._checkpointer.save(totals.step, facts, protected)
 
     def _stop(self, number: signal.Signals) -> None:
         """Save this step if it is not saved yet, and stop."""
         step = self.totals.step
-        if step > 0 and self._saved_at != step:
+        if step > 0 and self._checkpointer.saved_at != step:
             self._save()
+        self.finish_saving()
         saved = f"saved at step {step}" if step else "at step 0, with nothing to save"
         raise Stopped(
             f"The run was stopped by {number.name}; it is {saved} in {self._setup.folder}. "
@@ -361,8 +355,13 @@ class Loop:
 
         together(fail, self._setup.world, main_only=True)
 
+    def finish_saving(self) -> None:
+        """Publish the checkpoint that is being written; every rank calls it."""
+        self._checkpointer.finish_all()
+
     def close(self) -> None:
-        """Close the sinks."""
+        """Let threads end, and close the sinks."""
+        self._checkpointer.close()
         for sink in self._sinks:
             sink.close()
 

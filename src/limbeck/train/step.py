@@ -11,6 +11,7 @@ import math
 import signal
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -40,6 +41,22 @@ class Accumulated:
     losses: Tensor
 
 
+class Counted(NamedTuple):
+    """What all ranks know before a step.
+
+    Attributes:
+        tokens: N of the whole step.
+        stop: The signal by which any rank was asked to stop.
+        failed: Whether something failed on any rank since the last step.
+        writing: Whether any rank is writing a checkpoint.
+    """
+
+    tokens: Int[Tensor, ""]
+    stop: signal.Signals | None
+    failed: bool
+    writing: bool
+
+
 @dataclass(frozen=True)
 class StepOutcome:
     """The numbers of one step; means are over the scored tokens of all micro-batches and ranks.
@@ -64,20 +81,23 @@ def count_step(
     world: World,
     *,
     failed: bool = False,
-) -> tuple[Int[Tensor, ""], signal.Signals | None, bool]:
-    """N of the whole step, the signal by which any rank was asked to stop, whether any failed.
+    writing: bool = False,
+) -> Counted:
+    """Agree with all ranks before a step.
 
     Args:
         world: The ranks; one all-reduce carries it all.
         failed: Whether something failed on this rank since the last step.
+        writing: Whether this rank is writing a checkpoint.
     """
     local = sum(int(batch.on_host.num_scored()) for batch in micro_batches)
-    numbers = [local, int(failed), *stop_counts]
-    total, failures, *stops = all_sum(
+    numbers = [local, int(failed), int(writing), *stop_counts]
+    total, failures, writers, *stops = all_sum(
         torch.tensor(numbers, dtype=world.exact, device=world.device)
     ).tolist()
     stop = reason([int(count) for count in stops])
-    return torch.tensor(int(total), device=world.device), stop, failures > 0
+    tokens = torch.tensor(int(total), device=world.device)
+    return Counted(tokens, stop, failures > 0, writers > 0)
 
 
 def accumulate(

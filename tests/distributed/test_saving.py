@@ -1,0 +1,216 @@
+"""Checkpoints that are written while training goes on: whole or not there, as any other."""
+
+import json
+import os
+import random
+import resource
+import signal
+import threading
+import time
+
+import pytest
+import torch
+
+from limbeck.distributed import StopSignals, begin_saving, latest, load_checkpoint
+from limbeck.distributed.checkpoints import step_of
+from limbeck.distributed.saving import HeldWriter
+from limbeck.errors import Stopped, StorageError
+from limbeck.files import damage
+from limbeck.train import train
+from tests.distributed.processes import live, on_ranks
+from tests.distributed.test_checkpoints import save, start, steps
+from tests.train.toy import ALONE, Listener, fingerprint, tensors, toy_pair, toy_setup
+
+BACKGROUND = {"asynchronous": True}
+plain_write = HeldWriter.write
+
+
+def written_after(seconds):
+    """Writing that begins later, as on a slow disk."""
+
+    def write(writer):
+        time.sleep(seconds)
+        return plain_write(writer)
+
+    return write
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_what_is_written_later_is_what_was_there_when_it_began(tmp_path, monkeypatch):
+    parts = start()
+    steps(ALONE, parts, [0])
+    whole = save(tmp_path / "at once", 1, parts)
+    free = threading.Event()
+    monkeypatch.setattr(HeldWriter, "write", lambda each: free.wait(60) and plain_write(each))
+    folder = tmp_path / "later"
+    saving = begin_saving(folder, 1, parts[0], parts[2], {"tokens": 12}, ALONE, in_background=True)
+    steps(ALONE, parts, [1, 2])
+    torch.rand(3)
+    assert not saving.is_written
+    assert latest(folder) is None
+    free.set()
+    assert saving.finish() == folder / "step-000001"
+    mine, theirs = tensors(folder / "step-000001"), tensors(whole)
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[name], value) for name, value in theirs.items())
+    texts = [(place / "state.json").read_text() for place in (whole, folder / "step-000001")]
+    assert texts[0] == texts[1]
+
+
+def slow_rank(here, folder):
+    parts = start(here)
+    steps(here, parts, [0, 1])
+    flag = folder / "go on"
+    if here.rank == 1:
+
+        def write(writer):
+            while not flag.exists():
+                time.sleep(0.01)
+            return plain_write(writer)
+
+        HeldWriter.write = write
+    saving = begin_saving(folder / "c", 2, parts[0], parts[2], {}, here, in_background=True)
+    losses = steps(here, parts, [2])
+    if here.is_main:
+        saving._written.result()
+        assert saving.is_written
+        assert latest(folder / "c") is None, "rank 1 has not written"
+        flag.touch()
+    final = saving.finish()
+    again = start(here)
+    load_checkpoint(final, again[0], again[2], here)
+    assert steps(here, again, [2]) == losses
+    if here.is_main:
+        files = json.loads((final / "manifest.json").read_text().split("\n")[0])["files"]
+        assert len([name for name in files if name.endswith(".safetensors")]) == 2
+
+
+def test_nothing_is_published_before_every_rank_has_written(tmp_path):
+    on_ranks(2, slow_rank, tmp_path)
+
+
+def full_run(folder, **settings):
+    checkpoint = {**BACKGROUND, **settings.pop("checkpoint", {})}
+    return train(toy_setup(folder, resume=True, checkpoint=checkpoint, **settings))
+
+
+def test_a_run_saved_in_the_background_is_the_same_run(tmp_path, monkeypatch):
+    train(toy_setup(tmp_path / "at once"))
+    monkeypatch.setattr(HeldWriter, "write", written_after(0.05))
+    full_run(tmp_path / "later")
+    assert fingerprint(tmp_path / "later") == fingerprint(tmp_path / "at once")
+    for place in ("later", "at once"):
+        assert names(tmp_path / place / "checkpoints") == ["step-000020", "step-000024"]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 143)])
+def test_a_run_that_is_asked_to_stop_publishes_what_is_being_written(
+    number, code, tmp_path, monkeypatch
+):
+    free = threading.Event()
+    monkeypatch.setattr(HeldWriter, "write", lambda each: free.wait(60) and plain_write(each))
+
+    def hear(record):
+        if record["kind"] == "step" and record["step"] == 5:
+            assert latest(tmp_path / "checkpoints") is None, "step 4 is being written"
+            os.kill(os.getpid(), number)
+            free.set()
+
+    with StopSignals() as stop, pytest.raises(Stopped, match="saved at step 5") as told:
+        full_run(tmp_path, stop=stop, sinks=[Listener(hear)])
+    assert told.value.exit_code == code
+    assert names(tmp_path / "checkpoints") == ["step-000004", "step-000005"]
+    assert all(damage(path) is None for path in (tmp_path / "checkpoints").iterdir())
+
+
+def on_a_full_disk(here, folder):
+    """Files of the last rank may not grow beyond some bytes from step 8 on, as on a full disk."""
+    said = []
+
+    def hear(record):
+        said.append(record)
+
+    class Full:
+        calls = 0
+
+    pair = start(here)[:2]
+    plain = HeldWriter.write
+
+    def write(writer):
+        Full.calls += 1
+        if Full.calls == 2 and here.rank == here.size - 1:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+        return plain(writer)
+
+    HeldWriter.write = write
+    setup = toy_setup(folder, pair=pair, world=here, checkpoint=BACKGROUND, sinks=[Listener(hear)])
+    with pytest.raises(StorageError) as told:
+        train(setup)
+    assert told.value.exit_code == 6
+    if here.size > 1 and here.is_main:
+        assert max(each["step"] for each in said if each["kind"] == "step") >= 8
+        assert names(folder / "checkpoints") == ["step-000004"]
+
+
+def alone_on_a_full_disk(folder):
+    on_a_full_disk(ALONE, folder)
+
+
+def test_a_disk_that_is_full_in_the_background_ends_the_run_and_spares_what_was_there(tmp_path):
+    assert live(alone_on_a_full_disk, tmp_path / "one") == 0
+    on_ranks(2, on_a_full_disk, tmp_path / "two")
+    for place in ("one", "two"):
+        assert names(tmp_path / place / "checkpoints") == ["step-000004"]
+        assert latest(tmp_path / place / "checkpoints") is not None
+
+
+def hunted_life(folder, delay_s):
+    """A life that saves after each step, and ends at any moment after its first one.
+
+    Killed from a thread of its own: within a step, within a save, or between the two.
+    """
+
+    def kill():
+        time.sleep(delay_s)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    killer = threading.Thread(target=kill, daemon=True)
+
+    def hear(record):
+        if record["kind"] == "step" and not killer.is_alive():
+            killer.start()
+
+    full_run(folder, checkpoint={"every": 1}, sinks=[Listener(hear)], optim={"steps": 10_000})
+
+
+def unusable(checkpoints):
+    """Published checkpoints that are not whole, and a loss of all of them."""
+    published = [path for path in checkpoints.glob("step-*") if step_of(path) >= 0]
+    return [path.name for path in published if damage(path) is not None]
+
+
+def kill_often(folder, kills, seed):
+    """Kill lives of one run at random moments; how many steps the last checkpoint has."""
+    chance, newest = random.Random(seed), -1
+    for _ in range(kills):
+        assert live(hunted_life, folder, chance.uniform(0, 0.25)) == -signal.SIGKILL
+        checkpoints = folder / "checkpoints"
+        if not checkpoints.exists():
+            continue
+        assert unusable(checkpoints) == []
+        found = latest(checkpoints)
+        step = -1 if found is None else step_of(found)
+        assert step >= newest, "what was published stays"
+        newest = step
+    return newest
+
+
+@pytest.mark.slow
+def test_a_run_killed_while_it_saves_in_the_background_leaves_only_whole_checkpoints(tmp_path):
+    assert kill_often(tmp_path, kills=30, seed=os.getpid()) > 0
+    distiller, _ = toy_pair()
+    newest = latest(tmp_path / "checkpoints")
+    assert load_checkpoint(newest, distiller, [], ALONE)["totals"]["step"] == step_of(newest)
