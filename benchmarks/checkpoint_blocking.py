@@ -50,7 +50,7 @@ def main() -> None:
     arguments = parser.parse_args()
     student = tiny_llama(arguments.layers, arguments.width, VOCABULARY)
     shapes = PairShapes(arguments.layers, 1, arguments.width, 24, LayerMap(()))
-    distiller = Distiller(student, build_objective(ObjectiveConfig(), shapes))
+    distiller = Distiller(student, build_objective(ObjectiveConfig(), shapes, head_budget_mb=1))
     teacher = LocalTeacher(tiny_llama(1, 24, VOCABULARY))
     config = OptimConfig(learning_rate=1e-4, steps=1)
     optimizers = make_optimizers(distiller, config, 1e-4, ALONE.device)
