@@ -194,8 +194,6 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
     with main_first(world):
         teacher = teachers.bind(config.teacher, "teacher")(by_rows.teacher)
     require_generation(config, teacher)
-    if config.evaluate.controls:
-        require_local(teacher, "evaluate.controls: the shuffled teacher reads other rows, which")
     with main_first(world):
         origin = origin_of(config, teacher, by_rows.student)
         student = initialisers.bind(config.student, "student")(origin)

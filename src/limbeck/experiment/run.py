@@ -41,6 +41,7 @@ from limbeck.experiment.trials import (
     fidelity_of,
     lasting,
     others_of,
+    require_controls,
     suite_context,
     trials_of,
 )
@@ -86,6 +87,7 @@ class Run:
             )
             self.parts: Parts = gather_parts(config, self.world)
             require_exports(config, self.parts)
+            require_controls(self.parts)
             self._stack = stack.pop_all()
         self.config = self.parts.config
 

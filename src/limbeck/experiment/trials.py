@@ -31,7 +31,7 @@ from limbeck.files import manifest, sha256
 from limbeck.models import Distiller, choose_dtype, round_weights
 from limbeck.registry import type_of
 from limbeck.rollouts import Rollouts
-from limbeck.teachers import TeacherRequest
+from limbeck.teachers import TeacherRequest, require_local
 from limbeck.teachers.base import DISTRIBUTION
 from limbeck.teachers.served import REACHED_BY
 from limbeck.teachers.shuffled import ShuffledTeacher
@@ -268,6 +268,13 @@ def others_of(parts: Parts) -> dict[str, Fidelity]:
         return {}
     others = list(parts.held_out_sets.items())[1:]
     return {name: Fidelity(replace(context, held_out=each)) for name, each in others}
+
+
+def require_controls(parts: Parts) -> None:
+    """Refuse a control that the teacher cannot serve."""
+    if parts.config.evaluate.controls:
+        purpose = "evaluate.controls: the shuffled teacher reads other rows, which"
+        require_local(parts.teacher, purpose)
 
 
 def fidelity_of(parts: Parts) -> Fidelity | None:
