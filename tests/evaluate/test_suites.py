@@ -6,6 +6,7 @@ import dataclasses
 import math
 import sys
 from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,14 @@ import torch
 from limbeck.errors import ConfigError
 from limbeck.evaluate.generation import SAMPLED_AT_ONCE, Generation, distinct, own_sums
 from limbeck.evaluate.paired import compared_items, mcnemar, quality_retained, versus
+from limbeck.evaluate.speculative import Speculative
 from limbeck.evaluate.suites import SuiteContext, suites
 from limbeck.evaluate.tasks import CHOICES, Tasks, choice_items
 from limbeck.experiment import assemble, load
 from limbeck.experiment.trials import suite_context
 from limbeck.models import CausalLM
+from limbeck.rollouts import write_assisted
+from limbeck.teachers import find_local
 from tests.experiment.house import write_recipe, write_texts
 
 SHORT = {"prompts": 5, "tokens": 6, "prompt_tokens": 4}
@@ -302,3 +306,38 @@ def test_an_unknown_task_is_named_with_its_nearest(
     (include / "items.jsonl").unlink()
     with pytest.raises(ConfigError, match="could not load the task 'which_word'"):
         suites.bind(spec, "suite")(made[0])
+
+
+def test_a_teacher_that_drafts_for_itself_has_every_draft_accepted(
+    made: tuple[SuiteContext, CausalLM],
+) -> None:
+    context, student = made
+    options = {"type": "speculative", **SHORT, "tokens": 12, "draft_tokens": 3}
+    suite = suites.bind(options, "suite")(context)
+    assert isinstance(suite, Speculative)
+    same = suite.measure(deepcopy(suite._teacher.model))
+    assert same["acceptance"] == {"value": 1.0, "low": 1.0, "high": 1.0}
+    assert same["shared"]["value"] == pytest.approx(1.0, abs=1e-6)
+    assert same["tokens_per_pass"]["value"] > 2
+    other = suite.measure(student)
+    assert 0 < other["acceptance"]["value"] < 1
+    assert other["tokens_per_pass"]["value"] < same["tokens_per_pass"]["value"]
+
+
+def test_as_many_drafts_are_accepted_as_the_models_share_probability(
+    made: tuple[SuiteContext, CausalLM],
+) -> None:
+    """Every pass keeps its accepted drafts and one token more."""
+    context, student = made
+    teacher = find_local(context.teacher)
+    assert teacher is not None
+    texts = [
+        write_assisted(teacher.model, student, [5, 6, 7], tokens=16, draft_tokens=2, seed=seed)
+        for seed in range(20)
+    ]
+    tested, accepted = (sum(getattr(t, name) for t in texts) for name in ("tested", "accepted"))
+    written = sum(len(t.token_ids) for t in texts)
+    assert written == accepted + sum(t.passes for t in texts)
+    expected = sum(t.shared for t in texts) / written
+    error = math.sqrt(expected * (1 - expected) / tested)
+    assert abs(accepted / tested - expected) < 4 * error

@@ -76,6 +76,19 @@ def test_a_recipe_becomes_a_student_a_table_and_a_report(tmp_path):
     assert done.stdout.split() == ["2", "4"]
 
 
+def test_a_shuffled_teacher_is_a_further_student_that_ends_farther_away(tmp_path):
+    path = write_recipe(tmp_path, optim={"learning_rate": 0.01}, objective={"alpha": 1.0})
+    outcome = run(path, "evaluate.controls=[shuffled]", "memory.micro_batch=1")
+    trials = outcome.evaluation["trials"]
+    kl = {name: trials[name]["forward_kl"]["value"] for name in ("distilled", "shuffled")}
+    farther = outcome.evaluation["control"]["shuffled"]
+    assert farther["value"] == pytest.approx(kl["shuffled"] - kl["distilled"])
+    assert farther["low"] > 0
+    assert "Shuffled teacher" in outcome.report.read_text()
+    with pytest.raises(ConfigError, match="exchanges rows within a step"):
+        run(path, "evaluate.controls=[shuffled]", "optim.tokens_per_step=32")
+
+
 def test_both_trials_read_the_same_tokens_in_the_same_order(tmp_path):
     run(write_recipe(tmp_path), "evaluate.baseline=cross_entropy", "objective.alpha=0.0")
     main = steps_of(tmp_path / "run")

@@ -15,6 +15,7 @@ from limbeck.report.run_files import (
     TaskFigures,
     TaskRow,
 )
+from limbeck.report.story import lede
 
 
 def figure(value: float, spread: float) -> Figure:
@@ -49,6 +50,15 @@ def test_another_teacher_is_advised_if_the_student_predicts_better(
     )
     found = advice(evaluation, [])
     assert only(found, "little to give", "0.200 (0.100 to 0.300)") if given else not found
+
+
+@pytest.mark.parametrize(("value", "given"), [(-0.2, True), (0.05, True), (0.2, False)])
+def test_a_shuffled_teacher_that_does_as_well_is_named(value: float, given: bool) -> None:
+    evaluation = Evaluation(control={"shuffled": figure(value, 0.1)}, trials={"distilled": {}})
+    found = advice(evaluation, [])
+    assert only(found, "Do not credit the teacher") if given else not found
+    helped = [line for line in lede(evaluation) if "What helped" in line]
+    assert helped == [] if given else only(helped, "0.200 nats", "(0.100 to 0.300)")
 
 
 @pytest.mark.parametrize(("value", "given"), [(-0.2, True), (-0.05, False), (0.2, False)])

@@ -35,6 +35,7 @@ VERBS = {
     "shrink": "Prune a teacher into a student, by measured importance.",
     "record": "Run the teacher over a data set once and store its distributions.",
     "write": "Let the teacher answer prompts, and write the answers as training data.",
+    "forecast": "Predict a recipe's figures and cost from short pilot runs of it.",
     "distill": "Train a student from a teacher, and compare the two.",
     "evaluate": "Measure a student against the recipe's teacher on held-out text.",
     "chat": "Chat with a student in the terminal, and with its teacher beside it.",
@@ -45,7 +46,7 @@ VERBS = {
 }
 """Each verb with its line in `limbeck --help`; its module is imported when the verb is used."""
 
-WITH_RECIPE = ("check", "record", "write", "distill", "evaluate")
+WITH_RECIPE = ("check", "record", "write", "forecast", "distill", "evaluate")
 """Verbs whose first argument is a recipe."""
 
 OVERRIDE = re.compile(r"[a-z][\w.\[\]]*=")

@@ -221,11 +221,14 @@ class EvaluateConfig:
     """Also train a student with alpha 0 on the same data, order and steps; costs a second run."""
     baseline_learning_rate: Rate | Annotated[tuple[Rate, ...], MinLen(1)] | None = None
     """Peak learning rate of the baseline, or a grid; by default that of `optim.learning_rate`."""
+    controls: tuple[Literal["shuffled"], ...] = ()
+    """Students that must not do well. `shuffled` learns from the teacher's distributions on another
+    row's text, with the same objective, data, order and steps; costs a further run."""
     continuations: Annotated[int, Ge(0)] = 3
     """Held-out prompts that teacher and student continue in the report."""
     suites: tuple[Component | str, ...] = ()
-    """Further evaluation suites of the final students, `generation` and `tasks`; `fidelity` is
-    always measured."""
+    """Further evaluation suites of the final students, `generation`, `speculative` and `tasks`;
+    `fidelity` is always measured."""
     allow_worse_teacher: bool = False
     """Let `limbeck check` pass a teacher that predicts the text clearly worse than the student."""
 

@@ -53,7 +53,9 @@ class Generation(Suite):
     ) -> None:
         self._context, self._sampling, self._seed = context, sampling, seed
         self._teacher = require_local(context.teacher, "evaluate.suites: the suite generation")
-        self._prompts = self._chosen(prompts, prompt_tokens)
+        self._prompts = held_out_prompts(
+            context, self._teacher.model, "generation", prompts, prompt_tokens, sampling.tokens
+        )
         self._theirs: list[dict[str, Any]] | None = None
 
     def measure(self, student: CausalLM) -> Mapping[str, Any]:
@@ -77,28 +79,6 @@ class Generation(Suite):
             "difference": differences(sums, teacher_sums),
         }
 
-    def _chosen(self, count: int, first_tokens: int) -> list[list[int]]:
-        """Prompts of evenly spaced test documents, this rank's share of them."""
-        held_out, world = self._context.held_out, self._context.world
-        data, model = held_out.data, self._teacher.model
-        longest = (model.max_positions or data.facts["sequence_length"]) - self._sampling.tokens
-        found = Prompts(
-            data,
-            longest=longest,
-            first_tokens=first_tokens if data.facts["type"] == "text" else None,
-            documents=np.unique(data.row_documents[held_out.test_rows]),
-        )
-        if not found:
-            raise ConfigError(
-                "evaluate.suites: generation needs a test document that is longer than its "
-                f"prompt, and there is none: {found.too_short:,} are too short, "
-                f"{found.too_long:,} have a prompt of over {longest:,} tokens. Lower prompt_tokens "
-                "or tokens, or give evaluate.data longer text."
-            )
-        number = min(count, len(found))
-        places = [place * len(found) // number for place in range(number)]
-        return [found[place] for place in places][world.rank :: world.size]
-
     def _by_teacher(self) -> list[dict[str, Any]]:
         """The teacher's samples after the prompts of all ranks, written once."""
         if self._theirs is None:
@@ -118,6 +98,42 @@ class Generation(Suite):
             seeds = [seed_of((self._seed, number)) for number in numbers]
             written += sample(model, prompts, self._sampling, seeds)
         return written
+
+
+def held_out_prompts(
+    context: SuiteContext, model: CausalLM, suite: str, count: int, first_tokens: int, tokens: int
+) -> list[list[int]]:
+    """Prompts of evenly spaced test documents, this rank's share of them.
+
+    Args:
+        model: Must be able to read a prompt and the text after it.
+        suite: That asks, for the message.
+        count: Of all ranks, at most.
+        first_tokens: Of a document of `text` data.
+        tokens: Of the text after a prompt.
+
+    Raises:
+        ConfigError: No test document is long enough.
+    """
+    held_out, world = context.held_out, context.world
+    data = held_out.data
+    longest = (model.max_positions or data.facts["sequence_length"]) - tokens
+    found = Prompts(
+        data,
+        longest=longest,
+        first_tokens=first_tokens if data.facts["type"] == "text" else None,
+        documents=np.unique(data.row_documents[held_out.test_rows]),
+    )
+    if not found:
+        raise ConfigError(
+            f"evaluate.suites: {suite} needs a test document that is longer than its prompt, and "
+            f"there is none: {found.too_short:,} are too short, {found.too_long:,} have a prompt "
+            f"of over {longest:,} tokens. Lower prompt_tokens or tokens, or give evaluate.data "
+            "longer text."
+        )
+    number = min(count, len(found))
+    places = [place * len(found) // number for place in range(number)]
+    return [found[place] for place in places][world.rank :: world.size]
 
 
 def interleaved(parts: Sequence[Sequence[Any]]) -> list[Any]:

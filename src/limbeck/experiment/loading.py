@@ -137,6 +137,17 @@ def trial_problems(config: RunConfig) -> Iterator[Problem]:
             "evaluate.baseline",
             "compares two students on held-out text, and evaluate.data is not set.",
         )
+    if held_out.controls and not held_out.data:
+        yield Problem(
+            "evaluate.controls",
+            "compares two students on held-out text, and evaluate.data is not set.",
+        )
+    if held_out.controls and config.optim.rows_per_step(config.data.sequence_length) == 1:
+        yield Problem(
+            "evaluate.controls",
+            "exchanges rows within a step, and a step has 1 row (optim.tokens_per_step / "
+            "data.sequence_length). Raise optim.tokens_per_step.",
+        )
     if held_out.baseline_learning_rate is not None and not held_out.baseline:
         yield Problem(
             "evaluate.baseline_learning_rate",

@@ -75,6 +75,10 @@ def compare(scores: Mapping[str, Scores]) -> dict[str, Any]:
             for metric in ("forward_kl", "total_variation", "top1_agreement", "cross_entropy")
             if metric in some.metrics
         }
+    if "shuffled" in scores and "distilled" in scores:
+        found["control"] = {
+            "shuffled": paired_difference(scores["shuffled"], scores["distilled"], "forward_kl")
+        }
     return found
 
 

@@ -27,6 +27,7 @@ from limbeck.distributed import (
 )
 from limbeck.errors import ConfigError
 from limbeck.evaluate.suites import Suite
+from limbeck.experiment.directory import clear, require_directory
 from limbeck.experiment.exports import require_exports, require_parity, write_exports
 from limbeck.experiment.held_out_sets import by_set
 from limbeck.experiment.parts import STUDENT_DTYPE, Parts, gather_parts
@@ -40,6 +41,7 @@ from limbeck.experiment.trials import (
     fidelity_of,
     lasting,
     others_of,
+    require_controls,
     suite_context,
     trials_of,
 )
@@ -85,6 +87,7 @@ class Run:
             )
             self.parts: Parts = gather_parts(config, self.world)
             require_exports(config, self.parts)
+            require_controls(self.parts)
             self._stack = stack.pop_all()
         self.config = self.parts.config
 
@@ -128,7 +131,7 @@ class Run:
             trials = trials_of(self.config)
             initial = self.folder / "initial"
             if len(trials) > 1 and not self.parts.is_shared:
-                self._save_initial(initial)
+                self.save_initial(initial)
             runner = TrialRunner(self.parts, initial, stop)
             done: list[bool] = []
             together(
@@ -137,7 +140,7 @@ class Run:
             done = broadcast_object(done, self.world)
             for trial, is_done in zip(trials, done, strict=True):
                 if not is_done:
-                    self._run_trial(runner, trial, resume=resume)
+                    self.run_trial(runner, trial, resume=resume)
                     gc.collect()  # models are in reference cycles, and the next trial needs memory
             measured = self._measure_suites(suites, trials)
             evaluation = self._conclude(trials, measured)
@@ -181,7 +184,7 @@ class Run:
         write_text(self.folder / "recipe.yaml", dump(self.config))
         self._write_provenance({})
 
-    def _run_trial(self, runner: TrialRunner, trial: Trial, *, resume: bool) -> None:
+    def run_trial(self, runner: TrialRunner, trial: Trial, *, resume: bool) -> None:
         """Train a trial; progress lines are also written to its log.txt."""
         if not self.is_main:
             runner.run(trial, (), resume=resume)
@@ -192,7 +195,8 @@ class Run:
             sinks: list[MetricSink] = [TerminalSink(each, trial.name) for each in consoles]
             runner.run(trial, [*sinks, *make_sinks(self.config.track, trial.folder)], resume=resume)
 
-    def _save_initial(self, folder: Path) -> None:
+    def save_initial(self, folder: Path) -> None:
+        """Publish the student as initialised, unless it can be opened from files again."""
         student = self.parts.student
         if student is not None and student.model.weight_files is not None:
             return  # every trial opens it again
@@ -331,27 +335,6 @@ def step_seconds(folder: Path) -> float:
     return max((r["seconds"] for r in records if r.get("kind") == "step"), default=0.0)
 
 
-def require_directory(folder: Path, *, resume: bool, overwrite: bool) -> None:
-    """Refuse a directory that holds another run, unless `resume` or `overwrite` is set."""
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"output: must be a folder, and {folder} is a file. Choose another.")
-    has_run = (folder / "recipe.yaml").exists()
-    if resume and overwrite:
-        raise ConfigError(
-            "A run is resumed or overwritten, and both were asked for. Leave out --resume or "
-            "--overwrite."
-        )
-    if has_run and not (resume or overwrite):
-        raise ConfigError(
-            f"output: {folder} already holds a run. Add --resume to continue it, --overwrite to "
-            "delete it, or choose another output."
-        )
-    if not has_run and folder.exists() and any(p.name[0] != "." for p in folder.iterdir()):
-        raise ConfigError(
-            f"output: {folder} holds files that are not a run's. Choose another output."
-        )
-
-
 def extends_recipe(folder: Path, config: RunConfig) -> bool:
     """Whether a resumed run has more steps than it began with.
 
@@ -375,20 +358,3 @@ def publish_copy(folder: Path, final: Path) -> None:
         shutil.copytree(folder, place, dirs_exist_ok=True, ignore=ignored)
 
     publish(final, copy, {"kind": "student"})
-
-
-def clear(folder: Path) -> None:
-    """Delete the files of a run, except its lock."""
-    for name in (
-        "stages",
-        "checkpoints",
-        "rollouts",
-        "student",
-        "initial",
-        "exports",
-        "tensorboard",
-    ):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    for pattern in ("*.json*", "report.html", "log.txt"):
-        for path in folder.glob(pattern):
-            path.unlink()

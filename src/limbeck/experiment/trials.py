@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,10 +31,14 @@ from limbeck.files import manifest, sha256
 from limbeck.models import Distiller, choose_dtype, round_weights
 from limbeck.registry import type_of
 from limbeck.rollouts import Rollouts
-from limbeck.teachers import TeacherRequest
+from limbeck.teachers import TeacherRequest, require_local
 from limbeck.teachers.base import DISTRIBUTION
 from limbeck.teachers.served import REACHED_BY
+from limbeck.teachers.shuffled import ShuffledTeacher
 from limbeck.train import MetricSink, TrainSetup, train
+
+FORECAST = "forecast"
+"""Folder of a recipe's pilots in its output."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ class Trial:
     """One student to train.
 
     Attributes:
-        name: `distilled` or `cross_entropy`.
+        name: `distilled`, `cross_entropy` or `shuffled`.
     """
 
     name: str
@@ -74,7 +79,7 @@ class Trial:
     @property
     def writes(self) -> bool:
         """Whether it follows the recipe's `rollout`; the baseline trains on the text alone."""
-        return self.name == "distilled"
+        return self.name != "cross_entropy"
 
     @property
     def selected_by(self) -> str:
@@ -94,6 +99,8 @@ def trials_of(config: RunConfig) -> list[Trial]:
     if config.evaluate.baseline:
         rates["cross_entropy"] = config.evaluate.baseline_learning_rate or rates["distilled"]
         objectives["cross_entropy"] = replace(config.objective, alpha=0.0, extra=(), positions=None)
+    for control in config.evaluate.controls:
+        rates[control], objectives[control] = rates["distilled"], config.objective
     return [
         Trial(name, rate, objective, trial_folder(config.output, name, rate, len(grid)))
         for name, objective in objectives.items()
@@ -149,6 +156,12 @@ class TrialRunner:
         self._others = others_of(parts)
         self._latest: Scores | None = None
 
+    def for_parts(self, parts: Parts) -> TrialRunner:
+        """A runner of a variant of the run, which keeps what the teacher said of held-out text."""
+        runner = copy(self)
+        runner._parts = parts
+        return runner
+
     def run(self, trial: Trial, sinks: Sequence[MetricSink], *, resume: bool) -> None:
         """Train a trial, save its best student, and write its metrics."""
         parts = self._parts
@@ -158,12 +171,14 @@ class TrialRunner:
         if not broadcast_object(first.exists(), parts.world):
             self._write_scores(first, distiller)
         parts.teacher.require(TeacherRequest(needs=distiller.objective.needs))
+        is_control = trial.name in parts.config.evaluate.controls
+        teacher = ShuffledTeacher(parts.teacher) if is_control else parts.teacher
         self._latest = None
         rollouts = parts.rollouts(distiller, trial.folder) if trial.writes else None
         result = train(
             TrainSetup(
                 distiller=distiller,
-                teacher=parts.teacher,
+                teacher=teacher,
                 source=parts.source(rollouts),
                 optim=parts.config.optim,
                 learning_rate=trial.learning_rate,
@@ -253,6 +268,13 @@ def others_of(parts: Parts) -> dict[str, Fidelity]:
         return {}
     others = list(parts.held_out_sets.items())[1:]
     return {name: Fidelity(replace(context, held_out=each)) for name, each in others}
+
+
+def require_controls(parts: Parts) -> None:
+    """Refuse a control that the teacher cannot serve."""
+    if parts.config.evaluate.controls:
+        purpose = "evaluate.controls: the shuffled teacher reads other rows, which"
+        require_local(parts.teacher, purpose)
 
 
 def fidelity_of(parts: Parts) -> Fidelity | None:

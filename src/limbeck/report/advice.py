@@ -26,7 +26,15 @@ def advice(evaluation: Evaluation | None, metrics: Sequence[Mapping[str, Any]]) 
     Args:
         metrics: Lines of metrics.jsonl.
     """
-    found = [] if evaluation is None else [*worse_teacher(evaluation), *text_or_teacher(evaluation)]
+    found = (
+        []
+        if evaluation is None
+        else [
+            *worse_teacher(evaluation),
+            *control_helped(evaluation),
+            *text_or_teacher(evaluation),
+        ]
+    )
     found += progress(metrics)
     if evaluation is not None:
         found += [*confidence(evaluation), *own_text(evaluation), *tasks_kept(evaluation)]
@@ -49,6 +57,18 @@ def worse_teacher(evaluation: Evaluation) -> Iterator[str]:
             "More distillation on this text has little to give: the student now predicts it "
             f"better than its teacher, by {ends(after, -1)} nats a token. A lower objective.alpha "
             "follows the text, a better teacher would help more."
+        )
+
+
+def control_helped(evaluation: Evaluation) -> Iterator[str]:
+    """A shuffled teacher that did as well: the gain has another cause than the teacher."""
+    farther = evaluation.control.get("shuffled")
+    if farther is not None and farther.low is not None and farther.low <= 0:
+        yield (
+            "Do not credit the teacher yet: with its distributions of other rows in the place of "
+            f"the right ones the student's forward KL is higher by only {ends(farther)} nats a "
+            "token. Train on more tokens, check that text and teacher belong together, or measure "
+            "on more held-out text."
         )
 
 

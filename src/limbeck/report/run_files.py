@@ -131,12 +131,25 @@ class TaskFigures:
 
 
 @dataclass(frozen=True)
+class SpeculativeFigures:
+    """Drafts of a student that its teacher accepted."""
+
+    __pydantic_config__ = LENIENT
+    prompts: int
+    draft_tokens: int
+    acceptance: Figure
+    shared: Figure
+    tokens_per_pass: Figure
+
+
+@dataclass(frozen=True)
 class SuiteFigures:
     """The further suites that the report shows; those of a user's own are left out."""
 
     __pydantic_config__ = LENIENT
     generation: dict[str, GenerationFigures] = field(default_factory=dict)
     tasks: TaskFigures = field(default_factory=TaskFigures)
+    speculative: dict[str, SpeculativeFigures] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -157,6 +170,7 @@ class Evaluation:
     trials: dict[str, dict[str, Figure]] = field(default_factory=dict)
     gap_recovered_percent: dict[str, Figure] = field(default_factory=dict)
     difference: dict[str, Figure] = field(default_factory=dict)
+    control: dict[str, Figure] = field(default_factory=dict)
     held_out: dict[str, int] = field(default_factory=dict)
     models: dict[str, ModelSize] = field(default_factory=dict)
     disagreements: tuple[Disagreement, ...] = ()

@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from limbeck.report.run_files import Evaluation, Figure, GenerationFigures, TaskRow
+from limbeck.report.run_files import (
+    Evaluation,
+    Figure,
+    GenerationFigures,
+    SpeculativeFigures,
+    TaskRow,
+)
 from limbeck.report.words import MISSING, TRIALS, number, percent
 
 STUDENTS = ("distilled", "cross_entropy")
@@ -94,9 +100,11 @@ def set_tables(evaluation: Evaluation) -> Iterator[Table]:
 
 
 def suite_tables(evaluation: Evaluation) -> Iterator[Table]:
-    """The suites `generation` and `tasks`, where they were measured."""
+    """The suites `generation`, `speculative` and `tasks`, where they were measured."""
     if evaluation.suites.generation:
         yield generation_table(evaluation.suites.generation)
+    if evaluation.suites.speculative:
+        yield speculative_table(evaluation.suites.speculative)
     if evaluation.suites.tasks.rows:
         yield tasks_table(evaluation.suites.tasks.rows, evaluation.suites.tasks.harness)
 
@@ -114,6 +122,27 @@ def generation_table(found: Mapping[str, GenerationFigures]) -> Table:
     prompts = found[names[0]].prompts if names else 0
     note = f"Samples after {prompts:,} held-out prompts, drawn with the same seeds."
     return Table("What they write", note, ("", *(TRIALS[w] for w in writers)), tuple(rows))
+
+
+def speculative_table(found: Mapping[str, SpeculativeFigures]) -> Table:
+    """How well each student drafts for its teacher."""
+    rows = tuple(
+        (
+            Cell(TRIALS.get(trial, trial)),
+            figure_cell(each.acceptance, share=True),
+            figure_cell(each.shared, share=True),
+            figure_cell(each.tokens_per_pass),
+        )
+        for trial, each in found.items()
+    )
+    first = next(iter(found.values()))
+    note = (
+        f"transformers' assisted generation after {first.prompts:,} held-out prompts, "
+        f"{first.draft_tokens} drafted tokens a pass of the teacher. Expected: the sum of "
+        "min(p, q) on the same text."
+    )
+    heads = ("Student as draft model", "Drafts accepted", "Expected", "Tokens a teacher's pass")
+    return Table("Speculative decoding", note, heads, rows)
 
 
 def tasks_table(found: tuple[TaskRow, ...], harness: str) -> Table:

@@ -64,7 +64,12 @@ def lede(evaluation: Evaluation | None) -> list[str]:
     """The sentences below the headline."""
     if evaluation is None or not evaluation.trials:
         return ["Give evaluate.data some held-out text to measure it against its teacher."]
-    return [*agreement(evaluation), *against_baseline(evaluation), *caution(evaluation)]
+    return [
+        *agreement(evaluation),
+        *against_baseline(evaluation),
+        *against_control(evaluation),
+        *caution(evaluation),
+    ]
 
 
 def agreement(evaluation: Evaluation) -> Iterator[str]:
@@ -101,6 +106,17 @@ def against_baseline(evaluation: Evaluation) -> Iterator[str]:
         yield f"The teacher's distributions made it worse, by {away} nats a token ({ends})."
     else:
         yield f"This much held-out text cannot tell the two apart ({ends} nats a token)."
+
+
+def against_control(evaluation: Evaluation) -> Iterator[str]:
+    """The student beside one whose teacher read other text."""
+    farther = evaluation.control.get("shuffled")
+    if farther is not None and farther.low is not None and farther.low > 0:
+        yield (
+            "What helped is what the teacher says of this text: with its distributions of other "
+            f"rows the student ended {number(farther.value)} nats a token farther away "
+            f"({number(farther.low)} to {number(farther.high)})."
+        )
 
 
 def caution(evaluation: Evaluation) -> Iterator[str]:

@@ -19,6 +19,7 @@ TRIALS = {
     "initial": "Before training",
     "cross_entropy": "Cross-entropy only",
     "cross_entropy_by_kl": "Cross-entropy only, rate chosen by KL",
+    "shuffled": "Shuffled teacher",
     "distilled": "Distilled",
     "teacher": "Teacher",
 }

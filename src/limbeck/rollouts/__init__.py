@@ -5,8 +5,10 @@ from limbeck.rollouts.mixed import Mixed
 from limbeck.rollouts.prompts import Prompts
 from limbeck.rollouts.sampling import Rollout, Sampling, sample, seed_of
 from limbeck.rollouts.source import Rollouts, rollout_batch
+from limbeck.rollouts.speculative import Assisted, write_assisted
 
 __all__ = [
+    "Assisted",
     "Mixed",
     "Prompts",
     "Rollout",
@@ -16,4 +18,5 @@ __all__ = [
     "rollout_batch",
     "sample",
     "seed_of",
+    "write_assisted",
 ]

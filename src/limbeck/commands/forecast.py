@@ -1,0 +1,75 @@
+"""`limbeck forecast`: what a recipe will reach, from short pilot runs of it."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from limbeck.commands.arguments import Overrides, Recipe
+from limbeck.commands.tables import plain, rich_table
+from limbeck.errors import ConfigError
+from limbeck.experiment import load, load_stages
+from limbeck.experiment.forecast import forecast_folder, run_pilots
+from limbeck.experiment.forecast_figures import Asked
+from limbeck.experiment.forecast_figures import forecast as predict
+from limbeck.files import write_text
+from limbeck.report.forecast_page import answer_table, forecast_page, sentences
+
+
+def forecast(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    pilots: Annotated[
+        int, typer.Option(help="Different budgets; the smallest two run again with other seeds.")
+    ] = 4,
+    budget: Annotated[
+        int | None, typer.Option(min=1, help="A number of scored tokens.", show_default=False)
+    ] = None,
+    hours: Annotated[
+        float | None, typer.Option(min=0.0, help="A training time.", show_default=False)
+    ] = None,
+    target_kl: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="A forward KL to reach, nats a token.", show_default=False),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Delete earlier pilots first.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the forecast as JSON.")] = False,
+) -> None:
+    """Forecast a recipe's held-out KL and cross-entropy from short pilot runs of it.
+
+    The pilots are whole runs of the recipe with fewer steps: learning rate and all schedules end
+    with them, each has twice the steps of the one before, and together they take at most a fifth
+    of the recipe's. They stay in OUTPUT/forecast; the same command reuses them, and continues
+    after Ctrl-C. A curve through them gives the figures of other budgets. The command refuses to
+    answer where the pilots do not determine the curve.
+
+    Examples: limbeck forecast recipe.yaml --target-kl 0.5 --hours 8;
+    limbeck forecast recipe.yaml evaluate.baseline=cross_entropy
+    """
+    changes = overrides or []
+    if load_stages(recipe, changes):
+        raise ConfigError(
+            f"A forecast is of one run, and {recipe} has stages. Write the stage as a recipe."
+        )
+    config, found = run_pilots(load(recipe, changes), pilots, overwrite=overwrite)
+    if int(os.environ.get("RANK", "0")):
+        return
+    answer = predict(config, found, Asked(budget, hours, target_kl))
+    folder = forecast_folder(config)
+    write_text(folder / "forecast.json", json.dumps(answer, indent=1))
+    write_text(folder / "forecast.html", forecast_page(answer, config.output.name))
+    if as_json:
+        typer.echo(json.dumps(answer))
+        return
+    console = Console()
+    console.print(rich_table(answer_table(answer)))
+    for sentence in sentences(answer):
+        console.print(Text(plain(sentence)))
+    typer.echo(folder / "forecast.html")

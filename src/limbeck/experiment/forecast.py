@@ -1,0 +1,254 @@
+"""Pilot runs of a recipe: short, each finished to its own end, kept in OUTPUT/forecast."""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from limbeck.config import RunConfig, dump, read, to_plain
+from limbeck.distributed import StopSignals, locked, together
+from limbeck.errors import ConfigError
+from limbeck.evaluate.scaling import MIN_BUDGETS, Measured
+from limbeck.experiment.run import Run
+from limbeck.experiment.score_files import read_scores
+from limbeck.experiment.trials import FORECAST, Trial, TrialRunner, lasting, trials_of
+from limbeck.files import write_text
+from limbeck.report.run_files import lines
+
+SHARE = 0.2
+"""Most of the recipe's steps that all pilots together take."""
+RATIO = 2
+"""Each pilot has this many times the steps of the one before."""
+EXTRA = (2, 1)
+"""Further runs of the smallest pilots, with another order of the text: how much do runs vary?"""
+TEXT = "text.json"
+"""The number of rows of the training text, beside the pilots."""
+MIN_STEPS = 3
+"""Fewer steps are no run whose learning rate rises and falls."""
+
+
+@dataclass(frozen=True)
+class Pilot:
+    """A short run of a recipe.
+
+    Attributes:
+        config: The recipe with fewer steps; its output is the pilot's folder.
+        repeat: 0, or the number of its repetition with another seed.
+    """
+
+    config: RunConfig
+    repeat: int
+
+    @property
+    def name(self) -> str:
+        """Steps, and the repetition."""
+        return self.config.output.name
+
+    @property
+    def trials(self) -> list[Trial]:
+        """The distilled student, and the cross-entropy baseline where the recipe has one."""
+        return trials_of(self.config)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all of its students were trained and measured."""
+        return all(trial.scores.exists() for trial in self.trials)
+
+
+@dataclass(frozen=True)
+class Pilots:
+    """Finished pilots of one kind of student.
+
+    Attributes:
+        runs: Each with its tokens and its scores on the test documents.
+        seconds_per_token: Training time of the largest over its scored tokens.
+        tokens_per_step: Scored tokens of a step, of the largest.
+    """
+
+    runs: tuple[Measured, ...]
+    seconds_per_token: float
+    tokens_per_step: float
+
+
+def plan_pilots(config: RunConfig, count: int) -> list[Pilot]:
+    """The pilots of a recipe, the smallest first: geometric budgets within a fifth of its steps.
+
+    Args:
+        count: Different budgets.
+
+    Raises:
+        ConfigError: Too few pilots for a curve, or a recipe too short for so many; a grid of
+            learning rates; no held-out text.
+    """
+    if count < MIN_BUDGETS:
+        raise ConfigError(
+            f"--pilots must be at least {MIN_BUDGETS}, the parameters of the curve, got {count}."
+        )
+    if not config.evaluate.data:
+        raise ConfigError(
+            "evaluate.data must name held-out text for a forecast, and names none. Add it to the "
+            "recipe."
+        )
+    rates = (config.optim.learning_rate, config.evaluate.baseline_learning_rate)
+    if any(isinstance(rate, tuple) for rate in rates):
+        raise ConfigError(
+            "optim.learning_rate must be one number for a forecast, got a grid. Give one, and "
+            "evaluate.baseline_learning_rate if the baseline has a grid too."
+        )
+    units = [RATIO**i for i in range(count)]
+    runs = [1 + extra for extra in (*EXTRA, *[0] * count)][:count]
+    share = SHARE * config.optim.num_steps / sum(u * n for u, n in zip(units, runs, strict=True))
+    steps = [math.floor(share * unit) for unit in units]
+    if steps[0] < MIN_STEPS:
+        least = math.ceil(MIN_STEPS * config.optim.num_steps / max(share, 1e-9))
+        raise ConfigError(
+            f"A fifth of the recipe's {config.optim.num_steps:,} steps is too little for {count} "
+            f"pilots of at least {MIN_STEPS} steps each. Give optim.steps at least {least:,}, or "
+            "fewer --pilots; or smaller steps (optim.tokens_per_step)."
+        )
+    return [
+        pilot_of(config, number, repeat)
+        for number, several in zip(steps, runs, strict=True)
+        for repeat in range(several)
+    ]
+
+
+def pilot_of(config: RunConfig, steps: int, repeat: int) -> Pilot:
+    """A run of so many steps; warm-up and schedule shrink with it, and only its end is measured."""
+    optim, whole = config.optim, config.optim.num_steps
+    options = {
+        name: max(1, round(value * steps / whole)) if name.endswith("_steps") else value
+        for name, value in optim.schedule_options.items()
+    }
+    warmup = optim.num_warmup_steps * steps // whole
+    optim = replace(optim, steps=steps, warmup_steps=warmup, schedule_options=options)
+    name = f"steps-{steps}" + (f"-seed-{config.seed + repeat}" if repeat else "")
+    return Pilot(
+        replace(
+            config,
+            optim=optim,
+            seed=config.seed + repeat,
+            evaluate=replace(config.evaluate, every=steps, patience=None, controls=()),
+            checkpoint=replace(config.checkpoint, every=steps, keep=1, keep_best=False),
+            output=config.output / FORECAST / name,
+            track=(),
+        ),
+        repeat,
+    )
+
+
+def run_pilots(
+    config: RunConfig, count: int, *, overwrite: bool = False
+) -> tuple[RunConfig, list[Pilot]]:
+    """The finished pilots of a recipe; those that an earlier call finished are kept.
+
+    Returns:
+        The recipe, its epochs turned into steps, and its pilots, the smallest first.
+
+    Raises:
+        ConfigError: See `plan_pilots`; or earlier pilots are of another recipe.
+        Stopped: A signal came; call it again to go on.
+    """
+    if overwrite:
+        shutil.rmtree(config.output / FORECAST, ignore_errors=True)
+    if config.optim.epochs is None:
+        pilots = plan_pilots(config, count)
+        require_same_recipe(pilots)
+        if all(pilot.is_done for pilot in pilots):
+            return config, pilots
+    with Run(config) as run:
+        pilots = plan_pilots(run.config, count)
+        require_same_recipe(pilots)
+        with StopSignals() as stop, locked(run.folder / FORECAST, run.world):
+            train_pilots(run, pilots, stop)
+        return run.config, pilots
+
+
+def train_pilots(run: Run, pilots: Sequence[Pilot], stop: StopSignals) -> None:
+    """Train and measure every student of every pilot that is not done."""
+    place = run.folder / FORECAST
+    initial = place / "initial"
+    run.save_initial(initial)
+    student = run.parts.student
+    if student is not None and student.model.weight_files is None:
+        run.parts.student = None  # every pilot opens the one that was saved
+    del student
+    rows = {"rows": run.parts.data.num_rows}
+    together(lambda: write_text(place / TEXT, json.dumps(rows)), run.world, main_only=True)
+    runner = TrialRunner(run.parts, initial, stop)
+    for pilot in pilots:
+        # What is measured before training is the same for all pilots, and kept beside them.
+        shared = replace(pilot.config, output=place)
+        variant = runner.for_parts(replace(run.parts, config=shared))
+        together(partial(write_recipe, pilot), run.world, main_only=True)
+        for trial in pilot.trials:
+            if not trial.scores.exists():
+                run.run_trial(variant, trial, resume=True)
+                gc.collect()  # models are in reference cycles, and the next trial needs memory
+        together(partial(drop_weights, pilot), run.world, main_only=True)
+    together(lambda: shutil.rmtree(initial, ignore_errors=True), run.world, main_only=True)
+
+
+def write_recipe(pilot: Pilot) -> None:
+    """Write a pilot's recipe, which a later call compares with its own."""
+    pilot.config.output.mkdir(parents=True, exist_ok=True)
+    write_text(pilot.config.output / "recipe.yaml", dump(pilot.config))
+
+
+def drop_weights(pilot: Pilot) -> None:
+    """Delete students and checkpoints of a measured pilot; its scores and metrics stay."""
+    for trial in pilot.trials:
+        for name in ("student", "checkpoints"):
+            shutil.rmtree(trial.folder / name, ignore_errors=True)
+
+
+def require_same_recipe(pilots: Sequence[Pilot]) -> None:
+    """Refuse pilots of an earlier call that were of another recipe."""
+    for pilot in pilots:
+        saved = pilot.config.output / "recipe.yaml"
+        if saved.exists() and identity(read(saved)) != identity(pilot.config):
+            raise ConfigError(
+                f"Pilots in {saved.parent.parent} must be of this recipe, and {pilot.name} is of "
+                "another. Add --overwrite to run them again, or choose another output."
+            )
+
+
+def identity(config: RunConfig) -> Mapping[str, Any]:
+    """The options that change a pilot's student, or what is measured of it."""
+    return lasting(config) | {"evaluate": to_plain(config)["evaluate"]}
+
+
+def measured(pilots: Sequence[Pilot]) -> dict[str, Pilots]:
+    """The runs of finished pilots, by kind of student: `distilled`, `cross_entropy`."""
+    found = {}
+    for place, first in enumerate(pilots[0].trials):
+        runs, seconds, per_step = [], 0.0, 0.0
+        for pilot in pilots:
+            trial = pilot.trials[place]
+            scores = read_scores(trial.scores).test
+            assert scores is not None, "a forecast needs held-out text"
+            last = [r for r in lines(trial.folder / "metrics.jsonl") if r.get("kind") == "step"][-1]
+            runs.append(Measured(float(last["tokens"]), scores))
+            seconds = last["seconds"] / last["tokens"]
+            per_step = last["tokens"] / pilot.config.optim.num_steps
+        found[first.name] = Pilots(tuple(runs), seconds, per_step)
+    return found
+
+
+def passes(config: RunConfig) -> float:
+    """How often a recipe reads its training text; its pilots have measured the text."""
+    text = json.loads((forecast_folder(config) / TEXT).read_text(encoding="utf-8"))
+    rows: int = text["rows"]
+    return config.optim.num_steps * config.optim.rows_per_step(config.data.sequence_length) / rows
+
+
+def forecast_folder(config: RunConfig) -> Path:
+    """Where a recipe's pilots and its forecast are."""
+    return config.output / FORECAST

@@ -1,0 +1,182 @@
+"""The answer of pilots: a recipe's figures at several budgets, and the tokens to a divergence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from limbeck.config import RunConfig
+from limbeck.data.mixture import MOST_PASSES
+from limbeck.errors import ConfigError
+from limbeck.evaluate.scaling import Curve, fit_curve
+from limbeck.evaluate.scores import Interval
+from limbeck.experiment.forecast import Pilot, Pilots, measured, passes
+
+METRICS = ("forward_kl", "cross_entropy")
+MULTIPLES = {"half": 0.5, "recipe": 1.0, "twice": 2.0, "four times": 4.0}
+"""Budgets of the table, times the recipe's tokens."""
+CURVE_POINTS = 30
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a user wants to know besides the recipe's own figures.
+
+    Attributes:
+        tokens: A budget of scored tokens.
+        hours: A budget of training time.
+        target_kl: A forward KL to be reached, nats a token.
+    """
+
+    tokens: int | None = None
+    hours: float | None = None
+    target_kl: float | None = None
+
+
+def forecast(config: RunConfig, pilots: Sequence[Pilot], asked: Asked) -> dict[str, Any]:
+    """The answer as JSON; figures that the pilots do not determine are null.
+
+    Raises:
+        ConfigError: The pilots do not determine the student's figure at the recipe's tokens.
+    """
+    times = passes(config)
+    if times > MOST_PASSES:
+        raise ConfigError(
+            f"A forecast needs a recipe that reads its text at most {MOST_PASSES:g} times, and "
+            f"this one reads it {times:.3g} times: its pilots read it once or less, and a text "
+            "that is read again teaches less than their curve says. Give more text, or lower "
+            "optim.steps."
+        )
+    found = measured(pilots)
+    known = [m for m in METRICS if m in found["distilled"].runs[0].scores.metrics]
+    curves = {
+        name: {metric: fit_curve(each.runs, metric) for metric in known}
+        for name, each in found.items()
+    }
+    main = found["distilled"]
+    tokens = main.tokens_per_step * config.optim.num_steps
+    require_determined(curves["distilled"][known[0]], known[0], tokens)
+    most = MOST_PASSES / times * tokens
+    return {
+        "recipe": {"steps": config.optim.num_steps, "tokens": round(tokens), "passes": times},
+        "pilots": list(pilot_rows(pilots, found, known)),
+        "students": {
+            name: {
+                "tokens_per_second": 1 / found[name].seconds_per_token,
+                **{metric: parameters(curve) for metric, curve in each.items()},
+            }
+            for name, each in curves.items()
+        },
+        "rows": [
+            {
+                "budget": label,
+                "tokens": round(budget),
+                "hours": {n: budget * p.seconds_per_token / 3600 for n, p in found.items()},
+                **{name: figures(each, budget, most) for name, each in curves.items()},
+            }
+            for label, budget in budgets(tokens, asked, main).items()
+        ],
+        "target": target(curves["distilled"], main, asked.target_kl),
+        "curves": {name: points(each[known[0]], tokens) for name, each in curves.items()},
+        "metric": known[0],
+    }
+
+
+def require_determined(curve: Curve, metric: str, tokens: float) -> None:
+    """Refuse a forecast that would say less than the pilots themselves."""
+    fall, figure = curve.fall, curve.at(tokens)
+    more = (
+        "Use more pilots (--pilots), more held-out text (evaluate.max_tokens), larger steps, or a "
+        "longer recipe, whose pilots are longer."
+    )
+    first, last = (f"{budget:,.0f}" for budget in curve.tokens[[0, -1]])
+    if fall["low"] <= 0:
+        raise ConfigError(
+            f"The {metric} of pilots must fall with their tokens for a curve, and from {first} to "
+            f"{last} tokens it falls by {shown(fall)}: not distinguishable from 0. {more}"
+        )
+    if not curve.determines(tokens):
+        raise ConfigError(
+            f"A forecast's interval must be narrower than the fall it predicts, and the pilots "
+            f"leave the {metric} at {tokens:,.0f} tokens at {shown(figure)}, after "
+            f"{curve.values[0, -1]:.3f} at {last} tokens; runs vary by {curve.run_noise:.1%}. "
+            f"{more}"
+        )
+
+
+def shown(figure: Interval) -> str:
+    """A figure with its interval."""
+    return f"{figure['value']:.3f} ({figure['low']:.3f} to {figure['high']:.3f})"
+
+
+def pilot_rows(pilots: Sequence[Pilot], found: Mapping[str, Pilots], metrics: Sequence[str]) -> Any:
+    """Each pilot's tokens and measured figures."""
+    for place, pilot in enumerate(pilots):
+        runs = {name: each.runs[place] for name, each in found.items()}
+        yield {
+            "name": pilot.name,
+            "steps": pilot.config.optim.num_steps,
+            "seed": pilot.config.seed,
+            "tokens": round(runs["distilled"].tokens),
+            **{n: {m: run.scores.mean(m) for m in metrics} for n, run in runs.items()},
+        }
+
+
+def parameters(curve: Curve) -> dict[str, float]:
+    """E, B and beta of the fit to all documents, and how much runs vary around it."""
+    scale = curve.scale[0] * curve.tokens[-1] ** curve.exponent[0]
+    return {
+        "E": float(curve.floor[0]),
+        "B": float(scale),
+        "beta": float(curve.exponent[0]),
+        "run_noise": curve.run_noise,
+    }
+
+
+def budgets(tokens: float, asked: Asked, pilots: Pilots) -> dict[str, float]:
+    """Budgets of the table by name, ascending."""
+    found = {label: multiple * tokens for label, multiple in MULTIPLES.items()}
+    if asked.tokens is not None:
+        found["--budget"] = float(asked.tokens)
+    if asked.hours is not None:
+        found["--hours"] = asked.hours * 3600 / pilots.seconds_per_token
+    return dict(sorted(found.items(), key=lambda item: item[1]))
+
+
+def figures(curves: Mapping[str, Curve], tokens: float, most: float) -> dict[str, Interval | None]:
+    """Every metric at a budget; none where the text would be read too often."""
+    is_new = tokens <= most
+    return {metric: figure(curve, tokens) if is_new else None for metric, curve in curves.items()}
+
+
+def figure(curve: Curve, tokens: float) -> Interval | None:
+    """A metric at a budget; None where a curve that must reach beyond its pilots cannot."""
+    is_known = tokens <= curve.tokens[-1] or (curve.fall["low"] > 0 and curve.determines(tokens))
+    return curve.at(tokens) if is_known else None
+
+
+def target(curves: Mapping[str, Curve], pilots: Pilots, value: float | None) -> Any:
+    """Tokens and hours to a forward KL; an end that is never reached is null."""
+    if value is None:
+        return None
+    if "forward_kl" not in curves:
+        raise ConfigError(
+            "--target-kl needs a teacher with whole distributions, and this one's forward KL is "
+            "not known. Leave it out, or use another teacher."
+        )
+    found = curves["forward_kl"].tokens_to(value)
+    needed = {end: tokens if np.isfinite(tokens) else None for end, tokens in found.items()}
+    hours = {
+        end: None if tokens is None else tokens * pilots.seconds_per_token / 3600
+        for end, tokens in needed.items()
+    }
+    return {"forward_kl": value, "tokens": needed, "hours": hours}
+
+
+def points(curve: Curve, tokens: float) -> list[dict[str, float]]:
+    """The curve with its interval, from the smallest pilot to the largest budget of the table."""
+    ends = (curve.tokens[0], max(MULTIPLES.values()) * tokens)
+    return [{"tokens": float(d), **curve.at(d)} for d in np.geomspace(*ends, CURVE_POINTS)]
