@@ -55,7 +55,7 @@ test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not long"
 
 $(VENV)/.eval: $(VENV)/.dev
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[eval]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[eval,executorch]'
 	@touch $@
 
 test-long: $(VENV)/.eval

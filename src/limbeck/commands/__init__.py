@@ -39,7 +39,7 @@ VERBS = {
     "distill": "Train a student from a teacher, and compare the two.",
     "evaluate": "Measure a student against the recipe's teacher on held-out text.",
     "chat": "Chat with a student in the terminal, and with its teacher beside it.",
-    "export": "Write a student as GGUF or ONNX and verify it in its runtime.",
+    "export": "Write a student as GGUF, ONNX or ExecuTorch and verify it in its runtime.",
     "push": "Publish a student on the Hugging Face hub, or write what would be published.",
     "report": "Write report.html again from a run directory, or compare several runs.",
     "store": "Inspect, verify, repair and merge stores of recorded teacher signals.",

@@ -19,6 +19,9 @@ from limbeck.export.base import Exporter
 from limbeck.export.publishing import open_teacher
 from limbeck.files import size
 
+QUANTIZE = "gguf: f32, f16 (default), bf16, q8_0, q6_k, q5_k_m or q4_k_m."
+POSITIONS = "executorch: longest sequence; the student's own limit by default."
+
 
 def export(
     student: Annotated[
@@ -26,14 +29,9 @@ def export(
     ],
     *,
     output: Annotated[Path, typer.Option(help="New folder to write.", show_default=False)],
-    format: Annotated[str, typer.Option(help="gguf or onnx.")] = "gguf",
-    quantize: Annotated[
-        str | None,
-        typer.Option(
-            help="gguf: f32, f16 (default), bf16, q8_0, q6_k, q5_k_m or q4_k_m.",
-            show_default=False,
-        ),
-    ] = None,
+    format: Annotated[str, typer.Option(help="gguf, onnx or executorch.")] = "gguf",
+    quantize: Annotated[str | None, typer.Option(help=QUANTIZE, show_default=False)] = None,
+    positions: Annotated[int | None, typer.Option(help=POSITIONS, show_default=False)] = None,
     max_kl: Annotated[
         float | None,
         typer.Option(
@@ -61,17 +59,18 @@ def export(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print parity.json.")] = False,
 ) -> None:
-    """Write a student as a file for llama.cpp, Ollama or ONNX Runtime, and verify it there.
+    """Write a student for llama.cpp, Ollama, ONNX Runtime or ExecuTorch, and verify it there.
 
     The file is run in its runtime on held-out text, and its logits, tokenisation, special tokens
     and chat template are compared with the student's. A file that differs is not published. Needs
-    pip install 'limbeck[export]' for gguf, 'limbeck[onnx]' for onnx.
+    pip install 'limbeck[export]' for gguf, 'limbeck[onnx]', 'limbeck[executorch]'.
 
     Examples: limbeck export runs/x --quantize q8_0 --output exports/x;
     limbeck export runs/x --format onnx --output exports/onnx
     """
     options = {"quantize": quantize, "max_kl": max_kl, "calibration": calibration}
-    exporter = chosen(format, {**options, "calibration_type": calibration and data_type})
+    options |= {"positions": positions, "calibration_type": calibration and data_type}
+    exporter = chosen(format, options)
     require_new(output, plan=False)
     exporter.require()
     text = HeldOutText(data_type, data or str(corpus_path("heldout")), tokens)

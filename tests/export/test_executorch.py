@@ -1,0 +1,140 @@
+"""An ExecuTorch program is the student in its runtime; one that is not is not published."""
+
+import importlib.util
+import json
+import shutil
+import sys
+
+import pytest
+import torch
+
+from limbeck.commands.export import export
+from limbeck.errors import ConfigError, DataError
+from limbeck.export import export_student, open_student
+from limbeck.export.base import ExportedFile
+from limbeck.export.executorch import Executorch, running
+from tests.export.made import folder_with, made, parity_of, text_in
+
+pytestmark = pytest.mark.slow
+
+needs_executorch = pytest.mark.skipif(
+    importlib.util.find_spec("executorch") is None,
+    reason="needs pip install 'limbeck[executorch]', which make test-long does",
+)
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("LIMBECK_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A student, and the folder of its file."""
+    folder = tmp_path_factory.mktemp("executorch")
+    student = open_student(folder_with(folder / "student", layers=1))
+    (folder / "out").mkdir()
+    path = folder / "out" / "student.pte"
+    return student, Executorch().export(student.model, student.tokenizer, path)
+
+
+class Ready(Executorch):
+    """Copies files that were exported before, with a fault."""
+
+    def __init__(self, file, fault):
+        super().__init__()
+        self.file, self.fault = file, fault
+
+    def export(self, student, tokenizer, path):
+        for each in self.file.path.parent.iterdir():
+            shutil.copy2(each, path.parent)
+        self.fault(path, student)
+        return ExportedFile(path, self.file.max_positions)
+
+
+def replace(path, tensor, other):
+    """Put one tensor's bytes in the place of another's."""
+    data, old = path.read_bytes(), tensor.numpy().tobytes()
+    assert data.count(old) == 1
+    path.write_bytes(data.replace(old, other.contiguous().numpy().tobytes()))
+
+
+def permuted_keys(path, student):
+    """Outputs of the key projection in another order."""
+    weight = student.blocks[0].self_attn.k_proj.weight.detach()
+    replace(path, weight, weight[[1, 0, *range(2, len(weight))]])
+
+
+def other_base(path, student):
+    """Another base of the rotary embedding."""
+    frequencies = student.decoder.rotary_emb.inv_freq
+    replace(path, frequencies, frequencies**1.1)
+
+
+def spaced(path, _student):
+    """A tokenizer that puts a space before every text."""
+    file = path.with_name("tokenizer.json")
+    tree = json.loads(file.read_text())
+    tree["pre_tokenizer"]["add_prefix_space"] = True
+    file.write_text(json.dumps(tree))
+
+
+def unreadable(path, _student):
+    """A file that is cut off."""
+    path.write_bytes(path.read_bytes()[:100])
+
+
+FAULTS = {
+    permuted_keys: r"Mean KL to the student is .* First difference: window 0, position \d",
+    other_base: r"Mean KL to the student is .* First difference: window \d, position \d",
+    spaced: "Tokenisation differs from token",
+    unreadable: r"ExecuTorch must load student\.pte, and refuses it: ",
+}
+
+
+@needs_executorch
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda f: f.__name__)
+def test_a_broken_export_is_refused_and_removed(fault, whole, tmp_path):
+    student, file = whole
+    with pytest.raises(DataError, match=FAULTS[fault]):
+        export_student(Ready(file, fault), student, tmp_path / "out", text_in(tmp_path))
+    assert not (tmp_path / "out").exists()
+
+
+@needs_executorch
+def test_what_is_published_has_parity_up_to_the_longest_sequence(whole, tmp_path):
+    student, file = whole
+    ready = Ready(file, lambda _path, _student: None)
+    report = export_student(ready, student, tmp_path / "out", text_in(tmp_path))
+    assert report["parity"]["mean_kl"] < 1e-8
+    assert report["parity"]["long_window"] == 64
+    for path in (tmp_path / "out").iterdir():
+        for place in (tmp_path, sys.prefix, file.path.parent.parent):
+            assert str(place).encode() not in path.read_bytes(), path.name
+    with (
+        running(file.path) as runtime,
+        pytest.raises(DataError, match=r"must read 65 positions with student\.pte, and fails"),
+    ):
+        runtime.logits(torch.ones(65, dtype=torch.int64).tolist())
+
+
+@needs_executorch
+@pytest.mark.long
+@pytest.mark.parametrize("family", ["gpt2", "qwen3", "gemma2"])
+def test_a_familys_logits_agree(family, tmp_path):
+    parity = parity_of(made(family, layers=2), tmp_path, Executorch(positions=40))
+    assert parity.passed, parity
+    assert parity.mean_kl < 1e-8
+    assert parity.long_window == 40
+
+
+def test_more_positions_than_the_student_has_are_refused():
+    student = made()
+    with pytest.raises(ConfigError, match=r"positions must be at most 64, .* got 65"):
+        Executorch(positions=65).require_student(student.model, student.tokenizer)
+
+
+def test_a_missing_extra_is_named_before_the_student_is_opened(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "executorch.exir", None)
+    with pytest.raises(ConfigError, match=r"cannot be imported.*limbeck\[executorch\]"):
+        export(tmp_path / "missing", output=tmp_path / "out", format="executorch")
