@@ -11,12 +11,13 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from tests.models.tiny import tiny_llama
 from tests.train.toy import ALONE, VOCABULARY, ToyBatches, toy_setup
+from torch.optim import Optimizer
 
 from limbeck.config import ObjectiveConfig, OptimConfig
 from limbeck.layer_map import LayerMap
@@ -73,7 +74,8 @@ def main() -> None:
     count = sum(p.numel() for p in distiller.parameters())
     print(f"{count:,} parameters; a step alone {alone:.2f} s")
     for later, found in rounds.items():
-        waited, published = (statistics.median(each[i] for each in found) for i in (0, 1))
+        waited = statistics.median(each.waited for each in found)
+        published = statistics.median(each.published for each in found)
         print(f"asynchronous {later}: waits {waited:.2f} s, published after {published:.2f} s")
     at_once, later_s = (statistics.median(r.waited for r in each) for each in rounds.values())
     meanwhile = [seconds for each in rounds[True] for seconds in each.steps]
@@ -83,7 +85,7 @@ def main() -> None:
 
 
 def measured(
-    setup: TrainSetup, optimizers: list[object], number: int, step: Callable[[], None]
+    setup: TrainSetup, optimizers: Sequence[Optimizer], number: int, step: Callable[[], None]
 ) -> Round:
     """One checkpoint, and steps until it is written."""
     checkpointer = Checkpointer(setup, optimizers)

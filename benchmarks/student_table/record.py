@@ -99,7 +99,7 @@ def open_store(
     name = hashlib.sha256(f"{plan.data_hash} {layers} {told.teacher}".encode()).hexdigest()[:12]
     folder = told.work / f"store-{name}"
     teacher = teachers.bind({"type": "online", "path": str(told.teacher)}, "teacher")(
-        dataclasses.replace(world, mesh=None)
+        world.unsharded
     )
     size, recorded = 1 + max(texts.tokenizer.get_vocab().values()), range(teacher.info.layers)
     layer_ids = tuple(recorded) if layers else ()
@@ -117,7 +117,7 @@ def open_store(
         layers=layer_ids,
         limbeck=__version__,
     )
-    recorder = Recorder(teacher, plan, header, folder, world.device)
+    recorder = Recorder(teacher, plan, header, folder, world)
     recorder.begin(texts.tokenizer)
     left = recorder.left(range(len(plan.shards)))
     total = sum(place.positions for shard in left for place in plan.shards[shard])
