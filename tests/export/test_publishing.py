@@ -53,7 +53,7 @@ def other_pre_tokenizer(reader):
 
 FAULTS = {
     swap_halves: r"Mean KL to the student is .* First difference: window 0, position \d",
-    other_base: r"Mean KL to the student is .* First difference: window 0, position \d",
+    other_base: r"Mean KL to the student is .* First difference: window \d, position \d",
     no_bos: "A text begins or ends in another way: 'a' is .1, ",
     other_template: "The chat template renders",
     other_pre_tokenizer: "Tokenisation differs from token",
