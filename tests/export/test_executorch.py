@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import shutil
 import sys
 
 import pytest
@@ -11,9 +10,8 @@ import torch
 from limbeck.commands.export import export
 from limbeck.errors import ConfigError, DataError
 from limbeck.export import export_student, open_student
-from limbeck.export.base import ExportedFile
 from limbeck.export.executorch import Executorch, running
-from tests.export.made import folder_with, made, parity_of, text_in
+from tests.export.made import folder_with, made, parity_of, ready, text_in
 
 pytestmark = pytest.mark.slow
 
@@ -36,20 +34,6 @@ def whole(tmp_path_factory):
     (folder / "out").mkdir()
     path = folder / "out" / "student.pte"
     return student, Executorch().export(student.model, student.tokenizer, path)
-
-
-class Ready(Executorch):
-    """Copies files that were exported before, with a fault."""
-
-    def __init__(self, file, fault):
-        super().__init__()
-        self.file, self.fault = file, fault
-
-    def export(self, student, tokenizer, path):
-        for each in self.file.path.parent.iterdir():
-            shutil.copy2(each, path.parent)
-        self.fault(path, student)
-        return ExportedFile(path, self.file.max_positions)
 
 
 def replace(path, tensor, other):
@@ -97,15 +81,17 @@ FAULTS = {
 def test_a_broken_export_is_refused_and_removed(fault, whole, tmp_path):
     student, file = whole
     with pytest.raises(DataError, match=FAULTS[fault]):
-        export_student(Ready(file, fault), student, tmp_path / "out", text_in(tmp_path))
+        export_student(
+            ready(Executorch(), file, fault), student, tmp_path / "out", text_in(tmp_path)
+        )
     assert not (tmp_path / "out").exists()
 
 
 @needs_executorch
 def test_what_is_published_has_parity_up_to_the_longest_sequence(whole, tmp_path):
     student, file = whole
-    ready = Ready(file, lambda _path, _student: None)
-    report = export_student(ready, student, tmp_path / "out", text_in(tmp_path))
+    exporter = ready(Executorch(), file)
+    report = export_student(exporter, student, tmp_path / "out", text_in(tmp_path))
     assert report["parity"]["mean_kl"] < 1e-8
     assert report["parity"]["long_window"] == 64
     for path in (tmp_path / "out").iterdir():

@@ -1,7 +1,6 @@
 """An ONNX file is the student in ONNX Runtime, and what is not the student is not published."""
 
 import json
-import shutil
 import sys
 
 import numpy as np
@@ -14,12 +13,11 @@ from limbeck.commands.export import export
 from limbeck.config.trainable import LowRankConfig
 from limbeck.errors import ConfigError, DataError
 from limbeck.export import export_student, open_student
-from limbeck.export.base import ExportedFile
 from limbeck.export.onnx import Onnx, running
 from limbeck.files import manifest
 from limbeck.models import save_student
 from limbeck.models.lora import add_adapters
-from tests.export.made import folder_with, made, parity_of, text_in
+from tests.export.made import folder_with, made, parity_of, ready, text_in
 from tests.models.tiny import FAMILIES
 
 pytestmark = pytest.mark.slow
@@ -48,21 +46,6 @@ def whole(tmp_path_factory):
     (folder / "out").mkdir()
     file = Onnx().export(student.model, student.tokenizer, folder / "out" / "student.onnx")
     return student, file
-
-
-class Ready(Onnx):
-    """Copies files that were exported before, with a fault."""
-
-    def __init__(self, file, fault=lambda _folder: None):
-        super().__init__()
-        self.file, self.fault = file, fault
-
-    def export(self, student, tokenizer, path):
-        for each in self.file.path.parent.iterdir():
-            shutil.copy2(each, path.parent)
-        self.fault(path.parent)
-        weights = path.with_name(self.file.weights.name)
-        return ExportedFile(path, self.file.max_positions, weights=weights)
 
 
 def edit(folder, wanted, change):
@@ -139,14 +122,19 @@ FAULTS = {
 def test_a_broken_export_is_refused_and_removed(fault, whole, tmp_path):
     student, file = whole
     with pytest.raises(DataError, match=FAULTS[fault]):
-        export_student(Ready(file, fault), student, tmp_path / "out", text_in(tmp_path))
+        export_student(
+            ready(Onnx(), file, lambda path, _: fault(path.parent)),
+            student,
+            tmp_path / "out",
+            text_in(tmp_path),
+        )
     assert not (tmp_path / "out").exists()
     assert not list(tmp_path.glob(".tmp-*"))
 
 
 def test_what_is_published_has_parity_at_every_length_and_no_path_of_this_machine(whole, tmp_path):
     student, file = whole
-    report = export_student(Ready(file), student, tmp_path / "out", text_in(tmp_path))
+    report = export_student(ready(Onnx(), file), student, tmp_path / "out", text_in(tmp_path))
     assert report["parity"]["passed"]
     assert report["parity"]["mean_kl"] < 1e-8
     assert report["parity"]["same_top"] == 1
@@ -267,7 +255,7 @@ def test_a_missing_extra_is_named_before_the_student_is_opened(tmp_path, monkeyp
 
 def test_a_file_that_is_too_far_is_not_published(whole, tmp_path):
     student, file = whole
-    far = Ready(file)
+    far = ready(Onnx(), file)
     far._max_kl = 1e-20
     with pytest.raises(DataError, match="First difference: window 0, position"):
         export_student(far, student, tmp_path / "out", text_in(tmp_path))

@@ -8,8 +8,9 @@ import torch
 from torch.optim import SGD, Adafactor, AdamW, Muon
 
 from limbeck.config import OptimConfig
-from limbeck.distributed import load_checkpoint, save_checkpoint
+from limbeck.distributed import load_checkpoint
 from limbeck.train.optimizers import make_optimizers, set_rate
+from tests.distributed.saved import save_checkpoint
 from tests.train.toy import ALONE, toy_pair
 
 CPU = torch.device("cpu")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from typing import Annotated
 
 import typer
@@ -12,6 +11,7 @@ from rich.text import Text
 
 from limbeck.commands.arguments import Overrides, Recipe
 from limbeck.commands.tables import plain, rich_table
+from limbeck.distributed import is_main_process
 from limbeck.errors import ConfigError
 from limbeck.experiment import load, load_stages
 from limbeck.experiment.forecast import forecast_folder, run_pilots
@@ -59,7 +59,7 @@ def forecast(
             f"A forecast is of one run, and {recipe} has stages. Write the stage as a recipe."
         )
     config, found = run_pilots(load(recipe, changes), pilots, overwrite=overwrite)
-    if int(os.environ.get("RANK", "0")):
+    if not is_main_process():
         return
     answer = predict(config, found, Asked(budget, hours, target_kl))
     folder = forecast_folder(config)

@@ -63,8 +63,10 @@ def require_options(path: Path, overrides: Iterable[str]) -> None:
         ConfigError: As `read`.
     """
     tree = parse(path, overrides)
-    config, problems = (None, []) if "stages" in tree else closed_parts(tree)
-    if config is None and problems:
+    if "stages" in tree:
+        return
+    config, problems = closed_parts(tree)
+    if config is None:
         raise refusal(path, problems)
 
 

@@ -240,6 +240,9 @@ class EvaluateConfig:
         return dict(sorted(self.data.items(), key=lambda item: item[0] != self.choose_by))
 
 
+ActivationCheckpointing = Literal["none", "selective", "full"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class MemoryConfig:
     """Memory of a step; changes memory and speed, not results."""
@@ -252,7 +255,7 @@ class MemoryConfig:
     """Memory for the logits that exist at once, those of both models and what is done with them;
     `auto` holds 480 tokens' of any vocabulary: 180 MB for 49,152 on a CPU, 470 for 128,256; four
     times that on an accelerator."""
-    activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    activation_checkpointing: ActivationCheckpointing = "none"
     """Activations that a block computes again in the backward pass instead of keeping them. `full`:
     all of them, for a third more operations in the student. `selective`: all but the results of
     matrix products and attention, for hardly any more."""
@@ -274,9 +277,9 @@ class CheckpointConfig:
     keep_best: bool = True
     """Also keep the checkpoint with the lowest held-out forward KL, and make it the student."""
     asynchronous: bool = False
-    """Write checkpoints while training goes on. Steps then wait for a copy in host memory only: of
-    each trained parameter 12 bytes with AdamW, divided by the ranks. A checkpoint is published in
-    the first step after all ranks have written it; the next one waits for it."""
+    """Write checkpoints while training continues. Steps then wait for a copy in host memory only:
+    of each trained parameter 12 bytes with AdamW, divided by the ranks. A checkpoint is published
+    in the first step after all ranks have written it; the next one waits for it."""
     student_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Format of the finished student's weights. They are trained in float32, and rounded to it
     before the student is measured and saved."""

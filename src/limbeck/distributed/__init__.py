@@ -23,10 +23,11 @@ from limbeck.distributed.ranks import (
     broadcast_object,
     from_main,
     gather_objects,
+    is_main_process,
     together,
     world,
 )
-from limbeck.distributed.saving import Saving, begin_saving, save_checkpoint, started
+from limbeck.distributed.saving import Saving, begin_saving, started
 from limbeck.distributed.sharding import (
     abandon_pass,
     full_weights,
@@ -64,6 +65,7 @@ __all__ = [
     "gather_objects",
     "gather_root",
     "gathered",
+    "is_main_process",
     "is_sharded",
     "latest",
     "load_checkpoint",
@@ -75,7 +77,6 @@ __all__ = [
     "prolonged",
     "prune",
     "release",
-    "save_checkpoint",
     "set_damaged_aside",
     "shard",
     "simulated_world",

@@ -149,6 +149,11 @@ def make_mesh(device_type: str, size: int, shard: str, replicate: int = 1) -> De
     return init_device_mesh(device_type, (size,))
 
 
+def is_main_process() -> bool:
+    """Whether this process is rank 0, known without a process group."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 def require_divided(size: int, replicate: int) -> None:
     """Refuse a number of copies that does not divide the ranks."""
     if size % replicate:
@@ -192,7 +197,7 @@ def late_ranks_named(timeout_s: int) -> Iterator[None]:
             f"Rank {os.environ.get('RANK', '0')} waited in {place_of(error)}, and another rank did "
             f"not come: {str(error).splitlines()[0]} That rank ended, hangs, or worked alone for "
             f"longer than parallel.timeout_s = {timeout_s} s. Look at its messages, raise "
-            "parallel.timeout_s if it needs more time, and go on with --resume."
+            "parallel.timeout_s if it needs more time, and continue with --resume."
         ) from error
 
 

@@ -1,6 +1,6 @@
 """Writing checkpoints: planned by all ranks together, written by each alone, published together.
 
-Between the first and the last no rank communicates, so a thread can write while training goes on,
+Between the first and the last no rank communicates, so a thread can write while training continues,
 and every collective stays in the main thread.
 """
 
@@ -219,22 +219,6 @@ def begin_saving(
     return Saving(
         final, temporary, state, started(writer.write, in_background=in_background), world
     )
-
-
-def save_checkpoint(
-    folder: Path,
-    step: int,
-    distiller: nn.Module,
-    optimizers: Optimizers,
-    facts: Mapping[str, Any],
-    world: World,
-) -> Path:
-    """Publish a checkpoint; every rank calls it, and returns when it is whole.
-
-    Raises:
-        StorageError: The disk is full or may not be written; older checkpoints are intact.
-    """
-    return begin_saving(folder, step, distiller, optimizers, facts, world).finish()
 
 
 def hold(tensors: Mapping[str, Tensor], writer: HeldWriter, world: World) -> None:

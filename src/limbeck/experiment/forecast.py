@@ -154,7 +154,7 @@ def run_pilots(
 
     Raises:
         ConfigError: See `plan_pilots`; or earlier pilots are of another recipe.
-        Stopped: A signal came; call it again to go on.
+        Stopped: A signal came; call it again to continue.
     """
     if overwrite:
         shutil.rmtree(config.output / FORECAST, ignore_errors=True)

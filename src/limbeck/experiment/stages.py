@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ from typing import Any
 import torch
 
 from limbeck.config import RunConfig, leaves, one_line_each, parse, validated
-from limbeck.distributed import World, locked
+from limbeck.distributed import World, is_main_process, locked
 from limbeck.errors import ConfigError
 from limbeck.experiment.loading import OPEN_PARTS, problems
 from limbeck.experiment.run import Run, RunResult, extends_recipe, progress_console
@@ -193,7 +192,7 @@ def run_stages(
         Stopped: A signal came; everything is saved.
     """
     output = stages[0].config.output.parent.parent
-    is_main = int(os.environ.get("RANK", "0")) == 0
+    is_main = is_main_process()
     with ExitStack() as stack:
         if is_main:  # the process group exists within a stage only
             stack.enter_context(locked(output, World(0, 1, torch.device("cpu"))))

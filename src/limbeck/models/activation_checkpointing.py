@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from limbeck.config.recipe import ActivationCheckpointing
 from limbeck.errors import ConfigError
 from limbeck.models.causal_lm import CausalLM
-
-ActivationCheckpointing = Literal["none", "selective", "full"]
 
 EXPENSIVE = [
     torch.ops.aten.mm.default,
@@ -55,7 +54,7 @@ def checkpoint_activations(model: CausalLM, how: ActivationCheckpointing) -> Non
         layer._gradient_checkpointing_func = again
 
 
-def kept_values(block: nn.Module, width: int, how: str) -> int:
+def kept_values(block: nn.Module, width: int, how: ActivationCheckpointing) -> int:
     """Estimate of the values a token that a block keeps from its forward pass.
 
     Without checkpointing each linear layer keeps its input, and its output is kept by what follows;

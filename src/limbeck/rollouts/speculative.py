@@ -58,7 +58,7 @@ def write_assisted(
         seed: Of the draws.
     """
     model = target.hf_model
-    assert assistant.hf_model is not model, "passes of the target are told from the assistant's"
+    assert assistant.hf_model is not model, "passes of both would be counted"
     ids = torch.tensor([list(prompt)], device=model.device)
     watch = PassWatch(target.end_ids)
     with (

@@ -13,7 +13,7 @@ from limbeck.train.setup import TrainSetup
 
 
 class Checkpointer:
-    """Saves a run, at once or while it goes on, as `checkpoint.asynchronous` says.
+    """Saves a run, before it continues or meanwhile, as `checkpoint.asynchronous` says.
 
     At most one checkpoint is being written. Every rank calls each method, in the same step.
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from limbeck.config import MemoryConfig
+from limbeck.config.recipe import ActivationCheckpointing
 from limbeck.distributed import World, gather_objects, local
 from limbeck.errors import RunError
 from limbeck.losses.head.fused import head_bytes
@@ -87,18 +88,17 @@ def reduces_once(
     return all(gather_objects(more <= WHOLE_GRADIENTS * room, world))
 
 
-def row_bytes(student: CausalLM, sequence_length: int, checkpointing: str) -> int:
+def row_bytes(
+    student: CausalLM, sequence_length: int, checkpointing: ActivationCheckpointing
+) -> int:
     """Estimate of the activations one row keeps until its backward pass, bytes.
 
     With checkpointing the blocks keep less, and one at a time is computed again.
     """
     element = next(student.parameters()).element_size()
-    kept, all_values = (
-        [kept_values(block, student.width, how) for block in student.blocks]
-        for how in (checkpointing, "none")
-    )
-    again = max(whole - each for whole, each in zip(all_values, kept, strict=True))
-    values = sum(kept) + again
+    kept = [kept_values(block, student.width, checkpointing) for block in student.blocks]
+    whole = [kept_values(block, student.width, "none") for block in student.blocks]
+    values = sum(kept) + max(w - k for w, k in zip(whole, kept, strict=True))
     return max(1, values * sequence_length * element)
 
 
