@@ -16,10 +16,11 @@ from limbeck.losses.distributions import LazyLogits, TopK
 from limbeck.models import ModelSource, load_model
 from limbeck.store import Store
 from limbeck.teachers import DISTRIBUTION, LocalTeacher, TeacherRequest, teachers
+from limbeck.teachers.ahead import samples_of
 from limbeck.teachers.routed import RoutedTeacher
 from limbeck.teachers.served import requests
 from limbeck.teachers.served.requests import Connection, Server
-from limbeck.teachers.stored import StoredTeacher, samples_of
+from limbeck.teachers.stored import StoredTeacher
 from tests.experiment.house import steps_of, write_model, write_recipe
 from tests.experiment.recordings import record, recording_recipe
 from tests.models.tiny import random_batch
@@ -118,7 +119,7 @@ def test_a_routed_teacher_announces_only_the_documents_of_a_member(server, folde
     until(lambda: len(server.requests) == 2)
     signal = teacher.signal(batch)
     assert [len(each["prompt"]) for each in server.requests] == [13, 13]
-    assert not members["code"]._pending
+    assert not members["code"]._ahead
     assert {type(part.distribution) for part in signal.parts} == {TopK, LazyLogits}
 
 
@@ -504,7 +505,7 @@ def test_the_server_works_on_the_next_step_while_the_student_computes(server, fo
         before = type(teacher).signal
 
         def signal(self, batch):
-            announced.append(len(self._pending))
+            announced.append(len(self._ahead))
             return before(self, batch)
 
         with pytest.MonkeyPatch.context() as patch:
@@ -514,7 +515,7 @@ def test_the_server_works_on_the_next_step_while_the_student_computes(server, fo
     per_step = len(announced) // 6
     last_of_step = announced[per_step - 1 :: per_step]
     assert all(waiting > per_step for waiting in last_of_step[:-1])
-    assert not teacher._pending
+    assert not teacher._ahead
 
 
 def test_a_run_resumes_at_another_address(server, folder, local, tmp_path):

@@ -1,5 +1,6 @@
 """A recorded teacher says what the online one says, as far as its form holds it."""
 
+from concurrent.futures import Future
 from dataclasses import replace
 
 import numpy as np
@@ -17,9 +18,10 @@ from limbeck.losses.divergences.kl import forward_kl
 from limbeck.losses.terms.base import StudentView
 from limbeck.store import Store
 from limbeck.teachers import TeacherRequest, find_local, teachers
+from limbeck.teachers.ahead import Ahead, samples_of
 from limbeck.teachers.local import LocalTeacher
-from limbeck.teachers.stored import StoredTeacher, samples_of
-from tests.experiment.recordings import record, recorded
+from limbeck.teachers.stored import StoredTeacher
+from tests.experiment.recordings import from_store, record, recorded
 
 CPU = torch.device("cpu")
 BOTH = SignalNeeds(distribution=True, layers=frozenset({0, 3}))
@@ -123,6 +125,71 @@ def test_a_batch_without_rows_gets_an_empty_signal(hidden):
     assert signal.layer_hidden[3].shape == (0, 32)
     stored.require(TeacherRequest(needs=SignalNeeds()))
     assert stored.signal(parts.data.batch([0])).distribution is None
+
+
+def test_prefetched_signals_are_the_same_and_are_read_once(hidden):
+    parts, stored = hidden
+    stored.require(TeacherRequest(needs=BOTH))
+    batches = [parts.data.batch([0, 1]), parts.data.batch([2])]
+    plain = [stored.signal(batch) for batch in batches]
+    stored.prefetch(batches)
+    stored.prefetch(batches)
+    num_windows = sum(len(list(samples_of(batch))) for batch in batches)
+    assert len(stored._ahead) == num_windows
+    for batch, before in zip(batches, plain, strict=True):
+        signal = stored.signal(batch)
+        assert torch.equal(signal.distribution.hidden, before.distribution.hidden)
+        assert torch.equal(signal.layer_hidden[3], before.layer_hidden[3])
+    assert len(stored._ahead) == 0
+
+
+def test_a_window_that_is_not_in_the_store_is_refused_when_it_is_read_and_not_before(hidden):
+    parts, stored = hidden
+    stored.require(TeacherRequest(needs=SignalNeeds(distribution=True)))
+    batch = Batch.from_tokens(torch.randint(0, 9, (1, 12)))
+    stored.prefetch([batch, parts.data.batch([0])])
+    assert stored.signal(parts.data.batch([0])).distribution is not None
+    with pytest.raises(DataError, match="has no sample"):
+        stored.signal(batch)
+
+
+def test_records_of_the_next_step_are_decoded_while_the_student_computes(folder, hidden):
+    path = recorded(folder, {"type": "hidden"}, layers=(0, 1, 2, 3), data={"pack": False})
+    waiting = []
+    with limbeck.assemble(load(path, from_store(folder))) as run:
+        teacher = run.parts.teacher
+        before = type(teacher).signal
+
+        def signal(self, batch):
+            signal = before(self, batch)
+            waiting.append(len(self._ahead))
+            return signal
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(type(teacher), "signal", signal)
+            run.train()
+    assert max(waiting) > 0
+    assert len(teacher._ahead) == 0
+
+
+def test_only_so_many_positions_are_in_progress():
+    started = []
+
+    def start(sample):
+        started.append(sample)
+        future = Future()
+        future.set_result(len(sample.tokens))
+        return future
+
+    ahead = Ahead(start, most_positions=20)
+    batches = [Batch.from_tokens(torch.full((2, 11), token)) for token in range(3)]
+    batches = [replace(b, input_ids=b.input_ids + torch.tensor([[0], [10]])) for b in batches]
+    ahead.announce(batches)
+    assert (len(started), len(ahead)) == (2, 6)
+    assert [answer for _, answer in ahead.take(batches[0])] == [11, 11]
+    assert (len(started), len(ahead)) == (4, 4)
+    assert [answer for _, answer in ahead.take(batches[2])] == [11, 11]
+    assert (len(started), len(ahead)) == (6, 2)
 
 
 def test_one_changed_token_is_missing_and_not_misaligned(hidden):

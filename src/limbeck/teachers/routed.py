@@ -16,10 +16,11 @@ from limbeck.distributed import World
 from limbeck.errors import ConfigError, DataError
 from limbeck.losses import SignalPart, TeacherSignal
 from limbeck.registry import Component
+from limbeck.teachers.ahead import samples_of
 from limbeck.teachers.base import Teacher, TeacherRequest, TextWindows
 from limbeck.teachers.base import teachers as registry
 from limbeck.teachers.several import SeveralTeachers
-from limbeck.teachers.stored import samples_of, window_of
+from limbeck.teachers.stored import window_of
 
 
 class RoutedTeacher(SeveralTeachers):

@@ -19,11 +19,11 @@ from limbeck.losses import Objective, TeacherSignal
 from limbeck.losses.distributions import FLOOR, TopK
 from limbeck.models import PreTrainedTokenizerBase, configured_shape
 from limbeck.store import Sample
+from limbeck.teachers.ahead import Ahead
 from limbeck.teachers.base import DISTRIBUTION, Teacher, TeacherInfo, TeacherRequest, teachers
 from limbeck.teachers.served.probe import Probed, probe, require_same_model, score
 from limbeck.teachers.served.requests import Connection, Server, checked_url, key_of
 from limbeck.teachers.served.vllm import COMPLETIONS, Rows, Written, read_written, writing_body
-from limbeck.teachers.stored import samples_of
 from limbeck.tokenizers import load_tokenizer
 
 REACHED_BY = ("url", "key_env", "concurrency", "timeout_s", "patience_s")
@@ -64,7 +64,7 @@ class ServedTeacher(Teacher):
         self._k: int = info.served["k"]
         self._vocabulary_size = info.vocabulary_rows
         self._needs = DISTRIBUTION
-        self._pending: dict[bytes, Future[Rows]] = {}
+        self._ahead = Ahead(self._asked)
         self._outages = server.outages
 
     @property
@@ -127,13 +127,8 @@ class ServedTeacher(Teacher):
 
     def prefetch(self, batches: Sequence[Batch]) -> None:
         """Ask the server for the windows of these batches, in their order."""
-        if not self._needs.distribution:
-            return
-        for batch in batches:
-            for sample in samples_of(batch):
-                key = sample.tokens.tobytes()
-                if key not in self._pending:
-                    self._pending[key] = self._asked(sample)
+        if self._needs.distribution:
+            self._ahead.announce(batches)
 
     def write(
         self, prompt: Sequence[int], *, tokens: int, temperature: float, top_p: float, seed: int
@@ -175,16 +170,9 @@ class ServedTeacher(Teacher):
         """
         if not self._needs.distribution:
             return TeacherSignal()
-        samples = list(samples_of(batch))
-        keys = [sample.tokens.tobytes() for sample in samples]
-        futures = [
-            self._pending.pop(key) if key in self._pending else self._asked(sample)
-            for key, sample in zip(keys, samples, strict=True)
-        ]
-        rows = [future.result() for future in futures]
+        answers = self._ahead.take(batch)
         self.require_same_model()
-        scored = [sample.scored for sample in samples]
-        distribution = top_k_of(list(zip(rows, scored, strict=True)), self._k)
+        distribution = top_k_of([(rows, sample.scored) for sample, rows in answers], self._k)
         largest = int(distribution.ids.max()) if distribution.ids.numel() else 0
         if largest >= self._vocabulary_size:
             raise DataError(
