@@ -5,8 +5,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from functools import partial
 from typing import Any
@@ -20,6 +18,7 @@ from limbeck.recording.plan import passes
 from limbeck.store import Store, read_header, verify
 from limbeck.teachers import find_local
 from limbeck.teachers.stored import window_of
+from tests.commands.processes import Command
 from tests.experiment.house import write_model
 from tests.experiment.recordings import contents, record, recorded, recording_recipe
 from tests.models.test_gguf import write_gguf
@@ -223,11 +222,7 @@ def test_parts_share_all_shards_and_no_shard_twice():
 
 
 def start(folder):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "limbeck", "record", "recipe.yaml", "--no-budget"]
-    return subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
+    return Command("record", "recipe.yaml", "--no-budget", cwd=folder)
 
 
 def kill_and_go_on(folder, dice, kills):
@@ -239,17 +234,14 @@ def kill_and_go_on(folder, dice, kills):
         before = len(list((folder / "store").glob("shard-*")))
         deadline = time.monotonic() + 120
         grown = dice.randrange(1, 3)
-        while process.poll() is None and time.monotonic() < deadline:
+        while process.is_running and time.monotonic() < deadline:
             if len(list((folder / "store").glob("shard-*"))) >= before + grown:
                 break
             time.sleep(0.002)
         time.sleep(dice.random() * 0.1)
         process.kill()
-        process.communicate()
         moments.append(len(list((folder / "store").glob("shard-*"))))
-    last = start(folder)
-    told = last.communicate(timeout=300)[1]
-    assert last.returncode == 0, told
+    start(folder).finish()
     return moments
 
 
@@ -267,15 +259,10 @@ def test_a_recording_asked_to_stop_leaves_nothing_unfinished(tmp_path):
     whole = contents(tmp_path / "store")
     shutil.rmtree(tmp_path / "store")
     process = start(tmp_path)
-    while not list((tmp_path / "store").glob("shard-*")) and process.poll() is None:
+    while not list((tmp_path / "store").glob("shard-*")) and process.is_running:
         time.sleep(0.002)
-    process.send_signal(signal.SIGTERM)
-    told = process.communicate(timeout=120)[1].decode()
-    if process.returncode != 0:  # it may have been done already
-        assert process.returncode == 143
-        assert "The recording was stopped by SIGTERM" in told
+    process.send(signal.SIGTERM)
+    assert "The recording was stopped by SIGTERM" in process.finish(143)
     assert not list((tmp_path / "store").glob(".tmp-*"))
-    last = start(tmp_path)
-    last.communicate(timeout=300)
-    assert last.returncode == 0
+    start(tmp_path).finish()
     assert contents(tmp_path / "store") == whole

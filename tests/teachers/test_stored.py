@@ -269,7 +269,7 @@ def test_samples_from_a_store_are_unbiased_in_value_and_gradient(hidden, tmp_pat
     values, slopes = [], []
     form = {"type": "samples", "num_draws": 8, "temperature": 2.0, "draw": draw}
     path = recorded(tmp_path, form, data={"pack": False, "max_documents": 6})
-    for seed in range(40):
+    for seed in range(24):
         store = tmp_path / f"store-{seed}"
         more = [f"seed={seed}", f"record.output={store}", "evaluate.data=null"]
         record(load(path, more))
