@@ -27,6 +27,7 @@ from limbeck.teachers.base import (
     TeacherInfo,
     TeacherRequest,
     TextWindows,
+    WrappingTeacher,
     teachers,
 )
 from limbeck.teachers.local import LocalTeacher, require_local
@@ -74,7 +75,7 @@ class Pair:
     outcome_map: OutcomeMap
 
 
-class CrossTokenizerTeacher(Teacher):
+class CrossTokenizerTeacher(WrappingTeacher):
     """A local teacher that reads the text of the student's tokens with its own tokenizer.
 
     Its signal has one part, at the positions where both tokenizers stand at one byte of the text:
@@ -82,6 +83,7 @@ class CrossTokenizerTeacher(Teacher):
     """
 
     aligns_text = True
+    _teacher: LocalTeacher
 
     def __init__(
         self, teacher: LocalTeacher, *, unaligned: Choice = "error", uncovered: Choice = "error"
@@ -94,7 +96,7 @@ class CrossTokenizerTeacher(Teacher):
             uncovered: `error` refuses a class of tokens that the teacher does not reach; `skip`
                 trains it on the text alone.
         """
-        self._teacher = teacher
+        super().__init__(teacher)
         self._unaligned = unaligned
         self._uncovered = uncovered
         self._pair: Pair | None = None
@@ -162,18 +164,6 @@ class CrossTokenizerTeacher(Teacher):
         merged = MergedOutcomes(rows, pair.outcome_map).to(device)
         part = SignalPart(reading.positions.to(device), merged)
         return TeacherSignal((part,), likelihoods=likelihoods)
-
-    def release(self) -> None:
-        """Release what the model gathered."""
-        self._teacher.release()
-
-    def abandon_pass(self) -> None:
-        """Release what the model holds of a failed pass."""
-        self._teacher.abandon_pass()
-
-    def shard(self, world: World) -> None:
-        """Spread the model over the ranks."""
-        self._teacher.shard(world)
 
     def with_needs(self, needs: SignalNeeds) -> Teacher:
         """The same teacher with needs of its own; weights are shared."""
