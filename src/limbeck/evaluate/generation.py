@@ -39,22 +39,41 @@ FIGURE_OF = {
 Sums = dict[str, Float64[np.ndarray, " texts"]]
 
 
+@suites.register("generation")
 class Generation(Suite):
-    """Samples of students and of their teacher after the same prompts, with the same seeds."""
+    """The teacher's likelihood of the student's samples, their repetition, length and variety.
+
+    Both models write after the same prompts, with the same seeds.
+    """
 
     def __init__(
         self,
         context: SuiteContext,
         *,
-        prompts: int,
-        prompt_tokens: int,
-        sampling: Sampling,
-        seed: int,
+        prompts: Annotated[int, Gt(0)] = 64,
+        tokens: Annotated[int, Gt(0)] = 64,
+        prompt_tokens: Annotated[int, Gt(0)] = 32,
+        sampling_temperature: Annotated[float, Gt(0)] = 1.0,
+        top_p: Annotated[float, Interval(gt=0, le=1)] = 1.0,
+        seed: Annotated[int, Ge(0)] = 0,
     ) -> None:
-        self._context, self._sampling, self._seed = context, sampling, seed
+        """
+        Args:
+            prompts: Held-out prompts, one of a test document, at most.
+            tokens: Length of a sample, at most; an end token ends it earlier.
+            prompt_tokens: Of `text` data, this many first tokens of a document. Other types have
+                prompts of their own.
+            sampling_temperature: Divides the logits of the model that samples.
+            top_p: Sample from the most probable tokens that together reach this probability.
+            seed: Of the draws, the same for every model.
+        """
+        self._context, self._seed = context, seed
+        self._sampling = Sampling(
+            tokens=tokens, sampling_temperature=sampling_temperature, top_p=top_p
+        )
         self._teacher = require_local(context.teacher, "evaluate.suites: the suite generation")
         self._prompts = held_out_prompts(
-            context, self._teacher.model, "generation", prompts, prompt_tokens, sampling.tokens
+            context, self._teacher.model, "generation", prompts, prompt_tokens, tokens
         )
         self._theirs: list[dict[str, Any]] | None = None
 
@@ -192,31 +211,3 @@ def differences(student: Sums, teacher: Sums) -> dict[str, Any]:
         for name, (above, below) in FIGURE_OF.items()
         if above in student and above in teacher
     }
-
-
-@suites.register("generation")
-def generation(
-    context: SuiteContext,
-    *,
-    prompts: Annotated[int, Gt(0)] = 64,
-    tokens: Annotated[int, Gt(0)] = 64,
-    prompt_tokens: Annotated[int, Gt(0)] = 32,
-    sampling_temperature: Annotated[float, Gt(0)] = 1.0,
-    top_p: Annotated[float, Interval(gt=0, le=1)] = 1.0,
-    seed: Annotated[int, Ge(0)] = 0,
-) -> Generation:
-    """The teacher's likelihood of the student's samples, their repetition, length and variety.
-
-    Args:
-        prompts: Held-out prompts, one of a test document, at most.
-        tokens: Length of a sample, at most; an end token ends it earlier.
-        prompt_tokens: Of `text` data, this many first tokens of a document. Other types have
-            prompts of their own.
-        sampling_temperature: Divides the logits of the model that samples.
-        top_p: Sample from the most probable tokens that together reach this probability.
-        seed: Of the draws, the same for every model.
-    """
-    sampling = Sampling(tokens=tokens, sampling_temperature=sampling_temperature, top_p=top_p)
-    return Generation(
-        context, prompts=prompts, prompt_tokens=prompt_tokens, sampling=sampling, seed=seed
-    )

@@ -29,16 +29,46 @@ CHOICES = 4
 MOST_ITEMS = 400
 
 
+@suites.register("tasks")
 class Tasks(Suite):
-    """The harness runs each model on rank 0, while the other ranks wait."""
+    """Tasks of lm-evaluation-harness, paired by item: quality retained of the teacher's.
+
+    The harness runs each model on rank 0, while the other ranks wait.
+    """
 
     def __init__(
-        self, context: SuiteContext, *, names: Sequence[str], options: HarnessOptions, seed: int
+        self,
+        context: SuiteContext,
+        *,
+        tasks: Annotated[tuple[str, ...], MinLen(1)] = (OWN,),
+        include: Path | None = None,
+        limit: Annotated[int, Gt(0)] | None = None,
+        few_shot: Annotated[int, Ge(0)] | None = None,
+        batch_size: Annotated[int, Gt(0)] = 8,
+        chat_template: bool = False,
+        seed: Annotated[int, Ge(0)] = 0,
     ) -> None:
+        """
+        Args:
+            tasks: Names in the harness or in `include`; `held_out_choice` is made of held-out text.
+            include: A folder with YAML files of tasks of your own.
+            limit: Items of each task, at most.
+            few_shot: Solved examples before each item; the task's own number by default.
+            batch_size: Sequences of one forward pass.
+            chat_template: Wrap each item in the tokenizer's chat template.
+            seed: Of the choices of `held_out_choice`.
+        """
+        options = HarnessOptions(
+            include=include,
+            limit=limit,
+            few_shot=few_shot,
+            batch_size=batch_size,
+            chat_template=chat_template,
+        )
         self._context = context
         self._teacher = require_local(context.teacher, "evaluate.suites: the suite tasks")
-        self._items = list(choice_items(context, seed)) if OWN in names else []
-        if OWN in names and not self._items:
+        self._items = list(choice_items(context, seed)) if OWN in tasks else []
+        if OWN in tasks and not self._items:
             raise ConfigError(
                 f"evaluate.suites: {OWN} needs at least {CHOICES} test documents of over "
                 f"{CONTEXT_TOKENS + CHOICE_TOKENS} tokens, and there are fewer. Name other tasks, "
@@ -47,7 +77,7 @@ class Tasks(Suite):
         self._harness: Harness | None = None
 
         def load() -> None:
-            self._harness = Harness([name for name in names if name != OWN], options)
+            self._harness = Harness([name for name in tasks if name != OWN], options)
 
         together(load, context.world, main_only=True)
 
@@ -160,36 +190,3 @@ def choice_items(context: SuiteContext, seed: int) -> Iterator[dict[str, Any]]:
             "choices": [endings[place] for place in chosen],
             "answer": answer,
         }
-
-
-@suites.register("tasks")
-def tasks(
-    context: SuiteContext,
-    *,
-    tasks: Annotated[tuple[str, ...], MinLen(1)] = (OWN,),
-    include: Path | None = None,
-    limit: Annotated[int, Gt(0)] | None = None,
-    few_shot: Annotated[int, Ge(0)] | None = None,
-    batch_size: Annotated[int, Gt(0)] = 8,
-    chat_template: bool = False,
-    seed: Annotated[int, Ge(0)] = 0,
-) -> Tasks:
-    """Tasks of lm-evaluation-harness, paired by item: quality retained of the teacher's.
-
-    Args:
-        tasks: Names in the harness or in `include`; `held_out_choice` is made of held-out text.
-        include: A folder with YAML files of tasks of your own.
-        limit: Items of each task, at most.
-        few_shot: Solved examples before each item; the task's own number by default.
-        batch_size: Sequences of one forward pass.
-        chat_template: Wrap each item in the tokenizer's chat template.
-        seed: Of the choices of `held_out_choice`.
-    """
-    options = HarnessOptions(
-        include=include,
-        limit=limit,
-        few_shot=few_shot,
-        batch_size=batch_size,
-        chat_template=chat_template,
-    )
-    return Tasks(context, names=tasks, options=options, seed=seed)
