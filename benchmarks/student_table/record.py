@@ -16,7 +16,7 @@ from limbeck import __version__
 from limbeck.config import DataConfig, EvaluateConfig
 from limbeck.data import TextData, corpus_path, load_data
 from limbeck.data.held_out import HeldOut
-from limbeck.data.order import order
+from limbeck.data.order import permutation
 from limbeck.distributed import World
 from limbeck.losses import SignalNeeds
 from limbeck.models import PreTrainedTokenizerBase, cache_folder
@@ -48,7 +48,7 @@ class Texts:
     def rows(self, seed: int, steps: int) -> list[int]:
         """Rows of the corpus that the cells of a seed learn from."""
         count = min(steps * STEP // ROW, self.train.num_rows)
-        return [int(row) for row in order(seed, 0, self.train.num_rows)[:count]]
+        return [int(row) for row in permutation(seed, 0, self.train.num_rows)[:count]]
 
     def some(self, seed: int, steps: int) -> TextData:
         """Those rows as a text of their own."""
