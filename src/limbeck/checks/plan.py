@@ -29,8 +29,6 @@ class Measured:
     """One forward and backward pass of one micro-batch, the teacher's included.
 
     Attributes:
-        rows: Rows of the micro-batch.
-        tokens: Scored tokens in it.
         seconds: Duration; later passes of the same shape may be faster.
         saved_bytes: Bytes the forward pass saved for backward.
     """
@@ -48,7 +46,6 @@ class Disk:
     Attributes:
         checkpoint_bytes: One checkpoint: what is trained, in float32, and the optimizer's state.
         needed_bytes: All kept checkpoints, one being written, and the students.
-        free_bytes: On the run directory's disk.
     """
 
     checkpoint_bytes: int
@@ -61,7 +58,6 @@ class Fix:
     """A change of the recipe, dry-run as well.
 
     Attributes:
-        overrides: As on the command line.
         peak_bytes: Of all tensors at the step's peak.
         fits: Whether they fit, with the margin.
     """
@@ -76,8 +72,6 @@ class Cluster:
     """The plan for a cluster; figures are of one rank and one step.
 
     Attributes:
-        ranks: Number of ranks.
-        hardware: Of each.
         margin_bytes: A guess: what the device holds beside the tensors.
         collectives: By kind and group.
         flops: Of matrix products and attention.
@@ -109,10 +103,6 @@ class Plan:
         trained_parameters: Of the student, and of what the objective's terms own.
         memory_bytes: By purpose, at the same time.
         free_memory_bytes: On the models' device, after loading them.
-        disk: Disk space.
-        micro_batch: Rows of one forward and backward pass.
-        micro_batches_per_step: Passes of one optimizer step.
-        steps: Optimizer steps of each student.
         passes_over_text: How often each student reads the text; None if it was not read.
         students: Students trained: trials times learning rates.
         tokens_per_second: Scored tokens, from the measured pass.
@@ -142,13 +132,6 @@ def make_plan(
     case: Case, config: RunConfig, *, micro_batch: int, students: int, free_memory_bytes: int
 ) -> Plan:
     """Plan a run by running one micro-batch.
-
-    Args:
-        case: The pair.
-        config: The recipe.
-        micro_batch: Rows of a micro-batch.
-        students: Number of trained students.
-        free_memory_bytes: On the models' device.
 
     Raises:
         ConfigError: The micro-batch does not fit into memory.
@@ -272,7 +255,6 @@ def held_bytes(module: nn.Module, beside: nn.Module | None = None) -> int:
     """Bytes of a module's parameters and buffers, tied ones counted once.
 
     Args:
-        module: The module.
         beside: Tensors of this module are not counted.
     """
     counted = set() if beside is None else {*beside.parameters(), *beside.buffers()}

@@ -27,7 +27,6 @@ class ChatWindow:
     def __init__(self, console: Console, names: Mapping[str, str]) -> None:
         """
         Args:
-            console: Where to draw.
             names: Path of each model, by `student` and `teacher`.
         """
         self._console, self._names = console, names

@@ -101,9 +101,6 @@ class Conversation:
         """
         Args:
             models: `student`, and `teacher` where there is one.
-            tokenizer: Of both.
-            settings: How answers are sampled.
-            system: The system message.
         """
         self._models, self._tokenizer = models, tokenizer
         self.settings = settings

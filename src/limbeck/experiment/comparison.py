@@ -27,8 +27,6 @@ class ComparedRun:
         figures: Metrics of its student on the test documents, with intervals.
         parameters: Of its student; None if unknown.
         tokens_per_second: Reading speed of its student on its own machine; None if unknown.
-        tokens: Scored tokens trained on.
-        seconds: Time in training steps.
         behind: Forward KL above that of the best run, paired by document; None for the best run,
             and for runs with another teacher or other test documents.
         is_efficient: Whether no other run has at most as many parameters and a lower forward KL.
@@ -56,8 +54,6 @@ class Finished:
     """A run directory, read.
 
     Attributes:
-        folder: Its path.
-        files: Its contents.
         scores: Of its distilled student on the test documents.
         options: All options of its recipe that can change a student.
     """

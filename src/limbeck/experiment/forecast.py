@@ -80,9 +80,6 @@ class Pilots:
 def plan_pilots(config: RunConfig, count: int) -> list[Pilot]:
     """The pilots of a recipe, the smallest first: geometric budgets within a fifth of its steps.
 
-    Args:
-        count: Different budgets.
-
     Raises:
         ConfigError: Too few pilots for a curve, or a recipe too short for so many; a grid of
             learning rates; no held-out text.

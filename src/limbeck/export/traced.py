@@ -101,7 +101,6 @@ def write_traced(
     """Write what one of transformers' exporters makes of a student, and what belongs to it.
 
     Args:
-        name: Of the format.
         inputs: An example.
         export: The exporter's, with its configuration.
         clean: Changes the traced program before it is written.
@@ -180,7 +179,6 @@ class TracedRuntime(Runtime):
     ) -> None:
         """
         Args:
-            name: Of the runtime.
             load: Gives a function from token ids to logits.
 
         Raises:

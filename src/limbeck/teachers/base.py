@@ -83,7 +83,6 @@ class TextWindows:
 
     Attributes:
         option: The recipe's option that names the text, for messages.
-        data: The text.
         windows: Indices into `data.windows`.
     """
 

@@ -63,7 +63,6 @@ class Pair:
     """The two tokenizers of a run.
 
     Attributes:
-        tokenizer: The student's.
         aligner: Reads the student's tokens as the teacher's.
         outcomes: Of both vocabularies.
         outcome_map: The same as tensors, on the CPU.
@@ -90,7 +89,6 @@ class CrossTokenizerTeacher(WrappingTeacher):
     ) -> None:
         """
         Args:
-            teacher: The model that answers.
             unaligned: `error` refuses texts that its tokenizer cannot represent byte by byte, if
                 one of the `CHECKED_WINDOWS` is; `skip` trains on them without a teacher.
             uncovered: `error` refuses a class of tokens that the teacher does not reach; `skip`
@@ -279,7 +277,6 @@ def likelihoods_of(reading: Rereading, member: LazyLogits) -> ChunkLikelihoods:
     """The teacher's log-likelihoods of the chunks of a batch.
 
     Args:
-        reading: The batch.
         member: The teacher at its scored positions.
     """
     device = member.hidden.device

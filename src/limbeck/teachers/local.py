@@ -140,7 +140,6 @@ def require_local(teacher: Teacher, purpose: str) -> LocalTeacher:
     """The teacher, whose weights must be in this process.
 
     Args:
-        teacher: Any teacher.
         purpose: What needs the weights, as the subject of the message.
 
     Raises:

@@ -149,11 +149,6 @@ def echoed_ids(answer: Any) -> list[int]:
 def read_rows(answer: Any, tokens: Sequence[int], k: int) -> Rows:
     """The k most probable tokens at every position of a text, after every check there is.
 
-    Args:
-        answer: The server's, as parsed.
-        tokens: The ids that were sent.
-        k: How many were asked for.
-
     Raises:
         DataError: The answer is not of these tokens, or is not what a teacher says.
     """
