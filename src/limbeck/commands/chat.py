@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from limbeck.commands.arguments import Device, RemoteCode, argument, option
 from limbeck.commands.chat_window import ChatWindow
 from limbeck.commands.conversation import Conversation, Settings
 from limbeck.commands.opening import open_models
@@ -30,14 +31,10 @@ Count = Annotated[int, typer.Option(min=1, help="Largest number of tokens of an 
 
 
 def chat(
-    student: Annotated[
-        str, typer.Argument(help="Folder, run directory, hub name or .gguf.", show_default=False)
-    ],
-    teacher: Annotated[
-        str | None, typer.Argument(help="A model with the same vocabulary.", show_default=False)
-    ] = None,
+    student: Annotated[str, argument(help="Folder, run directory, hub name or .gguf.")],
+    teacher: Annotated[str | None, argument(help="A model with the same vocabulary.")] = None,
     *,
-    system: Annotated[str | None, typer.Option(help="System message.", show_default=False)] = None,
+    system: Annotated[str | None, option(help="System message.")] = None,
     temperature: Annotated[
         float, typer.Option(min=0.0, help="Sampling temperature; 0 is greedy.")
     ] = 0.7,
@@ -47,11 +44,8 @@ def chat(
     revision: Annotated[
         list[str] | None, typer.Option(help="Revision of the student; repeat for the teacher.")
     ] = None,
-    trust_remote_code: Annotated[
-        bool,
-        typer.Option("--trust-remote-code", help="Run a model's own Python; needs a commit."),
-    ] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    trust_remote_code: RemoteCode = False,
+    device: Device = "auto",
 ) -> None:
     """Talk to a student in the terminal, beside its teacher.
 

@@ -14,6 +14,7 @@ from rich.console import Console, Group, RenderableType
 from rich.status import Status
 from rich.table import Table
 
+from limbeck.commands.arguments import Device, RemoteCode, argument, option
 from limbeck.data import corpus_path
 from limbeck.errors import ConfigError, StorageError
 from limbeck.experiment import vocabulary as vocabularies
@@ -37,59 +38,36 @@ from limbeck.students.depth import By
 WAYS = ("even", "block_influence", "span", "loss")
 SHAPES = ("depth", "width", "both")
 WIDTHS = ("intermediate", "heads", "kv_heads", "hidden")
-Layers = Annotated[int | None, typer.Option(min=1, help="Layers to keep.", show_default=False)]
-Neurons = Annotated[
-    int | None, typer.Option(min=1, help="Neurons of each MLP to keep.", show_default=False)
-]
-Heads = Annotated[
-    int | None, typer.Option(min=1, help="Query heads of each layer to keep.", show_default=False)
-]
-KvHeads = Annotated[
-    int | None,
-    typer.Option(min=1, help="Key-value heads of each layer to keep.", show_default=False),
-]
-Hidden = Annotated[int | None, typer.Option(min=1, help="Hidden size to keep.", show_default=False)]
-Output = Annotated[
-    Path | None, typer.Option(help="New folder for the student.", show_default=False)
-]
-Share = Annotated[
-    float | None,
-    typer.Option(min=0.0, max=1.0, help="Share of the parameters to keep.", show_default=False),
-]
-Count = Annotated[
-    str | None, typer.Option(help="Largest number of parameters, e.g. 60M.", show_default=False)
-]
+Layers = Annotated[int | None, option(min=1, help="Layers to keep.")]
+Neurons = Annotated[int | None, option(min=1, help="Neurons of each MLP to keep.")]
+Heads = Annotated[int | None, option(min=1, help="Query heads of each layer to keep.")]
+KvHeads = Annotated[int | None, option(min=1, help="Key-value heads of each layer to keep.")]
+Hidden = Annotated[int | None, option(min=1, help="Hidden size to keep.")]
+Output = Annotated[Path | None, option(help="New folder for the student.")]
+Share = Annotated[float | None, option(min=0.0, max=1.0, help="Share of the parameters to keep.")]
+Count = Annotated[str | None, option(help="Largest number of parameters, e.g. 60M.")]
 Shape = Annotated[str, typer.Option(help="What --keep and --params reduce: depth, width or both.")]
 Way = Annotated[
     str, typer.Option(help="How layers are chosen: even, block_influence, span or loss.")
 ]
 Text = Annotated[
     str | None,
-    typer.Option(
-        help="Calibration text; by default that of --vocabulary, or limbeck's corpus.",
-        show_default=False,
-    ),
+    option(help="Calibration text; by default that of --vocabulary, or limbeck's corpus."),
 ]
 Vocabulary = Annotated[
     list[str] | None,
-    typer.Option(
-        help="Keep only the tokens used in this data, or listed in a vocabulary.json; repeatable.",
-        show_default=False,
+    option(
+        help="Keep only the tokens used in this data, or listed in a vocabulary.json; repeatable."
     ),
 ]
-Revision = Annotated[
-    str | None, typer.Option(help="Commit, tag or branch of the teacher.", show_default=False)
-]
-RemoteCode = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Run a model's own Python; needs a commit.")
-]
+Revision = Annotated[str | None, option(help="Commit, tag or branch of the teacher.")]
 Plan = Annotated[
     bool, typer.Option("--plan", help="Measure three shapes and print them; write nothing.")
 ]
 
 
 def shrink(
-    teacher: Annotated[str, typer.Argument(help="Folder or hub name.", show_default=False)],
+    teacher: Annotated[str, argument(help="Folder or hub name.")],
     *,
     output: Output = None,
     layers: Layers = None,
@@ -109,7 +87,7 @@ def shrink(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     revision: Revision = None,
     trust_remote_code: RemoteCode = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    device: Device = "auto",
 ) -> None:
     """Prune a teacher into a student: fewer layers, smaller widths, or a smaller vocabulary.
 
