@@ -19,7 +19,7 @@ from limbeck.losses.distributions import log_softmax
 from limbeck.models.adapters import INSIDE, Adapter
 from limbeck.models.attention import SEGMENTS
 from limbeck.models.heads import transform_of
-from limbeck.models.modes import evaluating
+from limbeck.models.modes import evaluating, hooked, tensor_of
 from limbeck.models.weight_files import WeightFiles
 
 
@@ -260,20 +260,11 @@ class CausalLM(nn.Module):
         # Hooks, because `output_hidden_states=True` keeps every layer and norms the last one.
         outputs: dict[int, Tensor] = {}
 
-        def keep(layer: int) -> Callable[..., None]:
-            def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-                outputs[layer] = output[0] if isinstance(output, tuple) else output
+        def keep(layer: int) -> Callable[[nn.Module, Any, Any], None]:
+            return lambda _module, _args, output: outputs.update({layer: tensor_of(output)})
 
-            return hook
-
-        handles = []
-        try:
-            for layer in layers:
-                handles.append(self.blocks[layer].register_forward_hook(keep(layer)))
+        with hooked((self.blocks[layer], keep(layer)) for layer in layers):
             yield outputs
-        finally:
-            for handle in handles:
-                handle.remove()
 
 
 def option(config: PreTrainedConfig, name: str) -> Any:
