@@ -20,7 +20,9 @@ from limbeck.data.order import permutation
 from limbeck.distributed import World
 from limbeck.losses import SignalNeeds
 from limbeck.models import PreTrainedTokenizerBase, cache_folder
-from limbeck.recording import Recorder, RecordingProgress, plan_shards
+from limbeck.recording.plan import plan_shards
+from limbeck.recording.progress import RecordingProgress
+from limbeck.recording.record import Recorder
 from limbeck.store import Store, StoreHeader
 from limbeck.teachers import TeacherRequest, TextWindows, teachers
 from limbeck.tokenizers import load_tokenizer, template_hash, tokenizer_hash

@@ -8,7 +8,8 @@ from typing import Any
 
 from limbeck.config import RunConfig
 from limbeck.experiment import load
-from limbeck.recording import Recorded, Recording
+from limbeck.recording import Recording
+from limbeck.recording.recording import Recorded
 from tests.experiment.house import write_recipe
 
 

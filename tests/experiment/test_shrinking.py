@@ -20,7 +20,7 @@ from limbeck.models import (
     model_facts,
     save_student,
 )
-from limbeck.prune import num_parameters
+from limbeck.prune.narrow import num_parameters
 from limbeck.students import Origin, initialisers
 from limbeck.students.provenance import read_provenance
 from tests.experiment.house import write_model, write_recipe, write_texts
