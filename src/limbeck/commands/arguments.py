@@ -8,7 +8,9 @@ from typing import Annotated, Any
 import typer
 
 
-def option(*names: str, help: str, min: float | None = None, max: float | None = None) -> Any:
+def option(
+    *names: str, help: str, min: int | float | None = None, max: int | float | None = None
+) -> Any:
     """An option without a default, or with one that its help does not show."""
     return typer.Option(*names, help=help, min=min, max=max, show_default=False)
 
