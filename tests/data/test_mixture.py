@@ -18,7 +18,7 @@ from limbeck.data.order import MixedOrder, Portion, turns
 from limbeck.data.rows import stem
 from limbeck.distributed import World
 from limbeck.errors import ConfigError
-from tests.data.made import load, write
+from tests.data.data_files import load, write
 from tests.tokenizers.small import CHATML, small
 
 SHARES = st.lists(st.floats(1e-3, 1), min_size=1, max_size=5).map(

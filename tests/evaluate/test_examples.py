@@ -8,7 +8,7 @@ from limbeck.evaluate.speed import speeds
 from limbeck.evaluate.text import left_context, token_text
 from limbeck.teachers import LocalTeacher
 from tests.evaluate.held_out import Rows, packed_rows
-from tests.evaluate.words import Words
+from tests.evaluate.word_tokenizer import Words
 from tests.models.tiny import tiny_llama
 
 

@@ -10,7 +10,7 @@ import time
 import pytest
 from safetensors.torch import load_file
 
-from tests.experiment.house import steps_of, write_recipe
+from tests.experiment.tiny_run import steps_of, write_recipe
 
 pytestmark = pytest.mark.slow
 PATIENCE_S = 300

@@ -11,7 +11,7 @@ from limbeck.commands.export import export
 from limbeck.errors import ConfigError, DataError
 from limbeck.export import export_student, open_student
 from limbeck.export.executorch import Executorch
-from tests.export.made import folder_with, made, parity_of, ready, text_in
+from tests.export.tiny_students import folder_with, made, parity_of, ready, text_in
 
 pytestmark = pytest.mark.slow
 

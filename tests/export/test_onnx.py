@@ -17,7 +17,7 @@ from limbeck.export.onnx import Onnx
 from limbeck.files import manifest
 from limbeck.models import save_student
 from limbeck.models.lora import add_adapters
-from tests.export.made import folder_with, made, parity_of, ready, text_in
+from tests.export.tiny_students import folder_with, made, parity_of, ready, text_in
 from tests.models.tiny import FAMILIES
 
 pytestmark = pytest.mark.slow

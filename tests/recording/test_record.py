@@ -21,8 +21,8 @@ from limbeck.recording.plan import own_shards, passes, plan_shards
 from limbeck.store import Store, read_header, verify
 from limbeck.teachers import find_local
 from limbeck.teachers.stored import window_of
-from tests.experiment.house import write_model
 from tests.experiment.recordings import contents, record, recorded, recording_recipe
+from tests.experiment.tiny_run import write_model
 from tests.models.test_gguf import write_gguf
 from tests.tokenizers.small import backend, small
 from tests.tokenizers.test_load import add_small

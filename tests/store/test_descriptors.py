@@ -10,7 +10,7 @@ import pytest
 
 from limbeck.errors import StorageError
 from limbeck.store import Store
-from tests.store.small import header, write
+from tests.store.small_store import header, write
 
 FORM = {"type": "top_k", "k": 6}
 

@@ -6,7 +6,7 @@ import pytest
 
 from limbeck.errors import DataError
 from limbeck.store import ShardWriter, Store, create, merge, verify
-from tests.store.small import header, write
+from tests.store.small_store import header, write
 
 FORM = {"type": "top_k", "k": 6}
 TEACHER = {"name": "a", "revision": "r", "weights_sha256": "w", "dtype": "bfloat16"}

@@ -12,7 +12,7 @@ from limbeck.errors import ConfigError, DataError
 from limbeck.losses.distributions import TopK
 from limbeck.store import Sample, Store, verify
 from limbeck.store.importing import import_store
-from tests.store.small import header
+from tests.store.small_store import header
 
 K, VOCABULARY = 4, 300
 

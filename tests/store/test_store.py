@@ -7,7 +7,7 @@ import torch
 from limbeck.errors import DataError
 from limbeck.store import Sample, ShardWriter, Store, forms, generator_of
 from limbeck.store.token_ranks import TokenRanks
-from tests.store.small import header, sample, teacher_at, write
+from tests.store.small_store import header, sample, teacher_at, write
 
 FORMS = [
     {"type": "top_k", "k": 8, "temperatures": [1.0, 2.0]},
