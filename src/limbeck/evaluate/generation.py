@@ -180,7 +180,7 @@ def own_sums(rollouts: Sequence[Mapping[str, Any]]) -> Sums:
 
 def figures(sums: Sums, rollouts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Every figure with its interval over texts, and the share of distinct n-grams."""
-    drawn = resampled(sums, seed=0)
+    drawn = resampled(sums)
     found = {
         name: interval(ratio(above, below)(drawn))
         for name, (above, below) in FIGURE_OF.items()
@@ -203,7 +203,7 @@ def differences(student: Sums, teacher: Sums) -> dict[str, Any]:
     """Figures of the student less those of the teacher, with the same resampled prompts."""
     both = {f"s_{name}": value for name, value in student.items()}
     both |= {f"t_{name}": value for name, value in teacher.items()}
-    drawn = resampled(both, seed=0)
+    drawn = resampled(both)
     return {
         name: interval(
             ratio(f"s_{above}", f"s_{below}")(drawn) - ratio(f"t_{above}", f"t_{below}")(drawn)

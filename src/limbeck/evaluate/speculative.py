@@ -88,7 +88,7 @@ class Speculative(Suite):
         sums = {name: np.array([float(each[name]) for each in every]) for name in names}
         for name in ("tested", "proposed"):
             sums[name] = np.maximum(sums[name], NONE_TESTED)
-        drawn = resampled(sums, seed=0)
+        drawn = resampled(sums)
         figures = {
             name: interval(ratio(above, below)(drawn)) for name, (above, below) in FIGURE_OF.items()
         }
