@@ -38,9 +38,8 @@ from limbeck.experiment.trials import (
     Trial,
     TrialRunner,
     best,
-    fidelity_of,
+    fidelities,
     lasting,
-    others_of,
     require_controls,
     suite_context,
     trials_of,
@@ -144,7 +143,7 @@ class Run:
                     gc.collect()  # models are in reference cycles, and the next trial needs memory
             measured = self._measure_suites(suites, trials)
             evaluation = self._conclude(trials, measured)
-            report = self._report()
+            report = write_report(self.folder) if self.is_main else None
             require_parity(evaluation)
             return RunResult(self.folder / "student", evaluation, report)
 
@@ -157,7 +156,7 @@ class Run:
         Raises:
             ConfigError: The recipe names no held-out text, or the student's tokens are others.
         """
-        fidelity = fidelity_of(self.parts)
+        fidelity, others = fidelities(self.parts)
         if fidelity is None:
             raise ConfigError(
                 "evaluate.data must name held-out text to measure on, and names none. Add it to "
@@ -167,10 +166,10 @@ class Run:
         model = self._open(student or self.folder / "student")
         if student is not None:
             self._require_same_vocabulary(student, model)
-        others = {name: other.test(model) for name, other in others_of(self.parts).items()}
+        found = {name: other.test(model) for name, other in others.items()}
         scores = fidelity.test(model)
         evaluation = compare({"distilled": scores})
-        both = {"distilled": TrialScores(test=scores, others=others)}
+        both = {"distilled": TrialScores(test=scores, others=found)}
         evaluation |= by_set(self.parts.held_out_sets, both)
         return evaluation | suite_figures(suites, {"distilled": model})
 
@@ -278,9 +277,6 @@ class Run:
         self._write_provenance({"finished": now(), "timing": seconds})
         barrier()
         return evaluation
-
-    def _report(self) -> Path | None:
-        return write_report(self.folder) if self.is_main else None
 
     def _say_notes(self) -> None:
         if self.is_main:
