@@ -102,7 +102,8 @@ class Recording:
         with main_first(self.world):
             teacher = teachers.bind(config.teacher, "teacher")(place)
         teacher.shard(place)
-        self.teacher = recordable(teacher)
+        is_one = isinstance(teacher, ServedTeacher)  # here or in a server, but one model
+        self.teacher: Teacher = teacher if is_one else require_local(teacher, "record")
         tokenizer = self.tokenizer = teacher.tokenizer
         rows = teacher.info.vocabulary_rows
         proof = prove_same_vocabulary(tokenizer, tokenizer, student_rows=rows, teacher_rows=rows)
@@ -236,15 +237,6 @@ def place_of_teacher(config: RunConfig, world: World) -> World:
     alone = world.size == 1 and parallel.shard != "always" and parallel.teacher != "offload"
     whole = alone or parallel.shard == "none"
     return world.unsharded if whole else world.for_teacher(parallel.teacher)
-
-
-def recordable(teacher: Teacher) -> Teacher:
-    """The teacher, which must be one model, here or in a server.
-
-    Raises:
-        ConfigError: It is something else.
-    """
-    return teacher if isinstance(teacher, ServedTeacher) else require_local(teacher, "record")
 
 
 def require_layers(layers: tuple[int, ...], num_layers: int) -> None:

@@ -127,11 +127,9 @@ class Store:
             raise DataError(f"{shard.path / DATA}, sample {key.hex()}: {error}") from error
         return Record(record.num_scored, signal, outputs)
 
-    def distribution(
-        self, keys: Sequence[bytes], device: torch.device = CPU
-    ) -> TeacherDistribution:
+    def distribution(self, keys: Sequence[bytes]) -> TeacherDistribution:
         """The concatenated distributions of one or more samples."""
-        return self.join([self.read(key) for key in keys], device)
+        return self.join([self.read(key) for key in keys])
 
     def join(self, records: Sequence[Record], device: torch.device = CPU) -> TeacherDistribution:
         """The concatenated distributions of records, on a device."""
