@@ -20,7 +20,7 @@ from limbeck.experiment.run import Run
 from limbeck.experiment.score_files import read_scores
 from limbeck.experiment.trials import FORECAST, Trial, TrialRunner, lasting, trials_of
 from limbeck.files import write_text
-from limbeck.report.run_files import lines
+from limbeck.report.run_files import last_step, lines
 
 SHARE = 0.2
 """Most of the recipe's steps that all pilots together take."""
@@ -231,7 +231,7 @@ def measured(pilots: Sequence[Pilot]) -> dict[str, Pilots]:
             trial = pilot.trials[place]
             scores = read_scores(trial.scores).test
             assert scores is not None, "a forecast needs held-out text"
-            last = [r for r in lines(trial.folder / "metrics.jsonl") if r.get("kind") == "step"][-1]
+            last = last_step(lines(trial.folder / "metrics.jsonl"))
             runs.append(Measured(float(last["tokens"]), scores))
             seconds = last["seconds"] / last["tokens"]
             per_step = last["tokens"] / pilot.config.optim.num_steps

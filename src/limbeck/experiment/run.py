@@ -46,7 +46,7 @@ from limbeck.experiment.trials import (
 )
 from limbeck.files import MANIFEST, manifest, publish, write_text
 from limbeck.models import CausalLM, ModelSource, choose_device, load_model
-from limbeck.report.run_files import lines
+from limbeck.report.run_files import last_step, lines
 from limbeck.report.run_report import write_report
 from limbeck.teachers import find_local
 from limbeck.tokenizers import load_tokenizer, prove_same_vocabulary, template_hash, tokenizer_hash
@@ -273,7 +273,8 @@ class Run:
         if self.config.export:
             evaluation["exports"] = write_exports(self.config)
             write_text(path, json.dumps(evaluation, indent=1))
-        seconds = {f"training_{name}": step_seconds(trial.folder) for name, trial in chosen.items()}
+        metrics_of = {name: lines(trial.folder / "metrics.jsonl") for name, trial in chosen.items()}
+        seconds = {f"training_{name}": last_step(m)["seconds"] for name, m in metrics_of.items()}
         self._write_provenance({"finished": now(), "timing": seconds})
         barrier()
         return evaluation
@@ -323,12 +324,6 @@ def suite_figures(suites: Mapping[str, Suite], students: Mapping[str, CausalLM])
 def progress_console() -> Console:
     """The console for progress: stderr, since programs read the result from stdout."""
     return ProgressConsole(stderr=True)
-
-
-def step_seconds(folder: Path) -> float:
-    """Time a trial spent in steps, over all its attempts; 0 without any."""
-    records = lines(folder / "metrics.jsonl")
-    return max((r["seconds"] for r in records if r.get("kind") == "step"), default=0.0)
 
 
 def extends_recipe(folder: Path, config: RunConfig) -> bool:

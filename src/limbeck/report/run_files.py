@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -243,6 +243,12 @@ def checked(path: Path, validate: Callable[[Any], Form]) -> Form:
         raise damaged(path, f"{where}: {first['msg']}") from error
     except json.JSONDecodeError as error:
         raise damaged(path, str(error)) from error
+
+
+def last_step(records: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The last step of a metrics.jsonl; without any, its sums are 0."""
+    steps = [record for record in records if record.get("kind") == "step"]
+    return steps[-1] if steps else {"tokens": 0, "seconds": 0.0}
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
