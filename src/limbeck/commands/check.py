@@ -109,11 +109,7 @@ def check(
 
 
 def refuse(failing: list[str]) -> None:
-    """End with exit code 2 if something does not hold.
-
-    Raises:
-        ConfigError: Naming it.
-    """
+    """End with exit code 2 if something does not hold."""
     if failing:
         raise ConfigError(
             f"{len(failing)} of what must hold before the first step does not: "

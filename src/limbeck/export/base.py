@@ -93,11 +93,7 @@ class Exporter(ABC):
 
     @abstractmethod
     def require_student(self, student: CausalLM, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Refuse a student that the format cannot hold; its weights are not read.
-
-        Raises:
-            ConfigError: It cannot.
-        """
+        """Refuse a student that the format cannot hold; its weights are not read."""
 
     @abstractmethod
     def export(

@@ -34,11 +34,7 @@ from limbeck.tokenizers import backend_of, load_tokenizer
 
 
 def require_packages(what: str, packages: Sequence[str], extra: str) -> None:
-    """Refuse an export whose packages are not installed.
-
-    Raises:
-        ConfigError: One cannot be imported.
-    """
+    """Refuse an export whose packages are not installed."""
     for name in packages:
         try:
             with silenced():
@@ -51,11 +47,7 @@ def require_packages(what: str, packages: Sequence[str], extra: str) -> None:
 
 
 def require_length(student: CausalLM) -> int:
-    """The longest sequence a student was made for.
-
-    Raises:
-        ConfigError: Its configuration does not say.
-    """
+    """The longest sequence a student was made for."""
     if student.max_positions is None:
         raise ConfigError(
             "A student's configuration must state its longest sequence, which bounds the lengths "

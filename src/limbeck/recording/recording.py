@@ -127,11 +127,7 @@ class Recording:
         self._require_form()
 
     def _require_form(self) -> None:
-        """Refuse a form that cannot be made of what the teacher gives, before anything is written.
-
-        Raises:
-            ConfigError: It cannot.
-        """
+        """Refuse, before anything is written, a form that the teacher gives too little for."""
         form, nothing = self.header.make_form(), slice(0, 0)
         if find_local(self.teacher) is None:
             place = self.plan.shards[0][0]

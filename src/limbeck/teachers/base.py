@@ -241,11 +241,7 @@ until `shard` is called.
 
 
 def require_alignment(needs: SignalNeeds, teacher: Teacher) -> None:
-    """Refuse a term that reads likelihoods of chunks where the teacher has none.
-
-    Raises:
-        ConfigError: The teacher does not align text.
-    """
+    """Refuse a term that reads likelihoods of chunks where the teacher has none."""
     if needs.likelihoods and not teacher.aligns_text:
         raise ConfigError(
             "objective.extra: a term of type alm needs a teacher that aligns its tokens with the "

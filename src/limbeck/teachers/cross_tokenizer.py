@@ -287,11 +287,7 @@ def likelihoods_of(reading: Rereading, member: LazyLogits) -> ChunkLikelihoods:
 
 
 def refuse_unsupported(request: TeacherRequest) -> None:
-    """Refuse what no teacher with another tokenizer provides.
-
-    Raises:
-        ConfigError: Hidden states, chat templates or generated text are required.
-    """
+    """Refuse what no teacher with another tokenizer provides."""
     if request.generated:
         raise ConfigError(
             "rollout: text that is generated during the run needs a teacher with the student's "

@@ -141,9 +141,6 @@ def require_local(teacher: Teacher, purpose: str) -> LocalTeacher:
 
     Args:
         purpose: What needs the weights, as the subject of the message.
-
-    Raises:
-        ConfigError: The teacher has no weights here.
     """
     if isinstance(teacher, LocalTeacher):
         return teacher
