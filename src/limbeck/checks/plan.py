@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from limbeck.batch import Batch
-from limbeck.checks.case import Case, spread
+from limbeck.checks.case import Case
 from limbeck.checks.hardware import Hardware
 from limbeck.checks.proof import Proof
 from limbeck.config import OptimConfig, RunConfig

@@ -33,9 +33,8 @@ from limbeck.checks import (
     text_notes,
     trained_on,
 )
-from limbeck.checks.case import spread
 from limbeck.commands.arguments import Overrides, argument, option
-from limbeck.data import reader_of
+from limbeck.data import reader_of, spread
 from limbeck.errors import ConfigError
 from limbeck.experiment import Run, assemble, load
 from limbeck.experiment import schema as recipe_schema

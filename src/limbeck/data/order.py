@@ -18,6 +18,17 @@ EPOCH_BITS = 32
 """The first source of a mixture has the seeds 0, 1, ... of a text alone, the next 2^32, ..."""
 
 
+def spread(num_rows: int, count: int) -> list[int]:
+    """`count` row numbers spread evenly over the text; all rows if there are fewer.
+
+    Example:
+        >>> spread(10, 4)
+        [0, 2, 5, 7]
+    """
+    count = min(count, num_rows)
+    return [i * num_rows // count for i in range(count)]
+
+
 def permutation(seed: int, epoch: int, num_rows: int) -> Int64[np.ndarray, " rows"]:
     """A permutation of the rows, another one each epoch; read-only."""
     generator = np.random.Generator(np.random.Philox(key=[seed, epoch]))

@@ -10,6 +10,7 @@ import numpy as np
 from annotated_types import Ge, Gt, Interval
 from jaxtyping import Float64
 
+from limbeck.data import spread
 from limbeck.distributed import gather_objects, unsharded
 from limbeck.errors import ConfigError
 from limbeck.evaluate.rollouts import FIGURES, rollout_sums
@@ -137,12 +138,8 @@ def held_out_prompts(
     held_out, world = context.held_out, context.world
     data = held_out.data
     longest = (model.max_positions or data.facts["sequence_length"]) - tokens
-    found = Prompts(
-        data,
-        longest=longest,
-        first_tokens=first_tokens if data.facts["type"] == "text" else None,
-        documents=np.unique(data.row_documents[held_out.test_rows]),
-    )
+    documents = held_out.test_documents
+    found = Prompts(data, longest=longest, first_tokens=first_tokens, documents=documents)
     if not found:
         raise ConfigError(
             f"evaluate.suites: {suite} needs a test document that is longer than its prompt, and "
@@ -150,9 +147,7 @@ def held_out_prompts(
             f"of over {longest:,} tokens. Lower prompt_tokens or tokens, or give evaluate.data "
             "longer text."
         )
-    number = min(count, len(found))
-    places = [place * len(found) // number for place in range(number)]
-    return [found[place] for place in places][world.rank :: world.size]
+    return [found[place] for place in spread(len(found), count)][world.rank :: world.size]
 
 
 def interleaved(parts: Sequence[Sequence[Any]]) -> list[Any]:

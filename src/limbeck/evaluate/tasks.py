@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import numpy as np
 from annotated_types import Ge, Gt, MinLen
 
+from limbeck.data import spread
 from limbeck.distributed import broadcast_object, together, unsharded
 from limbeck.errors import ConfigError, DataError
 from limbeck.evaluate.harness import Harness, HarnessOptions, TaskItems
@@ -161,13 +162,9 @@ def paired(items: Mapping[str, TaskItems]) -> dict[str, np.ndarray]:
 
 def choice_items(context: SuiteContext, seed: int) -> Iterator[dict[str, Any]]:
     """Passages of test documents with their continuation among those of three other documents."""
-    data, held_out = context.held_out.data, context.held_out
-    prompts = Prompts(
-        data,
-        longest=data.facts["sequence_length"],
-        first_tokens=CONTEXT_TOKENS if data.facts["type"] == "text" else None,
-        documents=np.unique(data.row_documents[held_out.test_rows]),
-    )
+    data, documents = context.held_out.data, context.held_out.test_documents
+    longest = data.facts["sequence_length"]
+    prompts = Prompts(data, longest=longest, first_tokens=CONTEXT_TOKENS, documents=documents)
     endings: dict[int, str] = {}
     for index in range(len(prompts)):
         ids = prompts.following(index, CHOICE_TOKENS)
@@ -178,9 +175,7 @@ def choice_items(context: SuiteContext, seed: int) -> Iterator[dict[str, Any]]:
     generator = np.random.Generator(np.random.Philox(seed))
     if len(places) < CHOICES:
         return
-    number = min(len(places), MOST_ITEMS)
-    for at in range(number):
-        own = at * len(places) // number
+    for own in spread(len(places), MOST_ITEMS):
         others = generator.permutation(len(places) - 1)[: CHOICES - 1]
         chosen = [places[(own + 1 + int(other)) % len(places)] for other in others]
         answer = int(generator.integers(CHOICES))
