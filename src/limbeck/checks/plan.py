@@ -25,7 +25,7 @@ from limbeck.teachers import TeacherRequest
 
 
 @dataclass(frozen=True)
-class Measured:
+class TimedBatch:
     """One forward and backward pass of one micro-batch, the teacher's included.
 
     Attributes:
@@ -173,7 +173,7 @@ def make_plan(
     )
 
 
-def run_micro_batch(case: Case, cpu_batch: Batch) -> Measured:
+def run_micro_batch(case: Case, cpu_batch: Batch) -> TimedBatch:
     """Forward and backward of one micro-batch, as in training; weights are unchanged.
 
     Raises:
@@ -214,7 +214,7 @@ def run_micro_batch(case: Case, cpu_batch: Batch) -> Measured:
     finally:
         case.distiller.zero_grad(set_to_none=True)
         case.distiller.train(was_training)
-    return Measured(len(batch.scored), tokens, seconds, sum(saved.values()))
+    return TimedBatch(len(batch.scored), tokens, seconds, sum(saved.values()))
 
 
 def plan_disk(distiller: Distiller, config: RunConfig, state: int, students: int) -> Disk:

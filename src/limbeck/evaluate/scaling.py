@@ -28,7 +28,7 @@ COARSE, FINE, ROUNDS = 25, 7, 8
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredRun:
     """A finished run.
 
     Attributes:
@@ -92,7 +92,7 @@ class Curve:
         return found
 
 
-def fit_curve(runs: Sequence[Measured], metric: str) -> Curve:
+def fit_curve(runs: Sequence[MeasuredRun], metric: str) -> Curve:
     """The curve of a metric over runs of several budgets.
 
     Documents are resampled, the same for all runs. The noise between runs comes from runs of one
@@ -129,7 +129,7 @@ def fit_curve(runs: Sequence[Measured], metric: str) -> Curve:
     return Curve(budgets, means, floor, scale, exponent, noise, run_noise)
 
 
-def resampled_means(runs: Sequence[Measured], metric: str) -> Float64[np.ndarray, "fits runs"]:
+def resampled_means(runs: Sequence[MeasuredRun], metric: str) -> Float64[np.ndarray, "fits runs"]:
     """The metric of every run: on all documents, then on the same resamples of them."""
     first = runs[0].scores
     for run in runs:

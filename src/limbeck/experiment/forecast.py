@@ -15,7 +15,7 @@ from typing import Any
 from limbeck.config import RunConfig, dump, read, to_plain
 from limbeck.distributed import StopSignals, locked, together
 from limbeck.errors import ConfigError
-from limbeck.evaluate.scaling import MIN_BUDGETS, Measured
+from limbeck.evaluate.scaling import MIN_BUDGETS, MeasuredRun
 from limbeck.experiment.run import Run
 from limbeck.experiment.score_files import read_scores
 from limbeck.experiment.trials import FORECAST, Trial, TrialRunner, lasting, trials_of
@@ -72,7 +72,7 @@ class Pilots:
         tokens_per_step: Scored tokens of a step, of the largest.
     """
 
-    runs: tuple[Measured, ...]
+    runs: tuple[MeasuredRun, ...]
     seconds_per_token: float
     tokens_per_step: float
 
@@ -232,7 +232,7 @@ def measured(pilots: Sequence[Pilot]) -> dict[str, Pilots]:
             scores = read_scores(trial.scores).test
             assert scores is not None, "a forecast needs held-out text"
             last = last_step(lines(trial.folder / "metrics.jsonl"))
-            runs.append(Measured(float(last["tokens"]), scores))
+            runs.append(MeasuredRun(float(last["tokens"]), scores))
             seconds = last["seconds"] / last["tokens"]
             per_step = last["tokens"] / pilot.config.optim.num_steps
         found[first.name] = Pilots(tuple(runs), seconds, per_step)

@@ -59,7 +59,7 @@ Choice = Literal["error", "skip"]
 
 
 @dataclass(frozen=True)
-class Pair:
+class TokenizerPair:
     """The two tokenizers of a run.
 
     Attributes:
@@ -97,7 +97,7 @@ class CrossTokenizerTeacher(WrappingTeacher):
         super().__init__(teacher)
         self._unaligned = unaligned
         self._uncovered = uncovered
-        self._pair: Pair | None = None
+        self._pair: TokenizerPair | None = None
         self._needs = DISTRIBUTION
         self._text_notes: tuple[str, ...] = ()
 
@@ -181,7 +181,7 @@ class CrossTokenizerTeacher(WrappingTeacher):
         return reread(batch, self._known.aligner, likelihoods=self._needs.likelihoods)
 
     @property
-    def _known(self) -> Pair:
+    def _known(self) -> TokenizerPair:
         assert self._pair is not None, "the student's tokenizer was not required first"
         return self._pair
 
@@ -306,7 +306,7 @@ def refuse_unsupported(request: TeacherRequest) -> None:
         )
 
 
-def make_pair(student: PreTrainedTokenizerBase, teacher: LocalTeacher) -> Pair:
+def make_pair(student: PreTrainedTokenizerBase, teacher: LocalTeacher) -> TokenizerPair:
     """Both tokenizers byte by byte, and the outcomes they share.
 
     Raises:
@@ -326,7 +326,7 @@ def make_pair(student: PreTrainedTokenizerBase, teacher: LocalTeacher) -> Pair:
         outcomes.num_outcomes,
     )
     aligner = Aligner(*sides, teacher.info.max_positions)
-    return Pair(student, aligner, outcomes, outcome_map)
+    return TokenizerPair(student, aligner, outcomes, outcome_map)
 
 
 @teachers.register("cross_tokenizer")
