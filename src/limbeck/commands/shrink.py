@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, get_args
 
 import typer
 from rich import box
@@ -19,6 +19,7 @@ from limbeck.data import corpus_path
 from limbeck.errors import ConfigError, StorageError
 from limbeck.experiment import vocabulary as vocabularies
 from limbeck.experiment.shrink import (
+    SHAPES,
     ShrinkSetup,
     Shrunk,
     as_plain,
@@ -35,8 +36,6 @@ from limbeck.prune.targets import count_of
 from limbeck.registry import Component
 from limbeck.students.depth import By
 
-WAYS = ("even", "block_influence", "span", "loss")
-SHAPES = ("depth", "width", "both")
 WIDTHS = ("intermediate", "heads", "kv_heads", "hidden")
 Layers = Annotated[int | None, option(min=1, help="Layers to keep.")]
 Neurons = Annotated[int | None, option(min=1, help="Neurons of each MLP to keep.")]
@@ -187,7 +186,7 @@ def require_one_size(
 
     A pruned vocabulary counts as a size.
     """
-    for name, value, known in (("--by", by, WAYS), ("--shape", shape, SHAPES)):
+    for name, value, known in (("--by", by, get_args(By)), ("--shape", shape, SHAPES)):
         if value not in known:
             raise ConfigError(f"{name} must be one of {', '.join(known)}, got {value!r}.")
     given = [name for name, value in asked.items() if value is not None]
@@ -204,7 +203,7 @@ def require_one_size(
         )
     if asked["keep"] == 0:
         raise ConfigError("--keep must be above 0, a share of the parameters, got 0. Try 0.5.")
-    way: By = by  # type: ignore[assignment]  # one of WAYS, looked up above
+    way: By = by  # type: ignore[assignment]  # one of them, looked up above
     return way
 
 
