@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -62,8 +62,8 @@ def chat(
     paths = [student_path(student), *([] if teacher is None else [teacher])]
     console = Console()
     with Console(stderr=True).status("Loading ..."):
-        # The teacher's tokenizer comes first there.
-        revisions = of_each_model(paths, revision or [])
+        # The teacher comes first there.
+        revisions = [*(revision or []), None, None][: len(paths)]
         models, tokenizer = open_models(paths[::-1], revisions[::-1], trust_remote_code, device)
     named = dict(zip(ROLES, models[::-1], strict=False))
     conversation = Conversation(named, tokenizer, settings, system)
@@ -83,16 +83,6 @@ def chat(
             console.print(str(error), style="red", markup=False, highlight=False)
         finally:
             window.stop()
-
-
-def of_each_model(paths: Sequence[str], revisions: Sequence[str]) -> list[str | None]:
-    """The revision of each model, None for those that none was given for.
-
-    Example:
-        >>> of_each_model(["student", "teacher"], ["abc"])
-        ['abc', None]
-    """
-    return [*revisions, *[None] * len(paths)][: len(paths)]
 
 
 def student_path(student: str) -> str:
