@@ -157,7 +157,6 @@ class ShuffledRows(BatchSource):
         return self.step(step, world)
 
     def document_name(self, document: int) -> str:
-        """File and line of a document."""
         return self._data.document_name(document)
 
 

@@ -83,7 +83,6 @@ class Tasks(Suite):
         together(load, context.world, main_only=True)
 
     def measure(self, student: CausalLM) -> Mapping[str, Any]:
-        """The student beside its teacher."""
         return self.measure_all({"distilled": student})
 
     def measure_all(self, students: Mapping[str, CausalLM]) -> dict[str, Any]:

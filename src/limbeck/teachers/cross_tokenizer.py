@@ -164,7 +164,6 @@ class CrossTokenizerTeacher(WrappingTeacher):
         return TeacherSignal((part,), likelihoods=likelihoods)
 
     def with_needs(self, needs: SignalNeeds) -> Teacher:
-        """The same teacher with needs of its own; weights are shared."""
         other = copy.copy(self)
         inner = self._teacher.with_needs(model_needs(needs))
         assert isinstance(inner, LocalTeacher)

@@ -35,7 +35,6 @@ class RememberingTeacher(WrappingTeacher):
 
     @torch.no_grad()
     def signal(self, batch: Batch) -> TeacherSignal:
-        """The teacher's distribution at the scored positions of a batch."""
         key = fingerprint(batch)
         if key not in self._signals:
             self._signals[key] = self._teacher.signal(batch)

@@ -103,12 +103,10 @@ class SeveralTeachers(Teacher):
         """What is required of each member."""
 
     def shard(self, world: World) -> None:
-        """Spread every member over the ranks."""
         self._has_ranks = world.size > 1
         super().shard(world)
 
     def with_needs(self, needs: SignalNeeds) -> Teacher:
-        """The same teachers with needs of their own; weights and stores are shared."""
         other = copy.copy(self)
         other._members = {name: each.with_needs(needs) for name, each in self._members.items()}
         other._needs = needs

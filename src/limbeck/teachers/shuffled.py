@@ -30,7 +30,6 @@ class ShuffledTeacher(WrappingTeacher):
         self._place = 0
 
     def require(self, request: TeacherRequest) -> None:
-        """Require it of the teacher that reads."""
         self._teacher.require(request)
 
     def prefetch(self, batches: Sequence[Batch]) -> None:
