@@ -20,7 +20,7 @@ from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 
 import torch
-from tests.experiment.house import write_texts
+from tests.experiment.tiny_run import write_texts
 from tests.models.tiny import tiny_config
 from tests.tokenizers.small import small
 from transformers import AutoModelForCausalLM

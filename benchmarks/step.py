@@ -20,7 +20,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from limbeck.commands.demo_store import shipped_recipe
-from limbeck.data.order import step_rows
+from limbeck.data import one_order
 from limbeck.distributed.stopping import SIGNALS
 from limbeck.experiment import assemble
 from limbeck.models import cache_folder, embedded_teacher
@@ -97,7 +97,7 @@ def main() -> None:
 
             def step(number: int) -> None:
                 size, count = int(config.memory.micro_batch), parts.data.num_rows
-                rows = step_rows(number, 0, 1, seed=0, num_rows=count, rows_per_step=size)
+                rows = one_order(0, count).rows(number * size, (number + 1) * size)
                 batches = [parts.data.batch(rows)]
                 tokens, *_ = count_step(batches, [0] * len(SIGNALS), world)
                 done = accumulate(distiller, parts.teacher, batches, tokens, world)

@@ -21,7 +21,7 @@ from limbeck.losses import terms
 from limbeck.losses.divergences import divergences
 from limbeck.teachers import teachers
 from limbeck.train.trackers import trackers
-from tests.experiment.house import steps_of, write_recipe
+from tests.experiment.tiny_run import steps_of, write_recipe
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE = (DOCS / "troubleshooting.md").read_text()

@@ -11,14 +11,9 @@ import torch
 from torch import Tensor
 
 from kept.distillkit import PUBLISHED, Codec
-from limbeck.losses.distributions import (
-    DenseLogits,
-    LazyLogits,
-    TeacherDistribution,
-    TopK,
-    TopKRenormalised,
-)
+from limbeck.losses.distributions import DenseLogits, LazyLogits, TeacherDistribution, TopK
 from limbeck.losses.distributions.samples import DrawnTokens
+from limbeck.losses.distributions.top_k import TopKRenormalised
 from limbeck.store import Sample, ShardWriter, Store, StoreHeader, generator_of, write_head
 
 SAME_FIT = 0.01

@@ -16,11 +16,13 @@ from limbeck import __version__
 from limbeck.config import DataConfig, EvaluateConfig
 from limbeck.data import TextData, corpus_path, load_data
 from limbeck.data.held_out import HeldOut
-from limbeck.data.order import order
+from limbeck.data.order import permutation
 from limbeck.distributed import World
 from limbeck.losses import SignalNeeds
 from limbeck.models import PreTrainedTokenizerBase, cache_folder
-from limbeck.recording import Recorder, RecordingProgress, plan_shards
+from limbeck.recording.plan import plan_shards
+from limbeck.recording.progress import RecordingProgress
+from limbeck.recording.record import Recorder
 from limbeck.store import Store, StoreHeader
 from limbeck.teachers import TeacherRequest, TextWindows, teachers
 from limbeck.tokenizers import load_tokenizer, template_hash, tokenizer_hash
@@ -48,7 +50,7 @@ class Texts:
     def rows(self, seed: int, steps: int) -> list[int]:
         """Rows of the corpus that the cells of a seed learn from."""
         count = min(steps * STEP // ROW, self.train.num_rows)
-        return [int(row) for row in order(seed, 0, self.train.num_rows)[:count]]
+        return [int(row) for row in permutation(seed, 0, self.train.num_rows)[:count]]
 
     def some(self, seed: int, steps: int) -> TextData:
         """Those rows as a text of their own."""

@@ -14,7 +14,8 @@ from limbeck.data import corpus_path
 from limbeck.experiment.shrink import ShrinkSetup, listed, open_shrink
 from limbeck.files import publish, write_text
 from limbeck.models import ModelSource, model_facts, save_student
-from limbeck.prune import cut_config, num_parameters
+from limbeck.prune import cut_config
+from limbeck.prune.narrow import num_parameters
 from limbeck.prune.targets import halfway_layers
 from limbeck.students.provenance import write_provenance
 

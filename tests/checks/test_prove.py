@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from limbeck.checks import Proof, Unproven, prove
+from limbeck.checks import Proof, prove
 from limbeck.checks.case import view
 from limbeck.checks.micro_batches import micro_batches_add_up
 from limbeck.checks.models import documents_proof
@@ -15,6 +15,7 @@ from limbeck.checks.objective import (
     fused_against_plain,
     zero_at_equality,
 )
+from limbeck.checks.proof import Unproven
 from limbeck.losses import Head, Softcap
 from limbeck.losses.divergences import divergences
 from limbeck.losses.divergences.kl import forward_kl

@@ -10,7 +10,7 @@ from limbeck.commands import check as module
 from limbeck.commands.check import check
 from limbeck.errors import ConfigError
 from limbeck.losses import Softcap
-from tests.experiment.house import write_model, write_recipe
+from tests.experiment.tiny_run import write_model, write_recipe
 from tests.teachers.test_cross_tokenizer import write_pair
 from tests.tokenizers.small import small
 

@@ -9,7 +9,7 @@ import torch
 
 from limbeck import commands
 from tests.commands.processes import limbeck
-from tests.experiment.house import write_recipe
+from tests.experiment.tiny_run import write_recipe
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ import json
 
 from limbeck.experiment import load
 from tests.commands.processes import limbeck
-from tests.experiment.house import steps_of
 from tests.experiment.test_stages import CASCADE, write_stages
+from tests.experiment.tiny_run import steps_of
 
 
 def test_stages_run_in_order_and_each_result_is_printed(tmp_path):

@@ -12,7 +12,7 @@ import limbeck
 from limbeck.commands.distill import distill
 from limbeck.commands.first_recipe import write_recipe
 from limbeck.errors import ConfigError
-from tests.experiment.house import steps_of, write_model, write_texts
+from tests.experiment.tiny_run import steps_of, write_model, write_texts
 from tests.tokenizers.small import BEGIN, CHATML, small
 
 SMALL = ["data.sequence_length=32", "optim.tokens_per_step=128", "device=cpu"]

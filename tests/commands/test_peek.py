@@ -15,7 +15,7 @@ from limbeck.errors import ConfigError
 from limbeck.evaluate.peek import Peek
 from limbeck.evaluate.peek import peek as look_at
 from limbeck.models import save_student
-from tests.evaluate.words import Words
+from tests.evaluate.word_tokenizer import Words
 from tests.models.tiny import tiny_llama
 from tests.tokenizers.small import small
 

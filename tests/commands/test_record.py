@@ -9,8 +9,8 @@ import torch
 from limbeck.experiment import load
 from limbeck.recording import Recording
 from tests.commands.processes import limbeck
-from tests.experiment.house import steps_of
 from tests.experiment.recordings import contents, recording_recipe
+from tests.experiment.tiny_run import steps_of
 
 TOP_K = {"type": "top_k", "k": 8}
 

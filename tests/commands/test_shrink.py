@@ -8,7 +8,7 @@ import yaml
 from limbeck.commands.shrink import require_new, require_one_size
 from limbeck.errors import ConfigError, StorageError
 from tests.commands.processes import limbeck
-from tests.experiment.house import write_model, write_texts
+from tests.experiment.tiny_run import write_model, write_texts
 from tests.tokenizers.small import small
 
 NOTHING = dict.fromkeys(("layers", "keep", "params", "intermediate", "heads", "kv_heads", "hidden"))

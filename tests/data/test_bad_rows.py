@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from limbeck.errors import ConfigError, DataError, StorageError
-from tests.data.made import load, write
+from tests.data.data_files import load, write
 from tests.tokenizers.small import CHATML, small
 
 GOOD = {"text": "The spirit of a large thing."}

@@ -13,7 +13,7 @@ from limbeck.config import DataConfig
 from limbeck.data import data_problems, uses_template
 from limbeck.data.inputs import require_first_rows
 from limbeck.errors import ConfigError, DataError
-from tests.data.made import load, scored_tokens, write
+from tests.data.data_files import load, scored_tokens, write
 from tests.tokenizers.small import CHATML, MARKED, small
 
 TOOLS = (

@@ -17,7 +17,7 @@ from limbeck.data import data_problems, readers
 from limbeck.data.hub import from_dataset
 from limbeck.data.rows import open_source
 from limbeck.errors import ConfigError, DataError
-from tests.data.made import load, scored_tokens, write
+from tests.data.data_files import load, scored_tokens, write
 from tests.tokenizers.refusing_hub import refusing_hub
 from tests.tokenizers.small import BEGIN, CHATML, MARKED, SENTENCES, small
 

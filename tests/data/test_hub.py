@@ -14,7 +14,7 @@ from limbeck.config import DataConfig, ReadConfig
 from limbeck.data import data_problems
 from limbeck.data.rows import open_source
 from limbeck.errors import ConfigError
-from tests.data.made import load
+from tests.data.data_files import load
 
 CARD = """---
 configs:

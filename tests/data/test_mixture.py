@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pytest
@@ -15,9 +15,10 @@ from limbeck.config.recipe import MixedConfig
 from limbeck.data import SourceContext, TextData, data_problems, load_data, sources
 from limbeck.data.mixture import in_run_order, passes
 from limbeck.data.order import MixedOrder, Portion, turns
+from limbeck.data.rows import stem
 from limbeck.distributed import World
 from limbeck.errors import ConfigError
-from tests.data.made import load, write
+from tests.data.data_files import load, write
 from tests.tokenizers.small import CHATML, small
 
 SHARES = st.lists(st.floats(1e-3, 1), min_size=1, max_size=5).map(
@@ -40,6 +41,11 @@ def mix(folder: Path, **weights: float) -> TextData:
         parts.append(MixedConfig(path=str(path), weight=float(weight), type="text"))
     config = DataConfig(mix=tuple(parts), sequence_length=16)
     return load_data(config, small(), cache=folder / "c", max_positions=None)
+
+
+def origin_of(data: TextData, document: int) -> str:
+    """The source of a document: a text of the mixture, or the first folder below the path."""
+    return stem(PurePosixPath(data.names[int(data.document_places[document, 0])]).parts[0])
 
 
 def source_of(data: TextData, rows_per_step: int = 8, seed: int = 3):
@@ -90,7 +96,7 @@ def test_weights_are_shares_of_the_scored_tokens_to_within_a_few_rows(tmp_path) 
     for step in range(steps):
         batch = data.batch(source.step(step, world(0, 1)).rows)
         for document in batch.documents().tolist():
-            counts[data.document_source(document)] += 1
+            counts[origin_of(data, document)] += 1
     total = sum(counts.values())
     # half a row of a source's own, half of each other's, and the part of an epoch that is cut off
     for each in data.sources:
@@ -139,7 +145,7 @@ def test_documents_rows_and_windows_of_a_mixture_are_those_of_its_texts(tmp_path
         assert (mine.document_ids[mine.document_ids >= 0] - first).equal(
             theirs.document_ids[theirs.document_ids >= 0]
         )
-        assert {data.document_source(d) for d in range(first, seen)} == {source.name}
+        assert {origin_of(data, d) for d in range(first, seen)} == {source.name}
         assert data.document_name(first) == f"{source.name}/{alone.document_name(0)}"
         assert (
             data.document_ends[first] - (data.document_ends[first - 1] if first else 0)
@@ -189,7 +195,7 @@ def test_texts_of_a_mixture_have_types_columns_and_limits_of_their_own(tmp_path)
     tokenizer = small(template=CHATML)
     data = load_data(config, tokenizer, cache=tmp_path / "c", max_positions=None)
     assert data.types == ("text", "chat")
-    assert [data.document_source(d) for d in range(9)] == ["a"] * 4 + ["talk"] * 5
+    assert [origin_of(data, d) for d in range(9)] == ["a"] * 4 + ["talk"] * 5
     assert data.document_weights.tolist() == [2.0] * 4 + [1.0] * 5
     assert data.facts["bad_rows"]["skipped"] == 1
     assert data.facts["bad_rows"]["first"][0].startswith("talk/b.jsonl:6: ")
@@ -228,7 +234,7 @@ def test_layers_are_chosen_on_all_sources(tmp_path) -> None:
     data = mix(tmp_path, code=1, chat=1, news=1)
     first = in_run_order(data, 0)
     batch = first.batch(range(6))
-    assert {data.document_source(d) for d in batch.documents().tolist()} == {"code", "chat", "news"}
+    assert {origin_of(data, d) for d in batch.documents().tolist()} == {"code", "chat", "news"}
     assert first.num_rows <= data.num_rows
     assert first.row_length(0) == data.row_length(first.order[0])
     alone = load(tmp_path / "code.jsonl")

@@ -17,7 +17,7 @@ from limbeck.config import ReadConfig
 from limbeck.data import TextData, corpus_path, overlap
 from limbeck.data.rows import open_source
 from limbeck.errors import ConfigError, TryLaterError
-from tests.data.made import load, write
+from tests.data.data_files import load, write
 from tests.tokenizers.small import SENTENCES, small
 
 TOKENIZER = small()

@@ -13,7 +13,7 @@ from limbeck.errors import DataError, RunError, StorageError
 from limbeck.files import manifest
 from limbeck.train import make_optimizers, train_step
 from tests.distributed.processes import on_ranks
-from tests.distributed.saved import save_checkpoint
+from tests.distributed.saved_checkpoint import save_checkpoint
 from tests.train.toy import ALONE, ToyBatches, tensors, toy_pair
 
 CONFIG = OptimConfig(learning_rate=0.01, steps=10, weight_decay=0.1)

@@ -12,7 +12,7 @@ from limbeck.distributed import full_weights, latest, load_checkpoint, shard
 from limbeck.models import make_trainable, save_student
 from limbeck.train import make_optimizers, train_step
 from tests.distributed.processes import on_ranks
-from tests.distributed.saved import save_checkpoint
+from tests.distributed.saved_checkpoint import save_checkpoint
 from tests.models.tiny import tiny_tokenizer
 from tests.train.toy import ALONE, ToyBatches, toy_pair
 

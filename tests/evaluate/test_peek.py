@@ -6,7 +6,7 @@ import torch
 
 from limbeck.errors import ConfigError
 from limbeck.evaluate.peek import peek
-from tests.evaluate.words import Words
+from tests.evaluate.word_tokenizer import Words
 from tests.models.tiny import tiny_llama
 
 TEXT = "w5 w17 w3 w80"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from limbeck.errors import ConfigError, DataError
-from limbeck.evaluate.scaling import Measured, fit, fit_curve
+from limbeck.evaluate.scaling import MeasuredRun, fit, fit_curve
 from limbeck.evaluate.scores import CALIBRATION_BINS, Scores
 
 BUDGETS = (1_000.0, 1_000.0, 2_000.0, 2_000.0, 4_000.0, 8_000.0)
@@ -19,7 +19,7 @@ def scores(kl: np.ndarray, counts: np.ndarray) -> Scores:
     return Scores({"forward_kl": kl * counts}, counts, counts * 4, bins, np.arange(size))
 
 
-def pilots(law, documents: int, noise: float, generator: np.random.Generator) -> list[Measured]:
+def pilots(law, documents: int, noise: float, generator: np.random.Generator) -> list[MeasuredRun]:
     """Runs whose documents follow laws of their own, and which vary from run to run."""
     counts = generator.integers(40, 120, documents).astype(float)
     floors, scales = generator.gamma(8, 1 / 8, documents), generator.gamma(8, 1 / 8, documents)
@@ -27,7 +27,7 @@ def pilots(law, documents: int, noise: float, generator: np.random.Generator) ->
     for tokens in BUDGETS:
         kl = law(tokens, floors, scales) * math.exp(noise * generator.normal())
         kl = kl * np.exp(generator.normal(0, 0.02, documents))
-        found.append(Measured(tokens, scores(kl, counts)))
+        found.append(MeasuredRun(tokens, scores(kl, counts)))
     return found
 
 
@@ -46,7 +46,9 @@ def test_a_curve_without_noise_is_recovered(floor, exponent):
 
 def test_a_value_is_reached_with_the_tokens_that_give_it():
     one = np.ones(1)
-    curve = fit_curve([Measured(t, scores(law(t) * one, 50 * one)) for t in BUDGETS], "forward_kl")
+    curve = fit_curve(
+        [MeasuredRun(t, scores(law(t) * one, 50 * one)) for t in BUDGETS], "forward_kl"
+    )
     for tokens in (16_000.0, 100_000.0):
         assert curve.at(tokens)["value"] == pytest.approx(law(tokens), rel=1e-4)
         assert curve.tokens_to(law(tokens))["value"] == pytest.approx(tokens, rel=1e-2)
@@ -88,14 +90,14 @@ def test_pilots_that_vary_more_than_they_fall_determine_nothing():
 @pytest.mark.parametrize("count", [2, 3])
 def test_too_few_pilots_are_refused(count):
     one = np.ones(1)
-    runs = [Measured(t, scores(law(t) * one, 50 * one)) for t in (1e3, 2e3, 4e3)[:count]]
+    runs = [MeasuredRun(t, scores(law(t) * one, 50 * one)) for t in (1e3, 2e3, 4e3)[:count]]
     with pytest.raises(ConfigError, match=f"got {count} runs of {count}"):
         fit_curve(runs, "forward_kl")
 
 
 def test_runs_on_other_documents_are_refused():
     one = np.ones(2)
-    runs = [Measured(t, scores(law(t) * one, 50 * one)) for t in BUDGETS]
-    runs[-1] = Measured(9e3, scores(law(9e3) * one, 51 * one))
+    runs = [MeasuredRun(t, scores(law(t) * one, 50 * one)) for t in BUDGETS]
+    runs[-1] = MeasuredRun(9e3, scores(law(9e3) * one, 51 * one))
     with pytest.raises(DataError, match="100 tokens and 102"):
         fit_curve(runs, "forward_kl")

@@ -24,7 +24,7 @@ from limbeck.experiment.trials import suite_context
 from limbeck.models import CausalLM
 from limbeck.rollouts import write_assisted
 from limbeck.teachers import find_local
-from tests.experiment.house import write_recipe, write_texts
+from tests.experiment.tiny_run import write_recipe, write_texts
 
 SHORT = {"prompts": 5, "tokens": 6, "prompt_tokens": 4}
 

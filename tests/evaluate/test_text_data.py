@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from limbeck.config import DataConfig
-from limbeck.data import load_data
+from limbeck.data import TextData, load_data
 from limbeck.evaluate.examples import continuations, disagreements
-from limbeck.evaluate.measure import Documents, measure
+from limbeck.evaluate.measure import measure
 from limbeck.evaluate.scores import summarise
+from limbeck.rollouts import Prompts
 from limbeck.teachers import LocalTeacher
 from tests.models.tiny import tiny_llama
 from tests.tokenizers.small import small
@@ -20,14 +21,14 @@ TEXTS = ["The still drips. " * 12, "Den Alembik über naïve façade.", "A third
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> Documents:
+def data(tmp_path: Path) -> TextData:
     path = tmp_path / "held.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS), encoding="utf-8")
     config = DataConfig(type="text", path=str(path), sequence_length=32, append_eos=False)
     return load_data(config, small(), cache=tmp_path / "cache", max_positions=64)
 
 
-def test_bits_per_byte_is_counted_over_the_text_that_was_scored(data: Documents) -> None:
+def test_bits_per_byte_is_counted_over_the_text_that_was_scored(data: TextData) -> None:
     tokenizer = small()
     student, teacher = (tiny_llama(2, 32, vocabulary=len(tokenizer), seed=s) for s in (1, 2))
     rows = range(data.num_rows)
@@ -42,7 +43,7 @@ def test_bits_per_byte_is_counted_over_the_text_that_was_scored(data: Documents)
     assert summarise(scores)["bits_per_byte"]["value"] == pytest.approx(bits / sum(scored))
 
 
-def test_places_of_real_text_are_named_and_readable(data: Documents) -> None:
+def test_places_of_real_text_are_named_and_readable(data: TextData) -> None:
     tokenizer = small()
     student, teacher = (tiny_llama(2, 32, vocabulary=len(tokenizer), seed=s) for s in (1, 2))
     told = disagreements(
@@ -54,7 +55,29 @@ def test_places_of_real_text_are_named_and_readable(data: Documents) -> None:
     for place in told:
         text = TEXTS[int(place["document"].rpartition(":")[2]) - 1]
         assert place["context"].lstrip("…")[-8:] + place["target"] in text or "\ufffd" in str(place)
-    samples = continuations(
-        {"teacher": teacher}, tokenizer, data, range(data.num_rows), count=1, max_new_tokens=4
-    )
-    assert samples[0]["prompt"] + samples[0]["truth"] in TEXTS[0]
+
+
+def test_continuations_are_what_each_model_writes_after_the_same_prompt(data: TextData) -> None:
+    tokenizer = small()
+    models = {
+        name: tiny_llama(2, 32, vocabulary=len(tokenizer), seed=seed)
+        for seed, name in enumerate(("teacher", "distilled"))
+    }
+    prompts = Prompts(data, longest=60, first_tokens=5)
+    told = continuations(models, tokenizer, prompts, count=2, max_new_tokens=9)
+    assert len(told) == 2
+    for sample, prompt, text in zip(told, prompts, TEXTS, strict=False):
+        assert list(sample) == ["prompt", "truth", "teacher", "distilled"]
+        assert sample["prompt"] + sample["truth"] == tokenizer.decode(tokenizer.encode(text)[:14])
+        for name, model in models.items():
+            ids = list(prompt)
+            for _ in range(9):
+                ids.append(int(model.logits(torch.tensor([ids]))[0, -1].argmax()))
+            assert sample[name] == tokenizer.decode(ids[len(prompt) :])
+
+
+def test_a_text_without_eight_tokens_after_its_prompt_is_not_continued(data: TextData) -> None:
+    lengths = sorted(len(small().encode(text)) for text in TEXTS)
+    for first, left in ((lengths[0] - 8, 3), (lengths[0] - 7, 2), (lengths[2] - 7, 0)):
+        prompts = Prompts(data, longest=1000, first_tokens=first)
+        assert len(continuations({}, small(), prompts, count=9)) == left

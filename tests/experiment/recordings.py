@@ -1,4 +1,4 @@
-"""Recordings of the house's tiny teacher."""
+"""Recordings of the tiny run's teacher."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import Any
 
 from limbeck.config import RunConfig
 from limbeck.experiment import load
-from limbeck.recording import Recorded, Recording
-from tests.experiment.house import write_recipe
+from limbeck.recording import Recording
+from limbeck.recording.recording import Recorded
+from tests.experiment.tiny_run import write_recipe
 
 
 def recording_recipe(folder: Path, form: Any, layers: tuple[int, ...] = (), **changes: Any) -> Path:
-    """The house's recipe with a record section."""
+    """The tiny run's recipe with a record section."""
     path = write_recipe(folder, **changes)
     recipe = json.loads(path.read_text())
     recipe["record"] = {
@@ -40,7 +41,7 @@ def recorded(folder: Path, form: Any, layers: tuple[int, ...] = (), **changes: A
 
 
 def from_store(folder: Path) -> list[str]:
-    """Overrides that make the house's recipe learn from its store."""
+    """Overrides that make the tiny run's recipe learn from its store."""
     store, teacher = folder / "store", folder / "teacher"
     return [f"teacher={{type: stored, path: {store}}}", f"student.path={teacher}"]
 

@@ -16,7 +16,7 @@ from limbeck.errors import ConfigError
 from limbeck.experiment.cluster import plan_here, require_plannable
 from limbeck.experiment.loading import load
 from tests.distributed.processes import live
-from tests.experiment.house import write_recipe
+from tests.experiment.tiny_run import write_recipe
 
 SMALL = "h100,memory_gib=3.0001"
 

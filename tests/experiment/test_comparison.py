@@ -16,7 +16,7 @@ from limbeck.evaluate.scores import paired_difference
 from limbeck.experiment.comparison import compare_runs
 from limbeck.experiment.score_files import read_scores
 from limbeck.report.comparison import comparison_page
-from tests.experiment.house import write_recipe, write_texts
+from tests.experiment.tiny_run import write_recipe, write_texts
 from tests.report.test_run_report import assert_fetches_and_runs_nothing
 
 HOSTILE = "<b>$x$&"

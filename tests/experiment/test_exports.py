@@ -9,7 +9,7 @@ import limbeck
 from limbeck.errors import ConfigError, DataError
 from limbeck.experiment import load
 from limbeck.files import manifest
-from tests.experiment.house import steps_of, write_recipe
+from tests.experiment.tiny_run import steps_of, write_recipe
 
 ONE = "export=[{type: gguf, quantize: f32}, {type: gguf, quantize: f16, max_kl: 1.0e-12}]"
 

@@ -14,7 +14,7 @@ from limbeck.experiment.directory import require_directory
 from limbeck.experiment.forecast import plan_pilots
 from limbeck.experiment.forecast_figures import require_determined
 from tests.evaluate.test_scaling import law, pilots
-from tests.experiment.house import steps_of, write_recipe, write_texts
+from tests.experiment.tiny_run import steps_of, write_recipe, write_texts
 
 OPTIM = {"learning_rate": 0.003, "steps": 300, "tokens_per_step": 64, "warmup_steps": 30}
 

@@ -9,8 +9,8 @@ from limbeck.data import held_out_configs
 from limbeck.errors import ConfigError, DataError
 from limbeck.experiment import load
 from limbeck.experiment.score_files import read_scores
-from tests.experiment.house import write_recipe, write_texts
 from tests.experiment.recordings import from_store, record, recording_recipe
+from tests.experiment.tiny_run import write_recipe, write_texts
 
 
 @pytest.fixture(autouse=True)

@@ -13,8 +13,8 @@ from limbeck.models import Distiller
 from limbeck.teachers.local import LocalTeacher
 from limbeck.train import accumulate, count_step
 from limbeck.train.step import SIGNALS
-from tests.data.made import load
-from tests.experiment.house import write_texts
+from tests.data.data_files import load
+from tests.experiment.tiny_run import write_texts
 from tests.models.tiny import tiny_llama
 from tests.tokenizers.small import small
 

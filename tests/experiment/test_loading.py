@@ -5,7 +5,7 @@ import pytest
 import limbeck
 from limbeck.errors import ConfigError
 from limbeck.experiment import schema
-from tests.experiment.house import write_recipe
+from tests.experiment.tiny_run import write_recipe
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import torch
 import limbeck
 from limbeck.errors import ConfigError
 from limbeck.experiment import load
-from tests.experiment.house import steps_of, write_model, write_recipe, write_texts
 from tests.experiment.recordings import from_store, record, recording_recipe
+from tests.experiment.tiny_run import steps_of, write_model, write_recipe, write_texts
 from tests.tokenizers.small import small
 
 

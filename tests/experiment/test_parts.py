@@ -16,7 +16,7 @@ from limbeck.experiment.parts import gather_parts
 from limbeck.models import facts
 from limbeck.models.facts import files_hash
 from tests.distributed.processes import on_ranks
-from tests.experiment.house import write_model, write_recipe, write_texts
+from tests.experiment.tiny_run import write_model, write_recipe, write_texts
 from tests.tokenizers.small import BEGIN, CHATML, small
 
 

@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.commands.processes import Command
-from tests.experiment.house import steps_of, write_recipe
+from tests.experiment.tiny_run import steps_of, write_recipe
 
 pytestmark = pytest.mark.slow
 PATIENCE_S = 300

@@ -10,8 +10,8 @@ import limbeck
 from limbeck.config import read
 from limbeck.errors import ConfigError, DataError
 from limbeck.models import CausalLM
-from tests.experiment.house import steps_of, write_model, write_recipe
 from tests.experiment.test_trainable import stopping_after
+from tests.experiment.tiny_run import steps_of, write_model, write_recipe
 from tests.tokenizers.small import small
 
 ROLLOUT = {"tokens": 12, "prompt_tokens": 6}

@@ -18,7 +18,7 @@ from limbeck.errors import ConfigError, DataError
 from limbeck.experiment.parts import Parts
 from limbeck.files import manifest
 from limbeck.models import Distiller
-from tests.experiment.house import steps_of, write_model, write_recipe, write_texts
+from tests.experiment.tiny_run import steps_of, write_model, write_recipe, write_texts
 from tests.tokenizers.small import edited, small
 
 OPEN_ELSEWHERE = """

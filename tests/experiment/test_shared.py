@@ -12,8 +12,8 @@ from limbeck.experiment.parts import gather_parts
 from limbeck.models import ModelSource, load_model
 from limbeck.train import train_step
 from tests.distributed.processes import live
-from tests.experiment.house import steps_of, write_recipe
 from tests.experiment.test_trainable import stopping_after
+from tests.experiment.tiny_run import steps_of, write_recipe
 from tests.train.toy import Listener
 
 SHARED = ("student={type: shared}", "trainable.lora={rank: 4}", "objective.alpha=0.3")

@@ -20,10 +20,10 @@ from limbeck.models import (
     model_facts,
     save_student,
 )
-from limbeck.prune import num_parameters
+from limbeck.prune.narrow import num_parameters
 from limbeck.students import Origin, initialisers
 from limbeck.students.provenance import read_provenance
-from tests.experiment.house import write_model, write_recipe, write_texts
+from tests.experiment.tiny_run import write_model, write_recipe, write_texts
 from tests.models.tiny import tensors_hash
 from tests.tokenizers.small import small
 from tests.train.toy import ALONE

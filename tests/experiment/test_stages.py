@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM
 import limbeck
 from limbeck.errors import ConfigError
 from limbeck.experiment import load_stages, run_stages
-from tests.experiment.house import steps_of, write_recipe
 from tests.experiment.test_processes import start
+from tests.experiment.tiny_run import steps_of, write_recipe
 
 CORRECTION = {"name": "correction", "student": {"type": "copy"}, "objective": {"alpha": 0.0}}
 CASCADE = [

@@ -15,8 +15,8 @@ from limbeck.experiment import load
 from limbeck.experiment.shrink import open_shrink, save_shrunk, shrink
 from limbeck.models import ModelSource
 from limbeck.store import Store
-from tests.experiment.house import steps_of, write_model, write_texts
 from tests.experiment.recordings import from_store, record, recorded
+from tests.experiment.tiny_run import steps_of, write_model, write_texts
 from tests.tokenizers.small import edited, small
 
 HIDDEN = {"type": "hidden"}

@@ -10,8 +10,8 @@ from limbeck.commands.check import check
 from limbeck.errors import ConfigError
 from tests.commands import test_check
 from tests.distributed.processes import live
-from tests.experiment import house, test_run, test_stages, test_stored, test_trainable
-from tests.experiment.house import write_recipe
+from tests.experiment import test_run, test_stages, test_stored, test_trainable, tiny_run
+from tests.experiment.tiny_run import write_recipe
 
 SHARDED = ["parallel.shard=always"]
 REDUCED = ["parallel={shard: always, compute_dtype: bfloat16}"]
@@ -78,7 +78,7 @@ RESUMES = {
 @pytest.fixture
 def _sharded(switch, tmp_path, monkeypatch):
     monkeypatch.setenv("LIMBECK_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(house, "PARALLEL", switch)
+    monkeypatch.setattr(tiny_run, "PARALLEL", switch)
 
 
 MESH = {"shard": "always"}

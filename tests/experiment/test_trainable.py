@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 import limbeck
 from limbeck.distributed import latest
 from limbeck.errors import ConfigError
-from tests.experiment.house import steps_of, write_model, write_recipe
+from tests.experiment.tiny_run import steps_of, write_model, write_recipe
 from tests.tokenizers.small import small
 
 

@@ -15,68 +15,68 @@ from limbeck.experiment import vocabulary as vocabularies
 from limbeck.files import manifest, sha256
 from limbeck.models import ModelSource, cache_folder, embedded_teacher
 from limbeck.tokenizers import tokenizer_hash
-from tests.experiment.house import write_model, write_recipe, write_texts
+from tests.experiment.tiny_run import write_model, write_recipe, write_texts
 from tests.tokenizers.small import CHATML, SENTENCES, edited, small
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def house(tmp_path, monkeypatch):
+def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("LIMBECK_CACHE", str(tmp_path / "cache"))
     write_model(tmp_path / "teacher", rows=384)
     write_texts(tmp_path / "train.jsonl", 40, 1)
     return tmp_path
 
 
-def opened(house, name="teacher"):
-    return vocabularies.open_teacher(ModelSource(str(house / name)), CPU)
+def opened(folder, name="teacher"):
+    return vocabularies.open_teacher(ModelSource(str(folder / name)), CPU)
 
 
-def pruned(house, *names):
+def pruned(folder, *names):
     made = vocabularies.prune_vocabulary(
-        opened(house), [str(house / n) for n in names or ("train.jsonl",)], "text"
+        opened(folder), [str(folder / n) for n in names or ("train.jsonl",)], "text"
     )
-    text = vocabularies.read(str(house / "train.jsonl"), "text", made.tokenizer, 64)
+    text = vocabularies.read(str(folder / "train.jsonl"), "text", made.tokenizer, 64)
     return vocabularies.measured(made, text, 64)
 
 
-def test_a_pruned_folder_is_an_ordinary_model_that_says_what_it_kept(house):
-    made = pruned(house)
-    vocabularies.save_pruned(made, house / "small")
-    assert manifest(house / "small") is not None, "published whole"
-    plain = AutoModelForCausalLM.from_pretrained(house / "small", dtype=torch.float32).eval()
-    old = AutoModelForCausalLM.from_pretrained(house / "teacher", dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(house / "small")
+def test_a_pruned_folder_is_an_ordinary_model_that_says_what_it_kept(folder):
+    made = pruned(folder)
+    vocabularies.save_pruned(made, folder / "small")
+    assert manifest(folder / "small") is not None, "published whole"
+    plain = AutoModelForCausalLM.from_pretrained(folder / "small", dtype=torch.float32).eval()
+    old = AutoModelForCausalLM.from_pretrained(folder / "teacher", dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder / "small")
     kept = torch.tensor(made.kept)
     assert plain.config.vocab_size == len(tokenizer) == len(kept) < len(small())
     assert plain.config.eos_token_id == tokenizer.eos_token_id
-    for line in (house / "train.jsonl").read_text().splitlines()[:8]:
+    for line in (folder / "train.jsonl").read_text().splitlines()[:8]:
         ids = tokenizer(json.loads(line)["text"], return_tensors="pt").input_ids
         whole = small()(json.loads(line)["text"], return_tensors="pt").input_ids
         assert torch.equal(kept[ids], whole)
         with torch.no_grad():
             assert torch.equal(plain(ids).logits, old(whole).logits[..., kept])
-    told = json.loads((house / "small" / "limbeck.json").read_text())
+    told = json.loads((folder / "small" / "limbeck.json").read_text())
     facts = told["vocabulary"]
-    assert facts["sha256"] == sha256(house / "small" / facts["table"])
+    assert facts["sha256"] == sha256(folder / "small" / facts["table"])
     assert facts["kept"] == len(kept) == told["made"]["vocabulary_rows"]
     assert facts["of"] == len(small())
     assert facts["data"] == [{"name": "train.jsonl", "sha256": facts["data"][0]["sha256"]}]
     assert facts["parameters_saved"] == 2 * 32 * (384 - len(kept))
     assert told["teacher"]["vocabulary_rows"] == 384
     assert told["made"]["layers_kept"] == [0, 1, 2, 3]
-    table = json.loads((house / "small" / "vocabulary.json").read_text())
+    table = json.loads((folder / "small" / "vocabulary.json").read_text())
     assert table["kept"] == list(made.kept)
     assert table["tokenizer_sha256"] == tokenizer_hash(tokenizer)
-    for file in (house / "small").glob("*.json*"):
-        assert str(house) not in file.read_text()
+    for file in (folder / "small").glob("*.json*"):
+        assert str(folder) not in file.read_text()
 
 
-def test_the_kept_probability_is_that_of_the_whole_teachers_distribution(house):
-    made = pruned(house)
+def test_the_kept_probability_is_that_of_the_whole_teachers_distribution(folder):
+    made = pruned(folder)
     whole = made.teacher.model
-    text = vocabularies.read(str(house / "train.jsonl"), "text", small(), 64)
+    text = vocabularies.read(str(folder / "train.jsonl"), "text", small(), 64)
     wanted = []
     for row in range(text.num_rows):
         if sum(len(p) for p in wanted) >= made.facts["kept_probability"]["tokens"]:
@@ -95,28 +95,28 @@ def test_the_kept_probability_is_that_of_the_whole_teachers_distribution(house):
     }
 
 
-def test_an_id_in_the_configuration_that_is_no_token_becomes_none(house):
+def test_an_id_in_the_configuration_that_is_no_token_becomes_none(folder):
     def hole(tree):
         del tree["model"]["vocab"]["".join(tree["model"]["merges"].pop())]
         tree["model"]["vocab"]["<last>"] = 320
 
-    edited(hole).save_pretrained(house / "teacher")
-    teacher = opened(house)
+    edited(hole).save_pretrained(folder / "teacher")
+    teacher = opened(folder)
     teacher.model.hf_model.config.pad_token_id = 319
-    made = vocabularies.prune_vocabulary(teacher, [str(house / "train.jsonl")], "text")
+    made = vocabularies.prune_vocabulary(teacher, [str(folder / "train.jsonl")], "text")
     assert made.model.config.pad_token_id is None
     assert made.tokenizer.eos_token_id == made.model.config.eos_token_id == 0
 
 
-def test_more_data_keep_more_tokens(house):
-    (house / "more.jsonl").write_text(json.dumps({"text": SENTENCES[3]}) + "\n")
-    assert {*pruned(house).kept} < {*pruned(house, "train.jsonl", "more.jsonl").kept}
+def test_more_data_keep_more_tokens(folder):
+    (folder / "more.jsonl").write_text(json.dumps({"text": SENTENCES[3]}) + "\n")
+    assert {*pruned(folder).kept} < {*pruned(folder, "train.jsonl", "more.jsonl").kept}
 
 
 @pytest.mark.parametrize("kind", ["chat", "completion"])
-def test_chats_and_completions_are_read_as_before(kind, house):
+def test_chats_and_completions_are_read_as_before(kind, folder):
     tokenizer = small(template=CHATML)
-    tokenizer.save_pretrained(house / "teacher")
+    tokenizer.save_pretrained(folder / "teacher")
     rows = {
         "chat": {
             "messages": [
@@ -126,16 +126,16 @@ def test_chats_and_completions_are_read_as_before(kind, house):
         },
         "completion": {"prompt": "what rises: ", "completion": "the spirit"},
     }
-    (house / "rows.jsonl").write_text(json.dumps(rows[kind]) + "\n")
-    made = vocabularies.prune_vocabulary(opened(house), [str(house / "rows.jsonl")], kind)
+    (folder / "rows.jsonl").write_text(json.dumps(rows[kind]) + "\n")
+    made = vocabularies.prune_vocabulary(opened(folder), [str(folder / "rows.jsonl")], kind)
     assert made.facts["kept"] == len(made.tokenizer) < len(tokenizer)
     assert made.tokenizer.chat_template == CHATML
 
 
-def test_data_that_would_be_read_otherwise_are_refused_with_the_row(house):
-    before = vocabularies.read(str(house / "train.jsonl"), "text", small(), 64)
-    made = pruned(house)
-    after = vocabularies.read(str(house / "train.jsonl"), "text", made.tokenizer, 64)
+def test_data_that_would_be_read_otherwise_are_refused_with_the_row(folder):
+    before = vocabularies.read(str(folder / "train.jsonl"), "text", small(), 64)
+    made = pruned(folder)
+    after = vocabularies.read(str(folder / "train.jsonl"), "text", made.tokenizer, 64)
     vocabularies.prove_same_reading(before, after, made.kept)
     other = after.tokens.copy()
     third = int(after.windows[after.windows[:, 2] == 2][0, 0])
@@ -150,62 +150,62 @@ def test_data_that_would_be_read_otherwise_are_refused_with_the_row(house):
         vocabularies.prove_same_reading(before, short, made.kept)
 
 
-def test_a_second_model_is_pruned_alike_by_the_table(house):
-    vocabularies.save_pruned(pruned(house), house / "small")
-    write_model(house / "other", rows=320, layers=2, seed=1)
-    table = str(house / "small" / "vocabulary.json")
-    made = vocabularies.prune_vocabulary(opened(house, "other"), [table], "text")
-    assert made.kept == pruned(house).kept
-    assert tokenizer_hash(made.tokenizer) == tokenizer_hash(pruned(house).tokenizer)
+def test_a_second_model_is_pruned_alike_by_the_table(folder):
+    vocabularies.save_pruned(pruned(folder), folder / "small")
+    write_model(folder / "other", rows=320, layers=2, seed=1)
+    table = str(folder / "small" / "vocabulary.json")
+    made = vocabularies.prune_vocabulary(opened(folder, "other"), [table], "text")
+    assert made.kept == pruned(folder).kept
+    assert tokenizer_hash(made.tokenizer) == tokenizer_hash(pruned(folder).tokenizer)
     assert "used" not in made.facts
     with pytest.raises(ConfigError, match=r"by one vocabulary\.json, got .*Leave out the oth"):
-        vocabularies.prune_vocabulary(opened(house), [table, str(house / "train.jsonl")], "text")
+        vocabularies.prune_vocabulary(opened(folder), [table, str(folder / "train.jsonl")], "text")
 
 
-def test_a_table_of_another_tokenizer_or_a_damaged_one_is_refused(house):
-    vocabularies.save_pruned(pruned(house), house / "small")
-    path = house / "small" / "vocabulary.json"
+def test_a_table_of_another_tokenizer_or_a_damaged_one_is_refused(folder):
+    vocabularies.save_pruned(pruned(folder), folder / "small")
+    path = folder / "small" / "vocabulary.json"
     with pytest.raises(ConfigError, match=r"have the same tokenizer, but that of .* is for .*Use"):
-        vocabularies.prune_vocabulary(opened(house, "small"), [str(path)], "text")
+        vocabularies.prune_vocabulary(opened(folder, "small"), [str(path)], "text")
     table = json.loads(path.read_text())
     for kept in (table["kept"][:-1], [*table["kept"], 9999]):
         path.write_text(json.dumps(table | {"kept": kept}))
         with pytest.raises(DataError, match=r"must give the tokenizer .* gives another\. Fet"):
-            vocabularies.prune_vocabulary(opened(house), [str(path)], "text")
+            vocabularies.prune_vocabulary(opened(folder), [str(path)], "text")
     for text in ("{", "[]", '{"kept": ["x"]}'):
         path.write_text(text)
         with pytest.raises(DataError, match="must be a list of kept tokens"):
-            vocabularies.prune_vocabulary(opened(house), [str(path)], "text")
+            vocabularies.prune_vocabulary(opened(folder), [str(path)], "text")
 
 
-def test_a_student_of_fewer_tokens_and_layers_learns_from_the_pruned_teacher(house):
-    vocabularies.save_pruned(pruned(house), house / "small")
+def test_a_student_of_fewer_tokens_and_layers_learns_from_the_pruned_teacher(folder):
+    vocabularies.save_pruned(pruned(folder), folder / "small")
     setup = shrinking.open_shrink(
-        ModelSource(str(house / "teacher")),
+        ModelSource(str(folder / "teacher")),
         kind="text",
-        data=str(house / "train.jsonl"),
+        data=str(folder / "train.jsonl"),
         tokens=64,
         device=CPU,
-        vocabulary=[str(house / "train.jsonl")],
+        vocabulary=[str(folder / "train.jsonl")],
     )
     found = shrinking.shrink(setup, {"type": "depth", "layers": [0, 1, 3]})
-    shrinking.save_shrunk(setup, found, house / "student")
-    told = json.loads((house / "student" / "limbeck.json").read_text())
+    shrinking.save_shrunk(setup, found, folder / "student")
+    told = json.loads((folder / "student" / "limbeck.json").read_text())
     assert told["teacher"]["vocabulary_rows"] == 384, "the teacher as it was found"
-    first, second = (house / name / "vocabulary.json" for name in ("small", "student"))
+    first, second = (folder / name / "vocabulary.json" for name in ("small", "student"))
     assert first.read_bytes() == second.read_bytes()
-    path = write_recipe(house, optim={"steps": 2, "warmup_steps": 0}, evaluate={"every": 9})
-    write_texts(house / "held.jsonl", 12, 2)
+    path = write_recipe(folder, optim={"steps": 2, "warmup_steps": 0}, evaluate={"every": 9})
+    write_texts(folder / "held.jsonl", 12, 2)
     recipe = json.loads(path.read_text())
-    recipe["teacher"]["path"] = str(house / "small")
-    recipe["student"] = {"type": "pretrained", "path": str(house / "student")}
+    recipe["teacher"]["path"] = str(folder / "small")
+    recipe["student"] = {"type": "pretrained", "path": str(folder / "student")}
     path.write_text(json.dumps(recipe))
     with limbeck.assemble(limbeck.load(path)) as run:
         assert run.train().report.exists()
-    plain = AutoModelForCausalLM.from_pretrained(house / "run" / "student")
+    plain = AutoModelForCausalLM.from_pretrained(folder / "run" / "student")
     assert plain.config.vocab_size == setup.pruned.facts["kept"]
-    recipe["teacher"]["path"] = str(house / "teacher")
-    path.write_text(json.dumps(recipe | {"output": str(house / "again")}))
+    recipe["teacher"]["path"] = str(folder / "teacher")
+    path.write_text(json.dumps(recipe | {"output": str(folder / "again")}))
     with pytest.raises(ConfigError, match="Every token id must mean the same"):
         limbeck.assemble(limbeck.load(path))
 

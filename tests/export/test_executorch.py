@@ -10,8 +10,8 @@ import torch
 from limbeck.commands.export import export
 from limbeck.errors import ConfigError, DataError
 from limbeck.export import export_student, open_student
-from limbeck.export.executorch import Executorch, running
-from tests.export.made import folder_with, made, parity_of, ready, text_in
+from limbeck.export.executorch import Executorch
+from tests.export.tiny_students import folder_with, made, parity_of, ready, text_in
 
 pytestmark = pytest.mark.slow
 
@@ -98,7 +98,7 @@ def test_what_is_published_has_parity_up_to_the_longest_sequence(whole, tmp_path
         for place in (tmp_path, sys.prefix, file.path.parent.parent):
             assert str(place).encode() not in path.read_bytes(), path.name
     with (
-        running(file.path) as runtime,
+        Executorch().run(file) as runtime,
         pytest.raises(DataError, match=r"must read 65 positions with student\.pte, and fails"),
     ):
         runtime.logits(torch.ones(65, dtype=torch.int64).tolist())

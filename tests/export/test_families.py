@@ -8,7 +8,7 @@ from limbeck.errors import ConfigError
 from limbeck.export.families import FAMILIES, family_of
 from limbeck.models.lora import add_adapters
 from limbeck.prune.layouts import LAYOUTS
-from tests.export.made import made, parity_of
+from tests.export.tiny_students import made, parity_of
 
 LAYERS = {"gemma3_text": 6, "smollm3": 4, "cohere2": 4}
 LLAMA3 = {

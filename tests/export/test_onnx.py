@@ -13,11 +13,11 @@ from limbeck.commands.export import export
 from limbeck.config.trainable import LowRankConfig
 from limbeck.errors import ConfigError, DataError
 from limbeck.export import export_student, open_student
-from limbeck.export.onnx import Onnx, running
+from limbeck.export.onnx import Onnx
 from limbeck.files import manifest
 from limbeck.models import save_student
 from limbeck.models.lora import add_adapters
-from tests.export.made import folder_with, made, parity_of, ready, text_in
+from tests.export.tiny_students import folder_with, made, parity_of, ready, text_in
 from tests.models.tiny import FAMILIES
 
 pytestmark = pytest.mark.slow
@@ -155,7 +155,7 @@ def test_what_is_published_has_parity_at_every_length_and_no_path_of_this_machin
 def test_rows_that_stand_for_no_token_are_left_out(whole):
     student, file = whole
     assert student.model.vocabulary_rows == student.model.vocabulary_size + 3
-    with running(file.path) as runtime:
+    with Onnx().run(file) as runtime:
         logits = runtime.logits([1, 5, 9])
         assert logits.shape == (3, student.model.vocabulary_size)
         expected = student.model.logits(torch.tensor([[1, 5, 9]]))[0]
@@ -256,7 +256,7 @@ def test_a_missing_extra_is_named_before_the_student_is_opened(tmp_path, monkeyp
 def test_a_file_that_is_too_far_is_not_published(whole, tmp_path):
     student, file = whole
     far = ready(Onnx(), file)
-    far._max_kl = 1e-20
+    far.max_kl = 1e-20
     with pytest.raises(DataError, match="First difference: window 0, position"):
         export_student(far, student, tmp_path / "out", text_in(tmp_path))
     assert not (tmp_path / "out").exists()

@@ -13,7 +13,7 @@ from limbeck.export import export_student, exporters, open_student
 from limbeck.export.gguf import Gguf
 from limbeck.export.llama_cpp import running
 from limbeck.files import manifest
-from tests.export.made import folder_with, text_in
+from tests.export.tiny_students import folder_with, text_in
 from tests.tokenizers.small import END
 
 

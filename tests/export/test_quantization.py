@@ -9,7 +9,7 @@ from gguf import GGMLQuantizationType as Kind
 from limbeck.export.importance import importance_of
 from limbeck.export.llama_cpp import quantized
 from limbeck.export.quantization import MIXTURES, choose
-from tests.export.made import made, parity_of
+from tests.export.tiny_students import made, parity_of
 
 RNG = np.random.default_rng(0)
 

@@ -17,7 +17,7 @@ from limbeck.export.vocabulary import (
     vocabulary_of,
 )
 from limbeck.prune.tokenizer import kept_tokens, pruned_tokenizer
-from tests.export.made import exported, made
+from tests.export.tiny_students import exported, made
 from tests.models.tiny import tiny_tokenizer
 from tests.tokenizers.small import BEGIN, END, SENTENCES, backend, edited, small, wrap
 

@@ -11,7 +11,7 @@ from limbeck.distributed import latest, load_checkpoint
 from limbeck.errors import DataError, StorageError
 from limbeck.train import make_optimizers, train, train_step
 from tests.distributed.processes import live
-from tests.distributed.saved import save_checkpoint
+from tests.distributed.saved_checkpoint import save_checkpoint
 from tests.distributed.test_checkpoints import CONFIG
 from tests.train.toy import ALONE, ToyBatches, fingerprint, toy_pair, toy_setup
 

@@ -10,10 +10,10 @@ from limbeck.losses.distributions import (
     LazyLogits,
     Samples,
     TopK,
-    TopKRenormalised,
     TopKSamples,
     UnevenTopK,
 )
+from limbeck.losses.distributions.top_k import TopKRenormalised
 from limbeck.losses.divergences.base import divergences, ranking
 from limbeck.losses.divergences.kl import forward_kl
 from limbeck.losses.terms.divergence import DivergenceTerm

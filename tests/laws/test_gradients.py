@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from limbeck.losses.distributions import DenseLogits, TopK
-from limbeck.losses.divergences import Outcomes, divergences, gradients
+from limbeck.losses.divergences import divergences
+from limbeck.losses.divergences.base import Outcomes, gradients
 from tests.laws.cases import SPECS, objective_of, over_specs, random_logits, random_logp
 
 WITH_GRADIENT = [spec for spec in SPECS if spec["type"] in gradients.names()]

@@ -7,7 +7,8 @@ import torch
 
 from limbeck.errors import ConfigError
 from limbeck.losses import Head, Objective, StudentView, TeacherSignal, WeightedTerm
-from limbeck.losses.distributions import DenseLogits, Samples, TopKRenormalised
+from limbeck.losses.distributions import DenseLogits, Samples
+from limbeck.losses.distributions.top_k import TopKRenormalised
 from limbeck.losses.divergences.kl import forward_kl
 from limbeck.losses.terms.concrete_score import ConcreteScoreTerm
 from limbeck.losses.terms.decoupled import DecoupledTerm, split

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from limbeck.errors import ConfigError
-from limbeck.losses.distributions import DenseLogits, TopK, TopKRenormalised
-from limbeck.losses.distributions.top_k import log_one_minus_exp
+from limbeck.losses.distributions import DenseLogits, TopK
+from limbeck.losses.distributions.top_k import TopKRenormalised, log_one_minus_exp
 from tests.laws.cases import UNRANKED, objective_of, over_paths, over_specs, random_logits
 
 close = torch.testing.assert_close

@@ -6,7 +6,7 @@ import torch
 from limbeck.config import ObjectiveConfig, OptimConfig
 from limbeck.distributed import load_checkpoint, shard
 from limbeck.train import make_optimizers, train_step
-from tests.distributed.saved import save_checkpoint
+from tests.distributed.saved_checkpoint import save_checkpoint
 from tests.train.toy import ALONE, ToyBatches, toy_pair
 
 TAID = {"type": "taid", "weight": 0.5, "steps": 1000, "rate": 0.2, "temperature": 2.0}

@@ -20,12 +20,12 @@ from limbeck.losses.distributions import (
     LazyLogits,
     Samples,
     TopK,
-    TopKRenormalised,
     TopKSamples,
     UnevenTopK,
 )
 from limbeck.losses.distributions.merged import MergedOutcomes, OutcomeMap
-from limbeck.losses.divergences import gradients
+from limbeck.losses.distributions.top_k import TopKRenormalised
+from limbeck.losses.divergences.base import gradients
 from limbeck.losses.head.row_kernel import body
 from limbeck.losses.terms.cross_entropy import CrossEntropyTerm
 from limbeck.losses.terms.divergence import DivergenceTerm

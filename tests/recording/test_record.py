@@ -13,14 +13,15 @@ import pytest
 
 from limbeck.errors import ConfigError, DataError, StorageError, TryLaterError
 from limbeck.experiment import assemble, load
-from limbeck.recording import Recording, own_shards, parse_part, plan_shards, require_room
-from limbeck.recording.plan import passes
+from limbeck.recording import Recording, parse_part
+from limbeck.recording.budget import require_room
+from limbeck.recording.plan import own_shards, passes, plan_shards
 from limbeck.store import Store, read_header, verify
 from limbeck.teachers import find_local
 from limbeck.teachers.stored import window_of
 from tests.commands.processes import Command
-from tests.experiment.house import write_model
 from tests.experiment.recordings import contents, record, recorded, recording_recipe
+from tests.experiment.tiny_run import write_model
 from tests.models.test_gguf import write_gguf
 from tests.tokenizers.small import backend, small
 from tests.tokenizers.test_load import add_small

@@ -1,6 +1,6 @@
 from limbeck.evaluate.peek import peek
 from limbeck.report.peek_report import peek_page
-from tests.evaluate.words import Words
+from tests.evaluate.word_tokenizer import Words
 from tests.models.tiny import tiny_llama
 from tests.report.test_run_report import HOSTILE, assert_fetches_and_runs_nothing
 

@@ -14,7 +14,7 @@ from limbeck.files import MANIFEST, seal, sealed_manifest
 from limbeck.store import TOKENIZER, Store, absent_shards, merge, publish_once, repair, verify
 from limbeck.store.header import HEADER
 from limbeck.store.shard import DATA
-from tests.store.small import header, write
+from tests.store.small_store import header, write
 
 FORMS = [{"type": "top_k", "k": 6}, {"type": "samples", "num_draws": 9}, {"type": "hidden"}]
 FORMS.append({"type": "top_k_samples", "k": 3, "num_draws": 7})

@@ -19,7 +19,7 @@ from limbeck.files import MANIFEST, manifest, seal, sealed_manifest
 from limbeck.store import Store, read_header, shard_facts, verify
 from limbeck.store.header import HEADER
 from limbeck.store.shard import DATA, INDEX, SCHEMA
-from tests.store.small import header, write
+from tests.store.small_store import header, write
 
 FORM = {"type": "top_k", "k": 6}
 SHARD = "shard-00000"

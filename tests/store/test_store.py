@@ -7,7 +7,7 @@ import torch
 from limbeck.errors import DataError
 from limbeck.store import Sample, ShardWriter, Store, forms, generator_of
 from limbeck.store.token_ranks import TokenRanks
-from tests.store.small import header, sample, teacher_at, write
+from tests.store.small_store import header, sample, teacher_at, write
 
 FORMS = [
     {"type": "top_k", "k": 8, "temperatures": [1.0, 2.0]},
@@ -27,7 +27,7 @@ def test_every_sample_comes_back_from_any_shard(form, tmp_path):
     told = header(form, num_shards=3, layers=(1, 4))
     samples = write(tmp_path, told)
     store = Store.open(tmp_path)
-    assert store.num_samples == len(list(store.keys())) == len(samples)
+    assert len(list(store.keys())) == len(samples)
     for each in reversed(samples):
         record = store.read(each.key)
         teacher = teacher_at(each)
@@ -78,12 +78,12 @@ def test_duplicate_samples_are_stored_once(tmp_path):
     with ShardWriter(tmp_path, 0, told) as writer:
         assert writer.add(each, signal)
         assert not writer.add(each, signal)
-    assert Store.open(tmp_path).num_samples == 1
+    assert len(list(Store.open(tmp_path).keys())) == 1
 
 
 def test_a_store_without_samples_opens(tmp_path):
     write(tmp_path, header(FORMS[0], num_shards=2), seeds=[0])
-    assert Store.open(tmp_path).num_samples == 1
+    assert len(list(Store.open(tmp_path).keys())) == 1
 
 
 def test_a_missing_shard_is_named(tmp_path):

@@ -8,8 +8,9 @@ from transformers import AutoModelForCausalLM
 
 from limbeck.errors import ConfigError
 from limbeck.models import prove_documents_apart, prove_head, save_student
-from limbeck.prune import num_parameters, widths_of
+from limbeck.prune import widths_of
 from limbeck.prune.activations import largest, mean_activations
+from limbeck.prune.narrow import num_parameters
 from limbeck.prune.roles import ROLES
 from limbeck.prune.targets import count_of, layers_for, widths_for
 from limbeck.students import Origin, initialisers

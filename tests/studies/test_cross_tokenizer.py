@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.models.tiny import tiny_config
-from tests.tokenizers.unlike import byte_bpe, wrap_plain
+from tests.tokenizers.assorted import byte_bpe, wrap_plain
 
 SCRIPT = Path(__file__).parents[2] / "studies" / "cross_tokenizer" / "run.py"
 

@@ -21,11 +21,11 @@ from limbeck.teachers import DISTRIBUTION, LocalTeacher, TeacherRequest, teacher
 from limbeck.teachers.cross_tokenizer import CrossTokenizerTeacher, spaced
 from limbeck.teachers.ensemble import Ensemble
 from limbeck.teachers.rereading import reread
-from tests.experiment.house import WORDS, steps_of, write_recipe
+from tests.experiment.tiny_run import WORDS, steps_of, write_recipe
 from tests.models.tiny import tiny_config, tiny_llama
+from tests.tokenizers.assorted import tokenizers, wrap_plain
 from tests.tokenizers.small import CHATML, backend, small, wrap
 from tests.tokenizers.test_alignment import begun
-from tests.tokenizers.unlike import tokenizers, wrap_plain
 from tests.train.toy import ALONE
 
 

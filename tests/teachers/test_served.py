@@ -21,8 +21,8 @@ from limbeck.teachers.routed import RoutedTeacher
 from limbeck.teachers.served import requests
 from limbeck.teachers.served.requests import Connection, Server
 from limbeck.teachers.stored import StoredTeacher
-from tests.experiment.house import steps_of, write_model, write_recipe
 from tests.experiment.recordings import record, recording_recipe
+from tests.experiment.tiny_run import steps_of, write_model, write_recipe
 from tests.models.tiny import random_batch
 from tests.teachers.serving import KEY, NAME, TinyServer, error
 from tests.tokenizers.small import small

@@ -15,8 +15,8 @@ from limbeck.losses.distributions import log_softmax
 from limbeck.teachers import DISTRIBUTION, LocalTeacher, TeacherRequest, TextWindows, teachers
 from limbeck.teachers.ensemble import Ensemble
 from limbeck.teachers.routed import RoutedTeacher
-from tests.experiment.house import steps_of, write_model, write_recipe, write_texts
 from tests.experiment.recordings import recorded
+from tests.experiment.tiny_run import steps_of, write_model, write_recipe, write_texts
 from tests.models.tiny import random_batch, tiny_llama, tiny_tokenizer
 from tests.tokenizers.small import small
 from tests.train.toy import ALONE

@@ -23,8 +23,8 @@ from limbeck.models import ModelSource, load_model
 from limbeck.teachers import LocalTeacher, teachers
 from limbeck.teachers.served.vllm import scoring_body
 from limbeck.tokenizers import load_tokenizer
-from tests.experiment.house import steps_of, write_texts
 from tests.experiment.recordings import record
+from tests.experiment.tiny_run import steps_of, write_texts
 from tests.train.toy import ALONE
 
 VLLM, MODEL = os.environ.get("LIMBECK_VLLM", ""), os.environ.get("LIMBECK_VLLM_MODEL", "")

@@ -8,8 +8,8 @@ from limbeck.errors import ConfigError
 from limbeck.tokenizers import Aligner, TokenBytes
 from limbeck.tokenizers.alignment import chunk_ends
 from tests.models.tiny import tiny_tokenizer
+from tests.tokenizers.assorted import byte_bpe, corpus, random_texts, tokenizers, wrap_plain
 from tests.tokenizers.small import BEGIN, END, TURN, backend, small
-from tests.tokenizers.unlike import byte_bpe, corpus, random_texts, tokenizers, wrap_plain
 
 PAIRS = [
     ("bpe", "small bpe"),

@@ -1,6 +1,7 @@
 """A hash names everything that decides how text becomes ids, and nothing else."""
 
-from limbeck.tokenizers import template_difference, template_hash, tokenizer_hash
+from limbeck.tokenizers import template_hash, tokenizer_hash
+from limbeck.tokenizers.identity import template_difference
 from tests.tokenizers.small import CHATML, MARKED, small
 
 

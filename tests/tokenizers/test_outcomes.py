@@ -6,8 +6,8 @@ import pytest
 from limbeck.tokenizers import Aligner, Coverage, TokenBytes, add_coverage, classes_of
 from limbeck.tokenizers.coverage import CLASSES
 from limbeck.tokenizers.outcomes import shared_outcomes
+from tests.tokenizers.assorted import corpus, tokenizers
 from tests.tokenizers.small import small
-from tests.tokenizers.unlike import corpus, tokenizers
 
 NAMES = ["bpe", "small bpe", "digits", "unigram", "llama 2"]
 

@@ -13,7 +13,17 @@ from limbeck.prune import kept_tokens, pruned_tokenizer
 from limbeck.prune.tokenizer import BYTES, refuse_other_ids, special_ids, with_ids, with_parts
 from limbeck.tokenizers import tokens_by_id
 from limbeck.tokenizers.identity import serialisation
-from tests.tokenizers.small import BEGIN, CHATML, END, SENTENCES, TURN, backend, edited, small, wrap
+from tests.tokenizers.small import (
+    BEGIN,
+    CHATML,
+    END,
+    SENTENCES,
+    TURN,
+    backend,
+    edited,
+    small,
+    wrap,
+)
 
 ALL = "".join(chr(byte) for byte in range(32, 127)) + "Grüße déjà vu 日本語 🎉 \n\t Ω"
 

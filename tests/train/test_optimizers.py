@@ -10,7 +10,7 @@ from torch.optim import SGD, Adafactor, AdamW, Muon
 from limbeck.config import OptimConfig
 from limbeck.distributed import load_checkpoint
 from limbeck.train.optimizers import make_optimizers, set_rate
-from tests.distributed.saved import save_checkpoint
+from tests.distributed.saved_checkpoint import save_checkpoint
 from tests.train.toy import ALONE, toy_pair
 
 CPU = torch.device("cpu")

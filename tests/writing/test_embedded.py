@@ -12,8 +12,8 @@ from limbeck.data import corpus_path
 from limbeck.experiment import load
 from limbeck.models import cache_folder, embedded_teacher
 from tests.distributed.processes import context
-from tests.writing.speaker import rows_of
 from tests.writing.test_writing import life
+from tests.writing.tiny_writer import rows_of
 
 
 @pytest.mark.long

@@ -11,7 +11,7 @@ from limbeck.models import ModelSource, load_model
 from limbeck.teachers import LocalTeacher
 from limbeck.tokenizers import load_tokenizer
 from tests.teachers.serving import NAME, TinyServer
-from tests.writing.speaker import rows_of, writing_recipe, written
+from tests.writing.tiny_writer import rows_of, writing_recipe, written
 
 
 @pytest.fixture

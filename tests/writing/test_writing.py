@@ -18,8 +18,8 @@ from limbeck.rollouts import Sampling, sample
 from limbeck.tokenizers import load_tokenizer
 from limbeck.writing import Writing, filters
 from tests.distributed.processes import live
-from tests.experiment.house import steps_of
-from tests.writing.speaker import ASKED, rows_of, writing_recipe, written
+from tests.experiment.tiny_run import steps_of
+from tests.writing.tiny_writer import ASKED, rows_of, writing_recipe, written
 
 
 @pytest.fixture(autouse=True)

@@ -11,8 +11,8 @@ from limbeck.checks.cluster import (
     passes_of_a_rank,
 )
 from limbeck.checks.hardware import HARDWARE, Hardware, read_hardware
-from limbeck.checks.plan import Cluster, Disk, Fix, Measured, Plan, make_plan, plan_findings
-from limbeck.checks.proof import Finding, Proof, Unproven
+from limbeck.checks.plan import Cluster, Fix, Plan, make_plan, plan_findings
+from limbeck.checks.proof import Finding, Proof
 from limbeck.checks.prove import prove, prove_unlike
 from limbeck.checks.text import Excerpt, text_notes, trained_on
 
@@ -23,15 +23,12 @@ __all__ = [
     "RESERVED_BYTES",
     "Case",
     "Cluster",
-    "Disk",
     "Excerpt",
     "Finding",
     "Fix",
     "Hardware",
-    "Measured",
     "Plan",
     "Proof",
-    "Unproven",
     "cluster_findings",
     "cluster_plan",
     "fits",

@@ -99,17 +99,6 @@ class Views:
         return Views(student, distribution, whole)
 
 
-def spread(num_rows: int, count: int) -> list[int]:
-    """`count` row numbers spread evenly over the text; all rows if there are fewer.
-
-    Example:
-        >>> spread(10, 4)
-        [0, 2, 5, 7]
-    """
-    count = min(count, num_rows)
-    return [i * num_rows // count for i in range(count)]
-
-
 def shortened(batch: Batch, positions: int) -> Batch:
     """The first positions of each row; more when a row's first scored positions come later."""
     late = [int(row.int().argmax()) + 16 for row in batch.scored if row.any()]

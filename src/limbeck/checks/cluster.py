@@ -43,18 +43,7 @@ def cluster_plan(
     micro_batch: int,
     students: int,
 ) -> Plan:
-    """The plan of a run on a cluster.
-
-    Args:
-        distiller: Sharded.
-        teacher: Sharded.
-        config: The recipe.
-        step: Of one rank, simulated.
-        hardware: Of a rank.
-        ranks: Number of ranks.
-        micro_batch: Rows of a micro-batch.
-        students: Number of trained students.
-    """
+    """The plan of a run on a cluster."""
     rows = config.optim.rows_per_step(config.data.sequence_length)
     compute = step.flops / (hardware.tflops * 1e12 * COMPUTE_SHARE)
     sending = sum(seconds(each, hardware) for each in step.collectives)

@@ -17,7 +17,6 @@ def head_proof(who: str, model: CausalLM, batch: Batch) -> Proof:
     """Decoder and head, called separately, give the full model's logits on the user's text.
 
     Args:
-        who: `teacher` or `student`.
         batch: Its first row is read, as one text.
     """
     ids = batch.input_ids[:1, :NUM_POSITIONS]
@@ -39,7 +38,6 @@ def documents_proof(who: str, model: CausalLM, batch: Batch) -> Proof:
     They do not change at all when the neighbouring documents do.
 
     Args:
-        who: `teacher` or `student`.
         batch: The starts of its first and last row are packed into one row.
     """
     length = min(NUM_TOKENS, batch.input_ids.shape[1])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from limbeck.batch import Batch
-from limbeck.checks.case import Case, spread
+from limbeck.checks.case import Case
 from limbeck.checks.hardware import Hardware
 from limbeck.checks.proof import Proof
 from limbeck.config import OptimConfig, RunConfig
@@ -25,12 +25,10 @@ from limbeck.teachers import TeacherRequest
 
 
 @dataclass(frozen=True)
-class Measured:
+class TimedBatch:
     """One forward and backward pass of one micro-batch, the teacher's included.
 
     Attributes:
-        rows: Rows of the micro-batch.
-        tokens: Scored tokens in it.
         seconds: Duration; later passes of the same shape may be faster.
         saved_bytes: Bytes the forward pass saved for backward.
     """
@@ -48,7 +46,6 @@ class Disk:
     Attributes:
         checkpoint_bytes: One checkpoint: what is trained, in float32, and the optimizer's state.
         needed_bytes: All kept checkpoints, one being written, and the students.
-        free_bytes: On the run directory's disk.
     """
 
     checkpoint_bytes: int
@@ -61,7 +58,6 @@ class Fix:
     """A change of the recipe, dry-run as well.
 
     Attributes:
-        overrides: As on the command line.
         peak_bytes: Of all tensors at the step's peak.
         fits: Whether they fit, with the margin.
     """
@@ -76,8 +72,6 @@ class Cluster:
     """The plan for a cluster; figures are of one rank and one step.
 
     Attributes:
-        ranks: Number of ranks.
-        hardware: Of each.
         margin_bytes: A guess: what the device holds beside the tensors.
         collectives: By kind and group.
         flops: Of matrix products and attention.
@@ -109,10 +103,6 @@ class Plan:
         trained_parameters: Of the student, and of what the objective's terms own.
         memory_bytes: By purpose, at the same time.
         free_memory_bytes: On the models' device, after loading them.
-        disk: Disk space.
-        micro_batch: Rows of one forward and backward pass.
-        micro_batches_per_step: Passes of one optimizer step.
-        steps: Optimizer steps of each student.
         passes_over_text: How often each student reads the text; None if it was not read.
         students: Students trained: trials times learning rates.
         tokens_per_second: Scored tokens, from the measured pass.
@@ -142,13 +132,6 @@ def make_plan(
     case: Case, config: RunConfig, *, micro_batch: int, students: int, free_memory_bytes: int
 ) -> Plan:
     """Plan a run by running one micro-batch.
-
-    Args:
-        case: The pair.
-        config: The recipe.
-        micro_batch: Rows of a micro-batch.
-        students: Number of trained students.
-        free_memory_bytes: On the models' device.
 
     Raises:
         ConfigError: The micro-batch does not fit into memory.
@@ -190,7 +173,7 @@ def make_plan(
     )
 
 
-def run_micro_batch(case: Case, cpu_batch: Batch) -> Measured:
+def run_micro_batch(case: Case, cpu_batch: Batch) -> TimedBatch:
     """Forward and backward of one micro-batch, as in training; weights are unchanged.
 
     Raises:
@@ -231,7 +214,7 @@ def run_micro_batch(case: Case, cpu_batch: Batch) -> Measured:
     finally:
         case.distiller.zero_grad(set_to_none=True)
         case.distiller.train(was_training)
-    return Measured(len(batch.scored), tokens, seconds, sum(saved.values()))
+    return TimedBatch(len(batch.scored), tokens, seconds, sum(saved.values()))
 
 
 def plan_disk(distiller: Distiller, config: RunConfig, state: int, students: int) -> Disk:
@@ -272,7 +255,6 @@ def held_bytes(module: nn.Module, beside: nn.Module | None = None) -> int:
     """Bytes of a module's parameters and buffers, tied ones counted once.
 
     Args:
-        module: The module.
         beside: Tensors of this module are not counted.
     """
     counted = set() if beside is None else {*beside.parameters(), *beside.buffers()}

@@ -40,12 +40,7 @@ def prove(case: Case) -> Iterator[Finding]:
 
 
 def prove_unlike(case: Case, teacher: CrossTokenizerTeacher) -> Iterator[Finding]:
-    """The statements that can be checked of models with two tokenizers.
-
-    Args:
-        case: Models and text.
-        teacher: Of the case.
-    """
+    """The statements that can be checked of models with two tokenizers."""
     batch = case.sample()
     reading = teacher.reread(batch)
     texts = {"student": batch, "teacher": reading.batch.to(case.device)}

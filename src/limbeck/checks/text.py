@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from limbeck.batch import Batch
-from limbeck.checks.case import POSITIONS, Case, shortened, spread
+from limbeck.checks.case import POSITIONS, Case, shortened
 from limbeck.checks.proof import Proof
 from limbeck.config import HeadBudget
 from limbeck.config.schedules import largest

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from limbeck.commands.arguments import Device, RemoteCode, argument, option
 from limbeck.commands.chat_window import ChatWindow
 from limbeck.commands.conversation import Conversation, Settings
 from limbeck.commands.opening import open_models
@@ -30,14 +31,10 @@ Count = Annotated[int, typer.Option(min=1, help="Largest number of tokens of an 
 
 
 def chat(
-    student: Annotated[
-        str, typer.Argument(help="Folder, run directory, hub name or .gguf.", show_default=False)
-    ],
-    teacher: Annotated[
-        str | None, typer.Argument(help="A model with the same vocabulary.", show_default=False)
-    ] = None,
+    student: Annotated[str, argument(help="Folder, run directory, hub name or .gguf.")],
+    teacher: Annotated[str | None, argument(help="A model with the same vocabulary.")] = None,
     *,
-    system: Annotated[str | None, typer.Option(help="System message.", show_default=False)] = None,
+    system: Annotated[str | None, option(help="System message.")] = None,
     temperature: Annotated[
         float, typer.Option(min=0.0, help="Sampling temperature; 0 is greedy.")
     ] = 0.7,
@@ -47,11 +44,8 @@ def chat(
     revision: Annotated[
         list[str] | None, typer.Option(help="Revision of the student; repeat for the teacher.")
     ] = None,
-    trust_remote_code: Annotated[
-        bool,
-        typer.Option("--trust-remote-code", help="Run a model's own Python; needs a commit."),
-    ] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    trust_remote_code: RemoteCode = False,
+    device: Device = "auto",
 ) -> None:
     """Talk to a student in the terminal, beside its teacher.
 
@@ -68,8 +62,8 @@ def chat(
     paths = [student_path(student), *([] if teacher is None else [teacher])]
     console = Console()
     with Console(stderr=True).status("Loading ..."):
-        # The teacher's tokenizer comes first there.
-        revisions = of_each_model(paths, revision or [])
+        # The teacher comes first there.
+        revisions = [*(revision or []), None, None][: len(paths)]
         models, tokenizer = open_models(paths[::-1], revisions[::-1], trust_remote_code, device)
     named = dict(zip(ROLES, models[::-1], strict=False))
     conversation = Conversation(named, tokenizer, settings, system)
@@ -89,16 +83,6 @@ def chat(
             console.print(str(error), style="red", markup=False, highlight=False)
         finally:
             window.stop()
-
-
-def of_each_model(paths: Sequence[str], revisions: Sequence[str]) -> list[str | None]:
-    """The revision of each model, None for those that none was given for.
-
-    Example:
-        >>> of_each_model(["student", "teacher"], ["abc"])
-        ['abc', None]
-    """
-    return [*revisions, *[None] * len(paths)][: len(paths)]
 
 
 def student_path(student: str) -> str:

@@ -11,7 +11,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from limbeck.commands.conversation import Answer
+from limbeck.commands.conversation import ScoredAnswer
 from limbeck.report.words import harmless
 
 SCALE = ((1.0, "default"), (3.0, "yellow"), (6.0, "orange3"), (float("inf"), "bold red"))
@@ -27,7 +27,6 @@ class ChatWindow:
     def __init__(self, console: Console, names: Mapping[str, str]) -> None:
         """
         Args:
-            console: Where to draw.
             names: Path of each model, by `student` and `teacher`.
         """
         self._console, self._names = console, names
@@ -59,7 +58,7 @@ class ChatWindow:
             self._live.start()
         self._live.update(drawn)
 
-    def show(self, answers: Mapping[str, Answer]) -> None:
+    def show(self, answers: Mapping[str, ScoredAnswer]) -> None:
         """Show complete answers in place of what was streamed."""
         self.stop()
         shown = {name: Group(coloured(each), footer(each)) for name, each in answers.items()}
@@ -98,7 +97,7 @@ def legend() -> Text:
     return line
 
 
-def coloured(answer: Answer) -> Text:
+def coloured(answer: ScoredAnswer) -> Text:
     """An answer's tokens, each coloured by how improbable the teacher finds it."""
     text = Text()
     for token, nats in answer.tokens:
@@ -111,7 +110,7 @@ def colour(nats: float) -> str:
     return next(style for bound, style in SCALE if nats < bound or bound == float("inf"))
 
 
-def footer(answer: Answer) -> Text:
+def footer(answer: ScoredAnswer) -> Text:
     """Length, speed, and the teacher's mean -log p."""
     words = [f"{len(answer.tokens)} tokens", f"{answer.tokens_per_second:.1f} a second"]
     nats = [value for _, value in answer.tokens if value is not None]

@@ -33,9 +33,8 @@ from limbeck.checks import (
     text_notes,
     trained_on,
 )
-from limbeck.checks.case import spread
-from limbeck.commands.arguments import Overrides
-from limbeck.data import reader_of
+from limbeck.commands.arguments import Overrides, argument, option
+from limbeck.data import reader_of, spread
 from limbeck.errors import ConfigError
 from limbeck.experiment import Run, assemble, load
 from limbeck.experiment import schema as recipe_schema
@@ -51,9 +50,7 @@ NOTED_ROWS = 32
 
 
 def check(
-    recipe: Annotated[
-        Path | None, typer.Argument(help="The recipe, YAML.", show_default=False)
-    ] = None,
+    recipe: Annotated[Path | None, argument(help="The recipe, YAML.")] = None,
     overrides: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
     schema: Annotated[
@@ -67,15 +64,13 @@ def check(
         ),
     ] = False,
     world_size: Annotated[
-        int | None,
-        typer.Option(help="With --plan: number of ranks; 1 by default.", show_default=False),
+        int | None, option(help="With --plan: number of ranks; 1 by default.")
     ] = None,
     device: Annotated[
         str | None,
-        typer.Option(
-            show_default=False,
+        option(
             help=f"With --plan: {', '.join(HARDWARE)}; change figures after commas, as in "
-            "h100,memory_gib=94,network_gb_s=25. h100 by default.",
+            "h100,memory_gib=94,network_gb_s=25. h100 by default."
         ),
     ] = None,
 ) -> None:
@@ -113,11 +108,7 @@ def check(
 
 
 def refuse(failing: list[str]) -> None:
-    """End with exit code 2 if something does not hold.
-
-    Raises:
-        ConfigError: Naming it.
-    """
+    """End with exit code 2 if something does not hold."""
     if failing:
         raise ConfigError(
             f"{len(failing)} of what must hold before the first step does not: "

@@ -72,7 +72,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Answer:
+class ScoredAnswer:
     """What one model wrote.
 
     Attributes:
@@ -101,9 +101,6 @@ class Conversation:
         """
         Args:
             models: `student`, and `teacher` where there is one.
-            tokenizer: Of both.
-            settings: How answers are sampled.
-            system: The system message.
         """
         self._models, self._tokenizer = models, tokenizer
         self.settings = settings
@@ -120,7 +117,7 @@ class Conversation:
         self.system = system
         self.messages = [{"role": "system", "content": system}] if system else []
 
-    def answer(self, text: str, stream: Stream) -> dict[str, Answer]:
+    def answer(self, text: str, stream: Stream) -> dict[str, ScoredAnswer]:
         """The answers to a message, by model; the student's becomes part of the conversation.
 
         Raises:
@@ -135,7 +132,7 @@ class Conversation:
         self.messages = [*asked, {"role": "assistant", "content": written["student"].text}]
         return written
 
-    def retry(self, stream: Stream) -> dict[str, Answer]:
+    def retry(self, stream: Stream) -> dict[str, ScoredAnswer]:
         """New answers to the last message.
 
         Raises:
@@ -183,7 +180,7 @@ class Conversation:
             )
         return ids
 
-    def _write(self, name: str, model: CausalLM, prompt: list[int], stream: Stream) -> Answer:
+    def _write(self, name: str, model: CausalLM, prompt: list[int], stream: Stream) -> ScoredAnswer:
         """One model's answer."""
         settings, started = self.settings, perf_counter()
         room = settings.tokens
@@ -197,7 +194,7 @@ class Conversation:
         seeds = [seed_of((settings.seed, self._answers))]
         (rollout,) = sample(model, [prompt], sampling, seeds, on_tokens=show)
         seconds = perf_counter() - started
-        return Answer(
+        return ScoredAnswer(
             text=self._text(rollout.token_ids),
             tokens=tuple(self._scored(name, rollout)),
             is_cut=rollout.finish == "length",

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.padding import Padding
 
+from limbeck.commands.arguments import option
 from limbeck.commands.demo_store import second_act, shipped_recipe
 from limbeck.commands.opening import open_models
 from limbeck.commands.peek_picture import show
@@ -34,14 +35,10 @@ SHOWN = 2
 
 def demo(
     steps: Annotated[
-        int | None,
-        typer.Option(
-            min=6, help="Optimizer steps; more make a better student.", show_default=False
-        ),
+        int | None, option(min=6, help="Optimizer steps; more make a better student.")
     ] = None,
     output: Annotated[
-        Path | None,
-        typer.Option(help="Run directory; runs/demo or runs/demo-store.", show_default=False),
+        Path | None, option(help="Run directory; runs/demo or runs/demo-store.")
     ] = None,
     show: Annotated[bool, typer.Option(help="Open the report in a browser at the end.")] = True,
     act: Annotated[

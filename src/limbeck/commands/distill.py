@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from limbeck.commands.arguments import argument
 from limbeck.commands.check import check
 from limbeck.commands.first_recipe import is_short, write_recipe
 from limbeck.commands.tables import outcome_table
@@ -18,10 +19,9 @@ from limbeck.experiment import RunResult, Stage, assemble, load, load_stages, ru
 
 Words = Annotated[
     list[str],
-    typer.Argument(
+    argument(
         metavar="RECIPE | TEACHER STUDENT DATA [key=value ...]",
         help="A recipe, or two models and data; then changes to the recipe, each value in YAML.",
-        show_default=False,
     ),
 ]
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from limbeck.commands.arguments import Overrides, Recipe
+from limbeck.commands.arguments import Overrides, Recipe, option
 from limbeck.commands.tables import outcome_table
 from limbeck.experiment import assemble, load
 
@@ -18,10 +18,7 @@ def evaluate(
     recipe: Recipe,
     overrides: Overrides = None,
     student: Annotated[
-        Path | None,
-        typer.Option(
-            help="A student's folder; that of the recipe's own run by default.", show_default=False
-        ),
+        Path | None, option(help="A student's folder; that of the recipe's own run by default.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:

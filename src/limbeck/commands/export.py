@@ -12,6 +12,7 @@ from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
+from limbeck.commands.arguments import argument, option
 from limbeck.commands.shrink import require_new
 from limbeck.data import corpus_path
 from limbeck.export import HeldOutText, export_student, exporters, open_student
@@ -24,39 +25,25 @@ POSITIONS = "executorch: longest sequence; the student's own limit by default."
 
 
 def export(
-    student: Annotated[
-        Path, typer.Argument(help="A student's folder, or a run's directory.", show_default=False)
-    ],
+    student: Annotated[Path, argument(help="A student's folder, or a run's directory.")],
     *,
-    output: Annotated[Path, typer.Option(help="New folder to write.", show_default=False)],
+    output: Annotated[Path, option(help="New folder to write.")],
     format: Annotated[str, typer.Option(help="gguf, onnx or executorch.")] = "gguf",
-    quantize: Annotated[str | None, typer.Option(help=QUANTIZE, show_default=False)] = None,
-    positions: Annotated[int | None, typer.Option(help=POSITIONS, show_default=False)] = None,
+    quantize: Annotated[str | None, option(help=QUANTIZE)] = None,
+    positions: Annotated[int | None, option(help=POSITIONS)] = None,
     max_kl: Annotated[
         float | None,
-        typer.Option(
-            help="Largest allowed mean KL to the student, nats; by default that of the format.",
-            show_default=False,
-        ),
+        option(help="Largest allowed mean KL to the student, nats; by default that of the format."),
     ] = None,
     data: Annotated[
-        str | None,
-        typer.Option(
-            help="Held-out text to compare on; limbeck's own by default.", show_default=False
-        ),
+        str | None, option(help="Held-out text to compare on; limbeck's own by default.")
     ] = None,
     data_type: Annotated[str, typer.Option(help="text, completion or chat.")] = "text",
     tokens: Annotated[int, typer.Option(min=2, help="Positions of held-out text.")] = 2048,
     calibration: Annotated[
-        str | None,
-        typer.Option(
-            help="Text for an importance matrix, for formats of 6 bits and fewer.",
-            show_default=False,
-        ),
+        str | None, option(help="Text for an importance matrix, for formats of 6 bits and fewer.")
     ] = None,
-    teacher: Annotated[
-        Path | None, typer.Option(help="Show the KL to this teacher as well.", show_default=False)
-    ] = None,
+    teacher: Annotated[Path | None, option(help="Show the KL to this teacher as well.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print parity.json.")] = False,
 ) -> None:
     """Write a student for llama.cpp, Ollama, ONNX Runtime or ExecuTorch, and verify it there.

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from limbeck.commands.arguments import Overrides, Recipe
+from limbeck.commands.arguments import Overrides, Recipe, option
 from limbeck.commands.tables import plain, rich_table
 from limbeck.distributed import is_main_process
 from limbeck.errors import ConfigError
@@ -27,15 +27,10 @@ def forecast(
     pilots: Annotated[
         int, typer.Option(help="Different budgets; the smallest two run again with other seeds.")
     ] = 4,
-    budget: Annotated[
-        int | None, typer.Option(min=1, help="A number of scored tokens.", show_default=False)
-    ] = None,
-    hours: Annotated[
-        float | None, typer.Option(min=0.0, help="A training time.", show_default=False)
-    ] = None,
+    budget: Annotated[int | None, option(min=1, help="A number of scored tokens.")] = None,
+    hours: Annotated[float | None, option(min=0.0, help="A training time.")] = None,
     target_kl: Annotated[
-        float | None,
-        typer.Option(min=0.0, help="A forward KL to reach, nats a token.", show_default=False),
+        float | None, option(min=0.0, help="A forward KL to reach, nats a token.")
     ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Delete earlier pilots first.")

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from limbeck.commands.arguments import Device, RemoteCode
 from limbeck.commands.opening import open_models
 from limbeck.commands.peek_picture import show
 from limbeck.errors import ConfigError
@@ -35,11 +36,8 @@ def peek(
         list[str] | None,
         typer.Option(help="Revision of the teacher; repeat for the student."),
     ] = None,
-    trust_remote_code: Annotated[
-        bool,
-        typer.Option("--trust-remote-code", help="Run a model's own Python; needs a commit."),
-    ] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    trust_remote_code: RemoteCode = False,
+    device: Device = "auto",
 ) -> None:
     """Show the most probable tokens of a teacher, and of a student, after every token of a text.
 

@@ -82,13 +82,9 @@ def bars(position: Position, temperatures: Sequence[float], console: Console) ->
     table = Table(box=None, padding=(0, 2, 0, 0), header_style=SOFT)
     table.add_column("  token", width=LONGEST_TOKEN + 2, no_wrap=True, overflow="ellipsis")
     table.add_column("logit", justify="right", no_wrap=True)
-    longest = [
-        max(max(c.teacher[i], *c.student[i : i + 1], 0.0) for c in position.candidates)
-        for i in range(len(temperatures))
-    ]
     for i, temperature in enumerate(temperatures):
         nats = f"  {number(position.entropy[i], 2)} nats" if i else ""
-        scale = f"\nfull = {percent(longest[i])}"
+        scale = f"\nfull = {percent(position.longest[i])}"
         table.add_column(
             f"T={temperature:g}{nats}{scale}", no_wrap=True, min_width=width + PERCENT_WIDTH
         )
@@ -98,7 +94,9 @@ def bars(position: Position, temperatures: Sequence[float], console: Console) ->
         token = Text.assemble((mark + visible(candidate.text), style))
         if candidate.student:
             token.append("\n    student", style=STUDENT)
-        cells = [both_bars(candidate, i, longest[i], width) for i in range(len(temperatures))]
+        cells = [
+            both_bars(candidate, i, position.longest[i], width) for i in range(len(temperatures))
+        ]
         table.add_row(token, number(candidate.logit, 1), *cells)
     others = [rest(position, i, width) for i in range(len(temperatures))]
     name = "  all others" if position.student_first is None else "  all others\n    student"
@@ -129,11 +127,9 @@ def one_bar(probability: float, longest: float, width: int, colour: str) -> Text
 
 def rest(position: Position, at: int, width: int) -> Text:
     """Total probability of the tokens that are not shown."""
-    teacher = 1 - sum(c.teacher[at] for c in position.candidates)
-    text = f"{'':<{width}}{percent(max(teacher, 0.0)):>{PERCENT_WIDTH}}"
-    if position.student_first is not None:
-        student = 1 - sum(c.student[at] for c in position.candidates)
-        text += f"\n{'':<{width}}{percent(max(student, 0.0)):>{PERCENT_WIDTH}}"
+    text = f"{'':<{width}}{percent(position.rest_teacher[at]):>{PERCENT_WIDTH}}"
+    if position.rest_student:
+        text += f"\n{'':<{width}}{percent(position.rest_student[at]):>{PERCENT_WIDTH}}"
     return Text(text, style=SOFT)
 
 

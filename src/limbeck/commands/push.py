@@ -13,6 +13,7 @@ from httpx2 import HTTPError
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError
 
+from limbeck.commands.arguments import argument, option
 from limbeck.commands.shrink import require_new
 from limbeck.errors import ConfigError, TryLaterError
 from limbeck.files import MANIFEST, manifest
@@ -22,22 +23,15 @@ from limbeck.report.run_report import mapping
 
 
 def push(
-    run: Annotated[Path, typer.Argument(help="A run's directory.", show_default=False)],
-    repo: Annotated[str, typer.Argument(help="OWNER/NAME on the hub.", show_default=False)],
+    run: Annotated[Path, argument(help="A run's directory.")],
+    repo: Annotated[str, argument(help="OWNER/NAME on the hub.")],
     *,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Write the files to --output; upload nothing.")
     ] = False,
-    output: Annotated[
-        Path | None,
-        typer.Option(help="New folder, for --dry-run.", show_default=False),
-    ] = None,
+    output: Annotated[Path | None, option(help="New folder, for --dry-run.")] = None,
     license: Annotated[
-        str | None,
-        typer.Option(
-            help="Licence of the student, as apache-2.0; the teacher's by default.",
-            show_default=False,
-        ),
+        str | None, option(help="Licence of the student, as apache-2.0; the teacher's by default.")
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="Make a private repository.")] = False,
 ) -> None:

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from limbeck.commands.arguments import argument, option
 from limbeck.commands.tables import COLUMNS, cell
 from limbeck.errors import ConfigError
 from limbeck.experiment.comparison import ComparedRun, compare_runs
@@ -24,14 +25,9 @@ from limbeck.report.words import count
 
 
 def report(
-    runs: Annotated[
-        list[Path], typer.Argument(help="A run directory, or several.", show_default=False)
-    ],
+    runs: Annotated[list[Path], argument(help="A run directory, or several.")],
     output: Annotated[
-        Path | None,
-        typer.Option(
-            help="Page that compares several runs; comparison.html by default.", show_default=False
-        ),
+        Path | None, option(help="Page that compares several runs; comparison.html by default.")
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the comparison as JSON; write no page.")

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, get_args
 
 import typer
 from rich import box
@@ -14,10 +14,12 @@ from rich.console import Console, Group, RenderableType
 from rich.status import Status
 from rich.table import Table
 
+from limbeck.commands.arguments import Device, RemoteCode, argument, option
 from limbeck.data import corpus_path
 from limbeck.errors import ConfigError, StorageError
 from limbeck.experiment import vocabulary as vocabularies
 from limbeck.experiment.shrink import (
+    SHAPES,
     ShrinkSetup,
     Shrunk,
     as_plain,
@@ -34,62 +36,37 @@ from limbeck.prune.targets import count_of
 from limbeck.registry import Component
 from limbeck.students.depth import By
 
-WAYS = ("even", "block_influence", "span", "loss")
-SHAPES = ("depth", "width", "both")
 WIDTHS = ("intermediate", "heads", "kv_heads", "hidden")
-Layers = Annotated[int | None, typer.Option(min=1, help="Layers to keep.", show_default=False)]
-Neurons = Annotated[
-    int | None, typer.Option(min=1, help="Neurons of each MLP to keep.", show_default=False)
-]
-Heads = Annotated[
-    int | None, typer.Option(min=1, help="Query heads of each layer to keep.", show_default=False)
-]
-KvHeads = Annotated[
-    int | None,
-    typer.Option(min=1, help="Key-value heads of each layer to keep.", show_default=False),
-]
-Hidden = Annotated[int | None, typer.Option(min=1, help="Hidden size to keep.", show_default=False)]
-Output = Annotated[
-    Path | None, typer.Option(help="New folder for the student.", show_default=False)
-]
-Share = Annotated[
-    float | None,
-    typer.Option(min=0.0, max=1.0, help="Share of the parameters to keep.", show_default=False),
-]
-Count = Annotated[
-    str | None, typer.Option(help="Largest number of parameters, e.g. 60M.", show_default=False)
-]
+Layers = Annotated[int | None, option(min=1, help="Layers to keep.")]
+Neurons = Annotated[int | None, option(min=1, help="Neurons of each MLP to keep.")]
+Heads = Annotated[int | None, option(min=1, help="Query heads of each layer to keep.")]
+KvHeads = Annotated[int | None, option(min=1, help="Key-value heads of each layer to keep.")]
+Hidden = Annotated[int | None, option(min=1, help="Hidden size to keep.")]
+Output = Annotated[Path | None, option(help="New folder for the student.")]
+Share = Annotated[float | None, option(min=0.0, max=1.0, help="Share of the parameters to keep.")]
+Count = Annotated[str | None, option(help="Largest number of parameters, e.g. 60M.")]
 Shape = Annotated[str, typer.Option(help="What --keep and --params reduce: depth, width or both.")]
 Way = Annotated[
     str, typer.Option(help="How layers are chosen: even, block_influence, span or loss.")
 ]
 Text = Annotated[
     str | None,
-    typer.Option(
-        help="Calibration text; by default that of --vocabulary, or limbeck's corpus.",
-        show_default=False,
-    ),
+    option(help="Calibration text; by default that of --vocabulary, or limbeck's corpus."),
 ]
 Vocabulary = Annotated[
     list[str] | None,
-    typer.Option(
-        help="Keep only the tokens used in this data, or listed in a vocabulary.json; repeatable.",
-        show_default=False,
+    option(
+        help="Keep only the tokens used in this data, or listed in a vocabulary.json; repeatable."
     ),
 ]
-Revision = Annotated[
-    str | None, typer.Option(help="Commit, tag or branch of the teacher.", show_default=False)
-]
-RemoteCode = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Run a model's own Python; needs a commit.")
-]
+Revision = Annotated[str | None, option(help="Commit, tag or branch of the teacher.")]
 Plan = Annotated[
     bool, typer.Option("--plan", help="Measure three shapes and print them; write nothing.")
 ]
 
 
 def shrink(
-    teacher: Annotated[str, typer.Argument(help="Folder or hub name.", show_default=False)],
+    teacher: Annotated[str, argument(help="Folder or hub name.")],
     *,
     output: Output = None,
     layers: Layers = None,
@@ -109,7 +86,7 @@ def shrink(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     revision: Revision = None,
     trust_remote_code: RemoteCode = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    device: Device = "auto",
 ) -> None:
     """Prune a teacher into a student: fewer layers, smaller widths, or a smaller vocabulary.
 
@@ -209,7 +186,7 @@ def require_one_size(
 
     A pruned vocabulary counts as a size.
     """
-    for name, value, known in (("--by", by, WAYS), ("--shape", shape, SHAPES)):
+    for name, value, known in (("--by", by, get_args(By)), ("--shape", shape, SHAPES)):
         if value not in known:
             raise ConfigError(f"{name} must be one of {', '.join(known)}, got {value!r}.")
     given = [name for name, value in asked.items() if value is not None]
@@ -226,7 +203,7 @@ def require_one_size(
         )
     if asked["keep"] == 0:
         raise ConfigError("--keep must be above 0, a share of the parameters, got 0. Try 0.5.")
-    way: By = by  # type: ignore[assignment]  # one of WAYS, looked up above
+    way: By = by  # type: ignore[assignment]  # one of them, looked up above
     return way
 
 

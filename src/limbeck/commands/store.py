@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from limbeck import __version__
+from limbeck.commands.arguments import argument, option
 from limbeck.commands.record import in_words
 from limbeck.errors import DataError
 from limbeck.models import configured_shape
@@ -27,7 +28,7 @@ from limbeck.store import verify as damage_of
 from limbeck.store.importing import import_store
 from limbeck.tokenizers import load_tokenizer, template_hash, tokenizer_hash
 
-StorePath = Annotated[Path, typer.Argument(help="A store's folder.", show_default=False)]
+StorePath = Annotated[Path, argument(help="A store's folder.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
 
 
@@ -126,13 +127,8 @@ def repair(store: StorePath) -> None:
 
 
 def merge(
-    parts: Annotated[
-        list[Path], typer.Argument(help="Folders of one recording.", show_default=False)
-    ],
-    output: Annotated[
-        Path,
-        typer.Option("--output", "-o", help="New folder of the merged store.", show_default=False),
-    ],
+    parts: Annotated[list[Path], argument(help="Folders of one recording.")],
+    output: Annotated[Path, option("--output", "-o", help="New folder of the merged store.")],
 ) -> None:
     """Merge the parts that several machines recorded; exit code 3 if a shard is missing."""
     header = join(parts, output)
@@ -154,20 +150,14 @@ def few(numbers: list[int]) -> str:
 def take_in(
     source: Annotated[
         Path,
-        typer.Argument(
+        argument(
             help=".parquet (DistillKit's raw rows) or .jsonl (vLLM's prompt_logprobs), or a folder "
-            "of them.",
-            show_default=False,
+            "of them."
         ),
     ],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="New folder of the store.", show_default=False)
-    ],
+    output: Annotated[Path, option("--output", "-o", help="New folder of the store.")],
     tokenizer: Annotated[
-        str,
-        typer.Option(
-            help="Folder or hub name of the teacher's tokenizer and config.", show_default=False
-        ),
+        str, option(help="Folder or hub name of the teacher's tokenizer and config.")
     ],
     k: Annotated[int, typer.Option(min=1, help="Tokens kept at each position.")] = 32,
     temperature: Annotated[

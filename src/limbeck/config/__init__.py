@@ -1,7 +1,7 @@
 """A recipe as checked data: sections, options, schedules, and the mistakes in them."""
 
 from limbeck.config.reading import (
-    dotted,
+    differences,
     dump,
     leaves,
     one_line_each,
@@ -39,7 +39,7 @@ __all__ = [
     "RolloutConfig",
     "RunConfig",
     "WriteConfig",
-    "dotted",
+    "differences",
     "dump",
     "leaves",
     "one_line_each",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
@@ -179,6 +180,16 @@ def leaves(tree: Any, at: tuple[int | str, ...] = ()) -> Iterator[tuple[str, Any
         yield dotted(at), tree
     for key, child in children:
         yield from leaves(child, (*at, key))
+
+
+def differences(before: Any, now: Any) -> dict[str, str]:
+    """Each value that two trees of JSON do not share, by its path, as `was 1, is 2`."""
+    old, new = (dict(leaves(json.loads(json.dumps(tree)))) for tree in (before, now))
+    return {
+        at: f"was {old.get(at, 'absent')!r}, is {new.get(at, 'absent')!r}"
+        for at in sorted(old.keys() | new.keys())
+        if old.get(at, ...) != new.get(at, ...)
+    }
 
 
 def not_finite(tree: Any) -> Iterator[Problem]:

@@ -227,8 +227,8 @@ class EvaluateConfig:
     continuations: Annotated[int, Ge(0)] = 3
     """Held-out prompts that teacher and student continue in the report."""
     suites: tuple[Component | str, ...] = ()
-    """Further evaluation suites of the final students, `generation`, `speculative` and `tasks`;
-    `fidelity` is always measured."""
+    """Further measurements of the final students: `generation`, `speculative` and `tasks`.
+    Divergences from the teacher are always measured."""
     allow_worse_teacher: bool = False
     """Let `limbeck check` pass a teacher that predicts the text clearly worse than the student."""
 

@@ -5,7 +5,7 @@ from limbeck.data.formats import reader_of, readers
 from limbeck.data.held_out import HeldOut, held_out_configs, load_held_out
 from limbeck.data.load import data_problems, length_problems, load_data, load_text, uses_template
 from limbeck.data.mixture import in_run_order, passes
-from limbeck.data.order import order, order_digest, step_rows
+from limbeck.data.order import one_order, spread, step_span
 from limbeck.data.prompts import AskedPrompt, AskedPrompts, ask
 from limbeck.data.source import BatchSource, RowsOfStep, SourceContext, StepData, sources
 from limbeck.data.text_data import TextData, overlap
@@ -28,13 +28,13 @@ __all__ = [
     "load_data",
     "load_held_out",
     "load_text",
-    "order",
-    "order_digest",
+    "one_order",
     "overlap",
     "passes",
     "reader_of",
     "readers",
     "sources",
-    "step_rows",
+    "spread",
+    "step_span",
     "uses_template",
 ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+from jaxtyping import Int64
 from transformers import PreTrainedTokenizerBase
 
 from limbeck.config import DataConfig, EvaluateConfig, RunConfig
@@ -40,6 +41,11 @@ class HeldOut:
         validation = np.arange(len(documents)) % VALIDATION_EVERY == 0
         self.validation_rows = data.token_rows(config.max_tokens_during, documents[validation])
         self.test_rows = data.token_rows(config.max_tokens, documents[~validation])
+
+    @property
+    def test_documents(self) -> Int64[np.ndarray, " documents"]:
+        """Indices of the documents for the test."""
+        return np.unique(self.data.row_documents[self.test_rows])
 
     @property
     def windows(self) -> list[int]:

@@ -111,7 +111,9 @@ def joined_facts(texts: Sequence[TextData], names: Sequence[str], hashes: Any) -
     """Facts of a mixture, with those of each source."""
     every = [text.facts for text in texts]
     counted = ("documents", "documents_used", "windows", "positions", "scored", "rows")
-    bad = [f"{n}/{line}" for n, f in zip(names, every, strict=True) for line in first_bad(f)]
+    bad = [
+        f"{n}/{line}" for n, f in zip(names, every, strict=True) for line in f["bad_rows"]["first"]
+    ]
     sums = "".join(facts["sha256"] for facts in every)
     return {
         **{name: sum(facts[name] for facts in every) for name in counted},
@@ -125,11 +127,6 @@ def joined_facts(texts: Sequence[TextData], names: Sequence[str], hashes: Any) -
         / sum(f["rows"] * f["sequence_length"] for f in every),
         "sources": dict(zip(names, map(lasting, texts), strict=True)),
     }
-
-
-def first_bad(facts: Mapping[str, Any]) -> list[str]:
-    """The first bad rows of a text."""
-    return list(facts["bad_rows"]["first"])
 
 
 def identity_of(texts: Sequence[TextData], names: Sequence[str]) -> dict[str, Any]:

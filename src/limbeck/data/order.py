@@ -18,14 +18,19 @@ EPOCH_BITS = 32
 """The first source of a mixture has the seeds 0, 1, ... of a text alone, the next 2^32, ..."""
 
 
-@functools.lru_cache(2)
-def order(seed: int, epoch: int, num_rows: int) -> Int64[np.ndarray, " rows"]:
-    """A permutation of the rows, another one each epoch; read-only."""
-    return permutation(seed, epoch, num_rows)
+def spread(num_rows: int, count: int) -> list[int]:
+    """`count` row numbers spread evenly over the text; all rows if there are fewer.
+
+    Example:
+        >>> spread(10, 4)
+        [0, 2, 5, 7]
+    """
+    count = min(count, num_rows)
+    return [i * num_rows // count for i in range(count)]
 
 
 def permutation(seed: int, epoch: int, num_rows: int) -> Int64[np.ndarray, " rows"]:
-    """`order`, drawn anew in each call."""
+    """A permutation of the rows, another one each epoch; read-only."""
     generator = np.random.Generator(np.random.Philox(key=[seed, epoch]))
     rows = generator.permutation(num_rows).astype(np.int64, copy=False)
     rows.setflags(write=False)
@@ -71,15 +76,23 @@ class MixedOrder:
 
     @property
     def digest(self) -> str:
-        """Hash of portions, shares and the first epoch of each."""
-        if len(self._portions) == 1:
-            return order_digest(self._seed, self._portions[0].num_rows)
-        firsts = [
+        """Hash of portions, shares and the first epoch of each, to be kept with a checkpoint.
+
+        NumPy does not promise one stream across its versions; a resumed run compares this.
+        """
+        parts = [
             self._order(self._seed, source << EPOCH_BITS, portion.num_rows).astype("<i8").tobytes()
             for source, portion in enumerate(self._portions)
         ]
-        shares = np.array([portion.share for portion in self._portions]).astype("<f8").tobytes()
-        return hashlib.sha256(b"".join([*firsts, shares])).hexdigest()
+        if len(parts) > 1:
+            shares = np.array([portion.share for portion in self._portions])
+            parts.append(shares.astype("<f8").tobytes())
+        return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+def one_order(seed: int, num_rows: int) -> MixedOrder:
+    """The order of a text alone."""
+    return MixedOrder(seed, [Portion(0, num_rows, 1.0)])
 
 
 def turns(
@@ -105,39 +118,13 @@ def turns(
 
 
 def step_span(step: int, rank: int, world_size: int, rows_per_step: int) -> tuple[int, int]:
-    """The places of the run that one rank reads in one optimizer step."""
-    first = step * rows_per_step
-    begin = first + rank * rows_per_step // world_size
-    return begin, first + (rank + 1) * rows_per_step // world_size
+    """The places of the run that one rank reads in one optimizer step.
 
-
-def step_rows(
-    step: int,
-    rank: int,
-    world_size: int,
-    *,
-    seed: int,
-    num_rows: int,
-    rows_per_step: int,
-    repeats: int = 1,
-) -> list[int]:
-    """Rows that one rank reads in one optimizer step.
-
-    The ranks' rows, joined in rank order, are the step's `rows_per_step` rows whatever the world
-    size; a step may cross from one epoch into the next.
+    The ranks' places, joined in rank order, are those of the step whatever the world size.
 
     Args:
         rows_per_step: Rows of all ranks together.
-        repeats: How often in a row each of them is read.
     """
-    begin, end = step_span(step, rank, world_size, rows_per_step)
-    places = (place // repeats for place in range(begin, end))
-    return [int(order(seed, p // num_rows, num_rows)[p % num_rows]) for p in places]
-
-
-def order_digest(seed: int, num_rows: int) -> str:
-    """Hash of the first epoch's order, to be kept with a checkpoint.
-
-    NumPy does not promise one stream across its versions; a resumed run compares this.
-    """
-    return hashlib.sha256(permutation(seed, 0, num_rows).astype("<i8").tobytes()).hexdigest()
+    first = step * rows_per_step
+    begin = first + rank * rows_per_step // world_size
+    return begin, first + (rank + 1) * rows_per_step // world_size

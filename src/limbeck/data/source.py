@@ -11,7 +11,7 @@ from typing import Protocol, runtime_checkable
 from transformers import PreTrainedTokenizerBase
 
 from limbeck.batch import Batch
-from limbeck.data.order import MixedOrder, Portion, step_span
+from limbeck.data.order import MixedOrder, Portion, one_order, step_span
 from limbeck.data.text_data import TextData
 from limbeck.distributed import World
 from limbeck.errors import DataError
@@ -141,7 +141,7 @@ class ShuffledRows(BatchSource):
         if data.num_rows < 1:
             raise DataError("A run needs at least one row of data, got none. See data.path.")
         self._data, self._rows_per_step = data, rows_per_step
-        self._order = MixedOrder(seed, portions or [Portion(0, data.num_rows, 1.0)])
+        self._order = MixedOrder(seed, portions) if portions else one_order(seed, data.num_rows)
 
     @property
     def fingerprint(self) -> str:
@@ -157,7 +157,6 @@ class ShuffledRows(BatchSource):
         return self.step(step, world)
 
     def document_name(self, document: int) -> str:
-        """File and line of a document."""
         return self._data.document_name(document)
 
 

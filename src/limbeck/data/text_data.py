@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,6 @@ from jaxtyping import Bool, Float32, Int32, Int64, UInt64
 
 from limbeck.batch import Batch, Window
 from limbeck.data.order import Portion
-from limbeck.data.rows import stem
 
 GOLDEN = (5**0.5 - 1) / 2
 
@@ -114,14 +113,6 @@ class TextData:
         """Where a document came from, as `file:line`; no folder of this machine is in it."""
         file, number = self.document_places[document].tolist()
         return f"{self.names[file]}:{number}"
-
-    def document_source(self, document: int) -> str:
-        """The source a document belongs to.
-
-        Of a mixture it is the name in `data.mix`; else the first folder below the data path, or the
-        file without its suffix where it is in none.
-        """
-        return stem(PurePosixPath(self.names[int(self.document_places[document, 0])]).parts[0])
 
     @property
     def portions(self) -> tuple[Portion, ...]:

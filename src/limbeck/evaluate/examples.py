@@ -12,19 +12,20 @@ from torch import Tensor
 
 from limbeck.batch import Batch
 from limbeck.config import HeadBudget
+from limbeck.data import spread
 from limbeck.evaluate.measure import Chunk, Documents, chunks
 from limbeck.evaluate.text import Tokenizer, left_context, text_of, token_text
 from limbeck.losses.divergences.kl import forward_kl
 from limbeck.models import CausalLM, evaluating
+from limbeck.rollouts import Prompts
 from limbeck.teachers import Teacher
 
 ROWS_AT_ONCE = 2
 SHOWN = 5
 """Tokens shown of each distribution."""
 
-PROMPT_TOKENS = 24
-LONGEST_PROMPT = 512
 SHORTEST_TRUTH = 8
+"""Tokens of the text itself after a prompt, at least."""
 
 
 @dataclass(frozen=True)
@@ -120,86 +121,29 @@ def described(place: WorstToken, tokenizer: Tokenizer, data: Documents) -> dict[
 def continuations(
     models: Mapping[str, CausalLM],
     tokenizer: Tokenizer,
-    data: Documents,
-    rows: Sequence[int],
+    prompts: Prompts,
     *,
     count: int,
     max_new_tokens: int = 48,
-) -> list[dict[str, Any]]:
+) -> list[dict[str, str]]:
     """Held-out prompts, continued greedily by every model.
 
     Args:
-        count: Number of prompts; fewer if the rows have fewer texts that are long enough.
+        count: Number of prompts; fewer if few texts go on for eight tokens after theirs.
 
     Returns:
         `{"prompt", "truth", name: text, ...}` each; truth is the text itself.
     """
-    found = []
-    for prompt, truth in prompts(tokenizer, data, rows, count):
-        written = {}
-        for name, model in models.items():
-            with torch.no_grad(), evaluating(model):
-                written[name] = text_of(tokenizer, model.generate(prompt, max_new_tokens))
-        found.append(
-            {
-                "prompt": text_of(tokenizer, prompt),
-                "truth": text_of(tokenizer, truth[:max_new_tokens]),
-                **written,
-            }
-        )
-    return found
-
-
-def prompts(
-    tokenizer: Tokenizer, data: Documents, rows: Sequence[int], count: int
-) -> list[tuple[list[int], list[int]]]:
-    """Prompts from different documents, each with the tokens that follow it.
-
-    A prompt is the first 24 tokens of a text, or all unscored ones if these are more (a chat's
-    question). In a window from the middle of a text it starts at the first new line.
-    """
-    found: dict[int, tuple[list[int], list[int]]] = {}
-    stride = max(len(rows) // max(count, 1), 1)
-    spread = [*rows[::stride], *rows]  # evenly spaced rows first, then all
-    for row in spread:
-        if len(found) >= count:
-            break
-        for document, prompt, truth in split_prompts(tokenizer, data.batch([row])):
-            if document not in found:
-                found[document] = (prompt, truth)
-                break
-    return list(found.values())[:count]
-
-
-def split_prompts(tokenizer: Tokenizer, batch: Batch) -> Iterator[tuple[int, list[int], list[int]]]:
-    """Each text in a row that is long enough, split into a prompt and its continuation."""
-    tokens, targets = batch.input_ids[0].tolist(), batch.target_ids[0].tolist()
-    documents, positions = batch.document_ids[0].tolist(), batch.position_ids[0].tolist()
-    starts = [t for t, position in enumerate(positions) if position == 0]
-    for start, end in zip(starts, [*starts[1:], len(tokens)], strict=True):
-        scored = batch.scored[0, start:end].nonzero()
-        if documents[start] < 0 or not len(scored):
-            continue
-        text = [*tokens[start:end], targets[end - 1]]
-        question = int(scored[0]) + 1
-        if question == 1:
-            text = from_a_line(tokenizer, text)
-        cut = max(PROMPT_TOKENS, question)
-        if cut <= LONGEST_PROMPT and len(text) - cut >= SHORTEST_TRUTH:
-            yield documents[start], text[:cut], text[cut:]
-
-
-def from_a_line(tokenizer: Tokenizer, text: list[int]) -> list[int]:
-    """The text from its first new line, if it seems to start inside a sentence."""
-    if not starts_inside(text_of(tokenizer, text[:PROMPT_TOKENS])):
-        return text
-    for at, token in enumerate(text[: 2 * PROMPT_TOKENS], start=1):
-        if "\n" in text_of(tokenizer, [token]):
-            return text[at:]
-    return text
-
-
-def starts_inside(text: str) -> bool:
-    """Whether the first character does not start a sentence."""
-    first = text[:1]
-    return first.isspace() or first.islower() or first in ".,;:!?)]}"
+    least = SHORTEST_TRUTH
+    enough = [i for i in range(len(prompts)) if len(prompts.following(i, least)) == least]
+    return [
+        {
+            "prompt": text_of(tokenizer, prompts[enough[at]]),
+            "truth": text_of(tokenizer, prompts.following(enough[at], max_new_tokens)),
+            **{
+                name: text_of(tokenizer, model.generate(prompts[enough[at]], max_new_tokens))
+                for name, model in models.items()
+            },
+        }
+        for at in spread(len(enough), count)
+    ]

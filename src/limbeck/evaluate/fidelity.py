@@ -1,14 +1,13 @@
-"""The suite `fidelity`: divergences from the teacher on held-out text."""
+"""Divergences from the teacher on held-out text, measured in every run."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from limbeck.distributed import all_sum
 from limbeck.evaluate.measure import measure
-from limbeck.evaluate.scores import Scores, summarise
-from limbeck.evaluate.suites import Suite, SuiteContext, suites
+from limbeck.evaluate.scores import Scores
+from limbeck.evaluate.suites import SuiteContext
 from limbeck.models import CausalLM
 from limbeck.teachers.remembering import for_measuring
 
@@ -17,16 +16,12 @@ MEASURED_ROWS = 4
 `memory.micro_batch`."""
 
 
-class Fidelity(Suite):
+class Fidelity:
     """Measures students against one teacher, which only has to give distributions."""
 
     def __init__(self, context: SuiteContext) -> None:
         self._context = context
         self._teacher = for_measuring(context.teacher, context.world)
-
-    def measure(self, student: CausalLM) -> Mapping[str, Any]:
-        """Every metric with its interval."""
-        return summarise(self.test(student))
 
     def validation(self, student: CausalLM) -> Scores:
         """Scores on the validation documents; every rank calls it."""
@@ -48,9 +43,3 @@ class Fidelity(Suite):
             reduce=all_sum if world.size > 1 else None,
             head_budget_mb=self._context.head_budget_mb,
         )
-
-
-@suites.register("fidelity")
-def fidelity(context: SuiteContext) -> Fidelity:
-    """Divergences, agreement, perplexity and calibration; measured in every run."""
-    return Fidelity(context)

@@ -10,6 +10,7 @@ import numpy as np
 from annotated_types import Ge, Gt, Interval
 from jaxtyping import Float64
 
+from limbeck.data import spread
 from limbeck.distributed import gather_objects, unsharded
 from limbeck.errors import ConfigError
 from limbeck.evaluate.rollouts import FIGURES, rollout_sums
@@ -39,22 +40,41 @@ FIGURE_OF = {
 Sums = dict[str, Float64[np.ndarray, " texts"]]
 
 
+@suites.register("generation")
 class Generation(Suite):
-    """Samples of students and of their teacher after the same prompts, with the same seeds."""
+    """The teacher's likelihood of the student's samples, their repetition, length and variety.
+
+    Both models write after the same prompts, with the same seeds.
+    """
 
     def __init__(
         self,
         context: SuiteContext,
         *,
-        prompts: int,
-        prompt_tokens: int,
-        sampling: Sampling,
-        seed: int,
+        prompts: Annotated[int, Gt(0)] = 64,
+        tokens: Annotated[int, Gt(0)] = 64,
+        prompt_tokens: Annotated[int, Gt(0)] = 32,
+        sampling_temperature: Annotated[float, Gt(0)] = 1.0,
+        top_p: Annotated[float, Interval(gt=0, le=1)] = 1.0,
+        seed: Annotated[int, Ge(0)] = 0,
     ) -> None:
-        self._context, self._sampling, self._seed = context, sampling, seed
+        """
+        Args:
+            prompts: Held-out prompts, one of a test document, at most.
+            tokens: Length of a sample, at most; an end token ends it earlier.
+            prompt_tokens: Of `text` data, this many first tokens of a document. Other types have
+                prompts of their own.
+            sampling_temperature: Divides the logits of the model that samples.
+            top_p: Sample from the most probable tokens that together reach this probability.
+            seed: Of the draws, the same for every model.
+        """
+        self._context, self._seed = context, seed
+        self._sampling = Sampling(
+            tokens=tokens, sampling_temperature=sampling_temperature, top_p=top_p
+        )
         self._teacher = require_local(context.teacher, "evaluate.suites: the suite generation")
         self._prompts = held_out_prompts(
-            context, self._teacher.model, "generation", prompts, prompt_tokens, sampling.tokens
+            context, self._teacher.model, "generation", prompts, prompt_tokens, tokens
         )
         self._theirs: list[dict[str, Any]] | None = None
 
@@ -118,12 +138,8 @@ def held_out_prompts(
     held_out, world = context.held_out, context.world
     data = held_out.data
     longest = (model.max_positions or data.facts["sequence_length"]) - tokens
-    found = Prompts(
-        data,
-        longest=longest,
-        first_tokens=first_tokens if data.facts["type"] == "text" else None,
-        documents=np.unique(data.row_documents[held_out.test_rows]),
-    )
+    documents = held_out.test_documents
+    found = Prompts(data, longest=longest, first_tokens=first_tokens, documents=documents)
     if not found:
         raise ConfigError(
             f"evaluate.suites: {suite} needs a test document that is longer than its prompt, and "
@@ -131,9 +147,7 @@ def held_out_prompts(
             f"of over {longest:,} tokens. Lower prompt_tokens or tokens, or give evaluate.data "
             "longer text."
         )
-    number = min(count, len(found))
-    places = [place * len(found) // number for place in range(number)]
-    return [found[place] for place in places][world.rank :: world.size]
+    return [found[place] for place in spread(len(found), count)][world.rank :: world.size]
 
 
 def interleaved(parts: Sequence[Sequence[Any]]) -> list[Any]:
@@ -161,7 +175,7 @@ def own_sums(rollouts: Sequence[Mapping[str, Any]]) -> Sums:
 
 def figures(sums: Sums, rollouts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Every figure with its interval over texts, and the share of distinct n-grams."""
-    drawn = resampled(sums, seed=0)
+    drawn = resampled(sums)
     found = {
         name: interval(ratio(above, below)(drawn))
         for name, (above, below) in FIGURE_OF.items()
@@ -184,7 +198,7 @@ def differences(student: Sums, teacher: Sums) -> dict[str, Any]:
     """Figures of the student less those of the teacher, with the same resampled prompts."""
     both = {f"s_{name}": value for name, value in student.items()}
     both |= {f"t_{name}": value for name, value in teacher.items()}
-    drawn = resampled(both, seed=0)
+    drawn = resampled(both)
     return {
         name: interval(
             ratio(f"s_{above}", f"s_{below}")(drawn) - ratio(f"t_{above}", f"t_{below}")(drawn)
@@ -192,31 +206,3 @@ def differences(student: Sums, teacher: Sums) -> dict[str, Any]:
         for name, (above, below) in FIGURE_OF.items()
         if above in student and above in teacher
     }
-
-
-@suites.register("generation")
-def generation(
-    context: SuiteContext,
-    *,
-    prompts: Annotated[int, Gt(0)] = 64,
-    tokens: Annotated[int, Gt(0)] = 64,
-    prompt_tokens: Annotated[int, Gt(0)] = 32,
-    sampling_temperature: Annotated[float, Gt(0)] = 1.0,
-    top_p: Annotated[float, Interval(gt=0, le=1)] = 1.0,
-    seed: Annotated[int, Ge(0)] = 0,
-) -> Generation:
-    """The teacher's likelihood of the student's samples, their repetition, length and variety.
-
-    Args:
-        prompts: Held-out prompts, one of a test document, at most.
-        tokens: Length of a sample, at most; an end token ends it earlier.
-        prompt_tokens: Of `text` data, this many first tokens of a document. Other types have
-            prompts of their own.
-        sampling_temperature: Divides the logits of the model that samples.
-        top_p: Sample from the most probable tokens that together reach this probability.
-        seed: Of the draws, the same for every model.
-    """
-    sampling = Sampling(tokens=tokens, sampling_temperature=sampling_temperature, top_p=top_p)
-    return Generation(
-        context, prompts=prompts, prompt_tokens=prompt_tokens, sampling=sampling, seed=seed
-    )

@@ -55,11 +55,7 @@ class TaskItems:
 
 
 def require_harness() -> str:
-    """The version of lm-evaluation-harness.
-
-    Raises:
-        ConfigError: It is not installed.
-    """
+    """The version of lm-evaluation-harness."""
     try:
         return importlib.metadata.version("lm_eval")
     except ImportError as error:
@@ -136,11 +132,7 @@ class Harness:
 
 
 def load_tasks(manager: Any, names: Sequence[str]) -> None:
-    """Load tasks with their data, which may be downloaded.
-
-    Raises:
-        ConfigError: One cannot be loaded.
-    """
+    """Load tasks with their data, which may be downloaded."""
     for name in names:
         try:
             manager.load([name])

@@ -42,7 +42,7 @@ def compared_items(values: Mapping[str, Values], floor: Values) -> dict[str, Any
 
 def mean(values: Values) -> Interval:
     """The mean over items, with its interval."""
-    drawn = resampled({"value": values}, seed=0)
+    drawn = resampled({"value": values})
     return interval(drawn["value"] / len(values))
 
 
@@ -52,7 +52,7 @@ def quality_retained(student: Values, teacher: Values, floor: Values) -> Interva
     0 is a guess, 1 the teacher. None where the teacher is not above the floor in 95 % of the
     resamples and more: nothing is there to be retained, and the ratio has no bounded interval.
     """
-    drawn = resampled({"student": student - floor, "teacher": teacher - floor}, seed=0)
+    drawn = resampled({"student": student - floor, "teacher": teacher - floor})
     if interval(drawn["teacher"])["low"] <= 0:
         return None
     return interval(drawn["student"] / drawn["teacher"].clip(min=TINY))
@@ -63,7 +63,7 @@ def versus(student: Values, other: Values) -> dict[str, Any]:
 
     The counts and p are there where every score is 0 or 1.
     """
-    drawn = resampled({"difference": student - other}, seed=0)
+    drawn = resampled({"difference": student - other})
     found: dict[str, Any] = {"difference": interval(drawn["difference"] / len(student))}
     if np.isin(np.stack([student, other]), (0, 1)).all():
         better, worse = int((student > other).sum()), int((student < other).sum())

@@ -46,6 +46,9 @@ class Position:
         entropy: The teacher's entropy at each temperature, nats.
         student_first: The student's most probable token; None without a student.
         forward_kl: KL(teacher || student) at each temperature, nats; empty without a student.
+        longest: The largest probability of a candidate at each temperature, either model's.
+        rest_teacher: Probability of all tokens that are no candidates, at each temperature.
+        rest_student: The same under the student; empty without one.
     """
 
     text: str
@@ -54,6 +57,9 @@ class Position:
     student_first: str | None
     student_probability: float | None
     forward_kl: tuple[float, ...]
+    longest: tuple[float, ...]
+    rest_teacher: tuple[float, ...]
+    rest_student: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -131,18 +137,21 @@ def look(
     shown = logits[0].topk(min(top, len(logits[0]))).indices.tolist()
     if followed is not None and followed not in shown:
         shown.append(followed)
+    # One row for each model and temperature: probabilities of the candidates.
+    probs = [table[:, shown].exp() for table in tables]
     candidates = [
         Candidate(
             text=token_text(tokenizer, before, i),
             id=i,
             logit=float(logits[0][i]),
-            teacher=tuple(teacher[:, i].exp().tolist()),
-            student=() if student is None else tuple(student[:, i].exp().tolist()),
+            teacher=tuple(probs[0][:, column].tolist()),
+            student=() if student is None else tuple(probs[1][:, column].tolist()),
             followed=i == followed,
             rank=1 + int((logits[0] > logits[0][i]).sum()),
         )
-        for i in shown
+        for column, i in enumerate(shown)
     ]
+    rests = [tuple((1 - each.double().sum(-1)).clamp_min(0).tolist()) for each in probs]
     first = None if student is None else int(student[0].argmax())
     return Position(
         text=token_text(tokenizer, ids[:at], ids[at]),
@@ -151,4 +160,7 @@ def look(
         student_first=None if first is None else token_text(tokenizer, before, first),
         student_probability=None if student is None else float(student[0].max().exp()),
         forward_kl=() if student is None else tuple(forward_kl(student, teacher).tolist()),
+        longest=tuple(torch.stack(probs).amax((0, 2)).tolist()),
+        rest_teacher=rests[0],
+        rest_student=() if student is None else rests[1],
     )

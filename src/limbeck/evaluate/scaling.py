@@ -28,7 +28,7 @@ COARSE, FINE, ROUNDS = 25, 7, 8
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredRun:
     """A finished run.
 
     Attributes:
@@ -92,7 +92,7 @@ class Curve:
         return found
 
 
-def fit_curve(runs: Sequence[Measured], metric: str, seed: int = 0) -> Curve:
+def fit_curve(runs: Sequence[MeasuredRun], metric: str) -> Curve:
     """The curve of a metric over runs of several budgets.
 
     Documents are resampled, the same for all runs. The noise between runs comes from runs of one
@@ -111,14 +111,14 @@ def fit_curve(runs: Sequence[Measured], metric: str, seed: int = 0) -> Curve:
             f"A curve needs runs of at least {MIN_BUDGETS} numbers of tokens, and one run more to "
             f"know how runs vary; got {len(runs)} runs of {len(budgets)}. Use more pilots."
         )
-    values = resampled_means(runs, metric, seed)
+    values = resampled_means(runs, metric)
     weights = repeats / group_means(values[:1], place, repeats)[0] ** 2
     means = group_means(values[:1], place, repeats)
     first = np.column_stack(fit(budgets / budgets[-1], means, weights))[0]
     expected = first[0] + first[1] * (budgets / budgets[-1]) ** -first[2]
     freedom = len(runs) - MIN_BUDGETS
     run_noise = math.sqrt(float(((values[0] / expected[place] - 1) ** 2).sum()) / freedom)
-    generator = np.random.Generator(np.random.Philox(seed + 1))
+    generator = np.random.Generator(np.random.Philox(1))  # that of the resamples is 0
     size = len(values)
     spread = run_noise * np.sqrt(freedom / generator.chisquare(freedom, size))
     spread[0] = 0.0
@@ -129,9 +129,7 @@ def fit_curve(runs: Sequence[Measured], metric: str, seed: int = 0) -> Curve:
     return Curve(budgets, means, floor, scale, exponent, noise, run_noise)
 
 
-def resampled_means(
-    runs: Sequence[Measured], metric: str, seed: int
-) -> Float64[np.ndarray, "fits runs"]:
+def resampled_means(runs: Sequence[MeasuredRun], metric: str) -> Float64[np.ndarray, "fits runs"]:
     """The metric of every run: on all documents, then on the same resamples of them."""
     first = runs[0].scores
     for run in runs:
@@ -142,7 +140,7 @@ def resampled_means(
                 f"{first.num_tokens} tokens and {run.scores.num_tokens}. Run all pilots again."
             )
     table = {str(i): run.scores.metrics[metric] for i, run in enumerate(runs)}
-    sums = resampled({**table, "tokens": first.counts}, seed)
+    sums = resampled({**table, "tokens": first.counts})
     values = np.stack([sums[name] / sums["tokens"] for name in table], axis=1)
     if not (np.isfinite(values).all() and (values > 0).all()):
         raise DataError(

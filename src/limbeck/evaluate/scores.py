@@ -77,7 +77,7 @@ Sums = Mapping[str, Float64[np.ndarray, " resamples"]]
 Figure = Callable[[Sums], Float64[np.ndarray, " resamples"]]
 
 
-def summarise(scores: Scores, seed: int = 0) -> dict[str, Interval]:
+def summarise(scores: Scores) -> dict[str, Interval]:
     """Every metric with its interval.
 
     Divergences, cross-entropies and entropies are nats a token, perplexity is exp(cross_entropy),
@@ -95,7 +95,7 @@ def summarise(scores: Scores, seed: int = 0) -> dict[str, Interval]:
             "At least one held-out token must be scored to evaluate, got none. Give evaluate.data "
             "rows with text that is not only prompt."
         )
-    sums = resampled(columns(scores), seed)
+    sums = resampled(columns(scores))
     figures = {m: ratio(m, "tokens") for m in MEANS if m in scores.metrics}
     figures["perplexity"] = lambda s: np.exp(s["cross_entropy"] / s["tokens"])
     figures["bits_per_byte"] = bits_per_byte
@@ -106,7 +106,7 @@ def summarise(scores: Scores, seed: int = 0) -> dict[str, Interval]:
     return {name: interval(figure(sums)) for name, figure in figures.items()}
 
 
-def breakdown(scores: Scores, seed: int = 0) -> dict[str, list[dict[str, Any]]]:
+def breakdown(scores: Scores) -> dict[str, list[dict[str, Any]]]:
     """Metrics with intervals in each group of tokens that is not empty, by kind of group.
 
     Returns:
@@ -119,46 +119,46 @@ def breakdown(scores: Scores, seed: int = 0) -> dict[str, list[dict[str, Any]]]:
     if len(set(scores.sources)) > 1:
         metrics = {m: scores.metrics[m] for m in GROUPED if m in scores.metrics}
         kinds["source"] = by_source(scores.sources, {"tokens": scores.counts, **metrics})
-    return {kind: list(group_rows(names, group, seed)) for kind, (names, group) in kinds.items()}
+    return {kind: list(group_rows(names, group)) for kind, (names, group) in kinds.items()}
 
 
-def group_rows(names: Sequence[str], group: Group, seed: int) -> Iterator[dict[str, Any]]:
+def group_rows(names: Sequence[str], group: Group) -> Iterator[dict[str, Any]]:
     """The figures of each group with tokens."""
     for index, name in enumerate(names):
         columns = {metric: sums[:, index] for metric, sums in group.items()}
         present = columns["tokens"] > 0  # a resample without tokens of the group has no mean
         if present.any():
-            sums = resampled({m: column[present] for m, column in columns.items()}, seed)
+            sums = resampled({m: column[present] for m, column in columns.items()})
             means = {m: interval(ratio(m, "tokens")(sums)) for m in columns if m != "tokens"}
             yield {"group": name, "tokens": round(float(sums["tokens"][0])), **means}
 
 
-def paired_difference(a: Scores, b: Scores, metric: str, seed: int = 0) -> Interval:
+def paired_difference(a: Scores, b: Scores, metric: str) -> Interval:
     """Mean of a metric under `a` minus that under `b`, with the same resampled documents.
 
     Raises:
         DataError: They were not measured on the same tokens.
     """
-    both = paired(a, b, metric, seed)
+    both = paired(a, b, metric)
     return interval(both["a"] / both["tokens"] - both["b"] / both["tokens"])
 
 
-def teacher_advantage(scores: Scores, seed: int = 0) -> Interval:
+def teacher_advantage(scores: Scores) -> Interval:
     """The student's cross-entropy less its teacher's on the same tokens, nats a token.
 
     Below 0 the student predicts the text better than its teacher.
     """
     both = ("cross_entropy", "teacher_cross_entropy")
-    sums = resampled({**{m: scores.metrics[m] for m in both}, "tokens": scores.counts}, seed)
+    sums = resampled({**{m: scores.metrics[m] for m in both}, "tokens": scores.counts})
     return interval((sums["cross_entropy"] - sums["teacher_cross_entropy"]) / sums["tokens"])
 
 
-def gap_recovered(initial: Scores, student: Scores, seed: int = 0) -> Interval:
+def gap_recovered(initial: Scores, student: Scores) -> Interval:
     """Reduction of the initial forward KL to the teacher, percent; 100 equals the teacher.
 
     Negative if the student is farther from the teacher than it started.
     """
-    both = paired(initial, student, "forward_kl", seed)
+    both = paired(initial, student, "forward_kl")
     if not (both["a"] > 0).all():
         raise DataError(
             "The student as initialised must differ from its teacher for a gap to be recovered, "
@@ -173,7 +173,7 @@ def columns(scores: Scores) -> dict[str, Float64[np.ndarray, " documents"]]:
     return {**scores.metrics, **bins, "tokens": scores.counts, "bytes": scores.bytes}
 
 
-def paired(a: Scores, b: Scores, metric: str, seed: int) -> Sums:
+def paired(a: Scores, b: Scores, metric: str) -> Sums:
     """Sums of one metric under both, over the same resampled documents."""
     same = np.array_equal(a.documents, b.documents) and np.array_equal(a.counts, b.counts)
     if not same:
@@ -182,10 +182,10 @@ def paired(a: Scores, b: Scores, metric: str, seed: int) -> Sums:
             f"tokens of {len(a.documents)} documents and {b.num_tokens} of {len(b.documents)}. "
             "Measure both with the same data and rows."
         )
-    return resampled({"a": a.metrics[metric], "b": b.metrics[metric], "tokens": a.counts}, seed)
+    return resampled({"a": a.metrics[metric], "b": b.metrics[metric], "tokens": a.counts})
 
 
-def resampled(table: Mapping[str, Float64[np.ndarray, " documents"]], seed: int) -> Sums:
+def resampled(table: Mapping[str, Float64[np.ndarray, " documents"]], seed: int = 0) -> Sums:
     """Sums of each column: over all documents first, then over each resample of them."""
     values = np.stack(list(table.values()), axis=1)
     num_documents = len(values)

@@ -29,19 +29,31 @@ NONE_TESTED = 1e-9
 """Stands for the drafts of a text that is too short for one."""
 
 
+@suites.register("speculative")
 class Speculative(Suite):
-    """Assisted generation with the teacher as target and the student as assistant."""
+    """Speculative decoding by transformers' assisted generation: teacher as target, student as
+    assistant, sampled at temperature 1 (Leviathan et al., 2023, arXiv:2211.17192).
+    """
 
     def __init__(
         self,
         context: SuiteContext,
         *,
-        prompts: int,
-        prompt_tokens: int,
-        tokens: int,
-        draft_tokens: int,
-        seed: int,
+        prompts: Annotated[int, Gt(0)] = 32,
+        tokens: Annotated[int, Gt(1)] = 64,
+        prompt_tokens: Annotated[int, Gt(0)] = 32,
+        draft_tokens: Annotated[int, Gt(0)] = 4,
+        seed: Annotated[int, Ge(0)] = 0,
     ) -> None:
+        """
+        Args:
+            prompts: Held-out prompts, one of a test document, at most.
+            tokens: Length of a text, at most; an end token ends it earlier.
+            prompt_tokens: Of `text` data, this many first tokens of a document. Other types have
+                prompts of their own.
+            draft_tokens: Tokens the student drafts before each pass of the teacher.
+            seed: Of the draws.
+        """
         self._context, self._tokens, self._drafts = context, tokens, draft_tokens
         self._seed = seed
         self._teacher = require_local(context.teacher, "evaluate.suites: the suite speculative")
@@ -76,39 +88,8 @@ class Speculative(Suite):
         sums = {name: np.array([float(each[name]) for each in every]) for name in names}
         for name in ("tested", "proposed"):
             sums[name] = np.maximum(sums[name], NONE_TESTED)
-        drawn = resampled(sums, seed=0)
+        drawn = resampled(sums)
         figures = {
             name: interval(ratio(above, below)(drawn)) for name, (above, below) in FIGURE_OF.items()
         }
         return {"prompts": len(every), "draft_tokens": self._drafts, **figures}
-
-
-@suites.register("speculative")
-def speculative(
-    context: SuiteContext,
-    *,
-    prompts: Annotated[int, Gt(0)] = 32,
-    tokens: Annotated[int, Gt(1)] = 64,
-    prompt_tokens: Annotated[int, Gt(0)] = 32,
-    draft_tokens: Annotated[int, Gt(0)] = 4,
-    seed: Annotated[int, Ge(0)] = 0,
-) -> Speculative:
-    """Speculative decoding by transformers' assisted generation: teacher as target, student as
-    assistant, sampled at temperature 1 (Leviathan et al., 2023, arXiv:2211.17192).
-
-    Args:
-        prompts: Held-out prompts, one of a test document, at most.
-        tokens: Length of a text, at most; an end token ends it earlier.
-        prompt_tokens: Of `text` data, this many first tokens of a document. Other types have
-            prompts of their own.
-        draft_tokens: Tokens the student drafts before each pass of the teacher.
-        seed: Of the draws.
-    """
-    return Speculative(
-        context,
-        prompts=prompts,
-        prompt_tokens=prompt_tokens,
-        tokens=tokens,
-        draft_tokens=draft_tokens,
-        seed=seed,
-    )

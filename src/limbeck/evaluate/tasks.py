@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import numpy as np
 from annotated_types import Ge, Gt, MinLen
 
+from limbeck.data import spread
 from limbeck.distributed import broadcast_object, together, unsharded
 from limbeck.errors import ConfigError, DataError
 from limbeck.evaluate.harness import Harness, HarnessOptions, TaskItems
@@ -29,16 +30,46 @@ CHOICES = 4
 MOST_ITEMS = 400
 
 
+@suites.register("tasks")
 class Tasks(Suite):
-    """The harness runs each model on rank 0, while the other ranks wait."""
+    """Tasks of lm-evaluation-harness, paired by item: quality retained of the teacher's.
+
+    The harness runs each model on rank 0, while the other ranks wait.
+    """
 
     def __init__(
-        self, context: SuiteContext, *, names: Sequence[str], options: HarnessOptions, seed: int
+        self,
+        context: SuiteContext,
+        *,
+        tasks: Annotated[tuple[str, ...], MinLen(1)] = (OWN,),
+        include: Path | None = None,
+        limit: Annotated[int, Gt(0)] | None = None,
+        few_shot: Annotated[int, Ge(0)] | None = None,
+        batch_size: Annotated[int, Gt(0)] = 8,
+        chat_template: bool = False,
+        seed: Annotated[int, Ge(0)] = 0,
     ) -> None:
+        """
+        Args:
+            tasks: Names in the harness or in `include`; `held_out_choice` is made of held-out text.
+            include: A folder with YAML files of tasks of your own.
+            limit: Items of each task, at most.
+            few_shot: Solved examples before each item; the task's own number by default.
+            batch_size: Sequences of one forward pass.
+            chat_template: Wrap each item in the tokenizer's chat template.
+            seed: Of the choices of `held_out_choice`.
+        """
+        options = HarnessOptions(
+            include=include,
+            limit=limit,
+            few_shot=few_shot,
+            batch_size=batch_size,
+            chat_template=chat_template,
+        )
         self._context = context
         self._teacher = require_local(context.teacher, "evaluate.suites: the suite tasks")
-        self._items = list(choice_items(context, seed)) if OWN in names else []
-        if OWN in names and not self._items:
+        self._items = list(choice_items(context, seed)) if OWN in tasks else []
+        if OWN in tasks and not self._items:
             raise ConfigError(
                 f"evaluate.suites: {OWN} needs at least {CHOICES} test documents of over "
                 f"{CONTEXT_TOKENS + CHOICE_TOKENS} tokens, and there are fewer. Name other tasks, "
@@ -47,12 +78,11 @@ class Tasks(Suite):
         self._harness: Harness | None = None
 
         def load() -> None:
-            self._harness = Harness([name for name in names if name != OWN], options)
+            self._harness = Harness([name for name in tasks if name != OWN], options)
 
         together(load, context.world, main_only=True)
 
     def measure(self, student: CausalLM) -> Mapping[str, Any]:
-        """The student beside its teacher."""
         return self.measure_all({"distilled": student})
 
     def measure_all(self, students: Mapping[str, CausalLM]) -> dict[str, Any]:
@@ -131,13 +161,9 @@ def paired(items: Mapping[str, TaskItems]) -> dict[str, np.ndarray]:
 
 def choice_items(context: SuiteContext, seed: int) -> Iterator[dict[str, Any]]:
     """Passages of test documents with their continuation among those of three other documents."""
-    data, held_out = context.held_out.data, context.held_out
-    prompts = Prompts(
-        data,
-        longest=data.facts["sequence_length"],
-        first_tokens=CONTEXT_TOKENS if data.facts["type"] == "text" else None,
-        documents=np.unique(data.row_documents[held_out.test_rows]),
-    )
+    data, documents = context.held_out.data, context.held_out.test_documents
+    longest = data.facts["sequence_length"]
+    prompts = Prompts(data, longest=longest, first_tokens=CONTEXT_TOKENS, documents=documents)
     endings: dict[int, str] = {}
     for index in range(len(prompts)):
         ids = prompts.following(index, CHOICE_TOKENS)
@@ -148,9 +174,7 @@ def choice_items(context: SuiteContext, seed: int) -> Iterator[dict[str, Any]]:
     generator = np.random.Generator(np.random.Philox(seed))
     if len(places) < CHOICES:
         return
-    number = min(len(places), MOST_ITEMS)
-    for at in range(number):
-        own = at * len(places) // number
+    for own in spread(len(places), MOST_ITEMS):
         others = generator.permutation(len(places) - 1)[: CHOICES - 1]
         chosen = [places[(own + 1 + int(other)) % len(places)] for other in others]
         answer = int(generator.integers(CHOICES))
@@ -160,36 +184,3 @@ def choice_items(context: SuiteContext, seed: int) -> Iterator[dict[str, Any]]:
             "choices": [endings[place] for place in chosen],
             "answer": answer,
         }
-
-
-@suites.register("tasks")
-def tasks(
-    context: SuiteContext,
-    *,
-    tasks: Annotated[tuple[str, ...], MinLen(1)] = (OWN,),
-    include: Path | None = None,
-    limit: Annotated[int, Gt(0)] | None = None,
-    few_shot: Annotated[int, Ge(0)] | None = None,
-    batch_size: Annotated[int, Gt(0)] = 8,
-    chat_template: bool = False,
-    seed: Annotated[int, Ge(0)] = 0,
-) -> Tasks:
-    """Tasks of lm-evaluation-harness, paired by item: quality retained of the teacher's.
-
-    Args:
-        tasks: Names in the harness or in `include`; `held_out_choice` is made of held-out text.
-        include: A folder with YAML files of tasks of your own.
-        limit: Items of each task, at most.
-        few_shot: Solved examples before each item; the task's own number by default.
-        batch_size: Sequences of one forward pass.
-        chat_template: Wrap each item in the tokenizer's chat template.
-        seed: Of the choices of `held_out_choice`.
-    """
-    options = HarnessOptions(
-        include=include,
-        limit=limit,
-        few_shot=few_shot,
-        batch_size=batch_size,
-        chat_template=chat_template,
-    )
-    return Tasks(context, names=tasks, options=options, seed=seed)

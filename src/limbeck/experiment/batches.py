@@ -138,8 +138,7 @@ def prompts_of(config: RunConfig, data: TextData) -> Prompts | None:
     if config.rollout is None:
         return None
     longest = config.data.sequence_length - config.rollout.tokens
-    first_tokens = config.rollout.prompt_tokens if data.facts["type"] == "text" else None
-    prompts = Prompts(data, longest=longest, first_tokens=first_tokens)
+    prompts = Prompts(data, longest=longest, first_tokens=config.rollout.prompt_tokens)
     if not prompts:
         raise DataError(
             f"Rollouts need at least one document with a prompt. Of the {data.num_documents:,} of "

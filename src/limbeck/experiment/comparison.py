@@ -12,7 +12,7 @@ from limbeck.errors import ConfigError, DataError
 from limbeck.evaluate.scores import Interval, Scores, paired_difference, summarise
 from limbeck.experiment.score_files import read_scores
 from limbeck.experiment.trials import best, lasting, trials_of
-from limbeck.report.run_files import RunFiles, read_run
+from limbeck.report.run_files import RunFiles, last_step, read_run
 from limbeck.report.run_report import flat
 
 METRICS = ("forward_kl", "top1_agreement", "cross_entropy", "bits_per_byte")
@@ -27,8 +27,6 @@ class ComparedRun:
         figures: Metrics of its student on the test documents, with intervals.
         parameters: Of its student; None if unknown.
         tokens_per_second: Reading speed of its student on its own machine; None if unknown.
-        tokens: Scored tokens trained on.
-        seconds: Time in training steps.
         behind: Forward KL above that of the best run, paired by document; None for the best run,
             and for runs with another teacher or other test documents.
         is_efficient: Whether no other run has at most as many parameters and a lower forward KL.
@@ -56,8 +54,6 @@ class Finished:
     """A run directory, read.
 
     Attributes:
-        folder: Its path.
-        files: Its contents.
         scores: Of its distilled student on the test documents.
         options: All options of its recipe that can change a student.
     """
@@ -107,7 +103,8 @@ def compare_runs(folders: Sequence[Path]) -> list[ComparedRun]:
             figures={m: v for m, v in summarise(found[i].scores).items() if m in METRICS},
             parameters=found[i].parameters,
             tokens_per_second=reading_speed(found[i].files),
-            **training(found[i].files),
+            tokens=last_step(found[i].files.metrics)["tokens"],
+            seconds=last_step(found[i].files.metrics)["seconds"],
             behind=behind(found[i], first),
             is_efficient=is_efficient(found[i], found),
             options={option: found[i].options.get(option) for option in differing},
@@ -163,13 +160,6 @@ def reading_speed(files: RunFiles) -> float | None:
     """The student's, as its run measured it."""
     student = files.evaluation.models.get("student") if files.evaluation else None
     return student.tokens_per_second if student else None
-
-
-def training(files: RunFiles) -> dict[str, Any]:
-    """Tokens trained on and seconds in steps, from metrics.jsonl."""
-    steps = [line for line in files.metrics if line.get("kind") == "step"]
-    last = steps[-1] if steps else {"tokens": 0, "seconds": 0.0}
-    return {"tokens": last["tokens"], "seconds": last["seconds"]}
 
 
 def behind(run: Finished, first: Finished) -> Interval | None:

@@ -24,15 +24,11 @@ def require_directory(folder: Path, *, resume: bool, overwrite: bool) -> None:
             f"output: {folder} already holds a run. Add --resume to continue it, --overwrite to "
             "delete it, or choose another output."
         )
-    if not has_run and folder.exists() and any(is_foreign(p) for p in folder.iterdir()):
+    others = {path.name for path in folder.iterdir()} - {FORECAST} if folder.exists() else ()
+    if not has_run and any(not name.startswith(".") for name in others):
         raise ConfigError(
             f"output: {folder} holds files that are not a run's. Choose another output."
         )
-
-
-def is_foreign(path: Path) -> bool:
-    """Whether something in a folder without a run is neither hidden nor a forecast."""
-    return path.name[0] != "." and path.name != FORECAST
 
 
 def clear(folder: Path) -> None:

@@ -43,11 +43,7 @@ def exports_of(config: RunConfig) -> dict[str, Exporter]:
 
 
 def require_exports(config: RunConfig, parts: Parts) -> None:
-    """Refuse, before step 0, exports that lack their library or cannot hold the student.
-
-    Raises:
-        ConfigError: There is one.
-    """
+    """Refuse, before step 0, exports that lack their library or cannot hold the student."""
     for exporter in exports_of(config).values():
         exporter.require()
         assert parts.student is not None, "step 0 has not begun"

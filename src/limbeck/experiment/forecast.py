@@ -15,12 +15,12 @@ from typing import Any
 from limbeck.config import RunConfig, dump, read, to_plain
 from limbeck.distributed import StopSignals, locked, together
 from limbeck.errors import ConfigError
-from limbeck.evaluate.scaling import MIN_BUDGETS, Measured
+from limbeck.evaluate.scaling import MIN_BUDGETS, MeasuredRun
 from limbeck.experiment.run import Run
 from limbeck.experiment.score_files import read_scores
 from limbeck.experiment.trials import FORECAST, Trial, TrialRunner, lasting, trials_of
 from limbeck.files import write_text
-from limbeck.report.run_files import lines
+from limbeck.report.run_files import last_step, lines
 
 SHARE = 0.2
 """Most of the recipe's steps that all pilots together take."""
@@ -72,16 +72,13 @@ class Pilots:
         tokens_per_step: Scored tokens of a step, of the largest.
     """
 
-    runs: tuple[Measured, ...]
+    runs: tuple[MeasuredRun, ...]
     seconds_per_token: float
     tokens_per_step: float
 
 
 def plan_pilots(config: RunConfig, count: int) -> list[Pilot]:
     """The pilots of a recipe, the smallest first: geometric budgets within a fifth of its steps.
-
-    Args:
-        count: Different budgets.
 
     Raises:
         ConfigError: Too few pilots for a curve, or a recipe too short for so many; a grid of
@@ -234,8 +231,8 @@ def measured(pilots: Sequence[Pilot]) -> dict[str, Pilots]:
             trial = pilot.trials[place]
             scores = read_scores(trial.scores).test
             assert scores is not None, "a forecast needs held-out text"
-            last = [r for r in lines(trial.folder / "metrics.jsonl") if r.get("kind") == "step"][-1]
-            runs.append(Measured(float(last["tokens"]), scores))
+            last = last_step(lines(trial.folder / "metrics.jsonl"))
+            runs.append(MeasuredRun(float(last["tokens"]), scores))
             seconds = last["seconds"] / last["tokens"]
             per_step = last["tokens"] / pilot.config.optim.num_steps
         found[first.name] = Pilots(tuple(runs), seconds, per_step)

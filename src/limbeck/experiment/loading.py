@@ -132,16 +132,19 @@ def parallel_problems(config: RunConfig) -> Iterator[Problem]:
 def trial_problems(config: RunConfig) -> Iterator[Problem]:
     """Problems with the baseline and with grids of learning rates, which need held-out text."""
     held_out, grid = config.evaluate, config.optim.learning_rate
-    if held_out.baseline and not held_out.data:
-        yield Problem(
-            "evaluate.baseline",
-            "compares two students on held-out text, and evaluate.data is not set.",
-        )
-    if held_out.controls and not held_out.data:
-        yield Problem(
-            "evaluate.controls",
-            "compares two students on held-out text, and evaluate.data is not set.",
-        )
+    both = "compares two students on held-out text"
+    needs_text: dict[str, tuple[object, str]] = {
+        "evaluate.baseline": (held_out.baseline, both),
+        "evaluate.controls": (held_out.controls, both),
+        "evaluate.patience": (
+            held_out.patience,
+            "ends training by what is measured on held-out text",
+        ),
+        "optim.learning_rate": (isinstance(grid, tuple), "a grid is compared on held-out text"),
+    }
+    for at, (is_set, why) in needs_text.items():
+        if is_set and not held_out.data:
+            yield Problem(at, f"{why}, and evaluate.data is not set.")
     if held_out.controls and config.optim.rows_per_step(config.data.sequence_length) == 1:
         yield Problem(
             "evaluate.controls",
@@ -152,17 +155,6 @@ def trial_problems(config: RunConfig) -> Iterator[Problem]:
         yield Problem(
             "evaluate.baseline_learning_rate",
             "needs a baseline, and evaluate.baseline is not set. Set it to cross_entropy.",
-        )
-    if held_out.patience is not None and not held_out.data:
-        yield Problem(
-            "evaluate.patience",
-            "ends training by what is measured on held-out text, and evaluate.data is not set.",
-        )
-    if isinstance(grid, tuple) and not held_out.data:
-        yield Problem(
-            "optim.learning_rate",
-            "a grid is compared on held-out text, and evaluate.data is not set. Give one number, "
-            "or held-out text.",
         )
     for at, rates in (
         ("optim.learning_rate", grid),

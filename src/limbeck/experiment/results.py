@@ -21,6 +21,7 @@ from limbeck.evaluate.suites import Suite, SuiteContext, suites
 from limbeck.experiment.parts import Parts
 from limbeck.models import CausalLM, shape_facts
 from limbeck.registry import type_of
+from limbeck.rollouts import Prompts
 from limbeck.teachers import DISTRIBUTION, LocalTeacher
 
 METRICS = (
@@ -36,6 +37,9 @@ METRICS = (
     "bits_per_byte",
 )
 NUM_DISAGREEMENTS = 8
+PROMPT_TOKENS = 24
+"""Of a text that is continued; other data have prompts of their own."""
+LONGEST_PROMPT = 512
 CONTINUED_TOKENS = 48
 
 
@@ -126,22 +130,26 @@ def places(
     bfloat16 teacher would compare data types. The student of `students` is converted for that.
     """
     student = students["distilled"]
-    rows = held_out.test_rows
+    prompts = Prompts(
+        held_out.data,
+        longest=LONGEST_PROMPT,
+        first_tokens=PROMPT_TOKENS,
+        documents=held_out.test_documents,
+    )
     shown = {
         "disagreements": disagreements(
             student,
             teacher.with_needs(DISTRIBUTION),
             parts.tokenizer,
             held_out.data,
-            rows,
+            held_out.test_rows,
             count=NUM_DISAGREEMENTS,
             head_budget_mb=parts.config.memory.head_budget_mb,
         ),
         "continuations": continuations(
             {"teacher": teacher.model, **students},
             parts.tokenizer,
-            held_out.data,
-            rows,
+            prompts,
             count=num_continuations,
             max_new_tokens=CONTINUED_TOKENS,
         ),

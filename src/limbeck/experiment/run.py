@@ -38,16 +38,15 @@ from limbeck.experiment.trials import (
     Trial,
     TrialRunner,
     best,
-    fidelity_of,
+    fidelities,
     lasting,
-    others_of,
     require_controls,
     suite_context,
     trials_of,
 )
 from limbeck.files import MANIFEST, manifest, publish, write_text
 from limbeck.models import CausalLM, ModelSource, choose_device, load_model
-from limbeck.report.run_files import lines
+from limbeck.report.run_files import last_step, lines
 from limbeck.report.run_report import write_report
 from limbeck.teachers import find_local
 from limbeck.tokenizers import load_tokenizer, prove_same_vocabulary, template_hash, tokenizer_hash
@@ -144,7 +143,7 @@ class Run:
                     gc.collect()  # models are in reference cycles, and the next trial needs memory
             measured = self._measure_suites(suites, trials)
             evaluation = self._conclude(trials, measured)
-            report = self._report()
+            report = write_report(self.folder) if self.is_main else None
             require_parity(evaluation)
             return RunResult(self.folder / "student", evaluation, report)
 
@@ -157,7 +156,7 @@ class Run:
         Raises:
             ConfigError: The recipe names no held-out text, or the student's tokens are others.
         """
-        fidelity = fidelity_of(self.parts)
+        fidelity, others = fidelities(self.parts)
         if fidelity is None:
             raise ConfigError(
                 "evaluate.data must name held-out text to measure on, and names none. Add it to "
@@ -167,10 +166,10 @@ class Run:
         model = self._open(student or self.folder / "student")
         if student is not None:
             self._require_same_vocabulary(student, model)
-        others = {name: other.test(model) for name, other in others_of(self.parts).items()}
+        found = {name: other.test(model) for name, other in others.items()}
         scores = fidelity.test(model)
         evaluation = compare({"distilled": scores})
-        both = {"distilled": TrialScores(test=scores, others=others)}
+        both = {"distilled": TrialScores(test=scores, others=found)}
         evaluation |= by_set(self.parts.held_out_sets, both)
         return evaluation | suite_figures(suites, {"distilled": model})
 
@@ -274,13 +273,11 @@ class Run:
         if self.config.export:
             evaluation["exports"] = write_exports(self.config)
             write_text(path, json.dumps(evaluation, indent=1))
-        seconds = {f"training_{name}": step_seconds(trial.folder) for name, trial in chosen.items()}
+        metrics_of = {name: lines(trial.folder / "metrics.jsonl") for name, trial in chosen.items()}
+        seconds = {f"training_{name}": last_step(m)["seconds"] for name, m in metrics_of.items()}
         self._write_provenance({"finished": now(), "timing": seconds})
         barrier()
         return evaluation
-
-    def _report(self) -> Path | None:
-        return write_report(self.folder) if self.is_main else None
 
     def _say_notes(self) -> None:
         if self.is_main:
@@ -327,12 +324,6 @@ def suite_figures(suites: Mapping[str, Suite], students: Mapping[str, CausalLM])
 def progress_console() -> Console:
     """The console for progress: stderr, since programs read the result from stdout."""
     return ProgressConsole(stderr=True)
-
-
-def step_seconds(folder: Path) -> float:
-    """Time a trial spent in steps, over all its attempts; 0 without any."""
-    records = lines(folder / "metrics.jsonl")
-    return max((r["seconds"] for r in records if r.get("kind") == "step"), default=0.0)
 
 
 def extends_recipe(folder: Path, config: RunConfig) -> bool:

@@ -152,8 +152,7 @@ class TrialRunner:
         self._parts = parts
         self._initial = initial
         self._stop = stop
-        self._fidelity = fidelity_of(parts)
-        self._others = others_of(parts)
+        self._fidelity, self._others = fidelities(parts)
         self._latest: Scores | None = None
 
     def for_parts(self, parts: Parts) -> TrialRunner:
@@ -261,13 +260,13 @@ def suite_context(parts: Parts) -> SuiteContext | None:
     return SuiteContext(parts.teacher, parts.tokenizer, parts.held_out, parts.world, budget)
 
 
-def others_of(parts: Parts) -> dict[str, Fidelity]:
-    """Fidelity on each held-out text but the one that chooses."""
+def fidelities(parts: Parts) -> tuple[Fidelity | None, dict[str, Fidelity]]:
+    """Fidelity on the held-out text that chooses, and on each other; None without any."""
     context = suite_context(parts)
     if context is None:
-        return {}
+        return None, {}
     others = list(parts.held_out_sets.items())[1:]
-    return {name: Fidelity(replace(context, held_out=each)) for name, each in others}
+    return Fidelity(context), {n: Fidelity(replace(context, held_out=each)) for n, each in others}
 
 
 def require_controls(parts: Parts) -> None:
@@ -275,12 +274,6 @@ def require_controls(parts: Parts) -> None:
     if parts.config.evaluate.controls:
         purpose = "evaluate.controls: the shuffled teacher reads other rows, which"
         require_local(parts.teacher, purpose)
-
-
-def fidelity_of(parts: Parts) -> Fidelity | None:
-    """The run's fidelity suite; None without held-out text."""
-    context = suite_context(parts)
-    return None if context is None else Fidelity(context)
 
 
 def fingerprint(parts: Parts, trial: Trial) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from limbeck.models import (
     PreTrainedTokenizerBase,
     cache_folder,
     evaluating,
-    load_model,
+    load_models,
     model_facts,
     save_student,
     shape_facts,
@@ -34,7 +34,7 @@ from limbeck.prune import kept_tokens, named_ids, prove_same_logits, pruned_toke
 from limbeck.prune.calibration import CHUNK, rows_of
 from limbeck.students import InitialStudent
 from limbeck.students.provenance import write_provenance
-from limbeck.tokenizers import load_tokenizer, prove_same_vocabulary, tokenizer_hash, tokens_by_id
+from limbeck.tokenizers import tokenizer_hash, tokens_by_id
 
 LENGTH = 256
 """Positions of a calibration row, where the model reads so many."""
@@ -101,13 +101,7 @@ class PrunedVocabulary:
 
 def open_teacher(source: ModelSource, device: torch.device) -> LoadedTeacher:
     """Load a teacher to prune."""
-    model = load_model(source, device=device, dtype=torch.float32)
-    tokenizer = load_tokenizer(
-        source.path, revision=source.revision, trust_remote_code=source.trust_remote_code
-    )
-    rows = model.vocabulary_rows
-    proof = prove_same_vocabulary(tokenizer, tokenizer, student_rows=rows, teacher_rows=rows)
-    model.vocabulary_size = proof.size
+    (model,), tokenizer = load_models([source], device=device, dtype=torch.float32)
     return LoadedTeacher(source, model, tokenizer)
 
 

@@ -39,7 +39,15 @@ class ExportedFile:
 
 
 class RuntimeTokenizer(ABC):
-    """What makes the tokens of an exported file: the file itself, or tokenizer files beside it."""
+    """What makes the tokens of an exported file: the file itself, or tokenizer files beside it.
+
+    Attributes:
+        bos_id: The token that begins a text; None without one.
+        eos_id: The token that ends a text; None without one.
+    """
+
+    bos_id: int | None
+    eos_id: int | None
 
     @abstractmethod
     def tokenize(self, text: str, *, add_special: bool) -> list[int]:
@@ -48,16 +56,6 @@ class RuntimeTokenizer(ABC):
         Args:
             add_special: Whether to add BOS and EOS as the file specifies.
         """
-
-    @property
-    @abstractmethod
-    def bos_id(self) -> int | None:
-        """The token that begins a text."""
-
-    @property
-    @abstractmethod
-    def eos_id(self) -> int | None:
-        """The token that ends a text."""
 
     @abstractmethod
     def end_ids(self) -> frozenset[int]:
@@ -71,10 +69,7 @@ class RuntimeTokenizer(ABC):
 class Runtime(ABC):
     """An exported file, loaded by the program that will run it."""
 
-    @property
-    @abstractmethod
-    def tokenizer(self) -> RuntimeTokenizer:
-        """What makes its tokens."""
+    tokenizer: RuntimeTokenizer
 
     @abstractmethod
     def logits(self, token_ids: Sequence[int]) -> Float[Tensor, "T V"]:
@@ -82,17 +77,15 @@ class Runtime(ABC):
 
 
 class Exporter(ABC):
-    """Writes students in one format."""
+    """Writes students in one format.
 
-    @property
-    @abstractmethod
-    def suffix(self) -> str:
-        """End of the file's name, as `-q8_0.gguf` or `.onnx`."""
+    Attributes:
+        suffix: End of the file's name, as `-q8_0.gguf` or `.onnx`.
+        max_kl: Mean KL to the student above which the file is refused, nats a token.
+    """
 
-    @property
-    @abstractmethod
-    def max_kl(self) -> float:
-        """Mean KL to the student above which the file is refused, nats a token."""
+    suffix: str
+    max_kl: float
 
     @abstractmethod
     def require(self) -> None:
@@ -100,11 +93,7 @@ class Exporter(ABC):
 
     @abstractmethod
     def require_student(self, student: CausalLM, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Refuse a student that the format cannot hold; its weights are not read.
-
-        Raises:
-            ConfigError: It cannot.
-        """
+        """Refuse a student that the format cannot hold; its weights are not read."""
 
     @abstractmethod
     def export(

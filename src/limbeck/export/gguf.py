@@ -65,18 +65,11 @@ class Gguf(Exporter):
             calibration_tokens: Positions of that text.
         """
         self._quantize: Quantize = quantize
-        self._max_kl = MAX_KL[quantize] if max_kl is None else max_kl
+        self.suffix = f"-{quantize}.gguf"
+        self.max_kl = MAX_KL[quantize] if max_kl is None else max_kl
         self._calibration = None
         if calibration is not None:
             self._calibration = HeldOutText(calibration_type, calibration, calibration_tokens)
-
-    @property
-    def suffix(self) -> str:
-        return f"-{self._quantize}.gguf"
-
-    @property
-    def max_kl(self) -> float:
-        return self._max_kl
 
     def require(self) -> None:
         require_llama_cpp()

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float32
-from torch import Tensor
+from torch import Tensor, nn
 
 from limbeck.models import CausalLM, evaluating
+from limbeck.models.modes import hooked
 
 Importance = Mapping[str, Float32[np.ndarray, " D"]]
 """Mean square of each input channel, by the name of a matrix in the model."""
@@ -35,24 +36,17 @@ def importance_of(student: CausalLM, windows: Sequence[Sequence[int]]) -> Import
     ]
     sums: dict[str, Tensor] = {}
 
-    def adding(name: str) -> Callable[..., None]:
-        def hook(_module: Any, inputs: tuple[Tensor, ...]) -> None:
+    def adding(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(_module: nn.Module, inputs: Any, _output: Any) -> None:
             total = inputs[0].detach().flatten(0, -2).double().square().sum(0)
             sums[name] = sums.get(name, 0) + total
 
         return hook
 
-    handles = [
-        student.hf_model.get_submodule(name).register_forward_pre_hook(adding(name))
-        for name in matrices
-    ]
-    try:
-        with torch.no_grad(), evaluating(student):
-            for window in windows:
-                student.decoder(input_ids=torch.tensor([list(window)]), use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
+    hooks = ((student.hf_model.get_submodule(name), adding(name)) for name in matrices)
+    with torch.no_grad(), evaluating(student), hooked(hooks):
+        for window in windows:
+            student.decoder(input_ids=torch.tensor([list(window)]), use_cache=False)
     positions = sum(map(len, windows))
     return {f"{n}.weight": (total / positions).float().numpy() for n, total in sums.items()}
 

@@ -222,6 +222,9 @@ class LlamaCpp(Runtime, RuntimeTokenizer):
         self._max_positions = max_positions
         self._vocabulary: int = self._call.llama_model_get_vocab(self._model)
         self.vocabulary_size = int(self._call.llama_vocab_n_tokens(self._vocabulary))
+        self.bos_id = known(self._call.llama_vocab_bos(self._vocabulary))
+        self.eos_id = known(self._call.llama_vocab_eos(self._vocabulary))
+        self.tokenizer = self
 
     def logits(self, token_ids: Sequence[int]) -> Float[Tensor, "T V"]:
         assert 0 < len(token_ids) <= self._max_positions, "llama.cpp aborts the process otherwise"
@@ -244,10 +247,6 @@ class LlamaCpp(Runtime, RuntimeTokenizer):
         finally:
             self._call.llama_batch_free(batch)
 
-    @property
-    def tokenizer(self) -> RuntimeTokenizer:
-        return self
-
     def tokenize(self, text: str, *, add_special: bool) -> list[int]:
         data = text.encode()
         room = len(data) + 8
@@ -257,14 +256,6 @@ class LlamaCpp(Runtime, RuntimeTokenizer):
         )
         assert count >= 0, "a text has at most one token a byte, and a few around it"
         return list(ids[:count])
-
-    @property
-    def bos_id(self) -> int | None:
-        return self._token("llama_vocab_bos")
-
-    @property
-    def eos_id(self) -> int | None:
-        return self._token("llama_vocab_eos")
 
     def end_ids(self) -> frozenset[int]:
         """All tokens at which llama.cpp stops: the file's, and those it recognises by name."""
@@ -276,9 +267,10 @@ class LlamaCpp(Runtime, RuntimeTokenizer):
             return None
         return rendered(self._path, chats)
 
-    def _token(self, function: str) -> int | None:
-        token = int(getattr(self._call, function)(self._vocabulary))
-        return None if token == NO_TOKEN else token
+
+def known(token: int) -> int | None:
+    """A token as llama.cpp names it; None where there is none."""
+    return None if token == NO_TOKEN else token
 
 
 def rendered(path: Path, chats: Sequence[Messages]) -> list[str]:

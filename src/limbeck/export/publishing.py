@@ -15,8 +15,8 @@ from limbeck.export.base import ExportedFile, Exporter
 from limbeck.export.held_out import HeldOutText, windows_of
 from limbeck.export.parity import Parity, measure
 from limbeck.files import publish, sha256, write_text
-from limbeck.models import CausalLM, ModelSource, PreTrainedTokenizerBase, load_model, model_facts
-from limbeck.tokenizers import load_tokenizer, prove_same_vocabulary, tokens_by_id
+from limbeck.models import CausalLM, ModelSource, PreTrainedTokenizerBase, load_models, model_facts
+from limbeck.tokenizers import prove_same_vocabulary
 
 SHORT = (2, 33)
 """Lengths of two more windows: a traced graph may be right at the traced length only."""
@@ -69,15 +69,8 @@ def open_teacher(path: Path, student: Student) -> CausalLM:
 
 def opened(folder: Path) -> tuple[CausalLM, PreTrainedTokenizerBase]:
     """A model on the CPU in float32, cut to its tokenizer's vocabulary, and the tokenizer."""
-    model = load_model(ModelSource(str(folder)), device=torch.device("cpu"), dtype=torch.float32)
-    tokenizer = load_tokenizer(str(folder))
-    size = 1 + max(tokens_by_id(tokenizer))
-    if size > model.vocabulary_rows:
-        raise ConfigError(
-            f"{folder} must have an embedding row for each of its tokenizer's {size:,} ids, and "
-            f"has {model.vocabulary_rows:,}. Save it with its own tokenizer."
-        )
-    model.vocabulary_size = size
+    source, place = ModelSource(str(folder)), torch.device("cpu")
+    (model,), tokenizer = load_models([source], device=place, dtype=torch.float32)
     return model, tokenizer
 
 

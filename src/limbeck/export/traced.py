@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from limbeck.errors import ConfigError
-from limbeck.export.base import Messages, RuntimeTokenizer
+from limbeck.errors import ConfigError, DataError
+from limbeck.export.base import Messages, Runtime, RuntimeTokenizer
 from limbeck.export.parity import rendered
 from limbeck.models import CausalLM
 from limbeck.models.attention import SEGMENTS
@@ -32,11 +34,7 @@ from limbeck.tokenizers import backend_of, load_tokenizer
 
 
 def require_packages(what: str, packages: Sequence[str], extra: str) -> None:
-    """Refuse an export whose packages are not installed.
-
-    Raises:
-        ConfigError: One cannot be imported.
-    """
+    """Refuse an export whose packages are not installed."""
     for name in packages:
         try:
             with silenced():
@@ -49,11 +47,7 @@ def require_packages(what: str, packages: Sequence[str], extra: str) -> None:
 
 
 def require_length(student: CausalLM) -> int:
-    """The longest sequence a student was made for.
-
-    Raises:
-        ConfigError: Its configuration does not say.
-    """
+    """The longest sequence a student was made for."""
     if student.max_positions is None:
         raise ConfigError(
             "A student's configuration must state its longest sequence, which bounds the lengths "
@@ -87,24 +81,43 @@ def plain_model(student: CausalLM) -> PreTrainedModel:
     return model
 
 
-def traced(name: str, student: CausalLM, trace: Callable[[], Any]) -> Any:
-    """What one of transformers' exporters makes of a student.
+def write_traced(
+    name: str,
+    student: CausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    path: Path,
+    inputs: dict[str, Tensor],
+    export: Callable[[PreTrainedModel, dict[str, Any]], Any],
+    clean: Callable[[Any], None] = lambda _program: None,
+) -> None:
+    """Write what one of transformers' exporters makes of a student, and what belongs to it.
 
     Args:
-        name: Of the format.
-        trace: Calls the exporter.
+        inputs: An example.
+        export: The exporter's, with its configuration.
+        clean: Changes the traced program before it is written.
 
     Raises:
         ConfigError: The exporter cannot do this student.
     """
+    library: Any = importlib.import_module("transformers.exporters")
+    model = plain_model(student)
     try:
         with silenced():
-            return trace()
+            exported = export(model, {**inputs, "use_cache": False})
     except Exception as error:  # torch.export and the converters raise errors of any kind
         raise ConfigError(
             f"transformers' {name} exporter must trace this {student.family} student, and cannot: "
             f"{type(error).__name__}: {first_line(error)} Choose another format or another family."
         ) from error
+    clean(exported.program)
+    (component,) = exported.components.values()
+    library.ExportedModel({path.stem: component}, name.lower(), model.config).save_pretrained(
+        path.parent
+    )
+    tokenizer.save_pretrained(path.parent)
+    assert model.generation_config is not None, "plain_model gives it one"
+    model.generation_config.save_pretrained(path.parent)
 
 
 @contextmanager
@@ -124,37 +137,20 @@ def silenced() -> Iterator[None]:
             logging.disable(disabled)
 
 
-def write_companions(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path
-) -> None:
-    """Write tokenizer, chat template and generation settings beside an exported file."""
-    tokenizer.save_pretrained(folder)
-    assert model.generation_config is not None, "plain_model gives it one"
-    model.generation_config.save_pretrained(folder)
-
-
 class FolderTokenizer(RuntimeTokenizer):
     """Tokenizer files and generation settings of a folder, read back."""
 
     def __init__(self, folder: Path) -> None:
         self._tokenizer = load_tokenizer(str(folder))
         self._settings = GenerationConfig.from_pretrained(folder)
-        self._bos_id: int | None = self._tokenizer.bos_token_id
-        self._eos_id: int | None = self._tokenizer.eos_token_id
+        self.bos_id = self._tokenizer.bos_token_id
+        self.eos_id = self._tokenizer.eos_token_id
 
     def tokenize(self, text: str, *, add_special: bool) -> list[int]:
         ids: list[int] = (
             backend_of(self._tokenizer).encode(text, add_special_tokens=add_special).ids
         )
         return ids
-
-    @property
-    def bos_id(self) -> int | None:
-        return self._bos_id
-
-    @property
-    def eos_id(self) -> int | None:
-        return self._eos_id
 
     def end_ids(self) -> frozenset[int]:
         """Tokens at which `generate` stops with these settings."""
@@ -165,3 +161,35 @@ class FolderTokenizer(RuntimeTokenizer):
         if self._tokenizer.chat_template is None:
             return None
         return [rendered(self._tokenizer, [dict(m) for m in chat]) or "" for chat in chats]
+
+
+class TracedRuntime(Runtime):
+    """A loaded file, and the tokenizer files beside it."""
+
+    def __init__(
+        self, name: str, path: Path, load: Callable[[], Callable[[list[int]], Tensor]]
+    ) -> None:
+        """
+        Args:
+            load: Gives a function from token ids to logits.
+
+        Raises:
+            DataError: The runtime does not load the file.
+        """
+        self._name, self._path = name, path
+        try:
+            self._logits = load()
+        except Exception as error:  # the runtimes' errors have no common class
+            raise DataError(
+                f"{name} must load {path.name}, and refuses it: {first_line(error)}"
+            ) from error
+        self.tokenizer = FolderTokenizer(path.parent)
+
+    def logits(self, token_ids: Sequence[int]) -> Float[Tensor, "T V"]:
+        try:
+            return self._logits(list(token_ids))
+        except Exception as error:
+            raise DataError(
+                f"{self._name} must read {len(token_ids):,} positions with {self._path.name}, and "
+                f"fails: {first_line(error)}"
+            ) from error

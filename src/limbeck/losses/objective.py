@@ -48,7 +48,6 @@ class Objective(nn.Module):
     ) -> None:
         """
         Args:
-            weighted: The terms.
             head_budget_mb: Memory for the logits that exist at once. Changes memory and speed, not
                 results.
             positions: Selects the positions of the logit terms; None means all. The mean over the
@@ -83,7 +82,6 @@ class Objective(nn.Module):
 
         Args:
             student: The student's forward pass on this micro-batch.
-            signal: The teacher's.
             step_tokens: N of the whole step.
 
         Returns:

@@ -34,8 +34,6 @@ class Positions(ABC):
         """Indices of the selected positions, increasing.
 
         Args:
-            student: The student's forward pass.
-            signal: The teacher's.
             head_budget_mb: Memory for the logits that exist at once.
         """
 

@@ -12,6 +12,7 @@ from limbeck.models.freezing import make_trainable, trained_facts
 from limbeck.models.load import (
     copied_model,
     load_model,
+    load_models,
     new_model,
     open_model,
     reopened,
@@ -52,6 +53,7 @@ __all__ = [
     "head_error",
     "kept_values",
     "load_model",
+    "load_models",
     "loading_notes",
     "make_trainable",
     "model_facts",

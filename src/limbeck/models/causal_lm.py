@@ -19,7 +19,7 @@ from limbeck.losses.distributions import log_softmax
 from limbeck.models.adapters import INSIDE, Adapter
 from limbeck.models.attention import SEGMENTS
 from limbeck.models.heads import transform_of
-from limbeck.models.modes import evaluating
+from limbeck.models.modes import evaluating, hooked, tensor_of
 from limbeck.models.weight_files import WeightFiles
 
 
@@ -198,20 +198,12 @@ class CausalLM(nn.Module):
         return self.head(last.flatten(0, 1)).view(*input_ids.shape, -1)
 
     @torch.no_grad()
-    def generate(
-        self,
-        prompt_ids: list[int],
-        max_new_tokens: int,
-        *,
-        sampling_temperature: float = 0.0,
-        seed: int = 0,
-    ) -> list[int]:
-        """The tokens that follow a prompt; padding is never among them.
+    def generate(self, prompt_ids: list[int], max_new_tokens: int) -> list[int]:
+        """The most probable token after a prompt, time and again; padding is never among them.
 
         Args:
             max_new_tokens: At most so many; an end token (the last one then), or the model's
                 longest sequence, ends it earlier.
-            sampling_temperature: 0 takes the most probable token each time.
         """
         if not prompt_ids:
             raise ConfigError("A prompt must have at least one token, got none. Give some text.")
@@ -220,19 +212,15 @@ class CausalLM(nn.Module):
             room = min(room, self.max_positions - len(prompt_ids))
         if room < 1:
             return []
-        samples = sampling_temperature > 0
-        device = self.device
-        ids = torch.tensor([prompt_ids], device=device)
-        others = [device] if device.type == "cuda" else []
-        with evaluating(self), torch.random.fork_rng(others):
-            torch.manual_seed(seed)
+        ids = torch.tensor([prompt_ids], device=self.device)
+        with evaluating(self):
             made: Tensor = cast(Any, self.hf_model).generate(  # transformers types `self` away
                 ids,
                 attention_mask=torch.ones_like(ids),
                 max_new_tokens=room,
-                do_sample=samples,
-                temperature=sampling_temperature if samples else 1.0,
-                top_k=0 if samples else 50,  # 50 is the default, and greedy search warns of others
+                do_sample=False,
+                temperature=1.0,
+                top_k=50,  # the default; greedy search warns of others
                 top_p=1.0,
                 repetition_penalty=1.0,
                 suppress_tokens=list(range(self.vocabulary_size, self.vocabulary_rows)) or None,
@@ -260,20 +248,11 @@ class CausalLM(nn.Module):
         # Hooks, because `output_hidden_states=True` keeps every layer and norms the last one.
         outputs: dict[int, Tensor] = {}
 
-        def keep(layer: int) -> Callable[..., None]:
-            def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-                outputs[layer] = output[0] if isinstance(output, tuple) else output
+        def keep(layer: int) -> Callable[[nn.Module, Any, Any], None]:
+            return lambda _module, _args, output: outputs.update({layer: tensor_of(output)})
 
-            return hook
-
-        handles = []
-        try:
-            for layer in layers:
-                handles.append(self.blocks[layer].register_forward_hook(keep(layer)))
+        with hooked((self.blocks[layer], keep(layer)) for layer in layers):
             yield outputs
-        finally:
-            for handle in handles:
-                handle.remove()
 
 
 def option(config: PreTrainedConfig, name: str) -> Any:

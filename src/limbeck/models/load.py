@@ -14,6 +14,7 @@ from transformers import (
     GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
 )
 
 from limbeck.errors import ConfigError, DataError, TryLaterError
@@ -32,6 +33,7 @@ from limbeck.models.source import (
     refuse_unknown_kinds,
 )
 from limbeck.models.weight_files import NeedsWholeLoad, WeightFiles, find_weights
+from limbeck.tokenizers import load_tokenizer, prove_same_vocabulary
 
 
 def load_model(source: ModelSource, *, device: torch.device, dtype: torch.dtype) -> CausalLM:
@@ -53,6 +55,28 @@ def load_model(source: ModelSource, *, device: torch.device, dtype: torch.dtype)
     prove_head(model)
     prove_documents_apart(model)
     return model
+
+
+def load_models(
+    sources: Sequence[ModelSource], *, device: torch.device, dtype: torch.dtype
+) -> tuple[list[CausalLM], PreTrainedTokenizerBase]:
+    """Models, cut to the vocabulary they share, and the first one's tokenizer."""
+    for source in sources:
+        find(source)  # refuses code of an unpinned commit before a tokenizer could run it
+    tokenizers = [
+        load_tokenizer(s.path, revision=s.revision, trust_remote_code=s.trust_remote_code)
+        for s in sources
+    ]
+    models = [load_model(source, device=device, dtype=dtype) for source in sources]
+    proof = prove_same_vocabulary(
+        tokenizers[-1],
+        tokenizers[0],
+        student_rows=models[-1].vocabulary_rows,
+        teacher_rows=models[0].vocabulary_rows,
+    )
+    for model in models:
+        model.vocabulary_size = proof.size
+    return models, tokenizers[0]
 
 
 def open_model(source: ModelSource, *, device: torch.device, dtype: torch.dtype) -> CausalLM:

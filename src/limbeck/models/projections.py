@@ -13,6 +13,7 @@ from limbeck.batch import Batch
 from limbeck.errors import ConfigError
 from limbeck.losses import Projections
 from limbeck.models.causal_lm import CausalLM
+from limbeck.models.modes import hooked
 
 APART = ("q_proj", "k_proj", "v_proj")
 """Names of the three linear layers in most families."""
@@ -58,15 +59,16 @@ def captured_projections(
     found: dict[int, Projections] = {}
     outputs: dict[tuple[int, str], Tensor] = {}
     layers = sorted(layers)
-    handles = []
-    try:
-        for layer in layers:
-            for name, module in projecting(model, layer):
-                handles.append(module.register_forward_hook(keeping(outputs, (layer, name))))
+
+    def keep(place: tuple[int, str]) -> Callable[[nn.Module, Any, Any], None]:
+        return lambda _module, _args, output: outputs.update({place: output})
+
+    with hooked(
+        (module, keep((layer, name)))
+        for layer in layers
+        for name, module in projecting(model, layer)
+    ):
         yield found
-    finally:
-        for handle in handles:
-            handle.remove()
     # Only now: what a hook computes inside a checkpointed block would not be computed again there.
     shape = batch.scored.shape
     rows = {at: batch.scored_rows(output.reshape(*shape, -1)) for at, output in outputs.items()}
@@ -76,15 +78,6 @@ def captured_projections(
             found[layer] = Projections(*split(model, rows[layer, name]))
         else:
             found[layer] = Projections(*(rows[layer, name] for name in APART))
-
-
-def keeping(outputs: dict[tuple[int, str], Tensor], place: tuple[int, str]) -> Callable[..., None]:
-    """A hook that keeps a module's output."""
-
-    def hook(_module: nn.Module, _args: Any, output: Tensor) -> None:
-        outputs[place] = output
-
-    return hook
 
 
 def projecting(model: CausalLM, layer: int) -> list[tuple[str, nn.Module]]:

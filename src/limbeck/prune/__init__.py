@@ -8,7 +8,7 @@ from limbeck.prune.layouts import (
     resized_config,
     widths_of,
 )
-from limbeck.prune.narrow import narrowed, num_parameters
+from limbeck.prune.narrow import narrowed
 from limbeck.prune.rows import named_ids, prove_same_logits, with_tokens
 from limbeck.prune.tokenizer import kept_tokens, pruned_tokenizer
 
@@ -19,7 +19,6 @@ __all__ = [
     "kept_tokens",
     "named_ids",
     "narrowed",
-    "num_parameters",
     "prove_same_logits",
     "pruned_tokenizer",
     "read_pattern",

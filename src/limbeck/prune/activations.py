@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from limbeck.batch import Batch
 from limbeck.models import CausalLM, evaluating
-from limbeck.prune.importance import tensor_of
+from limbeck.models.modes import tensor_of
 from limbeck.prune.layouts import Widths, widths_of
 from limbeck.prune.narrow import Kept
 from limbeck.prune.roles import roles_of

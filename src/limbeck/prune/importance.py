@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from limbeck.models import CausalLM
+from limbeck.models.modes import tensor_of
 from limbeck.prune.calibration import Calibration, Cost, costs
 
 
@@ -158,9 +159,3 @@ def states_kept(model: CausalLM) -> Iterator[dict[int, tuple[Tensor, Tensor]]]:
 def identity(hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
     """Stand-in for a removed block."""
     return hidden_states
-
-
-def tensor_of(output: Any) -> Tensor:
-    """The hidden states in a block's output."""
-    hidden: Tensor = output[0] if isinstance(output, tuple) else output
-    return hidden

@@ -177,7 +177,8 @@ def refuse_other_ids(
     """Raise if a pruned tokenizer, once loaded, holds other tokens than were written."""
     expected, actual = {i: token for token, i in new_id.items()}, tokens_by_id(made)
     wrong = [i for i in sorted(expected | actual) if expected.get(i) != actual.get(i)]
-    named = [name for name in ("bos", "eos", "pad", "unk") if ends(whole)[name] != ends(made)[name]]
+    special = ("bos_token", "eos_token", "pad_token", "unk_token")
+    named = [name for name in special if getattr(whole, name) != getattr(made, name)]
     if wrong or named:
         first = (
             f"id {wrong[0]} is {shown(actual.get(wrong[0]))}" if wrong else f"another {named[0]}"
@@ -186,13 +187,3 @@ def refuse_other_ids(
             f"A pruned tokenizer must hold exactly the kept tokens, but "
             f"{type(made).__name__} loads it with {first}. Do not prune its vocabulary."
         )
-
-
-def ends(tokenizer: PreTrainedTokenizerBase) -> dict[str, str | None]:
-    """The named special tokens."""
-    return {
-        "bos": tokenizer.bos_token,
-        "eos": tokenizer.eos_token,
-        "pad": tokenizer.pad_token,
-        "unk": tokenizer.unk_token,
-    }

@@ -17,13 +17,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from limbeck.data import spread
 from limbeck.errors import StorageError
 from limbeck.files import nearest_existing
 from limbeck.losses import Head
 from limbeck.losses.distributions import DrawnTokens, LazyLogits, TeacherDistribution
 from limbeck.losses.divergences.kl import forward_kl
 from limbeck.models import CausalLM, evaluating
-from limbeck.recording.plan import PlannedWindow, ShardPlan
+from limbeck.recording.plan import ShardPlan
 from limbeck.recording.record import row_of
 from limbeck.store import Form, forms, generator_of, written_out
 from limbeck.store.token_ranks import TokenRanks
@@ -168,11 +169,9 @@ def fits(form: Mapping[str, Any], vocabulary_size: int) -> bool:
 def read_some(teacher: CausalLM, plan: ShardPlan) -> list[Read]:
     """The teacher at some positions of a few windows, spread over all that is recorded."""
     places = [place for shard in plan.shards for place in shard]
-    count = min(SAMPLED_WINDOWS, len(places))
-    chosen: list[PlannedWindow] = [places[i * len(places) // count] for i in range(count)]
     found = []
-    for place in chosen:
-        sample = plan.sample(place)
+    for at in spread(len(places), SAMPLED_WINDOWS):
+        sample = plan.sample(places[at])
         with evaluating(teacher):
             hidden, _ = teacher(row_of([sample]).to(teacher.device))
         found.append(Read(sample.key, hidden[:SAMPLED_POSITIONS]))

@@ -102,7 +102,8 @@ class Recording:
         with main_first(self.world):
             teacher = teachers.bind(config.teacher, "teacher")(place)
         teacher.shard(place)
-        self.teacher = recordable(teacher)
+        is_one = isinstance(teacher, ServedTeacher)  # here or in a server, but one model
+        self.teacher: Teacher = teacher if is_one else require_local(teacher, "record")
         tokenizer = self.tokenizer = teacher.tokenizer
         rows = teacher.info.vocabulary_rows
         proof = prove_same_vocabulary(tokenizer, tokenizer, student_rows=rows, teacher_rows=rows)
@@ -126,11 +127,7 @@ class Recording:
         self._require_form()
 
     def _require_form(self) -> None:
-        """Refuse a form that cannot be made of what the teacher gives, before anything is written.
-
-        Raises:
-            ConfigError: It cannot.
-        """
+        """Refuse, before anything is written, a form that the teacher gives too little for."""
         form, nothing = self.header.make_form(), slice(0, 0)
         if find_local(self.teacher) is None:
             place = self.plan.shards[0][0]
@@ -236,15 +233,6 @@ def place_of_teacher(config: RunConfig, world: World) -> World:
     alone = world.size == 1 and parallel.shard != "always" and parallel.teacher != "offload"
     whole = alone or parallel.shard == "none"
     return world.unsharded if whole else world.for_teacher(parallel.teacher)
-
-
-def recordable(teacher: Teacher) -> Teacher:
-    """The teacher, which must be one model, here or in a server.
-
-    Raises:
-        ConfigError: It is something else.
-    """
-    return teacher if isinstance(teacher, ServedTeacher) else require_local(teacher, "record")
 
 
 def require_layers(layers: tuple[int, ...], num_layers: int) -> None:

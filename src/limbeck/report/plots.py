@@ -85,11 +85,6 @@ class Point:
     """One point of a scatter plot.
 
     Attributes:
-        label: Its name, written beside it.
-        x: Its place.
-        y: Its value.
-        low: Lower end of the value's interval.
-        high: Upper end.
         is_marked: Draw it filled.
     """
 

@@ -1,18 +1,17 @@
-"""Contents of a run directory, read and validated."""
+"""Contents of a run directory, read and validated; fields not named here are ignored."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from limbeck.errors import DataError
 
-LENIENT = ConfigDict(extra="ignore")
 BASELINE = "cross_entropy"
 """The stage that trained with cross-entropy only."""
 
@@ -23,7 +22,6 @@ Form = TypeVar("Form")
 class Figure:
     """A figure and the ends of its interval, where it has one."""
 
-    __pydantic_config__ = LENIENT
     value: float
     low: float | None = None
     high: float | None = None
@@ -33,7 +31,6 @@ class Figure:
 class ModelSize:
     """How large and how fast a model is."""
 
-    __pydantic_config__ = LENIENT
     parameters: int | None = None
     bytes: int | None = None
     layers: int | None = None
@@ -45,7 +42,6 @@ class ModelSize:
 class Disagreement:
     """A held-out token where student and teacher differ."""
 
-    __pydantic_config__ = LENIENT
     context: str
     target: str
     forward_kl: float
@@ -58,7 +54,6 @@ class Disagreement:
 class Parity:
     """How far an exported file is from the student."""
 
-    __pydantic_config__ = LENIENT
     mean_kl: float
     max_kl: float
     same_top: float
@@ -70,7 +65,6 @@ class Parity:
 class Export:
     """A student's file in another format, or why there is none."""
 
-    __pydantic_config__ = LENIENT
     file: str = ""
     bytes: int = 0
     parity: Parity | None = None
@@ -81,7 +75,6 @@ class Export:
 class GroupFigures:
     """A student on a group of the held-out tokens."""
 
-    __pydantic_config__ = LENIENT
     group: str
     tokens: int
     forward_kl: Figure | None = None
@@ -92,7 +85,6 @@ class GroupFigures:
 class GenerationFigures:
     """Samples of a student, and of its teacher after the same prompts."""
 
-    __pydantic_config__ = LENIENT
     prompts: int = 0
     student: dict[str, Figure | float] = field(default_factory=dict)
     teacher: dict[str, Figure | float] = field(default_factory=dict)
@@ -102,7 +94,6 @@ class GenerationFigures:
 class Versus:
     """The distilled student beside another model on the same items."""
 
-    __pydantic_config__ = LENIENT
     difference: Figure
     p: float | None = None
 
@@ -111,7 +102,6 @@ class Versus:
 class TaskRow:
     """Models on the items of a task under one metric."""
 
-    __pydantic_config__ = LENIENT
     task: str
     metric: str
     items: int
@@ -125,7 +115,6 @@ class TaskRow:
 class TaskFigures:
     """What lm-evaluation-harness found."""
 
-    __pydantic_config__ = LENIENT
     harness: str = ""
     rows: tuple[TaskRow, ...] = ()
 
@@ -134,7 +123,6 @@ class TaskFigures:
 class SpeculativeFigures:
     """Drafts of a student that its teacher accepted."""
 
-    __pydantic_config__ = LENIENT
     prompts: int
     draft_tokens: int
     acceptance: Figure
@@ -146,7 +134,6 @@ class SpeculativeFigures:
 class SuiteFigures:
     """The further suites that the report shows; those of a user's own are left out."""
 
-    __pydantic_config__ = LENIENT
     generation: dict[str, GenerationFigures] = field(default_factory=dict)
     tasks: TaskFigures = field(default_factory=TaskFigures)
     speculative: dict[str, SpeculativeFigures] = field(default_factory=dict)
@@ -156,7 +143,6 @@ class SuiteFigures:
 class SetFigures:
     """What was measured on one of several held-out texts."""
 
-    __pydantic_config__ = LENIENT
     trials: dict[str, dict[str, Figure]] = field(default_factory=dict)
     held_out: dict[str, int] = field(default_factory=dict)
 
@@ -165,7 +151,6 @@ class SetFigures:
 class Evaluation:
     """What was measured on held-out text; every part may be missing."""
 
-    __pydantic_config__ = LENIENT
     metrics: tuple[str, ...] = ()
     trials: dict[str, dict[str, Figure]] = field(default_factory=dict)
     gap_recovered_percent: dict[str, Figure] = field(default_factory=dict)
@@ -258,6 +243,12 @@ def checked(path: Path, validate: Callable[[Any], Form]) -> Form:
         raise damaged(path, f"{where}: {first['msg']}") from error
     except json.JSONDecodeError as error:
         raise damaged(path, str(error)) from error
+
+
+def last_step(records: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The last step of a metrics.jsonl; without any, its sums are 0."""
+    steps = [record for record in records if record.get("kind") == "step"]
+    return steps[-1] if steps else {"tokens": 0, "seconds": 0.0}
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

@@ -5,10 +5,9 @@ from limbeck.rollouts.mixed import Mixed
 from limbeck.rollouts.prompts import Prompts
 from limbeck.rollouts.sampling import Rollout, Sampling, sample, seed_of
 from limbeck.rollouts.source import Rollouts, rollout_batch
-from limbeck.rollouts.speculative import Assisted, write_assisted
+from limbeck.rollouts.speculative import write_assisted
 
 __all__ = [
-    "Assisted",
     "Mixed",
     "Prompts",
     "Rollout",

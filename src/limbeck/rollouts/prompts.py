@@ -24,19 +24,20 @@ class Prompts(Sequence[Sequence[int]]):
         data: TextData,
         *,
         longest: int,
-        first_tokens: int | None = None,
+        first_tokens: int = 0,
         documents: Int64[np.ndarray, " chosen"] | None = None,
     ) -> None:
         """
         Args:
-            first_tokens: Length of a prompt. None takes everything before the last run of scored
-                tokens: a chat up to its last answer, with the template's generation prompt, or the
-                prompt of a completion.
+            first_tokens: Length of a prompt of `text` data. Other data have prompts of their own,
+                all before the last run of scored tokens: a chat up to its last answer, with the
+                template's generation prompt, or the prompt of a completion.
             documents: Take prompts of these documents only; all by default.
         """
         ends = np.asarray(data.document_ends)
         begins = np.concatenate([[0], ends[:-1]])
-        stops = last_answers(data, ends) if first_tokens is None else begins + first_tokens
+        is_text = data.facts["type"] == "text"
+        stops = begins + first_tokens if is_text else last_answers(data, ends)
         has_prompt = (begins < stops) & (stops < ends)
         if documents is not None:
             has_prompt &= np.isin(np.arange(len(ends)), documents)

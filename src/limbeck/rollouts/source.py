@@ -15,7 +15,7 @@ import numpy as np
 from torch import nn
 
 from limbeck.batch import Batch, Window
-from limbeck.data import BatchSource, StepData, order_digest, step_rows
+from limbeck.data import BatchSource, StepData, one_order, step_span
 from limbeck.distributed import World, gather_objects, together, unsharded
 from limbeck.errors import ConfigError, DataError
 from limbeck.files import write_text
@@ -74,6 +74,7 @@ class Rollouts(BatchSource):
         self._model, self._prompts, self._sampling = model, prompts, sampling
         self._seed, self._rows_per_step, self._folder = seed, rows_per_step, folder
         self._per_prompt = per_prompt
+        self._order = one_order(seed, len(prompts))
         self._root, self.first_number = root or model, first_number
         self.latest: Sequence[Rollout] = ()
         self._watch = Watch(folder)
@@ -81,7 +82,7 @@ class Rollouts(BatchSource):
     @property
     def fingerprint(self) -> str:
         """Hash of prompts, their order, and how rollouts are drawn."""
-        facts = [order_digest(self._seed, len(self._prompts)), asdict(self._sampling)]
+        facts = [self._order.digest, asdict(self._sampling)]
         digest = hashlib.sha256(
             json.dumps([*facts, self._rows_per_step, self._per_prompt]).encode()
         )
@@ -107,19 +108,13 @@ class Rollouts(BatchSource):
 
     def write(self, step: int, world: World) -> list[Rollout]:
         """The rank's rollouts; those of all ranks, in rank order, do not depend on their number."""
-        size = self._rows_per_step
-        indices = step_rows(
-            step,
-            world.rank,
-            world.size,
-            seed=self._seed,
-            num_rows=len(self._prompts),
-            rows_per_step=size,
-            repeats=self._per_prompt,
-        )
-        prompts = [self._prompts[index] for index in indices]
-        first = world.rank * size // world.size
-        seeds = [seed_of((self._seed, step, first + place)) for place in range(len(prompts))]
+        begin, end = step_span(step, world.rank, world.size, self._rows_per_step)
+        each = self._per_prompt
+        rows = self._order.rows(begin // each, -(-end // each))
+        places = range(begin, end)
+        prompts = [self._prompts[rows[place // each - begin // each]] for place in places]
+        first = step * self._rows_per_step
+        seeds = [seed_of((self._seed, step, place - first)) for place in places]
         with unsharded(self._root):
             return sample(self._model, prompts, self._sampling, seeds)
 

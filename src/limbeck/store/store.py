@@ -75,14 +75,6 @@ class Store:
         return cls(path, header, [Shard.open(path, shard, header) for shard in present])
 
     @property
-    def num_samples(self) -> int:
-        """Number of distinct samples."""
-        if not len(self._high):
-            return 0
-        new = (np.diff(self._high) != 0) | (np.diff(self._low) != 0)
-        return 1 + int(new.sum())
-
-    @property
     def num_scored(self) -> int:
         """Number of positions with a signal."""
         return sum(shard.facts.scored for shard in self._shards)
@@ -135,11 +127,9 @@ class Store:
             raise DataError(f"{shard.path / DATA}, sample {key.hex()}: {error}") from error
         return Record(record.num_scored, signal, outputs)
 
-    def distribution(
-        self, keys: Sequence[bytes], device: torch.device = CPU
-    ) -> TeacherDistribution:
+    def distribution(self, keys: Sequence[bytes]) -> TeacherDistribution:
         """The concatenated distributions of one or more samples."""
-        return self.join([self.read(key) for key in keys], device)
+        return self.join([self.read(key) for key in keys])
 
     def join(self, records: Sequence[Record], device: torch.device = CPU) -> TeacherDistribution:
         """The concatenated distributions of records, on a device."""

@@ -83,7 +83,6 @@ class TextWindows:
 
     Attributes:
         option: The recipe's option that names the text, for messages.
-        data: The text.
         windows: Indices into `data.windows`.
     """
 
@@ -154,13 +153,20 @@ class Teacher(ABC):
             DataError: Windows are missing from it.
         """
 
-    def prefetch(self, batches: Sequence[Batch]) -> None:  # noqa: B027  (optional)
-        """Start work on batches that `signal` will be called with next. Does nothing by default."""
+    @property
+    def inner(self) -> Sequence[Teacher]:
+        """The teachers it is made of; the methods below call theirs unless overridden."""
+        return ()
+
+    def prefetch(self, batches: Sequence[Batch]) -> None:
+        """Start work on batches that `signal` will be called with next."""
+        for each in self.inner:
+            each.prefetch(batches)
 
     @property
     def works_ahead(self) -> bool:
         """Whether `prefetch` is worth calling with batches of the next step too."""
-        return False
+        return any(each.works_ahead for each in self.inner)
 
     @abstractmethod
     def signal(self, batch: Batch) -> TeacherSignal:
@@ -169,21 +175,27 @@ class Teacher(ABC):
     @property
     def notes(self) -> tuple[str, ...]:
         """What a user should know of how it was loaded."""
-        return ()
+        return tuple(note for each in self.inner for note in each.notes)
 
-    def release(self) -> None:  # noqa: B027  (optional)
+    def release(self) -> None:
         """Release the memory that reading the last signal needs, once it has been read.
 
         Does nothing without weights here. Every rank calls it.
         """
+        for each in self.inner:
+            each.release()
 
-    def restore(self) -> None:  # noqa: B027  (optional)
+    def restore(self) -> None:
         """Make signals readable again after `release`; every rank calls it."""
+        for each in self.inner:
+            each.restore()
 
-    def abandon_pass(self) -> None:  # noqa: B027  (optional)
+    def abandon_pass(self) -> None:
         """Release what a forward pass that failed has left. Does nothing without weights here."""
+        for each in self.inner:
+            each.abandon_pass()
 
-    def shard(self, world: World) -> None:  # noqa: B027  (optional)
+    def shard(self, world: World) -> None:
         """Spread its weights over the ranks, and adopt rank 0's hash of them; every rank calls it.
 
         Does nothing for a teacher without weights here.
@@ -191,12 +203,33 @@ class Teacher(ABC):
         Args:
             world: The ranks; without a mesh each keeps all of the weights.
         """
+        for each in self.inner:
+            each.shard(world)
 
     def with_needs(self, needs: SignalNeeds) -> Teacher:
         """The same teacher with needs of its own; weights and stores are shared, not copied."""
         other = copy.copy(self)
         other.require(TeacherRequest(needs=needs))
         return other
+
+
+class WrappingTeacher(Teacher):
+    """A teacher whose model is another teacher's."""
+
+    def __init__(self, teacher: Teacher) -> None:
+        self._teacher = teacher
+
+    @property
+    def inner(self) -> Sequence[Teacher]:
+        return (self._teacher,)
+
+    @property
+    def info(self) -> TeacherInfo:
+        return self._teacher.info
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return self._teacher.tokenizer
 
 
 teachers: Registry[Teacher] = Registry("teacher", package="limbeck.teachers")
@@ -208,11 +241,7 @@ until `shard` is called.
 
 
 def require_alignment(needs: SignalNeeds, teacher: Teacher) -> None:
-    """Refuse a term that reads likelihoods of chunks where the teacher has none.
-
-    Raises:
-        ConfigError: The teacher does not align text.
-    """
+    """Refuse a term that reads likelihoods of chunks where the teacher has none."""
     if needs.likelihoods and not teacher.aligns_text:
         raise ConfigError(
             "objective.extra: a term of type alm needs a teacher that aligns its tokens with the "

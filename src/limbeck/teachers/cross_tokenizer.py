@@ -27,6 +27,7 @@ from limbeck.teachers.base import (
     TeacherInfo,
     TeacherRequest,
     TextWindows,
+    WrappingTeacher,
     teachers,
 )
 from limbeck.teachers.local import LocalTeacher, require_local
@@ -58,11 +59,10 @@ Choice = Literal["error", "skip"]
 
 
 @dataclass(frozen=True)
-class Pair:
+class TokenizerPair:
     """The two tokenizers of a run.
 
     Attributes:
-        tokenizer: The student's.
         aligner: Reads the student's tokens as the teacher's.
         outcomes: Of both vocabularies.
         outcome_map: The same as tensors, on the CPU.
@@ -74,7 +74,7 @@ class Pair:
     outcome_map: OutcomeMap
 
 
-class CrossTokenizerTeacher(Teacher):
+class CrossTokenizerTeacher(WrappingTeacher):
     """A local teacher that reads the text of the student's tokens with its own tokenizer.
 
     Its signal has one part, at the positions where both tokenizers stand at one byte of the text:
@@ -82,22 +82,22 @@ class CrossTokenizerTeacher(Teacher):
     """
 
     aligns_text = True
+    _teacher: LocalTeacher
 
     def __init__(
         self, teacher: LocalTeacher, *, unaligned: Choice = "error", uncovered: Choice = "error"
     ) -> None:
         """
         Args:
-            teacher: The model that answers.
             unaligned: `error` refuses texts that its tokenizer cannot represent byte by byte, if
                 one of the `CHECKED_WINDOWS` is; `skip` trains on them without a teacher.
             uncovered: `error` refuses a class of tokens that the teacher does not reach; `skip`
                 trains it on the text alone.
         """
-        self._teacher = teacher
+        super().__init__(teacher)
         self._unaligned = unaligned
         self._uncovered = uncovered
-        self._pair: Pair | None = None
+        self._pair: TokenizerPair | None = None
         self._needs = DISTRIBUTION
         self._text_notes: tuple[str, ...] = ()
 
@@ -163,20 +163,7 @@ class CrossTokenizerTeacher(Teacher):
         part = SignalPart(reading.positions.to(device), merged)
         return TeacherSignal((part,), likelihoods=likelihoods)
 
-    def release(self) -> None:
-        """Release what the model gathered."""
-        self._teacher.release()
-
-    def abandon_pass(self) -> None:
-        """Release what the model holds of a failed pass."""
-        self._teacher.abandon_pass()
-
-    def shard(self, world: World) -> None:
-        """Spread the model over the ranks."""
-        self._teacher.shard(world)
-
     def with_needs(self, needs: SignalNeeds) -> Teacher:
-        """The same teacher with needs of its own; weights are shared."""
         other = copy.copy(self)
         inner = self._teacher.with_needs(model_needs(needs))
         assert isinstance(inner, LocalTeacher)
@@ -193,7 +180,7 @@ class CrossTokenizerTeacher(Teacher):
         return reread(batch, self._known.aligner, likelihoods=self._needs.likelihoods)
 
     @property
-    def _known(self) -> Pair:
+    def _known(self) -> TokenizerPair:
         assert self._pair is not None, "the student's tokenizer was not required first"
         return self._pair
 
@@ -289,7 +276,6 @@ def likelihoods_of(reading: Rereading, member: LazyLogits) -> ChunkLikelihoods:
     """The teacher's log-likelihoods of the chunks of a batch.
 
     Args:
-        reading: The batch.
         member: The teacher at its scored positions.
     """
     device = member.hidden.device
@@ -300,11 +286,7 @@ def likelihoods_of(reading: Rereading, member: LazyLogits) -> ChunkLikelihoods:
 
 
 def refuse_unsupported(request: TeacherRequest) -> None:
-    """Refuse what no teacher with another tokenizer provides.
-
-    Raises:
-        ConfigError: Hidden states, chat templates or generated text are required.
-    """
+    """Refuse what no teacher with another tokenizer provides."""
     if request.generated:
         raise ConfigError(
             "rollout: text that is generated during the run needs a teacher with the student's "
@@ -323,7 +305,7 @@ def refuse_unsupported(request: TeacherRequest) -> None:
         )
 
 
-def make_pair(student: PreTrainedTokenizerBase, teacher: LocalTeacher) -> Pair:
+def make_pair(student: PreTrainedTokenizerBase, teacher: LocalTeacher) -> TokenizerPair:
     """Both tokenizers byte by byte, and the outcomes they share.
 
     Raises:
@@ -343,7 +325,7 @@ def make_pair(student: PreTrainedTokenizerBase, teacher: LocalTeacher) -> Pair:
         outcomes.num_outcomes,
     )
     aligner = Aligner(*sides, teacher.info.max_positions)
-    return Pair(student, aligner, outcomes, outcome_map)
+    return TokenizerPair(student, aligner, outcomes, outcome_map)
 
 
 @teachers.register("cross_tokenizer")

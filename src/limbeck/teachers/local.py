@@ -140,11 +140,7 @@ def require_local(teacher: Teacher, purpose: str) -> LocalTeacher:
     """The teacher, whose weights must be in this process.
 
     Args:
-        teacher: Any teacher.
         purpose: What needs the weights, as the subject of the message.
-
-    Raises:
-        ConfigError: The teacher has no weights here.
     """
     if isinstance(teacher, LocalTeacher):
         return teacher

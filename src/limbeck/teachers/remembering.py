@@ -9,13 +9,12 @@ import torch
 from limbeck.batch import Batch
 from limbeck.distributed import World
 from limbeck.losses import TeacherSignal
-from limbeck.models import PreTrainedTokenizerBase
-from limbeck.teachers.base import DISTRIBUTION, Teacher, TeacherInfo, TeacherRequest
+from limbeck.teachers.base import DISTRIBUTION, Teacher, TeacherRequest, WrappingTeacher
 from limbeck.teachers.local import LocalTeacher
 from limbeck.teachers.served import ServedTeacher
 
 
-class RememberingTeacher(Teacher):
+class RememberingTeacher(WrappingTeacher):
     """Caches distributions, for text that is measured again and again.
 
     Of a local teacher D numbers a token are kept, not V, of a served one its k tokens. Do not
@@ -27,18 +26,8 @@ class RememberingTeacher(Teacher):
         Args:
             teacher: Called once for each batch; must give distributions only.
         """
-        self._teacher = teacher
+        super().__init__(teacher)
         self._signals: dict[bytes, TeacherSignal] = {}
-
-    @property
-    def info(self) -> TeacherInfo:
-        """Info of the teacher behind the cache."""
-        return self._teacher.info
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """Tokenizer of the teacher behind the cache."""
-        return self._teacher.tokenizer
 
     def require(self, request: TeacherRequest) -> None:
         """Nothing to prepare: signals always hold distributions, and nothing else."""
@@ -46,7 +35,6 @@ class RememberingTeacher(Teacher):
 
     @torch.no_grad()
     def signal(self, batch: Batch) -> TeacherSignal:
-        """The teacher's distribution at the scored positions of a batch."""
         key = fingerprint(batch)
         if key not in self._signals:
             self._signals[key] = self._teacher.signal(batch)

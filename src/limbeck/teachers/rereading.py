@@ -17,7 +17,6 @@ class Segment(NamedTuple):
     """A segment in the teacher's tokens.
 
     Attributes:
-        ids: The tokens.
         standing: Whether the teacher's distribution after a token is read.
         chunk_of: Chunk of the token after each, or -1.
     """
@@ -60,8 +59,6 @@ def reread(batch: Batch, aligner: Aligner, *, likelihoods: bool = False) -> Rere
     batch has at least one row, so that every rank enters its forward pass.
 
     Args:
-        batch: Of student tokens.
-        aligner: Of the two tokenizers.
         likelihoods: Whether the text's chunks are wanted; there are none otherwise.
     """
     windows = list(batch.scored_windows())

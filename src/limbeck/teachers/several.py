@@ -8,7 +8,6 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from limbeck.batch import Batch
 from limbeck.distributed import World
 from limbeck.errors import ConfigError
 from limbeck.losses import SignalNeeds
@@ -52,6 +51,10 @@ class SeveralTeachers(Teacher):
                     f"teacher.teachers: all must have one vocabulary, and {name!r} (here called "
                     f"student) and {reader!r} (here called teacher) do not. {error}"
                 ) from error
+
+    @property
+    def inner(self) -> Sequence[Teacher]:
+        return tuple(self._members.values())
 
     @property
     def info(self) -> TeacherInfo:
@@ -99,39 +102,11 @@ class SeveralTeachers(Teacher):
     def _requests(self, request: TeacherRequest) -> Mapping[str, TeacherRequest]:
         """What is required of each member."""
 
-    def release(self) -> None:
-        """Release what every member gathered."""
-        for member in self._members.values():
-            member.release()
-
-    def abandon_pass(self) -> None:
-        """Release what every member holds of a failed pass."""
-        for member in self._members.values():
-            member.abandon_pass()
-
-    def prefetch(self, batches: Sequence[Batch]) -> None:
-        """Let every member work ahead."""
-        for member in self._members.values():
-            member.prefetch(batches)
-
-    @property
-    def works_ahead(self) -> bool:
-        """Whether a member does."""
-        return any(member.works_ahead for member in self._members.values())
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """Those of every member."""
-        return tuple(note for member in self._members.values() for note in member.notes)
-
     def shard(self, world: World) -> None:
-        """Spread every member over the ranks."""
         self._has_ranks = world.size > 1
-        for member in self._members.values():
-            member.shard(world)
+        super().shard(world)
 
     def with_needs(self, needs: SignalNeeds) -> Teacher:
-        """The same teachers with needs of their own; weights and stores are shared."""
         other = copy.copy(self)
         other._members = {name: each.with_needs(needs) for name, each in self._members.items()}
         other._needs = needs

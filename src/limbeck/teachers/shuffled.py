@@ -10,11 +10,10 @@ from torch import Tensor
 from limbeck.batch import Batch
 from limbeck.errors import ConfigError
 from limbeck.losses import TeacherSignal
-from limbeck.models import PreTrainedTokenizerBase
-from limbeck.teachers.base import Teacher, TeacherInfo, TeacherRequest
+from limbeck.teachers.base import Teacher, TeacherRequest, WrappingTeacher
 
 
-class ShuffledTeacher(Teacher):
+class ShuffledTeacher(WrappingTeacher):
     """Reads, in place of each row of a step, the row before it; the first row's is the last.
 
     Its signals are as sharp and as varied as its teacher's, and say nothing about the text beside
@@ -26,22 +25,11 @@ class ShuffledTeacher(Teacher):
         Args:
             teacher: Must be able to read any text.
         """
-        self._teacher = teacher
+        super().__init__(teacher)
         self._step: Sequence[Batch] = ()
         self._place = 0
 
-    @property
-    def info(self) -> TeacherInfo:
-        """Info of the teacher that reads."""
-        return self._teacher.info
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """Tokenizer of the teacher that reads."""
-        return self._teacher.tokenizer
-
     def require(self, request: TeacherRequest) -> None:
-        """Require it of the teacher that reads."""
         self._teacher.require(request)
 
     def prefetch(self, batches: Sequence[Batch]) -> None:
@@ -64,18 +52,6 @@ class ShuffledTeacher(Teacher):
                 "rank, and there is one. Raise optim.tokens_per_step."
             )
         return self._teacher.signal(rolled(self._step, place).to(batch.input_ids.device))
-
-    def release(self) -> None:
-        """Release what the teacher that reads holds."""
-        self._teacher.release()
-
-    def restore(self) -> None:
-        """Restore what the teacher that reads released."""
-        self._teacher.restore()
-
-    def abandon_pass(self) -> None:
-        """Release what a failed pass of the teacher that reads has left."""
-        self._teacher.abandon_pass()
 
 
 def rolled(step: Sequence[Batch], place: int) -> Batch:

@@ -46,11 +46,6 @@ class StoredTeacher(Teacher):
     """
 
     def __init__(self, store: Store, device: torch.device) -> None:
-        """
-        Args:
-            store: A complete store.
-            device: Where signals are returned.
-        """
         self.store = store
         self._device = device
         head = store.head

@@ -1,9 +1,9 @@
 """Tokenizers: loading, identity by hash, and the proof that two vocabularies are the same."""
 
-from limbeck.tokenizers.alignment import Aligner, Alignment
+from limbeck.tokenizers.alignment import Aligner
 from limbeck.tokenizers.coverage import MIN_COVERED, Coverage, add_coverage, classes_of
 from limbeck.tokenizers.hub import hub_answers
-from limbeck.tokenizers.identity import template_difference, template_hash, tokenizer_hash
+from limbeck.tokenizers.identity import template_hash, tokenizer_hash
 from limbeck.tokenizers.load import backend_of, load_tokenizer
 from limbeck.tokenizers.outcomes import Outcomes, shared_outcomes
 from limbeck.tokenizers.token_bytes import TokenBytes
@@ -17,7 +17,6 @@ from limbeck.tokenizers.vocabulary import (
 __all__ = [
     "MIN_COVERED",
     "Aligner",
-    "Alignment",
     "Coverage",
     "Outcomes",
     "TokenBytes",
@@ -30,7 +29,6 @@ __all__ = [
     "prove_same_vocabulary",
     "refuse_differing_ids",
     "shared_outcomes",
-    "template_difference",
     "template_hash",
     "tokenizer_hash",
     "tokens_by_id",

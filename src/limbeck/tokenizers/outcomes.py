@@ -8,7 +8,6 @@ shorter. Tokens with one root are one outcome. With equal vocabularies every tok
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -117,14 +116,10 @@ def keys(side: TokenBytes) -> list[Key | None]:
     """
     found: list[Key | None] = [None] * len(side)
     taken: Counter[bytes] = Counter()
-    for token, raw in sorted(plain_tokens(side), key=lambda each: side.is_byte_token(each[0])):
+    plain = [(i, raw) for i, raw in enumerate(side.bytes_of) if raw and i not in side.added]
+    for token, raw in sorted(plain, key=lambda each: side.is_byte_token(each[0])):
         found[token] = (raw, taken[raw])
         taken[raw] += 1
     for token, text in side.added.items():
         found[token] = (text.encode(), ADDED)
     return found
-
-
-def plain_tokens(side: TokenBytes) -> Iterator[tuple[int, bytes]]:
-    """Ids and bytes of tokens that were not added."""
-    return ((i, raw) for i, raw in enumerate(side.bytes_of) if raw and i not in side.added)

@@ -31,10 +31,7 @@ def dry_run(
     The first step makes the optimizer's state, the second finds the peak, the third looks at it.
 
     Args:
-        distiller: Sharded, as is the teacher.
         teacher: Its needs are those of the objective.
-        config: The recipe.
-        world: Simulated.
         micro_batch: Rows of a micro-batch, each position scored.
         passes: Micro-batches of this rank in a step.
     """

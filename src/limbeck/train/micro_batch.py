@@ -76,7 +76,6 @@ def reduces_once(
     gradients between them in place of this rank's shards.
 
     Args:
-        distiller: Sharded or not.
         memory_bytes: All of the device's; None asks it. What is free would change from one start
             of a run to the next, and with it the order of sums.
     """

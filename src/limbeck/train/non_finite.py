@@ -19,7 +19,7 @@ from limbeck.teachers import Teacher
 
 
 @dataclass(frozen=True)
-class BadRow:
+class NonFiniteRow:
     """A row of a step that was not finite.
 
     Attributes:
@@ -39,7 +39,7 @@ def bad_rows(
     failed: Sequence[int],
     source: BatchSource,
     world: World,
-) -> list[BadRow]:
+) -> list[NonFiniteRow]:
     """Rows of the micro-batches that failed, over all ranks, by number.
 
     Args:
@@ -54,14 +54,14 @@ def bad_rows(
         for at, row in enumerate(row_numbers[i])
     ]
     gathered = gather_objects([asdict(row) for row in mine], world)
-    by_number = {row["row"]: BadRow(**row) for rows in gathered for row in rows}
+    by_number = {row["row"]: NonFiniteRow(**row) for rows in gathered for row in rows}
     return [by_number[number] for number in sorted(by_number)]
 
 
-def bad_row(batch: Batch, at: int, row: int, source: BatchSource) -> BadRow:
+def bad_row(batch: Batch, at: int, row: int, source: BatchSource) -> NonFiniteRow:
     """One row of a batch, for a file."""
     documents = sorted(set(batch.document_ids[at].tolist()) - {-1})
-    return BadRow(
+    return NonFiniteRow(
         row,
         [source.document_name(document) for document in documents],
         batch.input_ids[at].tolist(),
@@ -91,12 +91,12 @@ def narrow(
     return single, non_finite
 
 
-def documents_of(rows: Sequence[BadRow]) -> list[str]:
+def documents_of(rows: Sequence[NonFiniteRow]) -> list[str]:
     """Names of the documents in some rows, each once."""
     return list(dict.fromkeys(name for row in rows for name in row.documents))
 
 
-def dump(folder: Path, step: int, rows: Sequence[BadRow]) -> None:
+def dump(folder: Path, step: int, rows: Sequence[NonFiniteRow]) -> None:
     """Write the rows that failed beside the metrics."""
     body = {
         "step": step,

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from limbeck.config import leaves
+from limbeck.config import differences, leaves
 from limbeck.errors import ConfigError
 
 
@@ -52,21 +51,16 @@ def more_steps(saved: Mapping[str, Any], now: Mapping[str, Any]) -> int:
 
 def require_same(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Refuse to resume a run whose recipe or data differ; it may have more steps."""
-    before = dict(leaves(saved))
-    after = dict(leaves(json.loads(json.dumps(now))))
-    longer = {STEPS} if more_steps(saved, now) else set()
-    lines = [
-        f"{at}: was {before.get(at, 'absent')!r}, is {after.get(at, 'absent')!r}"
-        for at in sorted((before.keys() | after.keys()) - longer)
-        if before.get(at) != after.get(at) or (at in before) != (at in after)
-    ]
-    if lines:
+    found = differences(saved, now)
+    if more_steps(saved, now):
+        found.pop(STEPS, None)
+    if found:
         raise ConfigError(
             "\n  ".join(
                 [
                     "A run is resumed with the recipe and the data it began with. Put these back, "
                     "or choose another output:",
-                    *lines,
+                    *(f"{at}: {change}" for at, change in found.items()),
                 ]
             )
         )

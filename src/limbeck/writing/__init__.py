@@ -1,7 +1,6 @@
 """Text that a teacher writes: its answers to prompts, in a file that a run trains on."""
 
-from limbeck.writing.answers import Answer
-from limbeck.writing.filters import Keep, filters
+from limbeck.writing.filters import filters
 from limbeck.writing.writing import Summary, Writing, write_problems
 
 __all__ = ["Answer", "Keep", "Summary", "Writing", "filters", "write_problems"]

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from limbeck.config import leaves
+from limbeck.config import differences
 from limbeck.errors import ConfigError, DataError, StorageError
 from limbeck.files import locked, write_text
 
@@ -144,19 +144,13 @@ def opened(path: Path, settings: Mapping[str, Any], facts: Mapping[str, Any]) ->
 
 def require_same(before: Mapping[str, Any], now: Mapping[str, Any], path: Path) -> None:
     """Refuse other settings than a file was begun with, by name."""
-    old, new = dict(leaves(before)), dict(leaves(json.loads(json.dumps(now))))
-    lines = [
-        f"{at}: was {old.get(at, 'absent')!r}, is {new.get(at, 'absent')!r}"
-        for at in sorted(old.keys() | new.keys())
-        if old.get(at, ...) != new.get(at, ...)
-    ]
-    if lines:
+    if found := differences(before, now):
         raise ConfigError(
             "\n  ".join(
                 [
                     f"{path} is continued with the settings it was begun with. Put these back, or "
                     "choose another write.output:",
-                    *lines,
+                    *(f"{at}: {change}" for at, change in found.items()),
                 ]
             )
         )

@@ -4,7 +4,7 @@ from limbeck.losses.distributions.base import FLOOR, LogProbPair, TeacherDistrib
 from limbeck.losses.distributions.full import DenseLogits, LazyLogits, Mixture
 from limbeck.losses.distributions.merged import MergedOutcomes, OutcomeMap
 from limbeck.losses.distributions.samples import DrawnTokens, Samples
-from limbeck.losses.distributions.top_k import TopK, TopKRenormalised
+from limbeck.losses.distributions.top_k import TopK
 from limbeck.losses.distributions.top_k_samples import TopKSamples
 from limbeck.losses.distributions.uneven import UnevenTopK
 
@@ -20,7 +20,6 @@ __all__ = [
     "Samples",
     "TeacherDistribution",
     "TopK",
-    "TopKRenormalised",
     "TopKSamples",
     "UnevenTopK",
     "log_softmax",

@@ -58,7 +58,6 @@ class MergedOutcomes(TeacherDistribution):
     outcomes: OutcomeMap
 
     def compare(self, student_logits: Float[Tensor, "N V"], temperature: float) -> LogProbPair:
-        """Both models on the outcomes."""
         sums = self.student_sums(log_softmax(student_logits, temperature))
         return LogProbPair(log_softmax(sums[:, :-1], 1.0), self.at(temperature))
 

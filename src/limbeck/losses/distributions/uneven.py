@@ -106,7 +106,6 @@ class UnevenTopK(KeptTokens):
         return kept_and_tail(known, tails, self.temperature, temperature).clamp_min(FLOOR)
 
     def compare(self, student_logits: Float[Tensor, "N V"], temperature: float) -> LogProbPair:
-        """Both models on the kept tokens and the tail."""
         pair = super().compare(student_logits, temperature)
         absent = torch.nn.functional.pad(~self.kept, (0, 1))
         return pair._replace(student=pair.student.masked_fill(absent, FLOOR))

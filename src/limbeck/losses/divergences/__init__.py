@@ -1,10 +1,8 @@
 """Divergences between two distributions over the same outcomes, one family a file."""
 
-from limbeck.losses.divergences.base import Outcomes, divergences, expectation, gradients
+from limbeck.losses.divergences.base import divergences, expectation
 
 __all__ = [
-    "Outcomes",
     "divergences",
     "expectation",
-    "gradients",
 ]

@@ -105,7 +105,6 @@ class Segment(NamedTuple):
 
     Attributes:
         rows: Where they are among the N.
-        body: Computes their terms.
         chunk_tokens: Rows of a chunk, at most; they are cut evenly.
     """
 

@@ -31,11 +31,8 @@ class GeneralForm(ChunkBody):
     ) -> None:
         """
         Args:
-            terms: Any number.
-            weights: Weight of each.
             student: Has targets, weights, and the sizes of the chunks to come.
             distribution: The teacher's at the N tokens; without one, terms that read it are 0.
-            workspace: Holds the buffers.
         """
         self.weights = weights
         self.workspace = workspace

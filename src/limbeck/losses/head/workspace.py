@@ -28,9 +28,6 @@ class Workspace:
 
         Args:
             name: Key under which it is reused.
-            size: Its shape.
-            like: A tensor on its device.
-            dtype: Its dtype.
         """
         if like.device.type != "cpu":
             return like.new_empty(size, dtype=dtype)
@@ -51,9 +48,6 @@ class Workspace:
 
         Args:
             name: Key under which it is reused.
-            size: Rows and columns.
-            like: A tensor on its device.
-            dtype: Its dtype.
             padded: Whether rows start at a multiple of `ROW_MULTIPLE` elements.
         """
         count, columns = size

@@ -54,7 +54,6 @@ class AlmTerm(StateTerm):
         self.tau = math.inf if tau is None else tau
 
     def forward(self, student: StudentView, signal: TeacherSignal) -> Float[Tensor, " N"]:
-        """Loss of each of N tokens."""
         assert signal.likelihoods is not None, "`needs` has likelihoods"
         chunk_of, teacher = signal.likelihoods
         logprobs = token_logprobs(student.hidden, student.head, student.targets)

@@ -1,6 +1,5 @@
 """Teachers that run in an inference server, asked over HTTP."""
 
-from limbeck.teachers.served.requests import Connection, Server
 from limbeck.teachers.served.teacher import REACHED_BY, ServedTeacher
 from limbeck.teachers.served.vllm import Written
 

@@ -67,14 +67,12 @@ class Server:
     """An inference server that speaks JSON over HTTP.
 
     Attributes:
-        connection: How it is reached.
         outages: How often it went away and came back.
     """
 
     def __init__(self, connection: Connection, say: Callable[[str], None]) -> None:
         """
         Args:
-            connection: How it is reached.
             say: Called with a line for the user when the server goes away and when it is back.
         """
         self.connection = connection

@@ -49,14 +49,6 @@ class ServedTeacher(Teacher):
         tokenizer: PreTrainedTokenizerBase,
         device: torch.device,
     ) -> None:
-        """
-        Args:
-            server: Where the model runs.
-            probed: What it answered before the run.
-            info: Name and shape of the model.
-            tokenizer: Of the model.
-            device: Where signals are returned.
-        """
         assert info.served is not None
         self._server, self._probed, self._device = server, probed, device
         self._info, self._tokenizer = info, tokenizer

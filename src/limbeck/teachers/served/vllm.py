@@ -102,22 +102,20 @@ def read_written(answer: Any, prompt: Sequence[int]) -> Written:
             reason why it ended.
     """
     if echoed_ids(answer) != list(prompt):
-        raise DataError(wrong("be to the token ids that were sent", "is to others"))
+        raise wrong("be to the token ids that were sent", "is to others")
     choice = choice_of(answer)
     ids, reason = choice.get("token_ids"), choice.get("finish_reason")
     logprobs = (choice.get("logprobs") or {}).get("token_logprobs")
     if not isinstance(ids, list) or not isinstance(logprobs, list) or len(ids) != len(logprobs):
-        raise DataError(
-            wrong(
-                "have a log-probability of every token",
-                f"has {described(ids)} as tokens and {described(logprobs)} as log-probabilities",
-            )
+        raise wrong(
+            "have a log-probability of every token",
+            f"has {described(ids)} as tokens and {described(logprobs)} as log-probabilities",
         )
     if reason not in ("stop", "length"):
-        raise DataError(wrong("end with 'stop' or 'length'", f"ended with {described(reason)}"))
+        raise wrong("end with 'stop' or 'length'", f"ended with {described(reason)}")
     values = tuple(float(each) for each in logprobs)
     if any(not np.isfinite(each) or each > VALUE_TOLERANCE for each in values):
-        raise DataError(wrong("have log-probabilities of at most 0", "has others"))
+        raise wrong("have log-probabilities of at most 0", "has others")
     return Written(tuple(int(each) for each in ids), values, reason == "stop")
 
 
@@ -129,7 +127,7 @@ def choice_of(answer: Any) -> Mapping[str, Any]:
     """
     choices = answer.get("choices") if isinstance(answer, Mapping) else None
     if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], Mapping):
-        raise DataError(wrong("have one choice for one prompt", f"has {described(choices)}"))
+        raise wrong("have one choice for one prompt", f"has {described(choices)}")
     return choices[0]
 
 
@@ -141,22 +139,15 @@ def echoed_ids(answer: Any) -> list[int]:
     """
     ids = choice_of(answer).get("prompt_token_ids")
     if not isinstance(ids, list) or not all(type(each) is int for each in ids):
-        raise DataError(
-            wrong(
-                "repeat the ids of the prompt (prompt_token_ids)",
-                f"has {described(ids)}: the server does not know return_token_ids. Update vLLM",
-            )
+        raise wrong(
+            "repeat the ids of the prompt (prompt_token_ids)",
+            f"has {described(ids)}: the server does not know return_token_ids. Update vLLM",
         )
     return ids
 
 
 def read_rows(answer: Any, tokens: Sequence[int], k: int) -> Rows:
     """The k most probable tokens at every position of a text, after every check there is.
-
-    Args:
-        answer: The server's, as parsed.
-        tokens: The ids that were sent.
-        k: How many were asked for.
 
     Raises:
         DataError: The answer is not of these tokens, or is not what a teacher says.
@@ -165,22 +156,18 @@ def read_rows(answer: Any, tokens: Sequence[int], k: int) -> Rows:
     if echoed != list(tokens):
         pairs = enumerate(zip(echoed, tokens, strict=False))
         place = next((i for i, (a, b) in pairs if a != b), min(len(echoed), len(tokens)))
-        raise DataError(
-            wrong(
-                "be of the token ids that were sent",
-                f"is of others: {len(tokens)} were sent and {len(echoed)} came back, different "
-                f"from position {place}",
-            )
+        raise wrong(
+            "be of the token ids that were sent",
+            f"is of others: {len(tokens)} were sent and {len(echoed)} came back, different "
+            f"from position {place}",
         )
     rows = choice_of(answer).get("prompt_logprobs")
     if not isinstance(rows, list) or len(rows) != len(tokens):
-        raise DataError(wrong(f"have prompt_logprobs of {len(tokens)} tokens", described(rows)))
+        raise wrong(f"have prompt_logprobs of {len(tokens)} tokens", described(rows))
     if rows[0] is not None:
-        raise DataError(
-            wrong(
-                "have null as the first of prompt_logprobs",
-                "gives the first token a distribution: its rows are shifted by one",
-            )
+        raise wrong(
+            "have null as the first of prompt_logprobs",
+            "gives the first token a distribution: its rows are shifted by one",
         )
     return checked(*parsed(rows[1:], tokens[1:], k))
 
@@ -195,24 +182,20 @@ def parsed(rows: Sequence[Any], targets: Sequence[int], k: int) -> tuple[Any, An
     for place, (row, target) in enumerate(zip(rows, targets, strict=True), 1):
         try:
             if row is None:
-                raise DataError(wrong("have one null in prompt_logprobs", f"has one at {place}"))
+                raise wrong("have one null in prompt_logprobs", f"has one at {place}")
             own = row.get(str(target))
             if own is None:
-                raise DataError(
-                    wrong(
-                        "give the text's own token at every position",
-                        f"does not give token {target} at position {place}",
-                    )
+                raise wrong(
+                    "give the text's own token at every position",
+                    f"does not give token {target} at position {place}",
                 )
             kept = [
                 (token, each) for token, each in row.items() if len(row) <= k or each is not own
             ]
             if len(kept) != k:
-                raise DataError(
-                    wrong(
-                        f"give the {k} most probable tokens at every position",
-                        f"gives {len(kept)} at position {place}",
-                    )
+                raise wrong(
+                    f"give the {k} most probable tokens at every position",
+                    f"gives {len(kept)} at position {place}",
                 )
             ids.append([int(token) for token, _ in kept])
             ranks.append([int(each["rank"]) for _, each in kept])
@@ -221,11 +204,9 @@ def parsed(rows: Sequence[Any], targets: Sequence[int], k: int) -> tuple[Any, An
         except (TypeError, ValueError, LookupError, AttributeError) as error:
             if isinstance(error, DataError):
                 raise
-            raise DataError(
-                wrong(
-                    "give {id: {logprob, rank}} at every position",
-                    f"has something else at position {place}: {type(error).__name__} {error}",
-                )
+            raise wrong(
+                "give {id: {logprob, rank}} at every position",
+                f"has something else at position {place}: {type(error).__name__} {error}",
             ) from error
     shape = (len(rows), k)
     return (
@@ -251,36 +232,30 @@ def checked(
     order = np.argsort(ranks, axis=-1)
     ids, ranks, values = (np.take_along_axis(each, order, -1) for each in (ids, ranks, values))
     if not bool((ranks == np.arange(1, k + 1)).all()):
-        raise DataError(wrong(f"rank the tokens of a position 1 to {k}", "has other ranks"))
+        raise wrong(f"rank the tokens of a position 1 to {k}", "has other ranks")
     everything = np.concatenate([values.ravel(), actual])
     if not bool(np.isfinite(everything).all()):
-        raise DataError(wrong("have numbers as log-probabilities", "has some that are not finite"))
+        raise wrong("have numbers as log-probabilities", "has some that are not finite")
     if bool((everything > VALUE_TOLERANCE).any()):
-        raise DataError(
-            wrong(
-                "have log-probabilities of at most 0",
-                f"has {everything.max():.4g}: the server answers logits. Start it with "
-                "--logprobs-mode raw_logprobs",
-            )
+        raise wrong(
+            "have log-probabilities of at most 0",
+            f"has {everything.max():.4g}: the server answers logits. Start it with "
+            "--logprobs-mode raw_logprobs",
         )
     if k > 1 and bool((np.diff(values, axis=-1) > VALUE_TOLERANCE).any()):
-        raise DataError(
-            wrong("have log-probabilities that fall with the rank", "has some that rise")
-        )
+        raise wrong("have log-probabilities that fall with the rank", "has some that rise")
     total = np.exp(values).sum(-1)
     if bool((total > 1 + SUM_TOLERANCE).any()):
-        raise DataError(
-            wrong(
-                "have probabilities of a position that add up to at most 1",
-                f"has {total.max():.6g}: they are not log-probabilities over the whole vocabulary",
-            )
+        raise wrong(
+            "have probabilities of a position that add up to at most 1",
+            f"has {total.max():.6g}: they are not log-probabilities over the whole vocabulary",
         )
     return Rows(ids, values, actual)
 
 
-def wrong(wanted: str, found: str) -> str:
-    """A message about an answer."""
-    return (
+def wrong(wanted: str, found: str) -> DataError:
+    """The error for an answer that is not what was asked for."""
+    return DataError(
         f"The answer of the teacher's server must {wanted}, and {found}. Nothing was learnt from "
         "it; use a server that answers as vLLM does."
     )

@@ -80,11 +80,9 @@ class RowKernel(ChunkBody):
     ) -> None:
         """
         Args:
-            pair: The terms.
             weights: Weight of each, as they were listed.
             student: Has targets, weights, and the sizes of the chunks to come.
             distribution: The teacher's at the N tokens; without one the divergence is 0.
-            workspace: Holds the buffers.
         """
         self.pair = pair
         self.weights = weights

@@ -12,7 +12,7 @@ from limbeck.export.base import ExportedFile
 from limbeck.export.gguf import Gguf
 from limbeck.export.parity import measure
 from limbeck.models import save_student
-from tests.experiment.house import write_texts
+from tests.experiment.tiny_run import write_texts
 from tests.models.tiny import tiny_model
 from tests.tokenizers.small import BEGIN, CHATML, small
 

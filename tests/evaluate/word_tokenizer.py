@@ -6,13 +6,12 @@ from __future__ import annotations
 class Words:
     """Ids are places in a list of words; decoding joins them with spaces."""
 
-    def __init__(self, letter: str = "w", size: int = 96) -> None:
+    def __init__(self, size: int = 96) -> None:
         """
         Args:
-            letter: What every word starts with.
             size: How many words there are.
         """
-        self.words = [f"{letter}{i}" for i in range(size)]
+        self.words = [f"w{i}" for i in range(size)]
 
     def decode(self, token_ids: list[int]) -> str:
         """The words with spaces between."""

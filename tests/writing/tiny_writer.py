@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from limbeck.experiment import load
 from limbeck.writing import Summary, Writing
-from tests.experiment.house import write_model, write_recipe, write_texts
+from tests.experiment.tiny_run import write_model, write_recipe, write_texts
 from tests.tokenizers.small import CHATML, small
 
 ASKED = ["What rises?", "Which still boils, and what does it catch?", "Is it?", "One drop of water"]
