@@ -45,8 +45,8 @@ KINDS: Kinds = {
 }
 """The arrays of `TextData` that grow while a text is read."""
 
-Progress = Callable[[int], None]
-"""Called with the number of rows read so far."""
+Progress = Callable[[int, int], None]
+"""Called with the numbers of rows and tokens read so far."""
 
 
 class BadRow(NamedTuple):
@@ -109,7 +109,7 @@ def build(
                 ):
                     add(draft, row, values, piece, config)
             draft.write(files)
-            progress(draft.num_documents + draft.num_bad)
+            progress(draft.num_documents + draft.num_bad, draft.num_tokens)
     refuse(draft, config, source)
     num_rows = plan_rows(folder, config)
     return facts(draft, config, source, folder, num_rows)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from limbeck.config import DataConfig
@@ -29,6 +30,7 @@ from limbeck.data.text_data import TextData
 from limbeck.errors import ConfigError, StorageError
 from limbeck.files import locked, manifest, publish, sweep
 from limbeck.models import cache_folder
+from limbeck.progress import ProgressLines
 from limbeck.registry import Problem, suggest
 from limbeck.tokenizers import template_hash, tokenizer_hash
 
@@ -89,7 +91,7 @@ def load_data(
     *,
     cache: Path,
     max_positions: int | None,
-    progress: Progress = lambda _: None,
+    progress: Progress = lambda _rows, _tokens: None,
 ) -> TextData:
     """Text as tokens, cut and packed; tokenised once and then mapped from disk.
 
@@ -153,8 +155,10 @@ def length_problems(config: DataConfig, max_positions: int | None) -> Iterator[s
 def load_text(
     config: DataConfig, tokenizer: PreTrainedTokenizerBase, limit: int | None
 ) -> TextData:
-    """`load_data` through the user's cache; rows have at most `limit` positions."""
-    return load_data(config, tokenizer, cache=cache_folder() / "data", max_positions=limit)
+    """`load_data` through the user's cache, with progress; rows have at most `limit` positions."""
+    progress = ProgressLines(Console(stderr=True), "tokenising")
+    folder = cache_folder() / "data"
+    return load_data(config, tokenizer, cache=folder, max_positions=limit, progress=progress)
 
 
 def identify(
