@@ -1,28 +1,41 @@
-"""A run that saves in the background after each step, killed with SIGKILL at random moments.
+"""A run that saves after each step, killed with SIGKILL at random moments from its first save on.
 
-    python benchmarks/checkpoint_kills.py [--kills 1000] [--seed 0]
+    PYTHONPATH=src:. python benchmarks/checkpoint_kills.py [--kills 1000] [--seed 0]
 
-After each kill every published checkpoint must be whole, and the newest no older than before.
+Every other life saves in the background. After each kill every published checkpoint must be whole,
+the newest no older than before, and the next life must resume from it. Counts the kills that left a
+half-written checkpoint behind, until there are as many as asked for.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
+import time
 from pathlib import Path
 
-from tests.distributed.test_saving import kill_often
+from tests.distributed.processes import live
+from tests.distributed.test_saving import hunt
+
+KILLS_OF_A_RUN = 25
+"""Then a new run begins, because each life reads the log of all before it."""
 
 
 def main() -> None:
-    """Run, kill, look."""
+    """Kill runs until enough kills met a save."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        newest = kill_often(Path(name), arguments.kills, arguments.seed)
-    print(f"{arguments.kills} kills, no unusable checkpoint; the newest is of step {newest}")
+    start, kills, halves, runs = time.perf_counter(), 0, 0, 0
+    while halves < arguments.kills:
+        with tempfile.TemporaryDirectory() as name:
+            assert live(hunt, Path(name), KILLS_OF_A_RUN, arguments.seed + runs) == 0
+            found = json.loads((Path(name) / "hunt.json").read_text())
+        kills, halves, runs = kills + KILLS_OF_A_RUN, halves + found["halves"], runs + 1
+        took = time.perf_counter() - start
+        print(f"{kills} kills, {halves} within a save, 0 unusable states, {took:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

@@ -74,6 +74,18 @@ def test_the_readme_links_to_every_page():
     assert [page for page in pages if page not in text] == []
 
 
+def test_every_test_that_a_page_names_exists():
+    text = (ROOT / "docs" / "reliability.md").read_text()
+    named = re.findall(r"`([\w/]+\.py)::(\w+)`", text)
+    assert len(named) > 80
+    missing = [
+        f"{path}::{name}"
+        for path, name in named
+        if f"def {name}(" not in (ROOT / "tests" / path).read_text()
+    ]
+    assert missing == []
+
+
 def command_lines():
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
         text = page.read_text().replace("\\\n", " ")

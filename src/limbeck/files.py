@@ -19,7 +19,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from limbeck.errors import StorageError, TryLaterError
+from limbeck.errors import ConfigError, StorageError, TryLaterError
 
 MANIFEST = "manifest.json"
 
@@ -62,6 +62,21 @@ def sha256(path: Path) -> str:
 def files_under(path: Path) -> Iterator[Path]:
     """Every file and link below a directory, sorted; directories themselves are not."""
     return (p for p in sorted(path.rglob("*")) if p.is_symlink() or not p.is_dir())
+
+
+def expanded(path: Path | str) -> Path:
+    """A path with `~` and `~user` as folders.
+
+    Raises:
+        ConfigError: There is no such user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ConfigError(
+            f"{path} must begin with the home folder of a user, and there is no such user. Write "
+            "the whole path."
+        ) from None
 
 
 def nearest_existing(path: Path) -> Path:
@@ -203,22 +218,22 @@ def read_sealed(path: Path, max_bytes: int) -> dict[str, Any]:
     try:
         value = json.loads(body)
     except RecursionError as error:
-        raise ValueError("its JSON is nested too deeply") from error
+        raise ValueError("it is nested too deeply") from error
     if not isinstance(value, dict):
         raise ValueError("it is not a JSON object")
     require_shallow(value)
     return value
 
 
-def require_shallow(value: Mapping[str, Any]) -> None:
-    """Refuse JSON that is nested so deeply that recursive code could fail on it."""
+def require_shallow(value: Mapping[Any, Any]) -> None:
+    """Refuse data that is nested so deeply that recursive code could fail on it."""
     level: list[Any] = [value]
     for _ in range(MAX_JSON_DEPTH):
         lists = (each.values() if isinstance(each, dict) else each for each in level)
         level = [child for each in lists for child in each if isinstance(child, dict | list)]
         if not level:
             return
-    raise ValueError(f"its JSON is nested more than {MAX_JSON_DEPTH} levels deep")
+    raise ValueError(f"it is nested more than {MAX_JSON_DEPTH} levels deep")
 
 
 def raise_if_too_many_open(error: Exception) -> None:

@@ -1,4 +1,4 @@
-"""Progress of work whose length is known."""
+"""Progress of long work."""
 
 from __future__ import annotations
 
@@ -63,3 +63,24 @@ class ProgressBar:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+class ProgressLines:
+    """Progress of reading a text, whose length is not known: a plain line every few seconds."""
+
+    def __init__(self, console: Console, label: str) -> None:
+        """
+        Args:
+            label: What is done, as `tokenising`.
+        """
+        self._console, self._label = console, label
+        self._began = self._last_line = time.monotonic()
+
+    def __call__(self, rows: int, tokens: int) -> None:
+        """Say how much has been read since the start, unless a line was printed just now."""
+        now = time.monotonic()
+        if now - self._last_line >= SECONDS_BETWEEN_LINES:
+            self._last_line = now
+            rate = tokens / (now - self._began)
+            text = f"{self._label}: {rows:,} rows, {tokens:,} tokens, {rate:,.0f} tokens/s"
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -107,7 +107,7 @@ class Registry(Generic[T]):
         self._import_package()
         component = self._components[name]
         target = component.__init__ if inspect.isclass(component) else component
-        hints = get_type_hints(target, include_extras=True)
+        hints = hints_of(target)
         return {
             parameter.name: (hints[parameter.name], parameter)
             for parameter in inspect.signature(component).parameters.values()
@@ -185,6 +185,12 @@ class Registry(Generic[T]):
             for n in required
         ]
         return options, problems
+
+
+@functools.cache
+def hints_of(target: Callable[..., Any]) -> dict[str, Any]:
+    """The annotations of a callable or a class, evaluated once: each costs a compilation."""
+    return get_type_hints(target, include_extras=True)
 
 
 def sections(docstring: str) -> tuple[str, str]:

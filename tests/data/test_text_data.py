@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from limbeck.config import ReadConfig
 from limbeck.data import TextData, corpus_path, overlap
+from limbeck.data.build import Draft
 from limbeck.data.rows import open_source
 from limbeck.errors import ConfigError, TryLaterError
 from tests.data.data_files import load, write
@@ -277,13 +278,35 @@ def test_progress_is_told_up_to_the_last_row(tmp_path: Path) -> None:
     from limbeck.config import DataConfig
     from limbeck.data import load_data
 
-    told: list[int] = []
+    told: list[tuple[int, int]] = []
     path = write(tmp_path / "r.jsonl", ROWS * 300)
     config = DataConfig(type="text", path=str(path), sequence_length=16)
-    load_data(config, TOKENIZER, cache=tmp_path / "c", max_positions=16, progress=told.append)
-    assert told[-1] == 1500
+
+    def note(rows: int, tokens: int) -> None:
+        told.append((rows, tokens))
+
+    data = load_data(config, TOKENIZER, cache=tmp_path / "c", max_positions=16, progress=note)
+    assert told[-1] == (1500, len(data.tokens))
     assert told == sorted(told)
     assert len(told) > 1
+
+
+def test_memory_for_what_is_not_yet_on_disk_does_not_grow_with_the_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of each chunk, tokens and documents are written before the next is read."""
+    held: list[int] = []
+    plain = Draft.write
+
+    def write_and_count(draft: Draft, to: Any) -> None:
+        held.append(sum(len(values) for values in draft.pending.values()))
+        plain(draft, to)
+        assert not any(draft.pending.values())
+
+    monkeypatch.setattr(Draft, "write", write_and_count)
+    load(write(tmp_path / "r.jsonl", ROWS * 500))
+    assert len(held) > 3
+    assert max(held) <= 512 * 12
 
 
 def test_the_corpus_is_small_and_its_parts_are_disjoint() -> None:

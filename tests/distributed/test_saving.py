@@ -167,50 +167,58 @@ def test_a_disk_that_is_full_in_the_background_ends_the_run_and_spares_what_was_
         assert latest(tmp_path / place / "checkpoints") is not None
 
 
-def hunted_life(folder, delay_s):
-    """A life that saves after each step, and ends at any moment after its first one.
+def saving_life(folder, begun, asynchronous):
+    """A life that saves after each step, and writes a byte when its first save begins."""
+    plain = HeldWriter.write_data
 
-    Killed from a thread of its own: within a step, within a save, or between the two.
+    def write_data(writer, plan, planner):
+        os.write(begun, b".")
+        return plain(writer, plan, planner)
+
+    HeldWriter.write_data = write_data
+    checkpoint = {"every": 1, "asynchronous": asynchronous}
+    train(toy_setup(folder, resume=True, checkpoint=checkpoint, optim={"steps": 10_000}))
+
+
+def killed_life(folder, delay_s, asynchronous):
+    """Kill a forked life some time after its first save began."""
+    reads, begun = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            saving_life(folder, begun, asynchronous)
+        finally:
+            os._exit(1)
+    os.close(begun)
+    assert os.read(reads, 1) == b".", "it could not resume"
+    os.close(reads)
+    time.sleep(delay_s)
+    os.kill(child, signal.SIGKILL)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL, "it ended by itself"
+
+
+def hunt(folder, kills, seed):
+    """Kill lives of one run, each of which resumes from what the one before left.
+
+    Call it in a process that has no threads. Writes to hunt.json how many kills left a half-written
+    checkpoint behind, and the step of the newest whole one.
     """
-
-    def kill():
-        time.sleep(delay_s)
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    killer = threading.Thread(target=kill, daemon=True)
-
-    def hear(record):
-        if record["kind"] == "step" and not killer.is_alive():
-            killer.start()
-
-    full_run(folder, checkpoint={"every": 1}, sinks=[Listener(hear)], optim={"steps": 10_000})
-
-
-def unusable(checkpoints):
-    """Published checkpoints that are not whole, and a loss of all of them."""
-    published = [path for path in checkpoints.glob("step-*") if step_of(path) >= 0]
-    return [path.name for path in published if damage(path) is not None]
-
-
-def kill_often(folder, kills, seed):
-    """Kill lives of one run at random moments; how many steps the last checkpoint has."""
-    chance, newest = random.Random(seed), -1
-    for _ in range(kills):
-        assert live(hunted_life, folder, chance.uniform(0, 0.25)) == -signal.SIGKILL
-        checkpoints = folder / "checkpoints"
-        if not checkpoints.exists():
-            continue
-        assert unusable(checkpoints) == []
-        found = latest(checkpoints)
-        step = -1 if found is None else step_of(found)
+    chance, newest, halves, checkpoints = random.Random(seed), -1, 0, folder / "checkpoints"
+    for kill in range(kills):
+        killed_life(folder, chance.uniform(0, 0.05), asynchronous=kill % 2 == 1)
+        halves += any(checkpoints.glob(".tmp-*"))
+        published = list(checkpoints.glob("step-*"))
+        assert [path.name for path in published if damage(path) is not None] == []
+        step = max(map(step_of, published), default=-1)
         assert step >= newest, "what was published stays"
         newest = step
-    return newest
+    (folder / "hunt.json").write_text(json.dumps({"halves": halves, "newest": newest}))
 
 
 @pytest.mark.slow
-def test_a_run_killed_while_it_saves_in_the_background_leaves_only_whole_checkpoints(tmp_path):
-    assert kill_often(tmp_path, kills=30, seed=os.getpid()) > 0
+def test_a_run_killed_while_it_saves_leaves_only_whole_checkpoints(tmp_path):
+    assert live(hunt, tmp_path, 40, os.getpid()) == 0
+    assert json.loads((tmp_path / "hunt.json").read_text())["halves"] > 0
     distiller, _ = toy_pair()
     newest = latest(tmp_path / "checkpoints")
     assert load_checkpoint(newest, distiller, [], ALONE)["totals"]["step"] == step_of(newest)

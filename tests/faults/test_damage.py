@@ -1,19 +1,27 @@
 """Flipped bits and full disks are found, and cost at most one checkpoint."""
 
+import os
+import random
 import resource
 import shutil
+import sys
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from limbeck.data import load_data
 from limbeck.distributed import latest, load_checkpoint
 from limbeck.errors import DataError, StorageError
 from limbeck.train import make_optimizers, train, train_step
+from tests.data.made import load, write
 from tests.distributed.processes import live
 from tests.distributed.saved_checkpoint import save_checkpoint
 from tests.distributed.test_checkpoints import CONFIG
+from tests.tokenizers.small import SENTENCES, small
 from tests.train.toy import ALONE, ToyBatches, fingerprint, toy_pair, toy_setup
+
+FLIPS = int(os.environ.get("BIT_FLIPS", "10"))
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +73,57 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_is_used(
     finally:
         shutil.rmtree(second)
         keep.rename(second)
+
+
+def flip(path, place):
+    """Flip one bit of a file, by its number; a second flip undoes it."""
+    body = bytearray(path.read_bytes())
+    body[place // 8] ^= 1 << place % 8
+    path.write_bytes(body)
+
+
+def chosen_bits(folder, draw):
+    """`FLIPS` bits of a folder: the same chance for each bit, or for each file, manifests too."""
+    files = [p for p in sorted(folder.rglob("*")) if p.is_file()]
+    sizes = [p.stat().st_size for p in files]
+    for trial in range(FLIPS):
+        (path,) = draw.choices(files, None if trial % 2 else sizes)
+        yield path, draw.randrange(path.stat().st_size * 8)
+
+
+def test_no_flipped_bit_of_a_checkpoint_is_silent(two_checkpoints):
+    newest = two_checkpoints / "step-000002"
+    for path, place in chosen_bits(newest, random.Random(1)):
+        flip(path, place)
+        assert latest(two_checkpoints) == two_checkpoints / "step-000001"
+        flip(path, place)
+    assert latest(two_checkpoints) == newest
+
+
+def test_no_flipped_bit_of_the_data_cache_is_silent(tmp_path, monkeypatch):
+    """Arrays that are not as their manifest says are made again, and are the same."""
+    text, tokenizer = (
+        write(tmp_path / "rows.jsonl", [{"text": each} for each in SENTENCES]),
+        small(),
+    )
+    load(text, tokenizer)
+    (folder,) = [each for each in (tmp_path / "cache").iterdir() if each.is_dir()]
+    whole = {each.name: each.read_bytes() for each in folder.iterdir()}
+    module = sys.modules[load_data.__module__]
+    plain, built = module.build, []
+
+    def build(*given):
+        built.append(given)
+        return plain(*given)
+
+    monkeypatch.setattr(module, "build", build)
+    for number, (path, place) in enumerate(chosen_bits(folder, random.Random(2))):
+        flip(path, place)
+        load(text, tokenizer)
+        assert len(built) == number + 1
+        assert {each.name: each.read_bytes() for each in folder.iterdir()} == whole
+    load(text, tokenizer)
+    assert len(built) == FLIPS
 
 
 def test_a_run_with_a_damaged_newest_checkpoint_resumes_from_the_one_before(tmp_path):

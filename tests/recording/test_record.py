@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 
-from limbeck.errors import ConfigError, DataError, StorageError, TryLaterError
+from limbeck.errors import ConfigError, DataError, NonFiniteError, StorageError, TryLaterError
 from limbeck.experiment import assemble, load
+from limbeck.models import CausalLM
 from limbeck.recording import Recording, parse_part
 from limbeck.recording.budget import require_room
 from limbeck.recording.plan import own_shards, passes, plan_shards
 from limbeck.store import Store, read_header, verify
+from limbeck.store.maintenance import absent_shards
 from limbeck.teachers import find_local
 from limbeck.teachers.stored import window_of
 from tests.commands.processes import Command
@@ -100,6 +102,28 @@ def test_another_teacher_does_not_resume_a_store(tmp_path):
         record(load(path, ["record.form.k=9"]))
     with pytest.raises(DataError, match="seed: 0 in the store, 1 wanted"):
         record(load(path, ["seed=1"]))
+
+
+@pytest.mark.parametrize("form", [TOP_K, SAMPLES], ids=lambda form: form["type"])
+def test_logits_that_are_no_numbers_are_never_stored(tmp_path, monkeypatch, form):
+    """A NaN is the largest value to a top-k, and its rounded level would be a probability."""
+    plain, passes_made = CausalLM.forward, itertools.count()
+
+    def forward(model, *given):
+        last, layers = plain(model, *given)
+        if next(passes_made) == 9:
+            last[3, 0] = float("nan")
+        return last, layers
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CausalLM, "forward", forward)
+        with pytest.raises(NonFiniteError, match="those of 1 positions are not") as told:
+            recorded(tmp_path, form)
+    assert told.value.exit_code == 5
+    assert next(passes_made) > 9
+    store = tmp_path / "store"
+    assert verify(store) == []  # what there is is whole
+    assert absent_shards(store, read_header(store))
 
 
 def test_a_teacher_in_a_gguf_file_is_recorded_and_learnt_from_without_it(tmp_path):

@@ -518,14 +518,23 @@ def test_the_server_works_on_the_next_step_while_the_student_computes(server, fo
     assert not teacher._ahead
 
 
-def test_a_run_resumes_at_another_address(server, folder, local, tmp_path):
+def test_a_run_resumes_at_another_address_and_writes_its_key_to_no_file(
+    server, folder, local, tmp_path, monkeypatch
+):
     path = write_recipe(tmp_path, evaluate={"data": None})
-    run(path, server, folder, "optim.steps=2", f"output={tmp_path / 'run'}")
+    options = ("optim.steps=2", f"output={tmp_path / 'run'}", "teacher.key_env=TINY_KEY")
+    monkeypatch.setenv("TINY_KEY", KEY)
+    server.key = KEY
+    run(path, server, folder, *options)
     moved = TinyServer(local, small())
+    moved.key = KEY
     try:
-        run(path, moved, folder, "optim.steps=2", f"output={tmp_path / 'run'}", resume=True)
+        run(path, moved, folder, *options, resume=True)
     finally:
         moved.kill()
+    files = [each for each in tmp_path.rglob("*") if each.is_file()]
+    assert any(b"TINY_KEY" in each.read_bytes() for each in files)
+    assert [each for each in files if KEY.encode() in each.read_bytes()] == []
 
 
 def test_what_the_student_writes_is_read_by_the_server(server, folder, tmp_path):

@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch
 
 from limbeck.errors import ConfigError, StorageError
 from limbeck.evaluate.text import token_text
+from limbeck.files import expanded
 from limbeck.models import CausalLM, PreTrainedTokenizerBase, evaluating
 from limbeck.rollouts import Rollout, Sampling, sample, seed_of
 
@@ -154,7 +154,7 @@ class Conversation:
             raise ConfigError("/save FILE appends a conversation that has an answer to a file.")
         row = json.dumps({"messages": self.messages}, ensure_ascii=False)
         try:
-            with Path(path).expanduser().open("a", encoding="utf-8") as file:
+            with expanded(path).open("a", encoding="utf-8") as file:
                 file.write(f"{row}\n")
         except OSError as error:
             raise StorageError(f"{path} must be a file that can be written: {error}.") from error

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from limbeck.config import override_in
 from limbeck.errors import ConfigError
 from limbeck.experiment import load
-from limbeck.files import write_text
+from limbeck.files import expanded, write_text
 from limbeck.models import ModelSource
 from limbeck.models.source import find, read_config
 
@@ -62,7 +62,7 @@ def write_recipe(words: Sequence[str], *, keep_run: bool) -> Path:
             "TEACHER STUDENT DATA --plan, and name it after torchrun -m limbeck distill."
         )
     tree = changed(chosen(*places), [word for word in words if "=" in word])
-    output = Path(str(tree["output"])).expanduser()
+    output = expanded(str(tree["output"]))
     path = output.with_name(f"{output.name}.yaml")
     if (output / "recipe.yaml").exists():
         if not keep_run:

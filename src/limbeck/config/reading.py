@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -20,7 +20,8 @@ from limbeck.config.foreign_names import ours
 from limbeck.config.plugins import import_plugins
 from limbeck.config.recipe import RunConfig
 from limbeck.errors import ConfigError
-from limbeck.registry import Problem, suggest
+from limbeck.files import expanded, require_shallow
+from limbeck.registry import Problem, hints_of, suggest
 
 MAX_RECIPE_BYTES = 1 << 20
 
@@ -30,6 +31,9 @@ COUNTED = {
     "optim.warmup_steps": "a whole number of steps, or a share of all steps between 0 and 1",
 }
 """What numbers that have another form too may be."""
+
+adapter: Callable[[type], Any] = cache(TypeAdapter)
+"""The validator of a section, made once: making that of a recipe takes 30 ms."""
 
 Check = Callable[[RunConfig], Iterable[Problem]]
 
@@ -80,7 +84,7 @@ def closed_parts(tree: Mapping[str, Any]) -> tuple[RunConfig | None, list[Proble
     """The configuration of a tree, or None, and the mistakes outside components."""
     problems = list(not_finite(tree))
     try:
-        return TypeAdapter(RunConfig).validate_python(tree), problems
+        return adapter(RunConfig).validate_python(tree), problems
     except ValidationError as error:
         return None, problems + [explain(dict(e)) for e in error.errors()]
 
@@ -129,8 +133,10 @@ def parse(path: Path, overrides: Iterable[str]) -> dict[str, Any]:
         raise ConfigError(f"{path} must hold a mapping of sections.")
     for override in overrides:
         override_in(base, override)
-    tree = OmegaConf.to_container(base, resolve=False)
-    assert isinstance(tree, dict), "OmegaConf keeps a mapping a mapping"
+    with blamed_on(str(path)):
+        tree = OmegaConf.to_container(base, resolve=False)
+        assert isinstance(tree, dict), "OmegaConf keeps a mapping a mapping"
+        require_shallow(tree)
     for at, value in leaves(tree):
         if isinstance(value, str) and "${" in value:
             raise ConfigError(
@@ -139,7 +145,7 @@ def parse(path: Path, overrides: Iterable[str]) -> dict[str, Any]:
             )
     if isinstance(tree.get("plugins"), list):
         folder = path.parent.resolve()
-        tree["plugins"] = [str(folder / Path(str(p)).expanduser()) for p in tree["plugins"]]
+        tree["plugins"] = [str(folder / expanded(str(p))) for p in tree["plugins"]]
     return {str(key): value for key, value in tree.items()}
 
 
@@ -156,8 +162,12 @@ def blamed_on(source: str) -> Iterator[None]:
     """Report errors of the YAML parser and of OmegaConf as errors of a file or of an override."""
     try:
         yield
-    except (OmegaConfBaseException, ValueError) as error:
+    except (OmegaConfBaseException, ValueError, LookupError) as error:
         raise ConfigError(f"{source} is not a recipe: {error}") from None
+    except AssertionError:  # OmegaConf's, of YAML that is neither a mapping nor a list
+        raise ConfigError(f"{source} must hold a mapping of sections.") from None
+    except RecursionError:
+        raise ConfigError(f"{source} is not a recipe: it is nested too deeply.") from None
     except YAMLError as error:
         text = str(error).replace('in "<unicode string>", ', "at ")
         raise ConfigError(f"{source} is not YAML: {text}") from None
@@ -179,7 +189,7 @@ def leaves(tree: Any, at: tuple[int | str, ...] = ()) -> Iterator[tuple[str, Any
     else:
         yield dotted(at), tree
     for key, child in children:
-        yield from leaves(child, (*at, key))
+        yield from leaves(child, (*at, key if isinstance(key, int) else str(key)))
 
 
 def differences(before: Any, now: Any) -> dict[str, str]:
@@ -257,17 +267,22 @@ def fields_at(where: Iterable[int | str]) -> list[str]:
     for part in where:
         if not dataclasses.is_dataclass(section):
             return []
-        hint = get_type_hints(section).get(str(part))
-        section = next(filter(dataclasses.is_dataclass, (hint, *get_args(hint))), None)
+        hint = hints_of(section).get(str(part))
+        section = next(filter(is_section, (hint, *get_args(hint))), None)
     if section is None:
         return []
     return options_of(section)
 
 
+def is_section(hint: Any) -> bool:
+    """Whether an annotation, or a part of one, is a section of a recipe."""
+    return isinstance(hint, type) and dataclasses.is_dataclass(hint)
+
+
 @cache
 def options_of(section: type) -> list[str]:
     """Names of the options of a section, as a recipe writes them."""
-    return list(TypeAdapter(section).json_schema().get("properties", ()))
+    return list(adapter(section).json_schema().get("properties", ()))
 
 
 def dotted(location: Iterable[int | str]) -> str:
@@ -288,5 +303,5 @@ def dump(config: RunConfig) -> str:
 
 def to_plain(config: RunConfig) -> dict[str, Any]:
     """The resolved configuration as what JSON can hold."""
-    plain: dict[str, Any] = TypeAdapter(RunConfig).dump_python(config, mode="json", by_alias=True)
+    plain: dict[str, Any] = adapter(RunConfig).dump_python(config, mode="json", by_alias=True)
     return plain

@@ -17,6 +17,7 @@ from pydantic import AfterValidator, Field
 
 from limbeck.config.schedules import STRICT, Schedule, Scheduled
 from limbeck.config.trainable import TrainableConfig
+from limbeck.files import expanded
 from limbeck.registry import Component
 
 ROUNDING = 1e-9
@@ -319,7 +320,7 @@ class RecordConfig:
     """What `limbeck record` keeps of the teacher, and where; `distill` does not read it."""
 
     __pydantic_config__ = STRICT
-    output: Annotated[Path, AfterValidator(Path.expanduser)]
+    output: Annotated[Path, AfterValidator(expanded)]
     """The store's folder."""
     form: Component | str = "top_k"
     """What is kept of each distribution: `{type: top_k, k: 32, temperatures: [1.0]}`, ..."""
@@ -334,7 +335,7 @@ class WriteConfig:
     """The answers that `limbeck write` lets the teacher give to the prompts of `data`."""
 
     __pydantic_config__ = STRICT
-    output: Annotated[Path, AfterValidator(Path.expanduser)]
+    output: Annotated[Path, AfterValidator(expanded)]
     """The file to write, .jsonl; `data.path` of a run."""
     tokens: Positive = 512
     """Length of an answer, at most; an end token ends it earlier."""
@@ -365,7 +366,7 @@ class RunConfig:
     """The small model, and how its first weights are made: `{type: pretrained, path: ...}`."""
     data: DataConfig
     optim: OptimConfig
-    output: Annotated[Path, AfterValidator(Path.expanduser)]
+    output: Annotated[Path, AfterValidator(expanded)]
     """Run directory: resolved recipe, provenance, metrics, checkpoints, student, report."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     rollout: RolloutConfig | None = None

@@ -5,16 +5,16 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import xxhash
-from jaxtyping import Bool, Int32, Shaped
 
 from limbeck.config import DataConfig
+from limbeck.data.columns import Column, Kinds, columns
 from limbeck.data.detect import WEIGHT, advice, wanted_columns
 from limbeck.data.formats import Encoder, Piece, Reader, Values
 from limbeck.data.packing import cut, pack
@@ -32,11 +32,21 @@ TOO_SHORT = "less than two tokens"
 UNSCORED = "nothing to predict"
 UNSCORED_WINDOW = "windows with nothing to predict"
 
-Arrays = dict[str, Shaped[np.ndarray, "..."]]
-"""The arrays of `TextData` by name."""
+KINDS: Kinds = {
+    "tokens": (np.int32, 0),
+    "scored": (np.bool_, 0),
+    "windows": (np.int64, 3),
+    "document_hashes": (np.uint64, 0),
+    "document_bytes": (np.int64, 0),
+    "document_scored": (np.int64, 0),
+    "document_ends": (np.int64, 0),
+    "document_places": (np.int64, 2),
+    "document_weights": (np.float32, 0),
+}
+"""The arrays of `TextData` that grow while a text is read."""
 
-Progress = Callable[[int], None]
-"""Called with the number of rows read so far."""
+Progress = Callable[[int, int], None]
+"""Called with the numbers of rows and tokens read so far."""
 
 
 class BadRow(NamedTuple):
@@ -49,43 +59,73 @@ class BadRow(NamedTuple):
 
 @dataclass
 class Draft:
-    """What has been read so far."""
+    """Counts of what has been read so far, and the arrays that are not written yet."""
 
-    tokens: list[Int32[np.ndarray, " n"]] = field(default_factory=list)
-    scored: list[Bool[np.ndarray, " n"]] = field(default_factory=list)
+    pending: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in KINDS})
     num_tokens: int = 0
-    windows: list[tuple[int, int, int]] = field(default_factory=list)
-    hashes: list[int] = field(default_factory=list)
-    sizes: list[int] = field(default_factory=list)
-    num_scored: list[int] = field(default_factory=list)
-    ends: list[int] = field(default_factory=list)
-    places: list[tuple[int, int]] = field(default_factory=list)
-    weights: list[float] = field(default_factory=list)
+    num_documents: int = 0
+    num_used: int = 0
+    num_windows: int = 0
+    num_positions: int = 0
+    num_scored: int = 0
+    largest_id: int = 0
+    has_weight: bool = False
     dropped: Counter[str] = field(default_factory=Counter)
     bad_rows: list[BadRow] = field(default_factory=list)
     num_bad: int = 0
 
+    def write(self, to: Mapping[str, Column]) -> None:
+        """Write what is pending."""
+        for name, values in self.pending.items():
+            whole = name in ("tokens", "scored") and values
+            to[name].extend(np.concatenate(values) if whole else values)
+            values.clear()
+
 
 def build(
-    config: DataConfig, source: Source, reader: Reader, encoder: Encoder, progress: Progress
-) -> tuple[Arrays, dict[str, Any]]:
-    """Arrays and facts of a data set."""
+    config: DataConfig,
+    source: Source,
+    reader: Reader,
+    encoder: Encoder,
+    progress: Progress,
+    folder: Path,
+) -> dict[str, Any]:
+    """Write the arrays of a data set into a folder; its facts.
+
+    Tokens are written as they come: memory holds a chunk of rows, and when rows are planned 60
+    bytes a window.
+    """
     draft = Draft()
-    for rows in chunks(rows_of(config, source, reader), config.max_documents):
-        good = [
-            (row, values)
-            for row in rows
-            if (values := checked(draft, row, config, reader)) is not None
-        ]
-        if not draft.num_bad or config.bad_rows == "skip":
-            for (row, values), piece in zip(
-                good, reader.encode([values for _, values in good], encoder), strict=True
-            ):
-                add(draft, row, values, piece, config.sequence_length)
-        progress(len(draft.places) + draft.num_bad)
+    with columns(folder, KINDS) as files:
+        for rows in chunks(rows_of(config, source, reader), config.max_documents):
+            good = [
+                (row, values)
+                for row in rows
+                if (values := checked(draft, row, config, reader)) is not None
+            ]
+            if not draft.num_bad or config.bad_rows == "skip":
+                for (row, values), piece in zip(
+                    good, reader.encode([values for _, values in good], encoder), strict=True
+                ):
+                    add(draft, row, values, piece, config)
+            draft.write(files)
+            progress(draft.num_documents + draft.num_bad, draft.num_tokens)
     refuse(draft, config, source)
-    built = arrays(draft, config)
-    return built, facts(draft, config, source, len(built["row_ends"]))
+    num_rows = plan_rows(folder, config)
+    return facts(draft, config, source, folder, num_rows)
+
+
+def plan_rows(folder: Path, config: DataConfig) -> int:
+    """Write which windows make up each row; the number of rows."""
+    lengths = np.load(folder / "windows.npy", mmap_mode="r")[:, 1]
+    if config.pack:
+        windows, ends = pack(lengths, config.sequence_length)
+    else:
+        windows = np.arange(len(lengths), dtype=np.int64)
+        ends = windows + 1
+    np.save(folder / "row_windows.npy", windows)
+    np.save(folder / "row_ends.npy", ends)
+    return len(ends)
 
 
 def rows_of(config: DataConfig, source: Source, reader: Reader) -> Iterator[Row]:
@@ -120,9 +160,9 @@ def checked(draft: Draft, row: Row, config: DataConfig, reader: Reader) -> Value
     if problem:
         note_bad_row(draft, row, problem)
         return None
-    columns = needed | {n: c for n, c in optional.items() if row.values.get(c) is not None}
-    values = {name: row.values[column] for name, column in columns.items()}
-    defect = reader.problem(values) or weight_problem(values, columns.get(WEIGHT, WEIGHT))
+    found = needed | {n: c for n, c in optional.items() if row.values.get(c) is not None}
+    values = {name: row.values[column] for name, column in found.items()}
+    defect = reader.problem(values) or weight_problem(values, found.get(WEIGHT, WEIGHT))
     if defect is not None:
         note_bad_row(draft, row, defect)
         return None
@@ -155,39 +195,48 @@ def named(draft: Draft, files: Sequence[str]) -> list[str]:
     return [f"{files[file]}:{line}: {problem}" for file, line, problem in draft.bad_rows]
 
 
-def add(draft: Draft, row: Row, values: Values, piece: Piece | str, length: int) -> None:
+def add(draft: Draft, row: Row, values: Values, piece: Piece | str, config: DataConfig) -> None:
     """Add a tokenised row: its tokens, its windows, and what is dropped of it."""
     if isinstance(piece, str):
         note_bad_row(draft, row, piece)
         return
-    document = len(draft.places)
     content = {name: value for name, value in values.items() if name != WEIGHT}
     body = json.dumps(content, sort_keys=True, default=str)
-    draft.hashes.append(xxhash.xxh3_64_intdigest(body.encode()))
-    draft.places.append((row.file, row.number))
-    draft.weights.append(float(values.get(WEIGHT, 1.0)))
-    draft.num_scored.append(int(piece.scored.sum()))
-    if not piece.scored.any():
-        draft.sizes.append(0)
-        draft.ends.append(draft.num_tokens)
+    weight, num_scored = float(values.get(WEIGHT, 1.0)), int(piece.scored.sum())
+    new, windows = draft.pending, 0
+    if num_scored:
+        for start, positions in cut(len(piece.ids), config.sequence_length):
+            if piece.scored[start + 1 : start + positions + 1].any():
+                place = (draft.num_tokens + start, positions, draft.num_documents)
+                new["windows"].append(place)
+                windows += 1
+                draft.num_positions += positions
+            else:
+                draft.dropped[UNSCORED_WINDOW] += 1
+        new["tokens"].append(piece.ids)
+        new["scored"].append(piece.scored)
+        draft.num_tokens += len(piece.ids)
+        draft.largest_id = max(draft.largest_id, int(piece.ids.max()))
+    else:
         draft.dropped[TOO_SHORT if len(piece.ids) < 2 else UNSCORED] += 1
-        return
-    draft.sizes.append(piece.num_bytes)
-    for start, positions in cut(len(piece.ids), length):
-        if piece.scored[start + 1 : start + positions + 1].any():
-            draft.windows.append((draft.num_tokens + start, positions, document))
-        else:
-            draft.dropped[UNSCORED_WINDOW] += 1
-    draft.tokens.append(piece.ids)
-    draft.scored.append(piece.scored)
-    draft.num_tokens += len(piece.ids)
-    draft.ends.append(draft.num_tokens)
+    new["document_hashes"].append(xxhash.xxh3_64_intdigest(body.encode()))
+    new["document_bytes"].append(piece.num_bytes if num_scored else 0)
+    new["document_scored"].append(num_scored)
+    new["document_ends"].append(draft.num_tokens)
+    new["document_places"].append((row.file, row.number))
+    if WEIGHT in config.columns:
+        new["document_weights"].append(weight)
+    draft.num_documents += 1
+    draft.num_used += windows > 0
+    draft.num_windows += windows
+    draft.num_scored += num_scored
+    draft.has_weight |= weight > 0
 
 
 def refuse_rows(draft: Draft, config: DataConfig, source: Source) -> None:
     """Refuse a text with bad rows that are not skipped, or without any rows."""
     path = config.path
-    if draft.num_bad and (config.bad_rows == "error" or not draft.places):
+    if draft.num_bad and (config.bad_rows == "error" or not draft.num_documents):
         count = "1 is not" if draft.num_bad == 1 else f"{draft.num_bad:,} are not"
         first = f", the first {SHOWN}" if draft.num_bad > SHOWN else ""
         remedy = "Correct or remove them. Set data.columns where columns have other names."
@@ -202,7 +251,7 @@ def refuse_rows(draft: Draft, config: DataConfig, source: Source) -> None:
                 ]
             )
         )
-    if not draft.places:
+    if not draft.num_documents:
         raise DataError(f"{path} must hold rows, and has none. Check the path and the split.")
 
 
@@ -210,11 +259,11 @@ def refuse(draft: Draft, config: DataConfig, source: Source) -> None:
     """Refuse a text with bad rows that are not skipped, or without usable rows."""
     refuse_rows(draft, config, source)
     path = config.path
-    if not any(draft.weights):
+    if not draft.has_weight:
         raise DataError(f"{path} must have a row whose weight is above 0, and all are 0.")
-    if not draft.windows:
+    if not draft.num_windows:
         skipped = [("bad rows skipped", draft.num_bad)] if draft.num_bad else []
-        num_read = len(draft.places) + draft.num_bad
+        num_read = draft.num_documents + draft.num_bad
         table = [("rows read", num_read), *skipped, *draft.dropped.items(), ("rows left", 0)]
         raise DataError(
             "\n".join(
@@ -227,49 +276,27 @@ def refuse(draft: Draft, config: DataConfig, source: Source) -> None:
         )
 
 
-def arrays(draft: Draft, config: DataConfig) -> Arrays:
-    """The arrays of `TextData`."""
-    windows = np.array(draft.windows, dtype=np.int64)
-    lengths = windows[:, 1]
-    one_each = [[window] for window in range(len(windows))]
-    plan = pack(lengths, config.sequence_length) if config.pack else one_each
-    return {
-        "tokens": np.concatenate(draft.tokens),
-        "scored": np.concatenate(draft.scored),
-        "windows": windows,
-        "row_windows": np.array([w for row in plan for w in row], dtype=np.int64),
-        "row_ends": np.cumsum([len(row) for row in plan], dtype=np.int64),
-        "document_hashes": np.array(draft.hashes, dtype=np.uint64),
-        "document_bytes": np.array(draft.sizes, dtype=np.int64),
-        "document_scored": np.array(draft.num_scored, dtype=np.int64),
-        "document_ends": np.array(draft.ends, dtype=np.int64),
-        "document_places": np.array(draft.places, dtype=np.int64),
-        "document_weights": np.array(
-            draft.weights if WEIGHT in config.columns else [], dtype=np.float32
-        ),
-    }
-
-
-def facts(draft: Draft, config: DataConfig, source: Source, num_rows: int) -> dict[str, Any]:
+def facts(
+    draft: Draft, config: DataConfig, source: Source, folder: Path, num_rows: int
+) -> dict[str, Any]:
     """Counts of what was read and what was dropped."""
-    num_positions = sum(length for _, length, _ in draft.windows)
     return {
         "bad_rows": {"skipped": draft.num_bad, "first": named(draft, source.names)},
-        "documents": len(draft.places),
-        "documents_used": len({document for *_, document in draft.windows}),
-        "duplicates": len(draft.hashes) - len(set(draft.hashes)),
+        "documents": draft.num_documents,
+        "documents_used": draft.num_used,
+        "duplicates": num_repeated(folder),
         "dropped": dict(draft.dropped),
-        "windows": len(draft.windows),
-        "positions": num_positions,
-        "scored": sum(draft.num_scored),
-        "largest_token_id": max(int(ids.max()) for ids in draft.tokens),
+        "windows": draft.num_windows,
+        "positions": draft.num_positions,
+        "scored": draft.num_scored,
+        "largest_token_id": draft.largest_id,
         "sequence_length": config.sequence_length,
         "rows": num_rows,
-        "packing_efficiency": num_positions / (num_rows * config.sequence_length),
+        "packing_efficiency": draft.num_positions / (num_rows * config.sequence_length),
     }
 
 
-def save(folder: Path, built: Arrays, names: Sequence[str]) -> None:
-    """Write arrays as .npy files."""
-    for name in names:
-        np.save(folder / f"{name}.npy", built[name], allow_pickle=False)
+def num_repeated(folder: Path) -> int:
+    """Documents that repeat an earlier one."""
+    hashes = np.load(folder / "document_hashes.npy", mmap_mode="r")
+    return len(hashes) - len(np.unique(hashes))

@@ -13,13 +13,13 @@ import datasets
 from limbeck.config import ReadConfig
 from limbeck.data.rows import Row, Source, is_saved
 from limbeck.errors import ConfigError, TryLaterError
-from limbeck.files import nearest_existing, sha256
+from limbeck.files import expanded, nearest_existing, sha256
 from limbeck.tokenizers import hub_answers
 
 
 def from_hub(config: ReadConfig, cache: Path) -> Source:
     """A data set of the Hub, of the user's own cache of it, or in a folder."""
-    here = Path(config.path).expanduser()
+    here = expanded(config.path)
     if not here.exists():
         hub_answers(config.path, config.revision, kind="dataset")
     home = Path(datasets.config.HF_DATASETS_CACHE)
@@ -54,7 +54,7 @@ def label_of(config: ReadConfig) -> str:
         >>> label_of(ReadConfig(path="org/name", subset="en", split="train[:1%]"))
         'org/name/en[train[:1%]]'
     """
-    is_here = Path(config.path).expanduser().exists()
+    is_here = expanded(config.path).exists()
     name = Path(config.path).name if is_here else config.path  # no folder of this machine
     subset = f"/{config.subset}" if config.subset else ""
     return f"{name}{subset}[{config.split}]"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from itertools import islice
-from pathlib import Path
 
 from limbeck.config import DataConfig, RunConfig
 from limbeck.data.build import Draft, checked, refuse, rows_of
@@ -14,6 +13,7 @@ from limbeck.data.formats import reader_of
 from limbeck.data.held_out import held_out_configs, option_of
 from limbeck.data.rows import may_be_on_hub, open_source
 from limbeck.errors import ConfigError, DataError, LimbeckError
+from limbeck.files import expanded
 from limbeck.models import ModelSource, cache_folder
 from limbeck.models.source import find
 from limbeck.registry import Component, type_of
@@ -71,7 +71,7 @@ def require_model(spec: Component) -> None:
 
 def require_first_rows(config: DataConfig) -> None:
     """Refuse a text whose file is missing or whose first rows its type cannot read."""
-    if not Path(config.path).expanduser().exists() and may_be_on_hub(config.path):
+    if not expanded(config.path).exists() and may_be_on_hub(config.path):
         return
     source = open_source(config, cache_folder() / "data")
     reader = reader_of(data_type(config, source))

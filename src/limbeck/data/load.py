@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from limbeck.config import DataConfig
-from limbeck.data.build import Arrays, Progress, build, save
+from limbeck.data.build import Progress, build
 from limbeck.data.detect import AUTO, candidates, data_type, known_columns
 from limbeck.data.formats import Encoder, reader_of, readers
 from limbeck.data.mixture import (
@@ -25,16 +26,20 @@ from limbeck.data.mixture import (
 )
 from limbeck.data.rows import Source, open_source
 from limbeck.data.source import sources
-from limbeck.data.text_data import ARRAYS, TextData
+from limbeck.data.text_data import TextData
 from limbeck.errors import ConfigError, StorageError
 from limbeck.files import locked, manifest, publish, sweep
 from limbeck.models import cache_folder
+from limbeck.progress import ProgressLines
 from limbeck.registry import Problem, suggest
 from limbeck.tokenizers import template_hash, tokenizer_hash
 
 FORMAT = 6
 """Raised whenever the same input would give other arrays."""
 LOCK_TIMEOUT_S = 3600.0
+
+Write = Callable[[Path], Mapping[str, Any]]
+"""Writes arrays into a folder, and returns their facts."""
 
 
 def data_problems(config: DataConfig) -> Iterator[Problem]:
@@ -86,7 +91,7 @@ def load_data(
     *,
     cache: Path,
     max_positions: int | None,
-    progress: Progress = lambda _: None,
+    progress: Progress = lambda _rows, _tokens: None,
 ) -> TextData:
     """Text as tokens, cut and packed; tokenised once and then mapped from disk.
 
@@ -118,7 +123,9 @@ def load_data(
     encoder = Encoder(tokenizer, append_eos=config.append_eos and not reader.uses_template)
     reader.check(encoder)
     identity = identify(config, source, tokenizer, encoder)
-    final, facts = cached(cache, identity, lambda: build(config, source, reader, encoder, progress))
+    final, facts = cached(
+        cache, identity, lambda folder: build(config, source, reader, encoder, progress, folder)
+    )
     return TextData.load(final, facts | {"path": config.path}, source.names)
 
 
@@ -126,7 +133,9 @@ def load_mixture(config: DataConfig, texts: Sequence[TextData], cache: Path) -> 
     """The joined texts of a mixture, through the cache."""
     names = source_names(config)
     final, facts = cached(
-        cache, {"format": FORMAT} | identity_of(texts, names), lambda: join(texts, names)
+        cache,
+        {"format": FORMAT} | identity_of(texts, names),
+        lambda folder: join(texts, names, folder),
     )
     del facts["mixture"]
     facts["path"] = ", ".join(text.facts["path"] for text in texts)
@@ -146,8 +155,10 @@ def length_problems(config: DataConfig, max_positions: int | None) -> Iterator[s
 def load_text(
     config: DataConfig, tokenizer: PreTrainedTokenizerBase, limit: int | None
 ) -> TextData:
-    """`load_data` through the user's cache; rows have at most `limit` positions."""
-    return load_data(config, tokenizer, cache=cache_folder() / "data", max_positions=limit)
+    """`load_data` through the user's cache, with progress; rows have at most `limit` positions."""
+    progress = ProgressLines(Console(stderr=True), "tokenising")
+    folder = cache_folder() / "data"
+    return load_data(config, tokenizer, cache=folder, max_positions=limit, progress=progress)
 
 
 def identify(
@@ -169,21 +180,17 @@ def identify(
     }
 
 
-def cached(
-    cache: Path, identity: dict[str, Any], built: Callable[[], tuple[Arrays, dict[str, Any]]]
-) -> tuple[Path, dict[str, Any]]:
+def cached(cache: Path, identity: Mapping[str, Any], write: Write) -> tuple[Path, dict[str, Any]]:
     """Folder and facts of the arrays with an identity, which are made where they are missing."""
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
     final = cache / key
     found = manifest(final)
     if found is None:
-        found = make(final, identity, built)
+        found = make(final, identity, write)
     return final, dict(found["facts"])
 
 
-def make(
-    final: Path, identity: dict[str, Any], built: Callable[[], tuple[Arrays, dict[str, Any]]]
-) -> dict[str, Any]:
+def make(final: Path, identity: Mapping[str, Any], write: Write) -> dict[str, Any]:
     """Build into the cache, unless another process just did; its manifest."""
     taken = (
         f"{final.parent} is being filled by another process, for over {LOCK_TIMEOUT_S / 60:.0f} "
@@ -194,8 +201,8 @@ def make(
         found = manifest(final)
         if found is None:
             shutil.rmtree(final, ignore_errors=True)
-            arrays, counted = built()
-            publish(final, lambda f: save(f, arrays, ARRAYS), {"facts": identity | counted})
+            facts = dict(identity)
+            publish(final, lambda folder: facts.update(write(folder)), {"facts": facts})
             found = manifest(final)
     if found is None:
         raise StorageError(f"{final} was written and cannot be read back. Check the disk.")

@@ -13,7 +13,8 @@ import numpy as np
 
 from limbeck.batch import Batch
 from limbeck.config import DataConfig, ReadConfig
-from limbeck.data.build import SHOWN, Arrays
+from limbeck.data.build import KINDS, SHOWN, num_repeated
+from limbeck.data.columns import Kinds, columns
 from limbeck.data.order import MixedOrder
 from limbeck.data.rows import stem
 from limbeck.data.text_data import MixedSource, TextData
@@ -64,8 +65,10 @@ def mixture_problems(config: DataConfig) -> Iterator[Problem]:
             )
 
 
-def join(texts: Sequence[TextData], names: Sequence[str]) -> tuple[Arrays, dict[str, Any]]:
-    """Arrays and facts of a mixture: its texts one after another, rows and documents as they were.
+def join(texts: Sequence[TextData], names: Sequence[str], folder: Path) -> dict[str, Any]:
+    """Write the arrays of a mixture into a folder; its facts.
+
+    Its texts stand one after another, rows and documents as they were.
 
     Args:
         names: Of the sources.
@@ -74,31 +77,26 @@ def join(texts: Sequence[TextData], names: Sequence[str]) -> tuple[Arrays, dict[
     windows = starts([len(text.windows) for text in texts])
     documents = starts([text.num_documents for text in texts])
     files = starts([len(text.names) for text in texts])
-    placed = list(zip(texts, tokens, windows, documents, files, strict=True))
     weighted = any(len(text.document_weights) for text in texts)
-    built: Arrays = {
-        "windows": stacked([text.windows + np.array([t, 0, d]) for text, t, _, d, _ in placed]),
-        "row_windows": stacked([text.row_windows + w for text, _, w, _, _ in placed]),
-        "row_ends": stacked([text.row_ends + w for text, _, w, _, _ in placed]),
-        "document_ends": stacked([text.document_ends + t for text, t, *_ in placed]),
-        "document_places": stacked(
-            [text.document_places + np.array([f, 0]) for text, *_, f in placed]
-        ),
-        "document_weights": stacked([weights_of(text) for text in texts if weighted]),
-    }
-    for name in ("tokens", "scored", "document_hashes", "document_bytes", "document_scored"):
-        built[name] = stacked([vars(text)[name] for text in texts])
-    return built, joined_facts(texts, names, built["document_hashes"])
+    rows: Kinds = {"row_windows": (np.int64, 0), "row_ends": (np.int64, 0)}
+    with columns(folder, {**KINDS, **rows}) as to:
+        for text, t, w, d, f in zip(texts, tokens, windows, documents, files, strict=True):
+            to["windows"].extend(text.windows + np.array([t, 0, d]))
+            to["row_windows"].extend(text.row_windows + w)
+            to["row_ends"].extend(text.row_ends + w)
+            to["document_ends"].extend(text.document_ends + t)
+            to["document_places"].extend(text.document_places + np.array([f, 0]))
+            if weighted:
+                to["document_weights"].extend(weights_of(text))
+            for name in ("tokens", "scored", "document_hashes", "document_bytes"):
+                to[name].extend(vars(text)[name])
+            to["document_scored"].extend(text.document_scored)
+    return joined_facts(texts, names, num_repeated(folder))
 
 
 def starts(lengths: Sequence[int]) -> list[int]:
     """Where each of several arrays begins when they are joined."""
     return [0, *np.cumsum(lengths).tolist()][:-1]
-
-
-def stacked(parts: Sequence[Any]) -> Any:
-    """Arrays one after another; no arrays give an empty one of weights."""
-    return np.concatenate(parts) if parts else np.array([], dtype=np.float32)
 
 
 def weights_of(text: TextData) -> Any:
@@ -107,7 +105,9 @@ def weights_of(text: TextData) -> Any:
     return text.document_weights if has else np.ones(text.num_documents, dtype=np.float32)
 
 
-def joined_facts(texts: Sequence[TextData], names: Sequence[str], hashes: Any) -> dict[str, Any]:
+def joined_facts(
+    texts: Sequence[TextData], names: Sequence[str], duplicates: int
+) -> dict[str, Any]:
     """Facts of a mixture, with those of each source."""
     every = [text.facts for text in texts]
     counted = ("documents", "documents_used", "windows", "positions", "scored", "rows")
@@ -119,7 +119,7 @@ def joined_facts(texts: Sequence[TextData], names: Sequence[str], hashes: Any) -
         **{name: sum(facts[name] for facts in every) for name in counted},
         "sha256": hashlib.sha256(sums.encode()).hexdigest(),
         "bad_rows": {"skipped": sum(f["bad_rows"]["skipped"] for f in every), "first": bad[:SHOWN]},
-        "duplicates": len(hashes) - len(np.unique(hashes)),
+        "duplicates": duplicates,
         "dropped": dict(sum((Counter(facts["dropped"]) for facts in every), Counter[str]())),
         "largest_token_id": max(facts["largest_token_id"] for facts in every),
         "sequence_length": every[0]["sequence_length"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 
 import numpy as np
@@ -25,21 +26,25 @@ def cut(num_tokens: int, sequence_length: int) -> list[tuple[int, int]]:
     ]
 
 
-def pack(lengths: Sequence[int] | Int64[np.ndarray, " windows"], capacity: int) -> list[list[int]]:
-    """Windows of each row, so that few rows hold them all: best fit, longest first.
+def pack(
+    lengths: Sequence[int] | Int64[np.ndarray, " windows"], capacity: int
+) -> tuple[Int64[np.ndarray, " windows"], Int64[np.ndarray, " rows"]]:
+    """The windows of the first row, of the second, and so on; and where each row ends among them.
 
-    Each window goes into the fullest row that still has room. Deterministic. Rows stand in the
-    order of their first window, and the windows of a row in their own, so that neighbours in the
-    data stay near each other. n windows cost n log n for the sort, and n steps of `capacity` bits.
+    Few rows hold all windows: best fit, longest first. Each window goes into the fullest row that
+    still has room. Deterministic. Rows stand in the order of their first window, and the windows of
+    a row in their own, so that neighbours in the data stay near each other. n windows cost n log n
+    for the sort, and n steps of `capacity` bits.
 
     Example:
         >>> pack([4, 3, 2, 1], 5)
-        [[0, 3], [1, 2]]
+        (array([0, 3, 1, 2]), array([2, 4]))
     """
-    rows: list[list[int]] = []
+    row_of = np.empty(len(lengths), dtype=np.int64)
+    firsts = array("q")  # of each row
     open_rows: list[list[int]] = [[] for _ in range(capacity + 1)]  # by the room they have left
     rooms = 0  # bit r: some row has exactly r positions left
-    for window in np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable").tolist():
+    for window in np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable"):
         length = int(lengths[window])
         assert 0 < length <= capacity
         fitting = rooms >> length
@@ -48,12 +53,15 @@ def pack(lengths: Sequence[int] | Int64[np.ndarray, " windows"], capacity: int) 
             row = open_rows[room].pop()
             if not open_rows[room]:
                 rooms ^= 1 << room
+            firsts[row] = min(firsts[row], window)
         else:
-            room, row = capacity, len(rows)
-            rows.append([])
-        rows[row].append(window)
+            room, row = capacity, len(firsts)
+            firsts.append(window)
+        row_of[window] = row
         left = room - length
         if left:
             open_rows[left].append(row)
             rooms |= 1 << left
-    return sorted((sorted(row) for row in rows), key=lambda row: row[0])
+    first_of = np.array(firsts, dtype=np.int64)[row_of]  # of each window's row: this names the row
+    windows = np.argsort(first_of, kind="stable")
+    return windows, np.cumsum(np.unique(first_of, return_counts=True)[1])

@@ -91,14 +91,14 @@ def ask(
         except BadRowError as error:
             note_bad_row(draft, row, str(error))
             continue
-        draft.places.append((row.file, row.number))
+        draft.num_documents += 1
         if not ids:
             left_out["too short or without a prompt"] += 1
         elif len(ids) > longest:
             left_out["with a prompt that is too long"] += 1
         else:
             place = f"{source.names[row.file]}:{row.number}"
-            prompts.append(AskedPrompt(len(draft.places) - 1, place, columns, tuple(ids)))
+            prompts.append(AskedPrompt(draft.num_documents - 1, place, columns, tuple(ids)))
     refuse_rows(draft, config, source)
     if draft.num_bad:
         left_out["that cannot be read"] = draft.num_bad

@@ -22,7 +22,7 @@ import pyarrow.parquet
 
 from limbeck.config import ReadConfig
 from limbeck.errors import ConfigError, DataError, StorageError
-from limbeck.files import sha256
+from limbeck.files import expanded, sha256
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 TEXT_SUFFIXES = (".txt", ".md")
@@ -94,7 +94,7 @@ def open_source(config: ReadConfig, cache: Path) -> Source:
         cache: Where a downloaded data set is kept if the user's own cache cannot be written.
     """
     path = config.path
-    here = Path(path).expanduser()
+    here = expanded(path)
     if here.is_dir() and (config.subset or config.streaming or is_saved(here)):
         return data_set(config, cache)
     if here.exists() and (config.subset or config.streaming or config.revision):

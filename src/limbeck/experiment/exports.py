@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from limbeck.config import RunConfig
@@ -13,6 +12,7 @@ from limbeck.errors import ConfigError, DataError
 from limbeck.experiment.parts import Parts
 from limbeck.export import HeldOutText, export_student, exporters, open_student
 from limbeck.export.base import Exporter
+from limbeck.files import expanded
 from limbeck.registry import Problem
 
 PARITY_TOKENS = 2048
@@ -71,7 +71,7 @@ def write_exports(config: RunConfig) -> dict[str, Any]:
 def parity_text(config: RunConfig) -> HeldOutText:
     """The recipe's held-out text, if it is a file whose columns have their usual names."""
     path = config.evaluate.data
-    if not isinstance(path, str) or config.data.columns or not Path(path).expanduser().exists():
+    if not isinstance(path, str) or config.data.columns or not expanded(path).exists():
         return HeldOutText("text", str(corpus_path("heldout")), PARITY_TOKENS)
     return HeldOutText(config.data.type, path, PARITY_TOKENS)
 

@@ -22,7 +22,10 @@ from limbeck.distributed import (
     broadcast_object,
     gathered,
     locked,
+    model_for,
+    shard,
     together,
+    unsharded,
     world,
 )
 from limbeck.errors import ConfigError
@@ -45,7 +48,7 @@ from limbeck.experiment.trials import (
     trials_of,
 )
 from limbeck.files import MANIFEST, manifest, publish, write_text
-from limbeck.models import CausalLM, ModelSource, choose_device, load_model
+from limbeck.models import CausalLM, ModelSource, choose_device
 from limbeck.report.run_files import last_step, lines
 from limbeck.report.run_report import write_report
 from limbeck.teachers import find_local
@@ -163,15 +166,20 @@ class Run:
                 "the recipe."
             )
         suites = self.make_suites()
-        model = self._open(student or self.folder / "student")
+        model = self._open(student or self.folder / "student", self.world)
         if student is not None:
             self._require_same_vocabulary(student, model)
-        found = {name: other.test(model) for name, other in others.items()}
-        scores = fidelity.test(model)
+        shard(model, model.blocks, self.world)
+        with gathered(model):
+            found = {name: other.test(model) for name, other in others.items()}
+            scores = fidelity.test(model)
         evaluation = compare({"distilled": scores})
         both = {"distilled": TrialScores(test=scores, others=found)}
         evaluation |= by_set(self.parts.held_out_sets, both)
-        return evaluation | suite_figures(suites, {"distilled": model})
+        if suites:  # ranks write different numbers of tokens
+            with unsharded(model):
+                evaluation |= suite_figures(suites, {"distilled": model})
+        return evaluation
 
     def _prepare(self, *, resume: bool, overwrite: bool) -> None:
         """Prepare the run directory, on rank 0 while the others wait."""
@@ -212,9 +220,9 @@ class Run:
             teacher_rows=self.parts.teacher.info.vocabulary_rows,
         )
 
-    def _open(self, folder: Path) -> CausalLM:
-        source, device = ModelSource(str(folder)), self.world.device
-        model = load_model(source, device=device, dtype=STUDENT_DTYPE)
+    def _open(self, folder: Path, here: World) -> CausalLM:
+        """A finished student; without a mesh it is loaded whole."""
+        model = model_for(ModelSource(str(folder)), here, STUDENT_DTYPE)
         model.vocabulary_size = self.parts.vocabulary.size
         return model
 
@@ -233,7 +241,9 @@ class Run:
             {name: trial.folder for name, trial in best(trials).items()} if self.is_main else {}
         )
         chosen = broadcast_object({n: str(f) for n, f in folders.items()}, self.world)
-        students = {n: self._open(Path(f) / "student") for n, f in chosen.items()}
+        students = {
+            n: self._open(Path(f) / "student", self.world.unsharded) for n, f in chosen.items()
+        }
         return suite_figures(suites, students)
 
     def _conclude(self, trials: Sequence[Trial], measured: Mapping[str, Any]) -> dict[str, Any]:
@@ -263,7 +273,8 @@ class Run:
         # Examples need a teacher that can continue a text.
         if held_out is not None and teacher is not None and self.world.size == 1:
             students = {
-                name: self._open(trial.folder / "student") for name, trial in chosen.items()
+                name: self._open(trial.folder / "student", self.world.unsharded)
+                for name, trial in chosen.items()
             }
             count = self.config.evaluate.continuations
             with gathered(teacher.model):

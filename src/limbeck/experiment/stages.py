@@ -23,7 +23,7 @@ from limbeck.distributed import World, is_main_process, locked
 from limbeck.errors import ConfigError
 from limbeck.experiment.loading import OPEN_PARTS, problems
 from limbeck.experiment.run import Run, RunResult, extends_recipe, progress_console
-from limbeck.files import manifest
+from limbeck.files import expanded, manifest
 from limbeck.registry import Problem
 
 REFERENCE = "stage:"
@@ -65,7 +65,7 @@ def load_stages(path: Path | str, overrides: Iterable[str] = ()) -> tuple[Stage,
         return ()
     entries = tree.pop("stages")
     wrong = list(list_problems(entries))
-    output = Path(str(tree.get("output", "."))).expanduser()
+    output = expanded(str(tree.get("output", ".")))
     stages = []
     if not wrong:
         names = [each["name"] for each in entries]

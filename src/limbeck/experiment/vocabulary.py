@@ -15,7 +15,7 @@ from limbeck import __version__
 from limbeck.config import DataConfig
 from limbeck.data import TextData, load_data
 from limbeck.errors import ConfigError, DataError
-from limbeck.files import publish, sha256, write_text
+from limbeck.files import expanded, publish, sha256, write_text
 from limbeck.layer_map import LayerMap
 from limbeck.losses.distributions import log_softmax
 from limbeck.losses.head.fused import chunks
@@ -63,7 +63,7 @@ class LoadedTeacher(NamedTuple):
         """Name, hash and shape, for a published folder."""
         facts = model_facts(self.source, self.model)
         # Published folders must not reveal paths of this machine.
-        if Path(self.source.path).expanduser().exists():
+        if expanded(self.source.path).exists():
             facts["name"] = Path(self.source.path).name
         return facts
 
@@ -149,7 +149,7 @@ def prune_like(teacher: LoadedTeacher, paths: Sequence[str]) -> PrunedVocabulary
             f"A vocabulary is pruned to data or by one {TABLE}, got "
             f"{', '.join(paths)}. Leave out the others."
         )
-    path = Path(paths[0]).expanduser()
+    path = expanded(paths[0])
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
         kept = tuple(int(i) for i in table["kept"])

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from limbeck.errors import DataError, TryLaterError
-from limbeck.files import locked, manifest, publish, sha256, sweep
+from limbeck.files import expanded, locked, manifest, publish, sha256, sweep
 from limbeck.models.gguf import load_gguf
 from limbeck.models.source import Place
 from limbeck.tokenizers import load_tokenizer
@@ -34,7 +34,7 @@ LOCK_TIMEOUT_S = 1800.0
 def cache_folder() -> Path:
     """The cache folder: `LIMBECK_CACHE`, or `~/.cache/limbeck`."""
     folder = os.environ.get("LIMBECK_CACHE")
-    return Path(folder).expanduser() if folder else Path.home() / ".cache" / "limbeck"
+    return expanded(folder) if folder else Path.home() / ".cache" / "limbeck"
 
 
 def embedded_teacher(cache: Path, say: Callable[[str], None]) -> Path:

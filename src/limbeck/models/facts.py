@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.errors import ConfigError
-from limbeck.files import sha256, size
+from limbeck.files import expanded, sha256, size
 from limbeck.models.causal_lm import CausalLM
 from limbeck.models.source import ModelSource, Place, find, find_config, open_config
 
@@ -49,7 +49,7 @@ def configured_shape(path: str) -> dict[str, Any]:
     Raises:
         ConfigError: There is no configuration, or it is not of a language model.
     """
-    source, folder = ModelSource(path), Path(path).expanduser()
+    source, folder = ModelSource(path), expanded(path)
     is_here = (folder / "config.json").is_file()
     whole = open_config(source, Place(str(folder), folder, None) if is_here else find(source))
     plain = whole.get_text_config().to_dict()

@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from limbeck.errors import ConfigError, TryLaterError
+from limbeck.files import expanded
 from limbeck.tokenizers.load import hub_answers
 
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
@@ -96,7 +97,7 @@ def find_config(source: ModelSource) -> Place:
         ConfigError: It is not there, is no model, or may not be read.
         TryLaterError: The hub does not answer.
     """
-    path = Path(source.path).expanduser()
+    path = expanded(source.path)
     if path.suffix == ".gguf" or path.is_file():
         if path.suffix != ".gguf" or not path.is_file():
             raise ConfigError(

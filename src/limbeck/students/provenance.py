@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.errors import DataError
+from limbeck.files import expanded
 from limbeck.layer_map import LayerMap
 from limbeck.models import CausalLM
 from limbeck.students.base import InitialStudent, Origin
@@ -30,7 +31,7 @@ def write_provenance(
 
 def read_provenance(path: str) -> dict[str, Any]:
     """The contents of limbeck.json without its long lists; empty without such a file."""
-    file = Path(path).expanduser() / FILE
+    file = expanded(path) / FILE
     if not file.is_file():
         return {}
     try:

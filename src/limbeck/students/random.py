@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 from annotated_types import Gt
 
 from limbeck.errors import ConfigError
+from limbeck.files import expanded
 from limbeck.models import (
     PreTrainedConfig,
     new_model,
@@ -65,7 +65,7 @@ def _pattern(origin: Origin, shape: Shape, rows: int, config: str | None) -> Pre
                 f"A random student has its size from config ({config}) or from options, got both. "
                 "Leave one out."
             )
-        pattern = read_pattern(Path(config).expanduser())
+        pattern = read_pattern(expanded(config))
         pattern.vocab_size = rows
         pattern.bos_token_id = origin.tokenizer.bos_token_id
         pattern.eos_token_id = origin.tokenizer.eos_token_id

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from limbeck.batch import Batch
 from limbeck.data import TextData
 from limbeck.distributed import World
 from limbeck.errors import ConfigError, DataError
-from limbeck.files import manifest
+from limbeck.files import expanded, manifest
 from limbeck.losses import Objective, SignalNeeds, TeacherSignal
 from limbeck.losses.distributions import LazyLogits, TeacherDistribution
 from limbeck.models import PreTrainedTokenizerBase
@@ -288,4 +287,4 @@ def stored(world: World, *, path: str) -> StoredTeacher:
     Args:
         path: Folder of the store.
     """
-    return StoredTeacher(Store.open(Path(path).expanduser()), world.device)
+    return StoredTeacher(Store.open(expanded(path)), world.device)

@@ -10,6 +10,7 @@ from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from limbeck.errors import ConfigError
+from limbeck.files import expanded
 from limbeck.tokenizers.hub import hub_answers
 
 __all__ = ["backend_of", "hub_answers", "load_tokenizer"]
@@ -30,7 +31,7 @@ def load_tokenizer(
         ConfigError: It does not exist, is not readable, or is not a fast tokenizer.
         TryLaterError: The hub refuses for now.
     """
-    here = Path(path).expanduser()
+    here = expanded(path)
     if here.is_file() and here.suffix == ".gguf":
         return from_gguf(here)
     if here.is_file():

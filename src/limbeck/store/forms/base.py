@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from limbeck.errors import ConfigError
+from limbeck.errors import ConfigError, NonFiniteError
 from limbeck.losses import Head
 from limbeck.losses.distributions import DenseLogits, LazyLogits, TeacherDistribution
 from limbeck.registry import Component, Registry
@@ -95,7 +95,12 @@ def require_tail(k: int, vocabulary_size: int) -> None:
 
 
 def logits_in_chunks(distribution: TeacherDistribution) -> Iterator[Float[Tensor, "n V"]]:
-    """The logits in chunks of rows of at most `CHUNK_BYTES`; one empty chunk for no rows."""
+    """The logits in chunks of rows of at most `CHUNK_BYTES`; one empty chunk for no rows.
+
+    Raises:
+        ConfigError: The distribution has no logits.
+        NonFiniteError: A row has a NaN or plus infinity, or nothing but minus infinity.
+    """
     if not isinstance(distribution, DenseLogits | LazyLogits):
         raise ConfigError(
             "record.form: must be top_k for a teacher that gives the most probable tokens only "
@@ -109,7 +114,14 @@ def logits_in_chunks(distribution: TeacherDistribution) -> Iterator[Float[Tensor
     rows = max(1, CHUNK_BYTES // (4 * vocabulary_size))
     for start in range(0, max(num_rows, 1), rows):
         part = distribution.rows(slice(start, start + rows))
-        yield part.logits() if isinstance(part, LazyLogits) else part.logits.detach()
+        logits = part.logits() if isinstance(part, LazyLogits) else part.logits.detach()
+        bad = int((~logits.amax(-1).isfinite()).sum()) if len(logits) else 0
+        if bad:
+            raise NonFiniteError(
+                f"A teacher's logits must be finite to be recorded, and those of {bad:,} positions "
+                "are not. Record with another teacher.dtype; finished shards are kept."
+            )
+        yield logits
 
 
 def generator_on(device: torch.device, generator: torch.Generator) -> torch.Generator:
