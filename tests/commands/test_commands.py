@@ -98,10 +98,21 @@ def test_a_run_directory_in_use_exits_with_75(tmp_path):
         (["distill", "missing.yaml"], 2),
         (["check", "recipe.yaml", "optim.step=5"], 2),
         (["record", "--overwrite", "recipe.yaml", "memory.micro_batch=none"], 2),
+        (["distill", "recipe.yaml", "data.path=no.jsonl"], 2),
+        (["evaluate", "recipe.yaml", "teacher.path=./nowhere"], 2),
+        (["distill", "./nowhere", "2 layers", "train.jsonl", "--plan"], 2),
+        (["distill", "teacher", "./nowhere", "train.jsonl"], 2),
+        (["distill", "teacher", "1.5B", "no.jsonl", "optim.steps=2"], 2),
+        (["distill", "teacher", "2 layers", "empty.jsonl"], 3),
+        (["peek", "./nowhere", "a text"], 2),
+        (["shrink", "./nowhere", "--keep", "0.5"], 2),
+        (["chat", "./nowhere"], 2),
+        (["export", "./nowhere", "--output", "there"], 2),
     ],
 )
-def test_help_and_a_mistyped_option_do_not_import_torch(arguments, code, tmp_path):
+def test_help_and_what_is_refused_at_once_do_not_import_torch(arguments, code, tmp_path):
     write_recipe(tmp_path)
+    (tmp_path / "empty.jsonl").touch()
     program = (
         "import sys, limbeck.commands as c; sys.argv = ['limbeck', *sys.argv[1:]]; "
         "code = c.run(); assert 'torch' not in sys.modules; sys.exit(code)"

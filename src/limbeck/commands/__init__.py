@@ -46,8 +46,18 @@ VERBS = {
 }
 """Each verb with its line in `limbeck --help`; its module is imported when the verb is used."""
 
-WITH_RECIPE = ("check", "record", "write", "forecast", "distill", "evaluate")
-"""Verbs whose first argument is a recipe."""
+WITH_RECIPE = {
+    "check": (True, True, True),
+    "record": (True, False, True),
+    "write": (True, False, True),
+    "forecast": (True, True, True),
+    "distill": (True, True, True),
+    "evaluate": (True, True, True),
+}
+"""Verbs whose first argument is a recipe, with what they read of it: the fields of `Needs`."""
+
+WITH_MODEL = {"peek": "TEACHER", "shrink": "TEACHER", "chat": "STUDENT", "export": "STUDENT"}
+"""Verbs whose first argument is a model, with its name in messages."""
 
 OVERRIDE = re.compile(r"[a-z][\w.\[\]]*=")
 """How an argument that changes the recipe begins."""
@@ -102,23 +112,57 @@ class LazyVerbs(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         """The verb that the arguments name, with its module imported."""
         name, command, rest = super().resolve_command(ctx, args)
-        if name in WITH_RECIPE:
-            require_recipe(rest)
+        if name is not None:
+            refuse_early(name, rest)
         return name, command if name is None else load_verb(name), rest
 
 
-def require_recipe(words: list[str]) -> None:
-    """Refuse a recipe that cannot be read before the verb's module is imported.
+def refuse_early(verb: str, words: list[str]) -> None:
+    """Refuse what can be seen to be wrong before the verb's module is imported.
 
     Raises:
-        ConfigError: The first argument is named as a YAML file, and is missing, is not YAML, or has
-            unknown options or wrong values.
+        ConfigError: A recipe is missing, is not YAML, or has unknown options or wrong values; or
+            models or texts are not there.
+        DataError: A text is empty.
+        TryLaterError: A model is not in the cache, and the network is switched off.
     """
-    first = next((word for word in words if not word.startswith("-")), "")
-    if first.endswith((".yaml", ".yml")) and not {"-h", "--help"} & set(words):
-        from limbeck.config.reading import require_options  # noqa: PLC0415  (imports pydantic)
+    options = {word for word in words if word.startswith("-")}
+    named = [word for word in words if not word.startswith("-")]
+    if {"-h", "--help"} & options or not named:
+        return
+    is_recipe = named[0].endswith((".yaml", ".yml"))
+    if verb in WITH_RECIPE and is_recipe:
+        from limbeck.config.reading import Needs, require_options  # noqa: PLC0415  (imports pydantic)
 
-        require_options(Path(first), [word for word in words if OVERRIDE.match(word)])
+        changes = [word for word in words if OVERRIDE.match(word)]
+        needs = Needs(*WITH_RECIPE[verb])
+        if "--print-config" in options:
+            needs = Needs(models=False, texts=False)
+        elif verb == "check" and "--plan" in options:
+            needs = Needs(texts=False)
+        require_options(Path(named[0]), changes, needs)
+    elif verb == "distill" and not is_recipe:
+        require_words(named)
+    elif verb in WITH_MODEL and words[0] == named[0]:
+        from limbeck.config.reading import require_paths  # noqa: PLC0415  (imports pydantic)
+
+        if not Path(words[0]).expanduser().is_dir() or verb in ("peek", "shrink"):
+            require_paths(verb, [(WITH_MODEL[verb], {"path": words[0]})], [])
+
+
+def require_words(named: list[str]) -> None:
+    """Refuse models or data of `limbeck distill TEACHER STUDENT DATA` that are not there."""
+    from limbeck.commands.short_form import is_short, pruned_student  # noqa: PLC0415
+    from limbeck.config.reading import require_paths  # noqa: PLC0415  (imports pydantic)
+
+    places = [word for word in named if "=" not in word]
+    if len(places) != 3 or not is_short(named):
+        return
+    teacher, student, data = places
+    models = [("TEACHER", {"path": teacher})]
+    if pruned_student(student)[0] is None:
+        models.append(("STUDENT", {"path": student}))
+    require_paths("distill", models, [("DATA", data)])
 
 
 def load_verb(name: str) -> Any:

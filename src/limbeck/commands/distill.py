@@ -12,7 +12,8 @@ from rich.console import Console
 
 from limbeck.commands.arguments import argument
 from limbeck.commands.check import check
-from limbeck.commands.first_recipe import is_short, write_recipe
+from limbeck.commands.first_recipe import write_recipe
+from limbeck.commands.short_form import is_short
 from limbeck.commands.tables import outcome_table
 from limbeck.config import dump
 from limbeck.experiment import RunResult, Stage, assemble, load, load_stages, run_stages

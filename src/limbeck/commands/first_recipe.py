@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
+from limbeck.commands.short_form import pruned_student, short_name
 from limbeck.config import override_in
 from limbeck.errors import ConfigError
 from limbeck.experiment import load
@@ -20,12 +20,6 @@ from limbeck.models.source import find, read_config
 
 LONGEST = 1024
 """Positions of a row where both models can read as many."""
-
-LAYERS = re.compile(r"([1-9]\d*)(?: layers?)?")
-"""A student that is a number of the teacher's layers."""
-
-SIZE = re.compile(r"\d+(?:\.\d+)?[KMB]", re.IGNORECASE)
-"""A student that is a number of parameters."""
 
 COMMENTS = {
     "student.by": "which layers to keep: those that change their input most, by one pass",
@@ -41,11 +35,6 @@ COMMENTS = {
     "output": "run directory: student, report, checkpoints",
 }
 """Comments of the recipe, by option."""
-
-
-def is_short(words: Sequence[str]) -> bool:
-    """Whether the arguments are models and data instead of a recipe and its changes."""
-    return len(words) > 1 and "=" not in words[1]
 
 
 def write_recipe(words: Sequence[str], *, keep_run: bool) -> Path:
@@ -102,23 +91,6 @@ def chosen(teacher: str, student: str, data: str) -> dict[str, Any]:
     }
 
 
-def pruned_student(student: str) -> tuple[dict[str, Any] | None, str]:
-    """The `student:` section where the word is a size and no model's folder, and a short name.
-
-    Example:
-        >>> pruned_student("1.5B")
-        ({'type': 'depth', 'params': '1.5B', 'by': 'block_influence'}, '1.5B')
-        >>> pruned_student("Qwen/Qwen2.5-0.5B")
-        (None, 'Qwen2.5-0.5B')
-    """
-    layers = LAYERS.fullmatch(student)
-    if Path(student).exists() or not (layers or SIZE.fullmatch(student)):
-        return None, short_name(student)
-    size = {"keep": int(layers[1])} if layers else {"params": student.upper()}
-    name = f"{layers[1]}-layers" if layers else student.upper()
-    return {"type": "depth", **size, "by": "block_influence"}, name
-
-
 def max_positions(model: str) -> int | None:
     """Positions a model can read, from its configuration; None where it names none."""
     source = ModelSource(model)
@@ -127,16 +99,6 @@ def max_positions(model: str) -> int | None:
         return None
     limit = read_config(source, place).to_dict().get("max_position_embeddings")
     return limit if isinstance(limit, int) else None
-
-
-def short_name(model: str) -> str:
-    """The last part of a model's path, as a folder may be called.
-
-    Example:
-        >>> short_name("Qwen/Qwen2.5-7B-Instruct")
-        'Qwen2.5-7B-Instruct'
-    """
-    return re.sub(r"[^\w.-]+", "-", Path(model).name) or "model"
 
 
 def changed(tree: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:

@@ -8,8 +8,9 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
+from itertools import chain
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -17,9 +18,10 @@ from pydantic import TypeAdapter, ValidationError
 from yaml import YAMLError
 
 from limbeck.config.foreign_names import ours
+from limbeck.config.paths import NamedModel, models_of, path_problems, texts_of
 from limbeck.config.plugins import import_plugins
 from limbeck.config.recipe import RunConfig
-from limbeck.errors import ConfigError
+from limbeck.errors import ConfigError, LimbeckError
 from limbeck.files import expanded, require_shallow
 from limbeck.registry import Problem, hints_of, suggest
 
@@ -36,6 +38,16 @@ adapter: Callable[[type], Any] = cache(TypeAdapter)
 """The validator of a section, made once: making that of a recipe takes 30 ms."""
 
 Check = Callable[[RunConfig], Iterable[Problem]]
+
+
+class Needs(NamedTuple):
+    """Paths of a recipe that a command reads."""
+
+    models: bool = True
+    """The teacher's, and the student's with `student`."""
+    student: bool = True
+    """The student's, and the held-out text's with `texts`."""
+    texts: bool = True
 
 
 def read(path: Path, overrides: Iterable[str] = (), check: Check = lambda _: ()) -> RunConfig:
@@ -59,13 +71,18 @@ def read(path: Path, overrides: Iterable[str] = (), check: Check = lambda _: ())
     return config
 
 
-def require_options(path: Path, overrides: Iterable[str]) -> None:
-    """Refuse a recipe with unknown options or wrong values, before components are imported.
+def require_options(path: Path, overrides: Iterable[str], needs: Needs) -> None:
+    """Refuse a recipe with unknown options, wrong values or paths, before components are imported.
 
     Components' own options, plugins and stages are left to `read`.
 
+    Args:
+        needs: Paths of the recipe that must be there.
+
     Raises:
-        ConfigError: As `read`.
+        ConfigError: As `read`; or models or texts are missing.
+        DataError: The only mistakes are empty files.
+        TryLaterError: The only mistakes are models that the network is needed for.
     """
     tree = parse(path, overrides)
     if "stages" in tree:
@@ -73,11 +90,35 @@ def require_options(path: Path, overrides: Iterable[str]) -> None:
     config, problems = closed_parts(tree)
     if config is None:
         raise refusal(path, problems)
+    models = models_of(config, student=needs.student) if needs.models else []
+    texts = list(texts_of(config, held_out=needs.student)) if needs.texts else []
+    require_paths(path, models, texts, problems)
 
 
-def refusal(path: Path, problems: Iterable[Problem]) -> ConfigError:
-    """The error that names every mistake of a recipe."""
-    return ConfigError("\n  ".join([f"{path} cannot be run:", *one_line_each(problems)]))
+def require_paths(
+    what: Path | str,
+    models: Iterable[NamedModel],
+    texts: Iterable[tuple[str, str]],
+    problems: Iterable[Problem] = (),
+) -> None:
+    """Refuse models and texts that are not there, all in one message.
+
+    Args:
+        what: Subject of the message.
+        problems: Other mistakes, named first.
+    """
+    found = path_problems(models, texts)
+    found[ConfigError] = [*problems, *found[ConfigError]]
+    for kind, mistakes in found.items():
+        if mistakes:
+            raise refusal(what, chain.from_iterable(found.values()), kind)
+
+
+def refusal(
+    what: Path | str, problems: Iterable[Problem], kind: type[LimbeckError] = ConfigError
+) -> LimbeckError:
+    """The error that names every mistake of a recipe or a command."""
+    return kind("\n  ".join([f"{what} cannot be run:", *one_line_each(problems)]))
 
 
 def closed_parts(tree: Mapping[str, Any]) -> tuple[RunConfig | None, list[Problem]]:
@@ -265,7 +306,7 @@ def fields_at(where: Iterable[int | str]) -> list[str]:
     """Names of the options a section of `RunConfig` takes; none for an open part."""
     section: Any = RunConfig
     for part in where:
-        if not dataclasses.is_dataclass(section):
+        if not (isinstance(section, type) and dataclasses.is_dataclass(section)):
             return []
         hint = hints_of(section).get(str(part))
         section = next(filter(is_section, (hint, *get_args(hint))), None)

@@ -7,24 +7,22 @@ from functools import partial
 from itertools import islice
 
 from limbeck.config import DataConfig, RunConfig
+from limbeck.config.paths import may_be_on_hub, models_of
 from limbeck.data.build import Draft, checked, refuse, rows_of
 from limbeck.data.detect import data_type
 from limbeck.data.formats import reader_of
 from limbeck.data.held_out import held_out_configs, option_of
-from limbeck.data.rows import may_be_on_hub, open_source
+from limbeck.data.rows import open_source
 from limbeck.errors import ConfigError, DataError, LimbeckError
 from limbeck.files import expanded
 from limbeck.models import ModelSource, cache_folder
 from limbeck.models.source import find
-from limbeck.registry import Component, type_of
+from limbeck.registry import Component
 
 FIRST_ROWS = 8
 """Rows of each text that are read."""
 SKIPPED_ROWS = 1000
 """First rows that are read where bad rows are skipped; if all are bad, the text is refused."""
-
-MODELS = ("online", "pretrained")
-"""Types of teachers and students whose `path` is a model."""
 
 
 def require_inputs(config: RunConfig) -> None:
@@ -33,9 +31,7 @@ def require_inputs(config: RunConfig) -> None:
     Data sets of the hub are checked when they are downloaded.
     """
     checks: list[tuple[str, Callable[[], None]]] = [
-        (f"{option}.path", partial(require_model, spec))
-        for option, spec in (("teacher", config.teacher), ("student", config.student))
-        if type_of(spec) in MODELS
+        (at, partial(require_model, spec)) for at, spec in models_of(config, student=True)
     ]
     for index, text in enumerate(config.data.texts):
         option = f"data.mix[{index}].path" if config.data.mix else "data.path"
@@ -77,9 +73,11 @@ def require_first_rows(config: DataConfig) -> None:
     reader = reader_of(data_type(config, source))
     draft = Draft()
     most = FIRST_ROWS if config.bad_rows == "error" else SKIPPED_ROWS
+    is_empty = True
     for row in islice(rows_of(config, source, reader), most):
+        is_empty = False
         is_good = checked(draft, row, config, reader) is not None
         if is_good and config.bad_rows == "skip":
             return
-    if draft.num_bad:
+    if draft.num_bad or is_empty:
         refuse(draft, config, source)

@@ -21,13 +21,10 @@ import pyarrow
 import pyarrow.parquet
 
 from limbeck.config import ReadConfig
+from limbeck.config.paths import ALL_SUFFIXES, SUFFIXES, TEXT_SUFFIXES, missing_text
 from limbeck.errors import ConfigError, DataError, StorageError
 from limbeck.files import expanded, sha256
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
-TEXT_SUFFIXES = (".txt", ".md")
-"""Files that are one text each."""
-ALL_SUFFIXES = (*SUFFIXES, *TEXT_SUFFIXES)
 KNOWN_SUFFIXES = ", ".join(ALL_SUFFIXES)
 GZIP_MAGIC = b"\x1f\x8b"
 BOM = b"\xef\xbb\xbf"
@@ -118,8 +115,8 @@ def open_source(config: ReadConfig, cache: Path) -> Source:
                 f"data.path: {path} must end in one of {KNOWN_SUFFIXES}. Rename or convert it."
             )
         return from_files([here], here.parent)
-    if not may_be_on_hub(path):
-        raise ConfigError(f"data.path: {path} must exist, and does not. Check the path.")
+    if problem := missing_text(path):
+        raise ConfigError(f"data.path: {problem}")
     return data_set(config, cache)
 
 
@@ -134,12 +131,6 @@ def data_set(config: ReadConfig, cache: Path) -> Source:
 def is_saved(folder: Path) -> bool:
     """Whether a folder was written by `save_to_disk` of the datasets library."""
     return any((folder / name).is_file() for name in ("state.json", "dataset_dict.json"))
-
-
-def may_be_on_hub(path: str) -> bool:
-    """Whether a path that is not here may name a data set on the Hugging Face hub."""
-    is_file = path.startswith((".", "/", "~")) or path.endswith(ALL_SUFFIXES) or path.count("/") > 1
-    return not is_file
 
 
 def stem(path: str) -> str:

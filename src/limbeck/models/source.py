@@ -23,6 +23,7 @@ from transformers import (
     PreTrainedConfig,
 )
 
+from limbeck.config.paths import missing_model, not_cached
 from limbeck.errors import ConfigError, TryLaterError
 from limbeck.files import expanded
 from limbeck.tokenizers.load import hub_answers
@@ -97,24 +98,14 @@ def find_config(source: ModelSource) -> Place:
         ConfigError: It is not there, is no model, or may not be read.
         TryLaterError: The hub does not answer.
     """
+    if problem := missing_model(source.path):
+        raise ConfigError(problem)
     path = expanded(source.path)
-    if path.suffix == ".gguf" or path.is_file():
-        if path.suffix != ".gguf" or not path.is_file():
-            raise ConfigError(
-                f"A model must be a folder, a .gguf file that exists or a hub name, got {path}. "
-                "Check the path."
-            )
+    if path.is_file():
         return Place(str(path), path.parent, None)
     if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ConfigError(
-                f"A model's folder must hold config.json, but {path} does not. Give the folder "
-                "that save_pretrained wrote."
-            )
         require_json(path / "config.json")
         return Place(str(path), path, None)
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source.path) or source.path.startswith((".", "~")):
-        raise ConfigError(f"There must be a model at {path}, but there is no such folder or file.")
     return on_hub(source)
 
 
@@ -151,10 +142,7 @@ def on_hub(source: ModelSource) -> Place:
     except HFValidationError as error:
         raise ConfigError(f"{where} is not a name the hub knows: {first_line(error)}") from error
     except LocalEntryNotFoundError as error:
-        raise TryLaterError(
-            f"{where} is no folder here, is not in the local cache, and the Hugging Face hub is "
-            "out of reach. Give the folder of a downloaded model, or start again with a network."
-        ) from error
+        raise TryLaterError(not_cached(source.path, source.revision)) from error
     except EntryNotFoundError as error:
         raise ConfigError(
             f"{where} must hold config.json, and does not: it is no transformers model. Choose "

@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from limbeck.config.paths import is_hub_name
 from limbeck.errors import ConfigError
 from limbeck.files import expanded
 from limbeck.tokenizers.hub import hub_answers
@@ -39,7 +40,7 @@ def load_tokenizer(
             f"A tokenizer is a folder, a .gguf file or a name on the hub; {path} is another file. "
             "Name the folder that holds tokenizer.json."
         )
-    if not here.is_dir() and looks_local(path):
+    if not here.is_dir() and not is_hub_name(path):
         raise ConfigError(f"{path} must be a folder or a .gguf file, and does not exist. Check it.")
     local_only = here.is_dir() or not hub_answers(path, revision)
     try:
@@ -54,16 +55,6 @@ def load_tokenizer(
     backend_of(tokenizer)
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
     return tokenizer
-
-
-def looks_local(path: str) -> bool:
-    """Whether a missing path cannot be a name on the hub.
-
-    Example:
-        >>> [looks_local(p) for p in ("gpt2", "Qwen/Qwen2.5-7B", "./here", "a/b/c", "x.gguf")]
-        [False, False, True, True, True]
-    """
-    return path.startswith((".", "/", "~")) or path.count("/") > 1 or path.endswith(".gguf")
 
 
 def why_not(path: str, is_folder: bool, offline: bool, error: Exception) -> str:
