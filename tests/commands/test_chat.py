@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from limbeck.commands.chat import chat
 from limbeck.commands.chat_window import ChatWindow
-from limbeck.commands.conversation import Answer, Conversation, Settings
+from limbeck.commands.conversation import Conversation, ScoredAnswer, Settings
 from limbeck.errors import ConfigError, Stopped
 from limbeck.models import save_student
 from limbeck.rollouts import sample, seed_of
@@ -154,7 +154,9 @@ def test_a_model_without_a_chat_template_continues_the_message(tmp_path):
 
 @pytest.mark.parametrize(("width", "rows"), [(120, 1), (60, 2)])
 def test_answers_stand_side_by_side_where_there_is_room(width, rows):
-    answer = Answer("a cat\x1b[2J", (("a cat\x1b[2J", 4.0),), is_cut=True, tokens_per_second=2.0)
+    answer = ScoredAnswer(
+        "a cat\x1b[2J", (("a cat\x1b[2J", 4.0),), is_cut=True, tokens_per_second=2.0
+    )
     console = Console(file=io.StringIO(), width=width)
     window = ChatWindow(console, {"student": "s", "teacher": "t"})
     window.show({"student": answer, "teacher": answer})

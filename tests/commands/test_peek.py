@@ -141,6 +141,6 @@ def test_tokens_cannot_send_terminal_or_markup_codes() -> None:
 
 
 def test_code_of_an_unpinned_commit_is_refused_before_a_tokenizer_could_run_it(monkeypatch) -> None:
-    monkeypatch.setattr("limbeck.commands.opening.load_tokenizer", None)
+    monkeypatch.setattr("limbeck.models.load.load_tokenizer", None)
     with pytest.raises(ConfigError, match="40-digit commit"):
         open_models(["someone/model"], [], trust_remote_code=True, device="cpu")

@@ -9,7 +9,7 @@ import torch
 
 from limbeck.batch import Batch
 from limbeck.config import ObjectiveConfig
-from limbeck.data.order import spread
+from limbeck.data import spread
 from limbeck.data.source import Rows
 from limbeck.losses import Projections, StudentView, TeacherSignal
 from limbeck.losses.distributions import LazyLogits

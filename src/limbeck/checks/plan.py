@@ -16,7 +16,7 @@ from limbeck.checks.case import Case
 from limbeck.checks.hardware import Hardware
 from limbeck.checks.proof import Proof
 from limbeck.config import OptimConfig, RunConfig
-from limbeck.data.order import spread
+from limbeck.data import spread
 from limbeck.distributed import Collective, is_sharded
 from limbeck.errors import ConfigError
 from limbeck.files import nearest_existing, size

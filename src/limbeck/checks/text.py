@@ -15,7 +15,7 @@ from limbeck.checks.case import POSITIONS, Case, shortened
 from limbeck.checks.proof import Proof
 from limbeck.config import HeadBudget
 from limbeck.config.schedules import largest
-from limbeck.data.order import spread
+from limbeck.data import spread
 from limbeck.distributed import whole
 from limbeck.losses import Objective, StudentView, TeacherSignal, WeightedTerm
 from limbeck.losses.terms.cross_entropy import CrossEntropyTerm
