@@ -14,7 +14,7 @@ from limbeck.data import load_data
 from limbeck.distributed import latest, load_checkpoint
 from limbeck.errors import DataError, StorageError
 from limbeck.train import make_optimizers, train, train_step
-from tests.data.made import load, write
+from tests.data.data_files import load, write
 from tests.distributed.processes import live
 from tests.distributed.saved_checkpoint import save_checkpoint
 from tests.distributed.test_checkpoints import CONFIG
