@@ -11,6 +11,7 @@ from limbeck.checks.cluster import (
     passes_of_a_rank,
 )
 from limbeck.checks.hardware import HARDWARE, Hardware, read_hardware
+from limbeck.checks.number_format import bfloat16_gain, number_format_notes
 from limbeck.checks.plan import Cluster, Fix, Plan, make_plan, plan_findings
 from limbeck.checks.proof import Finding, Proof
 from limbeck.checks.prove import prove, prove_unlike
@@ -29,10 +30,12 @@ __all__ = [
     "Hardware",
     "Plan",
     "Proof",
+    "bfloat16_gain",
     "cluster_findings",
     "cluster_plan",
     "fits",
     "make_plan",
+    "number_format_notes",
     "passes_of_a_rank",
     "plan_findings",
     "prove",

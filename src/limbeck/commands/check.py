@@ -24,8 +24,10 @@ from limbeck.checks import (
     Hardware,
     Plan,
     Proof,
+    bfloat16_gain,
     cluster_findings,
     make_plan,
+    number_format_notes,
     plan_findings,
     prove,
     prove_unlike,
@@ -39,7 +41,8 @@ from limbeck.errors import ConfigError
 from limbeck.experiment import Run, assemble, load
 from limbeck.experiment import schema as recipe_schema
 from limbeck.experiment.cluster import plan_elsewhere
-from limbeck.experiment.trials import trials_of
+from limbeck.experiment.parts import Parts
+from limbeck.experiment.trials import compute_dtype, trials_of
 from limbeck.files import size
 from limbeck.report.words import duration
 from limbeck.teachers import find_cross, require_local
@@ -164,6 +167,7 @@ def tell(run: Run, *, as_json: bool) -> list[str]:
     notes = [
         *parts.notes,
         *text_notes(parts.tokenizer, batches, is_chat=is_chat),
+        *(number_format_notes(bfloat16_gain()) if is_float32_on_cpu(parts) else ()),
     ]
     example = trained_on(parts.tokenizer, batches[0])
     failing = [f.name for f in findings if is_failing(f)]
@@ -172,6 +176,11 @@ def tell(run: Run, *, as_json: bool) -> list[str]:
     else:
         console.print(page(findings, notes, example, plan))
     return failing
+
+
+def is_float32_on_cpu(parts: Parts) -> bool:
+    """Whether the student is computed in float32 on a CPU."""
+    return parts.world.device.type == "cpu" and compute_dtype(parts) == "float32"
 
 
 def plan_of(run: Run, case: Any) -> Plan:
