@@ -79,9 +79,6 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check src tests benchmarks studies docs
 	$(BIN)/ruff check src tests benchmarks studies docs
 	$(BIN)/mypy
-	MYPYPATH=src:benchmarks $(BIN)/mypy --config-file= --cache-dir .mypy_cache/benchmarks \
-		--ignore-missing-imports --follow-imports=silent --explicit-package-bases --python-version 3.11 \
-		benchmarks
 	$(BIN)/lint-imports
 
 check: lint

@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerFast
 
 from limbeck.config import DataConfig
 from limbeck.data import TextData, corpus_path, load_data
-from limbeck.data.order import order
+from limbeck.data.order import one_order
 
 LENGTH = 1024
 ROWS = 8
@@ -77,10 +77,9 @@ def write_text(path: Path, texts: list[str], characters: int) -> None:
 
 def read_all(data: TextData) -> int:
     """Read every row once, in the order of a run; the tokens read."""
-    places = order(0, 0, data.num_rows)
+    places = one_order(0, data.num_rows).rows(0, data.num_rows)
     return sum(
-        int(data.batch(places[at : at + ROWS].tolist()).scored.sum())
-        for at in range(0, data.num_rows, ROWS)
+        int(data.batch(places[at : at + ROWS]).scored.sum()) for at in range(0, data.num_rows, ROWS)
     )
 
 

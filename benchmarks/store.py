@@ -90,7 +90,9 @@ def read_all(model: CausalLM, samples: list[Sample]) -> tuple[list[LazyLogits], 
     return told, sum(s.num_scored for s in samples) / (time.perf_counter() - began)
 
 
-def scores(kept: list[Kept], teacher: Sampled, student: list[LazyLogits], temperature: float):
+def scores(
+    kept: list[Kept], teacher: Sampled, student: list[LazyLogits], temperature: float
+) -> tuple[list[dict[str, Any]], float]:
     """The loss and gradients of each form, beside the exact ones."""
     head = student[0].head.weight
     sums = {each.name: Sums(head) for each in kept}
@@ -216,7 +218,7 @@ def access(path: Path, folder: Path) -> list[str]:
     return lines
 
 
-def table_of(rows: list[dict]) -> list[str]:
+def table_of(rows: list[dict[str, Any]]) -> list[str]:
     """A table of what was measured."""
     lines = ["| form | bytes/token | loss bias, nats | dz | dh | dW |", "|---|---|---|---|---|---|"]
     return lines + [
@@ -226,7 +228,7 @@ def table_of(rows: list[dict]) -> list[str]:
     ]
 
 
-def page(found: dict) -> list[str]:
+def page(found: dict[str, Any]) -> list[str]:
     """What was measured, as Markdown."""
     lines = ["# What a store keeps", ""]
     for temperature, told in sorted(found["fidelity"].items()):
@@ -304,7 +306,7 @@ def rates_and_access(teacher: Sampled, teacher_rate: float, folder: Path) -> lis
     ]
 
 
-def beside(results: Path, temperature: float, told: dict) -> dict:
+def beside(results: Path, temperature: float, told: dict[str, Any]) -> dict[str, Any]:
     """A few families measured anew, among the rows of the others at the same temperature."""
     path = results / "store.json"
     before = json.loads(path.read_text())["fidelity"][str(temperature)]
@@ -316,7 +318,7 @@ def beside(results: Path, temperature: float, told: dict) -> dict:
     return told | {"rows": [*old[:place], *told["rows"], *old[place:]]}
 
 
-def keep(results: Path, found: dict) -> None:
+def keep(results: Path, found: dict[str, Any]) -> None:
     """Add to what was measured, and write it all out."""
     results.mkdir(parents=True, exist_ok=True)
     path = results / "store.json"

@@ -22,7 +22,7 @@ Key = tuple[str, str]
 
 def differences(
     inputs: Inputs, formula: str, chosen: Sequence[str]
-) -> tuple[dict[str, Form], dict[str, float], dict]:
+) -> tuple[dict[str, Form], dict[str, float], dict[str, str]]:
     """Forms that run here, how far their gradients are from ours, and why others do not run."""
     runs: dict[str, Form] = {}
     apart: dict[str, float] = {}

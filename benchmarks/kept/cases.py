@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,7 +33,9 @@ class Kept:
     signals: Callable[[int], TeacherDistribution]
 
 
-def stored(families: list[tuple[str, dict]], samples: Sampled, folder: Path) -> list[Kept]:
+def stored(
+    families: list[tuple[str, dict[str, Any]]], samples: Sampled, folder: Path
+) -> list[Kept]:
     """Forms of limbeck's, each written to a real store and read from it."""
     head = samples[0][1].head
     longest = max(len(sample.scored) for sample, _ in samples)
@@ -138,11 +141,11 @@ def top_of(teacher: LazyLogits, k: int) -> TopK:
     )
 
 
-def our_forms(temperature: float) -> list[tuple[str, dict]]:
+def our_forms(temperature: float) -> list[tuple[str, dict[str, Any]]]:
     """Families and settings of limbeck's forms."""
     further = [1.0] if temperature == 1 else [1.0, temperature]
     draws = (25, 50, 100, 200) if temperature == 1 else (50, 100, 200, 400)
-    told: list[tuple[str, dict]] = [
+    told: list[tuple[str, dict[str, Any]]] = [
         ("top-k with tail", {"type": "top_k", "k": k, "temperatures": further})
         for k in (16, 32, 64, 128, 256)
     ]
@@ -194,7 +197,9 @@ def all_kept(
     return told
 
 
-def gradient_of(distribution: TeacherDistribution, logits: Tensor, temperature: float):
+def gradient_of(
+    distribution: TeacherDistribution, logits: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
     """Forward KL of each token, and its gradient at the student's logits."""
     leaf = logits.detach().requires_grad_()
     pair = distribution.compare(leaf, temperature)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -12,14 +13,14 @@ import matplotlib.pyplot as plt
 NAMES = {"dh": "hidden-state gradient", "dw": "head gradient, summed over all tokens"}
 
 
-def draw(rows: dict[float, list[dict]], path: Path) -> None:
+def draw(rows: dict[float, list[dict[str, Any]]], path: Path) -> None:
     """A panel a temperature and gradient; families that have several sizes are lines."""
     figure, axes = plt.subplots(len(rows), 2, figsize=(11, 4.2 * len(rows)), squeeze=False)
     for line, (temperature, told) in enumerate(rows.items()):
         for panel, (field, name) in enumerate(NAMES.items()):
             axis = axes[line][panel]
             axis.set_prop_cycle(color=[plt.get_cmap("tab20")(place) for place in range(20)])
-            families: dict[str, list[dict]] = {}
+            families: dict[str, list[dict[str, Any]]] = {}
             for row in told:
                 families.setdefault(row["family"], []).append(row)
             for family, unsorted in families.items():

@@ -86,7 +86,7 @@ class StepFootprint:
         return sum(self.memory_bytes.values())
 
 
-class Footprint(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Footprint(TorchDispatchMode):
     """What the code inside holds, sends and computes.
 
     A storage counts from its first appearance in an operation's result until it is freed, by the

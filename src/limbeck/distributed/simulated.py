@@ -94,7 +94,7 @@ class Backend(backends._DummyBackendModule):
         return [torch.bfloat16, torch.float16]
 
 
-class Answers(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Answers(TorchDispatchMode):
     """Supplies the numbers that a step reads from the device.
 
     Every position is scored (`nonzero` of B positions gives B); a number read on the host is 0.0, 1

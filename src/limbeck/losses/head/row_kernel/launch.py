@@ -79,7 +79,7 @@ class Call(NamedTuple):
 
     def run(self) -> None:
         """Run the kernel on the device of its tensors."""
-        with torch.cuda.device_of(self.arguments[0].start):  # type: ignore[no-untyped-call]
+        with torch.cuda.device_of(self.arguments[0].start):
             self.kernel[(self.num_rows,)](*self.arguments, num_warps=WARPS)
 
 
