@@ -1,8 +1,9 @@
 """A simulated step against a real one of gloo ranks; and Llama 70B into 8B on clusters.
 
-    PYTHONPATH=src:. python benchmarks/dry_run.py --work DIR [--plan]
+    PYTHONPATH=src:. python benchmarks/dry_run.py --work DIR [--plan | --accumulation]
 
-Without `--plan` eight settings, real and simulated; with it 70B into 8B on 8 and 64 H100.
+Eight settings, real and simulated. With `--plan` 70B into 8B on H100s, with `--accumulation` one
+step on 2 ranks cut into 1, 4 and 16 micro-batches, as planned and timed.
 Models are made in DIR: a random Llama pair of 28 M and 47 M parameters; configurations of Llama 3.1
 8B and 70B, without weights, and a tokenizer with as many words.
 """
@@ -18,15 +19,18 @@ from typing import Any
 
 import torch
 from tests.distributed.processes import live, on_ranks
-from tests.distributed.test_footprint import figures
+from tests.distributed.test_footprint import figures, sharded_pair
 from tests.models.tiny import tiny_config
 from tests.tokenizers.small import small
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from limbeck.batch import Batch
 from limbeck.checks import read_hardware
+from limbeck.config import OptimConfig
 from limbeck.distributed import World, simulated_world, world
 from limbeck.experiment.cluster import plan_elsewhere
+from limbeck.train import make_optimizers, train_step
 
 BFLOAT: dict[str, Any] = {"dtype": torch.bfloat16}
 SETTINGS: dict[str, tuple[int, str, dict[str, Any]]] = {
@@ -39,6 +43,7 @@ SETTINGS: dict[str, tuple[int, str, dict[str, Any]]] = {
     "4 ranks, float32": (4, "auto", {}),
     "4 ranks, bfloat16, checkpointed": (4, "auto", BFLOAT | {"checkpointed": True}),
 }
+ROWS_OF_A_STEP, SHORT = 16, 32
 SIZE = {"rows": 2, "length": 512}
 LLAMA: dict[str, dict[str, Any]] = {
     "8b": {"layers": 32, "width": 4096, "intermediate_size": 14336, "num_attention_heads": 32},
@@ -115,6 +120,45 @@ def compare(folder: Path, name: str) -> None:
     )
 
 
+def timed(here: World, folder: Path, passes: int, once: bool) -> None:
+    """One rank of a step of 16 rows, cut into micro-batches: the fastest of three."""
+    distiller, teacher = sharded_pair(here, folder)
+    optim = OptimConfig(learning_rate=1e-4, steps=9)
+    optimizers = make_optimizers(distiller, optim, 1e-4, here.device)
+    batch = Batch.from_tokens(torch.zeros(ROWS_OF_A_STEP // passes, SHORT + 1, dtype=torch.int64))
+    seconds = []
+    for _ in range(4):
+        start = time.perf_counter()
+        train_step(distiller, teacher, optimizers, [batch] * passes, here, reduce_once=once)
+        seconds.append(time.perf_counter() - start)
+    if here.is_main:
+        (folder / "seconds").write_text(str(min(seconds[1:])))
+
+
+def planned(folder: Path, passes: int, once: bool) -> None:
+    """The simulated step of the same."""
+    with simulated_world(2, "auto", "cpu") as here:
+        shape = {"passes": passes, "rows": ROWS_OF_A_STEP // passes, "length": SHORT}
+        step = figures(here, folder, reduce="step" if once else "micro_batch", **shape)
+    (folder / "planned.json").write_text(json.dumps(asdict(step)))
+
+
+def print_accumulation(folder: Path) -> None:
+    """Print what more micro-batches of the same rows cost."""
+    make_pair(folder)
+    for once in (True, False):
+        for passes in (1, 4, 16):
+            assert live(planned, folder, passes, once) == 0
+            on_ranks(2, timed, folder, passes, once)
+            step = json.loads((folder / "planned.json").read_text())
+            sent = {c["kind"]: (c["count"], c["whole_bytes"] >> 20) for c in step["collectives"]}
+            counts = ", ".join(f"{n} {kind} of {mib:,} MiB" for kind, (n, mib) in sent.items())
+            peak = sum(step["memory_bytes"].values()) >> 20
+            seconds = float((folder / "seconds").read_text())
+            when = "step" if once else "micro_batch"
+            print(f"| {passes} | {when} | {counts} | {peak:,} | {seconds:.2f} |", flush=True)
+
+
 def make_configurations(folder: Path) -> None:
     """Llama 3.1's shapes and a tokenizer with as many words, unless they are there."""
     words = {f"w{i}": i for i in range(128256)}
@@ -161,10 +205,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--plan", action="store_true")
+    parser.add_argument("--accumulation", action="store_true")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     if arguments.plan:
         print_plans(arguments.work)
+        return
+    if arguments.accumulation:
+        print_accumulation(arguments.work)
         return
     make_pair(arguments.work)
     for name in SETTINGS:

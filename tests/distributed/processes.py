@@ -54,12 +54,16 @@ def ranks(
     return launched(size, join, spread, replicate, function, *args)
 
 
-def launched(size: int, function: Callable[..., None], *args: object) -> list[int]:
-    """Run a function in processes with torchrun's environment; their exit codes."""
+def free_port() -> int:
+    """A port that nothing listens on."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    server = context()
+        return int(free.getsockname()[1])
+
+
+def launched(size: int, function: Callable[..., None], *args: object) -> list[int]:
+    """Run a function in processes with torchrun's environment; their exit codes."""
+    server, port = context(), free_port()
     started = [
         server.Process(target=launch, args=(rank, size, port, function, *args))
         for rank in range(size)

@@ -40,9 +40,8 @@ CASES = {
 REDUCE = ("step", "micro_batch")
 
 
-def figures(here, folder, *, dtype=None, checkpointing="none", reduce="auto", **shape):
-    """What a step of a rank takes, of models with weights or, in a simulated world, without."""
-    shape = {"passes": 1, "rows": ROWS, "length": LENGTH} | shape
+def sharded_pair(here, folder, dtype=None):
+    """Distiller and teacher of a rank, with weights or, in a simulated world, without."""
 
     def model(name, kind):
         source = ModelSource(str(folder / name))
@@ -58,6 +57,13 @@ def figures(here, folder, *, dtype=None, checkpointing="none", reduce="auto", **
     distiller, local = Distiller(student, built), LocalTeacher(teacher)
     shard(distiller, student.blocks, here, compute_dtype=dtype)
     shard(teacher, teacher.blocks, here)
+    return distiller, local
+
+
+def figures(here, folder, *, dtype=None, checkpointing="none", reduce="auto", **shape):
+    """What a step of a rank takes."""
+    shape = {"passes": 1, "rows": ROWS, "length": LENGTH} | shape
+    distiller, local = sharded_pair(here, folder, dtype)
     config = RunConfig(
         teacher={"type": "online"},
         student={"type": "pretrained"},

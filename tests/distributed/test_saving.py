@@ -17,7 +17,7 @@ from limbeck.distributed.saving import HeldWriter
 from limbeck.errors import Stopped, StorageError
 from limbeck.files import damage
 from limbeck.train import train
-from tests.distributed.processes import live, on_ranks
+from tests.distributed.processes import free_port, join, launch, live, on_ranks
 from tests.distributed.test_checkpoints import save, start, steps
 from tests.train.toy import ALONE, Listener, fingerprint, tensors, toy_pair, toy_setup
 
@@ -167,8 +167,8 @@ def test_a_disk_that_is_full_in_the_background_ends_the_run_and_spares_what_was_
         assert latest(tmp_path / place / "checkpoints") is not None
 
 
-def saving_life(folder, begun, asynchronous):
-    """A life that saves after each step, and writes a byte when its first save begins."""
+def saving_life(here, folder, begun, asynchronous):
+    """A rank of a run that saves after each step; writes a byte when its first save begins."""
     plain = HeldWriter.write_data
 
     def write_data(writer, plan, planner):
@@ -177,27 +177,42 @@ def saving_life(folder, begun, asynchronous):
 
     HeldWriter.write_data = write_data
     checkpoint = {"every": 1, "asynchronous": asynchronous}
-    train(toy_setup(folder, resume=True, checkpoint=checkpoint, optim={"steps": 10_000}))
+    pair = start(here)[:2]
+    optim = {"steps": 10_000}
+    train(toy_setup(folder, pair=pair, world=here, resume=True, checkpoint=checkpoint, optim=optim))
 
 
-def killed_life(folder, delay_s, asynchronous):
-    """Kill a forked life some time after its first save began."""
-    reads, begun = os.pipe()
+def forked_rank(rank, size, port, *given):
+    """Fork a rank of a saving life; its process id."""
     child = os.fork()
-    if not child:
-        try:
-            saving_life(folder, begun, asynchronous)
-        finally:
-            os._exit(1)
+    if child:
+        return child
+    try:
+        if size == 1:
+            saving_life(ALONE, *given)
+        launch(rank, size, port, join, "auto", 1, saving_life, *given)
+    finally:
+        os._exit(1)
+
+
+def killed_life(folder, size, chance, asynchronous):
+    """Kill the forked ranks of a life one after another, some time after its first save began."""
+    reads, begun = os.pipe()
+    port = free_port()
+    children = [forked_rank(r, size, port, folder, begun, asynchronous) for r in range(size)]
     os.close(begun)
     assert os.read(reads, 1) == b".", "it could not resume"
     os.close(reads)
-    time.sleep(delay_s)
-    os.kill(child, signal.SIGKILL)
-    assert os.waitpid(child, 0)[1] == signal.SIGKILL, "it ended by itself"
+    time.sleep(chance.uniform(0, 0.05 * size))
+    chance.shuffle(children)
+    for number, child in enumerate(children):
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        assert status == signal.SIGKILL or number, "it ended by itself"
+        time.sleep(chance.uniform(0, 0.01))
 
 
-def hunt(folder, kills, seed):
+def hunt(folder, kills, seed, size=1):
     """Kill lives of one run, each of which resumes from what the one before left.
 
     Call it in a process that has no threads. Writes to hunt.json how many kills left a half-written
@@ -205,7 +220,7 @@ def hunt(folder, kills, seed):
     """
     chance, newest, halves, checkpoints = random.Random(seed), -1, 0, folder / "checkpoints"
     for kill in range(kills):
-        killed_life(folder, chance.uniform(0, 0.05), asynchronous=kill % 2 == 1)
+        killed_life(folder, size, chance, asynchronous=kill % 2 == 1)
         halves += any(checkpoints.glob(".tmp-*"))
         published = list(checkpoints.glob("step-*"))
         assert [path.name for path in published if damage(path) is not None] == []
@@ -216,8 +231,9 @@ def hunt(folder, kills, seed):
 
 
 @pytest.mark.slow
-def test_a_run_killed_while_it_saves_leaves_only_whole_checkpoints(tmp_path):
-    assert live(hunt, tmp_path, 40, os.getpid()) == 0
+@pytest.mark.parametrize(("size", "kills"), [(1, 20), (2, 6)])
+def test_a_run_killed_while_it_saves_leaves_only_whole_checkpoints(tmp_path, size, kills):
+    assert live(hunt, tmp_path, kills, os.getpid(), size) == 0
     assert json.loads((tmp_path / "hunt.json").read_text())["halves"] > 0
     distiller, _ = toy_pair()
     newest = latest(tmp_path / "checkpoints")

@@ -179,6 +179,21 @@ def test_a_full_disk_leaves_the_last_checkpoint_as_it_was(most_bytes, tmp_path):
     assert latest(tmp_path) == tmp_path / "step-000001"
 
 
+def tokenise_on_a_full_disk(text, most_bytes):
+    """Tokens are written while the text is read: the disk is full in the middle of it."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
+    with pytest.raises(StorageError, match=r"cache/.* could not be written after .* intact"):
+        load(text, small())
+
+
+@pytest.mark.parametrize("most_bytes", [0, 10_000])
+def test_a_full_disk_leaves_nothing_of_tokenised_data(most_bytes, tmp_path):
+    text = write(tmp_path / "rows.jsonl", [{"text": each} for each in SENTENCES * 200])
+    assert live(tokenise_on_a_full_disk, text, most_bytes) == 0
+    assert [p.name for p in (tmp_path / "cache").iterdir()] == [".lock"]
+    assert load(text, small()).num_documents == 200 * len(SENTENCES)
+
+
 def test_a_checkpoint_that_cannot_fit_is_refused_before_it_begins(tmp_path, monkeypatch):
     distiller, teacher = toy_pair()
     optimizers = make_optimizers(distiller, CONFIG, 0.01, ALONE.device)

@@ -306,7 +306,7 @@ def fields_at(where: Iterable[int | str]) -> list[str]:
     """Names of the options a section of `RunConfig` takes; none for an open part."""
     section: Any = RunConfig
     for part in where:
-        if not (isinstance(section, type) and dataclasses.is_dataclass(section)):
+        if not is_section(section):
             return []
         hint = hints_of(section).get(str(part))
         section = next(filter(is_section, (hint, *get_args(hint))), None)

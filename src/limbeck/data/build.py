@@ -160,9 +160,9 @@ def checked(draft: Draft, row: Row, config: DataConfig, reader: Reader) -> Value
     if problem:
         note_bad_row(draft, row, problem)
         return None
-    found = needed | {n: c for n, c in optional.items() if row.values.get(c) is not None}
-    values = {name: row.values[column] for name, column in found.items()}
-    defect = reader.problem(values) or weight_problem(values, found.get(WEIGHT, WEIGHT))
+    present = needed | {n: c for n, c in optional.items() if row.values.get(c) is not None}
+    values = {name: row.values[column] for name, column in present.items()}
+    defect = reader.problem(values) or weight_problem(values, present.get(WEIGHT, WEIGHT))
     if defect is not None:
         note_bad_row(draft, row, defect)
         return None
