@@ -22,6 +22,7 @@ from limbeck.models.load import (
     open_model,
     reopened,
 )
+from limbeck.models.lora import save_adapters
 from limbeck.models.modes import evaluating
 from limbeck.models.projections import captured_projections
 from limbeck.models.prove import (
@@ -73,6 +74,7 @@ __all__ = [
     "quantized",
     "reopened",
     "round_weights",
+    "save_adapters",
     "save_student",
     "shape_facts",
     "shared_model",
