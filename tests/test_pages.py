@@ -10,7 +10,7 @@ import yaml
 from typer.core import TyperGroup
 
 from limbeck.commands import VERBS, load_verb
-from limbeck.commands.first_recipe import is_short
+from limbeck.commands.short_form import is_short
 from limbeck.config.reading import fields_at
 
 ROOT = Path(__file__).parent.parent
