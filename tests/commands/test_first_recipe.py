@@ -1,8 +1,12 @@
 """`limbeck distill TEACHER STUDENT DATA`: the recipe it writes, and what it refuses."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 import typer
 import yaml
@@ -73,6 +77,67 @@ def test_a_base_student_of_an_instruct_teacher_trains_on_sharegpt(tmp_path: Path
     config = json.loads(Path("here/student/config.json").read_text())
     assert config["eos_token_id"] == small().eos_token_id
     assert "learning_rate: 2.0e-05" in told
+
+
+QUESTION, ANSWER = "What boils the wash?", "A still boils the wash."
+
+
+def lines(row: dict[str, Any]) -> Callable[[Path], Path]:
+    def write(folder: Path) -> Path:
+        path = folder / "rows.jsonl"
+        path.write_text(f"{json.dumps(row)}\n" * 8)
+        return path
+
+    return write
+
+
+def text_folder(folder: Path) -> Path:
+    (folder / "texts").mkdir()
+    for number in range(8):
+        (folder / "texts" / f"{number}.txt").write_text(f"{number}. {ANSWER}")
+    return folder / "texts"
+
+
+def parquet(folder: Path) -> Path:
+    path = folder / "rows.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"text": [ANSWER] * 8}), path)
+    return path
+
+
+def openai(content: Any) -> dict[str, Any]:
+    asked = {"role": "user", "content": content}
+    return {"messages": [asked, {"role": "assistant", "content": ANSWER}]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "write"),
+    [
+        (
+            "ShareGPT",
+            lines(
+                {
+                    "conversations": [
+                        {"from": "human", "value": QUESTION},
+                        {"from": "gpt", "value": ANSWER},
+                    ]
+                }
+            ),
+        ),
+        ("Alpaca", lines({"instruction": QUESTION, "input": "", "output": ANSWER})),
+        ("chat", lines(openai([{"type": "text", "text": QUESTION}]))),
+        ("prompts and completions", lines({"prompt": QUESTION, "completion": ANSWER})),
+        ("plain text", text_folder),
+        ("plain text", parquet),
+    ],
+    ids=["ShareGPT", "Alpaca", "OpenAI messages", "prompt and completion", "folder", "Parquet"],
+)
+def test_published_shapes_of_data_train_without_a_recipe(
+    kind: str, write: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    run("teacher", "2 layers", str(write(tmp_path)), *SMALL, "optim.steps=1", "output=here")
+    assert len(steps_of(Path("here"))) == 1
+    notes = json.loads(Path("here/provenance.json").read_text())["vocabulary"]["notes"]
+    assert any(note.endswith(f"is read as {kind}.") for note in notes)
 
 
 def test_plan_writes_and_checks_and_trains_nothing(tmp_path: Path) -> None:

@@ -49,6 +49,16 @@ def run(path, *overrides, **options):
         return whole.train(**options)
 
 
+def test_a_step_logs_alpha_temperature_passes_and_memory(tmp_path):
+    alpha = "objective.alpha={type: linear, from: 1.0, to: 0.5, steps: 1}"
+    run(write_recipe(tmp_path), "evaluate.data=null", "optim.steps=2", alpha)
+    steps = steps_of(tmp_path / "run")
+    assert [record["alpha"] for record in steps] == [1.0, 0.5]
+    assert [record["temperature"] for record in steps] == [2.0, 2.0]
+    assert 0 < steps[0]["epoch"] == steps[1]["epoch"] / 2
+    assert all(record["memory_bytes"] > 1 << 20 for record in steps)
+
+
 def test_a_recipe_becomes_a_student_a_table_and_a_report(tmp_path):
     outcome = run(write_recipe(tmp_path), "evaluate.baseline=cross_entropy")
     trials = outcome.evaluation["trials"]

@@ -2,6 +2,7 @@
 
 import json
 
+import peft
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -17,6 +18,21 @@ from tests.tokenizers.small import small
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("LIMBECK_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # of peft
+def test_adapters_are_saved_unmerged_beside_the_merged_student(tmp_path):
+    base = write_model(tmp_path / "base", rows=len(small()), layers=2, seed=1)
+    path = write_recipe(tmp_path, evaluate={"data": None})
+    student = f"student={{type: pretrained, path: {base}}}"
+    folder = run(path, "trainable.lora={rank: 4}", "optim.steps=2", student).student
+    ids = torch.arange(12)[None]
+    with torch.no_grad():
+        opened = peft.AutoPeftModelForCausalLM.from_pretrained(folder / "adapter")(ids).logits
+        merged = AutoModelForCausalLM.from_pretrained(folder)(ids).logits
+        first = AutoModelForCausalLM.from_pretrained(base)(ids).logits
+    torch.testing.assert_close(opened, merged)
+    assert not torch.equal(opened, first)
 
 
 LORA = "trainable.lora={rank: 4, alpha: 8, dropout: 0.1}"
@@ -36,6 +52,7 @@ def test_a_recipe_with_adapters_leaves_an_ordinary_student(lora, tmp_path):
     names = load_file(outcome.student / "model.safetensors").keys()
     teacher = load_file(tmp_path / "teacher" / "model.safetensors").keys()
     assert names == {n for n in teacher if "layers.2." not in n and "layers.3." not in n}
+    assert not (outcome.student / "adapter").exists(), "its base is on no disk"
     with limbeck.assemble(limbeck.load(tmp_path / "recipe.yaml", [lora])) as whole:
         again = whole.evaluate()["trials"]["distilled"]["forward_kl"]["value"]
     assert again == pytest.approx(trials["distilled"]["forward_kl"]["value"], rel=1e-5)

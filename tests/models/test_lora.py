@@ -13,7 +13,7 @@ from limbeck.config.trainable import LowRankConfig, TrainableConfig
 from limbeck.errors import ConfigError
 from limbeck.layer_map import LayerMap
 from limbeck.losses import PairShapes, build_objective
-from limbeck.models import Distiller, prove_head, save_student
+from limbeck.models import Distiller, prove_head, save_adapters, save_student
 from limbeck.models.adapters import merged
 from limbeck.models.freezing import make_trainable, trained_facts
 from limbeck.teachers.local import LocalTeacher
@@ -73,6 +73,20 @@ def test_the_saved_student_is_an_ordinary_model_with_the_same_logits(family, lor
     assert (wanted - before).abs().max() > 0.01, "or the adapters would not matter"
     # Merged, one product is rounded where two were: seen in the last bits of a large logit.
     assert (found - wanted).abs().max() < 3e-6 * wanted.abs().max()
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # of peft
+@pytest.mark.parametrize(("family", "lora"), EACH)
+def test_saved_adapters_open_with_peft_over_the_base_model(family, lora, tmp_path):
+    base = tiny_model(family, tie_word_embeddings=False)
+    base.hf_model.save_pretrained(tmp_path / "base")
+    model = adapted(family, **lora)
+    config = LowRankConfig(**{"rank": 4, "alpha": 8.0, **lora})
+    save_adapters(model, config, str(tmp_path / "base"), tmp_path / "adapter")
+    opened = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")
+    with torch.no_grad():
+        found = opened(IDS).logits
+    torch.testing.assert_close(found, logits(model, IDS))
 
 
 @pytest.mark.parametrize(("family", "lora"), [*EACH, ("llama", {"targets": ("lm_head",)})])

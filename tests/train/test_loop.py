@@ -74,6 +74,7 @@ def test_a_run_logs_every_step_once_with_growing_totals(tmp_path):
     assert [r["step"] for r in said] == list(range(1, 25))
     keys = {"kind", "step", "loss", "divergence", "cross_entropy", "hidden_state"}
     keys |= {"learning_rate", "grad_norm", "tokens", "seconds", "tokens_per_second"}
+    keys |= {"memory_bytes"}
     assert said[0].keys() == keys
     assert [r["tokens"] for r in said] == sorted({r["tokens"] for r in said})
     assert said[-1]["tokens"] == result.tokens

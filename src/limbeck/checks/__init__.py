@@ -15,7 +15,7 @@ from limbeck.checks.number_format import bfloat16_gain, number_format_notes
 from limbeck.checks.plan import Cluster, Fix, Plan, make_plan, plan_findings
 from limbeck.checks.proof import Finding, Proof
 from limbeck.checks.prove import prove, prove_unlike
-from limbeck.checks.text import Excerpt, text_notes, trained_on
+from limbeck.checks.text import Excerpt, quantized_reads_as_well, text_notes, trained_on
 
 __all__ = [
     "COMPUTE_SHARE",
@@ -40,6 +40,7 @@ __all__ = [
     "plan_findings",
     "prove",
     "prove_unlike",
+    "quantized_reads_as_well",
     "read_hardware",
     "text_notes",
     "trained_on",

@@ -144,7 +144,8 @@ def make_plan(
     state = state_bytes(case.distiller, config.optim)
     host = offloaded_bytes(case.teacher_model, case.device)
     return Plan(
-        parameters={who: model.num_parameters for who, model in case.models},
+        parameters={who: model.num_parameters for who, model in case.models}
+        | ({"teacher": case.teacher.info.parameters} if case.teacher.info.parameters else {}),
         trained_parameters=sum(p.numel() for p in case.distiller.parameters() if p.requires_grad),
         memory_bytes={
             "teacher": held_bytes(case.teacher_model) - host,

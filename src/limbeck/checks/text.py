@@ -16,6 +16,7 @@ from limbeck.checks.proof import Proof
 from limbeck.config import HeadBudget
 from limbeck.config.schedules import largest
 from limbeck.data import spread
+from limbeck.data.source import Rows
 from limbeck.distributed import whole
 from limbeck.losses import Objective, StudentView, TeacherSignal, WeightedTerm
 from limbeck.losses.terms.cross_entropy import CrossEntropyTerm
@@ -70,6 +71,29 @@ def teacher_reads_better(case: Case) -> Proof:
         decides=uses_teacher
         and not case.allow_worse_teacher
         and is_worse((nats[0] - nats[1]).tolist()),
+    )
+
+
+def quantized_reads_as_well(case: Case, whole: CausalLM, data: Rows) -> Proof:
+    """A quantised teacher predicts a text as well as before; a warning if it does not.
+
+    Args:
+        whole: The teacher before it was quantised, on any device.
+        data: Held-out text where there is some.
+    """
+    batch = shortened(data.batch(spread(data.num_rows, ROWS)), POSITIONS)
+    budget = case.distiller.objective.head_budget_mb
+    before, after = (
+        cross_entropy(model, batch.to(model.device), budget)
+        for model in (whole, case.teacher_model)
+    )
+    return Proof(
+        "quantised teacher reads as before",
+        after - before < WORSE,
+        f"perplexity {math.exp(before):.3f} before and {math.exp(after):.3f} after "
+        f"({after - before:+.4f} nats a token) on {int(batch.num_scored()):,} tokens",
+        "the student learns from the quantised teacher: this is what rounding its weights costs",
+        decides=False,
     )
 
 

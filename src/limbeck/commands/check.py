@@ -31,6 +31,7 @@ from limbeck.checks import (
     plan_findings,
     prove,
     prove_unlike,
+    quantized_reads_as_well,
     read_hardware,
     text_notes,
     trained_on,
@@ -45,7 +46,7 @@ from limbeck.experiment.parts import Parts
 from limbeck.experiment.trials import compute_dtype, trials_of
 from limbeck.files import size
 from limbeck.report.words import duration
-from limbeck.teachers import find_cross, require_local
+from limbeck.teachers import find_cross, find_local, require_local
 from limbeck.train.micro_batch import choose_micro_batch, free_bytes
 
 NOTED_ROWS = 32
@@ -159,6 +160,10 @@ def tell(run: Run, *, as_json: bool) -> list[str]:
         for finding in prove(case) if unlike is None else prove_unlike(case, unlike):
             findings.append(finding)
             status.update(f"Proving ... {finding.name}: done")
+        if (teacher := find_local(parts.teacher)) and teacher.whole:
+            status.update("Loading the teacher as it was before it was quantised ...")
+            text = parts.data if parts.held_out is None else parts.held_out.data
+            findings.append(quantized_reads_as_well(case, teacher.whole(), text))
         status.update("Running one micro-batch ...")
         plan = plan_of(run, case)
     findings += plan_findings(plan)

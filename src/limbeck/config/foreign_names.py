@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 NAMES = {
-    "teacher": "teacher_model teacher_model_name_or_path",
+    "teacher": "teacher_model teacher_model_name_or_path load_in_4bit load_in_8bit "
+    "quantization_config",
     "student": "model model_name_or_path base_model student_model",
     "data.path": "dataset datasets dataset_name dataset_path train_dataset train_file",
     "data.mix": "dataset_mixer dataset_mixture data_mix interleave mixture_weights",
@@ -23,14 +24,16 @@ NAMES = {
     "optim.steps": "max_steps num_steps max_train_steps train_steps total_steps",
     "optim.epochs": "num_epochs num_train_epochs max_epochs",
     "optim.tokens_per_step": "batch_size global_batch_size "
-    "train_batch_size gradient_accumulation_steps",
+    "train_batch_size gradient_accumulation_steps gradient_accumulation",
     "optim.warmup_steps": "warmup warmup_ratio num_warmup_steps",
     "optim.schedule": "lr_scheduler_type lr_scheduler lr_schedule scheduler",
     "optim.schedule_options": "lr_scheduler_kwargs",
     "optim.betas": "adam_beta1 adam_beta2",
     "optim.eps": "adam_epsilon adam_eps",
     "optim.max_grad_norm": "grad_clip gradient_clipping clip_grad_norm",
-    "evaluate.data": "eval_dataset eval_file val_dataset validation_file",
+    "rollout.share": "lmbda on_policy_fraction",
+    "rollout.tokens": "max_new_tokens max_completion_length",
+    "evaluate.data": "eval_dataset eval_file val_dataset validation_file val_set_size",
     "evaluate.every": "eval_steps eval_interval",
     "evaluate.patience": "early_stopping early_stopping_patience",
     "memory.micro_batch": "per_device_train_batch_size micro_batch_size per_device_eval_batch_size",
@@ -38,12 +41,13 @@ NAMES = {
     "checkpoint.every": "save_steps save_interval checkpointing_steps",
     "checkpoint.keep": "save_total_limit",
     "checkpoint.student_dtype": "save_dtype save_precision output_dtype",
-    "parallel.compute_dtype": "bf16 fp16 mixed_precision torch_dtype",
+    "parallel.compute_dtype": "bf16 fp16 mixed_precision torch_dtype precision",
     "parallel.shard": "fsdp deepspeed",
     "parallel.replicate": "dp_replicate_size hybrid_shard hsdp",
     "parallel.timeout_s": "ddp_timeout",
     "trainable.lora": "use_lora lora_r lora_rank peft_config adapter",
-    "track": "report_to wandb_project run_name experiment_name callbacks",
+    "track": "report_to wandb_project wandb_run_name run_name experiment_name logging_dir "
+    "callbacks",
     "output": "output_dir",
     "seed": "random_seed data_seed",
 }
@@ -52,6 +56,8 @@ NAMES = {
 FOREIGN_NAMES = {name: path for path, names in NAMES.items() for name in names.split()}
 
 UNITS = {
+    "teacher": "{type: online, path: NAME}; with quantize: 4bit or 8bit in few bits",
+    "rollout.share": "of the rows that the student writes",
     "optim.tokens_per_step": "the positions of one optimizer step: rows of a pass * "
     "data.sequence_length * accumulation steps * processes",
     "memory.micro_batch": "rows of one pass on one process; it changes memory, not results",

@@ -41,7 +41,7 @@ class TrainableConfig:
 
     __pydantic_config__ = STRICT
     lora: LowRankConfig | None = None
-    """Train adapters only, which are merged into the weights when the student is saved."""
+    """Train adapters only. The saved student has them merged, and unmerged in `adapter/`."""
     freeze: tuple[str, ...] = ()
     """Frozen parts, e.g. `[embeddings, head, norms, layers.0-3]`."""
 

@@ -44,6 +44,9 @@ OPEN_PARTS: dict[str, Registry[Any]] = {
 }
 """Options whose value is a registered component, with its registry."""
 
+CUT = ("depth", "width")
+"""Students that are cut from a model."""
+
 
 def load(path: Path | str, overrides: Iterable[str] = ()) -> RunConfig:
     """Read a recipe, apply `a.b=value` overrides, and check it.
@@ -62,6 +65,7 @@ def problems(config: RunConfig) -> Iterator[Problem]:
     yield from size_problems(config.student)
     yield from trainable_problems(config.trainable)
     yield from shared_problems(config)
+    yield from quantized_problems(config)
     yield from data_problems(config.data)
     yield from schedule_problems(config.optim)
     yield from step_problems(config)
@@ -116,6 +120,26 @@ def shared_problems(config: RunConfig) -> Iterator[Problem]:
             "parallel.teacher",
             "must be shard or replicate for a shared student, whose weights are the teacher's, got "
             "offload. Remove it, or use type: copy.",
+        )
+
+
+def quantized_problems(config: RunConfig) -> Iterator[Problem]:
+    """What cannot be done with a teacher whose weights are quantised."""
+    if config.teacher.get("quantize") is None:
+        return
+    kind = type_of(config.student)
+    if kind in ("copy", "shared") or (kind in CUT and config.student.get("path") is None):
+        yield Problem(
+            "teacher.quantize",
+            f"a {kind} student is made from the teacher's weights, which must not be quantised "
+            "then. Make the student once with limbeck shrink, and name its folder: {type: "
+            "pretrained, path: ...}.",
+        )
+    if config.parallel.teacher == "offload":
+        yield Problem(
+            "parallel.teacher",
+            "must not be offload with teacher.quantize: a quantised teacher is whole on each "
+            "rank's device. Remove one of the two.",
         )
 
 

@@ -56,6 +56,7 @@ from limbeck.models import (
     load_model,
     make_trainable,
     reopened,
+    save_adapters,
     save_student,
     shared_model,
     trained_facts,
@@ -148,15 +149,16 @@ class Parts:
         weights: Mapping[str, Tensor] | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        """Publish a student's folder, replacing an earlier one."""
+        """Publish a student's folder, replacing an earlier one; adapters are in `adapter/` too."""
+        lora, base = self.config.trainable.lora, base_of(self.config)
+
+        def write(place: Path) -> None:
+            save_student(student, self.tokenizer, place, weights=weights, dtype=dtype)
+            if lora is not None and base is not None:
+                save_adapters(student, lora, base, place / "adapter", weights)
+
         shutil.rmtree(folder, ignore_errors=True)
-        publish(
-            folder,
-            lambda place: save_student(
-                student, self.tokenizer, place, weights=weights, dtype=dtype
-            ),
-            {"kind": "student"},
-        )
+        publish(folder, write, {"kind": "student"})
 
     def rollouts(self, distiller: Distiller, folder: Path) -> Rollouts | None:
         """The rollouts of a trial; None without `rollout`."""
@@ -318,6 +320,13 @@ def shard_student(distiller: Distiller, config: RunConfig, world: World) -> None
         compute_dtype=choose_dtype(config.parallel.compute_dtype, world.device),
         reduce_dtype=choose_dtype(config.parallel.reduce_dtype, world.device),
     )
+
+
+def base_of(config: RunConfig) -> str | None:
+    """The model whose weights a student with adapters keeps; None where it is not on disk."""
+    kind = type_of(config.student)
+    origin = {"pretrained": config.student, "shared": config.teacher, "copy": config.teacher}
+    return origin.get(kind, {}).get("path")
 
 
 def is_shared(config: RunConfig) -> bool:

@@ -6,11 +6,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from limbeck.config import ObjectiveConfig, RunConfig, to_plain
-from limbeck.config.schedules import largest
+from limbeck.config.schedules import largest, value_at
 from limbeck.distributed import (
     StopSignals,
     broadcast_object,
@@ -141,6 +142,22 @@ def validation(trial: Trial, metric: str) -> float:
     return math.inf if figures is None else figures.mean(metric)
 
 
+def in_force(parts: Parts, trial: Trial, step: int) -> dict[str, float]:
+    """Alpha and temperature of a step, and the passes over the text up to its end.
+
+    Mixtures and runs on generated text have no passes in common.
+    """
+    objective, config = trial.objective, parts.config
+    found = {
+        "alpha": value_at(objective.alpha, step),
+        "temperature": value_at(objective.temperature, step),
+    }
+    if not config.data.mix and config.rollout is None:
+        rows = config.optim.rows_per_step(config.data.sequence_length)
+        found["epoch"] = (step + 1) * rows / parts.data.num_rows
+    return found
+
+
 class TrialRunner:
     """Trains and measures trials one after another, with the same teacher and data."""
 
@@ -195,6 +212,7 @@ class TrialRunner:
                 resume=resume,
                 fingerprint=fingerprint(parts, trial),
                 stop=self._stop,
+                in_force=partial(in_force, parts, trial),
             )
         )
         if result.best_step != result.step:

@@ -7,7 +7,13 @@ from limbeck.models.causal_lm import CausalLM
 from limbeck.models.device import SIMULATED, choose_device, choose_dtype
 from limbeck.models.distiller import Distiller
 from limbeck.models.embedded import cache_folder, embedded_teacher
-from limbeck.models.facts import configured_shape, loading_notes, model_facts, shape_facts
+from limbeck.models.facts import (
+    configured_shape,
+    loading_notes,
+    model_facts,
+    num_bytes,
+    shape_facts,
+)
 from limbeck.models.freezing import make_trainable, trained_facts
 from limbeck.models.load import (
     copied_model,
@@ -17,6 +23,7 @@ from limbeck.models.load import (
     open_model,
     reopened,
 )
+from limbeck.models.lora import save_adapters
 from limbeck.models.modes import evaluating
 from limbeck.models.projections import captured_projections
 from limbeck.models.prove import (
@@ -27,6 +34,7 @@ from limbeck.models.prove import (
     prove_documents_apart,
     prove_head,
 )
+from limbeck.models.quantized import Bits, quantized
 from limbeck.models.save import plain_weights, round_weights, save_student
 from limbeck.models.shared import shared_model
 from limbeck.models.sketch import sketched_model
@@ -36,6 +44,7 @@ __all__ = [
     "HEAD_TOLERANCE",
     "SIMULATED",
     "TOLERANCE",
+    "Bits",
     "CausalLM",
     "Distiller",
     "ModelSource",
@@ -59,12 +68,15 @@ __all__ = [
     "model_facts",
     "neighbours_seen",
     "new_model",
+    "num_bytes",
     "open_model",
     "plain_weights",
     "prove_documents_apart",
     "prove_head",
+    "quantized",
     "reopened",
     "round_weights",
+    "save_adapters",
     "save_student",
     "shape_facts",
     "shared_model",

@@ -19,6 +19,9 @@ DOWN, UP, LENGTHS = (
 )
 """Ends of the names of A, B and DoRA's row lengths."""
 
+WRAPPED = "hf_model."
+"""What the wrappers put before a parameter's own name."""
+
 Tensors = Mapping[str, Tensor]
 
 
@@ -71,3 +74,10 @@ def merged(tensors: Tensors, adapters: Mapping[str, Adapter]) -> dict[str, Tenso
         else:
             plain[layer + rest] = tensor
     return plain
+
+
+def own_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of the model inside the wrappers, under the model's own names."""
+    return {
+        name.partition(WRAPPED)[2]: tensor for name, tensor in weights.items() if WRAPPED in name
+    } or dict(weights)

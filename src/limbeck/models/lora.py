@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
-from torch import nn
+from safetensors.torch import save_file
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from limbeck.config.trainable import LowRankConfig
 from limbeck.errors import ConfigError
-from limbeck.models.adapters import Adapter
+from limbeck.models.adapters import DOWN, LENGTHS, UP, Adapter, own_names
 from limbeck.models.causal_lm import CausalLM
 from limbeck.registry import suggest
 
 LINEAR = (nn.Linear, Conv1D)
+
+PUBLISHED = {
+    DOWN: ".lora_A.weight",
+    UP: ".lora_B.weight",
+    LENGTHS: ".lora_magnitude_vector",
+}
+"""How names of an adapter's tensors end in peft's files."""
 
 
 def add_adapters(model: CausalLM, lora: LowRankConfig, seed: int) -> None:
@@ -29,14 +38,8 @@ def add_adapters(model: CausalLM, lora: LowRankConfig, seed: int) -> None:
     peft = require_peft()
     names = target_names(model, lora.targets)
     refuse_impossible(model, names, lora)
-    settings = peft.LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=names,
-        use_dora=lora.dora,
-        fan_in_fan_out=isinstance(model.hf_model.get_submodule(names[0]), Conv1D),
-    )
+    is_transposed = isinstance(model.hf_model.get_submodule(names[0]), Conv1D)
+    settings = peft_settings(lora, names, transposed=is_transposed)
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         # If GPT-2's head is adapted with its blocks, peft changes the setting and warns.
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
@@ -47,6 +50,51 @@ def add_adapters(model: CausalLM, lora: LowRankConfig, seed: int) -> None:
         if parameter.requires_grad:  # narrower ones lose small updates
             parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
     model.eval()
+
+
+def peft_settings(
+    lora: LowRankConfig, names: Sequence[str], *, transposed: bool, base: str | None = None
+) -> Any:
+    """The configuration of peft's library for adapters of these layers."""
+    return require_peft().LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=list(names),
+        use_dora=lora.dora,
+        fan_in_fan_out=transposed,
+        base_model_name_or_path=base,
+        task_type="CAUSAL_LM",
+    )
+
+
+def save_adapters(
+    model: CausalLM,
+    lora: LowRankConfig,
+    base: str,
+    folder: Path,
+    weights: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write a model's adapters, unmerged, as a folder that peft opens over the base model.
+
+    Args:
+        base: Folder or hub name of the model with the frozen weights.
+        weights: As `save_student` takes them.
+    """
+    state = model.hf_model.state_dict() if weights is None else own_names(weights)
+    tensors = {
+        f"base_model.model.{name.removesuffix(end)}{PUBLISHED[end]}": tensor.contiguous()
+        for name, tensor in state.items()
+        for end in PUBLISHED
+        if name.endswith(end)
+    }
+    names = list(model.adapters)
+    transposed = model.adapters[names[0]].transposed
+    folder.mkdir()
+    peft_settings(lora, names, transposed=transposed, base=base).save_pretrained(folder)
+    path = folder / "adapter_model.safetensors"
+    save_file(tensors, path, metadata={"format": "pt"})
+    path.chmod((folder / "adapter_config.json").stat().st_mode)
 
 
 def adapter_at(layer: Any) -> Adapter:

@@ -9,13 +9,10 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from limbeck.models.adapters import merged
+from limbeck.models.adapters import merged, own_names
 from limbeck.models.build import hollow
 from limbeck.models.causal_lm import CausalLM
 from limbeck.models.quiet import quiet
-
-WRAPPED = "hf_model."
-"""What the wrappers put before a parameter's own name."""
 
 
 def save_student(
@@ -89,13 +86,6 @@ def round_weights(model: CausalLM, dtype: torch.dtype) -> None:
 def plain_weights(model: CausalLM) -> dict[str, Tensor]:
     """A model's weights under the names they have without adapters, which are merged into them."""
     return merged(model.hf_model.state_dict(), model.adapters)
-
-
-def own_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of the model inside the wrappers, under the model's own names."""
-    return {
-        name.partition(WRAPPED)[2]: tensor for name, tensor in weights.items() if WRAPPED in name
-    } or dict(weights)
 
 
 def generation_settings(settings: GenerationConfig | None) -> GenerationConfig:

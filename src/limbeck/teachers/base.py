@@ -38,6 +38,7 @@ class TeacherInfo:
         parameters: Number of parameters.
         bytes: Bytes of its parameters.
         dtype: Data type of its weights.
+        quantized: `8bit` or `4bit` where the weights of its blocks are kept so.
         max_positions: Longest sequence it was made for.
         recorded: Form, number of tokens and hash of the store, for a stored teacher.
         served: Name of the model in its server and tokens a position, for a served teacher.
@@ -53,6 +54,7 @@ class TeacherInfo:
     parameters: int | None = None
     bytes: int | None = None
     dtype: str | None = None
+    quantized: str | None = None
     max_positions: int | None = None
     recorded: Mapping[str, Any] | None = None
     served: Mapping[str, Any] | None = None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -17,16 +19,21 @@ from limbeck.distributed import (
     shard,
 )
 from limbeck.errors import ConfigError
+from limbeck.files import size
 from limbeck.losses import SignalNeeds, TeacherSignal
 from limbeck.losses.distributions import LazyLogits
 from limbeck.models import (
+    Bits,
     CausalLM,
     ModelSource,
     PreTrainedTokenizerBase,
     captured_projections,
     choose_dtype,
+    load_model,
     loading_notes,
     model_facts,
+    num_bytes,
+    quantized,
     shape_facts,
 )
 from limbeck.teachers.base import (
@@ -45,6 +52,7 @@ class LocalTeacher(Teacher):
 
     Attributes:
         model: In eval mode, without gradients.
+        whole: Loads the model on the CPU as it was before it was quantised; None if it was not.
     """
 
     def __init__(
@@ -54,6 +62,7 @@ class LocalTeacher(Teacher):
         *,
         info: TeacherInfo | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
+        whole: Callable[[], CausalLM] | None = None,
     ) -> None:
         """
         Args:
@@ -61,7 +70,9 @@ class LocalTeacher(Teacher):
             needs: What every signal must hold.
             info: Its name, hash and shape; the shape alone by default.
             tokenizer: Its tokenizer, if anything will ask for it.
+            whole: See the class.
         """
+        self.whole = whole
         self.model = model.eval().requires_grad_(False)
         self._info = info or TeacherInfo.from_json(
             {**shape_facts(model), "max_positions": model.max_positions}
@@ -109,7 +120,12 @@ class LocalTeacher(Teacher):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """That it was loaded whole where it should have been read by rows."""
+        """That it is quantised, or was loaded whole where it should have been read by rows."""
+        if self._info.quantized is not None:
+            return (
+                f"teacher: quantised to {self._info.quantized}, {size(num_bytes(self.model))}, on "
+                "each rank whole; limbeck check shows what that costs.",
+            )
         return loading_notes("teacher", self.model)
 
     def release(self) -> None:
@@ -125,8 +141,9 @@ class LocalTeacher(Teacher):
         abandon_pass(self.model)
 
     def shard(self, world: World) -> None:
-        """Spread the model over the ranks; it computes in its own data type."""
-        shard(self.model, self.model.blocks, world)
+        """Spread the model over the ranks, unless it is quantised; it computes in its own type."""
+        if self.whole is None:
+            shard(self.model, self.model.blocks, world)
         shared_hash = broadcast_object(self._info.weights_sha256, world)
         self._info = replace(self._info, weights_sha256=shared_hash)
 
@@ -159,6 +176,7 @@ def online(
     dtype: str = "auto",
     revision: str | None = None,
     trust_remote_code: bool = False,
+    quantize: Bits | None = None,
 ) -> LocalTeacher:
     """A model that runs beside the student: nothing to record, one more forward pass a step.
 
@@ -168,12 +186,29 @@ def online(
             bfloat16 on CUDA devices that have it, and float32 elsewhere.
         revision: Commit, tag or branch of a model on the Hub.
         trust_remote_code: Run Python code that comes with the model.
+        quantize: Keep the linear layers of its blocks in `8bit` (int8) or `4bit` (NF4), through
+            bitsandbytes; each rank then has the whole teacher.
     """
     source = ModelSource(path, revision, trust_remote_code)
-    model = model_for(source, world, choose_dtype(dtype, world.device))
+    weights = choose_dtype(dtype, world.device)
+    if quantize is not None and world.simulated:
+        raise ConfigError(
+            "teacher.quantize: a plan for a cluster reads no weights and cannot quantise them, got "
+            f"{quantize}. Add teacher.quantize=null to plan the teacher in {dtype}."
+        )
+    whole = partial(load_model, source, device=torch.device("cpu"), dtype=weights)
+    model = model_for(source, world, weights) if quantize is None else whole()
     facts = {
         **model_facts(source, model, hashed=world.reads_files),
         "max_positions": model.max_positions,
     }
+    if quantize is not None:
+        model = quantized(model, quantize, world.device)
+        facts |= {"quantized": quantize, "bytes": num_bytes(model)}
     tokenizer = load_tokenizer(path, revision=revision, trust_remote_code=trust_remote_code)
-    return LocalTeacher(model, info=TeacherInfo.from_json(facts), tokenizer=tokenizer)
+    return LocalTeacher(
+        model,
+        info=TeacherInfo.from_json(facts),
+        tokenizer=tokenizer,
+        whole=None if quantize is None else whole,
+    )

@@ -31,6 +31,7 @@ from limbeck.train.micro_batch import (
     is_out_of_memory,
     out_of_memory,
     reduces_once,
+    used_bytes,
 )
 from limbeck.train.non_finite import bad_rows, documents_of, dump, narrow
 from limbeck.train.optimizers import make_optimizers, set_rate
@@ -161,8 +162,10 @@ class Loop:
                 loss=outcome.loss,
                 **outcome.shares,
                 learning_rate=rate,
+                **setup.in_force(totals.step - 1),
                 grad_norm=outcome.grad_norm,
                 **data.metrics,
+                memory_bytes=used_bytes(setup.world.device),
                 tokens=totals.tokens,
                 seconds=totals.seconds,
                 tokens_per_second=num_scored / seconds,

@@ -108,6 +108,16 @@ def free_bytes(device: torch.device) -> int:
     return min(int(psutil.virtual_memory().available), cgroup_room())
 
 
+def used_bytes(device: torch.device) -> int:
+    """Memory of this process: the largest use of a CUDA device so far, on others what it has now.
+
+    Reading it waits for no device.
+    """
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return int(psutil.Process().memory_info().rss)
+
+
 def device_bytes(world: World) -> int:
     """All memory where the models are, a rank's share of it on CPUs, in bytes."""
     if world.device.type == "cuda":

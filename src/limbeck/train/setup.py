@@ -34,6 +34,7 @@ class TrainSetup:
         sinks: Where records go besides metrics.jsonl; used on rank 0 only.
         resume: Continue from the newest whole checkpoint, if there is one.
         stop: Signals to heed. None never stops early.
+        in_force: What changes with the step, counted from 0, for its record: alpha, temperature.
     """
 
     distiller: Distiller
@@ -55,6 +56,7 @@ class TrainSetup:
     sinks: Sequence[MetricSink] = ()
     resume: bool = False
     stop: StopSignals | None = None
+    in_force: Callable[[int], Mapping[str, float]] = lambda _: {}
 
     @property
     def checkpoints(self) -> Path:
