@@ -15,7 +15,7 @@ from limbeck.losses import SignalNeeds
 from limbeck.models import quantized, save_student
 from limbeck.teachers import LocalTeacher, TeacherRequest, teachers
 from tests.commands.test_check import run as check
-from tests.experiment.house import write_recipe
+from tests.experiment.tiny_run import write_recipe
 from tests.models.tiny import random_batch, tiny_model, tiny_tokenizer
 from tests.train.toy import ALONE
 

@@ -76,7 +76,8 @@ def layer_of(library: Any, layer: nn.Linear, bits: Bits) -> nn.Module:
         )
         made.weight = library.nn.Int8Params(weight, requires_grad=False, has_fp16_weights=False)
     made.bias = layer.bias
-    return made
+    whole: nn.Module = made
+    return whole
 
 
 def require_bitsandbytes() -> ModuleType:
