@@ -3,4 +3,4 @@
 from limbeck.writing.filters import filters
 from limbeck.writing.writing import Summary, Writing, write_problems
 
-__all__ = ["Answer", "Keep", "Summary", "Writing", "filters", "write_problems"]
+__all__ = ["Summary", "Writing", "filters", "write_problems"]

@@ -3,4 +3,4 @@
 from limbeck.teachers.served.teacher import REACHED_BY, ServedTeacher
 from limbeck.teachers.served.vllm import Written
 
-__all__ = ["REACHED_BY", "Connection", "ServedTeacher", "Server", "Written"]
+__all__ = ["REACHED_BY", "ServedTeacher", "Written"]
