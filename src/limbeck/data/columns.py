@@ -23,7 +23,7 @@ class Column:
         self._length = 0
         self.finish()
 
-    def extend(self, values: Shaped[np.ndarray, ...] | list[object]) -> None:
+    def extend(self, values: Shaped[np.ndarray, " ..."] | list[object]) -> None:
         """Add items at the end."""
         items = np.ascontiguousarray(values, dtype=self._dtype)
         if len(items):
