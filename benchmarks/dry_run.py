@@ -39,9 +39,9 @@ SETTINGS: dict[str, tuple[int, str, dict[str, Any]]] = {
     "2 ranks, float32, 3 micro-batches": (2, "auto", {"passes": 3}),
     "2 ranks, whole copies (HSDP 2 x 1)": (2, "none", {}),
     "2 ranks, bfloat16": (2, "auto", BFLOAT),
-    "2 ranks, bfloat16, checkpointed": (2, "auto", BFLOAT | {"checkpointed": True}),
+    "2 ranks, bfloat16, checkpointed": (2, "auto", BFLOAT | {"checkpointing": "full"}),
     "4 ranks, float32": (4, "auto", {}),
-    "4 ranks, bfloat16, checkpointed": (4, "auto", BFLOAT | {"checkpointed": True}),
+    "4 ranks, bfloat16, checkpointed": (4, "auto", BFLOAT | {"checkpointing": "full"}),
 }
 ROWS_OF_A_STEP, SHORT = 16, 32
 SIZE = {"rows": 2, "length": 512}

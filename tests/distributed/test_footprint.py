@@ -60,19 +60,27 @@ def sharded_pair(here, folder, dtype=None):
     return distiller, local
 
 
-def figures(here, folder, *, dtype=None, checkpointing="none", reduce="auto", **shape):
+def figures(
+    here,
+    folder,
+    *,
+    dtype=None,
+    checkpointing="none",
+    reduce="auto",
+    passes=1,
+    rows=ROWS,
+    length=LENGTH,
+):
     """What a step of a rank takes."""
-    shape = {"passes": 1, "rows": ROWS, "length": LENGTH} | shape
     distiller, local = sharded_pair(here, folder, dtype)
     config = RunConfig(
         teacher={"type": "online"},
         student={"type": "pretrained"},
-        data=DataConfig(path="none", sequence_length=shape["length"]),
+        data=DataConfig(path="none", sequence_length=length),
         optim=OptimConfig(learning_rate=0.001, steps=3),
         memory=MemoryConfig(activation_checkpointing=checkpointing, reduce_gradients=reduce),
         output=Path("none"),
     )
-    rows, passes = shape["rows"], shape["passes"]
     return dry_run(distiller, local, config, here, micro_batch=rows, passes=passes)
 
 
