@@ -1,6 +1,7 @@
 """What would be pushed to the hub: a student's files and a card that says where it comes from."""
 
 import json
+import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
@@ -64,6 +65,23 @@ def test_a_dry_run_writes_the_whole_repository(tmp_path):
     assert "| x-q8_0.gguf | 0.0046 | 97.10% | 20.100 (20.000) |" in card.text
     assert (run / "recipe.yaml").read_text().strip() in card.text
     assert "ab" * 32 in card.text
+
+
+@pytest.mark.parametrize(("base", "stays"), [("owner/base", True), ("/models/base", False)])
+def test_adapters_whose_base_is_a_folder_of_this_machine_are_left_out(base, stays, tmp_path):
+    run = finished(tmp_path / "run")
+    shutil.rmtree(run / "student")
+
+    def write(place):
+        (place / "config.json").write_text("{}")
+        (place / "adapter").mkdir()
+        settings = json.dumps({"base_model_name_or_path": base})
+        (place / "adapter" / "adapter_config.json").write_text(settings)
+
+    publish(run / "student", write, {})
+    pushed(run, tmp_path / "out", license="apache-2.0")
+    assert (tmp_path / "out" / "config.json").exists()
+    assert (tmp_path / "out" / "adapter").exists() == stays
 
 
 def test_the_licence_is_that_of_the_teachers_card(tmp_path):

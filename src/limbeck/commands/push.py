@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import tempfile
@@ -15,8 +16,9 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from limbeck.commands.arguments import argument, option
 from limbeck.commands.shrink import require_new
+from limbeck.config.paths import is_hub_name
 from limbeck.errors import ConfigError, TryLaterError
-from limbeck.files import MANIFEST, manifest
+from limbeck.files import MANIFEST, expanded, manifest
 from limbeck.report.model_card import CARD, model_card
 from limbeck.report.run_files import RunFiles, read_run
 from limbeck.report.run_report import mapping
@@ -71,6 +73,7 @@ def fill(folder: Path, run: Path, card: ModelCard) -> None:
     """Write the repository: student, exported files, report, card."""
     ignored = shutil.ignore_patterns(MANIFEST)
     shutil.copytree(run / "student", folder, dirs_exist_ok=True, ignore=ignored)
+    drop_local_adapter(folder / "adapter")
     for exported in sorted((run / "exports").glob("*")):
         if files := list(
             exported.glob("*.gguf")
@@ -80,6 +83,16 @@ def fill(folder: Path, run: Path, card: ModelCard) -> None:
             shutil.copytree(exported, folder / exported.name, ignore=ignored)
     shutil.copy2(run / "report.html", folder)
     (folder / CARD).write_text(str(card), encoding="utf-8")
+
+
+def drop_local_adapter(folder: Path) -> None:
+    """Remove adapters whose base model is a folder of this machine: they name its path."""
+    config = folder / "adapter_config.json"
+    if not config.is_file():
+        return
+    base = json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    if not is_hub_name(base) or expanded(base).exists():
+        shutil.rmtree(folder)
 
 
 def upload(folder: Path, repo: str, *, private: bool) -> None:
