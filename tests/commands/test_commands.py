@@ -107,6 +107,7 @@ def test_a_run_directory_in_use_exits_with_75(tmp_path):
         (["peek", "./nowhere", "a text"], 2),
         (["shrink", "./nowhere", "--keep", "0.5"], 2),
         (["chat", "./nowhere"], 2),
+        (["chat", "~nobody-here/x"], 2),
         (["export", "./nowhere", "--output", "there"], 2),
     ],
 )

@@ -145,8 +145,9 @@ def refuse_early(verb: str, words: list[str]) -> None:
         require_words(named)
     elif verb in WITH_MODEL and words[0] == named[0]:
         from limbeck.config.reading import require_paths  # noqa: PLC0415  (imports pydantic)
+        from limbeck.files import expanded  # noqa: PLC0415  (imports filelock)
 
-        if not Path(words[0]).expanduser().is_dir() or verb in ("peek", "shrink"):
+        if not expanded(words[0]).is_dir() or verb in ("peek", "shrink"):
             require_paths(verb, [(WITH_MODEL[verb], {"path": words[0]})], [])
 
 
