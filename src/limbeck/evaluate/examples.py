@@ -129,13 +129,16 @@ def continuations(
     """Held-out prompts, continued greedily by every model.
 
     Args:
-        count: Number of prompts; fewer if few texts go on for eight tokens after theirs.
+        count: Number of prompts; fewer if few texts have eight tokens after theirs.
 
     Returns:
         `{"prompt", "truth", name: text, ...}` each; truth is the text itself.
     """
-    least = SHORTEST_TRUTH
-    enough = [i for i in range(len(prompts)) if len(prompts.following(i, least)) == least]
+    enough = [
+        i
+        for i in range(len(prompts))
+        if len(prompts.following(i, SHORTEST_TRUTH)) == SHORTEST_TRUTH
+    ]
     return [
         {
             "prompt": text_of(tokenizer, prompts[enough[at]]),

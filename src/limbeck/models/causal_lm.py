@@ -199,7 +199,7 @@ class CausalLM(nn.Module):
 
     @torch.no_grad()
     def generate(self, prompt_ids: list[int], max_new_tokens: int) -> list[int]:
-        """The most probable token after a prompt, time and again; padding is never among them.
+        """The most probable tokens after a prompt, one by one; padding is never among them.
 
         Args:
             max_new_tokens: At most so many; an end token (the last one then), or the model's
