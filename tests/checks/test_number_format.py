@@ -1,4 +1,4 @@
-"""When a run on a CPU is told to compute in bfloat16."""
+"""When `limbeck check` recommends bfloat16 on a CPU."""
 
 import pytest
 import torch

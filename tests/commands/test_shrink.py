@@ -14,14 +14,14 @@ from tests.tokenizers.small import small
 NOTHING = dict.fromkeys(("layers", "keep", "params", "intermediate", "heads", "kv_heads", "hidden"))
 
 
-def house(folder):
+def shrink_words(folder):
     write_model(folder / "teacher", rows=len(small()), layers=4)
     write_texts(folder / "train.jsonl", 40, 1)
     return ("shrink", "teacher", "--data", "train.jsonl", "--tokens", "64")
 
 
 def test_shrink_writes_a_student_and_prints_plan_and_result(tmp_path):
-    start = house(tmp_path)
+    start = shrink_words(tmp_path)
     done = limbeck(*start, "--output", "student", "--layers", "3", cwd=tmp_path)
     assert "taken out" in done.stdout
     assert "before distillation KL" in done.stdout
@@ -33,7 +33,7 @@ def test_shrink_writes_a_student_and_prints_plan_and_result(tmp_path):
 
 
 def test_a_vocabulary_is_pruned_alone_or_before_layers(tmp_path):
-    start = house(tmp_path)
+    start = shrink_words(tmp_path)
     prune = (*start, "--vocabulary", "train.jsonl")
     done = limbeck(*prune, "--output", "small", cwd=tmp_path)
     assert "tokens kept" in done.stdout

@@ -41,7 +41,7 @@ def test_a_recipe_whose_models_and_texts_are_there_passes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ("teacher.path=./nowhere", "teacher.path: There must be a model at nowhere"),
         ("student.path=a/b/c", "student.path: There must be a model at a/b/c"),
@@ -62,10 +62,10 @@ def test_a_recipe_whose_models_and_texts_are_there_passes() -> None:
         ),
     ],
 )
-def test_what_is_not_there_is_named_with_its_option(change: str, told: str) -> None:
+def test_what_is_not_there_is_named_with_its_option(change: str, message: str) -> None:
     with pytest.raises(ConfigError) as refused:
         require(change)
-    assert f"recipe.yaml cannot be run:\n  {told}" in str(refused.value)
+    assert f"recipe.yaml cannot be run:\n  {message}" in str(refused.value)
 
 
 def test_everything_is_named_in_one_message() -> None:

@@ -167,12 +167,12 @@ def test_a_disk_that_is_full_in_the_background_ends_the_run_and_spares_what_was_
         assert latest(tmp_path / place / "checkpoints") is not None
 
 
-def saving_life(here, folder, begun, asynchronous):
+def saving_life(here, folder, writes, asynchronous):
     """A rank of a run that saves after each step; writes a byte when its first save begins."""
     plain = HeldWriter.write_data
 
     def write_data(writer, plan, planner):
-        os.write(begun, b".")
+        os.write(writes, b".")
         return plain(writer, plan, planner)
 
     HeldWriter.write_data = write_data
@@ -182,25 +182,25 @@ def saving_life(here, folder, begun, asynchronous):
     train(toy_setup(folder, pair=pair, world=here, resume=True, checkpoint=checkpoint, optim=optim))
 
 
-def forked_rank(rank, size, port, *given):
+def forked_rank(rank, size, port, *arguments):
     """Fork a rank of a saving life; its process id."""
     child = os.fork()
     if child:
         return child
     try:
         if size == 1:
-            saving_life(ALONE, *given)
-        launch(rank, size, port, join, "auto", 1, saving_life, *given)
+            saving_life(ALONE, *arguments)
+        launch(rank, size, port, join, "auto", 1, saving_life, *arguments)
     finally:
         os._exit(1)
 
 
 def killed_life(folder, size, chance, asynchronous):
     """Kill the forked ranks of a life one after another, some time after its first save began."""
-    reads, begun = os.pipe()
+    reads, writes = os.pipe()
     port = free_port()
-    children = [forked_rank(r, size, port, folder, begun, asynchronous) for r in range(size)]
-    os.close(begun)
+    children = [forked_rank(r, size, port, folder, writes, asynchronous) for r in range(size)]
+    os.close(writes)
     assert os.read(reads, 1) == b".", "it could not resume"
     os.close(reads)
     time.sleep(chance.uniform(0, 0.05 * size))

@@ -25,17 +25,17 @@ HOSTILE = "<b>$x$&"
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A small student, a larger one, and one measured on other text."""
-    house = tmp_path_factory.mktemp("house")
-    recipe = write_recipe(house)
-    write_texts(house / "other.jsonl", 12, seed=9)
+    folder = tmp_path_factory.mktemp("runs")
+    recipe = write_recipe(folder)
+    write_texts(folder / "other.jsonl", 12, seed=9)
     changes = {
         "small": [],
         HOSTILE: ["student={type: depth, layers: [0, 1, 3]}", "seed=4"],
-        "other": [f"evaluate.data={house / 'other.jsonl'}"],
+        "other": [f"evaluate.data={folder / 'other.jsonl'}"],
     }
     made = {}
     for name, options in changes.items():
-        made[name] = house / name
+        made[name] = folder / name
         config = limbeck.load(recipe, [*options, f"output={json.dumps(str(made[name]))}"])
         limbeck.assemble(config).train()
     return made

@@ -112,9 +112,9 @@ def test_no_flipped_bit_of_the_data_cache_is_silent(tmp_path, monkeypatch):
     module = sys.modules[load_data.__module__]
     plain, built = module.build, []
 
-    def build(*given):
-        built.append(given)
-        return plain(*given)
+    def build(*arguments):
+        built.append(arguments)
+        return plain(*arguments)
 
     monkeypatch.setattr(module, "build", build)
     for number, (path, place) in enumerate(chosen_bits(folder, random.Random(2))):

@@ -109,8 +109,8 @@ def test_logits_that_are_no_numbers_are_never_stored(tmp_path, monkeypatch, form
     """A NaN is the largest value to a top-k, and its rounded level would be a probability."""
     plain, passes_made = CausalLM.forward, itertools.count()
 
-    def forward(model, *given):
-        last, layers = plain(model, *given)
+    def forward(model, *arguments):
+        last, layers = plain(model, *arguments)
         if next(passes_made) == 9:
             last[3, 0] = float("nan")
         return last, layers

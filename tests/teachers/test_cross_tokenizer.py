@@ -179,7 +179,7 @@ def test_the_teacher_begins_every_text_with_its_own_token():
 
 
 def write_pair(folder, **changes):
-    """The house's recipe with a teacher of another tokenizer, and a student on disk."""
+    """The tiny run's recipe with a teacher of another tokenizer, and a student on disk."""
     path = write_recipe(folder, **changes)
     recipe = json.loads(path.read_text())
     theirs = tokenizers()["unigram"]

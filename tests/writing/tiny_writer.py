@@ -38,7 +38,7 @@ def write_speaker(folder: Path) -> Path:
 
 
 def writing_recipe(folder: Path, rows: list[dict[str, Any]] | None = None, **write: Any) -> Path:
-    """The house's recipe with a write section; `rows` are its data, chats by default."""
+    """The tiny run's recipe with a write section; `rows` are its data, chats by default."""
     if not (folder / "teacher").exists():
         write_speaker(folder / "teacher")
         write_texts(folder / "held.jsonl", 12, seed=2)
