@@ -9,7 +9,12 @@ import torch
 from limbeck.batch import Batch
 from limbeck.checks import text_notes, trained_on
 from limbeck.checks.case import POSITIONS, shortened, uneven
-from limbeck.checks.text import cross_entropy, is_worse, teacher_reads_better
+from limbeck.checks.text import (
+    cross_entropy,
+    is_worse,
+    quantized_reads_as_well,
+    teacher_reads_better,
+)
 from tests.checks.cases import tiny_case
 from tests.models.tiny import random_batch, tiny_model
 from tests.tokenizers.small import BEGIN, small
@@ -66,6 +71,13 @@ def test_a_student_that_predicts_much_better_is_refused_unless_allowed():
     assert not proof(noisy, calm, allowed=True).fails
     assert not proof(noisy, calm, alpha=0.0).fails
     assert proof(calm, noisy).holds
+
+
+def test_a_quantised_teacher_is_compared_over_the_shared_vocabulary():
+    case = tiny_case(teacher=tiny_model("llama", 3, seed=1), vocabulary=90)
+    padded = tiny_model("llama", 3, seed=1)
+    proof = quantized_reads_as_well(case, padded, case.data)
+    assert "(+0.0000 nats a token)" in proof.found
 
 
 def guess(case, which):

@@ -74,18 +74,20 @@ def teacher_reads_better(case: Case) -> Proof:
     )
 
 
-def quantized_reads_as_well(case: Case, whole: CausalLM, data: Rows) -> Proof:
+def quantized_reads_as_well(case: Case, unquantized: CausalLM, data: Rows) -> Proof:
     """A quantised teacher predicts a text as well as before; a warning if it does not.
 
     Args:
-        whole: The teacher before it was quantised, on any device.
+        unquantized: The teacher before it was quantised, on any device; it is cut to the shared
+            vocabulary.
         data: Held-out text where there is some.
     """
     batch = shortened(data.batch(spread(data.num_rows, ROWS)), POSITIONS)
     budget = case.distiller.objective.head_budget_mb
+    unquantized.vocabulary_size = case.teacher_model.vocabulary_size
     before, after = (
         cross_entropy(model, batch.to(model.device), budget)
-        for model in (whole, case.teacher_model)
+        for model in (unquantized, case.teacher_model)
     )
     return Proof(
         "quantised teacher reads as before",
