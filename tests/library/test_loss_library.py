@@ -345,16 +345,43 @@ def test_nan_states_raise_a_warning():
             assert call().isnan()
 
 
-def test_options_are_used_as_converted():
+WITHOUT_TYPE_CHECKS = """
+import torch
+from limbeck import DistillationLoss
+from limbeck.errors import ConfigError
+
+loss = DistillationLoss(alpha="0.5", temperature="2.0", head_budget_mb=256.0)
+assert loss.objective.weights == {"divergence": 0.5, "cross_entropy": 0.5}
+assert loss.objective.logit_terms["divergence"].temperature == 2.0
+assert type(loss.objective.head_budget_mb) is int
+
+h, w, labels = torch.zeros(2, 6, 5), torch.zeros(17, 5), torch.zeros(2, 6, dtype=torch.long)
+both = {"teacher_hidden": h, "teacher_head_weight": w}
+calls = {
+    "student_hidden must have one entry": lambda: loss(h[:, 1:], w, labels, **both),
+    "its shape is (17, 5)": lambda: loss(w, h, labels, **both),
+    "student_hidden must be as wide": lambda: loss(h, w.t(), labels, **both),
+    "token_weights must have": lambda: loss(h, w, labels, token_weights=h[:, 1:, 0], **both),
+    "teacher_hidden must have": lambda: loss(h, w, labels, **both | {"teacher_hidden": h[:1]}),
+    "teacher_hidden must be": lambda: loss(h, w, labels, **both | {"teacher_hidden": h[..., 1:]}),
+    "student_logits must have": lambda: loss.from_logits(h[:, 1:], labels, h),
+    "teacher_logits must have": lambda: loss.from_logits(h, labels, h[:, 1:]),
+}
+for told, call in calls.items():
+    try:
+        call()
+    except ConfigError as error:
+        assert told in str(error), error
+    else:
+        raise AssertionError(told)
+"""
+
+
+def test_options_are_used_as_converted_and_wrong_shapes_are_refused():
     """In a process of its own: the tests' type checks refuse them before the loss can see them."""
-    code = (
-        "from limbeck import DistillationLoss as D; "
-        "o = D(alpha='0.5', temperature='2.0', head_budget_mb=256.0).objective; "
-        "assert o.weights == {'divergence': 0.5, 'cross_entropy': 0.5}; "
-        "assert o.logit_terms['divergence'].temperature == 2.0; "
-        "assert type(o.head_budget_mb) is int"
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    command = [sys.executable, "-c", WITHOUT_TYPE_CHECKS]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.9])

@@ -127,13 +127,18 @@ class DistillationLoss(nn.Module):
                 call: gradients of several calls then add up to those of one. Of this call without.
 
         Raises:
-            ConfigError: The teacher is missing, or a label is no token of both models.
+            ConfigError: The teacher is missing, shapes do not fit together, or a label is no token
+                of both models.
         """
         scored, targets = aligned(labels)
         student, teacher = as_head(student_head_weight), None
+        require_shape("student_hidden", student_hidden, labels, student)
+        if token_weights is not None:
+            require_shape("token_weights", token_weights, labels)
         size = len(student.weight)
         if teacher_head_weight is not None and teacher_hidden is not None:
             teacher = as_head(teacher_head_weight)
+            require_shape("teacher_hidden", teacher_hidden, labels, teacher)
             size = min(size, len(teacher.weight))
         require_tokens(targets, size)
         signal = TeacherSignal()
@@ -165,9 +170,11 @@ class DistillationLoss(nn.Module):
     ) -> Float[Tensor, ""]:
         """The same loss where logits exist already, by ordinary autograd on all of them at once."""
         scored, targets = aligned(labels)
+        require_shape("student_logits", student_logits, labels)
         size = student_logits.shape[-1]
         distribution = None
         if teacher_logits is not None:
+            require_shape("teacher_logits", teacher_logits, labels)
             size = min(size, teacher_logits.shape[-1])
             distribution = DenseLogits(positions_of(teacher_logits, labels)[scored][:, :size])
         require_tokens(targets, size)
@@ -222,6 +229,22 @@ def first(head: Head, size: int) -> Head:
     """A head cut to its first tokens."""
     bias = None if head.bias is None else head.bias[:size]
     return Head(head.weight[:size], bias, head.transform)
+
+
+def require_shape(name: str, values: Tensor, labels: Tensor, head: Head | None = None) -> None:
+    """Refuse values at other positions than the labels, and hidden states as wide as no head."""
+    if values.shape[: labels.ndim] != labels.shape:
+        raise ConfigError(
+            f"{name} must have one entry for each label, but its shape is {tuple(values.shape)}, "
+            f"and that of the labels {tuple(labels.shape)}. Hidden states come before the head; "
+            "labels are not shifted."
+        )
+    if head is not None and values.shape[-1] != head.weight.shape[-1]:
+        raise ConfigError(
+            f"{name} must be as wide as its output head, a matrix [V, D], but its shape is "
+            f"{tuple(values.shape)}, and that of the head {tuple(head.weight.shape)}. Do both "
+            "belong to one model?"
+        )
 
 
 def require_tokens(targets: Int[Tensor, " N"], size: int) -> None:

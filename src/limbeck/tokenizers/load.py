@@ -10,7 +10,7 @@ from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from limbeck.config.paths import is_hub_name
-from limbeck.errors import ConfigError
+from limbeck.errors import ConfigError, LimbeckError, TryLaterError
 from limbeck.files import expanded
 from limbeck.tokenizers.hub import hub_answers
 
@@ -30,7 +30,7 @@ def load_tokenizer(
 
     Raises:
         ConfigError: It does not exist, is not readable, or is not a fast tokenizer.
-        TryLaterError: The hub refuses for now.
+        TryLaterError: The hub refuses for now, or is out of reach.
     """
     here = expanded(path)
     if here.is_file() and here.suffix == ".gguf":
@@ -51,7 +51,9 @@ def load_tokenizer(
             local_files_only=local_only,
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ConfigError(why_not(path, here.is_dir(), local_only, error)) from error
+        is_away = local_only and not here.is_dir()
+        kind: type[LimbeckError] = TryLaterError if is_away else ConfigError
+        raise kind(why_not(path, here.is_dir(), local_only, error)) from error
     backend_of(tokenizer)
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
     return tokenizer
