@@ -26,8 +26,3 @@ def test_only_a_gain_that_pays_is_mentioned():
     (note,) = number_format_notes(4.56)
     assert "4.6 times as fast in bfloat16" in note
     assert "parallel.compute_dtype=bfloat16 and teacher.dtype=bfloat16" in note
-
-
-def test_a_product_takes_time_in_both_formats():
-    assert number_format.product_seconds(torch.float32) > 0
-    assert number_format.product_seconds(torch.bfloat16) > 0

@@ -254,7 +254,7 @@ def validated(
     return Sample(tokens.astype(np.int32), scored), ids[scored], values[scored]
 
 
-def whole_numbers(values: Any, name: str, shape: tuple[int, ...]) -> Int64[np.ndarray, ...]:
+def whole_numbers(values: Any, name: str, shape: tuple[int, ...]) -> Int64[np.ndarray, " ..."]:
     """Integers of this shape."""
     try:
         array = np.asarray(values)

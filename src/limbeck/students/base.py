@@ -119,7 +119,7 @@ def made_of(
     return model
 
 
-def spread(student: CausalLM, origin: Origin) -> LayerMap:
+def uniform_map(student: CausalLM, origin: Origin) -> LayerMap:
     """The uniform layer map, for a student that was not pruned from its teacher."""
     layers = origin.teacher_layers
     if layers is None or layers < student.num_layers:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from limbeck.distributed import model_for
 from limbeck.models import CausalLM, ModelSource, model_facts
-from limbeck.students.base import InitialStudent, Origin, initialisers, spread
+from limbeck.students.base import InitialStudent, Origin, initialisers, uniform_map
 from limbeck.students.provenance import read_provenance, surviving
 from limbeck.tokenizers import load_tokenizer, refuse_differing_ids, tokens_by_id
 
@@ -43,7 +43,7 @@ def pretrained(
     provenance = read_provenance(path)
     if provenance:
         facts["shrunk"] = provenance
-    layer_map = surviving(provenance, model, origin) or spread(model, origin)
+    layer_map = surviving(provenance, model, origin) or uniform_map(model, origin)
     used = origin.tokenizer if tokenizer == "teacher" else own
     return InitialStudent(model, used, layer_map, facts)
 

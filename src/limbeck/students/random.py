@@ -16,7 +16,7 @@ from limbeck.models import (
     shape_facts,
 )
 from limbeck.prune import Shape, read_pattern, resized_config
-from limbeck.students.base import InitialStudent, Origin, initialisers, spread
+from limbeck.students.base import InitialStudent, Origin, initialisers, uniform_map
 
 Size = Annotated[int, Gt(0)] | None
 ROWS_MULTIPLE = 64
@@ -55,7 +55,7 @@ def random(
     prove_head(model)
     prove_documents_apart(model)
     facts = {"origin": "random", "seed": origin.seed, **shape_facts(model)}
-    return InitialStudent(model, origin.tokenizer, spread(model, origin), facts)
+    return InitialStudent(model, origin.tokenizer, uniform_map(model, origin), facts)
 
 
 def _pattern(origin: Origin, shape: Shape, rows: int, config: str | None) -> PreTrainedConfig:

@@ -32,6 +32,11 @@ class ShuffledTeacher(WrappingTeacher):
     def require(self, request: TeacherRequest) -> None:
         self._teacher.require(request)
 
+    @property
+    def works_ahead(self) -> bool:
+        """Never: rows are exchanged within the step that was announced last."""
+        return False
+
     def prefetch(self, batches: Sequence[Batch]) -> None:
         """Keep the micro-batches of the next step, whose rows are exchanged."""
         self._step, self._place = [batch.on_host for batch in batches], 0
