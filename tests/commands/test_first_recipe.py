@@ -43,6 +43,7 @@ def test_a_number_of_layers_is_a_pruned_student_and_trains(tmp_path: Path) -> No
     told = run("teacher", "2 layers", "train.jsonl", *SMALL, "optim.steps=2")
     text = Path("runs/teacher-to-2-layers.yaml").read_text()
     assert text in told
+    assert "The plan" in told, "it is checked first"
     assert "# which layers to keep" in text
     recipe = yaml.safe_load(text)
     assert recipe["student"] == {"type": "depth", "keep": 2, "by": "block_influence"}

@@ -72,7 +72,8 @@ def test_sums_over_a_large_vocabulary_are_accurate_in_float32(name):
     exact = logits.double().log_softmax(-1)
     expected = divergences.bind({"type": name}, at="test")(*exact)
     value, _ = evaluate({"type": name}, student, teacher)
-    torch.testing.assert_close(value.double(), expected, rtol=2e-6, atol=0)
+    # Adding one by one in float32 is 1e-4 off; the order of a vectorised sum depends on the CPU.
+    torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=0)
 
 
 @over_specs(WITH_GRADIENT)

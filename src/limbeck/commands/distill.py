@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -51,7 +53,7 @@ def distill(
     report.html. Ctrl-C and SIGTERM save first; `--resume` continues, on a CPU bit for bit.
 
     limbeck distill TEACHER STUDENT DATA writes a recipe with comments beside the run directory,
-    prints it and runs it. STUDENT is a model, or a size to which the teacher is pruned: "1.5B"
+    prints it, checks it as limbeck check does, and runs it. STUDENT is a model, or a size to which the teacher is pruned: "1.5B"
     parameters, or "12 layers".
 
     A recipe with `stages` is several such runs, one after the other, each in stages/NAME.
@@ -64,6 +66,9 @@ def distill(
         Console(stderr=True).print(
             f"{recipe}:\n{recipe.read_text()}", markup=False, highlight=False, soft_wrap=True
         )
+        if not (plan or resume or print_config):
+            with redirect_stdout(sys.stderr):
+                check(recipe)
     if plan:
         check(recipe, overrides, as_json=as_json)
         return
