@@ -19,7 +19,12 @@ from limbeck.errors import ConfigError
 from tests.experiment.tiny_run import steps_of, write_model, write_texts
 from tests.tokenizers.small import BEGIN, CHATML, small
 
-SMALL = ["data.sequence_length=32", "optim.tokens_per_step=128", "device=cpu"]
+SMALL = [
+    "data.sequence_length=32",
+    "optim.tokens_per_step=128",
+    "device=cpu",
+    "evaluate.allow_worse_teacher=true",  # random weights
+]
 
 
 @pytest.fixture(autouse=True)

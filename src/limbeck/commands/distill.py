@@ -53,8 +53,8 @@ def distill(
     report.html. Ctrl-C and SIGTERM save first; `--resume` continues, on a CPU bit for bit.
 
     limbeck distill TEACHER STUDENT DATA writes a recipe with comments beside the run directory,
-    prints it, checks it as limbeck check does, and runs it. STUDENT is a model, or a size to which the teacher is pruned: "1.5B"
-    parameters, or "12 layers".
+    prints it, checks it as limbeck check does, and runs it. STUDENT is a model, or a size to which
+    the teacher is pruned: "1.5B" parameters, or "12 layers".
 
     A recipe with `stages` is several such runs, one after the other, each in stages/NAME.
 
