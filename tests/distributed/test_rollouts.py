@@ -16,9 +16,10 @@ from tests.train.toy import ALONE, LENGTH, ToyBatches, toy_pair, toy_setup
 PROMPTS = [[5], [3, 9, 1, 7], [2, 2], [30, 11, 4], [8, 1, 6, 6, 20]]
 ENDS = [4, 9, 17, 21, 30, 33]
 NAMES = ("loss", "grad_norm", "tokens", "rollout_length", "rollout_ended", "rollout_entropy")
+NAMES += ("rollout_staleness",)
 
 
-def run(world, folder, mixed):
+def run(world, folder, mixed, refresh):
     """Four steps of three rollouts: two ranks have one and two, which end after 1 to 6 tokens."""
     torch.set_num_threads(1)
     distiller, teacher = toy_pair(ObjectiveConfig(alpha=1.0, divergence="reverse_kl"))
@@ -31,6 +32,8 @@ def run(world, folder, mixed):
         Sampling(tokens=6),
         seed=11,
         rows_per_step=3,
+        refresh=refresh,
+        num_steps=4,
         folder=folder / "rollouts",
         root=distiller,
         first_number=10,
@@ -52,10 +55,10 @@ def texts(folder):
     return [[json.loads(line)["token_ids"] for line in f.read_text().splitlines()] for f in files]
 
 
-@pytest.mark.parametrize(("spread", "mixed"), [("auto", True), ("none", False)])
-def test_two_ranks_write_and_train_like_one_process(spread, mixed, tmp_path):
-    run(ALONE, tmp_path / "one", mixed)
-    on_ranks(2, run, tmp_path / "two", mixed, spread=spread)
+@pytest.mark.parametrize(("spread", "mixed", "refresh"), [("auto", True, 3), ("none", False, 1)])
+def test_two_ranks_write_and_train_like_one_process(spread, mixed, refresh, tmp_path):
+    run(ALONE, tmp_path / "one", mixed, refresh)
+    on_ranks(2, run, tmp_path / "two", mixed, refresh, spread=spread)
     assert texts(tmp_path / "two") == texts(tmp_path / "one")
     assert len({len(row) for step in texts(tmp_path / "one") for row in step}) > 2
     for found, expected in zip(records(tmp_path / "two"), records(tmp_path / "one"), strict=True):

@@ -58,6 +58,7 @@ def test_a_run_learns_from_what_its_student_writes(tmp_path):
         assert record["tokens"] == tokens
         assert record["rollout_length"] == sum(len(row["token_ids"]) for row in rows) / 4
         assert 0 < record["rollout_entropy"] < 7
+        assert record["rollout_staleness"] == 0
         assert 0 < record["rollout_seconds"] < record["seconds"]
     records = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
     measured = [record for record in records if record["kind"] == "evaluation"][-1]
@@ -75,13 +76,13 @@ def test_a_run_learns_from_what_its_student_writes(tmp_path):
     assert "Rollouts continue 40 prompts of 6 tokens." in notes
 
 
-def test_half_of_a_step_may_be_fixed_text_and_a_resume_is_exact(tmp_path, monkeypatch):
+def test_half_of_a_step_may_be_fixed_text_and_a_resume_in_a_block_is_exact(tmp_path, monkeypatch):
     folders = [tmp_path / "whole", tmp_path / "halves"]
     paths = []
     for folder in folders:
         folder.mkdir()
         held_out = {"data": None}
-        paths.append(recipe(folder, {"share": 0.5}, evaluate=held_out))
+        paths.append(recipe(folder, {"share": 0.5, "refresh": 3}, evaluate=held_out))
     wanted = run(paths[0]).student / "model.safetensors"
     with monkeypatch.context() as patch:
         patch.setattr("limbeck.experiment.trials.train", stopping_after(5))
@@ -93,8 +94,9 @@ def test_half_of_a_step_may_be_fixed_text_and_a_resume_is_exact(tmp_path, monkey
     assert found.read_bytes() == wanted.read_bytes()
     assert [len(rows) for rows in written(whole)] == [2] * 6
     assert written(halves) == written(whole)
+    assert [record["rollout_staleness"] for record in steps_of(halves)] == [0, 1, 2] * 2
     for one, other in zip(steps_of(halves), steps_of(whole), strict=True):
-        same = [name for name in one if "second" not in name]
+        same = [name for name in one if "second" not in name and name != "memory_bytes"]
         assert [one[name] for name in same] == [other[name] for name in same]
         assert one["rollout_length"] <= 12 < one["tokens"] / one["step"] / 4
 
@@ -132,6 +134,11 @@ def test_a_teacher_may_write_for_a_student_that_learns_its_tokens(tmp_path):
         (["rollout.share=0.9"], r"rollout\.share: .* 0\.9 = 4 rows"),
         (["rollout.share=0"], r"rollout\.share: must be greater than 0"),
         (["rollout.tokens=27"], r"rollout\.tokens: a prompt of 6 tokens .* = 32, got 27"),
+        (["rollout.refresh=0"], r"rollout\.refresh: must be greater than 0"),
+        (
+            ["rollout.refresh=2", "rollout.from=teacher"],
+            r"rollout\.refresh: must be 1 with rollout\.from=teacher, .* got 2",
+        ),
         (["rollout.from=nobody"], r"rollout\.from: must be 'student' or 'teacher'"),
         (["rollout.tokns=2"], r"rollout\.tokns: no such option \(did you mean 'tokens'"),
         (["data.columns={weight: worth}"], r"data\.columns\.weight: .* or `rollout`"),

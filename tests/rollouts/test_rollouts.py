@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -178,7 +178,70 @@ def test_the_expected_gradient_is_that_of_all_continuations_enumerated(divergenc
         torch.testing.assert_close(moved * 375, gradient, atol=2e-4, rtol=1e-3)
 
 
-def test_a_resumed_run_reads_and_learns_the_same(tmp_path):
+def kept(folder, step):
+    lines = (folder / f"step-{step}.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def moved(student, by=0.5):
+    """The student after an update."""
+    with torch.no_grad():
+        for weight in student.parameters():
+            weight.mul_(1 + by)
+
+
+def test_a_block_is_written_with_the_weights_of_its_first_step_and_the_draws_of_each(tmp_path):
+    """Blocks 0 to 3 and 4 to 5, which the run's end cuts; the weights change after each step."""
+    student, fixed = model(), model()
+    source = rollouts_of(student, tmp_path / "block", refresh=4, num_steps=6)
+    for step, block in enumerate([0, 0, 0, 0, 4, 4]):
+        if step == block:
+            fixed.load_state_dict(student.state_dict())
+        metrics = source.step(step, ALONE).metrics
+        assert len(list((tmp_path / "block").iterdir())) == (6 if block else 4)
+        assert metrics["rollout_staleness"] == step - block
+        assert (metrics["rollout_seconds"] > 0) == (step == block)
+        expected = rollouts_of(fixed, tmp_path / "each").write(step, ALONE)
+        rows = kept(tmp_path / "block", step)
+        assert [row.token_ids for row in source.latest] == [row.token_ids for row in expected]
+        for row, own, other in zip(rows, source.latest, expected, strict=True):
+            assert row["token_ids"] == list(own.token_ids)
+            assert row["logprobs"] == list(own.logprobs)
+            assert own.logprobs == pytest.approx(other.logprobs, abs=1e-5)
+            assert row.get("weights_step", step) == block
+        moved(student)
+    assert source.fingerprint != rollouts_of(student, tmp_path).fingerprint
+
+
+def test_without_refresh_a_step_is_written_as_it_was_and_nothing_is_read(tmp_path):
+    student = model()
+    source = rollouts_of(student, tmp_path)
+    for step in (0, 1, 1):
+        expected = source.write(step, ALONE)
+        assert source.step(step, ALONE).metrics["rollout_staleness"] == 0
+        assert source.latest == expected
+        lines = "".join(json.dumps(asdict(rollout)) + "\n" for rollout in expected)
+        assert (tmp_path / f"step-{step}.jsonl").read_text() == lines
+        moved(student)
+
+
+def test_a_longer_run_writes_the_rest_of_a_block_that_its_first_end_had_cut(tmp_path):
+    student = model()
+    rollouts_of(student, tmp_path, refresh=4, num_steps=2).step(0, ALONE)
+    moved(student)
+    longer = rollouts_of(student, tmp_path, refresh=4, num_steps=5)
+    found = {step: longer.step(step, ALONE).metrics["rollout_staleness"] for step in (1, 2, 3)}
+    assert found == {1: 1, 2: 0, 3: 1}
+    again = rollouts_of(student, tmp_path, refresh=4, num_steps=5)
+    assert again.step(3, ALONE).metrics["rollout_staleness"] == 1
+    expected = rollouts_of(student, tmp_path / "now").write(3, ALONE)
+    assert [row.token_ids for row in again.latest] == [row.token_ids for row in expected]
+
+
+@pytest.mark.parametrize("refresh", [1, 3, 5])
+def test_a_resumed_run_reads_and_learns_the_same(refresh, tmp_path):
+    """Resumed at step 8: the start of a block, its last step, and within one."""
+
     class KilledError(Exception):
         pass
 
@@ -189,7 +252,8 @@ def test_a_resumed_run_reads_and_learns_the_same(tmp_path):
     def setup(folder, **changes):
         pair = toy_pair(DIVERGENCE)
         made = toy_setup(folder, pair=pair, optim={"steps": 12}, **changes)
-        return replace(made, source=rollouts_of(pair[0].student, folder / "rollouts"))
+        source = rollouts_of(pair[0].student, folder / "rollouts", refresh=refresh, num_steps=12)
+        return replace(made, source=source)
 
     train(setup(tmp_path / "whole"))
     with pytest.raises(KilledError):
@@ -200,9 +264,10 @@ def test_a_resumed_run_reads_and_learns_the_same(tmp_path):
     assert len(files) == 12
     for file in files:
         lines = file.read_text()
-        assert [set(json.loads(line)) for line in lines.splitlines()] == [
-            {"prompt_ids", "token_ids", "logprobs", "finish"}
-        ] * 3
+        keys = {"prompt_ids", "token_ids", "logprobs", "finish"}
+        stale = int(file.stem.removeprefix("step-")) % refresh > 0
+        expected = keys | {"weights_step"} if stale else keys
+        assert [set(json.loads(line)) for line in lines.splitlines()] == [expected] * 3
         assert (tmp_path / "cut" / "rollouts" / file.name).read_text() == lines
 
 

@@ -131,6 +131,9 @@ class RolloutConfig:
     """Sample from the most probable tokens that together reach this probability."""
     per_prompt: Positive = 1
     """Rollouts of each prompt, all in one step."""
+    refresh: Positive = 1
+    """The student writes the rollouts of this many steps at once, with its weights at the first of
+    them, in batches as much larger."""
     prompt_tokens: Positive = 32
     """Prompts of `text` data: this many first tokens of each document. Data of other types have
     prompts of their own: everything before the last answer or completion."""

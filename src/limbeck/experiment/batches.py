@@ -45,6 +45,12 @@ def rollout_problems(config: RunConfig) -> Iterator[Problem]:
             f"must divide the {written} rows of a step that are written, got "
             f"{rollout.per_prompt}. Change it, rollout.share or optim.tokens_per_step.",
         )
+    if rollout.refresh > 1 and rollout.writer == "teacher":
+        yield Problem(
+            "rollout.refresh",
+            f"must be 1 with rollout.from=teacher, whose weights do not change, got "
+            f"{rollout.refresh}. Remove it.",
+        )
     yield from cross_entropy_problems(config, rollout)
     if config.data.mix:
         yield Problem(
@@ -127,6 +133,8 @@ def make_rollouts(
         seed=config.seed,
         rows_per_step=rollout_rows(config, rollout),
         per_prompt=rollout.per_prompt,
+        refresh=rollout.refresh,
+        num_steps=config.optim.num_steps,
         folder=folder / "rollouts",
         root=root,
         first_number=max(data.num_documents, data.num_rows),

@@ -16,19 +16,23 @@ from torch import nn
 
 from limbeck.batch import Batch, Window
 from limbeck.data import BatchSource, StepData, one_order, step_span
-from limbeck.distributed import World, gather_objects, together, unsharded
+from limbeck.distributed import World, broadcast_object, gather_objects, together, unsharded
 from limbeck.errors import ConfigError, DataError
 from limbeck.files import write_text
 from limbeck.models import CausalLM
 from limbeck.rollouts.figures import Watch, figures_of
 from limbeck.rollouts.sampling import Rollout, Sampling, sample, seed_of
 
+WEIGHTS_STEP = "weights_step"
+"""Key of a kept rollout: the step whose weights wrote it, if that is an earlier one."""
+
 
 class Rollouts(BatchSource):
-    """Continuations of prompts by a model, sampled once a step; only their tokens are scored.
+    """Continuations of prompts by a model, written during the run; only their tokens are scored.
 
-    A step is a pure function of the model's weights, the seed and the step, so that a run resumed
-    from a checkpoint reads the text it would have read.
+    A written step is a pure function of the model's weights, the seed and the step, and later steps
+    of a block are read from the folder, so that a run resumed from a checkpoint reads the text it
+    would have read.
 
     Attributes:
         first_number: Number of a step's first rollout in messages.
@@ -44,6 +48,8 @@ class Rollouts(BatchSource):
         seed: int,
         rows_per_step: int,
         per_prompt: int = 1,
+        refresh: int = 1,
+        num_steps: int | None = None,
         folder: Path,
         root: nn.Module | None = None,
         first_number: int = 0,
@@ -54,7 +60,9 @@ class Rollouts(BatchSource):
             seed: Of the prompts' order and of the draws.
             rows_per_step: Rollouts of one optimizer step, over all ranks.
             per_prompt: Rollouts of each prompt, in one step; divides `rows_per_step`.
-            folder: Gets `step-N.jsonl` for each step; a repeated step replaces its file.
+            refresh: Steps of a block, whose rollouts are written together in its first step.
+            num_steps: Of the run; a block that reaches beyond it is cut there.
+            folder: Gets `step-N.jsonl` for each step; a block written again replaces its files.
             root: The module with the model in it that was sharded over the ranks, if one was. Each
                 rank holds its whole weights while it writes.
             first_number: Number of a step's first rollout in messages, above those of the documents
@@ -73,7 +81,7 @@ class Rollouts(BatchSource):
             )
         self._model, self._prompts, self._sampling = model, prompts, sampling
         self._seed, self._rows_per_step, self._folder = seed, rows_per_step, folder
-        self._per_prompt = per_prompt
+        self._per_prompt, self._refresh, self._num_steps = per_prompt, refresh, num_steps
         self._order = one_order(seed, len(prompts))
         self._root, self.first_number = root or model, first_number
         self.latest: Sequence[Rollout] = ()
@@ -81,50 +89,103 @@ class Rollouts(BatchSource):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of prompts, their order, and how rollouts are drawn."""
+        """Hash of prompts, their order, and how and when rollouts are drawn."""
         facts = [self._order.digest, asdict(self._sampling)]
-        digest = hashlib.sha256(
-            json.dumps([*facts, self._rows_per_step, self._per_prompt]).encode()
-        )
+        numbers = [self._rows_per_step, self._per_prompt, self._refresh]
+        digest = hashlib.sha256(json.dumps([*facts, *numbers]).encode())
         for prompt in self._prompts:
             digest.update(np.array([len(prompt), *prompt], dtype="<i8").tobytes())
         return digest.hexdigest()
 
     def step(self, step: int, world: World) -> StepData:
-        """The rank's rollouts of the step, sampled now and kept in the folder."""
-        started = time.perf_counter()
-        own = self.latest = self.write(step, world)
-        facts = [asdict(rollout) for rollout in own]
-        everyone = [each for part in gather_objects(facts, world) for each in part]
-        together(lambda: self._keep(step, everyone), world, main_only=True)
+        """The rank's rollouts of the step.
+
+        The first step of a block writes and keeps those of the whole block. Later ones read them;
+        if they are missing, because the block ended where the run first ended, they write the rest.
+        """
+        started, seconds = time.perf_counter(), 0.0
+        everyone = self._read(step, world) if step % self._refresh else []
+        if not everyone:
+            everyone = self._write_block(step, world)
+            seconds = time.perf_counter() - started
+        begin, end = step_span(0, world.rank, world.size, self._rows_per_step)
+        self.latest = [rollout_of(facts) for facts in everyone[begin:end]]
         figures = figures_of(everyone)
+        staleness = float(step - everyone[0].get(WEIGHTS_STEP, step))
         return RolloutsOfStep(
-            own,
-            self.first_number + world.rank * self._rows_per_step // world.size,
+            self.latest,
+            self.first_number + begin,
             math.ceil(self._rows_per_step / world.size),
-            figures | {"rollout_seconds": time.perf_counter() - started},
+            figures | {"rollout_staleness": staleness, "rollout_seconds": seconds},
             self._watch.warnings(step, figures) if world.is_main else [],
         )
 
-    def write(self, step: int, world: World) -> list[Rollout]:
-        """The rank's rollouts; those of all ranks, in rank order, do not depend on their number."""
-        begin, end = step_span(step, world.rank, world.size, self._rows_per_step)
-        each = self._per_prompt
-        rows = self._order.rows(begin // each, -(-end // each))
-        places = range(begin, end)
-        prompts = [self._prompts[rows[place // each - begin // each]] for place in places]
-        first = step * self._rows_per_step
-        seeds = [seed_of((self._seed, step, place - first)) for place in places]
+    def write(self, step: int, world: World, num_steps: int = 1) -> list[Rollout]:
+        """The rank's rollouts of some steps, as many of each, in one batch.
+
+        Those of all ranks, in rank order, do not depend on the number of ranks, nor on the other
+        steps.
+        """
+        each, prompts, seeds = self._per_prompt, [], []
+        for later in range(step, step + num_steps):
+            begin, end = step_span(later, world.rank, world.size, self._rows_per_step)
+            rows = self._order.rows(begin // each, -(-end // each))
+            places, first = range(begin, end), later * self._rows_per_step
+            prompts += [self._prompts[rows[place // each - begin // each]] for place in places]
+            seeds += [seed_of((self._seed, later, place - first)) for place in places]
         with unsharded(self._root):
             return sample(self._model, prompts, self._sampling, seeds)
 
     def document_name(self, document: int) -> str:
         return f"rollout {document - self.first_number}"
 
-    def _keep(self, step: int, rollouts: Sequence[Mapping[str, Any]]) -> None:
-        lines = "".join(json.dumps(rollout) + "\n" for rollout in rollouts)
+    def _write_block(self, step: int, world: World) -> list[dict[str, Any]]:
+        """Write and keep the rollouts of this step and the rest of its block; returns this step's.
+
+        All are kept before the first is trained on, so that a run resumed within the block reads
+        what these weights wrote.
+        """
+        end = step - step % self._refresh + self._refresh
+        if self._num_steps is not None:
+            end = min(end, self._num_steps)
+        size = end - step
+        own = [asdict(rollout) for rollout in self.write(step, world, size)]
+        rows = len(own) // size
+        parts = gather_objects([own[i * rows : (i + 1) * rows] for i in range(size)], world)
+        block = [[facts for part in parts for facts in part[i]] for i in range(size)]
+        for later in block[1:]:
+            for facts in later:
+                facts[WEIGHTS_STEP] = step
+        together(lambda: self._keep(step, block), world, main_only=True)
+        return block[0]
+
+    def _keep(self, step: int, block: Sequence[Sequence[Mapping[str, Any]]]) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
-        write_text(self._folder / f"step-{step}.jsonl", lines)
+        for later, rollouts in enumerate(block, step):
+            lines = "".join(json.dumps(rollout) + "\n" for rollout in rollouts)
+            write_text(self._path(later), lines)
+
+    def _read(self, step: int, world: World) -> list[dict[str, Any]]:
+        """The step's kept rollouts, of all ranks; none without its file, which rank 0 reads."""
+        rollouts: list[dict[str, Any]] = []
+
+        def read() -> None:
+            if self._path(step).exists():
+                lines = self._path(step).read_text(encoding="utf-8").splitlines()
+                rollouts.extend(json.loads(line) for line in lines)
+
+        together(read, world, main_only=True)
+        kept: list[dict[str, Any]] = broadcast_object(rollouts, world)
+        return kept
+
+    def _path(self, step: int) -> Path:
+        return self._folder / f"step-{step}.jsonl"
+
+
+def rollout_of(facts: Mapping[str, Any]) -> Rollout:
+    """The rollout of a line in its file."""
+    prompt, text, logprobs = (tuple(facts[n]) for n in ("prompt_ids", "token_ids", "logprobs"))
+    return Rollout(prompt, text, logprobs, facts["finish"])
 
 
 @dataclass(frozen=True)
@@ -134,7 +195,8 @@ class RolloutsOfStep(StepData):
     Attributes:
         first: Number of the rank's first, in messages.
         most_rows: Rows of the rank that has most.
-        figures: Of all ranks' rollouts (`figures_of`), and the seconds this rank took for them.
+        figures: Of all ranks' rollouts (`figures_of`), steps since the weights that wrote them, and
+            the seconds this rank took to write.
         warning_texts: Degradation since the first steps.
     """
 
