@@ -291,6 +291,14 @@ def has_content(path: Path, size_bytes: int, digest: str) -> bool:
     return sha256(path) == digest
 
 
+def set_aside(path: Path, why: str) -> Path:
+    """Rename to `WHY-NAME-0`, or to the next number that is not taken; nothing is deleted."""
+    number = 0
+    while os.path.lexists(aside := path.with_name(f"{why}-{path.name}-{number}")):
+        number += 1
+    return path.rename(aside)
+
+
 def sweep(parent: Path) -> None:
     """Remove what killed processes left half-written; call it under the directory's lock."""
     for stale in parent.glob(".tmp-*"):

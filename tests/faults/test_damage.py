@@ -145,7 +145,7 @@ def test_a_damaged_checkpoint_is_named_and_kept(tmp_path):
     train(toy_setup(tmp_path, resume=True))
     log = (tmp_path / "metrics.jsonl").read_text()
     assert "step-000024: state.json was changed after it was written" in log
-    assert newest.with_name("damaged-step-000024").joinpath("state.json").read_bytes() == body
+    assert newest.with_name("damaged-step-000024-0").joinpath("state.json").read_bytes() == body
 
 
 @pytest.mark.parametrize("name", ["state.json", "manifest.json"])

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -129,6 +130,19 @@ def test_a_resumed_run_counts_evaluations_from_before_and_stays_ended(tmp_path):
     result = train(toy_setup(tmp_path, resume=True, evaluate=evaluations(*measured[3:]), **whole))
     assert (result.step, result.best_step) == (10, 4)
     assert train(toy_setup(tmp_path, resume=True, **whole)) == result
+
+
+def test_a_best_checkpoint_that_is_gone_is_chosen_anew_after_resuming(tmp_path):
+    """Step 12 was better than step 4, whose checkpoint it replaced; step 8 is resumed from."""
+    options = {"evaluate_every": 4, "patience": 3, "checkpoint": {"keep": 3}}
+    stop_after(tmp_path, 13, evaluate=evaluations(3.0, 5.0, 2.0), **options)
+    for step in (12, 13):
+        shutil.rmtree(tmp_path / "checkpoints" / f"step-{step:06d}")
+    assert steps_saved(tmp_path) == [8]
+    setup = toy_setup(tmp_path, resume=True, evaluate=evaluations(4.0, 6.0, 7.0, 8.0), **options)
+    result = train(setup)
+    assert (result.step, result.best_step) == (24, 12)
+    assert 12 in steps_saved(tmp_path)
 
 
 def test_evaluation_runs_in_eval_mode_and_training_in_train_mode(tmp_path):

@@ -12,12 +12,13 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from limbeck.commands.arguments import argument
+from limbeck.commands.arguments import argument, option
 from limbeck.commands.check import check
 from limbeck.commands.first_recipe import write_recipe
 from limbeck.commands.short_form import is_short
 from limbeck.commands.tables import outcome_table
 from limbeck.config import dump
+from limbeck.errors import ConfigError
 from limbeck.experiment import RunResult, Stage, assemble, load, load_stages, run_stages
 
 Words = Annotated[
@@ -27,6 +28,12 @@ Words = Annotated[
         help="A recipe, or two models and data; then changes to the recipe, each value in YAML.",
     ),
 ]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Continue from the last checkpoint of the run directory.")
+]
+ResumeFrom = Annotated[
+    int | None, option(help="Continue from the checkpoint of this step; later ones are renamed.")
+]
 
 
 def distill(
@@ -34,10 +41,8 @@ def distill(
     plan: Annotated[
         bool, typer.Option("--plan", help="Write the recipe, check it, and exit.")
     ] = False,
-    resume: Annotated[
-        bool,
-        typer.Option("--resume", help="Continue from the last checkpoint of the run directory."),
-    ] = False,
+    resume: Resume = False,
+    resume_from: ResumeFrom = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Delete the contents of the run directory first.")
     ] = False,
@@ -60,6 +65,7 @@ def distill(
 
     On several GPUs or processes: torchrun --nproc-per-node 8 -m limbeck distill recipe.yaml
     """
+    resume = resume or resume_from is not None
     recipe, overrides = Path(words[0]), words[1:]
     if is_short(words):
         recipe, overrides = write_recipe(words, keep_run=resume or overwrite), []
@@ -73,6 +79,7 @@ def distill(
         check(recipe, overrides, as_json=as_json)
         return
     if stages := load_stages(recipe, overrides):
+        refuse_step(resume_from)
         distill_stages(
             stages, resume=resume, overwrite=overwrite, print_config=print_config, as_json=as_json
         )
@@ -82,7 +89,7 @@ def distill(
         typer.echo(dump(config), nl=False)
         return
     with assemble(config) as run:
-        outcome = run.train(resume=resume, overwrite=overwrite)
+        outcome = run.train(resume=resume, overwrite=overwrite, resume_from=resume_from)
         if not run.is_main:
             return
         if as_json:
@@ -101,6 +108,15 @@ def show(outcome: RunResult) -> None:
         console.print(f"export   {file}  KL to the student {export['parity']['mean_kl']:.2g} nats")
     if outcome.report:
         console.print(f"report   {outcome.report}")
+
+
+def refuse_step(resume_from: int | None) -> None:
+    """Refuse `--resume-from` on a recipe with stages."""
+    if resume_from is not None:
+        raise ConfigError(
+            "--resume-from must be used on a recipe without stages: later stages would need the "
+            "new student. Leave it out, or choose another output."
+        )
 
 
 def distill_stages(

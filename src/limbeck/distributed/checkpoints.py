@@ -31,7 +31,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from limbeck.distributed.ranks import World, broadcast_object, together
 from limbeck.distributed.sharding import local
 from limbeck.errors import DataError, StorageError
-from limbeck.files import damage, manifest
+from limbeck.files import damage, manifest, set_aside
 
 FLAT = StateDictOptions(flatten_optimizer_state_dict=True, strict=False)
 STATE = "state.json"
@@ -159,10 +159,7 @@ def set_damaged_aside(checkpoints: Path, world: World) -> tuple[str, ...]:
                 f"{'; '.join(reasons)}. Restore the file, or start again with --overwrite."
             )
         for path, reason in zip(damaged, reasons, strict=True):
-            aside = path.with_name(f"damaged-{path.name}")
-            discard(aside)
-            path.rename(aside)
-            notes.append(f"{reason}; moved to {aside.name}")
+            notes.append(f"{reason}; moved to {set_aside(path, 'damaged').name}")
 
     together(rename, world, main_only=True)
     return tuple(broadcast_object(notes, world))

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
+from limbeck.distributed import checkpoint_name
+from limbeck.distributed.checkpoints import is_checkpoint, newest_first, require_whole, step_of
 from limbeck.errors import ConfigError
-from limbeck.experiment.trials import FORECAST
+from limbeck.experiment.trials import FORECAST, Trial
+from limbeck.files import set_aside
 
 
 def require_directory(folder: Path, *, resume: bool, overwrite: bool) -> None:
@@ -46,3 +50,34 @@ def clear(folder: Path) -> None:
     for pattern in ("*.json*", "report.html", "log.txt"):
         for path in folder.glob(pattern):
             path.unlink()
+
+
+def roll_back(trials: Sequence[Trial], step: int) -> list[Path]:
+    """Make one step's checkpoint the newest of every student that has begun; called on rank 0.
+
+    Returns:
+        New names of the later checkpoints.
+
+    Raises:
+        ConfigError: A student has no checkpoint of that step; nothing was changed.
+        DataError: It is damaged; the same.
+    """
+    saved = {t.checkpoints: newest_first(t.checkpoints) for t in trials}
+    begun = [t for t in trials if t.scores.exists() or saved[t.checkpoints]] or trials[:1]
+    chosen = [trial.checkpoints / checkpoint_name(step) for trial in begun]
+    if not all(path.exists() for path in chosen):
+        folders = [trial.checkpoints for trial in begun]
+        whole = {f: [str(step_of(p)) for p in saved[f][::-1] if is_checkpoint(p)] for f in folders}
+        raise ConfigError(
+            f"--resume-from: every student that has begun must have a checkpoint of step {step}. "
+            "Choose one of the steps there are:"
+            + "".join(f"\n  {f}: {', '.join(steps) or 'none'}" for f, steps in whole.items())
+        )
+    for path in chosen:
+        require_whole(path)
+    aside = []
+    for trial in begun:
+        trial.scores.unlink(missing_ok=True)
+        newer = [path for path in saved[trial.checkpoints] if step_of(path) > step]
+        aside += [set_aside(path, "replaced") for path in newer]
+    return aside

@@ -30,7 +30,7 @@ from limbeck.distributed import (
 )
 from limbeck.errors import ConfigError
 from limbeck.evaluate.suites import Suite
-from limbeck.experiment.directory import clear, require_directory
+from limbeck.experiment.directory import clear, require_directory, roll_back
 from limbeck.experiment.exports import require_exports, require_parity, write_exports
 from limbeck.experiment.held_out_sets import by_set
 from limbeck.experiment.parts import STUDENT_DTYPE, Parts, gather_parts
@@ -109,22 +109,27 @@ class Run:
         """The run directory."""
         return self.config.output
 
-    def train(self, *, resume: bool = False, overwrite: bool = False) -> RunResult:
+    def train(
+        self, *, resume: bool = False, overwrite: bool = False, resume_from: int | None = None
+    ) -> RunResult:
         """Train every student the recipe asks for, measure them, write the report.
 
         Args:
             resume: Resume from the last checkpoint; finished trials are skipped.
             overwrite: Delete the contents of the run directory first.
+            resume_from: Resume every student from its checkpoint of this step; later ones are
+                renamed to `replaced-...`.
 
         Raises:
-            ConfigError: The run directory holds another run.
+            ConfigError: The run directory holds another run, or no checkpoint of that step.
             Stopped: A signal came; everything is saved.
         """
+        resume = resume or resume_from is not None
         require_directory(self.folder, resume=resume, overwrite=overwrite)
         barrier()
         with StopSignals() as stop, locked(self.folder, self.world):
             together(
-                lambda: self._prepare(resume=resume, overwrite=overwrite),
+                lambda: self._prepare(resume=resume, overwrite=overwrite, resume_from=resume_from),
                 self.world,
                 main_only=True,
             )
@@ -181,12 +186,17 @@ class Run:
                 evaluation |= suite_figures(suites, {"distilled": model})
         return evaluation
 
-    def _prepare(self, *, resume: bool, overwrite: bool) -> None:
+    def _prepare(self, *, resume: bool, overwrite: bool, resume_from: int | None) -> None:
         """Prepare the run directory, on rank 0 while the others wait."""
         if overwrite:
             clear(self.folder)
-        if resume and extends_recipe(self.folder, self.config):
-            for trial in trials_of(self.config):
+        trials = trials_of(self.config)
+        is_longer = resume and extends_recipe(self.folder, self.config)
+        if resume_from is not None:
+            for path in roll_back(trials, resume_from):
+                self._note(f"a later checkpoint is kept as {path}")
+        if is_longer:
+            for trial in trials:
                 trial.scores.unlink(missing_ok=True)  # its training continues
         write_text(self.folder / "recipe.yaml", dump(self.config))
         self._write_provenance({})
@@ -293,7 +303,10 @@ class Run:
     def _say_notes(self) -> None:
         if self.is_main:
             for note in self.parts.notes:
-                progress_console().print(f"note: {note}", markup=False, highlight=False)
+                self._note(note)
+
+    def _note(self, text: str) -> None:
+        progress_console().print(f"note: {text}", markup=False, highlight=False, soft_wrap=True)
 
     def _write_provenance(self, ending: Mapping[str, Any]) -> None:
         """Write provenance.json: versions, hashes, host, and at the end times."""

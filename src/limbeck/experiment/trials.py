@@ -61,6 +61,11 @@ class Trial:
         return self.folder / "scores.json"
 
     @property
+    def checkpoints(self) -> Path:
+        """Directory of its checkpoints."""
+        return self.folder / "checkpoints"
+
+    @property
     def is_done(self) -> bool:
         """Whether its student is intact and measured."""
         if not self.scores.exists():
@@ -68,12 +73,12 @@ class Trial:
         student = self.folder / "student"
         if manifest(student) is not None:
             return True
-        checkpoints = self.folder / "checkpoints"
-        if latest(checkpoints) is None:
+        if latest(self.checkpoints) is None:
             raise DataError(
                 f"{self.folder} holds a finished run, but its student in {student} is "
-                f"{'damaged' if student.exists() else 'missing'}, and {checkpoints} has no whole "
-                "checkpoint to make it from. Restore one of them, or train again with --overwrite."
+                f"{'damaged' if student.exists() else 'missing'}, and {self.checkpoints} has no "
+                "whole checkpoint to make it from. Restore one of them, or train again with "
+                "--overwrite."
             )
         return False
 
@@ -216,7 +221,7 @@ class TrialRunner:
             )
         )
         if result.best_step != result.step:
-            checkpoint = trial.folder / "checkpoints" / checkpoint_name(result.best_step)
+            checkpoint = trial.checkpoints / checkpoint_name(result.best_step)
             load_checkpoint(checkpoint, distiller, (), parts.world)
             self._latest = None
         if parts.student_dtype is not None:

@@ -12,7 +12,7 @@ import pyarrow
 import pyarrow.parquet
 
 from limbeck.errors import DataError
-from limbeck.files import manifest, publish, sealed_manifest
+from limbeck.files import manifest, publish, sealed_manifest, set_aside
 from limbeck.store import hidden_states
 from limbeck.store.forms.base import Form
 from limbeck.store.head import FOLDER, read_head
@@ -161,16 +161,8 @@ def repair(path: Path) -> list[Damage]:
     damages = verify(path)
     for name in sorted({damage.folder for damage in damages}):
         if os.path.lexists(path / name):
-            (path / name).rename(unused_name(path, name))
+            set_aside(path / name, "damaged")
     return damages
-
-
-def unused_name(path: Path, name: str) -> Path:
-    """A path for a damaged folder that does not exist yet."""
-    number = 0
-    while os.path.lexists(aside := path / f"damaged-{name}-{number}"):
-        number += 1
-    return aside
 
 
 def merge(parts: Sequence[Path], out: Path) -> StoreHeader:

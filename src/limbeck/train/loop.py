@@ -14,6 +14,7 @@ from limbeck.data.source import StepData
 from limbeck.distributed import (
     abandon_pass,
     broadcast_object,
+    checkpoint_name,
     gathered,
     latest,
     load_checkpoint,
@@ -118,6 +119,7 @@ class Loop:
             require_same(facts["fingerprint"], self._fingerprint)
             more = more_steps(facts["fingerprint"], self._fingerprint)
             self.totals = Totals(**facts["totals"])
+            self._forget_lost_best()
             self._resumed_from = self._checkpointer.saved_at = self.totals.step
         if not self.totals.micro_batch or setup.memory.micro_batch != "auto":
             self.totals.micro_batch = choose_micro_batch(
@@ -137,6 +139,18 @@ class Loop:
             if more:
                 text += f", with {more} more steps; the learning rate follows the longer schedule"
             self._say(kind="note", step=self.totals.step, text=text)
+
+    def _forget_lost_best(self) -> None:
+        """Choose the best anew if its checkpoint is gone, removed for a better one of a later step.
+
+        Repeated, that step is the best again; with more steps it may not be.
+        """
+        setup, best = self._setup, self.totals.best_step
+        if best is None or not setup.checkpoint.keep_best:
+            return
+        is_there = (setup.checkpoints / checkpoint_name(best)).exists()
+        if not broadcast_object(is_there, setup.world):
+            self.totals.best_step = self.totals.best_value = None
 
     def step(self) -> None:
         """One optimizer step, then evaluation and checkpoint if they are due."""
@@ -291,7 +305,7 @@ class Loop:
                 f"Losses and gradients must be numbers; {totals.bad_in_row} steps in a row up to "
                 f"step {totals.step} had some that are not. Rows {named} of "
                 f"{', '.join(documents)} are in {setup.folder}/non_finite-*.json. "
-                "Look at them, lower optim.learning_rate, or resume from an earlier checkpoint."
+                "Look at them, lower optim.learning_rate, or continue with --resume-from."
             )
 
     def _is_due(self, every: int) -> bool:
