@@ -1,6 +1,7 @@
 """A run that trains adapters, or some parts, only: a recipe's word for it, and what is saved."""
 
 import json
+from dataclasses import replace
 
 import peft
 import pytest
@@ -11,6 +12,8 @@ from transformers import AutoModelForCausalLM
 import limbeck
 from limbeck.distributed import latest
 from limbeck.errors import ConfigError
+from limbeck.experiment import load
+from limbeck.experiment.parts import base_of
 from tests.experiment.tiny_run import steps_of, write_model, write_recipe
 from tests.tokenizers.small import small
 
@@ -18,6 +21,12 @@ from tests.tokenizers.small import small
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("LIMBECK_CACHE", str(tmp_path / "cache"))
+
+
+def test_adapters_over_a_gguf_file_are_saved_merged_only(tmp_path):
+    config = load(write_recipe(tmp_path))
+    for path, base in (("folder", "folder"), ("file.gguf", None)):
+        assert base_of(replace(config, student={"type": "pretrained", "path": path})) == base
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # of peft

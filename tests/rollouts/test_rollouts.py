@@ -238,6 +238,14 @@ def test_a_longer_run_writes_the_rest_of_a_block_that_its_first_end_had_cut(tmp_
     assert [row.token_ids for row in again.latest] == [row.token_ids for row in expected]
 
 
+def test_a_kept_file_that_is_damaged_is_named(tmp_path):
+    source = rollouts_of(model(), tmp_path, refresh=2)
+    source.step(0, ALONE)
+    (tmp_path / "step-1.jsonl").write_text("{")
+    with pytest.raises(DataError, match=r"step-1\.jsonl must hold a rollout in each line"):
+        source.step(1, ALONE)
+
+
 @pytest.mark.parametrize("refresh", [1, 3, 5])
 def test_a_resumed_run_reads_and_learns_the_same(refresh, tmp_path):
     """Resumed at step 8: the start of a block, its last step, and within one."""

@@ -46,15 +46,11 @@ VERBS = {
 }
 """Each verb with its line in `limbeck --help`; its module is imported when the verb is used."""
 
-WITH_RECIPE = {
-    "check": (True, True, True),
-    "record": (True, False, True),
-    "write": (True, False, True),
-    "forecast": (True, True, True),
-    "distill": (True, True, True),
-    "evaluate": (True, True, True),
-}
-"""Verbs whose first argument is a recipe, with what they read of it: the fields of `Needs`."""
+WITH_RECIPE = ("check", "record", "write", "forecast", "distill", "evaluate")
+"""Verbs whose first argument is a recipe."""
+
+WITHOUT_STUDENT = ("record", "write")
+"""Those that read neither its student nor its held-out text."""
 
 WITH_MODEL = {"peek": "TEACHER", "shrink": "TEACHER", "chat": "STUDENT", "export": "STUDENT"}
 """Verbs whose first argument is a model, with its name in messages."""
@@ -135,11 +131,12 @@ def refuse_early(verb: str, words: list[str]) -> None:
         from limbeck.config.reading import Needs, require_options  # noqa: PLC0415  (imports pydantic)
 
         changes = [word for word in words if OVERRIDE.match(word)]
-        needs = Needs(*WITH_RECIPE[verb])
-        if "--print-config" in options:
-            needs = Needs(models=False, texts=False)
-        elif verb == "check" and "--plan" in options:
-            needs = Needs(texts=False)
+        is_shown, is_planned = "--print-config" in options, verb == "check" and "--plan" in options
+        needs = Needs(
+            models=not is_shown,
+            student=verb not in WITHOUT_STUDENT,
+            texts=not (is_shown or is_planned),
+        )
         require_options(Path(named[0]), changes, needs)
     elif verb == "distill" and not is_recipe:
         require_words(named)

@@ -323,10 +323,11 @@ def shard_student(distiller: Distiller, config: RunConfig, world: World) -> None
 
 
 def base_of(config: RunConfig) -> str | None:
-    """The model whose weights a student with adapters keeps; None where it is not on disk."""
+    """The model whose weights a student with adapters keeps; None where peft could not open it."""
     kind = type_of(config.student)
     origin = {"pretrained": config.student, "shared": config.teacher, "copy": config.teacher}
-    return origin.get(kind, {}).get("path")
+    path: str | None = origin.get(kind, {}).get("path")
+    return None if path is None or path.endswith(".gguf") else path
 
 
 def is_shared(config: RunConfig) -> bool:

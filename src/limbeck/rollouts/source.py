@@ -172,7 +172,13 @@ class Rollouts(BatchSource):
         def read() -> None:
             if self._path(step).exists():
                 lines = self._path(step).read_text(encoding="utf-8").splitlines()
-                rollouts.extend(json.loads(line) for line in lines)
+                try:
+                    rollouts.extend(json.loads(line) for line in lines)
+                except ValueError as error:
+                    raise DataError(
+                        f"{self._path(step)} must hold a rollout in each line, and is damaged "
+                        f"({error}). Restore it, or start again with --overwrite."
+                    ) from None
 
         together(read, world, main_only=True)
         kept: list[dict[str, Any]] = broadcast_object(rollouts, world)
