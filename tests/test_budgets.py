@@ -1,6 +1,8 @@
 """The house stays small enough to live in: budgets on files, functions and parameters."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -65,3 +67,9 @@ def test_only_the_listed_packages_import_transformers_and_torch_distributed():
             text = path.read_text()
             imports = f"import {library}" in text or f"from {library}" in text
             assert not imports or room in allowed, f"{path} imports {library}"
+
+
+def test_every_seeded_bug_fits_the_source_and_names_a_test():
+    command = [sys.executable, str(ROOT / "benchmarks" / "mutations.py"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout

@@ -138,8 +138,8 @@ RUNS = (
     Mutation(
         "a damaged checkpoint is not renamed",
         CHECKPOINTS,
-        "            path.rename(aside)\n",
-        "",
+        "moved to {set_aside(path, 'damaged').name}",
+        "moved to {path.name}",
         DAMAGED + "a_damaged_checkpoint_is_named_and_kept",
     ),
     Mutation(
