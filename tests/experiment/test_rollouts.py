@@ -102,10 +102,14 @@ def test_half_of_a_step_may_be_fixed_text_and_a_resume_in_a_block_is_exact(tmp_p
 
 
 def test_a_teacher_may_write_for_a_student_that_learns_its_tokens(tmp_path):
-    """Sequence-level distillation: cross-entropy on the teacher's text, no distributions."""
+    """Sequence-level distillation: cross-entropy on a quarter of the teacher's text."""
     changes = {"optim": {"steps": 2}, "evaluate": {"data": None}, "data": {"type": "auto"}}
-    path = recipe(tmp_path, {"from": "teacher"}, {**ON_POLICY, "alpha": 0.0}, **changes)
+    rollout = {"from": "teacher", "scored": [0.25, 0.5]}
+    path = recipe(tmp_path, rollout, {**ON_POLICY, "alpha": 0.0}, **changes)
     run(path)
+    lengths = [len(row["token_ids"]) for row in written(tmp_path / "run")[0]]
+    assert lengths == [12] * 4
+    assert steps_of(tmp_path / "run")[0]["tokens"] == 4 * 3
     teacher = CausalLM(AutoModelForCausalLM.from_pretrained(tmp_path / "teacher").eval())
     for row in written(tmp_path / "run")[0]:
         ids = torch.tensor([[*row["prompt_ids"], *row["token_ids"]]])
@@ -139,6 +143,8 @@ def test_a_teacher_may_write_for_a_student_that_learns_its_tokens(tmp_path):
             ["rollout.refresh=2", "rollout.from=teacher"],
             r"rollout\.refresh: must be 1 with rollout\.from=teacher, .* got 2",
         ),
+        (["rollout.scored=[0.3, 0.3]"], r"rollout\.scored: must be two increasing .* \[0.3, 0.3\]"),
+        (["rollout.scored=[0, 1.5]"], r"rollout\.scored\[1\]: must be at most 1"),
         (["rollout.from=nobody"], r"rollout\.from: must be 'student' or 'teacher'"),
         (["rollout.tokns=2"], r"rollout\.tokns: no such option \(did you mean 'tokens'"),
         (["data.columns={weight: worth}"], r"data\.columns\.weight: .* or `rollout`"),

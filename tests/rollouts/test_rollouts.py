@@ -111,6 +111,33 @@ def test_only_written_tokens_are_scored_from_the_first_to_the_last():
     assert rollout_batch([]).num_scored() == 0
 
 
+@pytest.mark.parametrize(
+    ("part", "expected"),
+    [
+        ((0.0, 1.0), [[1, 2, 3, 4, 5, 6, 7, 8, 9, 10], [11, 12], [13]]),
+        ((0.0, 0.3), [[1, 2, 3], [11], [13]]),
+        ((0.3, 0.7), [[4, 5, 6, 7], [12], [13]]),
+        ((0.7, 1.0), [[8, 9, 10], [12], [13]]),
+    ],
+)
+def test_a_part_of_each_rollout_is_scored_from_its_first_to_its_last_token(part, expected):
+    """The parts of ten tokens are disjoint and together the whole; each part has a token."""
+    texts = [tuple(range(1, 11)), (11, 12), (13,)]
+    rows = [Rollout((5,) * 3, text, (0.0,) * len(text), "end") for text in texts]
+    batch = rollout_batch(rows, 0, part)
+    assert batch.targets().tolist() == [token for text in expected for token in text]
+    assert torch.equal(batch.input_ids, rollout_batch(rows).input_ids)
+
+
+def test_the_scored_part_is_in_the_step_and_in_what_a_checkpoint_compares(tmp_path):
+    whole, first = rollouts_of(model(), tmp_path), rollouts_of(model(), tmp_path, scored=(0.0, 0.5))
+    (batch,) = first.step(0, ALONE).cut(3)
+    assert batch.num_scored() == 6
+    assert whole.step(0, ALONE).cut(3)[0].num_scored() == 12
+    assert first.latest == whole.latest
+    assert first.fingerprint != whole.fingerprint
+
+
 @pytest.mark.parametrize("size", [2, 3, 4])
 def test_several_ranks_write_the_rollouts_of_one(size, tmp_path):
     source = rollouts_of(model(), tmp_path)

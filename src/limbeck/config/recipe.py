@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Interval, MinLen
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator
 
+from limbeck.config.rollout import RolloutConfig
 from limbeck.config.schedules import STRICT, Schedule, Scheduled
 from limbeck.config.trainable import TrainableConfig
 from limbeck.files import expanded
@@ -111,32 +112,6 @@ class ObjectiveConfig:
     """Further terms, `{type, weight, ...}`, weights absolute."""
     positions: Component | str | None = None
     """Where logits are compared, e.g. `{type: teacher_entropy, share: 0.2}`; else everywhere."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RolloutConfig:
-    """Training text written during the run, as continuations of prompts from `data`."""
-
-    __pydantic_config__ = STRICT
-    share: Annotated[float, Interval(gt=0, le=1)] = 1.0
-    """Share of the rows of each step that are written, lambda in Agarwal et al. (2024,
-    arXiv:2306.13649); the other rows are text of `data`. Rounded to whole rows."""
-    writer: Annotated[Literal["student", "teacher"], Field(alias="from")] = "student"
-    """Model that generates: `student`, with its current weights, or an online `teacher`."""
-    tokens: Positive = 128
-    """Length of a continuation, at most; an end token ends it earlier."""
-    sampling_temperature: Rate = 1.0
-    """Divides the writer's logits when it samples; `objective.temperature` is another."""
-    top_p: Annotated[float, Interval(gt=0, le=1)] = 1.0
-    """Sample from the most probable tokens that together reach this probability."""
-    per_prompt: Positive = 1
-    """Rollouts of each prompt, all in one step."""
-    refresh: Positive = 1
-    """The student writes the rollouts of this many steps at once, with its weights at the first of
-    them, in batches as much larger."""
-    prompt_tokens: Positive = 32
-    """Prompts of `text` data: this many first tokens of each document. Data of other types have
-    prompts of their own: everything before the last answer or completion."""
 
 
 @dataclass(frozen=True, kw_only=True)

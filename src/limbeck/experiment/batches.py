@@ -45,6 +45,11 @@ def rollout_problems(config: RunConfig) -> Iterator[Problem]:
             f"must divide the {written} rows of a step that are written, got "
             f"{rollout.per_prompt}. Change it, rollout.share or optim.tokens_per_step.",
         )
+    if rollout.scored[0] >= rollout.scored[1]:
+        yield Problem(
+            "rollout.scored",
+            f"must be two increasing shares, such as [0, 0.3], got {list(rollout.scored)}.",
+        )
     if rollout.refresh > 1 and rollout.writer == "teacher":
         yield Problem(
             "rollout.refresh",
@@ -135,6 +140,7 @@ def make_rollouts(
         per_prompt=rollout.per_prompt,
         refresh=rollout.refresh,
         num_steps=config.optim.num_steps,
+        scored=rollout.scored,
         folder=folder / "rollouts",
         root=root,
         first_number=max(data.num_documents, data.num_rows),

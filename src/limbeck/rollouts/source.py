@@ -25,6 +25,8 @@ from limbeck.rollouts.sampling import Rollout, Sampling, sample, seed_of
 
 WEIGHTS_STEP = "weights_step"
 """Key of a kept rollout: the step whose weights wrote it, if that is an earlier one."""
+WHOLE = (0.0, 1.0)
+"""All of a rollout is scored."""
 
 
 class Rollouts(BatchSource):
@@ -50,6 +52,7 @@ class Rollouts(BatchSource):
         per_prompt: int = 1,
         refresh: int = 1,
         num_steps: int | None = None,
+        scored: tuple[float, float] = WHOLE,
         folder: Path,
         root: nn.Module | None = None,
         first_number: int = 0,
@@ -62,6 +65,7 @@ class Rollouts(BatchSource):
             per_prompt: Rollouts of each prompt, in one step; divides `rows_per_step`.
             refresh: Steps of a block, whose rollouts are written together in its first step.
             num_steps: Of the run; a block that reaches beyond it is cut there.
+            scored: Part of each rollout that is scored (`rollout_batch`).
             folder: Gets `step-N.jsonl` for each step; a block written again replaces its files.
             root: The module with the model in it that was sharded over the ranks, if one was. Each
                 rank holds its whole weights while it writes.
@@ -82,6 +86,7 @@ class Rollouts(BatchSource):
         self._model, self._prompts, self._sampling = model, prompts, sampling
         self._seed, self._rows_per_step, self._folder = seed, rows_per_step, folder
         self._per_prompt, self._refresh, self._num_steps = per_prompt, refresh, num_steps
+        self._scored = scored
         self._order = one_order(seed, len(prompts))
         self._root, self.first_number = root or model, first_number
         self.latest: Sequence[Rollout] = ()
@@ -91,7 +96,7 @@ class Rollouts(BatchSource):
     def fingerprint(self) -> str:
         """Hash of prompts, their order, and how and when rollouts are drawn."""
         facts = [self._order.digest, asdict(self._sampling)]
-        numbers = [self._rows_per_step, self._per_prompt, self._refresh]
+        numbers = [self._rows_per_step, self._per_prompt, self._refresh, *self._scored]
         digest = hashlib.sha256(json.dumps([*facts, *numbers]).encode())
         for prompt in self._prompts:
             digest.update(np.array([len(prompt), *prompt], dtype="<i8").tobytes())
@@ -116,6 +121,7 @@ class Rollouts(BatchSource):
             self.latest,
             self.first_number + begin,
             math.ceil(self._rows_per_step / world.size),
+            self._scored,
             figures | {"rollout_staleness": staleness, "rollout_seconds": seconds},
             self._watch.warnings(step, figures) if world.is_main else [],
         )
@@ -201,6 +207,7 @@ class RolloutsOfStep(StepData):
     Attributes:
         first: Number of the rank's first, in messages.
         most_rows: Rows of the rank that has most.
+        scored: Part of each rollout that is scored.
         figures: Of all ranks' rollouts (`figures_of`), steps since the weights that wrote them, and
             the seconds this rank took to write.
         warning_texts: Degradation since the first steps.
@@ -209,13 +216,15 @@ class RolloutsOfStep(StepData):
     rollouts: Sequence[Rollout]
     first: int
     most_rows: int
+    scored: tuple[float, float] = WHOLE
     figures: Mapping[str, float] = field(default_factory=dict)
     warning_texts: Sequence[str] = ()
 
     def cut(self, micro_batch: int) -> list[Batch]:
         starts = range(0, max(1, self.most_rows), micro_batch)
         return [
-            rollout_batch(self.rollouts[at : at + micro_batch], self.first + at) for at in starts
+            rollout_batch(self.rollouts[at : at + micro_batch], self.first + at, self.scored)
+            for at in starts
         ]
 
     def row_numbers(self, micro_batch: int) -> list[list[int]]:
@@ -232,11 +241,21 @@ class RolloutsOfStep(StepData):
         return self.warning_texts
 
 
-def rollout_batch(rollouts: Sequence[Rollout], first_document: int = 0) -> Batch:
-    """Prompts and continuations, a row each; only the continuations are scored."""
+def rollout_batch(
+    rollouts: Sequence[Rollout], first_document: int = 0, scored: tuple[float, float] = WHOLE
+) -> Batch:
+    """Prompts and continuations, a row each; only the continuations are scored.
+
+    Args:
+        scored: The part of each continuation that is scored, as shares of its length, rounded to
+            whole tokens; at least one.
+    """
     rows = []
     for document, rollout in enumerate(rollouts, first_document):
         tokens = np.array([*rollout.prompt_ids, *rollout.token_ids])
-        scored = np.arange(1, len(tokens)) >= len(rollout.prompt_ids)
-        rows.append([Window(tokens, scored, document)])
+        size = len(rollout.token_ids)
+        first = min(round(scored[0] * size), size - 1)
+        last = max(round(scored[1] * size), first + 1)
+        written = np.arange(1, len(tokens)) - len(rollout.prompt_ids)
+        rows.append([Window(tokens, (first <= written) & (written < last), document)])
     return Batch.packed(rows)
