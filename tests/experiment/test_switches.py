@@ -72,6 +72,7 @@ AGAIN = {
 RESUMES = {
     "all weights": "trainable={freeze: []}",
     "adapters": "trainable={lora: {rank: 2, dropout: 0.1}}",
+    "rounded weights": "trainable={quantize: q8_0}",
 }
 
 

@@ -85,7 +85,9 @@ def test_checkpoints_hold_what_is_trained_and_its_optimizer_only(tmp_path):
     assert all("lora_" in name for name in names)
 
 
-@pytest.mark.parametrize("trainable", [LORA, "trainable.freeze=[embeddings, layers.0]"])
+@pytest.mark.parametrize(
+    "trainable", [LORA, "trainable.freeze=[embeddings, layers.0]", "trainable.quantize=q4_0"]
+)
 def test_a_stopped_run_resumes_to_the_same_bits(trainable, tmp_path, monkeypatch):
     (tmp_path / "whole").mkdir()
     (tmp_path / "halves").mkdir()

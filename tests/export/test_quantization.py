@@ -6,15 +6,18 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType as Kind
 
+from limbeck.config.trainable import TrainableConfig
+from limbeck.export.gguf import Gguf
 from limbeck.export.importance import importance_of
 from limbeck.export.llama_cpp import quantized
 from limbeck.export.quantization import MIXTURES, choose
+from limbeck.models import ModelSource, load_model, make_trainable, plain_weights, save_student
 from tests.export.tiny_students import made, parity_of
 
 RNG = np.random.default_rng(0)
 
 
-@pytest.mark.parametrize("kind", [Kind.Q8_0, Kind.Q5_0, Kind.Q5_1])
+@pytest.mark.parametrize("kind", [Kind.Q4_0, Kind.Q8_0, Kind.Q5_0, Kind.Q5_1])
 def test_blocks_are_those_of_the_gguf_package(kind):
     weights = RNG.standard_normal((8, 64)).astype(np.float32)
     np.testing.assert_array_equal(quantized(weights, kind), gguf.quants.quantize(weights, kind))
@@ -69,6 +72,23 @@ def test_every_format_has_a_small_kl_to_the_student(quantize, tmp_path):
     parity = parity_of(student, tmp_path, quantize=quantize)
     assert parity.passed, parity
     assert parity.mean_kl < 0.05
+
+
+@pytest.mark.parametrize("quantize", ["q4_0", "q8_0"])
+def test_the_file_holds_the_rounded_weights_that_were_trained(quantize, tmp_path):
+    student = made(width=64, num_attention_heads=4, initializer_range=0.05)
+    make_trainable(student.model, TrainableConfig(quantize=quantize), 0)
+    save_student(student.model, student.tokenizer, tmp_path / "saved")
+    source = ModelSource(str(tmp_path / "saved"))
+    saved = load_model(source, device=torch.device("cpu"), dtype=torch.float32)
+    saved.vocabulary_size = student.model.vocabulary_size
+    exporter = Gguf(quantize=quantize)
+    for name, model in (("trained", student.model), ("saved", saved)):
+        file = exporter.export(model, student.tokenizer, tmp_path / f"{name}.gguf")
+        stored = {t.name: t for t in gguf.GGUFReader(file.path).tensors}["blk.1.ffn_down.weight"]
+        found = gguf.quants.dequantize(stored.data, stored.tensor_type)
+        own = plain_weights(student.model)["model.layers.1.mlp.down_proj.weight"]
+        np.testing.assert_array_equal(found, own.numpy())
 
 
 def test_more_bits_give_a_smaller_kl(tmp_path):

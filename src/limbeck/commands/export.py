@@ -20,7 +20,7 @@ from limbeck.export.base import Exporter
 from limbeck.export.publishing import open_teacher
 from limbeck.files import size
 
-QUANTIZE = "gguf: f32, f16 (default), bf16, q8_0, q6_k, q5_k_m or q4_k_m."
+QUANTIZE = "gguf: f32, f16 (default), bf16, q8_0, q6_k, q5_k_m, q4_k_m or q4_0."
 POSITIONS = "executorch: longest sequence; the student's own limit by default."
 
 
@@ -41,7 +41,7 @@ def export(
     data_type: Annotated[str, typer.Option(help="text, completion or chat.")] = "text",
     tokens: Annotated[int, typer.Option(min=2, help="Positions of held-out text.")] = 2048,
     calibration: Annotated[
-        str | None, option(help="Text for an importance matrix, for formats of 6 bits and fewer.")
+        str | None, option(help="Text for an importance matrix, which K-quants use.")
     ] = None,
     teacher: Annotated[Path | None, option(help="Show the KL to this teacher as well.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print parity.json.")] = False,

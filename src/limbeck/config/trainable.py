@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from annotated_types import Gt, Interval
 
@@ -14,6 +14,9 @@ from limbeck.registry import Problem, suggest
 
 PARTS = ("embeddings", "head", "norms", "attention", "feed_forward")
 """What `freeze` may name besides `layers.3` and `layers.0-3`."""
+
+WeightFormat = Literal["q4_0", "q8_0"]
+"""Formats of GGUF files with blocks of 32 weights: 4 bits and 8 bits a weight, and a scale."""
 
 LAYERS = re.compile(r"layers\.(\d+)(?:-(\d+))?")
 
@@ -44,6 +47,8 @@ class TrainableConfig:
     """Train adapters only. The saved student has them merged, and unmerged in `adapter/`."""
     freeze: tuple[str, ...] = ()
     """Frozen parts, e.g. `[embeddings, head, norms, layers.0-3]`."""
+    quantize: WeightFormat | None = None
+    """Compute with the weights of the blocks' linear layers rounded to this format of GGUF."""
 
 
 def trainable_problems(config: TrainableConfig) -> Iterator[Problem]:
@@ -53,6 +58,12 @@ def trainable_problems(config: TrainableConfig) -> Iterator[Problem]:
             "trainable.freeze",
             "adapters freeze every weight of the student already, got both. Leave out freeze, or "
             "name in lora.targets where adapters are to be.",
+        )
+    if config.lora is not None and config.quantize is not None:
+        yield Problem(
+            "trainable.quantize",
+            "trains the weights that are rounded, and adapters leave them as they are, got both. "
+            "Leave out lora, or quantise the student after training (limbeck export).",
         )
     for place, part in enumerate(config.freeze):
         if part not in PARTS and not LAYERS.fullmatch(part):

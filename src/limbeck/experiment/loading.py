@@ -77,16 +77,29 @@ def problems(config: RunConfig) -> Iterator[Problem]:
     yield from record_problems(config)
     yield from write_problems(config)
     yield from export_problems(config)
-    if config.checkpoint.student_dtype != "float32" and config.trainable.lora is not None:
-        yield Problem(
-            "checkpoint.student_dtype",
-            "must be float32 with trainable.lora, whose small changes would be rounded away when "
-            f"they are merged, got {config.checkpoint.student_dtype}. Convert the student "
-            "afterwards if it has to be narrower.",
-        )
+    if config.checkpoint.student_dtype != "float32":
+        yield from narrow_problems(config)
     yield from parallel_problems(config)
     for index, spec in enumerate(config.evaluate.suites):
         yield from suites.problems(spec, f"evaluate.suites[{index}]")
+
+
+def narrow_problems(config: RunConfig) -> Iterator[Problem]:
+    """Parts of a student that a narrower format would change."""
+    found = config.checkpoint.student_dtype
+    if config.trainable.lora is not None:
+        yield Problem(
+            "checkpoint.student_dtype",
+            "must be float32 with trainable.lora, whose small changes would be rounded away when "
+            f"they are merged, got {found}. Convert the student afterwards if it has to be "
+            "narrower.",
+        )
+    if config.trainable.quantize is not None:
+        yield Problem(
+            "checkpoint.student_dtype",
+            "must be float32 with trainable.quantize, whose rounded weights have more digits "
+            f"than a narrower format, got {found}. limbeck export makes the student small.",
+        )
 
 
 def size_problems(student: Component) -> Iterator[Problem]:

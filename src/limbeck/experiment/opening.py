@@ -25,7 +25,8 @@ def opening_worlds(config: RunConfig, world: World) -> OpeningWorlds:
     whole = world.unsharded
     teacher, student = world.for_teacher(config.parallel.teacher), world
     notes: list[str] = []
-    if config.trainable.lora is not None or config.trainable.freeze:
+    trained = config.trainable
+    if trained.lora is not None or trained.freeze or trained.quantize is not None:
         student = whole
         notes.append("student: every rank loads all of it, because trainable changes or hashes it.")
     kind = type_of(config.student)

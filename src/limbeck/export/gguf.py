@@ -35,11 +35,16 @@ MAX_KL = {
     "q6_k": 0.05,
     "q5_k_m": 0.15,
     "q4_k_m": 0.3,
+    "q4_0": 0.5,
 }
 """Mean KL to the student that a format may have, nats a token.
 
 Quantised: several times what SmolLM2-135M has as q8_0 (0.0046) and q4_k_m (0.056; docs/export.md).
 """
+
+
+UNWEIGHTED = (*PLAIN, Kind.Q8_0, Kind.Q4_0)
+"""Formats without an importance matrix: a student trained for Q4_0 is held exactly without one."""
 
 
 @exporters.register("gguf")
@@ -59,7 +64,7 @@ class Gguf(Exporter):
         Args:
             quantize: Number format of the matrices; norms and biases stay in float32.
             max_kl: Mean KL to the student above which the file is refused, nats a token.
-            calibration: Text for an importance matrix, by which formats of 6 bits and fewer weigh
+            calibration: Text for an importance matrix, by which K-quants weigh
                 their errors; without it all channels count the same.
             calibration_type: How its rows read, as `data.type` in a recipe.
             calibration_tokens: Positions of that text.
@@ -130,7 +135,7 @@ class Gguf(Exporter):
         return file
 
     def _importance(self, student: CausalLM, tokenizer: PreTrainedTokenizerBase) -> Importance:
-        if self._calibration is None or MIXTURES[self._quantize].base in (*PLAIN, Kind.Q8_0):
+        if self._calibration is None or MIXTURES[self._quantize].base in UNWEIGHTED:
             return {}
         limit = student.max_positions or WINDOW
         return importance_of(student, windows_of(tokenizer, limit, self._calibration))

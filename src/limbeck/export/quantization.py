@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 from gguf import GGML_QUANT_SIZES, LlamaFileType
 from gguf import GGMLQuantizationType as Kind
 
-Quantize = Literal["f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m"]
+Quantize = Literal["f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0"]
 
 
 class FormatMix(NamedTuple):
@@ -46,6 +46,7 @@ MIXTURES: Mapping[str, FormatMix] = {
     "q6_k": uniform(Kind.Q6_K, LlamaFileType.MOSTLY_Q6_K),
     "q5_k_m": FormatMix(Kind.Q5_K, Kind.Q6_K, Kind.Q6_K, LlamaFileType.MOSTLY_Q5_K_M),
     "q4_k_m": FormatMix(Kind.Q4_K, Kind.Q6_K, Kind.Q5_K, LlamaFileType.MOSTLY_Q4_K_M),
+    "q4_0": uniform(Kind.Q4_0, LlamaFileType.MOSTLY_Q4_0),
 }
 
 FALLBACKS: Mapping[Kind, Kind] = {Kind.Q4_K: Kind.Q5_0, Kind.Q5_K: Kind.Q5_1, Kind.Q6_K: Kind.Q8_0}

@@ -15,10 +15,13 @@ from limbeck.config.trainable import PARTS, TrainableConfig, layers_named
 from limbeck.errors import ConfigError
 from limbeck.models.causal_lm import CausalLM, output_layer
 from limbeck.models.lora import add_adapters
+from limbeck.models.rounding import round_in_forward
 
 
 def make_trainable(model: CausalLM, config: TrainableConfig, seed: int) -> None:
-    """Freeze the parts that a recipe names."""
+    """Freeze the parts that a recipe names, and round weights where it asks for that."""
+    if config.quantize is not None:
+        round_in_forward(model, config.quantize)
     if config.lora is not None:
         add_adapters(model, config.lora, seed)
     elif config.freeze:
@@ -100,6 +103,8 @@ def trained_facts(model: CausalLM, config: TrainableConfig) -> dict[str, Any]:
     facts: dict[str, Any] = {"parameters": trained, "of": model.num_parameters}
     if config.lora is not None:
         facts["lora"] = asdict(config.lora) | {"layers": len(model.adapters)}
+    if config.quantize is not None:
+        facts["quantize"] = config.quantize
     if config.freeze:
         facts["frozen_parts"] = list(config.freeze)
     if trained < model.num_parameters:

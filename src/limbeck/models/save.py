@@ -13,6 +13,7 @@ from limbeck.models.adapters import merged, own_names
 from limbeck.models.build import hollow
 from limbeck.models.causal_lm import CausalLM
 from limbeck.models.quiet import quiet
+from limbeck.models.rounding import as_computed
 
 
 def save_student(
@@ -29,13 +30,15 @@ def save_student(
     configuration suppresses them. Adapters are merged into the weights they change, and all is then
     written in float32: rounded to a narrower format, many of those changes would be none.
 
-    With `dtype`, weights and configuration are written in that format.
+    Weights that are rounded in the forward pass are written rounded. With `dtype`, weights and
+    configuration are written in that format.
 
     Args:
         weights: All weights by name, gathered, where the model's own are sharded; names may carry
             the prefixes of the modules the model was wrapped in.
     """
     state = model.hf_model.state_dict() if weights is None else own_names(weights)
+    state = as_computed(model, state)
     hf_model = model.hf_model
     if model.adapters:
         hf_model, state = plain(model, merged(state, model.adapters), torch.float32)
@@ -84,8 +87,8 @@ def round_weights(model: CausalLM, dtype: torch.dtype) -> None:
 
 
 def plain_weights(model: CausalLM) -> dict[str, Tensor]:
-    """A model's weights under the names they have without adapters, which are merged into them."""
-    return merged(model.hf_model.state_dict(), model.adapters)
+    """A model's weights as it computes with them: rounded, or with adapters merged into them."""
+    return merged(as_computed(model, model.hf_model.state_dict()), model.adapters)
 
 
 def generation_settings(settings: GenerationConfig | None) -> GenerationConfig:
