@@ -1,6 +1,6 @@
 """A student with a tokenizer of its own learns from SmolLM2-135M-Instruct, by several objectives.
 
-    python studies/cross_tokenizer/run.py --output runs/cross_tokenizer
+    python studies/cross_tokenizer.py --output runs/cross_tokenizer
 
 The student is a cut of the teacher with a byte-level BPE made on the training text; a new token's
 embedding is the mean of those of its pieces. Every trial sees the same rows in the same order. The
@@ -13,24 +13,22 @@ import argparse
 import gzip
 import json
 import math
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from trials import compared, optimizer, recipe, span, trained
 
-import limbeck
 from limbeck.data import corpus_path
-from limbeck.evaluate.scores import Scores, interval, resampled
-from limbeck.experiment import load
+from limbeck.evaluate.scores import Scores
 from limbeck.experiment.score_files import read_scores
 from limbeck.models import cache_folder, embedded_teacher
 from limbeck.tokenizers import TokenBytes, load_tokenizer
 
 END = "<|endoftext|>"
-REMOVALS = Path(__file__).parents[2] / "docs" / "smollm2-135m-removals.json"
+REMOVALS = Path(__file__).parents[1] / "docs" / "smollm2-135m-removals.json"
 """Layers of the teacher in the order in which each costs least; see docs/students.md."""
 
 TRIALS: dict[str, dict[str, Any]] = {
@@ -114,85 +112,50 @@ def write_student(teacher: Path, folder: Path, size: int, keep: int) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def write_recipe(trial: str, options: argparse.Namespace, teacher: Path, student: Path) -> Path:
-    """The recipe of a trial."""
-    folder = options.output / trial
-    recipe = {
-        "teacher": {
-            "type": "cross_tokenizer",
-            "teacher": {"type": "online", "path": str(teacher)},
-            "unaligned": "skip",
-        },
+def scores_of(
+    trial: str, seed: int, options: argparse.Namespace, teacher: Path, student: Path
+) -> Scores:
+    """Test scores of a trial, which is trained unless it is done."""
+    tree = recipe(
+        teacher, options.output / f"{trial}-{seed}", options.length, options.held_out_tokens
+    )
+    tokens = options.length * options.rows
+    tree["teacher"] = {
+        "type": "cross_tokenizer",
+        "teacher": tree["teacher"],
+        "unaligned": "skip",
+    }
+    tree["data"]["max_documents"] = options.documents
+    tree |= {
         "student": {"type": "pretrained", "path": str(student)},
-        "data": {
-            "type": "text",
-            "path": str(corpus_path("train")),
-            "sequence_length": options.length,
-            "max_documents": options.documents,
-        },
         "objective": TRIALS[trial],
-        "optim": {
-            "learning_rate": options.learning_rate,
-            "steps": options.steps,
-            "tokens_per_step": options.length * options.rows,
-            "warmup_steps": max(1, options.steps // 8),
-        },
-        "evaluate": {
-            "data": str(corpus_path("heldout")),
-            "every": options.steps,
-            "max_tokens": options.held_out_tokens,
-            "max_tokens_during": options.length,
-            "continuations": 0,
-        },
-        "checkpoint": {"every": options.steps, "keep": 1},
-        "output": str(folder),
-        "seed": options.seed,
+        "optim": optimizer(options.steps, tokens, options.learning_rate),
+        "seed": seed,
         "device": options.device,
     }
-    path = options.output / f"{trial}.yaml"
-    path.write_text(json.dumps(recipe, indent=1))  # JSON is YAML
-    return path
-
-
-def trained(trial: str, options: argparse.Namespace, teacher: Path, student: Path) -> Scores:
-    """Test scores of a trial, which is trained unless it is done."""
-    folder = options.output / trial
-    if not (folder / "scores.json").exists():
-        started = time.time()
-        with limbeck.assemble(load(write_recipe(trial, options, teacher, student))) as run:
-            for note in run.parts.notes:
-                print(f"note: {note}", flush=True)
-            run.train(overwrite=folder.exists())
-        print(f"{trial}: {time.time() - started:.0f} s", flush=True)
-    scores = read_scores(folder / "scores.json").test
+    scores = read_scores(trained(tree) / "scores.json").test
     assert scores is not None, "the recipe names held-out text"
     return scores
 
 
-def rows_of(scores: dict[str, Scores]) -> list[dict[str, Any]]:
+def rows_of(scores: dict[str, list[Scores]]) -> list[dict[str, Any]]:
     """Bits per byte of each trial, and its difference from cross-entropy, with intervals."""
-    base = scores["cross_entropy"]
-    rows = []
-    for name, each in scores.items():
-        sums = resampled(
-            {
-                "own": each.metrics["cross_entropy"],
-                "base": base.metrics["cross_entropy"],
-                "kl": each.metrics["forward_kl"],
-                "bytes": each.bytes,
-            },
-            0,
+
+    def figure(name: str, metric: str) -> dict[str, Any]:
+        own, base = (
+            [(each.metrics[metric], math.log(2) * each.bytes) for each in scores[which]]
+            for which in (name, "cross_entropy")
         )
-        bits = math.log(2) * sums["bytes"]
-        rows.append(
-            {
-                "trial": name,
-                "bits_per_byte": interval(sums["own"] / bits),
-                "difference": interval((sums["own"] - sums["base"]) / bits),
-                "root_kl_bits_per_byte": interval(sums["kl"] / bits),
-            }
-        )
-    return rows
+        return compared(own, base)
+
+    return [
+        {
+            "trial": name,
+            "bits_per_byte": figure(name, "cross_entropy"),
+            "root_kl_bits_per_byte": figure(name, "forward_kl"),
+        }
+        for name in scores
+    ]
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -202,9 +165,9 @@ def table(rows: list[dict[str, Any]]) -> str:
         "|---|---|---|---|",
     ]
     for row in rows:
-        bits, gap, kl = (row[k] for k in ("bits_per_byte", "difference", "root_kl_bits_per_byte"))
-        span = f"{gap['value']:+.4f} ({gap['low']:+.4f} to {gap['high']:+.4f})"
-        lines.append(f"| {row['trial']} | {bits['value']:.4f} | {span} | {kl['value']:.4f} |")
+        bits, kl = row["bits_per_byte"], row["root_kl_bits_per_byte"]["value"]
+        gap = span(bits["difference"], 4)
+        lines.append(f"| {row['trial']} | {bits['value']:.4f} | {gap} | {kl:.4f} |")
     return "\n".join(lines)
 
 
@@ -222,7 +185,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--held-out-tokens", type=int, default=8_192)
     parser.add_argument("--learning-rate", type=float, default=6e-4)
     parser.add_argument("--documents", type=int, help="use only the first documents of the text")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--device", default="auto")
     return parser.parse_args()
 
@@ -236,10 +199,14 @@ def main() -> None:
     if not (student / "tokenizer.json").exists():
         write_student(teacher, student, options.vocabulary, options.layers)
     trials = list(dict.fromkeys(["cross_entropy", *options.trials]))
-    rows = rows_of({name: trained(name, options, teacher, student) for name in trials})
-    (options.output / "results.json").write_text(json.dumps(rows, indent=1))
-    (options.output / "results.md").write_text(table(rows) + "\n")
-    print(table(rows))
+    scores: dict[str, list[Scores]] = {name: [] for name in trials}
+    for seed in options.seeds:
+        for name in trials:
+            scores[name].append(scores_of(name, seed, options, teacher, student))
+        rows = rows_of(scores)
+        (options.output / "results.json").write_text(json.dumps(rows, indent=1))
+        (options.output / "results.md").write_text(table(rows) + "\n")
+        print(table(rows), flush=True)
 
 
 if __name__ == "__main__":

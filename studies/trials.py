@@ -1,0 +1,94 @@
+"""What the studies share: a pruned student of SmolLM2, trials that are trained once, intervals."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64
+
+import limbeck
+from limbeck.data import corpus_path
+from limbeck.evaluate.scores import interval, resampled
+from limbeck.experiment import load
+
+LAYERS = [0, 1, 2, 8, 9, 10, 11, 20, 21, 22, 23, 24, 27, 28, 29]
+"""Of SmolLM2's 30 layers; docs/students.md says how they were chosen."""
+
+Column = Float64[np.ndarray, " items"]
+
+
+def recipe(teacher: Path, folder: Path, length: int, held_out_tokens: int) -> dict[str, Any]:
+    """A recipe over the text that ships with limbeck, with what every study asks for."""
+    return {
+        "teacher": {"type": "online", "path": str(teacher)},
+        "data": {"type": "text", "path": str(corpus_path("train")), "sequence_length": length},
+        "evaluate": {
+            "data": str(corpus_path("heldout")),
+            "every": 1_000_000,
+            "max_tokens": held_out_tokens,
+            "max_tokens_during": length,
+            "continuations": 0,
+        },
+        "checkpoint": {"every": 1_000_000, "keep": 1, "keep_best": False},
+        "output": str(folder),
+    }
+
+
+def optimizer(steps: int, tokens: int, learning_rate: float) -> dict[str, Any]:
+    """AdamW over some steps, with an eighth of them for the warm-up."""
+    sizes = {"steps": steps, "tokens_per_step": tokens, "warmup_steps": steps // 8}
+    return {"learning_rate": learning_rate, **sizes}
+
+
+def trained(tree: Mapping[str, Any]) -> Path:
+    """The folder of a recipe's run, which is made unless it is finished."""
+    folder = Path(tree["output"])
+    if not (folder / "report.html").exists():
+        path = folder.with_suffix(".yaml")
+        path.write_text(json.dumps(tree, indent=1))  # JSON is YAML
+        with limbeck.assemble(load(path)) as run:
+            run.train(overwrite=folder.exists())
+        shutil.rmtree(folder / "checkpoints")  # three times the student's size
+    return folder
+
+
+def compared(
+    own: Sequence[tuple[Column, Column]], base: Sequence[tuple[Column, Column]]
+) -> dict[str, Any]:
+    """A ratio of sums, averaged over seeds, and its difference from another trial's.
+
+    Args:
+        own: For each seed what is summed and what it is divided by, one number an item.
+        base: The same of the trial it is compared with, on the same items.
+
+    Returns:
+        value, low, high: The mean over seeds with its interval over items.
+        seeds: The value of each.
+        difference: From the other trial, with the same resampled items.
+    """
+    table = {
+        f"{side}{seed}{part}": column
+        for side, columns in (("own", own), ("base", base))
+        for seed, pair in enumerate(columns)
+        for part, column in zip(("above", "below"), pair, strict=True)
+    }
+    drawn = resampled(table)
+    means = [
+        np.mean([drawn[f"{side}{i}above"] / drawn[f"{side}{i}below"] for i in range(count)], axis=0)
+        for side, count in (("own", len(own)), ("base", len(base)))
+    ]
+    return interval(means[0]) | {
+        "seeds": [float(above.sum() / below.sum()) for above, below in own],
+        "difference": interval(means[0] - means[1]),
+    }
+
+
+def span(figure: Mapping[str, float], digits: int = 3) -> str:
+    """A difference with its interval, as text."""
+    value, low, high = (f"{figure[key]:+.{digits}f}" for key in ("value", "low", "high"))
+    return f"{value} ({low} to {high})"

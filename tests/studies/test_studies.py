@@ -1,0 +1,49 @@
+"""Every study runs over a tiny teacher, from nothing to its table."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tests.models.tiny import tiny_config
+from tests.tokenizers.assorted import byte_bpe, wrap_plain
+
+FOLDER = Path(__file__).parents[2] / "studies"
+OPTIONS = {
+    "cross_tokenizer": "--vocabulary 400 --layers 2 --length 64 --documents 20 --device cpu "
+    "--trials root_kl_0.5 alm_0.5",
+    "on_policy": "--layers 0 2 --cold-steps 1 --prompts 3",
+    "quantization": "--layers 0 2 --float-steps 1",
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("study", OPTIONS)
+def test_a_study_trains_its_trials_and_compares_them(study, tmp_path, monkeypatch):
+    monkeypatch.setenv("LIMBECK_CACHE", str(tmp_path / "cache"))
+    write_teacher(tmp_path / "teacher")
+    command = [sys.executable, str(FOLDER / f"{study}.py"), "--output", str(tmp_path / "out")]
+    command += ["--teacher", str(tmp_path / "teacher"), *OPTIONS[study].split()]
+    command += ["--seeds", "1", "2", "--steps", "2", "--held-out-tokens", "512"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
+    assert done.returncode == 0, done.stderr
+    trials = json.loads((tmp_path / "out" / "results.json").read_text())
+    table = (tmp_path / "out" / "results.md").read_text()
+    assert table in done.stdout
+    assert table.count("\n") == 2 + len(trials)
+    assert "+0.000 (+0.000 to +0.000)" in table.replace("0.0000", "0.000")  # the base of the others
+
+
+def write_teacher(folder):
+    """A random model with a tokenizer of its own."""
+    tokenizer = wrap_plain(byte_bpe(600, digits=True))
+    sizes = {"vocabulary": len(tokenizer), "width": 64, "max_position_embeddings": 512}
+    config = tiny_config("llama", 4, tie_word_embeddings=True, **sizes)
+    config.eos_token_id = tokenizer.eos_token_id
+    torch.manual_seed(1)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
