@@ -1,16 +1,21 @@
-"""Time and memory of the output head with its loss on a GPU, beside its products and the peers.
+"""What an accelerator is for, measured on one: the head, whole steps, stores, gradients, resuming.
 
-    python benchmarks/gpu.py [--vocabulary 128256 151665] [--tokens 16384] [--repeats 7]
+    python benchmarks/gpu.py [--parts head steps store gradients resume] [--out FILE]
 
-bfloat16 states and heads, widths 2,048 and 4,096, T = 2, KL and cross-entropy in equal parts; peers
-that are not installed are left out. All forms take turns in one process; medians. Peak memory is
-what a form allocates beyond the tensors it starts from. `--device cpu --small` tries the script.
+`head`: the output head with its loss beside its products and the peers; bfloat16 states and heads,
+widths 2,048 and 4,096, T = 2, KL and cross-entropy in equal parts; all forms take turns in one
+process; medians; peak memory is what a form allocates beyond the tensors it starts from. `steps`:
+whole steps of a teacher of 8 and a student of 1.5 billion parameters beside a plain loop and TRL,
+the plan of limbeck's memory, and its profile. `store`: steps from a recorded teacher. `gradients`:
+the device's beside the CPU's. `resume`: a run killed and continued. Peers that are not installed
+are left out. `--device cpu --small` runs every part at tiny sizes.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,9 +25,12 @@ from head import peers
 from head.inputs import Inputs
 from head.ours import closed, lazy, plain, weighted
 from torch import Tensor
+from whole import parts
+from whole.parts import BIG, SMALL, noted
 
 from limbeck.losses import Objective
 from limbeck.losses.distributions import Samples, TeacherDistribution, TopK
+from limbeck.models import compilation
 
 KEPT, CHUNK = 64, 2048
 Form = Callable[[], object]
@@ -70,12 +78,12 @@ def recorded(inputs: Inputs, make: Callable[[Tensor], TeacherDistribution]) -> T
     return type(parts[0]).cat(parts)
 
 
-def forms(inputs: Inputs) -> dict[str, Form]:
+def forms(inputs: Inputs, backend: str) -> dict[str, Form]:
     """Everything that is timed, by name."""
     objective = Objective(weighted("forward_kl", 0.5, 2.0))
     kept = recorded(inputs, lambda logits: TopK.from_logits(logits, KEPT, 2.0))
     drawn = recorded(inputs, lambda logits: Samples.from_logits(logits, KEPT, 2.0))
-    compiled = torch.compile(plain)
+    compiled = torch.compile(plain, backend=backend)
     return {
         "products, with the teacher's": products(inputs, with_teacher=True),
         "products, recorded teacher": products(inputs, with_teacher=False),
@@ -110,9 +118,9 @@ def first_run(form: Form, device: str) -> str:
         return f"did not run: {' '.join(str(error).split())[:80]}"
 
 
-def measured(inputs: Inputs, repeats: int, device: str) -> list[str]:
+def measured(inputs: Inputs, repeats: int, device: str, backend: str) -> list[str]:
     """Rows of the table."""
-    everything = forms(inputs)
+    everything = forms(inputs, backend)
     memory = {name: first_run(form, device) for name, form in everything.items()}
     seconds: dict[str, list[float]] = {
         name: [] for name, text in memory.items() if not text.startswith("did not")
@@ -133,28 +141,68 @@ def measured(inputs: Inputs, repeats: int, device: str) -> list[str]:
     ]
 
 
+def heads(options: argparse.Namespace) -> list[str]:
+    """The head at each vocabulary."""
+    lines: list[str] = []
+    vocabularies, tokens, widths = [128_256, 151_665], 16_384, (2048, 4096)
+    if options.small:
+        vocabularies, tokens, widths = [1001], 64, (32, 48)
+    backend = "aot_eager" if options.small else "inductor"
+    for vocabulary in vocabularies:
+        inputs = random_inputs(vocabulary, tokens, widths, options.device)
+        lines += [f"{tokens:,} tokens, {vocabulary:,} of vocabulary", ""]
+        lines += ["| | time | beside the products | peak memory |", "|---|---|---|---|"]
+        lines += [*measured(inputs, options.repeats, options.device, backend), ""]
+        del inputs
+    return lines
+
+
 def main() -> None:
+    """Run the parts, and print and write what they say."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--vocabulary", type=int, nargs="+", default=[128_256, 151_665])
-    parser.add_argument("--tokens", type=int, default=16_384)
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
+    parser.add_argument("--repeats", type=int, default=7, help="of the head")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
-    parser.add_argument("--small", action="store_true", help="tiny widths, to try the script")
+    parser.add_argument("--small", action="store_true", help="tiny sizes, to try the script")
     parser.add_argument("--out", type=Path, help="file to write the table to as well")
     options = parser.parse_args()
-    widths = (32, 48) if options.small else (2048, 4096)
+    if options.small:
+        compilation.BACKEND = "aot_eager"  # a compiler takes longer than all else
     machine = torch.cuda.get_device_name() if options.device == "cuda" else "CPU"
-    lines = [f"# The head with its loss on {machine}", "", f"torch {torch.__version__}"]
-    for vocabulary in options.vocabulary:
-        inputs = random_inputs(vocabulary, options.tokens, widths, options.device)
-        lines += ["", f"## {options.tokens:,} tokens, {vocabulary:,} of vocabulary", ""]
-        lines += ["| | time | beside the products | peak memory |", "|---|---|---|---|"]
-        lines += measured(inputs, options.repeats, options.device)
-        del inputs
+    lines = [f"# limbeck on {machine}", "", f"torch {torch.__version__}"]
+    for name in options.parts:
+        title, part = PARTS[name]
+        with tempfile.TemporaryDirectory() as folder, noted(lines, title):
+            lines += part(options, Path(folder))
     text = "\n".join(lines) + "\n"
     print(text)
     if options.out is not None:
         options.out.write_text(text, encoding="utf-8")
+
+
+Part = Callable[[argparse.Namespace, Path], list[str]]
+
+
+def sized(part: Callable[[parts.Size, torch.device, Path], list[str]]) -> Part:
+    """A part that is run at a size, on a device."""
+    return lambda options, folder: part(
+        SMALL if options.small else BIG, torch.device(options.device), folder
+    )
+
+
+PARTS: dict[str, tuple[str, Part]] = {
+    "head": ("The head with its loss", lambda options, _: heads(options)),
+    "steps": ("Whole steps", sized(parts.whole_steps)),
+    "store": ("Steps from a store", sized(parts.stored_steps)),
+    "gradients": (
+        "Gradients beside the CPU's",
+        lambda options, _: parts.same_gradients(torch.device(options.device)),
+    ),
+    "resume": (
+        "Killed and resumed",
+        lambda options, folder: parts.killed_and_resumed(torch.device(options.device), folder),
+    ),
+}
 
 
 if __name__ == "__main__":

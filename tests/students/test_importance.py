@@ -5,8 +5,17 @@ import torch
 
 from limbeck.batch import Batch
 from limbeck.errors import ConfigError
+from limbeck.prune import importance
 from limbeck.prune.calibration import Calibration, calibrate
-from limbeck.prune.importance import block_influence, cheapest_span, greedy, loss_without, without
+from limbeck.prune.importance import (
+    block_influence,
+    cheapest_span,
+    greedy,
+    loss_without,
+    states_kept,
+    update_sizes,
+    without,
+)
 from limbeck.students import Origin, initialisers
 from limbeck.students.base import reads_teacher
 from limbeck.students.depth import choose_layers, ways_problem
@@ -111,6 +120,31 @@ def test_greedy_removal_equals_a_slow_search():
         gone.append(best)
     assert kept == tuple(sorted(left))
     assert [r["layer"] for r in removals] == gone
+
+
+def test_update_sizes_are_what_each_remaining_block_adds_relative_to_its_input():
+    teacher, gone = tiny_llama(4, 32), [1]
+    text = calibration(teacher)
+    found = update_sizes(text, gone)
+    batch, sizes = text.batches[0], {}  # a quarter of two rows is one
+    with torch.no_grad(), without(teacher, gone), states_kept(teacher) as states:
+        teacher(batch)
+    for layer, (before, after) in states.items():
+        x, y = before[batch.scored].double(), after[batch.scored].double()
+        sizes[layer] = float(((y - x).norm(dim=-1) / x.norm(dim=-1)).mean())
+    assert found == pytest.approx({i: sizes[i] for i in (0, 2, 3)})
+
+
+def test_only_layers_that_add_little_are_measured_and_the_cheapest_of_them_goes(monkeypatch):
+    monkeypatch.setattr(importance, "SHORTEST_LIST", 2)
+    teacher = tiny_llama(6, 32)
+    text = calibration(teacher)
+    (kept, [removal]), sizes = greedy(text, 5), update_sizes(text)
+    shortlist = sorted(sizes, key=sizes.get)[:2]
+    costs = {i: loss_without(text, [(i,)])[0] for i in shortlist}
+    assert removal["layer"] == min(costs, key=costs.get)
+    assert removal["forward_kl"] == pytest.approx(min(costs.values()), abs=1e-5)
+    assert kept == tuple(sorted({*range(6)} - {removal["layer"]}))
 
 
 def test_the_cheapest_span_is_consecutive_and_removing_none_costs_nothing():

@@ -38,6 +38,7 @@ NAMES = {
     "evaluate.patience": "early_stopping early_stopping_patience",
     "memory.micro_batch": "per_device_train_batch_size micro_batch_size per_device_eval_batch_size",
     "memory.activation_checkpointing": "gradient_checkpointing enable_activation_checkpointing",
+    "memory.compile": "torch_compile compile_model use_compile",
     "checkpoint.every": "save_steps save_interval checkpointing_steps",
     "checkpoint.keep": "save_total_limit",
     "checkpoint.student_dtype": "save_dtype save_precision output_dtype",

@@ -238,6 +238,9 @@ class MemoryConfig:
     """Activations that a block computes again in the backward pass instead of keeping them. `full`:
     all of them, for a third more operations in the student. `selective`: all but the results of
     matrix products and attention, for hardly any more."""
+    compile: Literal["auto"] | bool = False
+    """Compile the blocks of student and online teacher with `torch.compile`. `true` needs g++ on a
+    CPU, Triton on CUDA; `auto` compiles on CUDA where that works, and never on a CPU."""
     reduce_gradients: Literal["auto", "step", "micro_batch"] = "auto"
     """When ranks add up their gradients. `step`: once, after the last micro-batch; until then each
     rank keeps the gradients of all weights in float32, not its shard's only. `micro_batch`: after

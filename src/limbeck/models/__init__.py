@@ -4,6 +4,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from limbeck.models.activation_checkpointing import checkpoint_activations, kept_values
 from limbeck.models.causal_lm import CausalLM
+from limbeck.models.compilation import compile_blocks, compiles
 from limbeck.models.device import SIMULATED, choose_device, choose_dtype
 from limbeck.models.distiller import Distiller
 from limbeck.models.embedded import cache_folder, embedded_teacher
@@ -55,6 +56,8 @@ __all__ = [
     "checkpoint_activations",
     "choose_device",
     "choose_dtype",
+    "compile_blocks",
+    "compiles",
     "configured_shape",
     "copied_model",
     "embedded_teacher",

@@ -19,6 +19,12 @@ from limbeck.models import CausalLM
 from limbeck.models.modes import tensor_of
 from limbeck.prune.calibration import Calibration, Cost, costs
 
+SHORTLIST = 1 / 3
+"""Part of the remaining layers whose removal is measured at every step of `greedy`."""
+
+SHORTEST_LIST = 10
+"""Layers that are measured at least."""
+
 
 def block_influence(calibration: Calibration) -> list[float]:
     """1 - cosine of each block's input and output, averaged over the scored tokens.
@@ -34,6 +40,25 @@ def block_influence(calibration: Calibration) -> list[float]:
                 before, after = (batch.scored_rows(state).double() for state in pair)
                 sums[at] += float((1 - cosine_similarity(before, after, dim=-1)).sum())
     return [total / calibration.num_tokens for total in sums]
+
+
+def update_sizes(calibration: Calibration, removed: Sequence[int] = ()) -> dict[int, float]:
+    """Mean norm of what each remaining block adds to its input, relative to the input's norm.
+
+    Measured on the first quarter of the rows: it only orders the layers.
+    """
+    teacher, sums = calibration.teacher, dict[int, float]()
+    rows = calibration.batches[: max(1, len(calibration.batches) // 4)]
+    with torch.no_grad():
+        for batch in rows:
+            with without(teacher, removed), states_kept(teacher) as states:
+                teacher(batch)
+            for at, pair in states.items():
+                before, after = (batch.scored_rows(state).double() for state in pair)
+                sizes = (after - before).norm(dim=-1) / before.norm(dim=-1)
+                sums[at] = sums.get(at, 0.0) + float(sizes.sum())
+    count = sum(int(batch.num_scored()) for batch in rows)
+    return {at: total / count for at, total in sums.items() if at not in removed}
 
 
 def loss_without(
@@ -71,6 +96,8 @@ def greedy(
 ) -> tuple[tuple[int, ...], list[dict[str, Any]]]:
     """Layers kept by repeatedly removing the layer whose absence raises the loss least.
 
+    Each time only the layers with the smallest `update_sizes` are measured, a third of those left.
+
     Args:
         known: Removals of an earlier call on the same calibration, to resume from.
 
@@ -82,9 +109,13 @@ def greedy(
     kept = [i for i in range(total) if i not in {removal["layer"] for removal in removals}]
     while len(kept) > keep:
         removed = [removal["layer"] for removal in removals]
-        losses = loss_without(calibration, [(layer,) for layer in kept], removed)
-        best = min(range(len(kept)), key=losses.__getitem__)
-        removals.append({"layer": kept.pop(best), "forward_kl": round(losses[best], 5)})
+        sizes = update_sizes(calibration, removed)
+        num_measured = max(SHORTEST_LIST, round(SHORTLIST * len(kept)))
+        shortlist = sorted(sorted(kept, key=sizes.__getitem__)[:num_measured])
+        losses = loss_without(calibration, [(layer,) for layer in shortlist], removed)
+        best, layer = min(zip(losses, shortlist, strict=True))
+        kept.remove(layer)
+        removals.append({"layer": layer, "forward_kl": round(best, 5)})
     return tuple(kept), removals
 
 

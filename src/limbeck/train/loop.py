@@ -26,6 +26,7 @@ from limbeck.errors import ConfigError, NonFiniteError, Stopped
 from limbeck.files import sweep
 from limbeck.models import checkpoint_activations
 from limbeck.train.checkpointer import Checkpointer
+from limbeck.train.compilation import compile_models
 from limbeck.train.metrics import JsonlSink, MetricSink
 from limbeck.train.micro_batch import (
     choose_micro_batch,
@@ -75,6 +76,7 @@ class Loop:
         self._setup = setup
         self._rate = make_schedule(setup.optim, setup.learning_rate)
         checkpoint_activations(setup.distiller.student, setup.memory.activation_checkpointing)
+        compile_models(setup)
         self._optimizers = make_optimizers(
             setup.distiller, setup.optim, setup.learning_rate, setup.world.device
         )

@@ -1,0 +1,1 @@
+"""Whole steps of distillation: limbeck's, a plain loop's, and TRL's, on the same windows."""

@@ -1,0 +1,78 @@
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from limbeck.errors import ConfigError
+from limbeck.models import checkpoint_activations, compilation, compile_blocks, compiles
+from tests.models.test_attention import packed_batch
+from tests.models.test_causal_lm import gradients, random_batch
+from tests.models.tiny import tiny_model
+
+CPU = torch.device("cpu")
+INDUCTOR = pytest.param("inductor", marks=pytest.mark.long)  # g++ takes half a minute
+
+
+@pytest.fixture(autouse=True, params=["aot_eager", INDUCTOR])
+def backend(request, monkeypatch):
+    """The same capture and the same backward pass, with and without code from g++."""
+    monkeypatch.setattr(compilation, "BACKEND", request.param)
+    compilation.compiler_problem.cache_clear()
+    torch.compiler.reset()
+    counters.clear()
+    yield request.param
+    compilation.compiler_problem.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("family", "how"), [("llama", "none"), ("gemma2", "full"), ("gpt_neox", "none")]
+)
+def test_compiled_blocks_have_the_gradients_and_names_of_plain_ones(family, how):
+    model, batch = tiny_model(family, layers=3).double().train(), random_batch()
+    plain, names = gradients(model, batch), list(model.state_dict())
+    checkpoint_activations(model, how)
+    compile_blocks(model)
+    torch.testing.assert_close(gradients(model, batch), plain, rtol=1e-9, atol=1e-9)
+    assert list(model.state_dict()) == names
+
+
+def test_documents_of_a_packed_row_stay_apart():
+    model, batch = tiny_model("llama", layers=2).double().train(), packed_batch()
+    plain = gradients(model, batch)
+    compile_blocks(model)
+    torch.testing.assert_close(gradients(model, batch), plain, rtol=1e-9, atol=1e-9)
+
+
+def test_blocks_share_their_code_and_other_lengths_add_one_version():
+    model = tiny_model("llama", layers=6)
+    compile_blocks(model)
+    compile_blocks(model)  # changes nothing
+    with torch.no_grad():
+        model(random_batch())
+        first = counters["stats"]["unique_graphs"]
+        for length in (3, 4):
+            model(random_batch().part(slice(None), slice(length)))
+    assert first <= 4, "what is before and after attention, of 6 blocks"
+    assert counters["stats"]["unique_graphs"] <= 2 * first
+
+
+def test_generation_runs_uncompiled_and_writes_the_same_tokens():
+    model = tiny_model("llama")
+    plain = model.generate([1, 2, 3], 8)
+    compile_blocks(model)
+    assert model.generate([1, 2, 3], 8) == plain
+
+
+@pytest.mark.parametrize(
+    ("device", "setting", "expected"),
+    [("cpu", "auto", False), ("cpu", False, False), ("cpu", True, True), ("cuda", False, False)],
+)
+def test_a_cpu_compiles_only_where_it_is_asked_to(device, setting, expected):
+    there = torch.device(device)
+    assert compiles(setting, there, "none", reads_projections=False) is expected
+
+
+def test_what_cannot_be_compiled_is_refused_with_the_reason():
+    with pytest.raises(ConfigError, match="selective"):
+        compiles(True, CPU, "selective", reads_projections=False)
+    with pytest.raises(ConfigError, match="queries, keys or values"):
+        compiles(True, CPU, "none", reads_projections=True)
