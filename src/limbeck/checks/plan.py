@@ -17,7 +17,7 @@ from limbeck.checks.hardware import Hardware
 from limbeck.checks.proof import Proof
 from limbeck.config import OptimConfig, RunConfig
 from limbeck.data import spread
-from limbeck.distributed import Collective, is_sharded
+from limbeck.distributed import Collective, is_sharded, moment_bytes
 from limbeck.errors import ConfigError
 from limbeck.files import nearest_existing, size
 from limbeck.losses.head.fused import head_bytes
@@ -281,6 +281,8 @@ def state_bytes(distiller: Distiller, optim: OptimConfig) -> int:
     match optim.type:
         case "adamw":
             return 2 * whole
+        case "adamw_8bit":
+            return sum(moment_bytes(p) for p in trained)
         case "sgd":
             return whole if optim.momentum else 0
         case "muon":
