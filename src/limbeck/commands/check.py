@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
@@ -42,8 +43,9 @@ from limbeck.errors import ConfigError
 from limbeck.experiment import Run, assemble, load
 from limbeck.experiment import schema as recipe_schema
 from limbeck.experiment.cluster import plan_elsewhere
+from limbeck.experiment.opening import compute_dtype
 from limbeck.experiment.parts import Parts
-from limbeck.experiment.trials import compute_dtype, trials_of
+from limbeck.experiment.trials import trials_of
 from limbeck.files import size
 from limbeck.report.words import duration
 from limbeck.teachers import find_cross, find_local, require_local
@@ -185,7 +187,10 @@ def tell(run: Run, *, as_json: bool) -> list[str]:
 
 def is_float32_on_cpu(parts: Parts) -> bool:
     """Whether the student is computed in float32 on a CPU."""
-    return parts.world.device.type == "cpu" and compute_dtype(parts) == "float32"
+    return (
+        parts.world.device.type == "cpu"
+        and compute_dtype(parts.config, parts.world) == torch.float32
+    )
 
 
 def plan_of(run: Run, case: Any) -> Plan:

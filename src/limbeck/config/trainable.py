@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from annotated_types import Gt, Interval
 
@@ -14,6 +14,8 @@ from limbeck.registry import Problem, suggest
 
 PARTS = ("embeddings", "head", "norms", "attention", "feed_forward")
 """What `freeze` may name besides `layers.3` and `layers.0-3`."""
+
+Bits = Literal["8bit", "4bit"]
 
 LAYERS = re.compile(r"layers\.(\d+)(?:-(\d+))?")
 
@@ -33,6 +35,8 @@ class LowRankConfig:
     """Ends of names of linear modules, e.g. `[q_proj, v_proj]`; all of the blocks' by default."""
     dora: bool = False
     """Train the norm of each row separately (DoRA)."""
+    quantize: Bits | None = None
+    """Keep the frozen linear layers of the blocks in `8bit` (int8) or `4bit` (NF4; QLoRA)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +57,12 @@ def trainable_problems(config: TrainableConfig) -> Iterator[Problem]:
             "trainable.freeze",
             "adapters freeze every weight of the student already, got both. Leave out freeze, or "
             "name in lora.targets where adapters are to be.",
+        )
+    if config.lora is not None and config.lora.dora and config.lora.quantize is not None:
+        yield Problem(
+            "trainable.lora.quantize",
+            "DoRA divides by the norms of whole rows, which quantised weights do not give, got "
+            f"dora: true with {config.lora.quantize}. Leave one of the two out.",
         )
     for place, part in enumerate(config.freeze):
         if part not in PARTS and not LAYERS.fullmatch(part):

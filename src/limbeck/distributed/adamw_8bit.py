@@ -167,7 +167,7 @@ SIGNED, UNSIGNED = levels(signed=True), levels(signed=False)
 
 
 def decoded(
-    codes: UInt8[Tensor, n *shape], scales: Float[Tensor, "n b"], table: Float[Tensor, " 256"]
+    codes: UInt8[Tensor, n * shape], scales: Float[Tensor, "n b"], table: Float[Tensor, " 256"]
 ) -> Float[Tensor, "n d"]:
     """The numbers behind codes."""
     numbers = table.to(codes.device)[codes.flatten(1).int()]
@@ -176,7 +176,7 @@ def decoded(
 
 def encode(
     numbers: Float[Tensor, "n d"],
-    codes: UInt8[Tensor, n *shape],
+    codes: UInt8[Tensor, n * shape],
     scales: Float[Tensor, "n b"],
     table: Float[Tensor, " 256"],
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -42,7 +43,7 @@ from limbeck.experiment.batches import (
     require_generation,
     require_same_ends,
 )
-from limbeck.experiment.opening import opening_worlds, whole_loads
+from limbeck.experiment.opening import compute_dtype, opening_worlds, whole_loads
 from limbeck.experiment.text import data_notes, epochs_note, held_out_facts, with_steps
 from limbeck.files import publish
 from limbeck.layer_map import LayerMap
@@ -55,6 +56,7 @@ from limbeck.models import (
     choose_dtype,
     load_model,
     make_trainable,
+    pack,
     reopened,
     save_adapters,
     save_student,
@@ -88,7 +90,7 @@ class Parts:
     Attributes:
         config: The recipe, its epochs turned into steps.
         teacher: Frozen, and sharded where the student is.
-        student: As initialised; None after `take_student`.
+        student: As initialised; None after `take_student`, unless it is quantised.
         held_out_sets: Held-out texts by name, the one that chooses first.
         prompts: Prompts of rollouts; None without `rollout`.
         facts: About models and texts, for provenance.json.
@@ -128,6 +130,8 @@ class Parts:
         first = None if self.student is None else self.student.model
         if first is not None and first.weight_files is not None:
             return reopened(first, first.config, first.weight_files, STUDENT_DTYPE)
+        if first is not None and first.packed:
+            return copy.deepcopy(first)  # saved and read again, its weights would be rounded again
         if first is not None:
             self.student = None
             return first
@@ -201,6 +205,13 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
         student = initialisers.bind(config.student, "student")(origin)
         make_trainable(student.model, config.trainable, config.seed)
     student = agreed(student, world)
+    if config.trainable.lora is not None and config.trainable.lora.quantize is not None:
+        pack(
+            student.model,
+            config.trainable.lora.quantize,
+            world.device,
+            compute_dtype(config, world),
+        )
     with main_first(world):
         is_chat = any(map(uses_template, (config.data, *held_out_configs(config).values())))
     teacher.require(TeacherRequest(student_tokenizer=student.tokenizer, uses_template=is_chat))

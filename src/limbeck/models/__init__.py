@@ -34,7 +34,7 @@ from limbeck.models.prove import (
     prove_documents_apart,
     prove_head,
 )
-from limbeck.models.quantization import Bits, quantized
+from limbeck.models.quantization import Bits, pack, quantized
 from limbeck.models.save import plain_weights, round_weights, save_student
 from limbeck.models.shared import shared_model
 from limbeck.models.sketch import sketched_model
@@ -70,6 +70,7 @@ __all__ = [
     "new_model",
     "num_bytes",
     "open_model",
+    "pack",
     "plain_weights",
     "prove_documents_apart",
     "prove_head",
