@@ -139,6 +139,15 @@ def tell_cluster(
     refuse([f.name for f in findings if is_failing(f)])
 
 
+def verify(run: Run) -> None:
+    """Check a run before it trains, and print the findings.
+
+    Raises:
+        ConfigError: A check failed.
+    """
+    refuse(tell(run, as_json=False))
+
+
 def tell(run: Run, *, as_json: bool) -> list[str]:
     """Run all checks and print them; returns the names of those that failed."""
     parts, config = run.parts, run.config
@@ -245,18 +254,21 @@ def page(
 
 
 def findings_table(findings: Iterable[Finding]) -> Table:
-    """Table of the checks with their figures."""
-    table = Table(title="Before the first step", title_justify="left", header_style="bold")
-    for heading in ("", "what must hold", "found", "why it matters"):
+    """Table of the checks with their figures, and what it means where one does not hold."""
+    table = Table(
+        title="Before the first step", title_justify="left", header_style="bold", box=None
+    )
+    for heading in ("", "what must hold", "found"):
         table.add_column(heading, overflow="fold")
     for finding in findings:
         if not isinstance(finding, Proof):
-            table.add_row(Text("not proven", "yellow"), finding.name, Text(finding.why), "")
+            table.add_row(Text("not proven", "yellow"), finding.name, Text(finding.why))
             continue
         verdict = Text("holds", "green")
         if not finding.holds:
             verdict = Text("FAILS", "bold red") if finding.decides else Text("warning", "yellow")
-        table.add_row(verdict, finding.name, Text(finding.found), Text(finding.meaning))
+        found = finding.found if finding.holds else f"{finding.found}\n{finding.meaning}"
+        table.add_row(verdict, finding.name, Text(found))
     return table
 
 
