@@ -27,9 +27,9 @@ class AdamW8bit(Optimizer):
     """AdamW with 2 bytes of state for each number of a matrix, and 8 for each block of a row.
 
     Each row of a matrix is cut into blocks of 256 numbers. A moment is stored as the block's
-    largest size and one of 256 levels for each number: between decades the levels are ten times as
-    far apart. Of the second moment the root is stored, at least the smallest level: squares span
-    twice the decades, and a divisor rounded to 0 would make a step without bound.
+    largest size and, for each number, one of 256 shares of it that lie closer together near 0. Of
+    the second moment the root is stored, at least the smallest share: squares span twice the
+    decades, and a divisor rounded to 0 would make a step without bound.
 
     Blocks lie in a row, so a matrix sharded by rows has the same state as a whole one, and a
     checkpoint can be read by any number of ranks. The step is torch's AdamW in float32.
@@ -48,13 +48,7 @@ class AdamW8bit(Optimizer):
     ) -> None:
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, defaults)
-        self.register_load_state_dict_post_hook(AdamW8bit._narrow)
-
-    def _narrow(self) -> None:
-        """Make codes bytes again: loading a state gives all of it the type of its parameter."""
-        for parameter, state in self.state.items():
-            if is_in_8_bits(parameter):
-                state |= {name: state[name].to(torch.uint8) for name in ("mean", "root")}
+        self.register_load_state_dict_post_hook(narrow)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -63,17 +57,17 @@ class AdamW8bit(Optimizer):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._update(parameter, group)
+                    self._update(parameter, parameter.grad, group)
         return loss
 
-    def _update(self, parameter: nn.Parameter, group: dict[str, Any]) -> None:
+    def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         state = self.state[parameter]
         if not state:
             state.update(first_state(parameter))
         state["step"] += 1
         step = int(state["step"])
         mine = {name: local(value) for name, value in state.items()}
-        weight, gradient = local(parameter), local(parameter.grad)
+        weight, gradient = local(parameter), local(gradient)
         if not is_in_8_bits(parameter):
             update(weight, gradient, mine["mean"], mine["square"], group, step)
             return
@@ -84,6 +78,13 @@ class AdamW8bit(Optimizer):
             update(weight[rows], gradient[rows], mean, square, group, step)
             encode(mean, part["mean"], part["mean_scale"], SIGNED)
             encode(square.sqrt_(), part["root"], part["root_scale"], UNSIGNED)
+
+
+def narrow(optimizer: Optimizer) -> None:
+    """Make codes bytes again: loading a state gives all of it the type of its parameter."""
+    for parameter, state in optimizer.state.items():
+        if is_in_8_bits(parameter):
+            state |= {name: state[name].to(torch.uint8) for name in ("mean", "root")}
 
 
 def update(
@@ -104,7 +105,7 @@ def update(
     weight.sub_((mean / root).mul_(group["lr"] / (1 - beta1**step)).view_as(weight))
 
 
-def first_state(parameter: nn.Parameter) -> dict[str, Tensor]:
+def first_state(parameter: Tensor) -> dict[str, Tensor]:
     """Moments of zero, sharded as their parameter is."""
     state = {"step": torch.zeros(())}
     if not is_in_8_bits(parameter):
@@ -118,7 +119,7 @@ def first_state(parameter: nn.Parameter) -> dict[str, Tensor]:
     return state
 
 
-def zeros_of(parameter: nn.Parameter, shape: tuple[int, int]) -> Tensor:
+def zeros_of(parameter: Tensor, shape: tuple[int, int]) -> Tensor:
     """Zeros that are sharded by rows as a parameter is."""
     if isinstance(parameter, DTensor):
         made: Tensor = zeros(
@@ -128,12 +129,12 @@ def zeros_of(parameter: nn.Parameter, shape: tuple[int, int]) -> Tensor:
     return torch.zeros(shape, device=parameter.device)
 
 
-def is_in_8_bits(parameter: nn.Parameter) -> bool:
+def is_in_8_bits(parameter: Tensor) -> bool:
     """Whether the moments of a parameter are kept in 8 bits; the same on every rank."""
     return parameter.ndim >= 2 and parameter.numel() >= SMALLEST
 
 
-def moment_bytes(parameter: nn.Parameter) -> int:
+def moment_bytes(parameter: Tensor) -> int:
     """Bytes of a parameter's moments."""
     if not is_in_8_bits(parameter):
         return 2 * 4 * parameter.numel()

@@ -2,6 +2,7 @@
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from limbeck.config.trainable import Bits
 from limbeck.models.activation_checkpointing import checkpoint_activations, kept_values
 from limbeck.models.causal_lm import CausalLM
 from limbeck.models.device import SIMULATED, choose_device, choose_dtype
@@ -34,7 +35,7 @@ from limbeck.models.prove import (
     prove_documents_apart,
     prove_head,
 )
-from limbeck.models.quantization import Bits, pack, quantized
+from limbeck.models.quantization import pack, quantized
 from limbeck.models.save import plain_weights, round_weights, save_student
 from limbeck.models.shared import shared_model
 from limbeck.models.sketch import sketched_model
