@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from limbeck.commands.check import check, verify
 from limbeck.commands.first_recipe import write_recipe
 from limbeck.commands.short_form import is_short
 from limbeck.commands.tables import outcome_table
-from limbeck.config import dump
+from limbeck.config import RunConfig, dump
 from limbeck.errors import ConfigError
 from limbeck.experiment import Run, RunResult, Stage, assemble, load, load_stages, run_stages
 
@@ -94,17 +94,23 @@ def distill(
         resume_from=resume_from,
         as_json=as_json,
     )
-    if is_short(words) and not resume:
-        with assemble(config) as run:
-            with redirect_stdout(sys.stderr):
-                verify(run)
-            if run.world.mesh is None:
-                train(run)
-                return
-        del run
-        gc.collect()  # the checks sharded the models, which is done once: they are loaded again
+    if is_short(words) and not resume and check_and_train(config, train):
+        return
     with assemble(config) as run:
         train(run)
+
+
+def check_and_train(config: RunConfig, train: Callable[[Run], None]) -> bool:
+    """Check a run, and train it with the same models; false where they have to be loaded again."""
+    with assemble(config) as run:
+        with redirect_stdout(sys.stderr):
+            verify(run)
+        if run.world.mesh is None:
+            train(run)
+            return True
+    del run
+    gc.collect()  # the checks sharded the models, which FSDP2 does once
+    return False
 
 
 def train_and_show(

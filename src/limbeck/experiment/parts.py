@@ -200,18 +200,7 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
     with main_first(world):
         teacher = teachers.bind(config.teacher, "teacher")(by_rows.teacher)
     require_generation(config, teacher)
-    with main_first(world):
-        origin = origin_of(config, teacher, by_rows.student)
-        student = initialisers.bind(config.student, "student")(origin)
-        make_trainable(student.model, config.trainable, config.seed)
-    student = agreed(student, world)
-    if config.trainable.lora is not None and config.trainable.lora.quantize is not None:
-        pack(
-            student.model,
-            config.trainable.lora.quantize,
-            world.device,
-            compute_dtype(config, world),
-        )
+    student = made_student(config, teacher, by_rows.student, world)
     with main_first(world):
         is_chat = any(map(uses_template, (config.data, *held_out_configs(config).values())))
     teacher.require(TeacherRequest(student_tokenizer=student.tokenizer, uses_template=is_chat))
@@ -259,6 +248,24 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
             *prompt_notes(prompts),
         ],
     )
+
+
+def made_student(
+    config: RunConfig, teacher: Teacher, opened: World, world: World
+) -> InitialStudent:
+    """The student before its first step, the same on every rank.
+
+    Args:
+        opened: The ranks it is opened for; see `OpeningWorlds`.
+    """
+    with main_first(world):
+        origin = origin_of(config, teacher, opened)
+        student = initialisers.bind(config.student, "student")(origin)
+        make_trainable(student.model, config.trainable, config.seed)
+    student, lora = agreed(student, world), config.trainable.lora
+    if lora is not None and lora.quantize is not None:
+        pack(student.model, lora.quantize, world.device, compute_dtype(config, world))
+    return student
 
 
 def origin_of(config: RunConfig, teacher: Teacher, world: World) -> Origin:
