@@ -253,11 +253,7 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
 def made_student(
     config: RunConfig, teacher: Teacher, opened: World, world: World
 ) -> InitialStudent:
-    """The student before its first step, the same on every rank.
-
-    Args:
-        opened: The ranks it is opened for; see `OpeningWorlds`.
-    """
+    """The student before its first step, the same on every rank; see `OpeningWorlds`."""
     with main_first(world):
         origin = origin_of(config, teacher, opened)
         student = initialisers.bind(config.student, "student")(origin)
