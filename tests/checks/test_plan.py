@@ -9,6 +9,7 @@ import torch
 from limbeck.checks import make_plan, plan_findings
 from limbeck.checks.plan import checkpointed_bytes, run_micro_batch, state_bytes
 from limbeck.config import CheckpointConfig, DataConfig, MemoryConfig, OptimConfig, RunConfig
+from limbeck.distributed import adamw_8bit
 from limbeck.errors import ConfigError
 from limbeck.models import checkpoint_activations
 from limbeck.train import make_optimizers
@@ -28,8 +29,9 @@ def config(folder: Path, optimizer: str = "adamw", **memory: object) -> RunConfi
     )
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon", "adafactor"])
-def test_the_optimizers_state_is_as_large_as_planned(tmp_path, optimizer):
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit", "sgd", "muon", "adafactor"])
+def test_the_optimizers_state_is_as_large_as_planned(tmp_path, optimizer, monkeypatch):
+    monkeypatch.setattr(adamw_8bit, "SMALLEST", 1025)  # of these matrices, some
     case = tiny_case()
     optim = config(tmp_path, optimizer).optim
     optimizers = make_optimizers(case.distiller, optim, 0.001, torch.device("cpu"))

@@ -1,15 +1,19 @@
 """`limbeck check` on folders, from the command line's end."""
 
 import json
+from io import StringIO
 
 import pytest
 import typer
+from rich.console import Console
 from typer.testing import CliRunner
 
+from limbeck.checks import prove
 from limbeck.commands import check as module
-from limbeck.commands.check import check
+from limbeck.commands.check import check, findings_table
 from limbeck.errors import ConfigError
 from limbeck.losses import Softcap
+from tests.checks.cases import tiny_case
 from tests.experiment.tiny_run import write_model, write_recipe
 from tests.teachers.test_cross_tokenizer import write_pair
 from tests.tokenizers.small import small
@@ -67,6 +71,18 @@ def test_json_holds_every_proof_and_only_json_goes_to_stdout(tmp_path):
     assert told["plan"]["students"] == 1
     assert "".join(s["text"] for s in told["example"])
     assert any(s["scored"] for s in told["example"])
+
+
+def test_what_holds_is_told_in_few_lines_and_what_does_not_with_its_meaning():
+    found = list(prove(tiny_case()))
+    assert [f.name for f in found if not f.holds] == ["teacher reads the text better"]
+    console = Console(width=80, file=StringIO())
+    console.print(findings_table(found))
+    text = console.file.getvalue()
+    assert text.count("\n") <= 46, "with the meaning of all it would be 75"
+    told = " ".join(text.split())
+    assert "a better student may get worse" in told
+    assert found[0].meaning not in told
 
 
 def test_overrides_reach_the_proofs(tmp_path):

@@ -15,7 +15,11 @@ from typer.testing import CliRunner
 import limbeck
 from limbeck.commands.distill import distill
 from limbeck.commands.first_recipe import write_recipe
+from limbeck.config import RunConfig
+from limbeck.distributed import World
 from limbeck.errors import ConfigError
+from limbeck.experiment import run as experiment
+from limbeck.experiment.parts import Parts
 from tests.experiment.tiny_run import steps_of, write_model, write_texts
 from tests.tokenizers.small import BEGIN, CHATML, small
 
@@ -60,6 +64,24 @@ def test_a_number_of_layers_is_a_pruned_student_and_trains(tmp_path: Path) -> No
     with pytest.raises(ConfigError, match=r"already holds a run\. Add --resume to continue it"):
         run("teacher", "2 layers", "train.jsonl", *SMALL)
     assert "student" in run("teacher", "2 layers", "train.jsonl", "--resume")
+
+
+@pytest.mark.parametrize("more", [(), ("trainable.lora={rank: 2}",), ("parallel.shard=always",)])
+def test_models_are_loaded_once_and_checking_them_changes_nothing(
+    more: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gather, loads = experiment.gather_parts, []
+
+    def counted(config: RunConfig, world: World) -> Parts:
+        loads.append(config.output)
+        return gather(config, world)
+
+    monkeypatch.setattr(experiment, "gather_parts", counted)
+    run("teacher", "2 layers", "train.jsonl", *SMALL, "optim.steps=3", "output=here", *more)
+    assert len(loads) == (2 if "parallel.shard=always" in more else 1)
+    run("here.yaml", "output=there")
+    first, second = (Path(each, "student", "model.safetensors") for each in ("here", "there"))
+    assert first.read_bytes() == second.read_bytes()
 
 
 @pytest.mark.parametrize(("word", "params"), [("1.5B", "1.5B"), ("60m", "60M")])

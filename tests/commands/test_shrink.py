@@ -1,11 +1,13 @@
 import json
 from importlib.resources import files
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import yaml
+from rich.console import Console
 
-from limbeck.commands.shrink import require_new, require_one_size
+from limbeck.commands.shrink import plan_table, require_new, require_one_size
 from limbeck.errors import ConfigError, StorageError
 from tests.commands.processes import limbeck
 from tests.experiment.tiny_run import write_model, write_texts
@@ -30,6 +32,21 @@ def test_shrink_writes_a_student_and_prints_plan_and_result(tmp_path):
     assert len(planned) == 3
     again = limbeck(*start, "--output", "student", "--layers", "3", cwd=tmp_path, code=2)
     assert "--output must be new" in again.stderr
+
+
+def test_the_headings_of_a_plan_stay_whole_at_80_columns():
+    widths = {"width": 504, "inner": 1280, "heads": 9, "kv_heads": 3}
+    facts = {"bytes": 4 * 181_423_424, "tokens_per_second": 123_456.0, "speed_ratio": 1.72}
+    facts |= {"parameters": 181_423_424, "forward_kl": 11.234, "cross_entropy": 12.345}
+    shapes = [("depth and width", widths), ("depth", {})]
+    rows = [{**facts, "shape": shape, "layers": 15, "widths": w} for shape, w in shapes]
+    console = Console(width=80, file=StringIO())
+    console.print(plan_table(rows))
+    text = console.file.getvalue()
+    headings = ["shape", "layers", "widths", "parameters", "speed", "KL", "CE"]
+    assert text.splitlines()[2].split() == headings
+    for figure in ("181", "726", "hidden", "504", "1280", "123,456/s", "1.72 x", "11.234"):
+        assert figure in text
 
 
 def test_a_vocabulary_is_pruned_alone_or_before_layers(tmp_path):

@@ -5,6 +5,7 @@ import shutil
 import pytest
 
 import limbeck
+from limbeck.distributed import prune
 from limbeck.errors import ConfigError, DataError
 from limbeck.experiment.directory import roll_back
 from limbeck.experiment.trials import trials_of
@@ -66,20 +67,33 @@ def test_a_run_resumed_from_its_first_checkpoint_ends_as_the_same_bytes(copied, 
     (folder / "evaluation.json").unlink()
     (folder / "student" / "model.safetensors").write_bytes(b"an older student")
     copied.resume_from(4)
+    assert names_in(copied.checkpoints, "replaced-*") == [], "the run has come as far again"
     for name in ("student/model.safetensors", "scores.json"):
         assert (folder / name).read_bytes() == (whole / name).read_bytes()
     losses = [[(r["step"], r["loss"]) for r in steps_of(each)] for each in (folder, whole)]
     assert losses[0] == losses[1]
     assert "resumed at 4" in (folder / "metrics.jsonl").read_text()
     assert names_in(copied.checkpoints, "step-*") == STEPS
-    for step in STEPS[1:]:
-        aside = copied.checkpoints / f"replaced-{step}-0"
-        for file in aside.iterdir():
-            assert file.read_bytes() == (whole / "checkpoints" / step / file.name).read_bytes()
     told = capfd.readouterr().err
     assert f"a later checkpoint is kept as {copied.checkpoints}/replaced-step-000012-0" in told
     assert (folder / "report.html").exists()
     assert (folder / "evaluation.json").exists()
+
+
+def test_replaced_checkpoints_stay_until_the_run_has_come_as_far_again(copied, made):
+    trials = trials_of(copied.config())
+    roll_back(trials, 4)
+    aside = [copied.checkpoints / f"replaced-{step}-0" for step in STEPS[1:]]
+    for path, step in zip(aside, STEPS[1:], strict=True):
+        for file in path.iterdir():
+            kept = made / "run" / "checkpoints" / step / file.name
+            assert file.read_bytes() == kept.read_bytes()
+    for step, left in ((STEPS[0], aside), (STEPS[1], aside[1:]), (STEPS[2], [])):
+        newest = copied.checkpoints / step
+        if not newest.exists():
+            shutil.copytree(made / "run" / "checkpoints" / step, newest)
+        prune(copied.checkpoints, newest, 3, ())
+        assert sorted(copied.checkpoints.glob("replaced-*")) == left
 
 
 def test_every_student_is_rolled_back_and_a_second_time_replaces_nothing(copied):

@@ -121,6 +121,20 @@ def test_samples_tasks_and_groups_of_tokens_are_shown_on_page_and_terminal(run: 
         assert part in text, part
 
 
+def test_probabilities_too_small_to_be_shown_have_no_rows(run: Path) -> None:
+    outcomes = [["likely", 0.5], ["tiny", 1e-5], [" fall", 1e-6], ["none", 0.0]]
+
+    def change(tree: Any) -> None:
+        tree["disagreements"] = tree["disagreements"][:1]
+        tree["disagreements"][0] |= {"teacher": outcomes, "student": outcomes[1:]}
+
+    rewrite(run / "evaluation.json", change)
+    page = read(run)
+    bars = re.findall(r'<ol class="bars">(.*?)</ol>', page, re.DOTALL)
+    tokens = [re.findall(r'class="token">(.*?)<', each) for each in bars]
+    assert tokens == [["likely", "·fall"], ["tiny", "·fall"]], "the first and the text's own stay"
+
+
 def test_the_same_run_gives_the_same_page(run: Path) -> None:
     assert read(run) == read(run)
 

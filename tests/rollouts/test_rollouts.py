@@ -273,6 +273,21 @@ def test_a_kept_file_that_is_damaged_is_named(tmp_path):
         source.step(1, ALONE)
 
 
+@pytest.mark.parametrize(("lost", "named"), [([2], 2), ([3], 3), ([1, 2], 1), ([0, 1, 2, 3], 1)])
+def test_a_kept_file_that_is_missing_is_named_and_nothing_is_written_again(lost, named, tmp_path):
+    student = model()
+    rollouts_of(student, tmp_path, refresh=4).step(0, ALONE)
+    moved(student)
+    for step in lost:
+        (tmp_path / f"step-{step}.jsonl").unlink()
+    left = sorted(tmp_path.iterdir())
+    again = rollouts_of(student, tmp_path, refresh=4)
+    named = 0 if 0 in lost else named
+    with pytest.raises(DataError, match=rf"step-{named}\.jsonl must hold .*--resume-from.*step 0"):
+        list(map(again.step, (1, 2, 3), [ALONE] * 3))
+    assert sorted(tmp_path.iterdir()) == left
+
+
 @pytest.mark.parametrize("refresh", [1, 3, 5])
 def test_a_resumed_run_reads_and_learns_the_same(refresh, tmp_path):
     """Resumed at step 8: the start of a block, its last step, and within one."""
@@ -301,7 +316,8 @@ def test_a_resumed_run_reads_and_learns_the_same(refresh, tmp_path):
         lines = file.read_text()
         keys = {"prompt_ids", "token_ids", "logprobs", "finish"}
         stale = int(file.stem.removeprefix("step-")) % refresh > 0
-        expected = keys | {"weights_step"} if stale else keys
+        expected = keys | ({"weights_step"} if stale else set())
+        expected |= {"block_end"} if refresh > 1 else set()
         assert [set(json.loads(line)) for line in lines.splitlines()] == [expected] * 3
         assert (tmp_path / "cut" / "rollouts" / file.name).read_text() == lines
 

@@ -17,7 +17,7 @@ from limbeck.checks.hardware import Hardware
 from limbeck.checks.proof import Proof
 from limbeck.config import OptimConfig, RunConfig
 from limbeck.data import spread
-from limbeck.distributed import Collective, is_sharded
+from limbeck.distributed import Collective, is_sharded, moment_bytes
 from limbeck.errors import ConfigError
 from limbeck.files import nearest_existing, size
 from limbeck.losses.head.fused import head_bytes
@@ -149,7 +149,8 @@ def make_plan(
         trained_parameters=sum(p.numel() for p in case.distiller.parameters() if p.requires_grad),
         memory_bytes={
             "teacher": held_bytes(case.teacher_model) - host,
-            "student": held_bytes(case.distiller, case.teacher_model),
+            "student": held_bytes(case.distiller, case.teacher_model)
+            + sum(layer.nbytes for layer in case.student.packed.values()),
             "gradients": trained_bytes(case.distiller),
             "optimizer state": state,
             "one micro-batch's activations": measured.saved_bytes
@@ -224,6 +225,7 @@ def plan_disk(distiller: Distiller, config: RunConfig, state: int, students: int
     keep = config.checkpoint.keep + config.checkpoint.keep_best + 1  # one is being written
     weights = trained_bytes(distiller)
     student = sum(p.numel() * p.element_size() for p in distiller.student.parameters())
+    student += sum(4 * layer.numel for layer in distiller.student.packed.values())
     kept = min(keep, -(-config.optim.num_steps // config.checkpoint.every) + 1)
     saved_students = students + (students > 1)  # several start from one that is saved
     needed = students * kept * (weights + state) + saved_students * student
@@ -281,6 +283,8 @@ def state_bytes(distiller: Distiller, optim: OptimConfig) -> int:
     match optim.type:
         case "adamw":
             return 2 * whole
+        case "adamw_8bit":
+            return sum(moment_bytes(p) for p in trained)
         case "sgd":
             return whole if optim.momentum else 0
         case "muon":

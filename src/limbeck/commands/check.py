@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
@@ -42,8 +43,9 @@ from limbeck.errors import ConfigError
 from limbeck.experiment import Run, assemble, load
 from limbeck.experiment import schema as recipe_schema
 from limbeck.experiment.cluster import plan_elsewhere
+from limbeck.experiment.opening import compute_dtype
 from limbeck.experiment.parts import Parts
-from limbeck.experiment.trials import compute_dtype, trials_of
+from limbeck.experiment.trials import trials_of
 from limbeck.files import size
 from limbeck.report.words import duration
 from limbeck.teachers import find_cross, find_local, require_local
@@ -137,6 +139,15 @@ def tell_cluster(
     refuse([f.name for f in findings if is_failing(f)])
 
 
+def verify(run: Run) -> None:
+    """Check a run before it trains, and print the findings.
+
+    Raises:
+        ConfigError: A check failed.
+    """
+    refuse(tell(run, as_json=False))
+
+
 def tell(run: Run, *, as_json: bool) -> list[str]:
     """Run all checks and print them; returns the names of those that failed."""
     parts, config = run.parts, run.config
@@ -185,7 +196,10 @@ def tell(run: Run, *, as_json: bool) -> list[str]:
 
 def is_float32_on_cpu(parts: Parts) -> bool:
     """Whether the student is computed in float32 on a CPU."""
-    return parts.world.device.type == "cpu" and compute_dtype(parts) == "float32"
+    return (
+        parts.world.device.type == "cpu"
+        and compute_dtype(parts.config, parts.world) == torch.float32
+    )
 
 
 def plan_of(run: Run, case: Any) -> Plan:
@@ -240,18 +254,21 @@ def page(
 
 
 def findings_table(findings: Iterable[Finding]) -> Table:
-    """Table of the checks with their figures."""
-    table = Table(title="Before the first step", title_justify="left", header_style="bold")
-    for heading in ("", "what must hold", "found", "why it matters"):
+    """Table of the checks with their figures, and what it means where one does not hold."""
+    table = Table(
+        title="Before the first step", title_justify="left", header_style="bold", box=None
+    )
+    for heading in ("", "what must hold", "found"):
         table.add_column(heading, overflow="fold")
     for finding in findings:
         if not isinstance(finding, Proof):
-            table.add_row(Text("not proven", "yellow"), finding.name, Text(finding.why), "")
+            table.add_row(Text("not proven", "yellow"), finding.name, Text(finding.why))
             continue
         verdict = Text("holds", "green")
         if not finding.holds:
             verdict = Text("FAILS", "bold red") if finding.decides else Text("warning", "yellow")
-        table.add_row(verdict, finding.name, Text(finding.found), Text(finding.meaning))
+        found = finding.found if finding.holds else f"{finding.found}\n{finding.meaning}"
+        table.add_row(verdict, finding.name, Text(found))
     return table
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,13 +15,13 @@ import typer
 from rich.console import Console
 
 from limbeck.commands.arguments import argument, option
-from limbeck.commands.check import check
+from limbeck.commands.check import check, verify
 from limbeck.commands.first_recipe import write_recipe
 from limbeck.commands.short_form import is_short
 from limbeck.commands.tables import outcome_table
-from limbeck.config import dump
+from limbeck.config import RunConfig, dump
 from limbeck.errors import ConfigError
-from limbeck.experiment import RunResult, Stage, assemble, load, load_stages, run_stages
+from limbeck.experiment import Run, RunResult, Stage, assemble, load, load_stages, run_stages
 
 Words = Annotated[
     list[str],
@@ -72,9 +74,6 @@ def distill(
         Console(stderr=True).print(
             f"{recipe}:\n{recipe.read_text()}", markup=False, highlight=False, soft_wrap=True
         )
-        if not (plan or resume or print_config):
-            with redirect_stdout(sys.stderr):
-                check(recipe)
     if plan:
         check(recipe, overrides, as_json=as_json)
         return
@@ -88,14 +87,43 @@ def distill(
     if print_config:
         typer.echo(dump(config), nl=False)
         return
+    train = partial(
+        train_and_show,
+        resume=resume,
+        overwrite=overwrite,
+        resume_from=resume_from,
+        as_json=as_json,
+    )
+    if is_short(words) and not resume and check_and_train(config, train):
+        return
     with assemble(config) as run:
-        outcome = run.train(resume=resume, overwrite=overwrite, resume_from=resume_from)
-        if not run.is_main:
-            return
-        if as_json:
-            typer.echo(json.dumps(outcome.evaluation))
-            return
-        show(outcome)
+        train(run)
+
+
+def check_and_train(config: RunConfig, train: Callable[[Run], None]) -> bool:
+    """Check a run, and train it with the same models; false where they have to be loaded again."""
+    with assemble(config) as run:
+        with redirect_stdout(sys.stderr):
+            verify(run)
+        if run.world.mesh is None:
+            train(run)
+            return True
+    del run
+    gc.collect()  # the checks sharded the models, which FSDP2 does once
+    return False
+
+
+def train_and_show(
+    run: Run, *, resume: bool, overwrite: bool, resume_from: int | None, as_json: bool
+) -> None:
+    """Train, and print the results."""
+    outcome = run.train(resume=resume, overwrite=overwrite, resume_from=resume_from)
+    if not run.is_main:
+        return
+    if as_json:
+        typer.echo(json.dumps(outcome.evaluation))
+        return
+    show(outcome)
 
 
 def show(outcome: RunResult) -> None:

@@ -94,6 +94,16 @@ def leave_if_asked(stop: StopSignals, world: World, folder: Path) -> None:
         )
 
 
+def relative(error: float) -> str:
+    """A relative error in percent, or as a multiple from ten times on.
+
+    Example:
+        >>> relative(0.0312), relative(640.7)
+        ('3.1%', '641x')
+    """
+    return f"{error:.1%}" if error < 10 else f"{error:,.0f}x"
+
+
 def budget_table(budget: Budget) -> RenderableType:
     """Size and error of every setting."""
     table = Table(
@@ -111,7 +121,7 @@ def budget_table(budget: Budget) -> RenderableType:
             f"{each.bytes_per_token:,.0f}",
             size(each.total_bytes + budget.layers_bytes),
             f"{each.loss_bias:+.4f}",
-            f"{each.gradient_error:.1%}",
+            relative(each.gradient_error),
             style="bold green" if each.chosen else "",
         )
     loss = budget.settings[0].loss

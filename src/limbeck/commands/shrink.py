@@ -34,6 +34,7 @@ from limbeck.files import nearest_existing, size
 from limbeck.models import ModelSource, choose_device
 from limbeck.prune.targets import count_of
 from limbeck.registry import Component
+from limbeck.report.words import count
 from limbeck.students.depth import By
 
 WIDTHS = ("intermediate", "heads", "kv_heads", "hidden")
@@ -299,9 +300,11 @@ def plan_table(proposed: Sequence[Mapping[str, Any]]) -> Table:
     """Three shapes, lowest forward KL first."""
     title = "Shapes of that size before distillation, lowest KL first"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    headings = ("shape", "layers", "widths", "parameters", "memory", "speed", "KL", "CE")
-    for heading in headings:
-        table.add_column(heading, overflow="fold")
+    table.add_column("shape", no_wrap=True)
+    table.add_column("layers", no_wrap=True)
+    table.add_column("widths", overflow="fold")
+    for heading in ("parameters", "speed", "KL", "CE"):
+        table.add_column(heading, no_wrap=True)
     for each in proposed:
         names = {"width": "hidden", "inner": "units", "heads": "heads", "kv_heads": "kv"}
         widths = each["widths"]
@@ -310,9 +313,8 @@ def plan_table(proposed: Sequence[Mapping[str, Any]]) -> Table:
             each["shape"],
             str(each["layers"]),
             sizes or "as the teacher",
-            f"{each['parameters']:,}",
-            size(each["bytes"]),
-            f"{each['tokens_per_second']:,.0f}/s, {each['speed_ratio']:.2f} x",
+            f"{count(each['parameters'])}\n{size(each['bytes'])}",
+            f"{each['tokens_per_second']:,.0f}/s\n{each['speed_ratio']:.2f} x",
             f"{each['forward_kl']:.3f}",
             f"{each['cross_entropy']:.3f}",
         )

@@ -47,6 +47,7 @@ NAMES = {
     "parallel.replicate": "dp_replicate_size hybrid_shard hsdp",
     "parallel.timeout_s": "ddp_timeout",
     "trainable.lora": "use_lora lora_r lora_rank peft_config adapter",
+    "trainable.lora.quantize": "qlora use_qlora",
     "track": "report_to wandb_project wandb_run_name run_name experiment_name logging_dir "
     "callbacks",
     "output": "output_dir",

@@ -119,8 +119,9 @@ class OptimConfig:
     """The optimizer, its schedule, and the size of a step."""
 
     __pydantic_config__ = STRICT
-    type: Literal["adamw", "sgd", "muon", "adafactor"] = "adamw"
-    """`muon` updates the matrices of the blocks, AdamW the rest."""
+    type: Literal["adamw", "adamw_8bit", "sgd", "muon", "adafactor"] = "adamw"
+    """`adamw_8bit` keeps AdamW's moments in 8 bits. `muon` updates the matrices of the blocks,
+    AdamW the rest."""
     learning_rate: Rate | Annotated[tuple[Rate, ...], MinLen(1)]
     """Its peak. A list is a grid: a student is trained with each rate, and the best is kept."""
     steps: Positive | None = None

@@ -18,6 +18,8 @@ PARTS = ("embeddings", "head", "norms", "attention", "feed_forward")
 WeightFormat = Literal["q4_0", "q8_0"]
 """Formats of GGUF files with blocks of 32 weights: 4 bits and 8 bits a weight, and a scale."""
 
+Bits = Literal["8bit", "4bit"]
+
 LAYERS = re.compile(r"layers\.(\d+)(?:-(\d+))?")
 
 
@@ -36,6 +38,8 @@ class LowRankConfig:
     """Ends of names of linear modules, e.g. `[q_proj, v_proj]`; all of the blocks' by default."""
     dora: bool = False
     """Train the norm of each row separately (DoRA)."""
+    quantize: Bits | None = None
+    """Keep the frozen linear layers of the blocks in `8bit` (int8) or `4bit` (NF4; QLoRA)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +67,13 @@ def trainable_problems(config: TrainableConfig) -> Iterator[Problem]:
         yield Problem(
             "trainable.quantize",
             "trains the weights that are rounded, and adapters leave them as they are, got both. "
-            "Leave out lora, or quantise the student after training (limbeck export).",
+            "Leave out lora, or use trainable.lora.quantize: adapters over frozen rounded weights.",
+        )
+    if config.lora is not None and config.lora.dora and config.lora.quantize is not None:
+        yield Problem(
+            "trainable.lora.quantize",
+            "DoRA divides by the norms of whole rows, which quantised weights do not give, got "
+            f"dora: true with {config.lora.quantize}. Leave one of the two out.",
         )
     for place, part in enumerate(config.freeze):
         if part not in PARTS and not LAYERS.fullmatch(part):

@@ -1,5 +1,6 @@
 """Many processes as one: ranks, sharding, stop signals, locks and checkpoints."""
 
+from limbeck.distributed.adamw_8bit import AdamW8bit, moment_bytes
 from limbeck.distributed.checkpoints import (
     checkpoint_name,
     latest,
@@ -46,6 +47,7 @@ from limbeck.distributed.stopping import StopSignals
 from limbeck.distributed.turns import main_first
 
 __all__ = [
+    "AdamW8bit",
     "Collective",
     "Footprint",
     "Saving",
@@ -73,6 +75,7 @@ __all__ = [
     "locked",
     "main_first",
     "model_for",
+    "moment_bytes",
     "plan_reduction",
     "prolonged",
     "prune",

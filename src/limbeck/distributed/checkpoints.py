@@ -36,6 +36,8 @@ from limbeck.files import damage, manifest, set_aside
 FLAT = StateDictOptions(flatten_optimizer_state_dict=True, strict=False)
 STATE = "state.json"
 FORMAT = 1
+REPLACED = "replaced"
+"""Why `--resume-from` sets later checkpoints aside, as their new names begin."""
 
 Optimizers = Sequence[torch.optim.Optimizer]
 
@@ -187,6 +189,8 @@ def latest(checkpoints: Path, world: World | None = None) -> Path | None:
 def prune(checkpoints: Path, newest: Path, keep: int, protected: Collection[int]) -> None:
     """Remove old checkpoints after the newest was verified; called on rank 0.
 
+    Those that `--resume-from` replaced go when the run has come as far again.
+
     Args:
         checkpoints: Directory of checkpoints.
         newest: The one just saved.
@@ -198,6 +202,9 @@ def prune(checkpoints: Path, newest: Path, keep: int, protected: Collection[int]
     passed = [p for p in newest_first(checkpoints) if 0 <= step_of(p) <= step_of(newest)]
     for path in passed[keep:]:
         if step_of(path) not in protected:
+            discard(path)
+    for path in checkpoints.glob(f"{REPLACED}-step-*"):
+        if 0 <= replaced_step(path) <= step_of(newest):
             discard(path)
 
 
@@ -245,6 +252,16 @@ def step_of(path: Path) -> int:
     """The step in a checkpoint's name; -1 when there is none."""
     digits = path.name.removeprefix("step-")
     return int(digits) if digits.isdecimal() else -1
+
+
+def replaced_step(path: Path) -> int:
+    """The step of a checkpoint that was set aside as `REPLACED`; -1 when there is none.
+
+    Example:
+        >>> replaced_step(Path("replaced-step-000012-0"))
+        12
+    """
+    return step_of(Path(path.name.removeprefix(f"{REPLACED}-").rpartition("-")[0]))
 
 
 def parts_of(distiller: nn.Module, optimizers: Optimizers) -> Parts:

@@ -136,6 +136,12 @@ def sketch(config: RunConfig, world: World) -> Pair:
         recorded=teacher.info.to_json(),
     )
     student = initialisers.bind(config.student, "student")(origin)
+    if config.trainable.lora is not None and config.trainable.lora.quantize is not None:
+        raise ConfigError(
+            "trainable.lora.quantize: a plan for a cluster reads no weights and cannot quantise "
+            f"them, got {config.trainable.lora.quantize}. Add trainable.lora.quantize=null to plan "
+            "the student in float32."
+        )
     make_trainable(student.model, config.trainable, config.seed)
     vocabulary = prove_pair(student, teacher)
     limit = shortest(teacher.info.max_positions, student.model.max_positions)

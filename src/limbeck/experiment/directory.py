@@ -7,7 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from limbeck.distributed import checkpoint_name
-from limbeck.distributed.checkpoints import is_checkpoint, newest_first, require_whole, step_of
+from limbeck.distributed.checkpoints import (
+    REPLACED,
+    is_checkpoint,
+    newest_first,
+    require_whole,
+    step_of,
+)
 from limbeck.errors import ConfigError
 from limbeck.experiment.trials import FORECAST, Trial
 from limbeck.files import set_aside
@@ -21,12 +27,12 @@ def require_directory(folder: Path, *, resume: bool, overwrite: bool) -> None:
     if resume and overwrite:
         raise ConfigError(
             "A run is resumed or overwritten, and both were asked for. Leave out --resume or "
-            "--overwrite."
+            "--overwrite (in Python resume=True or overwrite=True)."
         )
     if has_run and not (resume or overwrite):
         raise ConfigError(
             f"output: {folder} already holds a run. Add --resume to continue it, --overwrite to "
-            "delete it, or choose another output."
+            "delete it (in Python resume=True, overwrite=True), or choose another output."
         )
     others = {path.name for path in folder.iterdir()} - {FORECAST} if folder.exists() else ()
     if not has_run and any(not name.startswith(".") for name in others):
@@ -79,5 +85,5 @@ def roll_back(trials: Sequence[Trial], step: int) -> list[Path]:
     for trial in begun:
         trial.scores.unlink(missing_ok=True)
         newer = [path for path in saved[trial.checkpoints] if step_of(path) > step]
-        aside += [set_aside(path, "replaced") for path in newer]
+        aside += [set_aside(path, REPLACED) for path in newer]
     return aside

@@ -137,7 +137,14 @@ def shared_problems(config: RunConfig) -> Iterator[Problem]:
 
 
 def quantized_problems(config: RunConfig) -> Iterator[Problem]:
-    """What cannot be done with a teacher whose weights are quantised."""
+    """What cannot be done with models whose weights are quantised."""
+    lora = config.trainable.lora
+    if lora is not None and lora.quantize is not None and type_of(config.student) == "shared":
+        yield Problem(
+            "trainable.lora.quantize",
+            "a shared student's frozen weights are its teacher's, which would be quantised too, "
+            f"got {lora.quantize}. Use student.type: copy, or leave quantize out.",
+        )
     if config.teacher.get("quantize") is None:
         return
     kind = type_of(config.student)

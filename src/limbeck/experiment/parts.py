@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -42,7 +43,7 @@ from limbeck.experiment.batches import (
     require_generation,
     require_same_ends,
 )
-from limbeck.experiment.opening import opening_worlds, whole_loads
+from limbeck.experiment.opening import compute_dtype, opening_worlds, whole_loads
 from limbeck.experiment.text import data_notes, epochs_note, held_out_facts, with_steps
 from limbeck.files import publish
 from limbeck.layer_map import LayerMap
@@ -55,6 +56,7 @@ from limbeck.models import (
     choose_dtype,
     load_model,
     make_trainable,
+    pack,
     reopened,
     save_adapters,
     save_student,
@@ -88,7 +90,7 @@ class Parts:
     Attributes:
         config: The recipe, its epochs turned into steps.
         teacher: Frozen, and sharded where the student is.
-        student: As initialised; None after `take_student`.
+        student: As initialised; None after `take_student`, unless it is quantised.
         held_out_sets: Held-out texts by name, the one that chooses first.
         prompts: Prompts of rollouts; None without `rollout`.
         facts: About models and texts, for provenance.json.
@@ -128,6 +130,8 @@ class Parts:
         first = None if self.student is None else self.student.model
         if first is not None and first.weight_files is not None:
             return reopened(first, first.config, first.weight_files, STUDENT_DTYPE)
+        if first is not None and first.packed:
+            return copy.deepcopy(first)  # saved and read again, its weights would be rounded again
         if first is not None:
             self.student = None
             return first
@@ -196,11 +200,7 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
     with main_first(world):
         teacher = teachers.bind(config.teacher, "teacher")(by_rows.teacher)
     require_generation(config, teacher)
-    with main_first(world):
-        origin = origin_of(config, teacher, by_rows.student)
-        student = initialisers.bind(config.student, "student")(origin)
-        make_trainable(student.model, config.trainable, config.seed)
-    student = agreed(student, world)
+    student = made_student(config, teacher, by_rows.student, world)
     with main_first(world):
         is_chat = any(map(uses_template, (config.data, *held_out_configs(config).values())))
     teacher.require(TeacherRequest(student_tokenizer=student.tokenizer, uses_template=is_chat))
@@ -248,6 +248,20 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
             *prompt_notes(prompts),
         ],
     )
+
+
+def made_student(
+    config: RunConfig, teacher: Teacher, opened: World, world: World
+) -> InitialStudent:
+    """The student before its first step, the same on every rank; see `OpeningWorlds`."""
+    with main_first(world):
+        origin = origin_of(config, teacher, opened)
+        student = initialisers.bind(config.student, "student")(origin)
+        make_trainable(student.model, config.trainable, config.seed)
+    student, lora = agreed(student, world), config.trainable.lora
+    if lora is not None and lora.quantize is not None:
+        pack(student.model, lora.quantize, world.device, compute_dtype(config, world))
+    return student
 
 
 def origin_of(config: RunConfig, teacher: Teacher, world: World) -> Origin:

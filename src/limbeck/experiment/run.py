@@ -194,7 +194,9 @@ class Run:
         is_longer = resume and extends_recipe(self.folder, self.config)
         if resume_from is not None:
             for path in roll_back(trials, resume_from):
-                self._note(f"a later checkpoint is kept as {path}")
+                self._note(
+                    f"a later checkpoint is kept as {path} until the run has come as far again"
+                )
         if is_longer:
             for trial in trials:
                 trial.scores.unlink(missing_ok=True)  # its training continues

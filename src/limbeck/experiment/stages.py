@@ -215,7 +215,7 @@ def require_stages(output: Path, stages: Sequence[Stage], *, resume: bool, overw
     if resume and overwrite:
         raise ConfigError(
             "A run is resumed or overwritten, and both were asked for. Leave out --resume or "
-            "--overwrite."
+            "--overwrite (in Python resume=True or overwrite=True)."
         )
     if (output / "recipe.yaml").exists():
         raise ConfigError(
@@ -225,7 +225,8 @@ def require_stages(output: Path, stages: Sequence[Stage], *, resume: bool, overw
     if started and not (resume or overwrite):
         raise ConfigError(
             f"output: {output} already holds stages ({', '.join(started)}). Add --resume to "
-            "continue, --overwrite to delete them, or choose another output."
+            "continue, --overwrite to delete them (in Python resume=True, overwrite=True), or "
+            "choose another output."
         )
     if resume:
         for stage in stages:

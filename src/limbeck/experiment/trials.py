@@ -26,10 +26,11 @@ from limbeck.evaluate.fidelity import Fidelity
 from limbeck.evaluate.rollouts import rollout_figures
 from limbeck.evaluate.scores import Scores
 from limbeck.evaluate.suites import SuiteContext
+from limbeck.experiment.opening import compute_dtype
 from limbeck.experiment.parts import Parts
 from limbeck.experiment.score_files import TrialScores, read_scores, write_scores
 from limbeck.files import manifest, sha256
-from limbeck.models import Distiller, choose_dtype, round_weights
+from limbeck.models import Distiller, round_weights
 from limbeck.registry import type_of
 from limbeck.rollouts import Rollouts
 from limbeck.teachers import TeacherRequest, require_local
@@ -307,21 +308,13 @@ def fingerprint(parts: Parts, trial: Trial) -> dict[str, Any]:
         "learning_rate": trial.learning_rate,
         "teacher": parts.teacher.info.to_json(),
         "data": parts.data.facts,
-        "compute_dtype": compute_dtype(parts),
+        "compute_dtype": str(compute_dtype(parts.config, parts.world)).removeprefix("torch."),
         "plugins": [sha256(path) for path in parts.config.plugins],
     }
     if (reduce_dtype := parts.config.parallel.reduce_dtype) != "float32":
         facts["reduce_dtype"] = reduce_dtype
     frozen = parts.facts["trained"].get("frozen_sha256")
     return facts if frozen is None else facts | {"frozen_sha256": frozen}
-
-
-def compute_dtype(parts: Parts) -> str:
-    """Format the student computes in: `parallel.compute_dtype` where FSDP2 casts, else float32."""
-    if parts.world.mesh is None:
-        return "float32"
-    dtype = choose_dtype(parts.config.parallel.compute_dtype, parts.world.device)
-    return str(dtype).removeprefix("torch.")
 
 
 def lasting(config: RunConfig) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from limbeck.config.trainable import Bits
 from limbeck.models.activation_checkpointing import checkpoint_activations, kept_values
 from limbeck.models.causal_lm import CausalLM
 from limbeck.models.compilation import compile_blocks, compiles
@@ -35,7 +36,7 @@ from limbeck.models.prove import (
     prove_documents_apart,
     prove_head,
 )
-from limbeck.models.quantization import Bits, quantized
+from limbeck.models.quantization import pack, quantized
 from limbeck.models.save import plain_weights, round_weights, save_student
 from limbeck.models.shared import shared_model
 from limbeck.models.sketch import sketched_model
@@ -73,6 +74,7 @@ __all__ = [
     "new_model",
     "num_bytes",
     "open_model",
+    "pack",
     "plain_weights",
     "prove_documents_apart",
     "prove_head",

@@ -20,6 +20,7 @@ from limbeck.models.adapters import INSIDE, Adapter
 from limbeck.models.attention import SEGMENTS
 from limbeck.models.heads import transform_of
 from limbeck.models.modes import evaluating, hooked, tensor_of
+from limbeck.models.packed import Packed
 from limbeck.models.weight_files import WeightFiles
 
 
@@ -122,7 +123,14 @@ class CausalLM(nn.Module):
     @property
     def num_parameters(self) -> int:
         """Number of parameters, tied ones counted once."""
-        return sum(parameter.numel() for parameter in self.parameters())
+        packed = sum(layer.numel for layer in self.packed.values())
+        return packed + sum(parameter.numel() for parameter in self.parameters())
+
+    @property
+    def packed(self) -> dict[str, Packed]:
+        """Layers that keep their weights in 8 or 4 bits under adapters, by names in `hf_model`."""
+        modules = self.hf_model.named_modules()
+        return {name: module for name, module in modules if isinstance(module, Packed)}
 
     @property
     def is_tied(self) -> bool:

@@ -74,7 +74,8 @@ def configured_shape(path: str) -> dict[str, Any]:
 
 def num_bytes(model: CausalLM) -> int:
     """Bytes of a model's parameters, tied ones counted once."""
-    return sum(p.nbytes for p in model.parameters())
+    packed = sum(layer.nbytes for layer in model.packed.values())
+    return packed + sum(p.nbytes for p in model.parameters())
 
 
 def loading_notes(name: str, model: CausalLM) -> tuple[str, ...]:

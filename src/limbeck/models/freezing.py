@@ -121,4 +121,7 @@ def frozen_hash(model: CausalLM) -> str:
             digest.update(
                 parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
             )
+    for name, layer in model.packed.items():
+        digest.update(f"{name}\n".encode())
+        digest.update(layer.weight().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -27,8 +27,9 @@ def save_student(
     """Write a Hugging Face folder: weights, configurations, tokenizer, chat template.
 
     Rows of the head beyond the vocabulary cannot be cut from an ordinary model, so its generation
-    configuration suppresses them. Adapters are merged into the weights they change, and all is then
-    written in float32: rounded to a narrower format, many of those changes would be none.
+    configuration suppresses them. Adapters are merged into the weights they change, into float32
+    copies of those that are kept in 8 or 4 bits. All is then written in float32: rounded to a
+    narrower format, many of those changes would be none.
 
     Weights that are rounded in the forward pass are written rounded. With `dtype`, weights and
     configuration are written in that format.
@@ -41,7 +42,8 @@ def save_student(
     state = as_computed(model, state)
     hf_model = model.hf_model
     if model.adapters:
-        hf_model, state = plain(model, merged(state, model.adapters), torch.float32)
+        whole = merged({**state, **unpacked(model)}, model.adapters)
+        hf_model, state = plain(model, whole, torch.float32)
     elif dtype is not None:
         hf_model, state = plain(model, state, dtype)
     owned = {name for name, _ in hf_model.named_parameters()}
@@ -88,7 +90,13 @@ def round_weights(model: CausalLM, dtype: torch.dtype) -> None:
 
 def plain_weights(model: CausalLM) -> dict[str, Tensor]:
     """A model's weights as it computes with them: rounded, or with adapters merged into them."""
-    return merged(as_computed(model, model.hf_model.state_dict()), model.adapters)
+    state = as_computed(model, model.hf_model.state_dict())
+    return merged({**state, **unpacked(model)}, model.adapters)
+
+
+def unpacked(model: CausalLM) -> dict[str, Tensor]:
+    """The weights that are kept in 8 or 4 bits, in float32, as a state dict would name them."""
+    return {f"{name}.weight": layer.weight() for name, layer in model.packed.items()}
 
 
 def generation_settings(settings: GenerationConfig | None) -> GenerationConfig:

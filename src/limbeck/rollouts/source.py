@@ -28,6 +28,9 @@ WEIGHTS_STEP = "weights_step"
 WHOLE = (0.0, 1.0)
 """All of a rollout is scored."""
 
+BLOCK_END = "block_end"
+"""Key of a kept rollout, with `refresh`: the step at which the block it was written in ends."""
+
 
 class Rollouts(BatchSource):
     """Continuations of prompts by a model, written during the run; only their tokens are scored.
@@ -106,10 +109,13 @@ class Rollouts(BatchSource):
         """The rank's rollouts of the step.
 
         The first step of a block writes and keeps those of the whole block. Later ones read them;
-        if they are missing, because the block ended where the run first ended, they write the rest.
+        if the block ended before, because the run first ended there, they write the rest.
+
+        Raises:
+            DataError: The rollouts of a block are damaged, or missing although they were written.
         """
         started, seconds = time.perf_counter(), 0.0
-        everyone = self._read(step, world) if step % self._refresh else []
+        everyone = self._read(step, world) if self._is_kept(step, world) else []
         if not everyone:
             everyone = self._write_block(step, world)
             seconds = time.perf_counter() - started
@@ -159,9 +165,11 @@ class Rollouts(BatchSource):
         rows = len(own) // size
         parts = gather_objects([own[i * rows : (i + 1) * rows] for i in range(size)], world)
         block = [[facts for part in parts for facts in part[i]] for i in range(size)]
-        for later in block[1:]:
-            for facts in later:
-                facts[WEIGHTS_STEP] = step
+        if self._refresh > 1:
+            for later, rollouts in enumerate(block, step):
+                own_step = {} if later == step else {WEIGHTS_STEP: step}
+                for facts in rollouts:
+                    facts |= {**own_step, BLOCK_END: end}
         together(lambda: self._keep(step, block), world, main_only=True)
         return block[0]
 
@@ -171,20 +179,34 @@ class Rollouts(BatchSource):
             lines = "".join(json.dumps(rollout) + "\n" for rollout in rollouts)
             write_text(self._path(later), lines)
 
+    def _is_kept(self, step: int, world: World) -> bool:
+        """Whether the step's rollouts were written with those of the step before it."""
+        if step % self._refresh == 0:
+            return False
+        before = self._read(step - 1, world)
+        return bool(before) and before[0][BLOCK_END] > step
+
     def _read(self, step: int, world: World) -> list[dict[str, Any]]:
-        """The step's kept rollouts, of all ranks; none without its file, which rank 0 reads."""
+        """The step's kept rollouts, of all ranks; rank 0 reads the file, which must be there."""
+        path, start = self._path(step), step - step % self._refresh
         rollouts: list[dict[str, Any]] = []
 
         def read() -> None:
-            if self._path(step).exists():
-                lines = self._path(step).read_text(encoding="utf-8").splitlines()
-                try:
-                    rollouts.extend(json.loads(line) for line in lines)
-                except ValueError as error:
-                    raise DataError(
-                        f"{self._path(step)} must hold a rollout in each line, and is damaged "
-                        f"({error}). Restore it, or start again with --overwrite."
-                    ) from None
+            if not path.exists():
+                raise DataError(
+                    f"{path} must hold the rollouts that were written ahead of step {step}, and is "
+                    "missing: written now, they would be those of other weights. Restore it, "
+                    f"continue with --resume-from a checkpoint of step {start} or before, or start "
+                    "again with --overwrite."
+                )
+            lines = path.read_text(encoding="utf-8").splitlines()
+            try:
+                rollouts.extend(json.loads(line) for line in lines)
+            except ValueError as error:
+                raise DataError(
+                    f"{path} must hold a rollout in each line, and is damaged "
+                    f"({error}). Restore it, or start again with --overwrite."
+                ) from None
 
         together(read, world, main_only=True)
         kept: list[dict[str, Any]] = broadcast_object(rollouts, world)

@@ -38,7 +38,7 @@ def random(
 
     Args:
         layers: Number of layers; needed without `config`.
-        width: Hidden size; needed without `config`.
+        width: Hidden size (`hidden` of a `width` student); needed without `config`.
         heads: Query heads; by default as many as keep the teacher's head size.
         kv_heads: Key and value heads; by default in the teacher's ratio to the query heads.
         intermediate: Inner size of the feed-forward layers; by default in the teacher's ratio.

@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import SGD, Adafactor, AdamW, Muon, Optimizer
 
 from limbeck.config import OptimConfig
+from limbeck.distributed import AdamW8bit
 from limbeck.errors import ConfigError
 from limbeck.models import Distiller
 
@@ -31,6 +32,9 @@ def make_optimizers(
     match optim.type:
         case "adamw":
             return (adamw(trained, optim, learning_rate, device),)
+        case "adamw_8bit":
+            groups = list(by_decay(trained, optim.weight_decay))
+            return (AdamW8bit(groups, lr=learning_rate, betas=optim.betas, eps=optim.eps),)
         case "sgd":
             groups = list(by_decay(trained, optim.weight_decay))
             return (SGD(groups, lr=learning_rate, momentum=optim.momentum),)
