@@ -21,10 +21,10 @@ from limbeck.config.recipe import (
     OptimConfig,
     ReadConfig,
     RecordConfig,
-    RolloutConfig,
     RunConfig,
     WriteConfig,
 )
+from limbeck.config.rollout import RolloutConfig
 
 __all__ = [
     "CheckpointConfig",

@@ -79,9 +79,8 @@ class RoundedLinear(nn.Linear):
         self.weight, self.bias, self.to_format = layer.weight, layer.bias, to
 
     def forward(self, input: Tensor) -> Tensor:
-        return nn.functional.linear(
-            input, StraightThrough.apply(self.weight, self.to_format), self.bias
-        )
+        weight = StraightThrough.apply(self.weight, self.to_format)  # type: ignore[no-untyped-call]
+        return nn.functional.linear(input, weight, self.bias)
 
 
 def round_in_forward(model: CausalLM, to: WeightFormat) -> None:
