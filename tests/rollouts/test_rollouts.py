@@ -15,7 +15,7 @@ from limbeck.layer_map import LayerMap
 from limbeck.losses import PairShapes, build_objective
 from limbeck.models import Distiller, make_trainable
 from limbeck.rollouts import Rollout, Rollouts, Sampling, rollout_batch, sample, seed_of
-from limbeck.rollouts.sampling import nucleus
+from limbeck.rollouts.sampling import OPEN, nucleus
 from limbeck.teachers import LocalTeacher
 from limbeck.train import train, train_step
 from tests.models.tiny import tiny_llama
@@ -338,6 +338,15 @@ def test_an_epoch_takes_every_prompt_once_and_later_steps_draw_anew(tmp_path):
         assert sorted(row.prompt_ids for row in epoch) == sorted(map(tuple, PROMPTS))
     texts = {prompt: [r.token_ids for r in steps if r.prompt_ids == prompt] for prompt in [(5,)]}
     assert texts[(5,)][0] != texts[(5,)][1]
+
+
+def test_the_noise_of_a_draw_is_finite_at_both_ends():
+    """Infinite noise would draw its token for certain, or no token that top_p kept."""
+    low, high = OPEN
+    uniform = torch.tensor([0.0, 1 - 2.0**-24]) * (high - low) + low
+    assert (uniform > 0).all()
+    assert (uniform < 1).all()
+    assert (-torch.log1p(-uniform)).log().isfinite().all()
 
 
 @pytest.mark.parametrize(("top_p", "kept"), [(0.3, 1), (0.45, 2), (0.75, 3), (0.95, 4), (1.0, 4)])

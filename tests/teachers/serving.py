@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from limbeck.models import PreTrainedTokenizerBase
+from limbeck.models import ModelSource, PreTrainedTokenizerBase, load_model
 from limbeck.rollouts import Sampling, sample
 from limbeck.teachers import LocalTeacher
 
@@ -26,6 +26,8 @@ class TinyServer:
         lie: Changes an answer to a request before it is sent.
         requests: Bodies of the completions that were asked for.
         statuses: Sent in place of the next answers, first one first.
+        loads: Folders that weights were read from; None refuses to, as without its development
+            mode.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class TinyServer:
         self.lie: Callable[[Answer, Answer], Any] = lambda answer, _: answer
         self.requests: list[Answer] = []
         self.statuses: list[tuple[int, dict[str, str], str]] = []
+        self.loads: list[str] | None = None
         self._lock = threading.Lock()
         self._open: set[socket.socket] = set()
         self._server: ThreadingHTTPServer | None = None
@@ -114,6 +117,8 @@ class TinyServer:
             if path == "/v1/models":
                 data = [{"id": NAME, "max_model_len": self.max_model_len, "root": "tiny"}]
                 made: Any = {"object": "list", "data": data}
+            elif path in ("/collective_rpc", "/reset_prefix_cache") and self.loads is not None:
+                made = self._reloaded(body or {})
             elif path == "/v1/completions" and body is not None:
                 self.requests.append(body)
                 asked = body.get("prompt_logprobs", 0)
@@ -132,6 +137,17 @@ class TinyServer:
         if isinstance(made, tuple):
             return made
         return 200, {"content-type": "application/json"}, json.dumps(made)
+
+    def _reloaded(self, body: Answer) -> Answer:
+        if "method" not in body:
+            return {"success": True}
+        assert body["method"] == "reload_weights"
+        assert self.loads is not None
+        self.loads.append(body["kwargs"]["weights_path"])
+        source = ModelSource(self.loads[-1])
+        model = load_model(source, device=torch.device("cpu"), dtype=torch.float32)
+        self.teacher = LocalTeacher(model, tokenizer=self.tokenizer)
+        return {"results": [None]}
 
     def _completion(self, body: Answer) -> Answer:
         prompt = body["prompt"]

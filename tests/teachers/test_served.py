@@ -283,7 +283,7 @@ def test_a_wrong_server_is_refused_by_name(server, folder, name):
 def test_wrong_answers_of_a_server_during_the_run_are_never_used(server, folder, name):
     teacher = open_teacher(server, folder)
     server.lie = WRONG[name][0]
-    with pytest.raises(DataError, match="The answer of the teacher's server must"):
+    with pytest.raises(DataError, match="The answer of the server must"):
         teacher.signal(random_batch(vocabulary=len(small())))
 
 

@@ -1,4 +1,4 @@
-"""The served teacher against a real vLLM server on this machine: `make test-served`."""
+"""A served teacher, and a student that writes, with a real vLLM server: `make test-served`."""
 
 import json
 import os
@@ -18,8 +18,10 @@ import limbeck
 from limbeck.batch import Batch
 from limbeck.errors import ConfigError
 from limbeck.experiment import load
+from limbeck.experiment.served_rollouts import gap_of
 from limbeck.losses.distributions import TopK
-from limbeck.models import ModelSource, load_model
+from limbeck.models import ModelSource, load_model, save_student
+from limbeck.rollouts.source import rollout_of
 from limbeck.teachers import LocalTeacher, teachers
 from limbeck.teachers.served.vllm import scoring_body
 from limbeck.tokenizers import load_tokenizer
@@ -29,7 +31,7 @@ from tests.train.toy import ALONE
 
 VLLM, MODEL = os.environ.get("LIMBECK_VLLM", ""), os.environ.get("LIMBECK_VLLM_MODEL", "")
 K = 64
-START_S = 240.0
+START_S = 480.0
 TEXT = Path(__file__).read_text()
 
 pytestmark = [
@@ -68,6 +70,7 @@ class Vllm:
                     "LD_PRELOAD": ":".join(libraries),
                     "VLLM_CPU_KVCACHE_SPACE": "1",
                     "VLLM_NO_USAGE_STATS": "1",
+                    "VLLM_SERVER_DEV_MODE": "1",
                     "HF_HUB_OFFLINE": "1",
                     "PYTHONPATH": "",
                 },
@@ -216,3 +219,54 @@ def test_a_run_from_it_is_that_from_its_recording_also_if_it_is_killed_on_the_wa
     assert struck == pytest.approx(direct, abs=1e-3)
     assert "is away" in told
     assert "is back after" in told
+
+
+@pytest.fixture
+def changed_student(tmp_path):
+    """The served model with noise on its weights, in a folder."""
+    model = load_model(ModelSource(MODEL), device=torch.device("cpu"), dtype=torch.float32)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn_like(weight), alpha=0.1 * float(weight.std()))
+    save_student(model, load_tokenizer(MODEL), tmp_path / "student")
+    return tmp_path / "student"
+
+
+# The last test: the server ends with the weights of a student.
+def test_it_writes_with_the_weights_a_student_has_in_each_step(
+    server, changed_student, tmp_path, capfd
+):
+    write_texts(tmp_path / "train.jsonl", 24, seed=1)
+    recipe = {
+        "teacher": {"type": "online", "path": MODEL},
+        "student": {"type": "pretrained", "path": str(changed_student)},
+        "data": {"type": "text", "path": str(tmp_path / "train.jsonl"), "sequence_length": 64},
+        "objective": {"alpha": 1.0, "divergence": "reverse_kl"},
+        "rollout": {
+            "tokens": 24,
+            "prompt_tokens": 12,
+            "engine": "vllm",
+            "server": {"url": server.url, "model": "teacher"},
+        },
+        "optim": {"learning_rate": 0.0003, "steps": 3, "tokens_per_step": 256},
+        "output": str(tmp_path / "run"),
+        "device": "cpu",
+    }
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    with limbeck.assemble(load(tmp_path / "recipe.yaml")) as whole:
+        first = whole.parts.student.model
+        weights = {name: value.clone() for name, value in first.state_dict().items()}
+        whole.train()
+    told = capfd.readouterr().err
+    first.load_state_dict(weights)
+    gaps = []
+    for step in range(3):
+        lines = (tmp_path / "run" / "rollouts" / f"step-{step}.jsonl").read_text().splitlines()
+        gaps.append(gap_of(first, [rollout_of(json.loads(line)) for line in lines]))
+    seconds = [each["rollout_seconds"] for each in steps_of(tmp_path / "run")]
+    with capfd.disabled():
+        say(*(line for line in told.splitlines() if "nats from the student" in line))
+        say(f"from the first weights {gaps} nats; seconds to load and write {seconds}")
+    assert gaps[0] < 1e-3
+    assert min(gaps[1:]) > 0.02

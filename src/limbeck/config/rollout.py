@@ -3,14 +3,37 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
-from annotated_types import Gt, Interval
+from annotated_types import Ge, Gt, Interval
 from pydantic import Field
 
 from limbeck.config.schedules import STRICT
 
 Part = Annotated[float, Interval(ge=0, le=1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutServerConfig:
+    """A vLLM server that writes rollouts with the student's weights."""
+
+    __pydantic_config__ = STRICT
+    url: str
+    """Address of the server, http or https."""
+    model: str
+    """Name of the model in the server (`--served-model-name`)."""
+    folder: Path | None = None
+    """Gets the student's weights, under a path that the server can read too; by default
+    `rollout-weights` in the run's directory."""
+    key_env: str | None = None
+    """Environment variable that holds the server's key."""
+    concurrency: Annotated[int, Interval(ge=1, le=1024)] = 64
+    """Requests in flight at once, of each rank."""
+    timeout_s: Annotated[float, Gt(0)] = 600.0
+    """Seconds to wait for one answer."""
+    patience_s: Annotated[float, Ge(0)] = 600.0
+    """Seconds to wait during the run for a server that does not respond."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +54,10 @@ class RolloutConfig:
     """Sample from the most probable tokens that together reach this probability."""
     per_prompt: Annotated[int, Gt(0)] = 1
     """Rollouts of each prompt, all in one step."""
+    engine: Literal["auto", "transformers", "vllm"] = "auto"
+    """What writes: transformers' `generate` in this process (`auto`), or `server`."""
+    server: RolloutServerConfig | None = None
+    """The server of `engine: vllm`."""
     refresh: Annotated[int, Gt(0)] = 1
     """The student writes the rollouts of this many steps at once, with its weights at the first of
     them, in batches as much larger."""

@@ -12,6 +12,7 @@ from limbeck.config.schedules import Schedule
 from limbeck.data import BatchSource, SourceContext, TextData, sources
 from limbeck.data.detect import WEIGHT
 from limbeck.errors import ConfigError, DataError
+from limbeck.experiment.served_rollouts import served_writer
 from limbeck.models import CausalLM, PreTrainedTokenizerBase
 from limbeck.registry import Problem, type_of
 from limbeck.rollouts import Mixed, Prompts, Rollouts, Sampling
@@ -50,6 +51,7 @@ def rollout_problems(config: RunConfig) -> Iterator[Problem]:
             "rollout.scored",
             f"must be two increasing shares, such as [0, 0.3], got {list(rollout.scored)}.",
         )
+    yield from engine_problems(rollout)
     if rollout.refresh > 1 and rollout.writer == "teacher":
         yield Problem(
             "rollout.refresh",
@@ -68,6 +70,22 @@ def rollout_problems(config: RunConfig) -> Iterator[Problem]:
             "data.columns.weight",
             "weighs the rows of the text, and text written during the run has no weights. Remove "
             "it or `rollout`.",
+        )
+
+
+def engine_problems(rollout: RolloutConfig) -> Iterator[Problem]:
+    """Contradictions about what writes."""
+    if (rollout.engine == "vllm") != (rollout.server is not None):
+        yield Problem(
+            "rollout.engine",
+            "vllm and rollout.server go together, got one of them. Add server: {url: ..., "
+            "model: ...}, or leave both out.",
+        )
+    if rollout.server is not None and rollout.writer == "teacher":
+        yield Problem(
+            "rollout.server",
+            "must be left out with rollout.from=teacher, got both. It writes with the student's "
+            "weights; a served teacher writes before a run (limbeck write).",
         )
 
 
@@ -123,18 +141,24 @@ def make_rollouts(
     model: CausalLM,
     root: nn.Module,
     folder: Path,
+    tokenizer: PreTrainedTokenizerBase,
 ) -> Rollouts:
     """The rollouts of a trial by a model, which is in the module `root` that may be sharded."""
     rollout = config.rollout
     assert rollout is not None, "prompts come with it"
+    sampling = Sampling(
+        tokens=rollout.tokens,
+        sampling_temperature=rollout.sampling_temperature,
+        top_p=rollout.top_p,
+    )
+    writer = None
+    if rollout.server is not None:
+        place, longest = folder / "rollout-weights", config.data.sequence_length
+        writer = served_writer(rollout.server, model, root, tokenizer, sampling, place, longest)
     return Rollouts(
         model,
         prompts,
-        Sampling(
-            tokens=rollout.tokens,
-            sampling_temperature=rollout.sampling_temperature,
-            top_p=rollout.top_p,
-        ),
+        sampling,
         seed=config.seed,
         rows_per_step=rollout_rows(config, rollout),
         per_prompt=rollout.per_prompt,
@@ -143,6 +167,7 @@ def make_rollouts(
         scored=rollout.scored,
         folder=folder / "rollouts",
         root=root,
+        writer=writer,
         first_number=max(data.num_documents, data.num_rows),
     )
 

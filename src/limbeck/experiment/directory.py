@@ -47,6 +47,7 @@ def clear(folder: Path) -> None:
         "stages",
         "checkpoints",
         "rollouts",
+        "rollout-weights",
         "student",
         "initial",
         "exports",

@@ -172,7 +172,9 @@ class Parts:
         model, root = distiller.student, cast(nn.Module, distiller)
         if rollout.writer == "teacher":
             model = root = require_local(self.teacher, "rollout.from: teacher").model
-        return make_rollouts(self.config, self.data, self.prompts, model, root, folder)
+        return make_rollouts(
+            self.config, self.data, self.prompts, model, root, folder, self.tokenizer
+        )
 
     def source(self, rollouts: Rollouts | None) -> BatchSource:
         """The batches of each step of a trial; without rollouts, all of them are the text's."""

@@ -328,4 +328,6 @@ def lasting(config: RunConfig) -> dict[str, Any]:
         del plain[section]
     if type_of(config.teacher) == "served":
         plain["teacher"] = {k: v for k, v in plain["teacher"].items() if k not in REACHED_BY}
+    if plain["rollout"] is not None:
+        plain["rollout"] = {k: v for k, v in plain["rollout"].items() if k != "server"}
     return plain

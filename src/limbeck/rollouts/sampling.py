@@ -16,6 +16,9 @@ from transformers.generation.streamers import BaseStreamer
 from limbeck.models import CausalLM
 from limbeck.models.modes import evaluating
 
+OPEN = (2.0**-25, 1 - 2.0**-24)
+"""Bounds of uniform numbers, multiples of 2^-24: 0 would draw its token, and 1 never."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
@@ -70,7 +73,7 @@ def sample(
     device, width = model.device, max(map(len, prompts))
     ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=device)
     real = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
-    draw = GumbelDraw(model.vocabulary_size, sampling, seeds)
+    draw = GumbelDraw(model.vocabulary_size, sampling, seeds, device)
     with evaluating(model):
         made: Tensor = cast(Any, model.hf_model).generate(  # transformers types `self` away
             ids,
@@ -133,24 +136,33 @@ class GumbelDraw(LogitsProcessor):
         logprobs: Of the drawn tokens, one tensor [B] a call.
     """
 
-    def __init__(self, vocabulary_size: int, sampling: Sampling, seeds: Sequence[int]):
+    def __init__(
+        self,
+        vocabulary_size: int,
+        sampling: Sampling,
+        seeds: Sequence[int],
+        device: torch.device | str = "cpu",
+    ):
         """
         Args:
             vocabulary_size: Later ids are padding of the head, and never drawn.
+            device: Where scores will be; random numbers are drawn there.
         """
         self.logprobs: list[Tensor] = []
         self._size, self._sampling = vocabulary_size, sampling
-        self._streams = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self._streams = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+        self._noise = torch.empty(len(seeds), vocabulary_size, device=device)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Tempered, cut and perturbed log-probabilities."""
-        logits = scores[:, : self._size].double()
-        tempered = (logits / self._sampling.sampling_temperature).log_softmax(-1)
-        kept = nucleus(tempered, self._sampling.top_p)
-        waiting = [torch.empty(self._size).exponential_(generator=s) for s in self._streams]
-        noisy = kept - torch.stack(waiting).double().log().to(kept.device)
-        drawn = noisy.argmax(-1, keepdim=True)
-        self.logprobs.append(logits.log_softmax(-1).gather(-1, drawn)[:, 0].cpu())
+        """0 for the token that is drawn and -inf for the others."""
+        logits = scores[:, : self._size].float()
+        kept = nucleus(logits / self._sampling.sampling_temperature, self._sampling.top_p)
+        for row, stream in zip(self._noise, self._streams, strict=True):
+            row.uniform_(*OPEN, generator=stream)
+        waiting = self._noise.neg_().log1p_().neg_()
+        drawn = torch.sub(kept, waiting.log_()).argmax(-1, keepdim=True)
+        logprobs = logits.gather(-1, drawn) - logits.logsumexp(-1, keepdim=True)
+        self.logprobs.append(logprobs[:, 0])
         chosen = torch.full_like(scores, -torch.inf)
         return chosen.scatter_(-1, drawn, 0.0)
 
@@ -160,12 +172,12 @@ def seed_of(key: Sequence[int]) -> int:
     return int(np.random.SeedSequence(list(key)).generate_state(1, np.uint64)[0] >> 1)
 
 
-def nucleus(logprobs: Tensor, top_p: float) -> Tensor:
-    """The log-probabilities, -inf outside the smallest most probable set that reaches `top_p`."""
+def nucleus(logits: Tensor, top_p: float) -> Tensor:
+    """The logits, -inf outside the smallest most probable set that reaches `top_p`."""
     if top_p >= 1:
-        return logprobs
-    sorted_logprobs, places = logprobs.sort(-1, descending=True)
-    probabilities = sorted_logprobs.exp()
+        return logits
+    sorted_logits, places = logits.sort(-1, descending=True)
+    probabilities = sorted_logits.double().softmax(-1)
     outside = probabilities.cumsum(-1) - probabilities >= top_p
     outside[..., 0] = False
-    return logprobs.masked_fill(outside.scatter(-1, places, outside), -torch.inf)
+    return logits.masked_fill(outside.scatter(-1, places, outside), -torch.inf)

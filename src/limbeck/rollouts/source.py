@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,9 @@ WHOLE = (0.0, 1.0)
 
 BLOCK_END = "block_end"
 """Key of a kept rollout, with `refresh`: the step at which the block it was written in ends."""
+
+Writer = Callable[[Sequence[Sequence[int]], Sequence[int], World], list[Rollout]]
+"""This rank's continuations of prompts, each from its seed; every rank calls it."""
 
 
 class Rollouts(BatchSource):
@@ -58,6 +61,7 @@ class Rollouts(BatchSource):
         scored: tuple[float, float] = WHOLE,
         folder: Path,
         root: nn.Module | None = None,
+        writer: Writer | None = None,
         first_number: int = 0,
     ) -> None:
         """
@@ -72,6 +76,8 @@ class Rollouts(BatchSource):
             folder: Gets `step-N.jsonl` for each step; a block written again replaces its files.
             root: The module with the model in it that was sharded over the ranks, if one was. Each
                 rank holds its whole weights while it writes.
+            writer: Writes in place of the model, with its weights; texts that are in the folder
+                are then read, because it need not write them again.
             first_number: Number of a step's first rollout in messages, above those of the documents
                 and rows it stands beside.
         """
@@ -92,6 +98,7 @@ class Rollouts(BatchSource):
         self._scored = scored
         self._order = one_order(seed, len(prompts))
         self._root, self.first_number = root or model, first_number
+        self._writer = writer
         self.latest: Sequence[Rollout] = ()
         self._watch = Watch(folder)
 
@@ -145,6 +152,8 @@ class Rollouts(BatchSource):
             places, first = range(begin, end), later * self._rows_per_step
             prompts += [self._prompts[rows[place // each - begin // each]] for place in places]
             seeds += [seed_of((self._seed, later, place - first)) for place in places]
+        if self._writer is not None:
+            return self._writer(prompts, seeds, world)
         with unsharded(self._root):
             return sample(self._model, prompts, self._sampling, seeds)
 
@@ -180,9 +189,14 @@ class Rollouts(BatchSource):
             write_text(self._path(later), lines)
 
     def _is_kept(self, step: int, world: World) -> bool:
-        """Whether the step's rollouts were written with those of the step before it."""
+        """Whether the step's rollouts were written with those of the step before it.
+
+        Or, where a writer need not write the same text again, in an earlier attempt.
+        """
         if step % self._refresh == 0:
-            return False
+            written = self._writer is not None and self._path(step).exists()
+            is_kept: bool = broadcast_object(written, world)
+            return is_kept
         before = self._read(step - 1, world)
         return bool(before) and before[0][BLOCK_END] > step
 

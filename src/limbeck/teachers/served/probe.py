@@ -107,7 +107,7 @@ def score(
     return read_rows(answer, tokens, k)
 
 
-def length_of(answer: Any, url: str, model: str) -> int:
+def length_of(answer: Any, url: str, model: str, section: str = "teacher") -> int:
     """The longest sequence of the model, from the list of those served.
 
     Raises:
@@ -123,7 +123,7 @@ def length_of(answer: Any, url: str, model: str) -> int:
         ) from error
     if model not in served:
         raise ConfigError(
-            f"teacher.model: must be a model that {url} serves ({', '.join(served) or 'none'}), "
+            f"{section}.model: must be a model that {url} serves ({', '.join(served) or 'none'}), "
             f"got {model!r}. Correct the name, or start vLLM with --served-model-name."
         )
     entry = served[model]

@@ -42,6 +42,7 @@ class Connection:
         concurrency: Requests in flight at once.
         timeout_s: Longest wait for one answer.
         patience_s: Longest wait for a server that has gone away.
+        section: Of the recipe, in messages.
     """
 
     url: str
@@ -49,6 +50,7 @@ class Connection:
     concurrency: int
     timeout_s: float
     patience_s: float
+    section: str = "teacher"
 
 
 class Away(Exception):  # noqa: N818  (a state of the server, never raised to a user)
@@ -142,7 +144,7 @@ class Server:
                     raise TryLaterError(
                         f"The server {self.connection.url} must answer, and did not for "
                         f"{waited:,.0f} s: {away}. Start it and try again (a run continues with "
-                        "--resume), or raise teacher.patience_s."
+                        f"--resume), or raise {self.connection.section}.patience_s."
                     ) from away
                 if delay > FIRST_DELAY_S:
                     self._went_away(str(away), patience_s)
@@ -158,7 +160,7 @@ class Server:
                 return
             self._away_since = time.monotonic()
         self._say(
-            f"the teacher's server {self.connection.url} is away ({reason}); waiting for it, up "
+            f"the server {self.connection.url} is away ({reason}); waiting for it, up "
             f"to {patience_s:,.0f} s."
         )
 
@@ -169,9 +171,7 @@ class Server:
             seconds = time.monotonic() - self._away_since
             self._away_since = None
             self.outages += 1
-        self._say(
-            f"the teacher's server {self.connection.url} is back after {seconds:,.0f} s; going on."
-        )
+        self._say(f"the server {self.connection.url} is back after {seconds:,.0f} s; going on.")
 
     def _attempt(self, path: str, body: Mapping[str, Any] | None) -> Any:
         method, url = "GET" if body is None else "POST", self.connection.url + path
@@ -183,36 +183,37 @@ class Server:
         if status in RETRIED:
             raise Away(f"status {status}: {words_of(response)}", pause_of(response))
         if status != 200:
-            raise RefusedError(refusal(url, response))
+            raise RefusedError(refusal(url, response, self.connection.section))
         try:
             return json.loads(response.content)
         except (ValueError, RecursionError) as error:
             raise RefusedError(
-                f"teacher.url: {url} must answer in JSON, and answered {words_of(response)!r}. "
-                "Give the address of the inference server itself."
+                f"{self.connection.section}.url: {url} must answer in JSON, and answered "
+                f"{words_of(response)!r}. Give the address of the inference server itself."
             ) from error
 
 
-def refusal(url: str, response: httpx2.Response) -> str:
+def refusal(url: str, response: httpx2.Response, section: str) -> str:
     """Why a server will not answer, and what to do."""
     status = response.status_code
     if response.is_redirect:
         return (
-            f"teacher.url: {url} must answer itself, and redirects to "
+            f"{section}.url: {url} must answer itself, and redirects to "
             f"{response.headers.get('location', 'nowhere')[:QUOTED]!r}, which is not followed: the "
             "key would go along. Give the final address."
         )
     if status in (401, 403):
         return (
-            f"teacher.key_env: the server {url} must accept the key, and answered with status "
+            f"{section}.key_env: the server {url} must accept the key, and answered with status "
             f"{status}: {words_of(response)}. Name the environment variable that holds its key."
         )
     if status == 404:
         return (
-            f"teacher.url: {url} must be there, and is not: {words_of(response)}. Give the address "
-            "of vLLM's OpenAI-compatible server, without /v1, and the model's name as it serves it."
+            f"{section}.url: {url} must be there, and is not: {words_of(response)}. Give the "
+            "address of vLLM's OpenAI-compatible server, without /v1, and the model's name as it "
+            "serves it."
         )
-    return f"teacher: {url} refused the request with status {status}: {words_of(response)}"
+    return f"{section}: {url} refused the request with status {status}: {words_of(response)}"
 
 
 def words_of(response: httpx2.Response) -> str:
@@ -231,7 +232,7 @@ def pause_of(response: httpx2.Response) -> float:
     return float(value) if re.fullmatch(r"\d{1,6}", value) else 0.0
 
 
-def checked_url(url: str) -> str:
+def checked_url(url: str, section: str = "teacher") -> str:
     """A server's address without a trailing slash or `/v1`.
 
     Raises:
@@ -245,18 +246,18 @@ def checked_url(url: str) -> str:
         is_server = False
     if not is_server:
         raise ConfigError(
-            "teacher.url: must be the http:// or https:// address of a server, as "
+            f"{section}.url: must be the http:// or https:// address of a server, as "
             f"http://localhost:8000, got {url!r}."
         )
     if parsed.userinfo or parsed.query or parsed.fragment:
         raise ConfigError(
-            "teacher.url: must have no user, password, query or fragment, which end up in reports. "
-            "Name the environment variable of a key in teacher.key_env."
+            f"{section}.url: must have no user, password, query or fragment, which end up in "
+            f"reports. Name the environment variable of a key in {section}.key_env."
         )
     return url.rstrip("/").removesuffix("/v1").rstrip("/")
 
 
-def key_of(name: str | None) -> str | None:
+def key_of(name: str | None, section: str = "teacher") -> str | None:
     """The key in an environment variable; None for no name.
 
     Raises:
@@ -266,13 +267,13 @@ def key_of(name: str | None) -> str | None:
         return None
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,99}", name):
         raise ConfigError(
-            "teacher.key_env: must be the name of an environment variable, as VLLM_API_KEY, and is "
-            "not one. If this is the key itself, replace it: it may be in logs now."
+            f"{section}.key_env: must be the name of an environment variable, as VLLM_API_KEY, and "
+            "is not one. If this is the key itself, replace it: it may be in logs now."
         )
     key = os.environ.get(name, "").strip()
     if not key or not key.isascii() or not key.isprintable():
         raise ConfigError(
-            f"teacher.key_env: the environment variable {name} must hold the server's key, and "
+            f"{section}.key_env: the environment variable {name} must hold the server's key, and "
             f"{'holds characters that no key has' if key else 'is not set'}. Export it."
         )
     return key

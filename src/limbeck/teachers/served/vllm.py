@@ -256,7 +256,7 @@ def checked(
 def wrong(wanted: str, found: str) -> DataError:
     """The error for an answer that is not what was asked for."""
     return DataError(
-        f"The answer of the teacher's server must {wanted}, and {found}. Nothing was learnt from "
+        f"The answer of the server must {wanted}, and {found}. Nothing was learnt from "
         "it; use a server that answers as vLLM does."
     )
 
