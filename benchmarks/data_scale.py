@@ -1,18 +1,20 @@
 """Memory and rates while a text is tokenised and read: the shipped corpus, repeated with numbers.
 
-    PYTHONPATH=src:. python benchmarks/data_scale.py --work DIR [--millions 10 100]
+    PYTHONPATH=src:. python benchmarks/data_scale.py --work DIR [--millions 10 100] [--processes 1]
 
 The tokenizer is byte-level BPE with 8,192 tokens, trained on the corpus. Memory is what belongs to
-the process alone (RssAnon); pages of mapped files, which the system takes back, are not in it.
-Every size runs in a process of its own.
+the process alone (RssAnon), and what its tokenising processes have of their own; pages of mapped
+files, which the system takes back, are not in it. Every size runs in a process of its own.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gzip
 import json
 import multiprocessing
+import resource
 import threading
 import time
 from pathlib import Path
@@ -21,7 +23,7 @@ from tokenizers import ByteLevelBPETokenizer
 from transformers import PreTrainedTokenizerFast
 
 from limbeck.config import DataConfig
-from limbeck.data import TextData, corpus_path, load_data
+from limbeck.data import TextData, corpus_path, load_data, workers
 from limbeck.data.order import one_order
 
 LENGTH = 1024
@@ -46,14 +48,23 @@ class Memory:
         self._thread.join()
 
     def _watch(self) -> None:
-        while not self._stop.wait(0.05):
+        while not self._stop.wait(0.2):
             self.peak = max(self.peak, anonymous())
 
 
 def anonymous() -> int:
-    """Private memory of this process, in MiB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) // 1024
+    """Private memory of this process and its children, in MiB."""
+    total = field("/proc/self/status", "RssAnon")
+    for child in multiprocessing.active_children():
+        with contextlib.suppress(OSError, StopIteration):  # it has just ended
+            total += field(f"/proc/{child.pid}/smaps_rollup", "Private_Dirty")
+    return total // 1024
+
+
+def field(path: str, name: str) -> int:
+    """A number of a file in /proc, in KiB."""
+    lines = Path(path).read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name))
 
 
 def corpus() -> list[str]:
@@ -83,21 +94,24 @@ def read_all(data: TextData) -> int:
     )
 
 
-def measure(folder: Path, text: Path, tokenizer: Path) -> None:
+def measure(folder: Path, text: Path, tokenizer: Path, processes: int) -> None:
     """Print a row of the table."""
+    workers.MOST_PROCESSES = processes
     loaded = PreTrainedTokenizerFast(tokenizer_file=str(tokenizer), eos_token="</s>")
     config = DataConfig(type="text", path=str(text), sequence_length=LENGTH)
-    start = time.perf_counter()
+    start, start_cpu = time.perf_counter(), time.process_time()
     with Memory() as preparing:
         data = load_data(config, loaded, cache=folder / "cache", max_positions=None)
-    prepared = time.perf_counter() - start
+    prepared, own_cpu = time.perf_counter() - start, time.process_time() - start_cpu
+    others = sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
     start = time.perf_counter()
     with Memory() as reading:
         num_read = read_all(data)
     took = time.perf_counter() - start
     print(
         f"| {len(data.tokens) / 1e6:.1f} M | {data.num_documents:,} | "
-        f"{len(data.tokens) / prepared:,.0f} | {preparing.peak - preparing.before} | "
+        f"{len(data.tokens) / prepared:,.0f} | {own_cpu:.1f} + {others:.1f} | "
+        f"{preparing.peak - preparing.before} | "
         f"{num_read / took:,.0f} | {reading.peak - preparing.before} |",
         flush=True,
     )
@@ -108,19 +122,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--millions", type=float, nargs="+", default=[10.0, 100.0])
+    parser.add_argument("--processes", type=int, default=workers.MOST_PROCESSES, help="at most")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     texts, tokenizer = corpus(), ByteLevelBPETokenizer()
     tokenizer.train_from_iterator(texts, 8192, special_tokens=["</s>"])
     tokenizer.save(str(arguments.work / "tokenizer.json"))
     each = sum(map(len, texts)) / sum(len(tokenizer.encode(text).ids) for text in texts)
-    print("| tokens | documents | prepared, tokens/s | MiB more | read, tokens/s | MiB more |")
-    print("|---|---|---|---|---|---|", flush=True)
+    titles = ("tokens", "documents", "prepared, tokens/s", "CPU s: here + others", "MiB more")
+    print("| " + " | ".join((*titles, "read, tokens/s", "MiB more")) + " |")
+    print("|---|---|---|---|---|---|---|", flush=True)
     for millions in arguments.millions:
         path = arguments.work / f"{millions:g}.jsonl"
         write_text(path, texts, int(millions * 1e6 * each))
         process = multiprocessing.get_context("spawn").Process(
-            target=measure, args=(arguments.work, path, arguments.work / "tokenizer.json")
+            target=measure,
+            args=(arguments.work, path, arguments.work / "tokenizer.json", arguments.processes),
         )
         process.start()
         process.join()

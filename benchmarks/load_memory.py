@@ -110,12 +110,16 @@ def measure(size: int, work: Path, *, trim: bool) -> dict[str, float]:
         context.Process(target=rank_main, args=(rank, size, port, str(work), trim, phases[rank]))
         for rank in range(size)
     ]
-    start = time.perf_counter()
+    start = last = time.perf_counter()
+    spent = {LOADING: 0.0, GATHERED: 0.0, 0: 0.0}
     for each in ranks:
         each.start()
     before: dict[int, tuple[float, float]] = {}
     peaks: dict[str, float] = {}
     while any(each.is_alive() for each in ranks):
+        now_s = time.perf_counter()
+        spent[phases[0].value] += now_s - last
+        last = now_s
         for rank, each in enumerate(ranks):
             now = phases[rank].value
             try:
@@ -136,7 +140,8 @@ def measure(size: int, work: Path, *, trim: bool) -> dict[str, float]:
         time.sleep(0.03)
     assert [each.exitcode for each in ranks] == [0] * size
     figures = {key: round(value) for key, value in peaks.items() if " " in key}
-    return figures | {"seconds": round(time.perf_counter() - start, 1)}
+    seconds = {"loading": spent[LOADING], "proving": spent[GATHERED], "all": last - start}
+    return figures | {f"seconds, {name}": round(value, 1) for name, value in seconds.items()}
 
 
 def recipe(work: Path) -> None:

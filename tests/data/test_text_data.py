@@ -296,14 +296,14 @@ def test_memory_for_what_is_not_yet_on_disk_does_not_grow_with_the_text(
 ) -> None:
     """Of each chunk, tokens and documents are written before the next is read."""
     held: list[int] = []
-    plain = Draft.write
+    plain = Draft.append
 
-    def write_and_count(draft: Draft, to: Any) -> None:
-        held.append(sum(len(values) for values in draft.pending.values()))
-        plain(draft, to)
-        assert not any(draft.pending.values())
+    def count_and_append(draft: Draft, later: Draft, to: Any) -> None:
+        held.append(sum(len(values) for values in later.arrays.values()))
+        plain(draft, later, to)
+        assert not any(draft.arrays.values())
 
-    monkeypatch.setattr(Draft, "write", write_and_count)
+    monkeypatch.setattr(Draft, "append", count_and_append)
     load(write(tmp_path / "r.jsonl", ROWS * 500))
     assert len(held) > 3
     assert max(held) <= 512 * 12

@@ -1,5 +1,8 @@
 """Weights that go from their files straight into the shards of each rank."""
 
+import platform
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -8,6 +11,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from limbeck.distributed import fill, full_weights, gathered, shard, sharding
+from limbeck.distributed.filling import freed_memory_returned
 from limbeck.errors import DataError
 from limbeck.layer_map import LayerMap
 from limbeck.losses import PairShapes, build_objective
@@ -22,7 +26,7 @@ from limbeck.models import (
 )
 from limbeck.teachers import LocalTeacher, TeacherRequest
 from limbeck.train import train_step
-from tests.distributed.processes import on_ranks
+from tests.distributed.processes import live, on_ranks
 from tests.models.tiny import FAMILIES, random_batch, tiny_llama, tiny_model, tiny_tokenizer
 from tests.train.toy import ALONE, EVERYTHING, VOCABULARY, ToyBatches
 
@@ -279,3 +283,33 @@ def test_what_cannot_be_read_by_rows_is_loaded_whole_and_says_why(tmp_path):
     assert note.startswith("teacher: every rank loads all 86.7 kB of the model before it is shard")
     assert "its files hold tied weights twice" in note
     assert loading_notes("teacher", loaded(folder)) == ()
+
+
+def private_mib():
+    """Memory of this process that no file backs."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) // 1024
+
+
+def between_kept_blocks():
+    """Take and free ever larger blocks between those that stay, as weights between shards."""
+    torch.ones(31 << 18)  # from here on glibc keeps what is smaller
+    kept = []
+    for size_mib in range(4, 20):
+        block = torch.ones(size_mib << 18)
+        kept.append(torch.ones(1 << 18))
+        del block
+    return kept
+
+
+def freed_and_returned():
+    before = private_mib()
+    with freed_memory_returned():
+        kept = between_kept_blocks()
+    held = sum(each.nbytes for each in kept) >> 20
+    assert private_mib() - before < held + 8
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc that keeps memory")
+def test_memory_freed_while_models_load_goes_back_to_the_system():
+    assert live(freed_and_returned) == 0

@@ -35,6 +35,10 @@ CASES = {
     "each reduced": (2, {"passes": 3, "dtype": torch.bfloat16, "reduce": "micro_batch"}),
     "checkpointed": (2, {"checkpointing": "full"}),
     "selective": (2, {"checkpointing": "selective"}),
+    "reduced at the peak": (
+        2,
+        {"dtype": torch.bfloat16, "checkpointing": "full", "rows": 1, "length": 4},
+    ),
 }
 
 REDUCE = ("step", "micro_batch")
@@ -137,6 +141,12 @@ def test_a_simulated_step_is_a_real_one(folder, name):
     assert mine["flops"] > 0
 
 
+def test_gloo_s_copy_of_what_it_reduces_counts(folder):
+    """At the peak there are the flat gradients of a head in float32, and their copy."""
+    step = json.loads((folder / "real reduced at the peak").read_text())
+    assert step["memory_bytes"]["gradients, not yet reduced"] >= 2 * 4 * VOCABULARY * 32
+
+
 def as_a_rank_of_copies(here, folder, reduce):
     step = figures(here, folder, passes=3, reduce=reduce)
     if here.is_main:
@@ -220,6 +230,21 @@ def test_a_rank_of_two_holds_half_and_gathers_each_unit_as_planned(folder, name,
     root = bytes_of(student) - sum(p.nbytes for p in student.blocks.parameters())
     gathered = 2 * bytes_of(student) - root + bytes_of(teacher)
     assert sizes["all-gather"] == 3 * gathered / 2
+
+
+def test_a_peak_between_operations_is_looked_at():
+    """FSDP2 gives memory to gathered weights by resizing storages, which is no operation."""
+    footprint, seen = Footprint([]), []
+    with footprint:
+        storage = torch.empty(1000).untyped_storage()
+        storage.resize_(0)
+        footprint.reset(0.0, lambda: seen.append([size for _, size, _ in footprint.storages()]))
+        storage.resize_(4000)
+        small = torch.empty(10)
+        storage.resize_(0)
+        torch.empty(100)
+    assert footprint.peak_bytes == 4040
+    assert seen == [[4000], [4000, small.nbytes]]
 
 
 def released(here):

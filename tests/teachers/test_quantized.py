@@ -8,16 +8,21 @@ from importlib.util import find_spec
 
 import pytest
 import torch
+from torch.distributed.tensor import DTensor
 
+from limbeck.config import ObjectiveConfig, OptimConfig
+from limbeck.distributed import shard
 from limbeck.errors import ConfigError
 from limbeck.experiment import assemble, load
 from limbeck.losses import SignalNeeds
 from limbeck.models import quantized, save_student
 from limbeck.teachers import LocalTeacher, TeacherRequest, teachers
+from limbeck.train import make_optimizers, train_step
 from tests.commands.test_check import run as check
+from tests.distributed.processes import on_ranks
 from tests.experiment.tiny_run import write_recipe
 from tests.models.tiny import random_batch, tiny_model, tiny_tokenizer
-from tests.train.toy import ALONE
+from tests.train.toy import ALONE, ToyBatches, toy_pair
 
 needs_library = pytest.mark.skipif(
     find_spec("bitsandbytes") is None, reason="needs limbeck[quantized]"
@@ -84,6 +89,39 @@ def test_a_student_of_a_quantised_teacher_trains(bits, tmp_path, monkeypatch):
     assert (outcome.student / "model.safetensors").exists()
     assert facts.quantized == bits
     assert any(note.startswith(f"teacher: quantised to {bits}") for note in done.parts.notes)
+
+
+def step_of(world, rows, file, bits):
+    """Losses and gradient norm of a step whose teacher is quantised."""
+    distiller, plain = toy_pair(ObjectiveConfig())
+    model = quantized(plain.model, bits, torch.device("cpu"))
+    teacher = LocalTeacher(model, whole=lambda: plain.model)
+    teacher.shard(world)
+    assert not any(isinstance(p, DTensor) for p in model.parameters()), "whole on each rank"
+    shard(distiller, distiller.student.blocks, world)
+    optimizers = make_optimizers(
+        distiller, OptimConfig(learning_rate=0.01, steps=1), 0.01, world.device
+    )
+    batches = [ToyBatches().batch(rows[world.rank])]
+    outcome = train_step(distiller, teacher, optimizers, batches, world)
+    if world.is_main:
+        file.write_text(json.dumps([outcome.loss, outcome.grad_norm]))
+
+
+@needs_library
+@pytest.mark.parametrize("bits", ["8bit", "4bit"])
+def test_two_ranks_with_a_quantised_teacher_take_the_step_of_one_process(bits, tmp_path):
+    on_ranks(2, step_of, [[0, 1], [2]], tmp_path / "ranks", bits)
+    step_of(ALONE, [[0, 1, 2]], tmp_path / "alone", bits)
+    ranks, alone = (json.loads((tmp_path / name).read_text()) for name in ("ranks", "alone"))
+    assert ranks == pytest.approx(alone, rel=1e-5)
+
+
+def test_without_the_library_no_model_is_read(monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    make = teachers.bind({"type": "online", "path": "nowhere", "quantize": "8bit"}, "teacher")
+    with pytest.raises(ConfigError, match=r"pip install 'limbeck\[quantized\]'"):
+        make(ALONE)
 
 
 @needs_library

@@ -6,12 +6,15 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import xxhash
+from jaxtyping import Shaped
 
 from limbeck.config import DataConfig
 from limbeck.data.columns import Column, Kinds, columns
@@ -19,6 +22,7 @@ from limbeck.data.detect import WEIGHT, advice, wanted_columns
 from limbeck.data.formats import Encoder, Piece, Reader, Values
 from limbeck.data.packing import cut, pack
 from limbeck.data.rows import Row, Source
+from limbeck.data.workers import in_order
 from limbeck.errors import DataError
 
 SHOWN = 5
@@ -45,6 +49,9 @@ KINDS: Kinds = {
 }
 """The arrays of `TextData` that grow while a text is read."""
 
+Chunk = tuple[list[Row], bool]
+"""Rows, and whether they are tokenised or checked only."""
+
 Progress = Callable[[int, int], None]
 """Called with the numbers of rows and tokens read so far."""
 
@@ -59,9 +66,15 @@ class BadRow(NamedTuple):
 
 @dataclass
 class Draft:
-    """Counts of what has been read so far, and the arrays that are not written yet."""
+    """Counts of what has been read, and its arrays until they are written.
 
-    pending: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in KINDS})
+    Attributes:
+        arrays: With places that count from the draft's first token and first document.
+        tokenised: False for rows of a text that is already refused.
+    """
+
+    arrays: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in KINDS})
+    tokenised: bool = True
     num_tokens: int = 0
     num_documents: int = 0
     num_used: int = 0
@@ -74,12 +87,24 @@ class Draft:
     bad_rows: list[BadRow] = field(default_factory=list)
     num_bad: int = 0
 
-    def write(self, to: Mapping[str, Column]) -> None:
-        """Write what is pending."""
-        for name, values in self.pending.items():
-            whole = name in ("tokens", "scored") and values
-            to[name].extend(np.concatenate(values) if whole else values)
-            values.clear()
+    def append(self, later: Draft, to: Mapping[str, Column]) -> None:
+        """Add counts of what was read next, and write its arrays."""
+        arrays = {name: joined(name, values) for name, values in later.arrays.items()}
+        arrays["windows"] += (self.num_tokens, 0, self.num_documents)
+        arrays["document_ends"] += self.num_tokens
+        for name, values in arrays.items():
+            to[name].extend(values)
+        self.num_tokens += later.num_tokens
+        self.num_documents += later.num_documents
+        self.num_used += later.num_used
+        self.num_windows += later.num_windows
+        self.num_positions += later.num_positions
+        self.num_scored += later.num_scored
+        self.num_bad += later.num_bad
+        self.largest_id = max(self.largest_id, later.largest_id)
+        self.has_weight |= later.has_weight
+        self.dropped += later.dropped
+        self.bad_rows = (self.bad_rows + later.bad_rows)[:SHOWN]
 
 
 def build(
@@ -92,27 +117,55 @@ def build(
 ) -> dict[str, Any]:
     """Write the arrays of a data set into a folder; its facts.
 
-    Tokens are written as they come: memory holds a chunk of rows, and when rows are planned 60
-    bytes a window.
+    Tokens are written as they come: memory holds a chunk of rows a process, and when rows are
+    planned 60 bytes a window. The arrays do not depend on the number of processes.
     """
     draft = Draft()
-    with columns(folder, KINDS) as files:
+    refused = False
+
+    def read() -> Iterator[Chunk]:
         for rows in chunks(rows_of(config, source, reader), config.max_documents):
-            good = [
-                (row, values)
-                for row in rows
-                if (values := checked(draft, row, config, reader)) is not None
-            ]
-            if not draft.num_bad or config.bad_rows == "skip":
-                for (row, values), piece in zip(
-                    good, reader.encode([values for _, values in good], encoder), strict=True
-                ):
-                    add(draft, row, values, piece, config)
-            draft.write(files)
+            yield rows, not refused
+
+    def name(chunk: Chunk) -> str:
+        (first, *_), (last, *_) = chunk[0], reversed(chunk[0])
+        files = source.labels
+        return f"{files[first.file]}:{first.number} to {files[last.file]}:{last.number}"
+
+    work = partial(tokenise, config, reader, encoder)
+    with columns(folder, KINDS) as files, closing(in_order(work, read(), name)) as parts:
+        for part in parts:
+            if refused and part.tokenised:
+                continue  # sent to a process before the first bad row was known
+            draft.append(part, files)
+            refused = draft.num_bad > 0 and config.bad_rows == "error"
             progress(draft.num_documents + draft.num_bad, draft.num_tokens)
     refuse(draft, config, source)
     num_rows = plan_rows(folder, config)
     return facts(draft, config, source, folder, num_rows)
+
+
+def tokenise(config: DataConfig, reader: Reader, encoder: Encoder, chunk: Chunk) -> Draft:
+    """A chunk's draft."""
+    rows, wanted = chunk
+    draft = Draft()
+    good = [
+        (row, values) for row in rows if (values := checked(draft, row, config, reader)) is not None
+    ]
+    draft.tokenised = wanted and (not draft.num_bad or config.bad_rows == "skip")
+    if draft.tokenised:
+        encoded = reader.encode([values for _, values in good], encoder)
+        for (row, values), piece in zip(good, encoded, strict=True):
+            add(draft, row, values, piece, config)
+    return draft
+
+
+def joined(name: str, values: list[Any]) -> Shaped[np.ndarray, " ..."]:
+    """An array of a draft."""
+    dtype, width = KINDS[name]
+    whole = name in ("tokens", "scored") and values
+    array = np.concatenate(values, dtype=dtype) if whole else np.array(values, dtype)
+    return array.reshape((-1, width) if width else -1)
 
 
 def plan_rows(folder: Path, config: DataConfig) -> int:
@@ -203,7 +256,7 @@ def add(draft: Draft, row: Row, values: Values, piece: Piece | str, config: Data
     content = {name: value for name, value in values.items() if name != WEIGHT}
     body = json.dumps(content, sort_keys=True, default=str)
     weight, num_scored = float(values.get(WEIGHT, 1.0)), int(piece.scored.sum())
-    new, windows = draft.pending, 0
+    new, windows = draft.arrays, 0
     if num_scored:
         for start, positions in cut(len(piece.ids), config.sequence_length):
             if piece.scored[start + 1 : start + positions + 1].any():

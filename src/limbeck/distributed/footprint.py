@@ -5,6 +5,7 @@ It counts simulated and real steps alike, which is how the simulation is validat
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.utils import flop_counter
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
 from limbeck.distributed.sharding import local
@@ -95,8 +96,8 @@ class Footprint(TorchDispatchMode):
     Attributes:
         live_bytes: Of all storages there are.
         peak_bytes: The most since `reset`.
-        peak_operation: When that was, in operations since `reset`.
         flops: Since `reset`.
+        summed: The copy that gloo makes of what it reduces and scatters, while it does.
     """
 
     def __init__(self, modules: Iterable[nn.Module], device_type: str | None = None) -> None:
@@ -106,8 +107,9 @@ class Footprint(TorchDispatchMode):
             device_type: Tensors elsewhere are not counted; None counts all.
         """
         super().__init__()  # type: ignore[no-untyped-call]
-        self.live_bytes = self.peak_bytes = self.peak_operation = self.flops = 0
-        self._operations, self._look_at = 0, -1
+        self.live_bytes = self.peak_bytes = self.flops = 0
+        self.summed: Tensor | None = None
+        self._look_above = math.inf
         self._look: Callable[[], None] = lambda: None
         self._live: dict[int, tuple[int, tuple[int, ...], weakref.ref[Any]]] = {}
         self._collectives: dict[tuple[str, int, int], tuple[int, int]] = {}
@@ -116,15 +118,17 @@ class Footprint(TorchDispatchMode):
             for tensor in (*module.parameters(), *module.buffers()):
                 self._note(local(tensor))
 
-    def reset(self, look_at: int = -1, look: Callable[[], None] = lambda: None) -> None:
+    def reset(self, look_above: float = math.inf, look: Callable[[], None] = lambda: None) -> None:
         """Count anew.
 
         Args:
-            look_at: After this many operations `look` is called.
-            look: For example to take `by_purpose` at the peak of an equal step.
+            look_above: Whenever more bytes than these are live, and more than ever before, `look`
+                is called: last at the peak. An operation's number would not find it: simulated
+                steps differ in operations without results, and memory grows between operations.
+            look: For example to take `by_purpose`.
         """
-        self.peak_bytes, self.peak_operation, self.flops = self.live_bytes, 0, 0
-        self._operations, self._look_at, self._look = 0, look_at, look
+        self.peak_bytes, self.flops = self.live_bytes, 0
+        self._look_above, self._look = look_above, look
         self._collectives = {}
 
     @property
@@ -166,8 +170,12 @@ class Footprint(TorchDispatchMode):
         if DTensor in types:
             return NotImplemented  # its local tensors come next
         kwargs = dict(kwargs or {})
+        if func is torch.ops.c10d._reduce_scatter_base_.default and args[1].device.type == "cpu":
+            # A real copy is made where no mode sees it, and a simulated group makes none.
+            self.summed = torch.empty_like(args[1])
+            self._note(self.summed)
+            self.summed = None
         result = func(*args, **kwargs)
-        self._operations += 1
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
                 self._note(tensor)
@@ -175,8 +183,6 @@ class Footprint(TorchDispatchMode):
             self._count(func, args)
         if cost := FLOPS.get(func.overloadpacket):
             self.flops += cost(*args, **kwargs, out_val=result)
-        if self._operations == self._look_at:
-            self._look()
         return result
 
     def _count(self, func: Any, args: tuple[Any, ...]) -> None:
@@ -218,7 +224,10 @@ class Footprint(TorchDispatchMode):
     def _grow(self, size: int) -> None:
         self.live_bytes += size
         if self.live_bytes > self.peak_bytes:
-            self.peak_bytes, self.peak_operation = self.live_bytes, self._operations
+            self.peak_bytes = self.live_bytes
+            if self.live_bytes > self._look_above:
+                with _disable_current_modes():  # memory may grow outside of operations
+                    self._look()
 
 
 def by_purpose(
@@ -241,6 +250,7 @@ def by_purpose(
         if tensor is not None:
             purposes.setdefault(local(tensor).untyped_storage()._cdata, purpose)
 
+    tag(footprint.summed, "gradients, not yet reduced")
     for name, model in models.items():
         for part in model.modules():
             if isinstance(part, FSDPModule):

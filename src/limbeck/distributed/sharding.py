@@ -18,7 +18,7 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor
 
-from limbeck.distributed.filling import fill, prove, unfilled
+from limbeck.distributed.filling import fill, freed_memory_returned, prove, unfilled
 from limbeck.distributed.ranks import World
 from limbeck.distributed.reduction import NarrowReduceScatter
 from limbeck.models import CausalLM
@@ -73,16 +73,17 @@ def shard(
             for embedding in model.own_embeddings:
                 wrap(embedding).set_unshard_in_backward(False)
     wrap(module, reshard_after_forward=False)
-    for model in waiting:
-        fill(model, world)
     if reduce_dtype != torch.float32:
         for part in module.modules():
             if isinstance(part, FSDPModule):
                 part.set_custom_reduce_scatter(NarrowReduceScatter(reduce_dtype))
-    become_root(module)
-    with gathered(module):
+    with freed_memory_returned():
         for model in waiting:
-            prove(model)
+            fill(model, world)
+        become_root(module)
+        with gathered(module):
+            for model in waiting:
+                prove(model)
 
 
 def become_root(module: nn.Module) -> None:

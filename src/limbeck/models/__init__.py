@@ -36,7 +36,7 @@ from limbeck.models.prove import (
     prove_documents_apart,
     prove_head,
 )
-from limbeck.models.quantization import pack, quantized
+from limbeck.models.quantization import pack, quantized, require_bitsandbytes
 from limbeck.models.save import plain_weights, round_weights, save_student
 from limbeck.models.shared import shared_model
 from limbeck.models.sketch import sketched_model
@@ -80,6 +80,7 @@ __all__ = [
     "prove_head",
     "quantized",
     "reopened",
+    "require_bitsandbytes",
     "round_weights",
     "save_adapters",
     "save_student",

@@ -103,9 +103,10 @@ def neighbours_seen(model: CausalLM, pieces: Sequence[Int[Tensor, " _"]]) -> tup
     between = slice(len(first), -len(last))
     others = [(piece + 1) % model.vocabulary_size for piece in (first, last)]
     with torch.no_grad(), evaluating(model):
-        packed = _states(model, pieces)
-        alone = torch.cat([_states(model, [piece]) for piece in pieces])
-        beside_others = _states(model, [others[0], *inner, others[1]])
+        packed = _states(model, [pieces])
+        # Of one shape, so that both are rounded alike. Each pass gathers a sharded model anew.
+        beside_others = _states(model, [[others[0], *inner, others[1]]])
+        alone = _states(model, [[piece] for piece in pieces])
     error = ((packed - alone).norm(dim=-1) / alone.norm(dim=-1)).max()
     return float(error), float((beside_others - packed)[between].abs().max())
 
@@ -125,12 +126,15 @@ def _tokens(model: CausalLM, seed: int, count: int) -> Int[Tensor, " T"]:
     return ids.to(model.device)
 
 
-def _states(model: CausalLM, pieces: Sequence[Int[Tensor, " _"]]) -> Float[Tensor, "T D"]:
-    """Last hidden states of pieces in one row, each with positions of its own."""
+def _states(model: CausalLM, rows: Sequence[Sequence[Int[Tensor, " _"]]]) -> Float[Tensor, "T D"]:
+    """Last hidden states of pieces in rows, each piece with positions of its own."""
     windows = [
-        # Every position is read, and no target: the last one may be any.
-        Window(np.append(piece.cpu().numpy(), 0), np.ones(len(piece), dtype=np.bool_), number)
-        for number, piece in enumerate(pieces)
+        [
+            # Every position is read, and no target: the last one may be any.
+            Window(np.append(piece.cpu().numpy(), 0), np.ones(len(piece), dtype=np.bool_), number)
+            for number, piece in enumerate(pieces)
+        ]
+        for pieces in rows
     ]
-    hidden: Tensor = model(Batch.packed([windows]).to(model.device))[0]
+    hidden: Tensor = model(Batch.packed(windows).to(model.device))[0]
     return hidden.float()

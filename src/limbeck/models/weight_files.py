@@ -24,8 +24,9 @@ from limbeck.tokenizers.load import hub_answers
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-STEP_BYTES = 1 << 26
-"""Rows are copied in steps of about this size, so that a large weight is never held twice."""
+STEP_BYTES = 1 << 24
+"""Rows are copied in steps of about this size, so that a large weight is never held twice. Looking
+for numbers that are not finite takes about two steps of memory."""
 SAMPLES, SAMPLE_BYTES = 16, 4096
 
 

@@ -34,6 +34,7 @@ from limbeck.models import (
     model_facts,
     num_bytes,
     quantized,
+    require_bitsandbytes,
     shape_facts,
 )
 from limbeck.teachers.base import (
@@ -196,6 +197,8 @@ def online(
             "teacher.quantize: a plan for a cluster reads no weights and cannot quantise them, got "
             f"{quantize}. Add teacher.quantize=null to plan the teacher in {dtype}."
         )
+    if quantize is not None:
+        require_bitsandbytes("teacher.quantize")  # before a large model is read for nothing
     whole = partial(load_model, source, device=torch.device("cpu"), dtype=weights)
     model = model_for(source, world, weights) if quantize is None else whole()
     facts = {
