@@ -142,9 +142,10 @@ def test_a_simulated_step_is_a_real_one(folder, name):
 
 
 def test_gloo_s_copy_of_what_it_reduces_counts(folder):
-    """At the peak there are the flat gradients of a head in float32, and their copy."""
-    step = json.loads((folder / "real reduced at the peak").read_text())
-    assert step["memory_bytes"]["gradients, not yet reduced"] >= 2 * 4 * VOCABULARY * 32
+    """At the peak there are the gradients of a block in float32, and gloo's copy of them."""
+    step = json.loads((folder / "simulated reduced at the peak").read_text())
+    block = tiny_llama(STUDENT_LAYERS, 32, VOCABULARY).blocks[0]
+    assert step["memory_bytes"]["gradients, not yet reduced"] == 2 * bytes_of(block)
 
 
 def as_a_rank_of_copies(here, folder, reduce):
