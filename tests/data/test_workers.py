@@ -99,6 +99,20 @@ def test_an_error_in_a_process_says_where_and_what(monkeypatch: pytest.MonkeyPat
         list(workers.in_order(work, numbers(9), lambda item: f"rows of {item}"))
 
 
+def test_an_error_that_a_user_can_fix_is_the_one_that_was_raised(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(workers, "num_processes", lambda: 2)
+
+    def work(item: int) -> int:
+        if item == 4:
+            raise DataError("Row 4 must have text.")
+        return item
+
+    with pytest.raises(DataError, match=r"^Row 4 must have text\.$"):
+        list(workers.in_order(work, numbers(9), str))
+
+
 def slow(item: int) -> int:
     if item >= workers.ALONE:
         time.sleep(60)

@@ -10,7 +10,7 @@ from torch.optim import AdamW
 
 from limbeck.config import OptimConfig
 from limbeck.distributed import AdamW8bit, adamw_8bit, full_weights, load_checkpoint, shard, whole
-from limbeck.distributed.adamw_8bit import BLOCK, SIGNED, UNSIGNED, decoded, encode
+from limbeck.distributed.adamw_8bit import BLOCK, decoded, encode, levels
 from limbeck.train import make_optimizers
 from tests.distributed.processes import on_ranks
 from tests.distributed.saved_checkpoint import save_checkpoint
@@ -24,11 +24,12 @@ needs_library = pytest.mark.skipif(
 
 @needs_library
 @pytest.mark.filterwarnings("ignore")  # of libraries that it imports
-@pytest.mark.parametrize(("table", "signed"), [(SIGNED, True), (UNSIGNED, False)])
-def test_the_levels_are_those_of_bitsandbytes(table, signed):
+@pytest.mark.parametrize("signed", [True, False])
+def test_the_levels_are_those_of_bitsandbytes(signed):
     from bitsandbytes.functional import create_dynamic_map
 
-    torch.testing.assert_close(table, create_dynamic_map(signed), atol=1e-7, rtol=1e-5)
+    expected = create_dynamic_map(signed)
+    torch.testing.assert_close(levels(signed=signed), expected, atol=1e-7, rtol=1e-5)
 
 
 def coded(numbers, table):
@@ -44,12 +45,12 @@ def test_numbers_are_rounded_to_the_nearest_level_of_their_block(width):
     numbers = torch.randn(5, width, generator=torch.Generator().manual_seed(0))
     numbers[2] *= 1e-9
     numbers[3] = 0
-    for table, values in ((SIGNED, numbers), (UNSIGNED, numbers.square())):
+    for table, values in ((levels(signed=True), numbers), (levels(signed=False), numbers.square())):
         found = coded(values, table)
         for row, wanted in zip(found, values, strict=True):
             for start in range(0, width, BLOCK):
                 block = wanted[start : start + BLOCK]
-                may = table if table is SIGNED or not block.any() else table[1:]
+                may = table if table is levels(signed=True) or not block.any() else table[1:]
                 nearest = (block[:, None] - may * block.abs().max()).abs().min(1).values
                 off = (row[start : start + BLOCK] - block).abs()
                 torch.testing.assert_close(

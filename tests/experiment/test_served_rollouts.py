@@ -84,6 +84,9 @@ def test_its_texts_are_those_of_the_student_here_and_a_resumed_run_reads_them(
     found = run(path, resume=True).student / "model.safetensors"
     assert found.read_bytes() == wanted.read_bytes()
     assert len(server.requests) == 4  # of step 3; step 2 is read
+    server.requests.clear()
+    run(path, resume_from=2)
+    assert len(server.requests) == 8  # texts of weights that may not be reached again are dropped
 
 
 def test_a_server_that_comes_back_gets_the_weights_again(server, tmp_path):
@@ -96,8 +99,11 @@ def test_a_server_that_comes_back_gets_the_weights_again(server, tmp_path):
         return answer
 
     server.lie = away
-    run(path, "optim.steps=2")
-    assert len(server.loads) == 3
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared" / "mine.txt").write_text("stays")
+    run(path, "optim.steps=2", f"rollout.server.folder={tmp_path / 'shared'}")
+    assert server.loads == [str(tmp_path / "shared" / "rollout-weights")] * 3
+    assert (tmp_path / "shared" / "mine.txt").exists()
 
 
 def shifted(answer, body):

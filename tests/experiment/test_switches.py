@@ -67,7 +67,9 @@ AGAIN = {
         form=test_stored.TOP_K,
         metrics={"forward_kl", "reverse_kl", "total_variation"},
     ),
-    "adapters": test_trainable.test_both_trials_begin_with_the_same_adapters,
+    "adapters": partial(
+        test_trainable.test_both_trials_begin_with_the_same_weights, trainable=test_trainable.DORA
+    ),
 }
 RESUMES = {
     "all weights": "trainable={freeze: []}",

@@ -136,8 +136,9 @@ def test_a_run_does_not_resume_with_other_frozen_weights(tmp_path, monkeypatch):
         run(recipe, LORA, resume=True)
 
 
-def test_both_trials_begin_with_the_same_adapters(tmp_path):
-    run(write_recipe(tmp_path), DORA, "evaluate.baseline=cross_entropy", "objective.alpha=0.0")
+@pytest.mark.parametrize("trainable", [DORA, "trainable.quantize=q4_0"])
+def test_both_trials_begin_with_the_same_weights(tmp_path, trainable):
+    run(write_recipe(tmp_path), trainable, "evaluate.baseline=cross_entropy", "objective.alpha=0.0")
     main = steps_of(tmp_path / "run")
     anchor = steps_of(tmp_path / "run" / "stages" / "cross_entropy")
     said = [[r["cross_entropy"] for r in records] for records in (main, anchor)]

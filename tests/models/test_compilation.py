@@ -2,8 +2,16 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
+from limbeck.config.trainable import TrainableConfig
 from limbeck.errors import ConfigError
-from limbeck.models import checkpoint_activations, compilation, compile_blocks, compiles
+from limbeck.models import (
+    checkpoint_activations,
+    compilation,
+    compile_blocks,
+    compiles,
+    make_trainable,
+    rounds_weights,
+)
 from tests.models.test_attention import packed_batch
 from tests.models.test_causal_lm import gradients, random_batch
 from tests.models.tiny import tiny_model
@@ -76,3 +84,8 @@ def test_what_cannot_be_compiled_is_refused_with_the_reason():
         compiles(True, CPU, "selective", reads_projections=False)
     with pytest.raises(ConfigError, match="queries, keys or values"):
         compiles(True, CPU, "none", reads_projections=True)
+    rounding = tiny_model("llama")
+    make_trainable(rounding, TrainableConfig(quantize="q4_0"), 0)
+    options = {"reads_projections": False, "rounds_weights": rounds_weights(rounding)}
+    with pytest.raises(ConfigError, match=r"rounding of weights that trainable\.quantize"):
+        compiles(True, CPU, "none", **options)

@@ -288,6 +288,30 @@ def test_a_kept_file_that_is_missing_is_named_and_nothing_is_written_again(lost,
     assert sorted(tmp_path.iterdir()) == left
 
 
+def test_a_written_batch_is_read_again_if_it_is_whole_and_else_written_whole(tmp_path):
+    """With a writer, which need not write the same text twice."""
+    student, batches = model(), []
+
+    def write(prompts, seeds, world):
+        batches.append(len(prompts))
+        return sample(student, prompts, Sampling(tokens=4), seeds)
+
+    options = {"refresh": 2, "num_steps": 4, "writer": write}
+    first = rollouts_of(student, tmp_path, **options)
+    first.step(0, ALONE)
+    wanted = [row.token_ids for row in first.latest]
+    moved(student)
+    again = rollouts_of(student, tmp_path, **options)
+    again.step(0, ALONE)
+    assert [row.token_ids for row in again.latest] == wanted
+    assert batches == [6]
+    (tmp_path / "step-1.jsonl").unlink()
+    for step in (0, 1):
+        again.step(step, ALONE)
+    assert batches == [6, 6]
+    assert kept(tmp_path, 1)[0]["weights_step"] == 0
+
+
 @pytest.mark.parametrize("refresh", [1, 3, 5])
 def test_a_resumed_run_reads_and_learns_the_same(refresh, tmp_path):
     """Resumed at step 8: the start of a block, its last step, and within one."""

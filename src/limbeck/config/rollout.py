@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Interval
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from limbeck.config.schedules import STRICT
+from limbeck.files import expanded
 
 Part = Annotated[float, Interval(ge=0, le=1)]
 
@@ -23,9 +24,9 @@ class RolloutServerConfig:
     """Address of the server, http or https."""
     model: str
     """Name of the model in the server (`--served-model-name`)."""
-    folder: Path | None = None
-    """Gets the student's weights, under a path that the server can read too; by default
-    `rollout-weights` in the run's directory."""
+    folder: Annotated[Path, AfterValidator(expanded)] | None = None
+    """The folder `rollout-weights` in it gets the student's weights, and the server must be able to
+    read it under the same path; by default the run's directory."""
     key_env: str | None = None
     """Environment variable that holds the server's key."""
     concurrency: Annotated[int, Interval(ge=1, le=1024)] = 64
@@ -55,7 +56,7 @@ class RolloutConfig:
     per_prompt: Annotated[int, Gt(0)] = 1
     """Rollouts of each prompt, all in one step."""
     engine: Literal["auto", "transformers", "vllm"] = "auto"
-    """What writes: transformers' `generate` in this process (`auto`), or `server`."""
+    """What writes: transformers' `generate` in this process (`auto`), or a `vllm` server."""
     server: RolloutServerConfig | None = None
     """The server of `engine: vllm`."""
     refresh: Annotated[int, Gt(0)] = 1

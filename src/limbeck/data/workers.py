@@ -15,7 +15,7 @@ from contextlib import ExitStack, suppress
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
-from limbeck.errors import RunError
+from limbeck.errors import LimbeckError, RunError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -100,9 +100,11 @@ def serve(work: Callable[[Item], Result], pipe: Connection, parent: int) -> None
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     while True:
         item = pipe.recv()
-        answer: tuple[Result | None, str]
+        answer: tuple[Result | None, str | LimbeckError]
         try:
             answer = work(item), ""
+        except LimbeckError as error:
+            answer = None, error
         except Exception:
             answer = None, traceback.format_exc()
         pipe.send(answer)
@@ -117,6 +119,8 @@ def received(pipe: Connection, name: str) -> Any:
             f"Tokenising must end, but its process for {name} was killed. Most often memory is "
             "short: look at the kernel's log, and start again."
         ) from error
+    if isinstance(problem, LimbeckError):
+        raise problem
     if problem:
         raise RuntimeError(f"Tokenising {name} failed:\n{problem}")
     return result

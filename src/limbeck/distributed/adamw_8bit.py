@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from typing import Any
 
 import torch
@@ -73,11 +75,11 @@ class AdamW8bit(Optimizer):
             return
         for rows in slices(weight):
             part = {name: value[rows] for name, value in mine.items() if name != "step"}
-            mean = decoded(part["mean"], part["mean_scale"], SIGNED)
-            square = decoded(part["root"], part["root_scale"], UNSIGNED).square_()
+            mean = decoded(part["mean"], part["mean_scale"], levels(signed=True))
+            square = decoded(part["root"], part["root_scale"], levels(signed=False)).square_()
             update(weight[rows], gradient[rows], mean, square, group, step)
-            encode(mean, part["mean"], part["mean_scale"], SIGNED)
-            encode(square.sqrt_(), part["root"], part["root_scale"], UNSIGNED)
+            encode(mean, part["mean"], part["mean_scale"], levels(signed=True))
+            encode(square.sqrt_(), part["root"], part["root_scale"], levels(signed=False))
 
 
 def narrow(optimizer: Optimizer) -> None:
@@ -112,7 +114,7 @@ def first_state(parameter: Tensor) -> dict[str, Tensor]:
         for name in ("mean", "square"):
             state[name] = torch.zeros_like(parameter, dtype=torch.float32)
         return state
-    blocks = -(-parameter[0].numel() // BLOCK)
+    blocks = -(-math.prod(parameter.shape[1:]) // BLOCK)
     for name in ("mean", "root"):
         state[name] = torch.zeros_like(parameter, dtype=torch.uint8)
         state[f"{name}_scale"] = zeros_of(parameter, (len(parameter), blocks))
@@ -138,7 +140,7 @@ def moment_bytes(parameter: Tensor) -> int:
     """Bytes of a parameter's moments."""
     if not is_in_8_bits(parameter):
         return 2 * 4 * parameter.numel()
-    blocks = -(-parameter[0].numel() // BLOCK)
+    blocks = -(-math.prod(parameter.shape[1:]) // BLOCK)
     return 2 * (parameter.numel() + 4 * len(parameter) * blocks)
 
 
@@ -149,22 +151,20 @@ def slices(weight: Tensor) -> Iterator[slice]:
         yield slice(start, start + rows)
 
 
+@cache
 def levels(*, signed: bool) -> Float[Tensor, " 256"]:
     """The 256 numbers between -1 (or 0) and 1 that a number can be rounded to, in order.
 
     The k-th of 7 decades below 1 has 2^k equal parts (twice as many without a sign), k = 0 for the
     lowest; the levels are the middles of the parts, their negatives, 0 and 1.
     """
-    found = [0.0, 1.0]
+    numbers = [0.0, 1.0]
     for decade in range(7):
         parts = 2 ** (decade if signed else decade + 1)
         middles = [0.1 + 0.9 * (i + 0.5) / parts for i in range(parts)]
         sizes = [10.0 ** (decade - 6) * middle for middle in middles]
-        found += sizes + ([-size for size in sizes] if signed else [])
-    return torch.tensor(sorted(found))
-
-
-SIGNED, UNSIGNED = levels(signed=True), levels(signed=False)
+        numbers += sizes + ([-size for size in sizes] if signed else [])
+    return torch.tensor(sorted(numbers))
 
 
 def decoded(
@@ -190,7 +190,7 @@ def encode(
     scales.copy_(padded.view(len(numbers), -1, BLOCK).amax(-1))
     shares = numbers / spread(scales, width).clamp_min(torch.finfo(numbers.dtype).tiny)
     borders = (table[1:] + table[:-1]) / 2
-    if table is UNSIGNED:
+    if table is levels(signed=False):
         borders[0] = 0
     borders = borders.to(numbers.device)
     codes.copy_(torch.bucketize(shares, borders, out_int32=True).view(codes.shape))

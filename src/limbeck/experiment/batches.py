@@ -153,8 +153,8 @@ def make_rollouts(
     )
     writer = None
     if rollout.server is not None:
-        place, longest = folder / "rollout-weights", config.data.sequence_length
-        writer = served_writer(rollout.server, model, root, tokenizer, sampling, place, longest)
+        longest = config.data.sequence_length
+        writer = served_writer(rollout.server, model, root, tokenizer, sampling, folder, longest)
     return Rollouts(
         model,
         prompts,

@@ -98,6 +98,11 @@ def require_plannable(config: RunConfig) -> None:
             f"counted in, is not read; got optim.epochs={config.optim.epochs}. Add optim.steps=N "
             "optim.epochs=null."
         )
+    if config.optim.type == "adamw_8bit":
+        raise ConfigError(
+            "optim.type: adamw_8bit reads its tensors, and a plan for a cluster has none to read. "
+            "Add optim.type=adamw: its optimizer state is four times as large."
+        )
     if config.rollout is not None:
         raise ConfigError(
             "rollout: text written during the run is not planned for a cluster: its time and "

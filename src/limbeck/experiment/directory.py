@@ -10,6 +10,7 @@ from limbeck.distributed import checkpoint_name
 from limbeck.distributed.checkpoints import (
     REPLACED,
     is_checkpoint,
+    latest,
     newest_first,
     require_whole,
     step_of,
@@ -57,6 +58,20 @@ def clear(folder: Path) -> None:
     for pattern in ("*.json*", "report.html", "log.txt"):
         for path in folder.glob(pattern):
             path.unlink()
+
+
+def forget_rollouts(trials: Sequence[Trial], refresh: int) -> None:
+    """Delete rollouts that a server wrote after each student's newest checkpoint.
+
+    They are of weights that the steps to come may not pass again. Those of the block that the
+    checkpoint lies in were written before it and stay.
+    """
+    for trial in trials:
+        newest = latest(trial.checkpoints)
+        begun = 0 if newest is None else -(-step_of(newest) // refresh) * refresh
+        for path in (trial.folder / "rollouts").glob("step-*.jsonl"):
+            if int(path.stem.removeprefix("step-")) >= begun:
+                path.unlink()
 
 
 def roll_back(trials: Sequence[Trial], step: int) -> list[Path]:

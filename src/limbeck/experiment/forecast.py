@@ -174,7 +174,8 @@ def train_pilots(run: Run, pilots: Sequence[Pilot], stop: StopSignals) -> None:
     initial = place / "initial"
     run.save_initial(initial)
     student = run.parts.student
-    if student is not None and student.model.weight_files is None:
+    is_saved = student is not None and student.model.weight_files is None
+    if is_saved and not run.config.trainable.rounds_weights:
         run.parts.student = None  # every pilot opens the one that was saved
     del student
     rows = {"rows": run.parts.data.num_rows}

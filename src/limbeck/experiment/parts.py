@@ -130,8 +130,8 @@ class Parts:
         first = None if self.student is None else self.student.model
         if first is not None and first.weight_files is not None:
             return reopened(first, first.config, first.weight_files, STUDENT_DTYPE)
-        if first is not None and first.packed:
-            return copy.deepcopy(first)  # saved and read again, its weights would be rounded again
+        if first is not None and self.config.trainable.rounds_weights:
+            return copy.deepcopy(first)  # saved and read again, its weights would be rounded
         if first is not None:
             self.student = None
             return first

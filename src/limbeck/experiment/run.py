@@ -30,7 +30,12 @@ from limbeck.distributed import (
 )
 from limbeck.errors import ConfigError
 from limbeck.evaluate.suites import Suite
-from limbeck.experiment.directory import clear, require_directory, roll_back
+from limbeck.experiment.directory import (
+    clear,
+    forget_rollouts,
+    require_directory,
+    roll_back,
+)
 from limbeck.experiment.exports import require_exports, require_parity, write_exports
 from limbeck.experiment.held_out_sets import by_set
 from limbeck.experiment.parts import STUDENT_DTYPE, Parts, gather_parts
@@ -200,6 +205,10 @@ class Run:
         if is_longer:
             for trial in trials:
                 trial.scores.unlink(missing_ok=True)  # its training continues
+        rollout = self.config.rollout
+        replaces_steps = resume_from is not None or is_longer
+        if replaces_steps and rollout is not None and rollout.server is not None:
+            forget_rollouts(trials, rollout.refresh)
         write_text(self.folder / "recipe.yaml", dump(self.config))
         self._write_provenance({})
 
@@ -215,8 +224,10 @@ class Run:
             runner.run(trial, [*sinks, *make_sinks(self.config.track, trial.folder)], resume=resume)
 
     def save_initial(self, folder: Path) -> None:
-        """Publish the student as initialised, unless it can be opened from files again."""
+        """Publish the student as initialised, unless trials have it from memory or its files."""
         student = self.parts.student
+        if self.config.trainable.rounds_weights:
+            return
         if student is not None and student.model.weight_files is not None:
             return  # every trial opens it again
         if self.is_main and student is not None and manifest(folder) is None:

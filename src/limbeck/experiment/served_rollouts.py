@@ -19,6 +19,8 @@ from limbeck.rollouts import Rollout, Sampling, rollout_batch
 from limbeck.teachers.served import Connection, ServedStudent, checked_url, key_of, reached, say
 
 SECTION = "rollout.server"
+WEIGHTS = "rollout-weights"
+"""Folder of the student's weights; each batch of rollouts replaces it."""
 TIED = "tied.safetensors"
 COMPARED = 4
 """Rollouts of each rank that are read with the student's own weights."""
@@ -169,7 +171,7 @@ def served_writer(
     """The writer of a recipe's `rollout.server`, which has answered once.
 
     Args:
-        folder: Of the weights, unless the recipe names one.
+        folder: Of the trial; the weights are in it unless the recipe names another.
         longest: Tokens of the longest prompt and its rollout.
     """
     connection = Connection(
@@ -187,5 +189,5 @@ def served_writer(
         ends=student.end_ids,
         vocabulary_size=student.vocabulary_size,
     )
-    place = folder if config.folder is None else config.folder
+    place = (config.folder or folder) / WEIGHTS
     return ServedWriter(served, student, root, tokenizer, sampling, place.absolute())

@@ -37,6 +37,7 @@ from limbeck.models.prove import (
     prove_head,
 )
 from limbeck.models.quantization import pack, quantized, require_bitsandbytes
+from limbeck.models.rounding import rounds_weights
 from limbeck.models.save import plain_weights, round_weights, save_student
 from limbeck.models.shared import shared_model
 from limbeck.models.sketch import sketched_model
@@ -82,6 +83,7 @@ __all__ = [
     "reopened",
     "require_bitsandbytes",
     "round_weights",
+    "rounds_weights",
     "save_adapters",
     "save_student",
     "shape_facts",

@@ -28,12 +28,14 @@ def compiles(
     checkpointing: ActivationCheckpointing,
     *,
     reads_projections: bool,
+    rounds_weights: bool = False,
 ) -> bool:
     """Whether blocks are compiled; a compiler is tried before the first step.
 
     Args:
         setting: `memory.compile`. `auto` compiles on CUDA, where nothing speaks against it.
         reads_projections: Whether a term reads queries, keys or values inside a block.
+        rounds_weights: Whether blocks compute with rounded or quantised weights.
 
     Raises:
         ConfigError: It is `true` and cannot be.
@@ -50,6 +52,11 @@ def compiles(
         reason = (
             "a term reads queries, keys or values inside blocks, where compiled code has no "
             "place to read them. Leave that term out"
+        )
+    elif rounds_weights:
+        reason = (
+            "compiled code may leave out the rounding of weights that trainable.quantize and "
+            "trainable.lora.quantize ask for. Leave those out"
         )
     elif problem := compiler_problem(device):
         reason = f"no code can be compiled for {device.type} here ({problem}). Install a compiler"

@@ -110,6 +110,11 @@ def round_in_forward(model: CausalLM, to: WeightFormat) -> None:
         setattr(blocks.get_submodule(parent), last, RoundedLinear(layer, to))
 
 
+def rounds_weights(model: CausalLM) -> bool:
+    """Whether layers compute with rounded or quantised weights."""
+    return bool(model.packed) or any(isinstance(m, RoundedLinear) for m in model.modules())
+
+
 def as_computed(model: CausalLM, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors by the model's own names, those of rounded layers as they are computed with."""
     formats = {

@@ -194,7 +194,9 @@ class Rollouts(BatchSource):
         Or, where a writer need not write the same text again, in an earlier attempt.
         """
         if step % self._refresh == 0:
-            written = self._writer is not None and self._path(step).exists()
+            end = step + self._refresh
+            block = range(step, end if self._num_steps is None else min(end, self._num_steps))
+            written = self._writer is not None and all(self._path(s).exists() for s in block)
             is_kept: bool = broadcast_object(written, world)
             return is_kept
         before = self._read(step - 1, world)

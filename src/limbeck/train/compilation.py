@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from limbeck.models import compile_blocks, compiles
+from limbeck.models import compile_blocks, compiles, rounds_weights
 from limbeck.teachers import find_local
 from limbeck.train.setup import TrainSetup
 
@@ -19,6 +19,7 @@ def compile_models(setup: TrainSetup) -> None:
         setup.world.device,
         memory.activation_checkpointing,
         reads_projections=bool(distiller.objective.student_projections),
+        rounds_weights=rounds_weights(distiller.student),
     ):
         return
     compile_blocks(distiller.student)
