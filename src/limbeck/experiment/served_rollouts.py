@@ -123,8 +123,8 @@ class ServedWriter:
             raise DataError(
                 f"{SECTION}: the server must write with the student's weights, and its "
                 f"log-probabilities are {gap:.3g} nats a token from the student's, above "
-                f"{limit:.3g}. Start it with a model of the student's architecture, let nobody "
-                "else use it, and resume."
+                f"{limit:.3g}. Start it with a model of the student's architecture, for this run "
+                "alone, and resume."
             )
         if self._first_gap is None:
             self._first_gap = gap

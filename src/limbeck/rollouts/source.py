@@ -166,9 +166,7 @@ class Rollouts(BatchSource):
         All are kept before the first is trained on, so that a run resumed within the block reads
         what these weights wrote.
         """
-        end = step - step % self._refresh + self._refresh
-        if self._num_steps is not None:
-            end = min(end, self._num_steps)
+        end = self._block_end(step)
         size = end - step
         own = [asdict(rollout) for rollout in self.write(step, world, size)]
         rows = len(own) // size
@@ -188,16 +186,21 @@ class Rollouts(BatchSource):
             lines = "".join(json.dumps(rollout) + "\n" for rollout in rollouts)
             write_text(self._path(later), lines)
 
+    def _block_end(self, step: int) -> int:
+        """The step after the last one whose rollouts are written with those of a step."""
+        end = step - step % self._refresh + self._refresh
+        return end if self._num_steps is None else min(end, self._num_steps)
+
     def _is_kept(self, step: int, world: World) -> bool:
         """Whether the step's rollouts were written with those of the step before it.
 
         Or, where a writer need not write the same text again, in an earlier attempt.
         """
         if step % self._refresh == 0:
-            end = step + self._refresh
-            block = range(step, end if self._num_steps is None else min(end, self._num_steps))
-            written = self._writer is not None and all(self._path(s).exists() for s in block)
-            is_kept: bool = broadcast_object(written, world)
+            if self._writer is None:
+                return False
+            block = range(step, self._block_end(step))
+            is_kept: bool = broadcast_object(all(self._path(s).exists() for s in block), world)
             return is_kept
         before = self._read(step - 1, world)
         return bool(before) and before[0][BLOCK_END] > step

@@ -16,7 +16,8 @@ from limbeck.train.step import train_step
 REPEATED = 2
 """Micro-batches that are run; all after the first cost the same."""
 FREED = "freed while it was counted"
-"""Bytes that another thread of a real step gave back before their purpose was known."""
+"""Bytes at the peak of a real step that had no purpose when it was looked at. Busy machines have
+some; a likely cause, which was not traced, is that gloo's threads free tensors meanwhile."""
 NEAR_PEAK = 0.98
 """A step's peak is at least this part of the peak of the step before; real ones are not equal."""
 

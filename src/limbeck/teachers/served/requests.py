@@ -171,7 +171,7 @@ class Server:
             seconds = time.monotonic() - self._away_since
             self._away_since = None
             self.outages += 1
-        self._say(f"the server {self.connection.url} is back after {seconds:,.0f} s; going on.")
+        self._say(f"the server {self.connection.url} is back after {seconds:,.0f} s; resuming.")
 
     def _attempt(self, path: str, body: Mapping[str, Any] | None) -> Any:
         method, url = "GET" if body is None else "POST", self.connection.url + path

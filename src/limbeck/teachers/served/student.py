@@ -66,7 +66,7 @@ class ServedStudent:
         if not isinstance(answer, dict) or answer.get("success") is not True:
             raise DataError(
                 "rollout.server: the server must forget what it cached with earlier weights, and "
-                f"answered {described(answer)}. Let nobody else use it, and resume."
+                f"answered {described(answer)}. Use it for this run alone, and resume."
             )
         self._has_loaded = True
 
