@@ -130,6 +130,7 @@ def test_what_does_not_fit_is_said_with_the_options_that_were_tried(tmp_path):
     [
         (("optim.steps=null", "optim.epochs=1"), "optim.steps must be given"),
         (("student={type: width, keep: 0.5}",), r"student\.type: a width student is measured"),
+        (("trainable.lora={quantize: 4bit}",), r"trainable\.lora\.quantize: a plan .* got 4bit"),
         (("optim.type=adamw_8bit",), "adamw_8bit reads its tensors"),
         (("rollout={tokens: 8, prompt_tokens: 8}", "objective.alpha=1"), "rollout: text written"),
     ],

@@ -54,11 +54,6 @@ class TrainableConfig:
     quantize: WeightFormat | None = None
     """Compute with the weights of the blocks' linear layers rounded to this format of GGUF."""
 
-    @property
-    def rounds_weights(self) -> bool:
-        """Whether a saved student has other weights than the one in memory: rounded ones."""
-        return self.quantize is not None or bool(self.lora and self.lora.quantize)
-
 
 def trainable_problems(config: TrainableConfig) -> Iterator[Problem]:
     """Errors that can be found without the student."""

@@ -98,6 +98,12 @@ def require_plannable(config: RunConfig) -> None:
             f"counted in, is not read; got optim.epochs={config.optim.epochs}. Add optim.steps=N "
             "optim.epochs=null."
         )
+    if config.trainable.lora is not None and config.trainable.lora.quantize is not None:
+        raise ConfigError(
+            "trainable.lora.quantize: a plan for a cluster reads no weights and cannot quantise "
+            f"them, got {config.trainable.lora.quantize}. Add trainable.lora.quantize=null to plan "
+            "the student in float32."
+        )
     if config.optim.type == "adamw_8bit":
         raise ConfigError(
             "optim.type: adamw_8bit reads its tensors, and a plan for a cluster has none to read. "
@@ -141,12 +147,6 @@ def sketch(config: RunConfig, world: World) -> Pair:
         recorded=teacher.info.to_json(),
     )
     student = initialisers.bind(config.student, "student")(origin)
-    if config.trainable.lora is not None and config.trainable.lora.quantize is not None:
-        raise ConfigError(
-            "trainable.lora.quantize: a plan for a cluster reads no weights and cannot quantise "
-            f"them, got {config.trainable.lora.quantize}. Add trainable.lora.quantize=null to plan "
-            "the student in float32."
-        )
     make_trainable(student.model, config.trainable, config.seed)
     vocabulary = prove_pair(student, teacher)
     limit = shortest(teacher.info.max_positions, student.model.max_positions)

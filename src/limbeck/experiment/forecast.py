@@ -20,6 +20,7 @@ from limbeck.experiment.run import Run
 from limbeck.experiment.score_files import read_scores
 from limbeck.experiment.trials import FORECAST, Trial, TrialRunner, lasting, trials_of
 from limbeck.files import write_text
+from limbeck.models import rounds_weights
 from limbeck.report.run_files import last_step, lines
 
 SHARE = 0.2
@@ -174,10 +175,10 @@ def train_pilots(run: Run, pilots: Sequence[Pilot], stop: StopSignals) -> None:
     initial = place / "initial"
     run.save_initial(initial)
     student = run.parts.student
-    is_saved = student is not None and student.model.weight_files is None
-    if is_saved and not run.config.trainable.rounds_weights:
+    first = None if student is None else student.model
+    if first is not None and first.weight_files is None and not rounds_weights(first):
         run.parts.student = None  # every pilot opens the one that was saved
-    del student
+    del student, first
     rows = {"rows": run.parts.data.num_rows}
     together(lambda: write_text(place / TEXT, json.dumps(rows)), run.world, main_only=True)
     runner = TrialRunner(run.parts, initial, stop)

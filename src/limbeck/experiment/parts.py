@@ -58,6 +58,7 @@ from limbeck.models import (
     make_trainable,
     pack,
     reopened,
+    rounds_weights,
     save_adapters,
     save_student,
     shared_model,
@@ -130,7 +131,7 @@ class Parts:
         first = None if self.student is None else self.student.model
         if first is not None and first.weight_files is not None:
             return reopened(first, first.config, first.weight_files, STUDENT_DTYPE)
-        if first is not None and self.config.trainable.rounds_weights:
+        if first is not None and rounds_weights(first):
             return copy.deepcopy(first)  # saved and read again, its weights would be rounded
         if first is not None:
             self.student = None
@@ -202,7 +203,7 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
     with main_first(world):
         teacher = teachers.bind(config.teacher, "teacher")(by_rows.teacher)
     require_generation(config, teacher)
-    student = made_student(config, teacher, by_rows.student, world)
+    student = new_student(config, teacher, by_rows.student, world)
     with main_first(world):
         is_chat = any(map(uses_template, (config.data, *held_out_configs(config).values())))
     teacher.require(TeacherRequest(student_tokenizer=student.tokenizer, uses_template=is_chat))
@@ -252,9 +253,7 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
     )
 
 
-def made_student(
-    config: RunConfig, teacher: Teacher, opened: World, world: World
-) -> InitialStudent:
+def new_student(config: RunConfig, teacher: Teacher, opened: World, world: World) -> InitialStudent:
     """The student before its first step, the same on every rank; see `OpeningWorlds`."""
     with main_first(world):
         origin = origin_of(config, teacher, opened)

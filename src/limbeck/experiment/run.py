@@ -53,7 +53,7 @@ from limbeck.experiment.trials import (
     trials_of,
 )
 from limbeck.files import MANIFEST, manifest, publish, write_text
-from limbeck.models import CausalLM, ModelSource, choose_device
+from limbeck.models import CausalLM, ModelSource, choose_device, rounds_weights
 from limbeck.report.run_files import last_step, lines
 from limbeck.report.run_report import write_report
 from limbeck.teachers import find_local
@@ -226,8 +226,8 @@ class Run:
     def save_initial(self, folder: Path) -> None:
         """Publish the student as initialised, unless trials have it from memory or its files."""
         student = self.parts.student
-        if self.config.trainable.rounds_weights:
-            return
+        if student is not None and rounds_weights(student.model):
+            return  # every trial copies it
         if student is not None and student.model.weight_files is not None:
             return  # every trial opens it again
         if self.is_main and student is not None and manifest(folder) is None:

@@ -62,9 +62,8 @@ def dry_run(
     held: dict[str, int] = {}
 
     def look() -> None:
-        vocabulary = distiller.student.vocabulary_size
         held.clear()
-        held.update(by_purpose(footprint, models, optimizers, vocabulary))
+        held.update(by_purpose(footprint, models, optimizers, distiller.student.vocabulary_size))
 
     repeated = min(passes, REPEATED)
     with footprint:
