@@ -2,28 +2,45 @@
 
     python studies/quantization.py --output runs/quantization
 
-A pruned SmolLM2 is distilled once. It is then rounded to q4_0 as it is (post-training
-quantisation), and trained further with rounded weights, by cross-entropy (quantisation-aware
-training) or by its teacher's distributions (quantisation-aware distillation). Every trained trial
-is exported to GGUF and compared with what was trained.
+A pruned SmolLM2 is distilled once, and then trained further in three ways, with as many tokens: by
+its teacher's distributions in float32, and rounded to q4_0 at the end (post-training quantisation,
+PTQ); with rounded weights by cross-entropy (quantisation-aware training, QAT); with rounded weights
+by its teacher's distributions (quantisation-aware distillation, QAD). Each is exported to GGUF,
+compared with what was trained, and timed in llama.cpp.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+import numpy as np
+import torch
 from trials import LAYERS, compared, optimizer, recipe, span, trained
 
-from limbeck.experiment.score_files import read_scores
-from limbeck.models import cache_folder, embedded_teacher
+import limbeck
+from limbeck.experiment import load
+from limbeck.experiment.score_files import TrialScores, read_scores, write_scores
+from limbeck.experiment.trials import fidelities
+from limbeck.models import ModelSource, cache_folder, embedded_teacher, load_model
+from limbeck.models.rounding import round_in_forward
 
 LENGTH = 256
 TOKENS = 2 * LENGTH
-TRIALS = {"cross-entropy (QAT)": {"alpha": 0.0}, "forward KL (QAD)": {"alpha": 1.0}}
-BASE = "cross-entropy (QAT)"
+FORMAT: Final = "q4_0"
+ROUNDED = {"trainable": {"quantize": FORMAT}}
+TRIALS: dict[str, dict[str, Any]] = {
+    "PTQ": {"objective": {"alpha": 1.0}},
+    "QAT": {"objective": {"alpha": 0.0}} | ROUNDED,
+    "QAD": {"objective": {"alpha": 1.0}} | ROUNDED,
+}
+BASE = "PTQ"
+METRICS = ("forward_kl", "cross_entropy")
 
 
 def float_student(options: argparse.Namespace, teacher: Path) -> Path:
@@ -33,62 +50,109 @@ def float_student(options: argparse.Namespace, teacher: Path) -> Path:
         "student": {"type": "depth", "path": str(teacher), "layers": options.layers},
         "objective": {"alpha": 1.0},
         "optim": optimizer(options.float_steps, TOKENS, 6e-4),
+        "export": [{"type": "gguf", "quantize": "f16"}],
     }
     return trained(tree)
 
 
 def trial(name: str, seed: int, options: argparse.Namespace, start: Path, teacher: Path) -> Path:
     """The folder of a trial."""
-    place = f"{name.split(maxsplit=1)[0]}-{seed}"
-    tree = recipe(teacher, options.output / place, LENGTH, options.held_out_tokens)
+    place = options.output / f"{name}-{seed}"
+    tree = recipe(teacher, place, LENGTH, options.held_out_tokens) | TRIALS[name]
     tree |= {
         "student": {"type": "pretrained", "path": str(start)},
-        "trainable": {"quantize": "q4_0"},
-        "objective": TRIALS[name],
         "optim": optimizer(options.steps, TOKENS, options.learning_rate),
         "seed": seed,
-        "export": [{"type": "gguf", "quantize": "q4_0"}],
+        "export": [{"type": "gguf", "quantize": FORMAT, "max_kl": 5.0}],
     }
     return trained(tree)
 
 
-def columns(folder: Path, metric: str) -> tuple[Any, Any]:
+def score_rounded(run_folder: Path) -> None:
+    """Measure a run's student with rounded weights, into scores-rounded.json, unless it is done."""
+    path = run_folder / "scores-rounded.json"
+    if path.exists():
+        return
+    with limbeck.assemble(load(run_folder.with_suffix(".yaml"))) as run:
+        fidelity, _ = fidelities(run.parts)
+        assert fidelity is not None, "the recipe names held-out text"
+        model = load_model(
+            ModelSource(str(run_folder / "student")),
+            device=torch.device("cpu"),
+            dtype=torch.float32,
+        )
+        model.vocabulary_size = run.parts.vocabulary.size
+        round_in_forward(model, FORMAT)
+        write_scores(path, TrialScores(test=fidelity.test(model)))
+
+
+Sums = tuple[np.ndarray, np.ndarray]
+
+
+def columns(path: Path, metric: str) -> Sums:
     """A metric's sums and the tokens of each test document."""
-    scores = read_scores(folder / "scores.json").test
+    scores = read_scores(path).test
     assert scores is not None, "the recipe names held-out text"
     return scores.metrics[metric], scores.counts
 
 
-def table(folders: dict[str, list[Path]], before: Path) -> tuple[dict[str, Any], str]:
-    """Figures of all trials, and the same in Markdown."""
-    lines = [
-        "| student | KL to the teacher, nats | less that of QAT (95 %) | cross-entropy | "
-        "KL of the GGUF file to it |",
-        "|---|---|---|---|---|",
-    ]
-    whole = json.loads((before / "evaluation.json").read_text())["trials"]["distilled"]
-    first = json.loads((folders[BASE][0] / "evaluation.json").read_text())["trials"]["initial"]
-    for name, figures in (("float32", whole), ("q4_0, not trained further", first)):
-        kl, loss = figures["forward_kl"]["value"], figures["cross_entropy"]["value"]
-        lines.append(f"| {name} | {kl:.3f} | | {loss:.3f} | |")
-    found: dict[str, Any] = {"float32": whole, "post-training": first}
-    for name, places in folders.items():
-        found[name] = {
+def figures(groups: Mapping[str, Sequence[Path]]) -> dict[str, Any]:
+    """Every metric of each group of scores, less that of rounding after as much training."""
+    return {
+        name: {
             metric: compared(
-                [columns(place, metric) for place in places],
-                [columns(place, metric) for place in folders[BASE]],
+                [columns(path, metric) for path in paths],
+                [columns(path, metric) for path in groups[BASE][: len(paths)]],
             )
-            for metric in ("forward_kl", "cross_entropy")
+            for metric in METRICS
         }
-        kl, loss = found[name]["forward_kl"], found[name]["cross_entropy"]["value"]
-        parity = [
-            json.loads((place / "exports" / "gguf-q4_0" / "parity.json").read_text())
-            for place in places
-        ]
-        files = ", ".join(f"{each['parity']['mean_kl']:.4f}" for each in parity)
-        cells = [f"q4_0, {name}", f"{kl['value']:.3f}", span(kl["difference"]), f"{loss:.3f}"]
-        lines.append(f"| {' | '.join([*cells, files])} |")
-    return found, "\n".join(lines)
+        for name, paths in groups.items()
+    }
+
+
+def speeds(files: Mapping[str, Path]) -> dict[str, dict[str, float]]:
+    """Megabytes, and tokens read and written a second in llama.cpp's server, by file."""
+    found = {}
+    for name, path in files.items():
+        done = subprocess.run(
+            [sys.executable, str(Path(__file__).with_name("llama_speed.py")), str(path)],
+            capture_output=True,
+            check=True,
+        )
+        found[name] = {"megabytes": path.stat().st_size / 1e6} | json.loads(done.stdout)
+    return found
+
+
+def exported(folder: Path, kind: str) -> Path:
+    """The GGUF file of a run."""
+    (file,) = (folder / "exports" / f"gguf-{kind}").glob("*.gguf")
+    return file
+
+
+def parity(folder: Path) -> float:
+    """KL from what was trained to the exported file in llama.cpp, nats a token."""
+    verdict = json.loads((folder / "exports" / f"gguf-{FORMAT}" / "parity.json").read_text())
+    return float(verdict["parity"]["mean_kl"])
+
+
+def table(found: Mapping[str, Any], speed: Mapping[str, Mapping[str, float]]) -> str:
+    """The figures in Markdown."""
+    lines = [
+        "| student | KL to the teacher, nats | less that of PTQ (95 %) | cross-entropy | "
+        "less that of PTQ (95 %) | KL of the GGUF file to it |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, row in found.items():
+        cells = [name]
+        for metric in METRICS:
+            cells += [f"{row[metric]['value']:.3f}", span(row[metric]["difference"])]
+        cells.append(", ".join(f"{each:.4f}" for each in row["parity"]))
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "| file | MB | tokens read a second | written |", "|---|---|---|---|"]
+    for name, row in speed.items():
+        sizes = f"{row['megabytes']:.0f} | {row['read']:.0f} | {row['written']:.1f}"
+        lines.append(f"| {name} | {sizes} |")
+    return "\n".join(lines)
 
 
 def arguments() -> argparse.Namespace:
@@ -111,14 +175,28 @@ def main() -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     teacher = options.teacher or embedded_teacher(cache_folder(), print)
     before = float_student(options, teacher)
-    folders: dict[str, list[Path]] = {name: [] for name in TRIALS}
+    runs: dict[str, list[Path]] = {name: [] for name in TRIALS}
     for seed in options.seeds:
         for name in TRIALS:
-            folders[name].append(trial(name, seed, options, before / "student", teacher))
-        results, text = table(folders, before)
-        (options.output / "results.json").write_text(json.dumps(results, indent=1))
-        (options.output / "results.md").write_text(text + "\n")
-        print(text, flush=True)
+            runs[name].append(trial(name, seed, options, before / "student", teacher))
+        score_rounded(runs["PTQ"][-1])
+        groups = {
+            "float32, before": [before / "scores.json"],
+            "rounded, before": [runs["QAD"][0] / "initial.json"],
+            "PTQ, before rounding": [run / "scores.json" for run in runs["PTQ"]],
+            "PTQ": [run / "scores-rounded.json" for run in runs["PTQ"]],
+        }
+        groups |= {name: [run / "scores.json" for run in runs[name]] for name in ("QAT", "QAD")}
+        found = figures(groups)
+        for name, row in found.items():
+            row["parity"] = [parity(run) for run in runs.get(name, [])]
+    files = {"f16": exported(before, "f16"), FORMAT: exported(runs["QAD"][0], FORMAT)}
+    speed = speeds(files)
+    text = table(found, speed)
+    (options.output / "results.json").write_text(json.dumps(found, indent=1))
+    (options.output / "speeds.json").write_text(json.dumps(speed, indent=1))
+    (options.output / "results.md").write_text(text + "\n")
+    print(text, flush=True)
 
 
 if __name__ == "__main__":
