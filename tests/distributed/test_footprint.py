@@ -22,7 +22,6 @@ from limbeck.models import (
 from limbeck.teachers import LocalTeacher
 from limbeck.teachers.remembering import for_measuring
 from limbeck.train import dry_run, train_step
-from limbeck.train.dry_run import FREED
 from tests.distributed.processes import live, on_ranks
 from tests.models.tiny import random_batch, tiny_llama, tiny_tokenizer
 from tests.train.toy import ToyBatches, toy_pair
@@ -137,11 +136,8 @@ def test_a_simulated_step_is_a_real_one(folder, name):
     real, mine = (
         json.loads((folder / f"{kind} {name}").read_text()) for kind in ("real", "simulated")
     )
-    assert sum(mine["memory_bytes"].values()) == sum(real["memory_bytes"].values())
-    assert mine["memory_bytes"]["activations"] > 0
-    if FREED in real["memory_bytes"]:
-        mine["memory_bytes"] = real["memory_bytes"]
     assert mine == real
+    assert mine["memory_bytes"]["activations"] > 0
     assert mine["flops"] > 0
 
 
