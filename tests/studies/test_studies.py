@@ -21,21 +21,41 @@ OPTIONS = {
 }
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("study", OPTIONS)
-def test_a_study_trains_its_trials_and_compares_them(study, tmp_path, monkeypatch):
+def run(study, options, tmp_path, monkeypatch):
+    """Run a study with two seeds; its output."""
     monkeypatch.setenv("LIMBECK_CACHE", str(tmp_path / "cache"))
     write_teacher(tmp_path / "teacher")
     command = [sys.executable, str(FOLDER / f"{study}.py"), "--output", str(tmp_path / "out")]
-    command += ["--teacher", str(tmp_path / "teacher"), *OPTIONS[study].split()]
+    command += ["--teacher", str(tmp_path / "teacher"), *options.split()]
     command += ["--seeds", "1", "2", "--steps", "2", "--held-out-tokens", "512"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
     assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("study", OPTIONS)
+def test_a_study_trains_its_trials_and_compares_them(study, tmp_path, monkeypatch):
+    output = run(study, OPTIONS[study], tmp_path, monkeypatch)
     trials = json.loads((tmp_path / "out" / "results.json").read_text())
     table = (tmp_path / "out" / "results.md").read_text()
-    assert table in done.stdout
+    assert table in output
     assert [name for name in trials if f"\n| {name} | " not in table] == []
     assert "+0.000 (+0.000 to +0.000)" in table.replace("0.0000", "0.000")  # the base of the others
+
+
+@pytest.mark.long
+def test_published_orderings_are_tested(tmp_path, monkeypatch):
+    output = run("orderings", "--layers 0 2 --study signals", tmp_path, monkeypatch)
+    found = json.loads((tmp_path / "out" / "signals.json").read_text())
+    assert (tmp_path / "out" / "signals.md").read_text() in output
+    trials = found["trials"]
+    assert trials["KL"]["forward_kl"] != trials["12 tokens alone"]["forward_kl"]
+    for claim in found["claims"]:
+        gap = trials[claim["smaller"]][claim["metric"]] - trials[claim["larger"]][claim["metric"]]
+        assert claim["difference"]["value"] == pytest.approx(gap, abs=1e-9)
+        if claim["verdict"] == "holds":
+            assert gap < 0
 
 
 def write_teacher(folder):
