@@ -117,29 +117,37 @@ def test_a_familys_logits_agree(family, tmp_path):
     assert parity.long_window == 40
 
 
+WIDE = {"model.layers.0.mlp.down_proj.weight": "8da8w instead of 8da4w"}
+
+
 @needs_executorch
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_a_program_in_few_bits_is_what_torchao_computes(family, tmp_path):
-    heads = {"intermediate_size": 144, "tie_word_embeddings": True} if family == "llama" else {}
-    student = made(family, layers=1, width=128, initializer_range=0.1, **heads)
+@pytest.mark.parametrize(
+    ("family", "quantize", "fallbacks", "share"),
+    # XNNPACK keeps the scales of groups in bfloat16.
+    [("llama", "8da8w", {}, 1e-3), ("llama", "8da4w", WIDE, 0.1), ("gpt2", "8da4w", {}, 0.1)],
+)
+def test_a_program_in_few_bits_is_what_torchao_computes(
+    family, quantize, fallbacks, share, tmp_path
+):
+    more = {"intermediate_size": 144, "tie_word_embeddings": True} if family == "llama" else {}
+    student = made(family, layers=1, width=128, initializer_range=0.1, **more)
     before = {name: tensor.clone() for name, tensor in student.model.state_dict().items()}
-    exporter = Executorch(quantize="8da4w", positions=40)
     ids = list(range(5, 35))
-    with exported(student, tmp_path, exporter) as (file, runtime):
+    with exported(student, tmp_path, Executorch(quantize=quantize, positions=40)) as (
+        file,
+        runtime,
+    ):
         found = runtime.logits(ids)
-    assert file.path.name == "tiny-8da4w.pte"
+    assert file.path.name == f"tiny-{quantize}.pte"
     in_memory = plain_model(student.model)
     size_bytes = sum(4 * weight.numel() for weight in in_memory.parameters())
-    fallbacks = quantise(in_memory, "8da4w", 32)
+    assert file.facts["fallbacks"] == quantise(in_memory, quantize, 32) == fallbacks
+    assert len(file.notes) == len(fallbacks)
     with torch.no_grad():
         rounded = in_memory(torch.tensor([ids])).logits[0]
         own = student.model.logits(torch.tensor([ids]))[0, :, : found.shape[1]]
-    # XNNPACK keeps scales in bfloat16 and rounds a few inputs to the other neighbour.
-    assert (found - rounded).square().mean() < 0.1 * (own - rounded).square().mean()
-    assert file.path.stat().st_size < 0.6 * size_bytes
-    wide = {"model.layers.0.mlp.down_proj.weight": "8da8w instead of 8da4w"}
-    assert file.facts["fallbacks"] == fallbacks == (wide if family == "llama" else {})
-    assert len(file.notes) == len(fallbacks)
+    assert (found - rounded).square().mean() < share * (own - rounded).square().mean()
+    assert file.path.stat().st_size < 0.65 * size_bytes
     after = student.model.state_dict()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
