@@ -9,16 +9,20 @@ import torch
 
 from limbeck.commands.export import export
 from limbeck.errors import ConfigError, DataError
-from limbeck.export import export_student, open_student
+from limbeck.export import export_student, exporters, open_student
 from limbeck.export.executorch import Executorch
-from tests.export.tiny_students import folder_with, made, parity_of, ready, text_in
+from limbeck.export.few_bits import linear_layers, quantise
+from limbeck.export.traced import plain_model
+from tests.export.tiny_students import exported, folder_with, made, parity_of, ready, text_in
 
 pytestmark = pytest.mark.slow
 
-needs_executorch = pytest.mark.skipif(
-    importlib.util.find_spec("executorch") is None,
-    reason="needs pip install 'limbeck[executorch]', which make test-long does",
-)
+
+def needs_executorch(test):
+    """A test that `make test-long` runs, which installs the extra."""
+    absent = importlib.util.find_spec("executorch") is None
+    reason = "needs pip install 'limbeck[executorch]', which make test-long does"
+    return pytest.mark.long(pytest.mark.skipif(absent, reason=reason)(test))
 
 
 @pytest.fixture(autouse=True)
@@ -105,13 +109,60 @@ def test_what_is_published_has_parity_up_to_the_longest_sequence(whole, tmp_path
 
 
 @needs_executorch
-@pytest.mark.long
 @pytest.mark.parametrize("family", ["gpt2", "qwen3", "gemma2"])
 def test_a_familys_logits_agree(family, tmp_path):
     parity = parity_of(made(family, layers=2), tmp_path, Executorch(positions=40))
     assert parity.passed, parity
     assert parity.mean_kl < 1e-8
     assert parity.long_window == 40
+
+
+WIDE = {"model.layers.0.mlp.down_proj.weight": "8da8w instead of 8da4w"}
+
+
+@needs_executorch
+@pytest.mark.parametrize(
+    ("family", "quantize", "fallbacks", "share"),
+    # XNNPACK keeps the scales of groups in bfloat16.
+    [("llama", "8da8w", {}, 1e-3), ("llama", "8da4w", WIDE, 0.1), ("gpt2", "8da4w", {}, 0.1)],
+)
+def test_a_program_in_few_bits_is_what_torchao_computes(
+    family, quantize, fallbacks, share, tmp_path
+):
+    more = {"intermediate_size": 144, "tie_word_embeddings": True} if family == "llama" else {}
+    student = made(family, layers=1, width=128, initializer_range=0.1, **more)
+    before = {name: tensor.clone() for name, tensor in student.model.state_dict().items()}
+    ids = list(range(5, 35))
+    with exported(student, tmp_path, Executorch(quantize=quantize, positions=40)) as (
+        file,
+        runtime,
+    ):
+        found = runtime.logits(ids)
+    assert file.path.name == f"tiny-{quantize}.pte"
+    in_memory = plain_model(student.model)
+    size_bytes = sum(4 * weight.numel() for weight in in_memory.parameters())
+    assert file.facts["fallbacks"] == quantise(in_memory, quantize, 32) == fallbacks
+    assert len(file.notes) == len(fallbacks)
+    with torch.no_grad():
+        rounded = in_memory(torch.tensor([ids])).logits[0]
+        own = student.model.logits(torch.tensor([ids]))[0, :, : found.shape[1]]
+    assert (found - rounded).square().mean() < share * (own - rounded).square().mean()
+    assert file.path.stat().st_size < 0.65 * size_bytes
+    after = student.model.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+def test_gpt2s_transposed_layers_become_ordinary_ones():
+    model = plain_model(made("gpt2").model)
+    ids = torch.arange(5, 35)[None]
+    expected = model(ids).logits
+    assert len(linear_layers(model)) == 2 * 4 + 1
+    assert torch.allclose(model(ids).logits, expected, atol=1e-5)
+
+
+def test_a_format_that_does_not_exist_is_refused():
+    with pytest.raises(ConfigError, match=r"export\.quantize: .*f32.*8da8w.*8da4w"):
+        exporters.bind({"type": "executorch", "quantize": "q4_0"}, "export")
 
 
 def test_more_positions_than_the_student_has_are_refused():

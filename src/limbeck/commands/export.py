@@ -20,7 +20,11 @@ from limbeck.export.base import Exporter
 from limbeck.export.publishing import open_teacher
 from limbeck.files import size
 
-QUANTIZE = "gguf: f32, f16 (default), bf16, q8_0, q6_k, q5_k_m, q4_k_m or q4_0."
+QUANTIZE = (
+    "gguf: f32, f16 (default), bf16, q8_0, q6_k, q5_k_m, q4_k_m or q4_0; "
+    "executorch: f32 (default), 8da8w or 8da4w."
+)
+GROUP_SIZE = "8da4w: weights that share a scale, 32 (default), 64, 128 or 256."
 POSITIONS = "executorch: longest sequence; the student's own limit by default."
 
 
@@ -30,6 +34,7 @@ def export(
     output: Annotated[Path, option(help="New folder to write.")],
     format: Annotated[str, typer.Option(help="gguf, onnx or executorch.")] = "gguf",
     quantize: Annotated[str | None, option(help=QUANTIZE)] = None,
+    group_size: Annotated[int | None, option(help=GROUP_SIZE)] = None,
     positions: Annotated[int | None, option(help=POSITIONS)] = None,
     max_kl: Annotated[
         float | None,
@@ -56,7 +61,8 @@ def export(
     limbeck export runs/x --format onnx --output exports/onnx
     """
     options = {"quantize": quantize, "max_kl": max_kl, "calibration": calibration}
-    options |= {"positions": positions, "calibration_type": calibration and data_type}
+    options |= {"group_size": group_size, "positions": positions}
+    options |= {"calibration_type": calibration and data_type}
     exporter = chosen(format, options)
     require_new(output, plan=False)
     exporter.require()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -119,3 +120,18 @@ class Exporter(ABC):
 
 exporters: Registry[Exporter] = Registry("export format", package="limbeck.export")
 """Classes with keyword-only options, each an `Exporter`."""
+
+
+def fallback_note(fallbacks: Mapping[str, str], width: int) -> tuple[str, ...]:
+    """A note about matrices that have another format than requested.
+
+    Args:
+        width: A row that is divisible by it has the format.
+    """
+    if not fallbacks:
+        return ()
+    listed = ", ".join(f"{count} {what}" for what, count in Counter(fallbacks.values()).items())
+    return (
+        f"{len(fallbacks)} matrices have rows that are not divisible by the format's block: "
+        f"{listed}. Widths divisible by {width} quantise fully.",
+    )

@@ -8,15 +8,17 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
 from torch.export import Dim
+from transformers import PreTrainedModel
 
 from limbeck.errors import ConfigError
-from limbeck.export.base import ExportedFile, Exporter, exporters
+from limbeck.export.base import ExportedFile, Exporter, exporters, fallback_note
+from limbeck.export.few_bits import quantise
 from limbeck.export.traced import (
     TracedRuntime,
     require_length,
@@ -26,33 +28,44 @@ from limbeck.export.traced import (
 )
 from limbeck.models import CausalLM, PreTrainedTokenizerBase
 
-MAX_KL = 1e-4
-"""As of a GGUF file in float32."""
+MAX_KL = {"f32": 1e-4, "8da8w": 0.1, "8da4w": 0.7}
+"""Mean KL to the student that a format may have, nats a token.
+
+Quantised: four times what SmolLM2-135M has as 8da8w (0.025), and twice what it has as 8da4w (0.34;
+docs/export.md).
+"""
 
 
 @exporters.register("executorch")
 class Executorch(Exporter):
-    """An ExecuTorch program in float32 for one sequence, written by transformers' exporter."""
-
-    suffix = ".pte"
+    """An ExecuTorch program for one sequence, written by transformers' exporter."""
 
     def __init__(
         self,
         *,
+        quantize: Literal["f32", "8da8w", "8da4w"] = "f32",
+        group_size: Literal[32, 64, 128, 256] = 32,
         positions: Annotated[int, Ge(2)] | None = None,
         max_kl: Annotated[float, Gt(0)] | None = None,
     ) -> None:
         """
         Args:
+            quantize: Number format: float32, or weights in 8 or 4 bits and the inputs of a layer
+                in 8; the embedding stays in float32.
+            group_size: Weights that share a scale, with 8da4w.
             positions: Longest sequence, for which a program reserves memory when it is loaded; the
                 student's own limit by default.
             max_kl: Mean KL to the student above which the file is refused, nats a token.
         """
+        self._quantize = quantize
+        self._group_size = group_size
         self._positions = positions
-        self.max_kl = MAX_KL if max_kl is None else max_kl
+        self.suffix = ".pte" if quantize == "f32" else f"-{quantize}.pte"
+        self.max_kl = MAX_KL[quantize] if max_kl is None else max_kl
 
     def require(self) -> None:
-        require_packages("ExecuTorch", ("executorch.exir", "executorch.runtime"), "executorch")
+        packages = ("executorch.exir", "executorch.runtime", "torchao.quantization")
+        require_packages("ExecuTorch", packages, "executorch")
 
     def require_student(self, student: CausalLM, tokenizer: PreTrainedTokenizerBase) -> None:
         self._length(student)
@@ -66,10 +79,24 @@ class Executorch(Exporter):
         inputs = {"input_ids": torch.zeros((1, 8), dtype=torch.int64)}
         sizes = {1: Dim.DYNAMIC(min=1, max=length)}
         config = library.ExecutorchConfig(dynamic=True, dynamic_shapes=dict.fromkeys(inputs, sizes))
-        exported = partial(library.ExecutorchExporter().export, config=config)
+        fallbacks: dict[str, str] = {}
+
+        def exported(model: PreTrainedModel, inputs: dict[str, Any]) -> Any:
+            if self._quantize != "f32":
+                fallbacks.update(quantise(model, self._quantize, self._group_size))
+            return library.ExecutorchExporter().export(model, inputs, config=config)
+
         write_traced("ExecuTorch", student, tokenizer, path, inputs, exported)
         runtime = f"executorch {version('executorch')} with xnnpack"
-        return ExportedFile(path, length, facts={"quantize": "f32", "runtime": runtime})
+        facts: dict[str, Any] = {
+            "quantize": self._quantize,
+            "runtime": runtime,
+            "fallbacks": fallbacks,
+        }
+        if self._quantize == "8da4w":
+            facts["group_size"] = self._group_size
+        notes = fallback_note(fallbacks, self._group_size)
+        return ExportedFile(path, length, facts=facts, notes=notes)
 
     def run(self, file: ExportedFile) -> AbstractContextManager[TracedRuntime]:
         return nullcontext(TracedRuntime("ExecuTorch", file.path, partial(method, file.path)))

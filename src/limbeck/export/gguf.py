@@ -16,7 +16,7 @@ from gguf.quants import quantize as plain_format
 from jaxtyping import Float32
 from torch import Tensor
 
-from limbeck.export.base import ExportedFile, Exporter, exporters
+from limbeck.export.base import ExportedFile, Exporter, exporters, fallback_note
 from limbeck.export.families import context_length, family_of, tensors, write_settings
 from limbeck.export.held_out import WINDOW, HeldOutText, windows_of
 from limbeck.export.importance import Importance, importance_of
@@ -39,9 +39,9 @@ MAX_KL = {
 }
 """Mean KL to the student that a format may have, nats a token.
 
-Quantised: several times what SmolLM2-135M has as q8_0 (0.0046) and q4_k_m (0.056; docs/export.md).
+Quantised: several times what SmolLM2-135M has as q8_0 (0.0047) and q4_k_m (0.056), and nearly twice
+what it has as q4_0 (0.28), for which it was not trained (docs/export.md).
 """
-
 
 UNWEIGHTED = (*PLAIN, Kind.Q8_0, Kind.Q4_0)
 """Formats without an importance matrix: a student trained for Q4_0 is held exactly without one."""
@@ -129,7 +129,7 @@ class Gguf(Exporter):
                 "tensors": dict(kinds),
                 "fallbacks": fallbacks,
             },
-            (*notes, *fallback_note(fallbacks)),
+            (*notes, *fallback_note(fallbacks, 256)),
         )
         write_text(path.with_name("Modelfile"), modelfile(student, tokenizer, file))
         return file
@@ -155,14 +155,3 @@ def add(
     values = np.ascontiguousarray(tensor.numpy())
     data = plain_format(values, kind) if kind in PLAIN else quantized(values, kind, importance)
     writer.add_tensor(name, data, raw_dtype=kind)
-
-
-def fallback_note(fallbacks: dict[str, str]) -> tuple[str, ...]:
-    """A note about tensors that have another format than requested."""
-    if not fallbacks:
-        return ()
-    listed = ", ".join(f"{count} {what}" for what, count in Counter(fallbacks.values()).items())
-    return (
-        f"{len(fallbacks)} matrices have rows that are not divisible by the format's block: "
-        f"{listed}. Widths divisible by 256 quantise fully.",
-    )
