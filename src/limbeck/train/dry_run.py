@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from functools import partial
+
 import torch
 
 from limbeck.batch import Batch
@@ -60,32 +63,46 @@ def dry_run(
         batches = [batch] * micro_batches
         train_step(distiller, teacher, optimizers, batches, world, reduce_once=once)
 
-    held: dict[str, int] = {}
-
-    def look() -> None:
-        held.clear()
-        held.update(by_purpose(footprint, models, optimizers, distiller.student.vocabulary_size))
+    def look() -> Mapping[str, int]:
+        return by_purpose(footprint, models, optimizers, distiller.student.vocabulary_size)
 
     repeated = min(passes, REPEATED)
-    tries = 1 if world.simulated else TRIES
     with footprint:
         step(repeated)
-        peaks = []
-        for _ in range(tries):
-            footprint.reset()
-            step(repeated)
-            peaks.append(footprint.peak_bytes)
-        found: dict[str, int] | None = None
-        for _ in range(tries):
-            footprint.reset(NEAR_PEAK * min(peaks), look)
-            step(repeated)
-            if footprint.peak_bytes == sum(held.values()) == min(peaks):
-                found = dict(held)
-        assert found is not None, "not the peak"
-        figures = StepFootprint(found, footprint.collectives, footprint.flops, host)
+        tries = 1 if world.simulated else TRIES
+        held = at_peak(footprint, partial(step, repeated), look, tries)
+        figures = StepFootprint(held, footprint.collectives, footprint.flops, host)
         if passes > repeated:
             footprint.reset()
             step(repeated - 1)
             shorter = StepFootprint({}, footprint.collectives, footprint.flops)
             figures = prolonged(figures, shorter, passes - repeated)
     return figures
+
+
+def at_peak(
+    footprint: Footprint,
+    step: Callable[[], None],
+    look: Callable[[], Mapping[str, int]],
+    tries: int,
+) -> Mapping[str, int]:
+    """What `look` says at the peak of a step; `tries` steps find the peak, as many more look."""
+    peaks = []
+    for _ in range(tries):
+        footprint.reset()
+        step()
+        peaks.append(footprint.peak_bytes)
+    lowest, found = min(peaks), None
+    seen: list[Mapping[str, int]] = []
+
+    def keep() -> None:
+        seen.append(look())
+
+    for _ in range(tries):
+        footprint.reset(NEAR_PEAK * lowest, keep)
+        step()
+        if seen and footprint.peak_bytes == sum(seen[-1].values()) == lowest:
+            found = seen[-1]
+        seen.clear()
+    assert found is not None, "not the peak"
+    return found
