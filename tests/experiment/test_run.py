@@ -99,6 +99,26 @@ def test_a_shuffled_teacher_is_a_further_student_that_ends_farther_away(tmp_path
         run(path, "evaluate.controls=[shuffled]", "optim.tokens_per_step=32")
 
 
+def test_a_baseline_trains_for_as_much_time_as_the_distilled_student(tmp_path):
+    path = write_recipe(tmp_path, objective={"alpha": 1.0})
+    with pytest.raises(ConfigError, match="equal_time is timed by the baseline"):
+        run(path, "evaluate.controls=[equal_time]")
+    outcome = run(path, "evaluate.baseline=cross_entropy", "evaluate.controls=[equal_time]")
+    ours, text, longer = (
+        steps_of(tmp_path / "run" / folder)
+        for folder in ("", "stages/cross_entropy", "stages/equal_time")
+    )
+    assert len(ours) == len(text)
+    expected = round(len(text) * ours[-1]["seconds"] / text[-1]["seconds"])
+    assert len(longer) == max(len(text), expected)
+    assert {line["alpha"] for line in longer} == {0.0}
+    trials = outcome.evaluation["trials"]
+    kl = {name: trials[name]["forward_kl"]["value"] for name in ("distilled", "equal_time")}
+    farther = outcome.evaluation["control"]["equal_time"]
+    assert farther["value"] == pytest.approx(kl["equal_time"] - kl["distilled"])
+    assert "for as much time" in outcome.report.read_text()
+
+
 def test_both_trials_read_the_same_tokens_in_the_same_order(tmp_path):
     run(write_recipe(tmp_path), "evaluate.baseline=cross_entropy", "objective.alpha=0.0")
     main = steps_of(tmp_path / "run")

@@ -201,9 +201,10 @@ class EvaluateConfig:
     """Also train a student with alpha 0 on the same data, order and steps; costs a second run."""
     baseline_learning_rate: Rate | Annotated[tuple[Rate, ...], MinLen(1)] | None = None
     """Peak learning rate of the baseline, or a grid; by default that of `optim.learning_rate`."""
-    controls: tuple[Literal["shuffled"], ...] = ()
-    """Students that must not do well. `shuffled` learns from the teacher's distributions on another
-    row's text, with the same objective, data, order and steps; costs a further run."""
+    controls: tuple[Literal["shuffled", "equal_time"], ...] = ()
+    """Further students to compare with; each costs a run. `shuffled` learns from the teacher's
+    distributions on another row's text and must not do well. `equal_time` is the baseline with as
+    many steps as fit into the time of the distilled student's steps."""
     continuations: Annotated[int, Ge(0)] = 3
     """Held-out prompts that teacher and student continue in the report."""
     suites: tuple[Component | str, ...] = ()

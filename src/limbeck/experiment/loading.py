@@ -189,10 +189,17 @@ def trial_problems(config: RunConfig) -> Iterator[Problem]:
     for at, (is_set, why) in needs_text.items():
         if is_set and not held_out.data:
             yield Problem(at, f"{why}, and evaluate.data is not set.")
-    if held_out.controls and config.optim.rows_per_step(config.data.sequence_length) == 1:
+    if "equal_time" in held_out.controls and not held_out.baseline:
         yield Problem(
             "evaluate.controls",
-            "exchanges rows within a step, and a step has 1 row (optim.tokens_per_step / "
+            "equal_time is timed by the baseline, and evaluate.baseline is not set. Set it to "
+            "cross_entropy.",
+        )
+    one_row = config.optim.rows_per_step(config.data.sequence_length) == 1
+    if "shuffled" in held_out.controls and one_row:
+        yield Problem(
+            "evaluate.controls",
+            "shuffled exchanges rows within a step, and a step has 1 row (optim.tokens_per_step / "
             "data.sequence_length). Raise optim.tokens_per_step.",
         )
     if held_out.baseline_learning_rate is not None and not held_out.baseline:

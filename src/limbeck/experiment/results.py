@@ -79,9 +79,11 @@ def compare(scores: Mapping[str, Scores]) -> dict[str, Any]:
             for metric in ("forward_kl", "total_variation", "top1_agreement", "cross_entropy")
             if metric in some.metrics
         }
-    if "shuffled" in scores and "distilled" in scores:
+    controls = {"shuffled", "equal_time"} & scores.keys()
+    if controls and "distilled" in scores:
         found["control"] = {
-            "shuffled": paired_difference(scores["shuffled"], scores["distilled"], "forward_kl")
+            name: paired_difference(scores[name], scores["distilled"], "forward_kl")
+            for name in sorted(controls)
         }
     return found
 

@@ -32,12 +32,16 @@ from limbeck.experiment.score_files import TrialScores, read_scores, write_score
 from limbeck.files import manifest, sha256
 from limbeck.models import Distiller, round_weights
 from limbeck.registry import type_of
+from limbeck.report.run_files import last_step, lines
 from limbeck.rollouts import Rollouts
 from limbeck.teachers import TeacherRequest, require_local
 from limbeck.teachers.base import DISTRIBUTION
 from limbeck.teachers.served import REACHED_BY
 from limbeck.teachers.shuffled import ShuffledTeacher
 from limbeck.train import MetricSink, TrainSetup, train
+
+BASELINES = ("cross_entropy", "equal_time")
+"""Trials that learn from the text alone."""
 
 FORECAST = "forecast"
 """Folder of a recipe's pilots in its output."""
@@ -48,7 +52,7 @@ class Trial:
     """One student to train.
 
     Attributes:
-        name: `distilled`, `cross_entropy` or `shuffled`.
+        name: `distilled`, `cross_entropy`, `shuffled` or `equal_time`.
     """
 
     name: str
@@ -85,8 +89,8 @@ class Trial:
 
     @property
     def writes(self) -> bool:
-        """Whether it follows the recipe's `rollout`; the baseline trains on the text alone."""
-        return self.name != "cross_entropy"
+        """Whether it follows the recipe's `rollout`; baselines train on the text alone."""
+        return self.name not in BASELINES
 
     @property
     def selected_by(self) -> str:
@@ -107,7 +111,8 @@ def trials_of(config: RunConfig) -> list[Trial]:
         rates["cross_entropy"] = config.evaluate.baseline_learning_rate or rates["distilled"]
         objectives["cross_entropy"] = replace(config.objective, alpha=0.0, extra=(), positions=None)
     for control in config.evaluate.controls:
-        rates[control], objectives[control] = rates["distilled"], config.objective
+        like = "cross_entropy" if control in BASELINES else "distilled"
+        rates[control], objectives[control] = rates[like], objectives[like]
     return [
         Trial(name, rate, objective, trial_folder(config.output, name, rate, len(grid)))
         for name, objective in objectives.items()
@@ -140,6 +145,22 @@ def best(trials: Sequence[Trial], metric: str | None = None) -> dict[str, Trial]
         if trial.name not in chosen or validation(trial, by) < validation(chosen[trial.name], by):
             chosen[trial.name] = trial
     return chosen
+
+
+def steps_of(config: RunConfig, trial: Trial) -> int:
+    """Steps of a trial; those of `equal_time` take as long as the distilled student's took.
+
+    Both were timed in this run directory: the trials with the best learning rates, without
+    evaluations. There are at least as many as the recipe's.
+    """
+    steps = config.optim.num_steps
+    if trial.name != "equal_time":
+        return steps
+    both = ("distilled", "cross_entropy")
+    timed = best([each for each in trials_of(config) if each.name in both])
+    ours, text = (last_step(lines(timed[name].folder / "metrics.jsonl")) for name in both)
+    fitting: int = round(text["step"] * ours["seconds"] / text["seconds"])
+    return max(steps, fitting)
 
 
 def validation(trial: Trial, metric: str) -> float:
@@ -193,8 +214,11 @@ class TrialRunner:
         if not broadcast_object(first.exists(), parts.world):
             self._write_scores(first, distiller)
         parts.teacher.require(TeacherRequest(needs=distiller.objective.needs))
-        is_control = trial.name in parts.config.evaluate.controls
-        teacher = ShuffledTeacher(parts.teacher) if is_control else parts.teacher
+        steps = broadcast_object(
+            steps_of(parts.config, trial) if parts.world.is_main else None, parts.world
+        )
+        is_shuffled = trial.name == "shuffled"
+        teacher = ShuffledTeacher(parts.teacher) if is_shuffled else parts.teacher
         self._latest = None
         rollouts = parts.rollouts(distiller, trial.folder) if trial.writes else None
         result = train(
@@ -202,7 +226,7 @@ class TrialRunner:
                 distiller=distiller,
                 teacher=teacher,
                 source=parts.source(rollouts),
-                optim=parts.config.optim,
+                optim=replace(parts.config.optim, steps=steps),
                 learning_rate=trial.learning_rate,
                 checkpoint=parts.config.checkpoint,
                 memory=parts.config.memory,
@@ -295,7 +319,7 @@ def fidelities(parts: Parts) -> tuple[Fidelity | None, dict[str, Fidelity]]:
 
 def require_controls(parts: Parts) -> None:
     """Refuse a control that the teacher cannot serve."""
-    if parts.config.evaluate.controls:
+    if "shuffled" in parts.config.evaluate.controls:
         purpose = "evaluate.controls: the shuffled teacher reads other rows, which"
         require_local(parts.teacher, purpose)
 

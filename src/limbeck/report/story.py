@@ -109,13 +109,25 @@ def against_baseline(evaluation: Evaluation) -> Iterator[str]:
 
 
 def against_control(evaluation: Evaluation) -> Iterator[str]:
-    """The student beside one whose teacher read other text."""
+    """The student beside those of the controls."""
     farther = evaluation.control.get("shuffled")
     if farther is not None and farther.low is not None and farther.low > 0:
         yield (
             "What helped is what the teacher says of this text: with its distributions of other "
             f"rows the student ended {number(farther.value)} nats a token farther away "
             f"({number(farther.low)} to {number(farther.high)})."
+        )
+    longer = evaluation.control.get("equal_time")
+    if longer is not None and longer.low is not None and longer.high is not None:
+        if longer.low > 0:
+            ended = "ended farther from the teacher"
+        elif longer.high < 0:
+            ended = "came nearer to the teacher"
+        else:
+            ended = "may have come as near to the teacher"
+        yield (
+            f"A student trained on the text alone for as much time {ended} "
+            f"({number(longer.low)} to {number(longer.high)} nats a token)."
         )
 
 

@@ -19,6 +19,7 @@ TRIALS = {
     "initial": "Before training",
     "cross_entropy": "Cross-entropy only",
     "cross_entropy_by_kl": "Cross-entropy only, rate chosen by KL",
+    "equal_time": "Cross-entropy only, as much time",
     "shuffled": "Shuffled teacher",
     "distilled": "Distilled",
     "teacher": "Teacher",
