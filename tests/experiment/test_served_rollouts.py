@@ -191,6 +191,7 @@ def test_a_server_that_cannot_load_weights_or_has_another_model_is_refused(serve
     ("override", "expected"),
     [
         ("rollout.engine=auto", r"rollout\.engine: vllm and rollout\.server go together"),
+        ("rollout.engine=sglang", r"rollout\.engine: .*vllm"),
         ("rollout.server=null", r"rollout\.engine: vllm and rollout\.server go together"),
         ("rollout.from=teacher", r"rollout\.server: must be left out with rollout\.from=teacher"),
     ],

@@ -1,7 +1,8 @@
-"""A local HTTP server that answers as vLLM does, from a real tiny model; and ways for it to lie."""
+"""A local HTTP server that answers as vLLM or SGLang, from a real tiny model, and its lies."""
 
 from __future__ import annotations
 
+import base64
 import json
 import socket
 import threading
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import numpy as np
 import torch
 
 from limbeck.models import ModelSource, PreTrainedTokenizerBase, load_model
@@ -20,11 +22,16 @@ NAME, KEY = "tiny", "sk-of-the-tests"
 
 
 class TinyServer:
-    """vLLM's `/v1/models` and `/v1/completions` over the model of a local teacher.
+    """`/v1/models`, and vLLM's `/v1/completions` or SGLang's paths, over the model of a teacher.
+
+    SGLang's requests are read as vLLM's, and vLLM's answers turned into SGLang's after the lie, so
+    that both tell it.
 
     Attributes:
-        lie: Changes an answer to a request before it is sent.
-        requests: Bodies of the completions that were asked for.
+        kind: `vllm` or `sglang`.
+        is_flat: Whether SGLang packs log-probabilities if asked to, as newer ones do.
+        lie: Changes vLLM's answer to a request before it is sent.
+        requests: Bodies of the completions that were asked for, as sent to vLLM.
         statuses: Sent in place of the next answers, first one first.
         loads: Folders that weights were read from; None refuses to, as without its development
             mode.
@@ -35,12 +42,14 @@ class TinyServer:
         teacher: LocalTeacher,
         tokenizer: PreTrainedTokenizerBase,
         *,
+        kind: str = "vllm",
         max_logprobs: int = 20,
         max_model_len: int = 64,
         key: str | None = None,
     ) -> None:
         self.teacher, self.tokenizer = teacher, tokenizer
         self.max_logprobs, self.max_model_len, self.key = max_logprobs, max_model_len, key
+        self.kind, self.is_flat = kind, True
         self.lie: Callable[[Answer, Answer], Any] = lambda answer, _: answer
         self.requests: list[Answer] = []
         self.statuses: list[tuple[int, dict[str, str], str]] = []
@@ -119,7 +128,9 @@ class TinyServer:
                 made: Any = {"object": "list", "data": data}
             elif path in ("/collective_rpc", "/reset_prefix_cache") and self.loads is not None:
                 made = self._reloaded(body or {})
-            elif path == "/v1/completions" and body is not None:
+            elif path in PATHS[self.kind] and body is not None:
+                asked_flat = self.is_flat and body.get("return_flat_raw_top_logprobs_b64", False)
+                body = as_vllm(body) if self.kind == "sglang" else body
                 self.requests.append(body)
                 asked = body.get("prompt_logprobs", 0)
                 if asked > self.max_logprobs:
@@ -136,7 +147,27 @@ class TinyServer:
             made = self.lie(made, body or {})
         if isinstance(made, tuple):
             return made
+        if self.kind == "sglang" and path == "/v1/tokenize":
+            ids = [choice["prompt_token_ids"] for choice in made["choices"]]
+            made = {"tokens": ids[0] if len(ids) == 1 else ids}
+        elif self.kind == "sglang" and path == "/generate":
+            made = self._as_sglang(made, body["prompt_logprobs"], asked_flat)
         return 200, {"content-type": "application/json"}, json.dumps(made)
+
+    def _as_sglang(self, made: Answer, k: int, asked_flat: bool) -> Any:
+        """SGLang's answer: the text's own tokens, and apart from them the k most probable ones."""
+        if len(made["choices"]) != 1:
+            return [{"meta_info": {}}] * len(made["choices"])
+        [choice] = made["choices"]
+        tokens, rows = choice["prompt_token_ids"], choice["prompt_logprobs"]
+        last = self.teacher.info.vocabulary_rows - 1
+        own = [
+            [logprob_of(rows, place, token), token if token < last else 0, None]
+            for place, token in enumerate(tokens or [])
+        ]
+        top = rows and [ranked(row, k) if isinstance(row, dict) else row for row in rows]
+        facts = {"input_token_logprobs": own if tokens else None, "input_top_logprobs": top}
+        return {"text": "", "meta_info": packed(facts) if asked_flat else facts}
 
     def _reloaded(self, body: Answer) -> Answer:
         if "method" not in body:
@@ -203,6 +234,50 @@ class TinyServer:
                 }
             )
         return rows
+
+
+PATHS = {"vllm": ("/v1/completions",), "sglang": ("/generate", "/v1/tokenize")}
+
+
+def as_vllm(body: Answer) -> Answer:
+    """A request of SGLang, as the one to vLLM for the same."""
+    if "prompt" in body:
+        return body
+    assert body["return_logprob"]
+    assert body["logprob_start_len"] == 0
+    assert body["sampling_params"] == {"max_new_tokens": 0, "temperature": 1.0, "top_p": 1.0}
+    prompt, k = body["input_ids"], body["top_logprobs_num"]
+    return {"model": NAME, "prompt": prompt, "prompt_logprobs": k}
+
+
+def logprob_of(rows: list[Any] | None, place: int, token: int) -> Any:
+    """That of a text's own token in vLLM's rows; a rowless text still has one."""
+    if rows is None or place >= len(rows):
+        return -1.0 if place else None
+    return rows[place].get(str(token), {}).get("logprob") if isinstance(rows[place], dict) else None
+
+
+def ranked(row: Answer, k: int) -> list[list[Any]]:
+    """The k most probable tokens of a row of vLLM, which can also have the text's own."""
+    pairs = sorted(row.items(), key=lambda pair: pair[1]["rank"])
+    return [[each["logprob"], int(token), None] for token, each in pairs[:k]]
+
+
+def packed(facts: Answer) -> Answer:
+    """SGLang's facts with flat arrays, or with lists where the rows do not make an array."""
+    rows = facts["input_top_logprobs"]
+    try:
+        nulls = next(place for place, row in enumerate(rows) if row is not None)
+        table = np.array([[entry[:2] for entry in row] for row in rows[nulls:]], dtype=np.float64)
+        shape = [table.shape[0], table.shape[1]]
+        values, ids = table[:, :, 0].astype("<f4"), table[:, :, 1].astype("<i4")
+    except (TypeError, ValueError, IndexError):
+        return facts
+    flat = {"input_top_logprobs_shape": shape, "input_top_logprobs_null_prefix": nulls}
+    for name, array in (("val", values), ("idx", ids)):
+        key = f"input_top_logprobs_{name}_flat_b64"
+        flat |= {key: base64.b64encode(array.tobytes()).decode(), f"{key}_dtype": array.dtype.name}
+    return {"input_token_logprobs": facts["input_token_logprobs"], **flat}
 
 
 def error(status: int, message: str) -> tuple[int, dict[str, str], str]:

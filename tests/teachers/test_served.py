@@ -1,9 +1,11 @@
 """A served teacher says what the local one says, and nothing else is taken for it."""
 
+import base64
 import json
 import threading
 import time
 
+import numpy as np
 import pytest
 import torch
 
@@ -20,6 +22,7 @@ from limbeck.teachers.ahead import samples_of
 from limbeck.teachers.routed import RoutedTeacher
 from limbeck.teachers.served import requests
 from limbeck.teachers.served.requests import Connection, Server
+from limbeck.teachers.served.sglang import SglangInterface
 from limbeck.teachers.stored import StoredTeacher
 from tests.experiment.recordings import record, recording_recipe
 from tests.experiment.tiny_run import steps_of, write_model, write_recipe
@@ -29,6 +32,7 @@ from tests.tokenizers.small import small
 from tests.train.toy import ALONE
 
 K = 16
+both = pytest.mark.parametrize("server", ["vllm", "sglang"], indirect=True)
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +47,8 @@ def local(folder):
 
 
 @pytest.fixture
-def server(local):
-    serving = TinyServer(local, small())
+def server(local, request):
+    serving = TinyServer(local, small(), kind=getattr(request, "param", "vllm"))
     yield serving
     serving.kill()
 
@@ -56,10 +60,15 @@ def _hurried(tmp_path, monkeypatch):
 
 
 def open_teacher(server, folder, **options):
+    return teachers.bind({**spec_of(server, folder), **options}, "teacher")(ALONE)
+
+
+def spec_of(server, folder):
     spec = {"type": "served", "url": server.url, "model": NAME, "k": K, "path": str(folder)}
-    return teachers.bind({**spec, **options}, "teacher")(ALONE)
+    return spec if server.kind == "vllm" else {**spec, "server": server.kind}
 
 
+@both
 def test_its_signal_is_the_local_teachers_top_k(server, folder, local):
     batch = random_batch(rows=4, length=20, vocabulary=len(small()))
     mine = open_teacher(server, folder).signal(batch).distribution
@@ -69,6 +78,17 @@ def test_its_signal_is_the_local_teachers_top_k(server, folder, local):
     torch.testing.assert_close(mine.tail_logprob, theirs.tail_logprob, atol=1e-4, rtol=0)
     whole = torch.cat([mine.logprobs, mine.tail_logprob[:, None]], -1)
     torch.testing.assert_close(whole.logsumexp(-1), torch.zeros(len(whole)), atol=1e-6, rtol=0)
+
+
+def test_a_server_without_flat_arrays_says_the_same_in_lists(folder, local):
+    server = TinyServer(local, small(), kind="sglang")
+    batch = random_batch(rows=2, length=20, vocabulary=len(small()))
+    flat = open_teacher(server, folder).signal(batch).distribution
+    server.is_flat = False
+    nested = open_teacher(server, folder).signal(batch).distribution
+    server.kill()
+    assert torch.equal(nested.ids, flat.ids)
+    torch.testing.assert_close(nested.logprobs, flat.logprobs, atol=1e-6, rtol=0)
 
 
 def test_a_packed_row_is_asked_for_window_by_window(server, folder, local):
@@ -244,7 +264,7 @@ WRONG = {
     "other ids": (choice(prompt_token_ids=lambda ids: [*ids[:-1], 5]), "token ids"),
     "no ids": (choice(prompt_token_ids=lambda _: None), "does not know return_token_ids"),
     "a row short": (scored(lambda rows: rows[:-1]), "must have prompt_logprobs of 63 tokens"),
-    "no rows": (scored(lambda _: None), "must have prompt_logprobs of 63 tokens, and none"),
+    "no rows": (scored(lambda _: None), "must have prompt_logprobs of 63 tokens, and has none"),
     "shifted rows": (scored(lambda rows: [*rows[1:], rows[1]]), "rows are shifted by one"),
     "a null inside": (scored(lambda rows: [*rows[:5], None, *rows[6:]]), "has one at 5"),
     "ranks from 0": (entries(with_ranks(range(K))), "must rank the tokens .* 1 to 16"),
@@ -253,7 +273,7 @@ WRONG = {
     "rising values": (entries(swapped), "fall with the rank, and has some that rise"),
     "without the text's own": (without_own, "text's own token .* does not give token"),
     "sums above 1": (values(lambda x: x / 2), "add up to at most 1, and has"),
-    "logits": (values(lambda x: x + 9), "answers logits. Start it with --logprobs-mode raw"),
+    "logits": (values(lambda x: x + 9), r"answers logits \(vLLM does"),
     "not a number": (values(lambda _: float("nan")), "has some that are not finite"),
     "texts for numbers": (values(lambda _: "x"), "something else at position 1: ValueError"),
     "another form": (scored(lambda rows: [None] + [[1]] * (len(rows) - 1)), "AttributeError"),
@@ -272,13 +292,97 @@ WRONG = {
 }
 
 
+OF_SGLANG = {
+    "no ids": r"must give \[logprob, id, ...\] .* and has none",
+    "a row short": r"shape \[56, 16\] after 1 null, and has shape \[55, 16\] after 1",
+    "no rows": "must have input_top_logprobs of 57 tokens, and has none",
+    "shifted rows": r"one null in input_token_logprobs, and has one at \d",
+    "without the text's own": r"one null in input_token_logprobs, and has one at \d",
+    "texts for numbers": "could not convert string",
+    "another form": r"one null in input_token_logprobs, and has one at 1",
+}
+"""How what is wrong is named where SGLang's answer says it differently."""
+NOT_OF_SGLANG = {"ranks from 0", "a rank twice"}
+"""SGLang gives an order and no ranks."""
+
+
+@both
 @pytest.mark.parametrize("name", WRONG)
 def test_a_wrong_server_is_refused_by_name(server, folder, name):
     server.lie, match = WRONG[name]
+    if server.kind == "sglang":
+        if name in NOT_OF_SGLANG:
+            open_teacher(server, folder)
+            return
+        match = OF_SGLANG.get(name, match)
     with pytest.raises((ConfigError, DataError), match=match):
         open_teacher(server, folder)
 
 
+def flat_answer(k=3, vocabulary=10):
+    """Tokens, and what SGLang says of them: the most probable ones rise by one a position."""
+    tokens = [4, 0, 2, vocabulary - 1]
+    ids = np.array([[0, 1, 2], [1, 2, 3], [2, 3, 4]], "<i4")
+    values = np.log(np.array([[0.5, 0.25, 0.125]] * 3)).astype("<f4")
+    own = [[None, 4, None], [float(values[0, 0]), 0, None], [float(values[1, 1]), 2, None]]
+    own.append([-3.0, 0, None])  # the last id of the vocabulary is echoed as 0
+    facts = {"input_token_logprobs": own, "input_top_logprobs_shape": [3, k]}
+    facts["input_top_logprobs_null_prefix"] = 1
+    return tokens, facts | as_base64(val=values) | as_base64(idx=ids)
+
+
+def as_base64(**arrays):
+    """Fields of a flat array."""
+    [(name, array)] = arrays.items()
+    key = f"input_top_logprobs_{name}_flat_b64"
+    return {key: base64.b64encode(array.tobytes()).decode(), f"{key}_dtype": array.dtype.name}
+
+
+def test_flat_arrays_are_rows_and_the_last_id_is_echoed_as_0():
+    tokens, facts = flat_answer()
+    rows = SglangInterface("tiny", 10).rows({"meta_info": facts}, tokens, 3)
+    assert rows.ids.tolist() == [[0, 1, 2], [1, 2, 3], [2, 3, 4]]
+    assert np.exp(rows.logprobs[2]).tolist() == pytest.approx([0.5, 0.25, 0.125], abs=1e-6)
+    assert rows.actual.tolist() == pytest.approx([np.log(0.5), np.log(0.25), -3.0], abs=1e-6)
+
+
+VAL, IDX = (f"input_top_logprobs_{name}_flat_b64" for name in ("val", "idx"))
+LEFT = np.array([[1, 2, 3], [2, 3, 4], [0, 1, 2]], "<i4")
+FLAT = {
+    "other type": ({f"{VAL}_dtype": "float16"}, f"declare {VAL} as float32, and has 'float16'"),
+    "other integers": ({f"{IDX}_dtype": "int64"}, f"declare {IDX} as int32"),
+    "no type": ({f"{VAL}_dtype": None}, f"declare {VAL} as float32, and has none"),
+    "fewer bytes": (as_base64(val=np.zeros((3, 2), "<f4")), f"36 bytes in {VAL}, and has 24"),
+    "more bytes": (as_base64(idx=np.zeros((4, 3), "<i4")), f"36 bytes in {IDX}, and has 48"),
+    "no array": ({VAL: None}, f"36 bytes in {VAL}, and has 0"),
+    "a number": ({VAL: 3}, f"{VAL} in base64"),
+    "not base64": ({IDX: "*" * 48}, f"{IDX} in base64"),
+    "another shape": ({"input_top_logprobs_shape": [3, 2]}, r"shape \[3, 3\].* has shape \[3, 2\]"),
+    "rows with the null": ({"input_top_logprobs_shape": [4, 3]}, r"has shape \[4, 3\]"),
+    "no shape": ({"input_top_logprobs_shape": None}, "has shape None"),
+    "no null": ({"input_top_logprobs_null_prefix": 0}, "after 1 null, and has .* after 0"),
+    "not a number": (as_base64(val=np.full((3, 3), np.nan, "<f4")), "not finite"),
+    "a negative id": (as_base64(idx=LEFT - 1), "0 to 9, and has -1 to 3"),
+    "an id too large": (as_base64(idx=LEFT + 6), "0 to 9, and has 6 to 10"),
+    "an id twice": (as_base64(idx=LEFT // 2), "every token of a position once"),
+    "rows of other positions": (as_base64(idx=LEFT), "contradicts itself by"),
+    "neither form": (
+        {"input_top_logprobs_shape": ...},
+        "input_top_logprobs of 4 tokens, and has none",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FLAT)
+def test_flat_arrays_that_contradict_their_description_are_never_used(name):
+    change, match = FLAT[name]
+    tokens, facts = flat_answer()
+    facts = {key: value for key, value in (facts | change).items() if value is not ...}
+    with pytest.raises(DataError, match=match):
+        SglangInterface("tiny", 10).rows({"meta_info": facts}, tokens, 3)
+
+
+@both
 @pytest.mark.parametrize("name", ["other ids", "logits", "sums above 1", "shifted rows"])
 def test_wrong_answers_of_a_server_during_the_run_are_never_used(server, folder, name):
     teacher = open_teacher(server, folder)
@@ -287,20 +391,24 @@ def test_wrong_answers_of_a_server_during_the_run_are_never_used(server, folder,
         teacher.signal(random_batch(vocabulary=len(small())))
 
 
+@both
 def test_more_tokens_than_the_server_gives_are_refused_with_its_message(server, folder):
-    with pytest.raises(
-        ConfigError, match=r"teacher\.k.* 21, which is greater than max allowed: 20.*--max-logprobs"
-    ):
+    remedy = {"vllm": "--max-logprobs", "sglang": "Update SGLang"}[server.kind]
+    match = rf"teacher\.k.* 21, which is greater than max allowed: 20.*{remedy}.* lower teacher.k"
+    with pytest.raises(ConfigError, match=match):
         open_teacher(server, folder, k=21)
 
 
+@both
 def test_longer_text_than_the_server_reads_is_refused(server, folder, tmp_path):
     server.max_model_len = 33
     path = recording_recipe(tmp_path, {"type": "top_k", "k": K})
-    with pytest.raises(ConfigError, match="sequence_length: must be at most 31"):
+    longest = {"vllm": 31, "sglang": 25}[server.kind]
+    with pytest.raises(ConfigError, match=f"sequence_length: must be at most {longest}"):
         record(load(path, [teacher_of(server, folder)]))
 
 
+@both
 def test_a_served_adapter_has_the_length_limit_of_its_base_model(server, folder):
     def lie(answer, body):
         if "data" in answer:
@@ -309,7 +417,16 @@ def test_a_served_adapter_has_the_length_limit_of_its_base_model(server, folder)
         return answer
 
     server.lie = lie
-    assert open_teacher(server, folder).info.max_positions == 62
+    if server.kind == "sglang":
+        with pytest.raises(ConfigError, match="no adapter with server: sglang, got 'tiny', an ad"):
+            open_teacher(server, folder)
+    else:
+        assert open_teacher(server, folder).info.max_positions == 62
+
+
+def test_a_server_of_the_other_kind_is_refused(server, folder):
+    with pytest.raises(ConfigError, match=r"teacher\.server: sglang"):
+        open_teacher(server, folder, server="sglang")
 
 
 def test_what_k_tokens_at_temperature_1_do_not_hold_is_refused(server, folder):
@@ -414,8 +531,7 @@ def test_another_model_behind_the_same_address_is_noticed(server, folder, tmp_pa
 
 
 def teacher_of(server, folder, **options):
-    spec = {"type": "served", "url": server.url, "model": NAME, "k": K, "path": str(folder)}
-    return f"teacher={json.dumps({**spec, **options})}"
+    return f"teacher={json.dumps({**spec_of(server, folder), **options})}"
 
 
 def run(path, server, folder, *overrides, **options):
@@ -567,6 +683,7 @@ def test_a_recording_needs_a_form_that_k_tokens_serve(server, folder, tmp_path):
         assert not (tmp_path / "store").exists()
 
 
+@both
 @pytest.mark.parametrize("form", [{"k": 5}, {"k": K, "min_prob": 0.02}], ids=["fewer", "uneven"])
 def test_a_smaller_form_of_the_servers_tokens_is_that_of_the_model(server, folder, tmp_path, form):
     path = recording_recipe(tmp_path, {"type": "top_k", **form}, data={"max_documents": 8})

@@ -23,7 +23,7 @@ from limbeck.losses.distributions import TopK
 from limbeck.models import ModelSource, load_model, save_student
 from limbeck.rollouts.source import rollout_of
 from limbeck.teachers import LocalTeacher, teachers
-from limbeck.teachers.served.vllm import scoring_body
+from limbeck.teachers.served.vllm import VllmInterface
 from limbeck.tokenizers import load_tokenizer
 from tests.experiment.recordings import record
 from tests.experiment.tiny_run import steps_of, write_texts
@@ -148,7 +148,7 @@ def test_more_log_probabilities_than_it_gives_are_refused_in_its_own_words(serve
 
 
 def test_the_temperature_of_a_request_changes_nothing(server):
-    body = scoring_body("teacher", list(range(100, 140)), 8)
+    _, body = VllmInterface("teacher", 49_152).scoring(list(range(100, 140)), 8)
     rows = [
         httpx2.post(f"{server.url}/v1/completions", json={**body, "temperature": t}, timeout=60)
         for t in (1.0, 2.0)

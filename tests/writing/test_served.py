@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 import torch
 
-from limbeck.errors import DataError
+from limbeck.errors import ConfigError, DataError
 from limbeck.models import ModelSource, load_model
 from limbeck.teachers import LocalTeacher
 from limbeck.tokenizers import load_tokenizer
@@ -76,3 +76,11 @@ def test_an_invalid_answer_of_the_server_is_refused(change, message, server):
     server.lie = lie
     with pytest.raises(DataError, match=message):
         written(server.recipe, server.override)
+
+
+def test_a_server_that_is_only_read_is_refused_before_anything_is_written(tmp_path, server):
+    server.kind = "sglang"
+    override = server.override.replace('"type": "served"', '"type": "served", "server": "sglang"')
+    with pytest.raises(ConfigError, match=r"teacher\.server: must be vllm .* got sglang"):
+        written(server.recipe, override, f"write.output={tmp_path / 'none.jsonl'}")
+    assert not (tmp_path / "none.jsonl").exists()

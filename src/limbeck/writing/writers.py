@@ -90,8 +90,9 @@ def writer_of(teacher: Teacher, sampling: Sampling) -> Writer:
     """The writer for a teacher.
 
     Raises:
-        ConfigError: It is not one model, here or in a server.
+        ConfigError: It is not one model, here or in a vLLM server.
     """
     if isinstance(teacher, ServedTeacher):
+        teacher.require_writer()
         return ServedWriter(teacher, sampling)
     return LocalWriter(require_local(teacher, "write").model, sampling)

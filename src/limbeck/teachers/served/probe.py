@@ -12,16 +12,8 @@ from jaxtyping import Int64
 
 from limbeck.errors import ConfigError, DataError
 from limbeck.models import PreTrainedTokenizerBase
+from limbeck.teachers.served.interface import MODELS, Interface, Rows
 from limbeck.teachers.served.requests import RefusedError, Server
-from limbeck.teachers.served.vllm import (
-    COMPLETIONS,
-    MODELS,
-    Rows,
-    echoed_ids,
-    read_rows,
-    scoring_body,
-    tokens_body,
-)
 
 TEXTS = (
     "The distillation of a large model keeps what a small one can hold.",
@@ -51,19 +43,23 @@ class Probed:
     """A server that passed.
 
     Attributes:
+        interface: How it is asked.
         max_model_len: Tokens it accepts in a prompt and one more.
         tokens: The text it was probed with.
         rows: Its first answer.
         notes: Its noise, and how much of the probability k tokens hold.
     """
 
+    interface: Interface
     max_model_len: int
     tokens: tuple[int, ...]
     rows: Rows
     notes: tuple[str, ...]
 
 
-def probe(server: Server, model: str, k: int, tokenizer: PreTrainedTokenizerBase) -> Probed:
+def probe(
+    server: Server, interface: Interface, k: int, tokenizer: PreTrainedTokenizerBase
+) -> Probed:
     """Query and check a server before the first step.
 
     Raises:
@@ -71,26 +67,28 @@ def probe(server: Server, model: str, k: int, tokenizer: PreTrainedTokenizerBase
         DataError: Its answers are not what a teacher says.
         TryLaterError: It does not answer.
     """
-    longest = length_of(server.ask(MODELS, patience_s=0.0), server.connection.url, model)
-    require_same_tokens(server, model, tokenizer)
+    listed, url = server.ask(MODELS, patience_s=0.0), server.connection.url
+    longest = length_of(listed, url, interface.model, reserved=interface.reserved)
+    require_no_adapter(listed, interface)
+    require_same_tokens(server, interface, tokenizer)
     ids = [token for text in TEXTS for token in encoded(tokenizer, text)]
     tokens = tuple(ids[: min(PROBED_TOKENS, longest - 1)])
     try:
-        first = score(server, model, tokens, k, patience_s=0.0)
+        first = score(server, interface, tokens, k, patience_s=0.0)
     except RefusedError as error:
         raise ConfigError(
             f"teacher.k: the server must give {k} log-probabilities a position, and refused: "
-            f"{error} Start vLLM with --max-logprobs {k} or more, or lower teacher.k."
+            f"{error} {interface.remedy}, or lower teacher.k."
         ) from error
-    again = score(server, model, tokens, k)
-    crowd = [server.submit(partial(score, server, model, tokens, k)) for _ in range(CROWD)]
+    again = score(server, interface, tokens, k)
+    crowd = [server.submit(partial(score, server, interface, tokens, k)) for _ in range(CROWD)]
     notes = notes_of(first, again, [each.result() for each in crowd], k)
-    return Probed(longest, tokens, first, tuple(notes))
+    return Probed(interface, longest, tokens, first, tuple(notes))
 
 
 def score(
     server: Server,
-    model: str,
+    interface: Interface,
     tokens: Sequence[int],
     k: int,
     *,
@@ -103,12 +101,17 @@ def score(
         DataError: The answer is not what a teacher says.
         TryLaterError: The server does not answer for `patience_s`, the connection's by default.
     """
-    answer = server.ask(COMPLETIONS, scoring_body(model, tokens, k), patience_s=patience_s)
-    return read_rows(answer, tokens, k)
+    path, body = interface.scoring(tokens, k)
+    return interface.rows(server.ask(path, body, patience_s=patience_s), tokens, k)
 
 
-def length_of(answer: Any, url: str, model: str, section: str = "teacher") -> int:
+def length_of(
+    answer: Any, url: str, model: str, section: str = "teacher", *, reserved: int = 0
+) -> int:
     """The longest sequence of the model, from the list of those served.
+
+    Args:
+        reserved: Positions of it that the server does not use.
 
     Raises:
         ConfigError: It is not served.
@@ -124,20 +127,37 @@ def length_of(answer: Any, url: str, model: str, section: str = "teacher") -> in
     if model not in served:
         raise ConfigError(
             f"{section}.model: must be a model that {url} serves ({', '.join(served) or 'none'}), "
-            f"got {model!r}. Correct the name, or start vLLM with --served-model-name."
+            f"got {model!r}. Correct the name, or start the server with --served-model-name."
         )
     entry = served[model]
     base = served.get(str(entry.get("parent")), entry)  # of a LoRA adapter
     longest = entry.get("max_model_len") or base.get("max_model_len")
-    if type(longest) is not int or longest < 3:
+    if type(longest) is not int or longest < 3 + reserved:
         raise DataError(
             f"{url}{MODELS} must give the max_model_len of {model}, and gives {longest!r}. Use a "
             "server that answers as vLLM does."
         )
-    return longest
+    return longest - reserved
 
 
-def require_same_tokens(server: Server, model: str, tokenizer: PreTrainedTokenizerBase) -> None:
+def require_no_adapter(listed: Any, interface: Interface) -> None:
+    """Refuse a LoRA adapter of a server that would answer with the model below it.
+
+    Raises:
+        ConfigError: The model is one.
+    """
+    parents = {each["id"]: each.get("parent") for each in listed["data"]}
+    if parents[interface.model] is not None and not interface.has_adapters:
+        raise ConfigError(
+            f"teacher.model: must be no adapter with server: {interface.name}, got "
+            f"{interface.model!r}, an adapter of {parents[interface.model]!r}. Merge it and serve "
+            "the result, or serve it with vLLM."
+        )
+
+
+def require_same_tokens(
+    server: Server, interface: Interface, tokenizer: PreTrainedTokenizerBase
+) -> None:
     """Refuse a server that reads a text as other tokens.
 
     Raises:
@@ -145,7 +165,8 @@ def require_same_tokens(server: Server, model: str, tokenizer: PreTrainedTokeniz
     """
     for text in TEXTS:
         ours = encoded(tokenizer, text)
-        theirs = echoed_ids(server.ask(COMPLETIONS, tokens_body(model, text), patience_s=0.0))
+        path, body = interface.tokenizing(text)
+        theirs = interface.token_ids(server.ask(path, body, patience_s=0.0))
         if ours != theirs:
             place = first_difference(ours, theirs)
             raise ConfigError(
@@ -178,8 +199,8 @@ def notes_of(first: Rows, again: Rows, batched: Iterable[Rows], k: int) -> list[
     ]
     if noise > LARGE_NOISE:
         notes.append(
-            "teacher: start vLLM with --dtype float32 for less noise, or record once and train "
-            "from the store, which gives every step the same numbers."
+            "teacher: start the server with --dtype float32 for less noise, or record once and "
+            "train from the store, which gives every step the same numbers."
         )
     return notes
 
@@ -198,14 +219,14 @@ def common(a: Int64[np.ndarray, " k"], b: Int64[np.ndarray, " k"]) -> tuple[Any,
     return np.intersect1d(a, b, assume_unique=True, return_indices=True)
 
 
-def require_same_model(server: Server, model: str, probed: Probed) -> None:
+def require_same_model(server: Server, probed: Probed) -> None:
     """Refuse a server that has another model after an interruption.
 
     Raises:
         DataError: Its log-probabilities of the probed text are others.
     """
     k = probed.rows.ids.shape[1]
-    now = score(server, model, probed.tokens, k)
+    now = score(server, probed.interface, probed.tokens, k)
     shift = float(np.abs(now.actual - probed.rows.actual).mean())
     if shift > LARGEST_SHIFT:
         raise DataError(

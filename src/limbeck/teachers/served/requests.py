@@ -210,8 +210,8 @@ def refusal(url: str, response: httpx2.Response, section: str) -> str:
     if status == 404:
         return (
             f"{section}.url: {url} must be there, and is not: {words_of(response)}. Give the "
-            "address of vLLM's OpenAI-compatible server, without /v1, and the model's name as it "
-            "serves it."
+            "address of a vLLM server (or SGLang, with teacher.server: sglang), without /v1, and "
+            "the model's name as it serves it."
         )
     return f"{section}: {url} refused the request with status {status}: {words_of(response)}"
 

@@ -6,17 +6,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from limbeck.errors import ConfigError, DataError, TryLaterError
+from limbeck.teachers.served.interface import MODELS, described, wrong
 from limbeck.teachers.served.probe import length_of
 from limbeck.teachers.served.requests import Connection, RefusedError, Server
-from limbeck.teachers.served.vllm import (
-    COMPLETIONS,
-    MODELS,
-    Written,
-    described,
-    read_written,
-    writing_body,
-    wrong,
-)
+from limbeck.teachers.served.vllm import COMPLETIONS, Written, read_written, writing_body
 
 RELOAD, RESET = "/collective_rpc", "/reset_prefix_cache"
 """Exist where vLLM is started with VLLM_SERVER_DEV_MODE=1."""

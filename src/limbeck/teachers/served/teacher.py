@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -21,13 +21,23 @@ from limbeck.models import PreTrainedTokenizerBase, configured_shape
 from limbeck.store import Sample
 from limbeck.teachers.ahead import Ahead
 from limbeck.teachers.base import DISTRIBUTION, Teacher, TeacherInfo, TeacherRequest, teachers
+from limbeck.teachers.served.interface import Interface, Rows
 from limbeck.teachers.served.probe import Probed, probe, require_same_model, score
 from limbeck.teachers.served.requests import Connection, Server, checked_url, key_of
-from limbeck.teachers.served.vllm import COMPLETIONS, Rows, Written, read_written, writing_body
+from limbeck.teachers.served.sglang import SglangInterface
+from limbeck.teachers.served.vllm import (
+    COMPLETIONS,
+    VllmInterface,
+    Written,
+    read_written,
+    writing_body,
+)
 from limbeck.tokenizers import load_tokenizer
 
 REACHED_BY = ("url", "key_env", "concurrency", "timeout_s", "patience_s")
 """Options that do not change the numbers; a run may be resumed with others."""
+
+INTERFACES: Mapping[str, type[Interface]] = {"vllm": VllmInterface, "sglang": SglangInterface}
 
 SMALLEST_TAIL = 1e-5
 """Rounding of a float32 softmax over a vocabulary: a smaller tail, one minus a sum of the server's
@@ -122,6 +132,19 @@ class ServedTeacher(Teacher):
         if self._needs.distribution:
             self._ahead.announce(batches)
 
+    def require_writer(self) -> None:
+        """Refuse a server that is asked for log-probabilities only.
+
+        Raises:
+            ConfigError: It is not vLLM.
+        """
+        if not isinstance(self._probed.interface, VllmInterface):
+            raise ConfigError(
+                "teacher.server: must be vllm to write answers, got "
+                f"{self._probed.interface.name}. Start the model in vLLM to write, or use "
+                "`teacher: {type: online, path: ...}`."
+            )
+
     def write(
         self, prompt: Sequence[int], *, tokens: int, temperature: float, top_p: float, seed: int
     ) -> Future[Written]:
@@ -145,12 +168,13 @@ class ServedTeacher(Teacher):
             ConfigError: It did.
         """
         if self._server.outages != self._outages:
-            require_same_model(self._server, self._model, self._probed)
+            require_same_model(self._server, self._probed)
             self._outages = self._server.outages
 
     def _asked(self, sample: Sample) -> Future[Rows]:
         tokens = sample.tokens.tolist()
-        return self._server.submit(partial(score, self._server, self._model, tokens, self._k))
+        interface = self._probed.interface
+        return self._server.submit(partial(score, self._server, interface, tokens, self._k))
 
     @torch.no_grad()
     def signal(self, batch: Batch) -> TeacherSignal:
@@ -214,12 +238,11 @@ def require_temperature_1(temperatures: Sequence[float]) -> None:
         )
 
 
-def describe(path: str, model: str, k: int, longest: int) -> TeacherInfo:
-    """Name and shape of a served model, from its configuration.
+def describe(facts: Mapping[str, Any], model: str, k: int, longest: int) -> TeacherInfo:
+    """Name and shape of a served model, from the facts in its configuration.
 
     A window of n positions is a prompt of n + 1 tokens, and one more token is generated.
     """
-    facts: Mapping[str, Any] = configured_shape(path)
     limits = [each for each in (facts.get("max_positions"), longest - 2) if each is not None]
     return TeacherInfo.from_json(
         {**facts, "name": model, "max_positions": min(limits), "served": {"model": model, "k": k}}
@@ -237,6 +260,7 @@ def served(
     *,
     url: str,
     model: str,
+    server: Literal["vllm", "sglang"] = "vllm",
     k: Annotated[int, Ge(1), Le(10_000)] = 64,
     path: str | None = None,
     key_env: str | None = None,
@@ -244,12 +268,13 @@ def served(
     timeout_s: Annotated[float, Gt(0)] = 300.0,
     patience_s: Annotated[float, Ge(0)] = 600.0,
 ) -> ServedTeacher:
-    """A model in a vLLM server: the k most probable tokens and the tail, at temperature 1.
+    """A model in an inference server: the k most probable tokens and the tail, at temperature 1.
 
     Args:
         url: Address of the server, http or https.
         model: Name of the model in the server (`--served-model-name`).
-        k: Tokens requested at each position; at most the server's `--max-logprobs`.
+        server: What the server runs: `vllm`, or `sglang`.
+        k: Tokens requested at each position; at most vLLM's `--max-logprobs`.
         path: Folder or Hub name with the model's tokenizer and config.json, by default `model`; no
             weights are read.
         key_env: Environment variable that holds the server's key.
@@ -264,8 +289,8 @@ def served(
         timeout_s=timeout_s,
         patience_s=patience_s,
     )
-    tokenizer = load_tokenizer(path or model)
-    server = Server(connection, say)
-    probed = probe(server, model, k, tokenizer)
-    info = describe(path or model, model, k, probed.max_model_len)
-    return ServedTeacher(server, probed, info, tokenizer, world.device)
+    tokenizer, facts = load_tokenizer(path or model), configured_shape(path or model)
+    client = Server(connection, say)
+    probed = probe(client, INTERFACES[server](model, facts["vocabulary_rows"]), k, tokenizer)
+    info = describe(facts, model, k, probed.max_model_len)
+    return ServedTeacher(client, probed, info, tokenizer, world.device)

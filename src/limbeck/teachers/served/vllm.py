@@ -9,36 +9,44 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float64, Int64
 
 from limbeck.errors import DataError
+from limbeck.teachers.served.interface import (
+    VALUE_TOLERANCE,
+    Interface,
+    Rows,
+    checked,
+    described,
+    require_echo,
+    rows_after_null,
+    wrong,
+)
 
 COMPLETIONS = "/v1/completions"
-MODELS = "/v1/models"
-
-SUM_TOLERANCE = 1e-3
-"""Tolerated excess over 1 of the sum of a position's probabilities."""
-VALUE_TOLERANCE = 1e-4
-"""Tolerated excess over 0 of a log-probability, and over the one ranked above it."""
 
 
-class Rows(NamedTuple):
-    """The most probable next tokens after every token of a text but the last.
+class VllmInterface(Interface):
+    """vLLM's completions with `prompt_logprobs`."""
 
-    Attributes:
-        ids: The k token ids of each position, most probable first.
-        logprobs: Their log-probabilities.
-        actual: Log-probability of the text's own next token.
-    """
+    name = "vllm"
+    reserved = 0
+    has_adapters = True
+    remedy = "Start vLLM with --max-logprobs of at least teacher.k"
 
-    ids: Int64[np.ndarray, "L k"]
-    logprobs: Float64[np.ndarray, "L k"]
-    actual: Float64[np.ndarray, " L"]
+    def tokenizing(self, text: str) -> tuple[str, dict[str, Any]]:
+        return COMPLETIONS, tokens_body(self.model, text)
 
+    def token_ids(self, answer: Any) -> list[int]:
+        return echoed_ids(answer)
 
-def scoring_body(model: str, tokens: Sequence[int], k: int) -> dict[str, Any]:
-    """The request for the k most probable tokens at every position of a text."""
-    return {**tokens_body(model, tokens), "prompt_logprobs": k}
+    def scoring(self, tokens: Sequence[int], k: int) -> tuple[str, dict[str, Any]]:
+        return COMPLETIONS, {**tokens_body(self.model, tokens), "prompt_logprobs": k}
+
+    def rows(self, answer: Any, tokens: Sequence[int], k: int) -> Rows:
+        require_echo(echoed_ids(answer), tokens)
+        given = choice_of(answer).get("prompt_logprobs")
+        rows, targets = rows_after_null(given, "prompt_logprobs", len(tokens)), tokens[1:]
+        return checked(*parsed(rows, targets, k), targets, k, self.vocabulary_rows)
 
 
 def tokens_body(model: str, prompt: str | Sequence[int]) -> dict[str, Any]:
@@ -141,39 +149,14 @@ def echoed_ids(answer: Any) -> list[int]:
     if not isinstance(ids, list) or not all(type(each) is int for each in ids):
         raise wrong(
             "repeat the ids of the prompt (prompt_token_ids)",
-            f"has {described(ids)}: the server does not know return_token_ids. Update vLLM",
+            f"has {described(ids)}: the server does not know return_token_ids. Update vLLM, or set "
+            "teacher.server if it is not vLLM",
         )
     return ids
 
 
-def read_rows(answer: Any, tokens: Sequence[int], k: int) -> Rows:
-    """The k most probable tokens at every position of a text, after every check there is.
-
-    Raises:
-        DataError: The answer is not of these tokens, or is not what a teacher says.
-    """
-    echoed = echoed_ids(answer)
-    if echoed != list(tokens):
-        pairs = enumerate(zip(echoed, tokens, strict=False))
-        place = next((i for i, (a, b) in pairs if a != b), min(len(echoed), len(tokens)))
-        raise wrong(
-            "be of the token ids that were sent",
-            f"is of others: {len(tokens)} were sent and {len(echoed)} came back, different "
-            f"from position {place}",
-        )
-    rows = choice_of(answer).get("prompt_logprobs")
-    if not isinstance(rows, list) or len(rows) != len(tokens):
-        raise wrong(f"have prompt_logprobs of {len(tokens)} tokens", described(rows))
-    if rows[0] is not None:
-        raise wrong(
-            "have null as the first of prompt_logprobs",
-            "gives the first token a distribution: its rows are shifted by one",
-        )
-    return checked(*parsed(rows[1:], tokens[1:], k))
-
-
 def parsed(rows: Sequence[Any], targets: Sequence[int], k: int) -> tuple[Any, Any, Any, Any]:
-    """Ids, ranks and log-probabilities [L, k], and log-probabilities of the targets [L].
+    """Lists of ids, ranks and log-probabilities [L, k], and of those of the targets [L].
 
     A row has k tokens, or k + 1 if the text's own is not among them. The rank of that one is
     ignored: with ties, vLLM gives it the rank of another token.
@@ -181,8 +164,6 @@ def parsed(rows: Sequence[Any], targets: Sequence[int], k: int) -> tuple[Any, An
     ids, ranks, values, actual = [], [], [], []
     for place, (row, target) in enumerate(zip(rows, targets, strict=True), 1):
         try:
-            if row is None:
-                raise wrong("have one null in prompt_logprobs", f"has one at {place}")
             own = row.get(str(target))
             if own is None:
                 raise wrong(
@@ -201,68 +182,11 @@ def parsed(rows: Sequence[Any], targets: Sequence[int], k: int) -> tuple[Any, An
             ranks.append([int(each["rank"]) for _, each in kept])
             values.append([float(each["logprob"]) for _, each in kept])
             actual.append(float(own["logprob"]))
-        except (TypeError, ValueError, LookupError, AttributeError) as error:
+        except (TypeError, ValueError, LookupError, AttributeError, OverflowError) as error:
             if isinstance(error, DataError):
                 raise
             raise wrong(
                 "give {id: {logprob, rank}} at every position",
                 f"has something else at position {place}: {type(error).__name__} {error}",
             ) from error
-    shape = (len(rows), k)
-    return (
-        np.array(ids, dtype=np.int64).reshape(shape),
-        np.array(ranks, dtype=np.int64).reshape(shape),
-        np.array(values, dtype=np.float64).reshape(shape),
-        np.array(actual, dtype=np.float64),
-    )
-
-
-def checked(
-    ids: Int64[np.ndarray, "L k"],
-    ranks: Int64[np.ndarray, "L k"],
-    values: Float64[np.ndarray, "L k"],
-    actual: Float64[np.ndarray, " L"],
-) -> Rows:
-    """The rows in order of rank.
-
-    Raises:
-        DataError: Ranks or values are impossible.
-    """
-    k = ids.shape[1]
-    order = np.argsort(ranks, axis=-1)
-    ids, ranks, values = (np.take_along_axis(each, order, -1) for each in (ids, ranks, values))
-    if not bool((ranks == np.arange(1, k + 1)).all()):
-        raise wrong(f"rank the tokens of a position 1 to {k}", "has other ranks")
-    everything = np.concatenate([values.ravel(), actual])
-    if not bool(np.isfinite(everything).all()):
-        raise wrong("have numbers as log-probabilities", "has some that are not finite")
-    if bool((everything > VALUE_TOLERANCE).any()):
-        raise wrong(
-            "have log-probabilities of at most 0",
-            f"has {everything.max():.4g}: the server answers logits. Start it with "
-            "--logprobs-mode raw_logprobs",
-        )
-    if k > 1 and bool((np.diff(values, axis=-1) > VALUE_TOLERANCE).any()):
-        raise wrong("have log-probabilities that fall with the rank", "has some that rise")
-    total = np.exp(values).sum(-1)
-    if bool((total > 1 + SUM_TOLERANCE).any()):
-        raise wrong(
-            "have probabilities of a position that add up to at most 1",
-            f"has {total.max():.6g}: they are not log-probabilities over the whole vocabulary",
-        )
-    return Rows(ids, values, actual)
-
-
-def wrong(wanted: str, found: str) -> DataError:
-    """The error for an answer that is not what was asked for."""
-    return DataError(
-        f"The answer of the server must {wanted}, and {found}. Nothing was learnt from "
-        "it; use a server that answers as vLLM does."
-    )
-
-
-def described(value: Any) -> str:
-    """A value that is not what it should be, shortly."""
-    if isinstance(value, list):
-        return f"a list of {len(value)}"
-    return "none" if value is None else f"{str(value)[:40]!r}"
+    return ids, ranks, values, actual
