@@ -40,7 +40,7 @@ def ready(exporter, file, fault=lambda _path, _student: None):
             for each in file.path.parent.iterdir():
                 shutil.copy2(each, path.parent)
             fault(path, student)
-            weights = None if file.weights is None else path.with_name(file.weights.name)
+            weights = tuple(path.with_name(each.name) for each in file.weights)
             return ExportedFile(path, file.max_positions, weights=weights)
 
     return Ready()

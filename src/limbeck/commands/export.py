@@ -22,7 +22,7 @@ from limbeck.files import size
 
 QUANTIZE = (
     "gguf: f32, f16 (default), bf16, q8_0, q6_k, q5_k_m, q4_k_m or q4_0; "
-    "executorch: f32 (default), 8da8w or 8da4w."
+    "executorch: f32 (default), 8da8w or 8da4w; safetensors: f32, f16 or bf16 (default)."
 )
 GROUP_SIZE = "8da4w: weights that share a scale, 32 (default), 64, 128 or 256."
 POSITIONS = "executorch: longest sequence; the student's own limit by default."
@@ -32,7 +32,7 @@ def export(
     student: Annotated[Path, argument(help="A student's folder, or a run's directory.")],
     *,
     output: Annotated[Path, option(help="New folder to write.")],
-    format: Annotated[str, typer.Option(help="gguf, onnx or executorch.")] = "gguf",
+    format: Annotated[str, typer.Option(help="gguf, onnx, executorch or safetensors.")] = "gguf",
     quantize: Annotated[str | None, option(help=QUANTIZE)] = None,
     group_size: Annotated[int | None, option(help=GROUP_SIZE)] = None,
     positions: Annotated[int | None, option(help=POSITIONS)] = None,

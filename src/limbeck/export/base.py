@@ -28,7 +28,7 @@ class ExportedFile:
         max_positions: Longest sequence according to the file.
         normalisation: Unicode form (`NFC`) that the tokenizer applies and the runtime does not;
             None where both do the same.
-        weights: A second file beside it that holds the weights; None where one file is all.
+        weights: Files beside it that hold the weights; none where one file is all.
     """
 
     path: Path
@@ -36,7 +36,7 @@ class ExportedFile:
     normalisation: str | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    weights: Path | None = None
+    weights: tuple[Path, ...] = ()
 
 
 class RuntimeTokenizer(ABC):
@@ -81,7 +81,7 @@ class Exporter(ABC):
     """Writes students in one format.
 
     Attributes:
-        suffix: End of the file's name, as `-q8_0.gguf` or `.onnx`.
+        suffix: End of the file's name, as `-q8_0.gguf` or `.onnx`; says which format it is.
         max_kl: Mean KL to the student above which the file is refused, nats a token.
     """
 

@@ -20,7 +20,7 @@ from limbeck.errors import ConfigError
 from limbeck.export.base import ExportedFile, Exporter, exporters, fallback_note
 from limbeck.export.few_bits import quantise
 from limbeck.export.traced import (
-    TracedRuntime,
+    FolderRuntime,
     require_length,
     require_packages,
     silenced,
@@ -98,8 +98,8 @@ class Executorch(Exporter):
         notes = fallback_note(fallbacks, self._group_size)
         return ExportedFile(path, length, facts=facts, notes=notes)
 
-    def run(self, file: ExportedFile) -> AbstractContextManager[TracedRuntime]:
-        return nullcontext(TracedRuntime("ExecuTorch", file.path, partial(method, file.path)))
+    def run(self, file: ExportedFile) -> AbstractContextManager[FolderRuntime]:
+        return nullcontext(FolderRuntime("ExecuTorch", file.path, partial(method, file.path)))
 
     def _length(self, student: CausalLM) -> int:
         limit = require_length(student)

@@ -17,7 +17,7 @@ from torch.export import Dim
 
 from limbeck.export.base import ExportedFile, Exporter, exporters
 from limbeck.export.traced import (
-    TracedRuntime,
+    FolderRuntime,
     require_length,
     require_packages,
     write_traced,
@@ -73,12 +73,12 @@ class Onnx(Exporter):
         return ExportedFile(
             path,
             length,
-            weights=path.with_name(f"{path.name}.data"),
+            weights=(path.with_name(f"{path.name}.data"),),
             facts={"quantize": "f32", "runtime": f"onnxruntime {version}"},
         )
 
-    def run(self, file: ExportedFile) -> AbstractContextManager[TracedRuntime]:
-        return nullcontext(TracedRuntime("ONNX Runtime", file.path, partial(session, file.path)))
+    def run(self, file: ExportedFile) -> AbstractContextManager[FolderRuntime]:
+        return nullcontext(FolderRuntime("ONNX Runtime", file.path, partial(session, file.path)))
 
 
 def session(path: Path) -> Callable[[list[int]], Tensor]:

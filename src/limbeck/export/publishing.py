@@ -102,13 +102,13 @@ def export_student(
         file = exporter.export(student.model, student.tokenizer, path)
         say("Comparing with the student ...")
         parity = verify(exporter, student, file, text, teacher)
-        parity.require(path.name)
+        parity.require(file.path.name)
         report.update(
             {
                 "student": dict(student.facts),
-                "file": path.name,
-                "bytes": sum(part.stat().st_size for part in (path, file.weights) if part),
-                "sha256": sha256(path),
+                "file": file.path.name,
+                "bytes": sum(part.stat().st_size for part in (file.path, *file.weights)),
+                "sha256": sha256(file.path),
                 "text": {"name": Path(text.path).name, "type": text.kind},
                 **file.facts,
                 "notes": list(file.notes),

@@ -163,8 +163,8 @@ class FolderTokenizer(RuntimeTokenizer):
         return [rendered(self._tokenizer, [dict(m) for m in chat]) or "" for chat in chats]
 
 
-class TracedRuntime(Runtime):
-    """A loaded file, and the tokenizer files beside it."""
+class FolderRuntime(Runtime):
+    """A loaded file or folder, with tokenizer files beside it."""
 
     def __init__(
         self, name: str, path: Path, load: Callable[[], Callable[[list[int]], Tensor]]

@@ -15,6 +15,9 @@ from limbeck.models.causal_lm import CausalLM
 from limbeck.models.quiet import quiet
 from limbeck.models.rounding import as_computed
 
+MAX_SHARD = "5GB"
+"""Largest file of weights; a larger student has several, and an index."""
+
 
 def save_student(
     model: CausalLM,
@@ -61,7 +64,9 @@ def save_student(
     try:
         with quiet():
             hf_model.save_pretrained(
-                folder, state_dict={n: t for n, t in state.items() if n not in tied}
+                folder,
+                state_dict={n: t for n, t in state.items() if n not in tied},
+                max_shard_size=MAX_SHARD,
             )
     finally:
         hf_model.generation_config, hf_model.config.name_or_path = kept, name
