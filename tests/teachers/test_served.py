@@ -59,7 +59,7 @@ def _hurried(tmp_path, monkeypatch):
     monkeypatch.setenv("LIMBECK_CACHE", str(tmp_path / "cache"))
 
 
-def open_teacher(server, folder, **options):
+def open_teacher(server, folder, /, **options):
     return teachers.bind({**spec_of(server, folder), **options}, "teacher")(ALONE)
 
 

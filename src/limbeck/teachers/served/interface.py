@@ -126,12 +126,8 @@ def checked(
     """The rows in order of rank.
 
     Args:
-        ids: Of the k most probable tokens, [L, k].
-        ranks: Theirs, [L, k].
-        values: Their log-probabilities, [L, k].
-        actual: Log-probabilities of the text's own next tokens, [L].
-        targets: The text's own next tokens, [L].
-        vocabulary_rows: Ids must be below this.
+        values: Log-probabilities of the ids; all three are [L, k].
+        actual: Log-probabilities of the targets, the text's own next tokens, [L].
 
     Raises:
         DataError: Ids, ranks or values are impossible.
