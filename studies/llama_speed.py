@@ -22,14 +22,14 @@ VOCABULARY = 256
 def speed(path: Path) -> dict[str, float]:
     """Tokens read and written a second."""
     params: Any = xllamacpp.CommonParams()
-    params.model.path, params.n_ctx, params.port = str(path), READ + WRITTEN, 0
+    params.model.path, params.n_ctx, params.port = str(path), 2 * READ, 0
     params.n_parallel, params.verbosity, params.cpuparams.n_threads = 1, -1, 1
     server = xllamacpp.Server(params)
     drawn = random.Random(0)
     best = {"read": 0.0, "written": 0.0}
     for _ in range(REQUESTS):
         tokens = [drawn.randrange(VOCABULARY) for _ in range(READ)]
-        request = {"prompt": tokens, "n_predict": WRITTEN - 1, "ignore_eos": True}
+        request = {"prompt": tokens, "n_predict": WRITTEN, "ignore_eos": True}
         times = server.handle_completions(request)["timings"]
         best["read"] = max(best["read"], times["prompt_per_second"])
         best["written"] = max(best["written"], times["predicted_per_second"])

@@ -19,13 +19,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import torch
-from trials import LAYERS, compared, optimizer, recipe, span, trained
+from trials import LAYERS, columns, compared, optimizer, recipe, span, trained
 
 import limbeck
 from limbeck.experiment import load
-from limbeck.experiment.score_files import TrialScores, read_scores, write_scores
+from limbeck.experiment.score_files import TrialScores, write_scores
 from limbeck.experiment.trials import fidelities
 from limbeck.models import ModelSource, cache_folder, embedded_teacher, load_model
 from limbeck.models.rounding import round_in_forward
@@ -86,16 +85,6 @@ def score_rounded(run_folder: Path) -> None:
         write_scores(path, TrialScores(test=fidelity.test(model)))
 
 
-Sums = tuple[np.ndarray, np.ndarray]
-
-
-def columns(path: Path, metric: str) -> Sums:
-    """A metric's sums and the tokens of each test document."""
-    scores = read_scores(path).test
-    assert scores is not None, "the recipe names held-out text"
-    return scores.metrics[metric], scores.counts
-
-
 def figures(groups: Mapping[str, Sequence[Path]]) -> dict[str, Any]:
     """Every metric of each group of scores, less that of rounding after as much training."""
     return {
@@ -130,7 +119,10 @@ def exported(folder: Path, kind: str) -> Path:
 
 
 def parity(folder: Path) -> float:
-    """KL from what was trained to the exported file in llama.cpp, nats a token."""
+    """KL from what was trained to the exported file in llama.cpp, nats a token.
+
+    PTQ's is that of rounding too, because it was trained in float32.
+    """
     verdict = json.loads((folder / "exports" / f"gguf-{FORMAT}" / "parity.json").read_text())
     return float(verdict["parity"]["mean_kl"])
 

@@ -16,11 +16,13 @@ from limbeck.teachers.base import Teacher, TeacherRequest, WrappingTeacher, teac
 class ReducedTeacher(WrappingTeacher):
     """What a store of some form would answer, without its rounding."""
 
-    def __init__(self, teacher: Teacher, form: Component | str, *, renormalised: bool) -> None:
+    def __init__(
+        self, teacher: Teacher, form: Component | str, seed: int, *, renormalised: bool
+    ) -> None:
         super().__init__(teacher)
         self._form = forms.bind(form, "teacher.form")(teacher.info.vocabulary_rows)
         self._renormalised = renormalised
-        self._generator = generator_of(0, b"reduced")
+        self._generator = generator_of(seed, b"reduced")
 
     def require(self, request: TeacherRequest) -> None:
         self._teacher.require(replace(request, objective=None))
@@ -43,13 +45,15 @@ class ReducedTeacher(WrappingTeacher):
 
 @teachers.register("reduced")
 def reduced(
-    world: World, *, teacher: Component, form: Component, renormalised: bool = False
+    world: World, *, teacher: Component, form: Component, seed: int, renormalised: bool = False
 ) -> ReducedTeacher:
     """A teacher whose distributions are reduced to a store's form in training steps.
 
     Args:
         teacher: The model.
         form: As `record.form`.
+        seed: Of samples.
         renormalised: Divide the k kept probabilities by their sum and leave the tail out.
     """
-    return ReducedTeacher(teachers.bind(teacher, "teacher")(world), form, renormalised=renormalised)
+    inner = teachers.bind(teacher, "teacher")(world)
+    return ReducedTeacher(inner, form, seed, renormalised=renormalised)

@@ -15,6 +15,7 @@ import limbeck
 from limbeck.data import corpus_path
 from limbeck.evaluate.scores import interval, resampled
 from limbeck.experiment import load
+from limbeck.experiment.score_files import read_scores
 
 LAYERS = [0, 1, 2, 8, 9, 10, 11, 20, 21, 22, 23, 24, 27, 28, 29]
 """Of SmolLM2's 30 layers; docs/students.md says how they were chosen."""
@@ -55,6 +56,18 @@ def trained(tree: Mapping[str, Any]) -> Path:
             run.train(overwrite=folder.exists())
         shutil.rmtree(folder / "checkpoints")  # three times the student's size
     return folder
+
+
+def columns(path: Path, metric: str) -> tuple[Column, Column]:
+    """A metric's sums over the tokens of each test document in a file of scores, and their number.
+
+    over_confidence is the probability of the student's first choice, less whether it was right.
+    """
+    scores = read_scores(path).test
+    assert scores is not None, "the recipe names held-out text"
+    if metric == "over_confidence":
+        return scores.metrics["student_confidence"] - scores.metrics["student_hit"], scores.counts
+    return scores.metrics[metric], scores.counts
 
 
 def compared(

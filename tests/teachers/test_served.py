@@ -393,7 +393,7 @@ def test_wrong_answers_of_a_server_during_the_run_are_never_used(server, folder,
 
 @both
 def test_more_tokens_than_the_server_gives_are_refused_with_its_message(server, folder):
-    remedy = {"vllm": "--max-logprobs", "sglang": "Update SGLang"}[server.kind]
+    remedy = {"vllm": "--max-logprobs", "sglang": "Read the server's log"}[server.kind]
     match = rf"teacher\.k.* 21, which is greater than max allowed: 20.*{remedy}.* lower teacher.k"
     with pytest.raises(ConfigError, match=match):
         open_teacher(server, folder, k=21)

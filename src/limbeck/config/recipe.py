@@ -166,6 +166,16 @@ class OptimConfig:
             return self.warmup_steps
         return math.floor(self.warmup_steps * self.num_steps + ROUNDING)
 
+    def rescaled(self, steps: int) -> OptimConfig:
+        """The same for another number of steps; warm-up and the schedule's own steps scale."""
+        whole = self.num_steps
+        options = {
+            name: max(1, round(value * steps / whole)) if name.endswith("_steps") else value
+            for name, value in self.schedule_options.items()
+        }
+        warmup = self.num_warmup_steps * steps // whole
+        return replace(self, steps=steps, warmup_steps=warmup, schedule_options=options)
+
     def rows_per_step(self, sequence_length: int) -> int:
         """Rows of one optimizer step, over all micro-batches and ranks."""
         return self.tokens_per_step // sequence_length
@@ -203,8 +213,8 @@ class EvaluateConfig:
     """Peak learning rate of the baseline, or a grid; by default that of `optim.learning_rate`."""
     controls: tuple[Literal["shuffled", "equal_time"], ...] = ()
     """Further students to compare with; each costs a run. `shuffled` learns from the teacher's
-    distributions on another row's text and must not do well. `equal_time` is the baseline with as
-    many steps as fit into the time of the distilled student's steps."""
+    distributions on another row's text and must not do well. `equal_time` is the baseline again,
+    with as many steps as fit into the time of the distilled student's steps."""
     continuations: Annotated[int, Ge(0)] = 3
     """Held-out prompts that teacher and student continue in the report."""
     suites: tuple[Component | str, ...] = ()

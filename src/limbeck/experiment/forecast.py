@@ -120,18 +120,11 @@ def plan_pilots(config: RunConfig, count: int) -> list[Pilot]:
 
 def pilot_of(config: RunConfig, steps: int, repeat: int) -> Pilot:
     """A run of so many steps; warm-up and schedule shrink with it, and only its end is measured."""
-    optim, whole = config.optim, config.optim.num_steps
-    options = {
-        name: max(1, round(value * steps / whole)) if name.endswith("_steps") else value
-        for name, value in optim.schedule_options.items()
-    }
-    warmup = optim.num_warmup_steps * steps // whole
-    optim = replace(optim, steps=steps, warmup_steps=warmup, schedule_options=options)
     name = f"steps-{steps}" + (f"-seed-{config.seed + repeat}" if repeat else "")
     return Pilot(
         replace(
             config,
-            optim=optim,
+            optim=config.optim.rescaled(steps),
             seed=config.seed + repeat,
             evaluate=replace(config.evaluate, every=steps, patience=None, controls=()),
             checkpoint=replace(config.checkpoint, every=steps, keep=1, keep_best=False),

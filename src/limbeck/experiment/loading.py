@@ -189,12 +189,19 @@ def trial_problems(config: RunConfig) -> Iterator[Problem]:
     for at, (is_set, why) in needs_text.items():
         if is_set and not held_out.data:
             yield Problem(at, f"{why}, and evaluate.data is not set.")
-    if "equal_time" in held_out.controls and not held_out.baseline:
-        yield Problem(
-            "evaluate.controls",
-            "equal_time is timed by the baseline, and evaluate.baseline is not set. Set it to "
-            "cross_entropy.",
-        )
+    if "equal_time" in held_out.controls:
+        if not held_out.baseline:
+            yield Problem(
+                "evaluate.controls",
+                "equal_time is timed by the baseline, and evaluate.baseline is not set. Set it to "
+                "cross_entropy.",
+            )
+        elif isinstance(held_out.baseline_learning_rate or grid, tuple):
+            yield Problem(
+                "evaluate.controls",
+                "equal_time trains at the baseline's learning rate, and it has a grid. Set "
+                "evaluate.baseline_learning_rate to one rate.",
+            )
     one_row = config.optim.rows_per_step(config.data.sequence_length) == 1
     if "shuffled" in held_out.controls and one_row:
         yield Problem(

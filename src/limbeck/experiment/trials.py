@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from limbeck.config import ObjectiveConfig, RunConfig, to_plain
+from limbeck.config import ObjectiveConfig, OptimConfig, RunConfig, to_plain
 from limbeck.config.schedules import largest, value_at
 from limbeck.distributed import (
     StopSignals,
@@ -20,19 +20,20 @@ from limbeck.distributed import (
     gathered,
     latest,
     load_checkpoint,
+    together,
 )
 from limbeck.errors import DataError
 from limbeck.evaluate.fidelity import Fidelity
 from limbeck.evaluate.rollouts import rollout_figures
 from limbeck.evaluate.scores import Scores
 from limbeck.evaluate.suites import SuiteContext
+from limbeck.experiment.equal_time import equal_time_steps
 from limbeck.experiment.opening import compute_dtype
 from limbeck.experiment.parts import Parts
 from limbeck.experiment.score_files import TrialScores, read_scores, write_scores
 from limbeck.files import manifest, sha256
 from limbeck.models import Distiller, round_weights
 from limbeck.registry import type_of
-from limbeck.report.run_files import last_step, lines
 from limbeck.rollouts import Rollouts
 from limbeck.teachers import TeacherRequest, require_local
 from limbeck.teachers.base import DISTRIBUTION
@@ -147,22 +148,6 @@ def best(trials: Sequence[Trial], metric: str | None = None) -> dict[str, Trial]
     return chosen
 
 
-def steps_of(config: RunConfig, trial: Trial) -> int:
-    """Steps of a trial; those of `equal_time` take as long as the distilled student's took.
-
-    Both were timed in this run directory: the trials with the best learning rates, without
-    evaluations. There are at least as many as the recipe's.
-    """
-    steps = config.optim.num_steps
-    if trial.name != "equal_time":
-        return steps
-    both = ("distilled", "cross_entropy")
-    timed = best([each for each in trials_of(config) if each.name in both])
-    ours, text = (last_step(lines(timed[name].folder / "metrics.jsonl")) for name in both)
-    fitting: int = round(text["step"] * ours["seconds"] / text["seconds"])
-    return max(steps, fitting)
-
-
 def validation(trial: Trial, metric: str) -> float:
     """A finished trial's metric on the validation documents; infinite without held-out text."""
     figures = read_scores(trial.scores).validation
@@ -214,9 +199,8 @@ class TrialRunner:
         if not broadcast_object(first.exists(), parts.world):
             self._write_scores(first, distiller)
         parts.teacher.require(TeacherRequest(needs=distiller.objective.needs))
-        steps = broadcast_object(
-            steps_of(parts.config, trial) if parts.world.is_main else None, parts.world
-        )
+        takes_time = trial.name == "equal_time"
+        optim = self._as_long(trial) if takes_time else parts.config.optim
         is_shuffled = trial.name == "shuffled"
         teacher = ShuffledTeacher(parts.teacher) if is_shuffled else parts.teacher
         self._latest = None
@@ -226,7 +210,7 @@ class TrialRunner:
                 distiller=distiller,
                 teacher=teacher,
                 source=parts.source(rollouts),
-                optim=replace(parts.config.optim, steps=steps),
+                optim=optim,
                 learning_rate=trial.learning_rate,
                 checkpoint=parts.config.checkpoint,
                 memory=parts.config.memory,
@@ -237,7 +221,7 @@ class TrialRunner:
                 evaluate=self._evaluator(distiller, rollouts),
                 selected_by=trial.selected_by,
                 evaluate_every=parts.config.evaluate.every,
-                patience=parts.config.evaluate.patience,
+                patience=None if takes_time else parts.config.evaluate.patience,
                 sinks=sinks,
                 resume=resume,
                 fingerprint=fingerprint(parts, trial),
@@ -254,6 +238,19 @@ class TrialRunner:
             self._latest = None
         self._save(trial, distiller)
         self._write_scores(trial.scores, distiller, self._latest)
+
+    def _as_long(self, trial: Trial) -> OptimConfig:
+        """The optimizer's options for as much time as the distilled student's steps took."""
+        config, steps = self._parts.config, []
+
+        def find() -> None:
+            done = best([each for each in trials_of(config) if each.name != trial.name])
+            distilled, baseline = done["distilled"].folder, done["cross_entropy"].folder
+            recipe_steps = config.optim.num_steps
+            steps.append(equal_time_steps(trial.folder, distilled, baseline, recipe_steps))
+
+        together(find, self._parts.world, main_only=True)
+        return config.optim.rescaled(broadcast_object(steps, self._parts.world)[0])
 
     def _save(self, trial: Trial, distiller: Distiller) -> None:
         weights = full_weights(distiller.student.hf_model, self._parts.world)

@@ -44,7 +44,7 @@ class Executorch(Exporter):
         self,
         *,
         quantize: Literal["f32", "8da8w", "8da4w"] = "f32",
-        group_size: Literal[32, 64, 128, 256] = 32,
+        group_size: Literal[32, 64, 128, 256] | None = None,
         positions: Annotated[int, Ge(2)] | None = None,
         max_kl: Annotated[float, Gt(0)] | None = None,
     ) -> None:
@@ -52,13 +52,17 @@ class Executorch(Exporter):
         Args:
             quantize: Number format: float32, or weights in 8 or 4 bits and the inputs of a layer
                 in 8; the embedding stays in float32.
-            group_size: Weights that share a scale, with 8da4w.
+            group_size: Weights that share a scale, with 8da4w; 32 by default.
             positions: Longest sequence, for which a program reserves memory when it is loaded; the
                 student's own limit by default.
             max_kl: Mean KL to the student above which the file is refused, nats a token.
         """
+        if group_size is not None and quantize != "8da4w":
+            raise ConfigError(
+                f"export: group_size belongs to quantize: 8da4w, got {quantize}. Leave it out."
+            )
         self._quantize = quantize
-        self._group_size = group_size
+        self._group_size = group_size or 32
         self._positions = positions
         self.suffix = ".pte" if quantize == "f32" else f"-{quantize}.pte"
         self.max_kl = MAX_KL[quantize] if max_kl is None else max_kl

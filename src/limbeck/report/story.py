@@ -120,14 +120,19 @@ def against_control(evaluation: Evaluation) -> Iterator[str]:
     longer = evaluation.control.get("equal_time")
     if longer is not None and longer.low is not None and longer.high is not None:
         if longer.low > 0:
-            ended = "ended farther from the teacher"
+            found = f"farther from the teacher ({number(longer.low)} to {number(longer.high)})"
         elif longer.high < 0:
-            ended = "came nearer to the teacher"
+            found = f"nearer to the teacher ({number(-longer.high)} to {number(-longer.low)})"
         else:
-            ended = "may have come as near to the teacher"
+            yield (
+                "This much held-out text cannot tell it from a student trained on the text alone "
+                f"for as much time ({number(longer.low)} to {number(longer.high)} nats a token)."
+            )
+            return
+        away = number(abs(longer.value))
         yield (
-            f"A student trained on the text alone for as much time {ended} "
-            f"({number(longer.low)} to {number(longer.high)} nats a token)."
+            "A student trained on the text alone for as much time ended "
+            f"{away} nats a token {found}."
         )
 
 

@@ -19,11 +19,11 @@ from limbeck.train.step import train_step
 REPEATED = 2
 """Micro-batches that are run; all after the first cost the same."""
 NEAR_PEAK = 0.98
-"""A step's peak is at least this part of the peak of the step before."""
+"""A step's peak is at least this part of the lowest peak of the steps before."""
 TRIES = 5
 """Real steps for each look at the peak; a simulated one suffices. gloo's threads let go of a
 collective's tensors some time after it is done, on a busy machine after the next peak: that step's
-peak is too high, or changes while it is looked at. The lowest peak is the step's own."""
+peak is too high, or changes while it is looked at. The lowest peak of several is taken."""
 
 
 def dry_run(
@@ -37,7 +37,7 @@ def dry_run(
 ) -> StepFootprint:
     """Run steps of training on simulated tensors, and count.
 
-    The first step makes the optimizer's state, the second finds how high the peak is, the third
+    The first step makes the optimizer's state, the next finds how high the peak is, another one
     says of what it consists.
 
     Args:

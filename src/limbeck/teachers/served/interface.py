@@ -1,4 +1,4 @@
-"""What is asked of an inference server, whichever it is, and the checks of every answer."""
+"""The interface of an inference server as a teacher, and the checks of every answer."""
 
 from __future__ import annotations
 
@@ -194,8 +194,8 @@ def require_plausible(rows: Rows, targets: Int64[np.ndarray, " L"], vocabulary_r
 def wrong(wanted: str, found: str) -> DataError:
     """The error for an answer that is not what was asked for."""
     return DataError(
-        f"The answer of the server must {wanted}, and {found}. Nothing was learnt from "
-        "it; check the server's kind and version."
+        f"The answer of the server must {wanted}, and {found}. It is not used; check which "
+        "server and version it is."
     )
 
 

@@ -134,8 +134,8 @@ def length_of(
     longest = entry.get("max_model_len") or base.get("max_model_len")
     if type(longest) is not int or longest < 3 + reserved:
         raise DataError(
-            f"{url}{MODELS} must give the max_model_len of {model}, and gives {longest!r}. Use a "
-            "server that answers as vLLM does."
+            f"{url}{MODELS} must give a max_model_len of at least {3 + reserved} for {model}, and "
+            f"gives {longest!r}. Start the server with a longer context."
         )
     return longest - reserved
 

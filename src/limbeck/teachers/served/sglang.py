@@ -1,7 +1,7 @@
 """SGLang's `/generate` with `top_logprobs_num`: what is asked, and how an answer is read.
 
-Source: SGLang, `srt/managers/io_struct.py` and `tokenizer_manager.py` at commit 001067f; echo,
-limit of a prompt and `/v1/tokenize` in other versions. No such server was run.
+Source: SGLang, `srt/managers/io_struct.py` and `tokenizer_manager.py` at commit 001067f; the echo,
+a prompt's limit and `/v1/tokenize` in the same folder at other commits. No such server was run.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class SglangInterface(Interface):
     name = "sglang"
     reserved = 6  # it takes prompts of at most its context length less 7
     has_adapters = False  # they are named in a field of their own
-    remedy = "Update SGLang if it does not know top_logprobs_num"
+    remedy = "Read the server's log"
 
     def tokenizing(self, text: str) -> tuple[str, dict[str, Any]]:
         return TOKENIZE, {"model": self.model, "prompt": text, "add_special_tokens": False}
@@ -92,7 +92,8 @@ class SglangInterface(Interface):
 def flat(facts: Mapping[str, Any], num_tokens: int, k: int) -> tuple[Any, Any]:
     """Ids and log-probabilities [L, k] in arrays of base64."""
     shape, nulls = facts[f"{TOP}_shape"], facts.get(f"{TOP}_null_prefix")
-    if (shape, nulls) != ([num_tokens - 1, k], 1):
+    # Some versions count the null among the rows; the arrays have none for it.
+    if nulls != 1 or shape not in ([num_tokens - 1, k], [num_tokens, k]):
         raise wrong(
             f"have {TOP} of shape [{num_tokens - 1}, {k}] after 1 null",
             f"has shape {str(shape)[:40]} after {str(nulls)[:40]}",
