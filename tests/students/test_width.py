@@ -10,11 +10,18 @@ from limbeck.errors import ConfigError
 from limbeck.models import prove_documents_apart, prove_head, save_student
 from limbeck.prune import widths_of
 from limbeck.prune.activations import largest, mean_activations
-from limbeck.prune.narrow import num_parameters
+from limbeck.prune.narrow import narrow_config, num_parameters
 from limbeck.prune.roles import ROLES
 from limbeck.prune.targets import count_of, layers_for, widths_for
 from limbeck.students import Origin, initialisers
-from tests.models.tiny import random_batch, tensors_hash, tiny_llama, tiny_model, tiny_tokenizer
+from tests.models.tiny import (
+    random_batch,
+    tensors_hash,
+    tiny_config,
+    tiny_llama,
+    tiny_model,
+    tiny_tokenizer,
+)
 from tests.students.test_importance import Text
 from tests.train.toy import ALONE
 
@@ -214,3 +221,15 @@ def test_the_widest_shape_is_found():
     whole = num_parameters(config)
     assert widths_for(config, whole) == widths_of(config)
     assert widths_for(config, whole - 1).inner < widths_of(config).inner
+
+
+@pytest.mark.parametrize(
+    ("inner", "multiple"), [(4096, 256), (2048, 256), (2040, 32), (256, 32), (64, 8), (24, 1)]
+)
+def test_units_of_a_target_fit_the_blocks_of_quantised_formats(inner, multiple):
+    config = tiny_config("llama", 2, width=64, intermediate_size=inner)
+    fewer = dataclasses.replace(widths_of(config), inner=inner * 3 // 4)
+    target = num_parameters(narrow_config(config, fewer))
+    found = widths_for(config, target).inner
+    assert found % multiple == 0
+    assert inner // 2 < found < inner

@@ -13,8 +13,9 @@ from limbeck.prune.narrow import narrow_config, num_parameters
 from limbeck.prune.roles import roles_of
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
-MULTIPLE = 8
-"""Feed-forward units are a multiple of this, which makes matrix products faster."""
+MULTIPLES = (256, 32, 8)
+"""Feed-forward units are a multiple of the first of these that is small enough: blocks of K-quants
+and of `q8_0`, whose formats an export can then use, and what makes matrix products faster."""
 MIN_SHARE = 1 / 8
 """Smallest share of the feed-forward units a target may leave."""
 
@@ -54,7 +55,7 @@ def widths_for(config: PreTrainedConfig, target: int) -> Widths:
     old = widths_of(config)
     if num_parameters(config) <= target:
         return old
-    step = MULTIPLE if old.inner >= MULTIPLE / MIN_SHARE else 1
+    step = next((each for each in MULTIPLES if old.inner >= each / MIN_SHARE), 1)
     candidates: list[tuple[float, Widths]] = []
     fewest = 0
     for fewer in group_counts(config):
