@@ -135,7 +135,7 @@ def length_of(
     if type(longest) is not int or longest < 3 + reserved:
         raise DataError(
             f"{url}{MODELS} must give a max_model_len of at least {3 + reserved} for {model}, and "
-            f"gives {longest!r}. Start the server with a longer context."
+            f"gives {longest!r}. Use a server that states its context length, and a longer one."
         )
     return longest - reserved
 
