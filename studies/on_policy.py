@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from trials import LAYERS, compared, optimizer, recipe, span, trained
+from trials import arguments_of, compared, optimizer, recipe, span, trained
 
 from limbeck.experiment.score_files import read_scores
 from limbeck.models import cache_folder, embedded_teacher
@@ -139,16 +139,10 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 def arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--output", type=Path, required=True)
+    parser = arguments_of(__doc__, seeds=[1, 2], steps=24, held_out_tokens=4_096)
     parser.add_argument("--trials", nargs="+", choices=list(TRIALS), default=list(TRIALS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2])
-    parser.add_argument("--teacher", type=Path, help="a folder; SmolLM2-135M-Instruct by default")
-    parser.add_argument("--layers", nargs="+", type=int, default=LAYERS)
     parser.add_argument("--cold-steps", type=int, default=60)
-    parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--prompts", type=int, default=64)
-    parser.add_argument("--held-out-tokens", type=int, default=4_096)
     parser.add_argument("--learning-rate", type=float, default=1e-4)
     return parser.parse_args()
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from trials import LAYERS, columns, compared, optimizer, recipe, span, trained
+from trials import LAYERS, arguments_of, columns, compared, optimizer, recipe, span, trained
 
 from limbeck.models import cache_folder, embedded_teacher
 
@@ -170,7 +170,7 @@ def trial(name: str, seed: int, options: argparse.Namespace, teacher: Path) -> P
     place = "".join(c if c.isalnum() else "-" for c in name)
     tree = recipe(teacher, options.output / f"{place}-{seed}", LENGTH, options.held_out_tokens)
     model = tree["teacher"]
-    tree |= objective() | layers(options.layers or LAYERS) | TRIALS[name]
+    tree |= objective() | layers(options.layers) | TRIALS[name]
     if tree["teacher"]["type"] == "reduced":
         tree["teacher"] |= {"teacher": model, "seed": seed}
         tree["plugins"] = [str(Path(__file__).with_name("reduced_teacher.py"))]
@@ -242,14 +242,8 @@ def table(
 
 def arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--output", type=Path, required=True)
+    parser = arguments_of(__doc__, seeds=[1, 2], steps=40, held_out_tokens=8_192)
     parser.add_argument("--study", nargs="+", choices=list(STUDIES), default=list(STUDIES))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2])
-    parser.add_argument("--teacher", type=Path, help="a folder; SmolLM2-135M-Instruct by default")
-    parser.add_argument("--layers", nargs="+", type=int, help="of the student, unless a trial says")
-    parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--held-out-tokens", type=int, default=8_192)
     return parser.parse_args()
 
 

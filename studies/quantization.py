@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from trials import LAYERS, columns, compared, optimizer, recipe, span, trained
+from trials import arguments_of, columns, compared, optimizer, recipe, span, trained
 
 import limbeck
 from limbeck.experiment import load
@@ -149,14 +149,8 @@ def table(found: Mapping[str, Any], speed: Mapping[str, Mapping[str, float]]) ->
 
 def arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
-    parser.add_argument("--teacher", type=Path, help="a folder; SmolLM2-135M-Instruct by default")
-    parser.add_argument("--layers", nargs="+", type=int, default=LAYERS)
+    parser = arguments_of(__doc__, seeds=[1, 2, 3], steps=40, held_out_tokens=8_192)
     parser.add_argument("--float-steps", type=int, default=76)
-    parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--held-out-tokens", type=int, default=8_192)
     parser.add_argument("--learning-rate", type=float, default=2e-4)
     return parser.parse_args()
 

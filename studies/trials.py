@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,20 @@ LAYERS = [0, 1, 2, 8, 9, 10, 11, 20, 21, 22, 23, 24, 27, 28, 29]
 """Of SmolLM2's 30 layers; docs/students.md says how they were chosen."""
 
 Column = Float64[np.ndarray, " items"]
+
+
+def arguments_of(
+    description: str, *, seeds: Sequence[int], steps: int, held_out_tokens: int
+) -> argparse.ArgumentParser:
+    """A parser of what these studies are told, with the defaults of one of them."""
+    parser = argparse.ArgumentParser(description=description.partition("\n")[0])
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--seeds", nargs="+", type=int, default=seeds)
+    parser.add_argument("--teacher", type=Path, help="a folder; SmolLM2-135M-Instruct by default")
+    parser.add_argument("--layers", nargs="+", type=int, default=LAYERS, help="of the student")
+    parser.add_argument("--steps", type=int, default=steps)
+    parser.add_argument("--held-out-tokens", type=int, default=held_out_tokens)
+    return parser
 
 
 def recipe(teacher: Path, folder: Path, length: int, held_out_tokens: int) -> dict[str, Any]:

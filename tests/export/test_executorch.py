@@ -165,6 +165,12 @@ def test_a_format_that_does_not_exist_is_refused():
         exporters.bind({"type": "executorch", "quantize": "q4_0"}, "export")
 
 
+@pytest.mark.parametrize("quantize", ["f32", "8da8w"])
+def test_groups_of_a_format_without_groups_are_refused(quantize):
+    with pytest.raises(ConfigError, match=rf"group_size belongs to .* 8da4w, got {quantize}"):
+        Executorch(quantize=quantize, group_size=64)
+
+
 def test_more_positions_than_the_student_has_are_refused():
     student = made()
     with pytest.raises(ConfigError, match=r"positions must be at most 64, .* got 65"):
