@@ -29,7 +29,7 @@ FIXED_ROWS = ROLLOUTS * WRITTEN // LENGTH
 BASE = "fixed text, forward KL"
 
 
-def objective(divergence: str, **options: Any) -> dict[str, Any]:
+def objective(divergence: str | None, **options: Any) -> dict[str, Any]:
     """An objective with a divergence alone."""
     return {"objective": {"alpha": 1.0, "divergence": divergence, **options}}
 
@@ -45,7 +45,7 @@ TRIALS: dict[str, dict[str, Any]] = {
     "student text, reverse KL": objective("reverse_kl") | rollouts(),
     "student text, forward KL": objective("forward_kl") | rollouts(),
     "fixed text, reverse KL": objective("reverse_kl"),
-    "no teacher": objective("no_divergence", **CONTROL) | rollouts(),
+    "no teacher": objective(None, **CONTROL) | rollouts(),
     "teacher text, cross-entropy": {"objective": {"alpha": 0.0}} | rollouts(**{"from": "teacher"}),
     "no cold start": objective("reverse_kl") | rollouts(),
     "first 30 % of student text": objective("reverse_kl") | rollouts(scored=[0.0, 0.3]),

@@ -14,18 +14,11 @@ from limbeck.evaluate.rollouts import FIGURES, rollout_sums
 from limbeck.evaluate.suites import Suite, SuiteContext, suites
 from limbeck.losses import LogitTerm, PairShapes, terms
 from limbeck.losses.distributions import TeacherDistribution
-from limbeck.losses.divergences import divergences
 from limbeck.models import CausalLM
 from limbeck.rollouts import Rollout, Sampling, sample, seed_of
 from limbeck.teachers import DISTRIBUTION, require_local
 
 AT_ONCE = 16
-
-
-@divergences.register("no_divergence")
-def no_divergence(student: Tensor, teacher: Tensor) -> Tensor:
-    """0 at every token: the objective is its extra terms alone."""
-    return student.amax(-1) * 0
 
 
 @terms.register("improbable_tokens")

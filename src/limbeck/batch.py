@@ -27,13 +27,13 @@ class Window(NamedTuple):
     Attributes:
         scored: Which of the L positions count.
         document: The document's index in the data set.
-        weight: What multiplies the objective at its positions.
+        weight: What multiplies the objective at its positions, or at each of them.
     """
 
     tokens: Int[np.ndarray, " L1"]
     scored: Bool[np.ndarray, " L"]
     document: int
-    weight: float = 1.0
+    weight: float | Float[np.ndarray, " L"] = 1.0
 
 
 @dataclass(frozen=True)

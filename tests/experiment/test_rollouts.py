@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import limbeck
 from limbeck.config import read
 from limbeck.errors import ConfigError, DataError
+from limbeck.evaluate.rollouts import cold_start_note
 from limbeck.models import CausalLM
 from tests.experiment.test_trainable import stopping_after
 from tests.experiment.tiny_run import steps_of, write_model, write_recipe
@@ -42,6 +43,61 @@ def written(folder):
     return [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
 
 
+def log(folder):
+    return (folder / "run" / "log.txt").read_text()
+
+
+def first_texts(folder):
+    """Mean NLL of the first step's rollouts under the teacher."""
+    teacher = CausalLM(AutoModelForCausalLM.from_pretrained(folder / "teacher").eval())
+    sums = []
+    for row in written(folder / "run")[0]:
+        ids = torch.tensor([[*row["prompt_ids"], *row["token_ids"]]])
+        logprobs = teacher.logits(ids).detach().log_softmax(-1)[0, len(row["prompt_ids"]) - 1 : -1]
+        sums += logprobs.gather(-1, torch.tensor(row["token_ids"])[:, None])[:, 0].tolist()
+    return -sum(sums) / len(sums)
+
+
+def test_unlikely_first_texts_are_said_with_the_remedy():
+    figures = {"rollout_teacher_logprob": -6.0}
+    assert cold_start_note(figures, 5.5).endswith(
+        "have 6.00 nats a token under the teacher, held-out text 5.50."
+    )
+    assert "train the student on fixed text first" in cold_start_note(figures, 3.0)
+    assert cold_start_note(figures, None).endswith("6.00 nats a token under the teacher.")
+
+
+def test_an_estimate_from_drawn_tokens_trains_and_says_less_than_the_divergence(tmp_path):
+    sampled = {
+        **ON_POLICY,
+        "divergence": None,
+        "extra": [{"type": "sampled_reverse_kl", "weight": 1.0}],
+    }
+    run(recipe(tmp_path, {"weight_decay_by_position": 0.9}, sampled, optim={"steps": 2}))
+    for record in steps_of(tmp_path / "run"):
+        assert "divergence" not in record
+        assert record["loss"] == pytest.approx(record["sampled_reverse_kl"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["rollout=null"], r"objective\.extra\[0\]: .*there is no `rollout`"),
+        (["rollout.share=0.5"], r"rollout\.share: must be 1\.0 with .* got 0\.5"),
+        (["rollout.from=teacher"], r"rollout\.from: must be student with .* got teacher"),
+        (["rollout.top_p=0.9"], r"rollout\.top_p: must be 1\.0 with .* got 0\.9"),
+        (["rollout.refresh=2"], r"rollout\.refresh: must be 1 with .* got 2"),
+        (["rollout.sampling_temperature=2"], r"rollout\.sampling_temperature: must be 1\.0"),
+    ],
+)
+def test_an_estimate_is_refused_for_tokens_that_the_student_did_not_just_draw(
+    overrides, expected, tmp_path
+):
+    sampled = {**ON_POLICY, "extra": [{"type": "sampled_reverse_kl", "weight": 1.0}]}
+    with pytest.raises(ConfigError, match=expected):
+        limbeck.load(recipe(tmp_path, objective=sampled), overrides)
+
+
 def test_a_run_learns_from_what_its_student_writes(tmp_path):
     outcome = run(
         recipe(tmp_path), "evaluate.baseline=cross_entropy", "evaluate.every=6", "optim.steps=3"
@@ -64,6 +120,9 @@ def test_a_run_learns_from_what_its_student_writes(tmp_path):
     measured = [record for record in records if record["kind"] == "evaluation"][-1]
     assert measured["rollout_teacher_logprob"] < 0 < measured["rollout_reverse_kl"]
     assert "rollout_forward_kl" in measured
+    assert f"the student's first texts have {first_texts(tmp_path):.2f} nats a token" in log(
+        tmp_path
+    )
     figures = outcome.evaluation["trials"]
     assert figures["distilled"]["forward_kl"]["value"] != figures["initial"]["forward_kl"]["value"]
     anchor = tmp_path / "run" / "stages" / "cross_entropy"

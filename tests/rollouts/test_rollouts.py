@@ -7,14 +7,16 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
+from limbeck.batch import Batch
 from limbeck.config import ObjectiveConfig
 from limbeck.config.trainable import LowRankConfig, TrainableConfig
 from limbeck.distributed import World
 from limbeck.errors import ConfigError, DataError
 from limbeck.layer_map import LayerMap
 from limbeck.losses import PairShapes, build_objective
+from limbeck.losses.divergences import divergences
 from limbeck.models import Distiller, make_trainable
-from limbeck.rollouts import Rollout, Rollouts, Sampling, rollout_batch, sample, seed_of
+from limbeck.rollouts import Rollout, Rollouts, Sampling, Scoring, rollout_batch, sample, seed_of
 from limbeck.rollouts.sampling import OPEN, nucleus
 from limbeck.teachers import LocalTeacher
 from limbeck.train import train, train_step
@@ -124,13 +126,16 @@ def test_a_part_of_each_rollout_is_scored_from_its_first_to_its_last_token(part,
     """The parts of ten tokens are disjoint and together the whole; each part has a token."""
     texts = [tuple(range(1, 11)), (11, 12), (13,)]
     rows = [Rollout((5,) * 3, text, (0.0,) * len(text), "end") for text in texts]
-    batch = rollout_batch(rows, 0, part)
+    batch = rollout_batch(rows, 0, Scoring(*part))
     assert batch.targets().tolist() == [token for text in expected for token in text]
     assert torch.equal(batch.input_ids, rollout_batch(rows).input_ids)
 
 
 def test_the_scored_part_is_in_the_step_and_in_what_a_checkpoint_compares(tmp_path):
-    whole, first = rollouts_of(model(), tmp_path), rollouts_of(model(), tmp_path, scored=(0.0, 0.5))
+    whole, first = (
+        rollouts_of(model(), tmp_path),
+        rollouts_of(model(), tmp_path, scoring=Scoring(0.0, 0.5)),
+    )
     (batch,) = first.step(0, ALONE).cut(3)
     assert batch.num_scored() == 6
     assert whole.step(0, ALONE).cut(3)[0].num_scored() == 12
@@ -170,39 +175,128 @@ def test_a_student_that_is_its_teacher_has_no_loss_and_no_gradient(tmp_path):
     assert outcome.grad_norm == pytest.approx(0, abs=1e-6)
 
 
-@pytest.mark.parametrize("divergence", ["reverse_kl", "forward_kl"])
-def test_the_expected_gradient_is_that_of_all_continuations_enumerated(divergence, tmp_path):
-    """Every continuation of 3 of 5 tokens, weighted by its probability, against prefixes."""
-    student = tiny_llama(2, 16, 5, seed=1)
-    teacher_model = tiny_llama(2, 16, 5, seed=2)
-    config = ObjectiveConfig(alpha=1.0, divergence=divergence)
-    shapes = PairShapes(2, 2, 16, 16, LayerMap.uniform(2, 2))
-    objective = build_objective(config, shapes, head_budget_mb=1)
-    distiller = Distiller(student, objective)
-    reference = torch.zeros(())
+def small_pair(config):
+    """A student, its teacher and an objective, of 5 tokens."""
+    objective = build_objective(
+        config, PairShapes(2, 2, 16, 16, LayerMap.uniform(2, 2)), head_budget_mb=1
+    )
+    distiller = Distiller(tiny_llama(2, 16, 5, seed=1), objective)
+    return distiller, LocalTeacher(tiny_llama(2, 16, 5, seed=2), objective.needs)
+
+
+def step_gradients(distiller, teacher, batches):
+    """The gradient of one step, in the order of the parameters; the weights stay as they are."""
+    before = {name: value.clone() for name, value in distiller.state_dict().items()}
+    optimizer = torch.optim.SGD(distiller.parameters(), lr=1.0)
+    train_step(distiller, teacher, [optimizer], batches, ALONE, max_grad_norm=1e9)
+    moved = [before[name] - weight.detach() for name, weight in distiller.named_parameters()]
+    distiller.load_state_dict(before)
+    return moved
+
+
+def enumerated(student, teacher, divergence, decay=1.0):
+    """The exact expectation over all continuations of 3 tokens, and its gradient.
+
+    Each prefix counts with its probability, which is not differentiated.
+    """
+    function, reference = divergences.bind(divergence, "divergence"), torch.zeros(())
     for length in range(3):
         for prefix in itertools.product(range(5), repeat=length):
             ids = torch.tensor([[1, *prefix]])
             q = student.logits(ids).log_softmax(-1)[0]
-            p = teacher_model.logits(ids).log_softmax(-1)[0].detach()
+            p = teacher.logits(ids).log_softmax(-1)[0].detach()
             chance = sum((q[i, token] for i, token in enumerate(prefix)), torch.zeros(())).exp()
-            pair = (q[-1], p[-1]) if divergence == "reverse_kl" else (p[-1], q[-1])
-            value = (pair[0].exp() * (pair[0] - pair[1])).sum()
-            reference = reference + chance.detach() * value
-    names = [name for name, _ in distiller.named_parameters()]
-    expected = torch.autograd.grad(reference, list(distiller.parameters()))
+            value = function(q[-1:], p[-1:])[0]
+            reference = reference + decay**length * chance.detach() * value
+    return torch.autograd.grad(reference, list(student.parameters()))
+
+
+def everything(student, decay=1.0):
+    """Every continuation of 3 of 5 tokens, each weighted by its probability."""
     rows = [Rollout((1,), y, (0.0,) * 3, "length") for y in itertools.product(range(5), repeat=3)]
-    batch = rollout_batch(rows)
+    batch = rollout_batch(rows, 0, Scoring(decay=decay))
     logprobs = student.logits(batch.input_ids).log_softmax(-1).detach()
     chance = logprobs.gather(-1, batch.target_ids[..., None])[..., 0].sum(-1).exp()
-    batch = replace(batch, weights=chance[:, None].expand(-1, 3).contiguous())
-    before = {name: value.clone() for name, value in distiller.state_dict().items()}
-    optimizer = torch.optim.SGD(distiller.parameters(), lr=1.0)
-    local = LocalTeacher(teacher_model, objective.needs)
-    train_step(distiller, local, [optimizer], [batch], ALONE, max_grad_norm=1e9)
-    for name, gradient in zip(names, expected, strict=True):
-        moved = before[name] - distiller.state_dict()[name]
+    own = torch.ones_like(logprobs[..., 0]) if batch.weights is None else batch.weights
+    return replace(batch, weights=chance[:, None] * own)
+
+
+SAMPLED = ObjectiveConfig(
+    alpha=1.0, divergence=None, extra=({"type": "sampled_reverse_kl", "weight": 1.0},)
+)
+
+
+@pytest.mark.parametrize("decay", [1.0, 0.5])
+@pytest.mark.parametrize(
+    "divergence",
+    [
+        "sampled",
+        "reverse_kl",
+        "forward_kl",
+        {"type": "jensen_shannon", "beta": 0.3},
+        "skew_forward_kl",
+        "skew_reverse_kl",
+        "total_variation",
+    ],
+    ids=lambda spec: spec if isinstance(spec, str) else spec["type"],
+)
+def test_the_expected_gradient_is_that_of_all_continuations_enumerated(divergence, decay):
+    is_sampled = divergence == "sampled"
+    config = SAMPLED if is_sampled else replace(SAMPLED, divergence=divergence, extra=())
+    distiller, teacher = small_pair(config)
+    exact = "reverse_kl" if is_sampled else divergence
+    expected = enumerated(distiller.student, teacher.model, exact, decay)
+    found = step_gradients(distiller, teacher, [everything(distiller.student, decay)])
+    for moved, gradient in zip(found, expected, strict=True):
         torch.testing.assert_close(moved * 375, gradient, atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("config", [SAMPLED, DIVERGENCE], ids=["sampled", "exact"])
+def test_the_gradient_of_drawn_texts_is_unbiased_within_four_sigma(config):
+    """Forty steps of 200 drawn texts each, along a fixed direction in the space of weights."""
+    distiller, teacher = small_pair(config)
+    expected = enumerated(distiller.student, teacher.model, "reverse_kl")
+    torch.manual_seed(0)
+    direction = [torch.randn_like(gradient) for gradient in expected]
+    along = []
+    for step in range(40):
+        drawn = sample(
+            distiller.student,
+            [[1]] * 200,
+            Sampling(tokens=3),
+            [seed_of((step, row)) for row in range(200)],
+        )
+        found = step_gradients(distiller, teacher, [rollout_batch(drawn)])
+        along.append(sum(float((a * 3 * b).sum()) for a, b in zip(found, direction, strict=True)))
+    wanted = sum(float((a * b).sum()) for a, b in zip(expected, direction, strict=True))
+    mean, error = torch.tensor(along).mean(), torch.tensor(along).std() / 40**0.5
+    assert abs(mean - wanted) < 4 * error
+    assert error < 0.25 * abs(wanted)  # else the test could not fail
+
+
+def test_a_mixed_step_has_the_gradients_of_both_parts_by_their_tokens(tmp_path):
+    """GKD's lambda: scored tokens of rollouts and of fixed text count alike."""
+    distiller, teacher = small_pair(DIVERGENCE)
+    drawn = sample(distiller.student, [[1]] * 3, Sampling(tokens=3), seeds(3))
+    written = rollout_batch(drawn)
+    fixed = Batch.from_tokens(torch.tensor([[2, 1, 4, 0, 3, 1, 2]]))
+    apart = [step_gradients(distiller, teacher, [each]) for each in (written, fixed)]
+    tokens = [int(each.num_scored()) for each in (written, fixed)]
+    both = step_gradients(distiller, teacher, [written, fixed])
+    for a, b, whole in zip(*apart, both, strict=True):
+        mean = (tokens[0] * a + tokens[1] * b) / sum(tokens)
+        torch.testing.assert_close(whole, mean, atol=1e-6, rtol=1e-4)
+
+
+def test_a_tokens_weight_decays_from_the_first_that_is_scored():
+    rows = [Rollout((5, 6), tuple(range(1, 11)), (0.0,) * 10, "end")]
+    batch = rollout_batch(rows, 0, Scoring(0.5, 1.0, 0.5))
+    assert batch.targets().tolist() == [6, 7, 8, 9, 10]
+    assert batch.token_weights().tolist() == [1, 0.5, 0.25, 0.125, 0.0625]
+    assert rollout_batch(rows).token_weights() is None
+    text = Rollout((5,), (1,) * 2000, (0.0,) * 2000, "length")
+    endless = rollout_batch([text], 0, Scoring(decay=0.5))
+    assert endless.num_scored() == 2000
 
 
 def kept(folder, step):

@@ -14,10 +14,11 @@ from tests.tokenizers.assorted import byte_bpe, wrap_plain
 
 FOLDER = Path(__file__).parents[2] / "studies"
 OPTIONS = {
-    "cross_tokenizer": "--vocabulary 400 --layers 2 --length 64 --documents 20 --device cpu "
-    "--trials root_kl_0.5 alm_0.5",
+    "cross_tokenizer": "--tokenizer unigram --vocabulary 700 --layers 0 2 --length 64 "
+    "--documents 20 --trials root_kl_0.5 alm_0.5 shared_kl_0.5",
     "on_policy": "--layers 0 2 --cold-steps 1 --prompts 3",
     "quantization": "--layers 0 2 --float-steps 1",
+    "routed": "--layers 0 2 --length 64",
 }
 
 

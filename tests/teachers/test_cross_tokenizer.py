@@ -445,7 +445,29 @@ def test_a_run_with_alm_trains_with_and_without_a_divergence(tmp_path):
         assert ("divergence" in step) == (alpha > 0)
 
 
-def test_alm_is_refused_for_a_teacher_that_aligns_nothing(tmp_path):
-    options = ["objective.extra=[{type: alm, weight: 0.5}]"]
-    with pytest.raises(ConfigError, match="type alm needs a teacher that aligns"):
-        limbeck.assemble(load(write_recipe(tmp_path), options))
+def test_alm_is_refused_for_a_teacher_without_likelihoods(tmp_path):
+    options = [
+        "objective.extra=[{type: alm, weight: 0.5}]",
+        f"student.path={tmp_path / 'teacher'}",
+    ]
+    several = (
+        f"teacher={{type: ensemble, teachers: [{{type: online, path: {tmp_path / 'teacher'}}}]}}"
+    )
+    with pytest.raises(ConfigError, match="need the teacher's likelihood of the text, which this"):
+        limbeck.assemble(load(write_recipe(tmp_path), [*options, several]))
+
+
+def test_alm_of_a_local_teacher_is_that_of_the_same_teacher_aligned(tmp_path):
+    """With equal tokenizers every token is a chunk of its own."""
+    path, losses = write_recipe(tmp_path, optim={"steps": 2}, evaluate={"data": None}), []
+    options = ["objective={alpha: 0.0, extra: [{type: alm, weight: 0.5}]}"]
+    options.append(f"student.path={tmp_path / 'teacher'}")
+    for name in ("online", "cross_tokenizer"):
+        own = [*options, f"output={tmp_path / name}"]
+        if name == "cross_tokenizer":
+            inner = f"{{type: online, path: {tmp_path / 'teacher'}}}"
+            own.append(f"teacher={{type: cross_tokenizer, teacher: {inner}}}")
+        with limbeck.assemble(load(path, own)) as run:
+            run.train()
+        losses.append([step["alm"] for step in steps_of(tmp_path / name)])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)

@@ -658,7 +658,7 @@ def test_a_run_resumes_at_another_address_and_writes_its_key_to_no_file(
 
 
 def test_what_the_student_writes_is_read_by_the_server(server, folder, tmp_path):
-    path = write_recipe(tmp_path, evaluate={"data": None}, optim={"steps": 2})
+    path = write_recipe(tmp_path, optim={"steps": 2})
     run(
         path,
         server,
@@ -666,11 +666,30 @@ def test_what_the_student_writes_is_read_by_the_server(server, folder, tmp_path)
         "objective.alpha=1",
         "rollout={share: 0.5, tokens: 12, prompt_tokens: 6}",
     )
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    measured = [each for each in map(json.loads, lines) if each["kind"] == "evaluation"]
+    assert measured[-1]["rollout_teacher_logprob"] < 0 < measured[-1]["rollout_forward_kl"]
     read = {tuple(each["prompt"]) for each in server.requests}
     files = sorted((tmp_path / "run" / "rollouts").glob("step-*.jsonl"))
     written = [json.loads(line) for file in files for line in file.read_text().splitlines()]
     assert len(written) == 4
     assert all((*each["prompt_ids"], *each["token_ids"]) in read for each in written)
+
+
+@both
+def test_the_likelihood_of_the_text_is_that_of_the_model(server, folder, local):
+    """Also of a token that is not among the k."""
+    needs = SignalNeeds(likelihoods=True)
+    batch = random_batch(rows=2, length=20, vocabulary=len(small()))
+    chunk_of, logprobs = open_teacher(server, folder).with_needs(needs).signal(batch).likelihoods
+    signal = local.with_needs(needs).signal(batch)
+    assert signal.parts == ()
+    assert chunk_of.tolist() == list(range(len(logprobs)))
+    torch.testing.assert_close(logprobs, signal.likelihoods.logprobs, atol=1e-5, rtol=0)
+    whole = local.signal(batch).distribution.logits().log_softmax(-1)
+    wanted = whole.gather(-1, batch.targets()[:, None])[:, 0]
+    torch.testing.assert_close(logprobs, wanted, atol=1e-5, rtol=0)
+    assert bool((wanted < whole.topk(K).values[:, -1]).any())
 
 
 def test_a_recording_needs_a_form_that_k_tokens_serve(server, folder, tmp_path):

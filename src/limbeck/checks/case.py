@@ -13,6 +13,7 @@ from limbeck.data import spread
 from limbeck.data.source import Rows
 from limbeck.losses import Projections, StudentView, TeacherSignal
 from limbeck.losses.distributions import LazyLogits
+from limbeck.losses.head.likelihood import likelihoods_of_tokens
 from limbeck.models import CausalLM, Distiller, captured_projections, evaluating
 from limbeck.teachers import Teacher
 from limbeck.tokenizers import VocabularyProof
@@ -97,7 +98,8 @@ class Views:
         layers = {i: states[rows].to(dtype) for i, states in signal.layer_hidden.items()}
         projections = projections_at(signal.layer_projections, rows, dtype)
         whole = TeacherSignal.from_distribution(distribution, layers, projections)
-        return Views(student, distribution, whole)
+        likelihoods = likelihoods_of_tokens(distribution.hidden, head, student.targets)
+        return Views(student, distribution, replace(whole, likelihoods=likelihoods))
 
 
 def shortened(batch: Batch, positions: int) -> Batch:

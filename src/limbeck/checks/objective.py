@@ -58,7 +58,9 @@ def zero_at_equality(case: Case, views: Views) -> Finding:
     name = "student = teacher gives 0"
     term = case.distiller.objective.logit_terms.get("divergence")
     if term is None:
-        return Unproven(name, "objective.alpha is 0, so the run compares no distributions")
+        return Unproven(
+            name, "the objective has no divergence, so the run compares no distributions"
+        )
     teacher, targets = views.distribution, views.student.targets
     dtype = exact(teacher.head)
     hidden, head = teacher.hidden.to(dtype), teacher.head.to(dtype)
@@ -173,7 +175,8 @@ def with_plain_logits(case: Case, views: Views) -> Outcome:
     student, recipe = views.student, case.recipe
     dtype = exact(student.head, views.distribution.head)
     hidden = student.hidden.to(dtype).requires_grad_()
-    head = student.head.to(dtype)
+    weight = student.head.weight.detach().to(dtype).requires_grad_()
+    head = student.head.to(dtype)._replace(weight=weight)
     products = torch.nn.functional.linear(hidden, head.weight, head.bias)
     logits = products if head.transform is None else head.transform(products)
     teacher = DenseLogits(views.distribution.head(views.distribution.hidden).to(dtype))
@@ -181,7 +184,7 @@ def with_plain_logits(case: Case, views: Views) -> Outcome:
     tokens = (1 - alpha) * torch.nn.functional.cross_entropy(
         logits, student.targets, reduction="none"
     )
-    if alpha > 0:
+    if recipe.divergence is not None and alpha > 0:
         divergence = divergences.bind(recipe.divergence, at="objective.divergence")
         pair = teacher.compare(logits, temperature)
         tokens = tokens + alpha * temperature**2 * divergence(pair.student, pair.teacher)
@@ -190,13 +193,12 @@ def with_plain_logits(case: Case, views: Views) -> Outcome:
         if name not in MAIN:
             tokens = tokens + objective.weights[name] * term(logits, student.targets, teacher)
     for name, state_term in objective.state_terms.items():
-        values = state_term(replace(student, hidden=hidden), views.signal)
+        values = state_term(replace(student, hidden=hidden, head=head), views.signal)
         tokens = tokens + objective.weights[name] * values
     weights = 1.0 if student.token_weights is None else student.token_weights.to(tokens)
     loss = (weights * tokens).mean()
-    by_hidden, by_products = torch.autograd.grad(loss, [hidden, products])
-    rows = by_products[:, distinct(student.targets)].t() @ hidden.detach()
-    return Outcome(loss.detach(), by_hidden, rows)
+    by_hidden, by_weight = torch.autograd.grad(loss, [hidden, weight])
+    return Outcome(loss.detach(), by_hidden, by_weight[distinct(student.targets)])
 
 
 def exact(*heads: Head) -> torch.dtype:

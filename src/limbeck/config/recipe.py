@@ -106,8 +106,8 @@ class ObjectiveConfig:
     """Weight of the teacher's distribution; the data's own next token has 1 - alpha."""
     temperature: Annotated[float | Schedule, Scheduled(Gt(0))] = 1.0
     """Softens both distributions in the divergence, never in the cross-entropy."""
-    divergence: Component | str = "forward_kl"
-    """How far apart two distributions are."""
+    divergence: Component | str | None = "forward_kl"
+    """How far apart two distributions are; null leaves this term out."""
     extra: tuple[Component, ...] = ()
     """Further terms, `{type, weight, ...}`, weights absolute."""
     positions: Component | str | None = None

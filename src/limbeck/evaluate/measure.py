@@ -16,6 +16,7 @@ from limbeck.config import HeadBudget
 from limbeck.errors import ConfigError, DataError
 from limbeck.evaluate.groups import TokenTable
 from limbeck.evaluate.scores import CALIBRATION_BINS, Scores
+from limbeck.losses import TeacherSignal
 from limbeck.losses.distributions import (
     DenseLogits,
     DrawnTokens,
@@ -115,7 +116,8 @@ def measure(
         for mine in in_step(rows, micro_batch, device, reduce):
             batch = data.batch(mine)
             documents, positions = batch.documents(), batch.scored_rows(batch.position_ids)
-            for chunk in chunks(student, teacher, batch.to(device), head_budget_mb):
+            batch = batch.to(device)
+            for chunk in chunks(student, teacher.signal(batch), batch, head_budget_mb):
                 values = {name: value.cpu() for name, value in token_values(chunk).items()}
                 add(totals, values, documents[chunk.window], data.num_documents)
                 tokens.add(values, documents[chunk.window], positions[chunk.window])
@@ -127,13 +129,13 @@ def measure(
 
 
 def chunks(
-    student: CausalLM, teacher: Teacher, batch: Batch, head_budget_mb: HeadBudget
+    student: CausalLM, signal: TeacherSignal, batch: Batch, head_budget_mb: HeadBudget
 ) -> Iterator[Chunk]:
     """The scored positions of a batch in chunks; one empty chunk if there are none."""
     hidden, _ = student(batch)
     targets, head = batch.targets(), student.whole_head
     most = head_chunk(head_budget_mb, head.weight, COPIES)
-    for positions, distribution in parts_of(teacher, batch):
+    for positions, distribution in parts_of(signal, batch):
         dense = isinstance(distribution, DenseLogits | LazyLogits | Mixture)
         count = len(targets) if positions is None else len(positions)
         size = max(even_chunk(count, most), 1)
@@ -151,13 +153,12 @@ def chunks(
 
 
 def parts_of(
-    teacher: Teacher, batch: Batch
+    signal: TeacherSignal, batch: Batch
 ) -> list[tuple[Int[Tensor, " n"] | None, TeacherDistribution | None]]:
     """Positions and distribution of each part of the teacher's signal, all in one form.
 
     Positions without a teacher come last, where the form has such positions.
     """
-    signal = teacher.signal(batch)
     if not signal.parts:
         raise ConfigError(
             "A student is measured against distributions, and this teacher was not asked for them. "

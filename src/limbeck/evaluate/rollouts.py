@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float
@@ -15,6 +15,9 @@ from limbeck.evaluate.measure import chunks, in_step, token_values
 from limbeck.models import CausalLM, evaluating
 from limbeck.rollouts import Rollout, rollout_batch
 from limbeck.teachers import Teacher
+
+UNLIKELY = 1.0
+"""Nats a token by which a student's texts may be less likely to its teacher than held-out text."""
 
 FIGURES = ("forward_kl", "reverse_kl", "teacher_cross_entropy")
 
@@ -41,6 +44,26 @@ def rollout_figures(
     }
 
 
+def cold_start_note(figures: Mapping[str, float], text_cross_entropy: float | None) -> str:
+    """How likely the teacher finds what the student writes before its first step.
+
+    Args:
+        figures: `rollout_figures`.
+        text_cross_entropy: The teacher's on held-out text, nats a token, if it is known.
+    """
+    own = -figures["rollout_teacher_logprob"]
+    text = f"the student's first texts have {own:.2f} nats a token under the teacher"
+    if text_cross_entropy is None:
+        return f"{text}."
+    text += f", held-out text {text_cross_entropy:.2f}"
+    if own - text_cross_entropy < UNLIKELY:
+        return f"{text}."
+    return (
+        f"{text}. What the teacher says after such text is of little use: train the student on "
+        "fixed text first (a stage before this one), or lower rollout.share."
+    )
+
+
 def rollout_sums(
     student: CausalLM,
     teacher: Teacher,
@@ -51,6 +74,9 @@ def rollout_sums(
     """Sums of `FIGURES`, and the count, over the written tokens of each of this rank's rollouts.
 
     Every rank calls it.
+
+    Args:
+        teacher: Gives whole distributions, or likelihoods too.
     """
     names = (*FIGURES, "tokens")
     totals = torch.zeros(len(rollouts), len(names), dtype=world.exact, device=world.device)
@@ -59,8 +85,12 @@ def rollout_sums(
         for rows in in_step(range(len(rollouts)), MEASURED_ROWS, world.device, reduce):
             first = rows[0] if rows else 0
             batch = rollout_batch([rollouts[row] for row in rows], first).to(world.device)
-            for chunk in chunks(student, teacher, batch, head_budget_mb):
+            signal = teacher.signal(batch)
+            for chunk in chunks(student, signal, batch, head_budget_mb):
                 values = token_values(chunk)
+                if signal.likelihoods is not None:
+                    own = signal.likelihoods.logprobs.to(totals.device)[chunk.window]
+                    values["teacher_cross_entropy"] = -own
                 per_token = torch.stack([values[name] for name in names], dim=1).to(totals)
                 totals.index_add_(0, batch.documents()[chunk.window], per_token)
     return totals

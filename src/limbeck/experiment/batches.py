@@ -15,12 +15,13 @@ from limbeck.errors import ConfigError, DataError
 from limbeck.experiment.served_rollouts import served_writer
 from limbeck.models import CausalLM, PreTrainedTokenizerBase
 from limbeck.registry import Problem, type_of
-from limbeck.rollouts import Mixed, Prompts, Rollouts, Sampling
+from limbeck.rollouts import Mixed, Prompts, Rollouts, Sampling, Scoring
 from limbeck.teachers import Teacher, TeacherRequest, find_local, require_local
 
 
 def rollout_problems(config: RunConfig) -> Iterator[Problem]:
     """Contradictions between `rollout` and the other sections."""
+    yield from sampled_problems(config)
     rollout, length = config.rollout, config.data.sequence_length
     if rollout is None:
         return
@@ -107,6 +108,34 @@ def cross_entropy_problems(config: RunConfig, rollout: RolloutConfig) -> Iterato
             yield Problem(f"objective.extra[{index}]", f"must be another term: {why}. Remove it.")
 
 
+def sampled_problems(config: RunConfig) -> Iterator[Problem]:
+    """An estimate from one token, on tokens that the student did not draw as it is now."""
+    named = [type_of(spec) for spec in config.objective.extra]
+    if "sampled_reverse_kl" not in named:
+        return
+    rollout = config.rollout
+    if rollout is None:
+        yield Problem(
+            f"objective.extra[{named.index('sampled_reverse_kl')}]",
+            "a term of type sampled_reverse_kl needs text that the student writes during the run, "
+            "and there is no `rollout`. Add rollout={}, or use objective.divergence=reverse_kl.",
+        )
+        return
+    for option, value, wanted in (
+        ("share", rollout.share, 1.0),
+        ("from", rollout.writer, "student"),
+        ("sampling_temperature", rollout.sampling_temperature, 1.0),
+        ("top_p", rollout.top_p, 1.0),
+        ("refresh", rollout.refresh, 1),
+    ):
+        if value != wanted:
+            yield Problem(
+                f"rollout.{option}",
+                f"must be {wanted} with a term of type sampled_reverse_kl, which is an estimate "
+                f"only for tokens just drawn from the student's distribution, got {value}.",
+            )
+
+
 def rollout_rows(config: RunConfig, rollout: RolloutConfig) -> int:
     """Rows of each optimizer step that are rollouts, over all ranks."""
     return round(rollout.share * config.optim.rows_per_step(config.data.sequence_length))
@@ -164,7 +193,7 @@ def make_rollouts(
         per_prompt=rollout.per_prompt,
         refresh=rollout.refresh,
         num_steps=config.optim.num_steps,
-        scored=rollout.scored,
+        scoring=Scoring(*rollout.scored, rollout.weight_decay_by_position),
         folder=folder / "rollouts",
         root=root,
         writer=writer,

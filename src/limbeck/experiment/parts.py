@@ -72,7 +72,7 @@ from limbeck.teachers import (
     TeacherRequest,
     TextWindows,
     find_local,
-    require_alignment,
+    require_likelihoods,
     require_local,
     teachers,
     windows_of,
@@ -219,7 +219,7 @@ def gather_parts(config: RunConfig, world: World) -> Parts:
         require_known_tokens(text, vocabulary)
     shapes = shapes_of(student, teacher)
     request = request_of(config, shapes, vocabulary, data, held_out_sets)
-    require_alignment(request.needs, teacher)
+    require_likelihoods(request.needs, teacher)
     teacher.require(request)
     if not is_shared(config):
         teacher.shard(world.for_teacher(config.parallel.teacher))

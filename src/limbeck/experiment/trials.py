@@ -24,7 +24,7 @@ from limbeck.distributed import (
 )
 from limbeck.errors import DataError
 from limbeck.evaluate.fidelity import Fidelity
-from limbeck.evaluate.rollouts import rollout_figures
+from limbeck.evaluate.rollouts import cold_start_note, rollout_figures
 from limbeck.evaluate.scores import Scores
 from limbeck.evaluate.suites import SuiteContext
 from limbeck.experiment.equal_time import equal_time_steps
@@ -34,7 +34,7 @@ from limbeck.experiment.score_files import TrialScores, read_scores, write_score
 from limbeck.files import manifest, sha256
 from limbeck.models import Distiller, round_weights
 from limbeck.registry import type_of
-from limbeck.rollouts import Rollouts
+from limbeck.rollouts import Rollout, Rollouts
 from limbeck.teachers import TeacherRequest, require_local
 from limbeck.teachers.base import DISTRIBUTION
 from limbeck.teachers.served import REACHED_BY
@@ -227,6 +227,7 @@ class TrialRunner:
                 fingerprint=fingerprint(parts, trial),
                 stop=self._stop,
                 in_force=partial(in_force, parts, trial),
+                notes=self._cold_start(trial, distiller, rollouts),
             )
         )
         if result.best_step != result.step:
@@ -276,7 +277,7 @@ class TrialRunner:
         self, distiller: Distiller, rollouts: Rollouts | None
     ) -> Callable[[], Mapping[str, float]] | None:
         """The evaluation that the training loop calls; None without held-out text."""
-        fidelity, parts = self._fidelity, self._parts
+        fidelity = self._fidelity
         if fidelity is None:
             return None
 
@@ -288,13 +289,35 @@ class TrialRunner:
                 measured |= {f"{text}/{name}": found.mean(name) for name in found.metrics}
             if rollouts is None:
                 return measured
-            reader = parts.teacher.with_needs(DISTRIBUTION)
-            budget = parts.config.memory.head_budget_mb
-            return measured | rollout_figures(
-                distiller.student, reader, rollouts.latest, parts.world, budget
-            )
+            return measured | self._rollout_figures(distiller, rollouts.latest)
 
         return evaluate
+
+    def _rollout_figures(
+        self, distiller: Distiller, rollouts: Sequence[Rollout]
+    ) -> dict[str, float]:
+        parts = self._parts
+        needs = replace(DISTRIBUTION, likelihoods=parts.teacher.gives_likelihoods)
+        reader, budget = parts.teacher.with_needs(needs), parts.config.memory.head_budget_mb
+        return rollout_figures(distiller.student, reader, rollouts, parts.world, budget)
+
+    def _cold_start(
+        self, trial: Trial, distiller: Distiller, rollouts: Rollouts | None
+    ) -> Sequence[str]:
+        """A note on the texts of a student that has not begun; none later, or without rollouts."""
+        parts, rollout = self._parts, self._parts.config.rollout
+        if rollouts is None or rollout is None or rollout.writer == "teacher":
+            return ()
+        if broadcast_object((trial.folder / "rollouts").exists(), parts.world):
+            return ()
+        with gathered(distiller):
+            figures = self._rollout_figures(distiller, rollouts.write(0, parts.world))
+        if not parts.world.is_main:
+            return ()
+        scores = read_scores(parts.config.output / "initial.json").test
+        name = "teacher_cross_entropy"
+        is_known = scores is not None and name in scores.metrics
+        return (cold_start_note(figures, scores.mean(name) if scores and is_known else None),)
 
 
 def suite_context(parts: Parts) -> SuiteContext | None:

@@ -31,14 +31,14 @@ def build_objective(
 ) -> Objective:
     """Alpha T^2 D(teacher, student) + (1 - alpha) CE + the extra terms.
 
-    A divergence whose weight is always 0 is omitted, so the teacher need not provide distributions.
-    A cross-entropy of weight 0 is kept, because its value is logged.
+    A divergence that is null or whose weight is always 0 is omitted, so the teacher need not
+    provide distributions. A cross-entropy of weight 0 is kept, because its value is logged.
     """
     problems = list(objective_problems(config))
     if problems:
         raise ConfigError("\n".join(map(str, problems)))
     weighted, alpha = [], config.alpha
-    if largest(alpha) > 0:
+    if config.divergence is not None and largest(alpha) > 0:
         term = DivergenceTerm(shapes, divergence=config.divergence, temperature=config.temperature)
         weighted.append(WeightedTerm("divergence", partial(value_at, alpha), term))
     weighted.append(
@@ -60,7 +60,8 @@ def complement_at(alpha: float | Schedule, step: int) -> float:
 
 def objective_problems(config: ObjectiveConfig) -> Iterator[Problem]:
     """Every mistake in an objective's divergence, positions and extra terms."""
-    yield from divergences.problems(config.divergence, at="objective.divergence")
+    if config.divergence is not None:
+        yield from divergences.problems(config.divergence, at="objective.divergence")
     if config.positions is not None:
         yield from positions.problems(config.positions, at="objective.positions")
     taken = list(MAIN)

@@ -4,7 +4,7 @@ from limbeck.rollouts.figures import figures_of
 from limbeck.rollouts.mixed import Mixed
 from limbeck.rollouts.prompts import Prompts
 from limbeck.rollouts.sampling import Rollout, Sampling, sample, seed_of
-from limbeck.rollouts.source import Rollouts, Writer, rollout_batch
+from limbeck.rollouts.source import Rollouts, Scoring, Writer, rollout_batch
 from limbeck.rollouts.speculative import write_assisted
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Rollout",
     "Rollouts",
     "Sampling",
+    "Scoring",
     "Writer",
     "figures_of",
     "rollout_batch",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float64
 from torch import nn
 
 from limbeck.batch import Batch, Window
@@ -25,14 +26,43 @@ from limbeck.rollouts.sampling import Rollout, Sampling, sample, seed_of
 
 WEIGHTS_STEP = "weights_step"
 """Key of a kept rollout: the step whose weights wrote it, if that is an earlier one."""
-WHOLE = (0.0, 1.0)
-"""All of a rollout is scored."""
-
 BLOCK_END = "block_end"
 """Key of a kept rollout, with `refresh`: the step at which the block it was written in ends."""
 
 Writer = Callable[[Sequence[Sequence[int]], Sequence[int], World], list[Rollout]]
 """This rank's continuations of prompts, each from its seed; every rank calls it."""
+
+
+SMALLEST = 1e-30
+"""A scored token's weight is at least this, a number in float32 too."""
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """Which tokens of a rollout are learned from, and how much.
+
+    Attributes:
+        first: Where the scored part begins, as a share of the rollout's length.
+        last: Where it ends; both are rounded to whole tokens, and at least one is scored.
+        decay: Each scored token weighs this times as much as the one before it; the first weighs 1.
+    """
+
+    first: float = 0.0
+    last: float = 1.0
+    decay: float = 1.0
+
+    def weights(self, size: int) -> Float64[np.ndarray, " size"]:
+        """Weight of each of a rollout's tokens; 0 where it is not scored."""
+        start = min(round(self.first * size), size - 1)
+        stop = max(round(self.last * size), start + 1)
+        places = np.arange(size)
+        inside = (start <= places) & (places < stop)
+        weights = self.decay ** np.maximum(places - start, 0)
+        return np.where(inside, np.maximum(weights, SMALLEST), 0.0)
+
+
+WHOLE = Scoring()
+"""All of a rollout is scored alike."""
 
 
 class Rollouts(BatchSource):
@@ -58,7 +88,7 @@ class Rollouts(BatchSource):
         per_prompt: int = 1,
         refresh: int = 1,
         num_steps: int | None = None,
-        scored: tuple[float, float] = WHOLE,
+        scoring: Scoring = WHOLE,
         folder: Path,
         root: nn.Module | None = None,
         writer: Writer | None = None,
@@ -72,7 +102,7 @@ class Rollouts(BatchSource):
             per_prompt: Rollouts of each prompt, in one step; divides `rows_per_step`.
             refresh: Steps of a block, whose rollouts are written together in its first step.
             num_steps: Of the run; a block that reaches beyond it is cut there.
-            scored: Part of each rollout that is scored (`rollout_batch`).
+            scoring: Which tokens of each rollout are learned from.
             folder: Gets `step-N.jsonl` for each step; a block written again replaces its files.
             root: The module with the model in it that was sharded over the ranks, if one was. Each
                 rank holds its whole weights while it writes.
@@ -95,7 +125,7 @@ class Rollouts(BatchSource):
         self._model, self._prompts, self._sampling = model, prompts, sampling
         self._seed, self._rows_per_step, self._folder = seed, rows_per_step, folder
         self._per_prompt, self._refresh, self._num_steps = per_prompt, refresh, num_steps
-        self._scored = scored
+        self._scoring = scoring
         self._order = one_order(seed, len(prompts))
         self._root, self.first_number = root or model, first_number
         self._writer = writer
@@ -106,7 +136,16 @@ class Rollouts(BatchSource):
     def fingerprint(self) -> str:
         """Hash of prompts, their order, and how and when rollouts are drawn."""
         facts = [self._order.digest, asdict(self._sampling)]
-        numbers = [self._rows_per_step, self._per_prompt, self._refresh, *self._scored]
+        scoring = self._scoring
+        numbers = [
+            self._rows_per_step,
+            self._per_prompt,
+            self._refresh,
+            scoring.first,
+            scoring.last,
+        ]
+        if scoring.decay != 1:  # absent from the checkpoints of earlier versions
+            numbers.append(scoring.decay)
         digest = hashlib.sha256(json.dumps([*facts, *numbers]).encode())
         for prompt in self._prompts:
             digest.update(np.array([len(prompt), *prompt], dtype="<i8").tobytes())
@@ -134,7 +173,7 @@ class Rollouts(BatchSource):
             self.latest,
             self.first_number + begin,
             math.ceil(self._rows_per_step / world.size),
-            self._scored,
+            self._scoring,
             figures | {"rollout_staleness": staleness, "rollout_seconds": seconds},
             self._watch.warnings(step, figures) if world.is_main else [],
         )
@@ -248,7 +287,7 @@ class RolloutsOfStep(StepData):
     Attributes:
         first: Number of the rank's first, in messages.
         most_rows: Rows of the rank that has most.
-        scored: Part of each rollout that is scored.
+        scoring: Which tokens of each rollout are learned from.
         figures: Of all ranks' rollouts (`figures_of`), steps since the weights that wrote them, and
             the seconds this rank took to write.
         warning_texts: Degradation since the first steps.
@@ -257,14 +296,14 @@ class RolloutsOfStep(StepData):
     rollouts: Sequence[Rollout]
     first: int
     most_rows: int
-    scored: tuple[float, float] = WHOLE
+    scoring: Scoring = WHOLE
     figures: Mapping[str, float] = field(default_factory=dict)
     warning_texts: Sequence[str] = ()
 
     def cut(self, micro_batch: int) -> list[Batch]:
         starts = range(0, max(1, self.most_rows), micro_batch)
         return [
-            rollout_batch(self.rollouts[at : at + micro_batch], self.first + at, self.scored)
+            rollout_batch(self.rollouts[at : at + micro_batch], self.first + at, self.scoring)
             for at in starts
         ]
 
@@ -283,20 +322,13 @@ class RolloutsOfStep(StepData):
 
 
 def rollout_batch(
-    rollouts: Sequence[Rollout], first_document: int = 0, scored: tuple[float, float] = WHOLE
+    rollouts: Sequence[Rollout], first_document: int = 0, scoring: Scoring = WHOLE
 ) -> Batch:
-    """Prompts and continuations, a row each; only the continuations are scored.
-
-    Args:
-        scored: The part of each continuation that is scored, as shares of its length, rounded to
-            whole tokens; at least one.
-    """
+    """Prompts and continuations, a row each; only tokens of the continuations are scored."""
     rows = []
     for document, rollout in enumerate(rollouts, first_document):
         tokens = np.array([*rollout.prompt_ids, *rollout.token_ids])
-        size = len(rollout.token_ids)
-        first = min(round(scored[0] * size), size - 1)
-        last = max(round(scored[1] * size), first + 1)
-        written = np.arange(1, len(tokens)) - len(rollout.prompt_ids)
-        rows.append([Window(tokens, (first <= written) & (written < last), document)])
-    return Batch.packed(rows)
+        before = np.zeros(len(rollout.prompt_ids) - 1)
+        weights = np.concatenate([before, scoring.weights(len(rollout.token_ids))])
+        rows.append([Window(tokens, weights > 0, document, weights)])
+    return Batch.packed(rows, weighted=scoring.decay != 1)

@@ -133,8 +133,8 @@ class TeacherRequest:
 class Teacher(ABC):
     """A source of `TeacherSignal`s, called once per micro-batch before the student's forward."""
 
-    aligns_text: ClassVar[bool] = False
-    """Whether signals can hold likelihoods of the text by chunk."""
+    gives_likelihoods: ClassVar[bool] = False
+    """Whether signals can hold the model's likelihoods of the text."""
 
     @property
     @abstractmethod
@@ -242,11 +242,11 @@ until `shard` is called.
 """
 
 
-def require_alignment(needs: SignalNeeds, teacher: Teacher) -> None:
-    """Refuse a term that reads likelihoods of chunks where the teacher has none."""
-    if needs.likelihoods and not teacher.aligns_text:
+def require_likelihoods(needs: SignalNeeds, teacher: Teacher) -> None:
+    """Refuse a term that reads the teacher's likelihoods of the text where it gives none."""
+    if needs.likelihoods and not teacher.gives_likelihoods:
         raise ConfigError(
-            "objective.extra: a term of type alm needs a teacher that aligns its tokens with the "
-            "student's, and this one does not. Set `teacher: {type: cross_tokenizer, teacher: "
-            "{...}}`, which also serves equal tokenizers, or remove the term."
+            "objective.extra: terms of type alm and sampled_reverse_kl need the teacher's "
+            "likelihood of the text, which this teacher does not give. Use teacher.type online, "
+            "served or cross_tokenizer, or remove the term."
         )

@@ -81,7 +81,7 @@ class CrossTokenizerTeacher(WrappingTeacher):
     the teacher's next-token distribution, compared on the outcomes that both vocabularies share.
     """
 
-    aligns_text = True
+    gives_likelihoods = True
     _teacher: LocalTeacher
 
     def __init__(

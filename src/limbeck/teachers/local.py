@@ -22,6 +22,7 @@ from limbeck.errors import ConfigError
 from limbeck.files import size
 from limbeck.losses import SignalNeeds, TeacherSignal
 from limbeck.losses.distributions import LazyLogits
+from limbeck.losses.head.likelihood import likelihoods_of_tokens
 from limbeck.models import (
     Bits,
     CausalLM,
@@ -55,6 +56,8 @@ class LocalTeacher(Teacher):
         model: In eval mode, without gradients.
         whole: Loads the model on the CPU as it was before it was quantised; None if it was not.
     """
+
+    gives_likelihoods = True
 
     def __init__(
         self,
@@ -116,8 +119,13 @@ class LocalTeacher(Teacher):
             return TeacherSignal()
         with captured_projections(self.model, batch, needs.projections) as projections:
             hidden, layer_hidden = self.model(batch, sorted(needs.layers))
-        distribution = LazyLogits(hidden, self.model.head) if needs.distribution else None
-        return TeacherSignal.from_distribution(distribution, layer_hidden, projections)
+        head = self.model.head
+        distribution = LazyLogits(hidden, head) if needs.distribution else None
+        signal = TeacherSignal.from_distribution(distribution, layer_hidden, projections)
+        if not needs.likelihoods:
+            return signal
+        likelihoods = likelihoods_of_tokens(hidden, head, batch.targets())
+        return replace(signal, likelihoods=likelihoods)
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from limbeck.errors import ConfigError
 from limbeck.losses import SignalNeeds
 from limbeck.models import PreTrainedTokenizerBase
 from limbeck.teachers.base import DISTRIBUTION, Teacher, TeacherInfo, TeacherRequest
+from limbeck.teachers.cross_tokenizer import find_cross
 from limbeck.tokenizers import prove_same_vocabulary, tokens_by_id
 
 
@@ -28,7 +29,7 @@ class SeveralTeachers(Teacher):
             ConfigError: An id means different tokens to two of them, or one has another tokenizer
                 than the student; which.
         """
-        if unlike := [name for name, member in members.items() if member.aligns_text]:
+        if unlike := [name for name, member in members.items() if find_cross(member)]:
             raise ConfigError(
                 "teacher.teachers: all must read the student's ids, and those of type "
                 f"cross_tokenizer do not: {', '.join(unlike)}. Use it as the only teacher."

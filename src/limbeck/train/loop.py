@@ -134,6 +134,8 @@ class Loop:
         for sink in self._sinks:
             sink.begin(self.totals.step, setup.optim.num_steps)
         setup.distiller.train()
+        for text in setup.notes:
+            self._say(kind="note", step=self.totals.step, text=text)
         for text in damaged:
             self._say(kind="note", step=self.totals.step, text=f"damaged checkpoint {text}")
         if self._resumed_from is not None:

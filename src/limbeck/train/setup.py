@@ -35,6 +35,7 @@ class TrainSetup:
         resume: Continue from the newest whole checkpoint, if there is one.
         stop: Signals to heed. None never stops early.
         in_force: What changes with the step, counted from 0, for its record: alpha, temperature.
+        notes: Said before the first step.
     """
 
     distiller: Distiller
@@ -57,6 +58,7 @@ class TrainSetup:
     resume: bool = False
     stop: StopSignals | None = None
     in_force: Callable[[int], Mapping[str, float]] = lambda _: {}
+    notes: Sequence[str] = ()
 
     @property
     def checkpoints(self) -> Path:

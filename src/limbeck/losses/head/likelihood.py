@@ -11,6 +11,7 @@ from limbeck.config import HeadBudget
 from limbeck.losses.distributions.base import log_softmax
 from limbeck.losses.head.fused import chunks, head_chunk
 from limbeck.losses.output_head import Head
+from limbeck.losses.signal import ChunkLikelihoods
 
 COPIES = 4
 """Approximate number of arrays of a chunk's logits that exist at once."""
@@ -40,6 +41,15 @@ def token_logprobs(
         for window in chunks(len(targets), rows)
     ]
     return torch.cat([hidden.new_zeros(0), *found])
+
+
+@torch.no_grad()
+def likelihoods_of_tokens(
+    hidden: Float[Tensor, "N D"], head: Head, targets: Int[Tensor, " N"]
+) -> ChunkLikelihoods:
+    """A teacher's log-likelihoods of the text, where every token is a chunk of its own."""
+    chunk_of = torch.arange(len(targets), device=targets.device)
+    return ChunkLikelihoods(chunk_of, token_logprobs(hidden, head, targets))
 
 
 def chunk_logprobs(

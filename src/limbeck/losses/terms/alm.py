@@ -34,8 +34,8 @@ class AlmTerm(StateTerm):
     factor tau. In the limit of a large tau the loss is a - b + a log(b / a), and its derivative
     a / b - 1. A chunk's loss is divided evenly among its tokens; a token in no chunk has 0.
 
-    The loss depends on the teacher's likelihood of the text alone: it carries no dark knowledge. It
-    needs a teacher that aligns text, `type: cross_tokenizer`.
+    The loss depends on the teacher's likelihood of the text alone: it carries no dark knowledge.
+    Under a teacher with the student's tokenizer every token is a chunk.
     """
 
     needs = SignalNeeds(likelihoods=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -17,6 +18,7 @@ from limbeck.distributed import World
 from limbeck.errors import ConfigError, DataError
 from limbeck.losses import Objective, TeacherSignal
 from limbeck.losses.distributions import FLOOR, TopK
+from limbeck.losses.signal import ChunkLikelihoods
 from limbeck.models import PreTrainedTokenizerBase, configured_shape
 from limbeck.store import Sample
 from limbeck.teachers.ahead import Ahead
@@ -50,6 +52,8 @@ class ServedTeacher(Teacher):
     A batch is cut into the windows it was packed from, as for a store. The answers to windows that
     were announced by `prefetch` are fetched in the background.
     """
+
+    gives_likelihoods = True
 
     def __init__(
         self,
@@ -87,7 +91,7 @@ class ServedTeacher(Teacher):
     @property
     def works_ahead(self) -> bool:
         """Windows of later steps are fetched while the student computes."""
-        return self._needs.distribution
+        return self._needs.distribution or self._needs.likelihoods
 
     def require(self, request: TeacherRequest) -> None:
         """Compare what k tokens at temperature 1 hold with what the run reads.
@@ -129,7 +133,7 @@ class ServedTeacher(Teacher):
 
     def prefetch(self, batches: Sequence[Batch]) -> None:
         """Ask the server for the windows of these batches, in their order."""
-        if self._needs.distribution:
+        if self.works_ahead:
             self._ahead.announce(batches)
 
     def require_writer(self) -> None:
@@ -180,14 +184,27 @@ class ServedTeacher(Teacher):
     def signal(self, batch: Batch) -> TeacherSignal:
         """The k most probable tokens and the tail at the scored positions of a batch.
 
+        The likelihood of the text's own token is given whether or not it is among the k.
+
         Raises:
             DataError: An answer is not what it should be; nothing is learnt from it.
             TryLaterError: The server was away for too long.
         """
-        if not self._needs.distribution:
+        if not self.works_ahead:
             return TeacherSignal()
         answers = self._ahead.take(batch)
         self.require_same_model()
+        signal = TeacherSignal()
+        if self._needs.distribution:
+            signal = TeacherSignal.from_distribution(self._distribution(answers))
+        if not self._needs.likelihoods:
+            return signal
+        actual = [rows.actual[sample.scored] for sample, rows in answers] or [np.empty(0)]
+        logprobs = torch.from_numpy(np.concatenate(actual).astype(np.float32)).to(self._device)
+        chunk_of = torch.arange(len(logprobs), device=self._device)
+        return replace(signal, likelihoods=ChunkLikelihoods(chunk_of, logprobs))
+
+    def _distribution(self, answers: Sequence[tuple[Sample, Rows]]) -> TopK:
         distribution = top_k_of([(rows, sample.scored) for sample, rows in answers], self._k)
         largest = int(distribution.ids.max()) if distribution.ids.numel() else 0
         if largest >= self._vocabulary_size:
@@ -197,7 +214,7 @@ class ServedTeacher(Teacher):
                 "padding, or a special token of one of the two. Lower teacher.k, or record with "
                 "the model here, which leaves such rows out."
             )
-        return TeacherSignal.from_distribution(distribution.to(self._device))
+        return distribution.to(self._device)
 
 
 def top_k_of(read: Sequence[tuple[Rows, np.ndarray]], k: int) -> TopK:
