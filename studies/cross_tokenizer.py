@@ -161,11 +161,10 @@ def main() -> None:
     for seed in options.seeds:
         for name in trials:
             scores[name].append(scores_of(name, seed, options, teacher, student))
-            if all(len(done) == len(scores[name]) for done in scores.values()):
-                rows = rows_of(scores)
-                (options.output / "results.json").write_text(json.dumps(rows, indent=1))
-                (options.output / "results.md").write_text(table(rows) + "\n")
-                print(table(rows), flush=True)
+        rows = rows_of(scores)
+        (options.output / "results.json").write_text(json.dumps(rows, indent=1))
+        (options.output / "results.md").write_text(table(rows) + "\n")
+        print(table(rows), flush=True)
 
 
 if __name__ == "__main__":

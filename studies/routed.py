@@ -2,10 +2,10 @@
 
     python studies/routed.py --output runs/routed
 
-SmolLM2-135M-Instruct is fine-tuned on a source at a time. Students cut from the model as it was
-learn the text of both sources from the teacher of each, from one of the two, from the mixture of
-both, or from the model as it was. The table compares cross-entropy on held-out text of both
-sources, paired by document.
+SmolLM2-135M-Instruct is fine-tuned twice, once on each source. Students cut from the original model
+learn the text of both sources: each source from its own teacher (routed), both from one of the two,
+from the mixture of the two, or from the original model. The table compares cross-entropy on
+held-out text of both sources, paired by document.
 """
 
 from __future__ import annotations

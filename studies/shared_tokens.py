@@ -11,7 +11,7 @@ from limbeck.losses import SignalNeeds
 from limbeck.losses.distributions.merged import OutcomeMap
 from limbeck.registry import Component
 from limbeck.teachers import Teacher, TeacherRequest, require_local, teachers
-from limbeck.teachers.cross_tokenizer import CrossTokenizerTeacher
+from limbeck.teachers.cross_tokenizer import Choice, CrossTokenizerTeacher
 from limbeck.tokenizers import Outcomes
 
 
@@ -20,8 +20,9 @@ class SharedTokensTeacher(CrossTokenizerTeacher):
 
     def require(self, request: TeacherRequest) -> None:
         super().require(request)
-        self._whole = self._known
-        self._pair = replace(self._whole, outcome_map=only_shared(self._whole.outcomes))
+        if request.student_tokenizer is not None:  # the pair was made anew
+            self._whole = self._known
+            self._pair = replace(self._whole, outcome_map=only_shared(self._whole.outcomes))
 
     def with_needs(self, needs: SignalNeeds) -> Teacher:
         """All outcomes, for measuring."""
@@ -47,7 +48,7 @@ def only_shared(outcomes: Outcomes) -> OutcomeMap:
 
 @teachers.register("shared_tokens")
 def shared_tokens(
-    world: World, *, teacher: Component, unaligned: str = "skip"
+    world: World, *, teacher: Component, unaligned: Choice = "skip"
 ) -> SharedTokensTeacher:
     """A model with another tokenizer, compared on the tokens that both vocabularies have.
 
@@ -56,4 +57,4 @@ def shared_tokens(
         unaligned: As of `cross_tokenizer`.
     """
     local = require_local(teachers.bind(teacher, "teacher.teacher")(world), "teacher.teacher")
-    return SharedTokensTeacher(local, unaligned="error" if unaligned == "error" else "skip")
+    return SharedTokensTeacher(local, unaligned=unaligned)

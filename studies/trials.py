@@ -65,7 +65,7 @@ def trained(tree: Mapping[str, Any]) -> Path:
     """The folder of a recipe's run, which is made unless it is finished."""
     folder = Path(tree["output"])
     if not (folder / "report.html").exists():
-        path = folder.with_suffix(".yaml")
+        path = folder.with_name(f"{folder.name}.yaml")
         path.write_text(json.dumps(tree, indent=1))  # JSON is YAML
         with limbeck.assemble(load(path)) as run:
             run.train(overwrite=folder.exists())

@@ -89,8 +89,8 @@ OBJECTIVES = (
     Mutation(
         "the teacher is run though alpha is 0",
         BUILD,
-        "and largest(alpha) > 0:",
-        "and largest(alpha) >= 0:",
+        "and largest(config.divergence_weight) > 0:",
+        "and largest(config.divergence_weight) >= 0:",
         BUILT + "without_a_divergence_the_teacher_is_not_run",
     ),
     Mutation(

@@ -10,6 +10,7 @@ import limbeck
 from limbeck.config import read
 from limbeck.errors import ConfigError, DataError
 from limbeck.evaluate.rollouts import cold_start_note
+from limbeck.experiment.trials import trials_of
 from limbeck.models import CausalLM
 from tests.experiment.test_trainable import stopping_after
 from tests.experiment.tiny_run import steps_of, write_model, write_recipe
@@ -67,21 +68,58 @@ def test_unlikely_first_texts_are_said_with_the_remedy():
     assert cold_start_note(figures, None).endswith("6.00 nats a token under the teacher.")
 
 
-def test_an_estimate_from_drawn_tokens_trains_and_says_less_than_the_divergence(tmp_path):
+def test_a_run_learns_from_an_estimate_on_drawn_tokens_alone(tmp_path):
     sampled = {
         **ON_POLICY,
         "divergence": None,
         "extra": [{"type": "sampled_reverse_kl", "weight": 1.0}],
     }
-    run(recipe(tmp_path, {"weight_decay_by_position": 0.9}, sampled, optim={"steps": 2}))
+    run(recipe(tmp_path, {"position_decay": 0.9}, sampled, optim={"steps": 2}))
     for record in steps_of(tmp_path / "run"):
         assert "divergence" not in record
         assert record["loss"] == pytest.approx(record["sampled_reverse_kl"])
 
 
+def test_a_sharded_student_writes_and_is_measured_before_it_learns(tmp_path):
+    run(recipe(tmp_path, optim={"steps": 2}), "parallel.shard=always")
+    assert "the student's first texts have" in log(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("objective", "expected"),
+    [
+        ({"alpha": 1.0, "divergence": None}, r"objective\.divergence: must not be null where"),
+        ({"alpha": 0.5, "divergence": None, "temperature": 2.0}, r"objective\.temperature: soft"),
+        (
+            {"alpha": 1.0, "divergence": None, "extra": [{"type": "alm", "weight": 0.0}]},
+            r"objective\.divergence: must not be null where",
+        ),
+    ],
+)
+def test_an_objective_without_a_divergence_needs_something_else(objective, expected, tmp_path):
+    with pytest.raises(ConfigError, match=expected):
+        limbeck.load(write_recipe(tmp_path, objective=objective))
+
+
+def test_a_student_that_learns_from_the_text_alone_is_chosen_by_its_cross_entropy(tmp_path):
+    for objective, metric in (
+        ({"alpha": 0.5, "divergence": None}, "cross_entropy"),
+        ({"alpha": 0.5}, "forward_kl"),
+        ({"divergence": None, "extra": [{"type": "alm", "weight": 1.0}]}, "forward_kl"),
+    ):
+        (trial,) = trials_of(
+            limbeck.load(write_recipe(tmp_path, objective={"temperature": 1.0, **objective}))
+        )
+        assert trial.selected_by == metric
+
+
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
+        (
+            ["trainable.lora={dropout: 0.1}"],
+            r"trainable\.lora\.dropout: must be 0 with .* got 0\.1",
+        ),
         (["rollout=null"], r"objective\.extra\[0\]: .*there is no `rollout`"),
         (["rollout.share=0.5"], r"rollout\.share: must be 1\.0 with .* got 0\.5"),
         (["rollout.from=teacher"], r"rollout\.from: must be student with .* got teacher"),

@@ -32,6 +32,7 @@ from tests.tokenizers.small import small
 from tests.train.toy import ALONE
 
 K = 16
+SAMPLED = {"type": "sampled_reverse_kl", "weight": 1.0}
 both = pytest.mark.parametrize("server", ["vllm", "sglang"], indirect=True)
 
 
@@ -669,11 +670,24 @@ def test_what_the_student_writes_is_read_by_the_server(server, folder, tmp_path)
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     measured = [each for each in map(json.loads, lines) if each["kind"] == "evaluation"]
     assert measured[-1]["rollout_teacher_logprob"] < 0 < measured[-1]["rollout_forward_kl"]
+    assert "the student's first texts have" in (tmp_path / "run" / "log.txt").read_text()
     read = {tuple(each["prompt"]) for each in server.requests}
     files = sorted((tmp_path / "run" / "rollouts").glob("step-*.jsonl"))
     written = [json.loads(line) for file in files for line in file.read_text().splitlines()]
     assert len(written) == 4
     assert all((*each["prompt_ids"], *each["token_ids"]) in read for each in written)
+
+
+def test_one_token_a_position_is_enough_for_an_estimate_on_drawn_tokens(server, folder, tmp_path):
+    objective = {"alpha": 1.0, "divergence": None, "extra": [SAMPLED]}
+    path = write_recipe(tmp_path, objective=objective, optim={"steps": 2}, evaluate={"data": None})
+    losses_of = {}
+    for k in (1, K):
+        out = tmp_path / f"k{k}"
+        options = [f"output={out}", f"teacher.k={k}", "rollout={tokens: 8, prompt_tokens: 6}"]
+        run(path, server, folder, *options)
+        losses_of[k] = losses(out)
+    assert losses_of[1] == pytest.approx(losses_of[K], abs=1e-4)
 
 
 @both

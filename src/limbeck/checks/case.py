@@ -98,8 +98,10 @@ class Views:
         layers = {i: states[rows].to(dtype) for i, states in signal.layer_hidden.items()}
         projections = projections_at(signal.layer_projections, rows, dtype)
         whole = TeacherSignal.from_distribution(distribution, layers, projections)
-        likelihoods = likelihoods_of_tokens(distribution.hidden, head, student.targets)
-        return Views(student, distribution, replace(whole, likelihoods=likelihoods))
+        if signal.likelihoods is not None:
+            likelihoods = likelihoods_of_tokens(distribution.hidden, head, student.targets)
+            whole = replace(whole, likelihoods=likelihoods)
+        return Views(student, distribution, whole)
 
 
 def shortened(batch: Batch, positions: int) -> Batch:
@@ -140,6 +142,9 @@ def view(case: Case, batch: Batch, count: int = SCORED) -> Views:
     )
     distribution = LazyLogits(teacher_hidden, case.teacher_model.head.detach())
     signal = TeacherSignal.from_distribution(distribution, teacher_layers, teacher_projections)
+    if objective.needs.likelihoods:
+        likelihoods = likelihoods_of_tokens(teacher_hidden, distribution.head, batch.targets())
+        signal = replace(signal, likelihoods=likelihoods)
     every = max(1, len(hidden) // count)
     return Views(student, distribution, signal).rows(slice(0, every * count, every))
 

@@ -123,7 +123,7 @@ def finite_differences(case: Case, views: Views) -> Finding:
     if not error <= allowed and distance(gradient, plain.hidden) <= FUSED[dtype]:
         return Unproven(
             name,
-            "the divergence treats one of its weights as constant, so its gradient is not the "
+            "a term treats one of its factors as constant, so its gradient is not the "
             f"derivative of its value; {measured}",
         )
     return Proof(

@@ -57,7 +57,7 @@ def teacher_reads_better(case: Case) -> Proof:
     weights = (counts[chosen] / counts.sum()).double().cpu()
     nats = torch.tensor(by_row, dtype=torch.float64)
     teacher, student = (nats @ weights).tolist()
-    uses_teacher = largest(case.recipe.alpha) > 0 or bool(case.recipe.extra)
+    uses_teacher = largest(case.recipe.divergence_weight) > 0 or bool(case.recipe.extra)
     guess = math.log(case.vocabulary.size)
     return Proof(
         "teacher reads the text better",

@@ -113,6 +113,11 @@ class ObjectiveConfig:
     positions: Component | str | None = None
     """Where logits are compared, e.g. `{type: teacher_entropy, share: 0.2}`; else everywhere."""
 
+    @property
+    def divergence_weight(self) -> float | Schedule:
+        """Weight of the divergence: alpha, or 0 where there is none."""
+        return 0.0 if self.divergence is None else self.alpha
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:

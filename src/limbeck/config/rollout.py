@@ -65,7 +65,7 @@ class RolloutConfig:
     scored: tuple[Part, Part] = (0.0, 1.0)
     """Part of each rollout that the student learns from, as shares of its length: `[0, 0.3]` is its
     first 30 %, `[0.7, 1]` its last. Rounded to whole tokens, at least one."""
-    weight_decay_by_position: Annotated[float, Interval(gt=0, le=1)] = 1.0
+    position_decay: Annotated[float, Interval(gt=0, le=1)] = 1.0
     """Each scored token of a rollout weighs this times as much as the one before it; the first
     weighs 1."""
     prompt_tokens: Annotated[int, Gt(0)] = 32

@@ -65,8 +65,9 @@ def disagreements(
     with torch.no_grad(), evaluating(student):
         for start in range(0, len(rows), ROWS_AT_ONCE):
             batch = data.batch(rows[start : start + ROWS_AT_ONCE])
-            here = batch.to(device)
-            for chunk in chunks(student, teacher.signal(here), here, head_budget_mb):
+            on_device = batch.to(device)
+            signal = teacher.signal(on_device)
+            for chunk in chunks(student, signal, on_device, head_budget_mb):
                 for place in largest_disagreements(chunk, batch):
                     old = worst.get(place.document)
                     if old is None or place.forward_kl > old.forward_kl:

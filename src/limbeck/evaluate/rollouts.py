@@ -17,7 +17,7 @@ from limbeck.rollouts import Rollout, rollout_batch
 from limbeck.teachers import Teacher
 
 UNLIKELY = 1.0
-"""Nats a token by which a student's texts may be less likely to its teacher than held-out text."""
+"""A student needs a cold start if its texts have so many more nats a token than held-out text."""
 
 FIGURES = ("forward_kl", "reverse_kl", "teacher_cross_entropy")
 
@@ -59,8 +59,8 @@ def cold_start_note(figures: Mapping[str, float], text_cross_entropy: float | No
     if own - text_cross_entropy < UNLIKELY:
         return f"{text}."
     return (
-        f"{text}. What the teacher says after such text is of little use: train the student on "
-        "fixed text first (a stage before this one), or lower rollout.share."
+        f"{text}. The teacher's distributions after such text are of little use: train the student "
+        "on fixed text first, in a stage before this one."
     )
 
 
@@ -76,7 +76,7 @@ def rollout_sums(
     Every rank calls it.
 
     Args:
-        teacher: Gives whole distributions, or likelihoods too.
+        teacher: One without whole distributions gives likelihoods too.
     """
     names = (*FIGURES, "tokens")
     totals = torch.zeros(len(rollouts), len(names), dtype=world.exact, device=world.device)

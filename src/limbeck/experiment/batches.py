@@ -109,7 +109,7 @@ def cross_entropy_problems(config: RunConfig, rollout: RolloutConfig) -> Iterato
 
 
 def sampled_problems(config: RunConfig) -> Iterator[Problem]:
-    """An estimate from one token, on tokens that the student did not draw as it is now."""
+    """A sampled divergence on tokens that are not fresh samples of the student."""
     named = [type_of(spec) for spec in config.objective.extra]
     if "sampled_reverse_kl" not in named:
         return
@@ -118,7 +118,7 @@ def sampled_problems(config: RunConfig) -> Iterator[Problem]:
         yield Problem(
             f"objective.extra[{named.index('sampled_reverse_kl')}]",
             "a term of type sampled_reverse_kl needs text that the student writes during the run, "
-            "and there is no `rollout`. Add rollout={}, or use objective.divergence=reverse_kl.",
+            "and there is no `rollout`. Add rollout={}, or remove the term.",
         )
         return
     for option, value, wanted in (
@@ -131,9 +131,16 @@ def sampled_problems(config: RunConfig) -> Iterator[Problem]:
         if value != wanted:
             yield Problem(
                 f"rollout.{option}",
-                f"must be {wanted} with a term of type sampled_reverse_kl, which is an estimate "
-                f"only for tokens just drawn from the student's distribution, got {value}.",
+                f"must be {wanted} with a term of type sampled_reverse_kl, which is right for "
+                f"tokens just drawn from the student's distribution only, got {value}.",
             )
+    lora = config.trainable.lora
+    if lora is not None and lora.dropout:
+        yield Problem(
+            "trainable.lora.dropout",
+            "must be 0 with a term of type sampled_reverse_kl: text is drawn without dropout, so "
+            f"the student that learns is another one, got {lora.dropout}.",
+        )
 
 
 def rollout_rows(config: RunConfig, rollout: RolloutConfig) -> int:
@@ -193,7 +200,7 @@ def make_rollouts(
         per_prompt=rollout.per_prompt,
         refresh=rollout.refresh,
         num_steps=config.optim.num_steps,
-        scoring=Scoring(*rollout.scored, rollout.weight_decay_by_position),
+        scoring=Scoring(*rollout.scored, rollout.position_decay),
         folder=folder / "rollouts",
         root=root,
         writer=writer,

@@ -112,7 +112,8 @@ def require_plannable(config: RunConfig) -> None:
     if config.rollout is not None:
         raise ConfigError(
             "rollout: text written during the run is not planned for a cluster: its time and "
-            "memory depend on what is written. Add rollout=null to plan the steps alone."
+            "memory depend on what is written. Add rollout=null to plan the steps alone, and "
+            "remove a term that needs it (sampled_reverse_kl)."
         )
     if reads_teacher(config.student):
         raise ConfigError(

@@ -35,7 +35,7 @@ from limbeck.files import manifest, sha256
 from limbeck.models import Distiller, round_weights
 from limbeck.registry import type_of
 from limbeck.rollouts import Rollout, Rollouts
-from limbeck.teachers import TeacherRequest, require_local
+from limbeck.teachers import TeacherRequest, find_local, require_local
 from limbeck.teachers.base import DISTRIBUTION
 from limbeck.teachers.served import REACHED_BY
 from limbeck.teachers.shuffled import ShuffledTeacher
@@ -100,7 +100,8 @@ class Trial:
         Choosing the cross-entropy baseline by its distance to the teacher would flatter
         distillation.
         """
-        learns_from_text = largest(self.objective.alpha) == 0 and not self.objective.extra
+        objective = self.objective
+        learns_from_text = largest(objective.divergence_weight) == 0 and not objective.extra
         return "cross_entropy" if learns_from_text else "forward_kl"
 
 
@@ -227,7 +228,7 @@ class TrialRunner:
                 fingerprint=fingerprint(parts, trial),
                 stop=self._stop,
                 in_force=partial(in_force, parts, trial),
-                notes=self._cold_start(trial, distiller, rollouts),
+                opening=self._opening(distiller, rollouts),
             )
         )
         if result.best_step != result.step:
@@ -297,27 +298,28 @@ class TrialRunner:
         self, distiller: Distiller, rollouts: Sequence[Rollout]
     ) -> dict[str, float]:
         parts = self._parts
-        needs = replace(DISTRIBUTION, likelihoods=parts.teacher.gives_likelihoods)
+        is_served = parts.teacher.gives_likelihoods and find_local(parts.teacher) is None
+        # A local teacher's distributions are whole, and hold the likelihoods.
+        needs = replace(DISTRIBUTION, likelihoods=is_served)
         reader, budget = parts.teacher.with_needs(needs), parts.config.memory.head_budget_mb
         return rollout_figures(distiller.student, reader, rollouts, parts.world, budget)
 
-    def _cold_start(
-        self, trial: Trial, distiller: Distiller, rollouts: Rollouts | None
-    ) -> Sequence[str]:
-        """A note on the texts of a student that has not begun; none later, or without rollouts."""
+    def _opening(self, distiller: Distiller, rollouts: Rollouts | None) -> Callable[[], str] | None:
+        """Tells how likely the teacher finds the student's first texts; None without such texts."""
         parts, rollout = self._parts, self._parts.config.rollout
-        if rollouts is None or rollout is None or rollout.writer == "teacher":
-            return ()
-        if broadcast_object((trial.folder / "rollouts").exists(), parts.world):
-            return ()
-        with gathered(distiller):
-            figures = self._rollout_figures(distiller, rollouts.write(0, parts.world))
-        if not parts.world.is_main:
-            return ()
-        scores = read_scores(parts.config.output / "initial.json").test
-        name = "teacher_cross_entropy"
-        is_known = scores is not None and name in scores.metrics
-        return (cold_start_note(figures, scores.mean(name) if scores and is_known else None),)
+        if rollout is None or rollouts is None or rollout.writer == "teacher":
+            return None
+
+        def opening() -> str:
+            figures = self._rollout_figures(distiller, rollouts.latest)
+            initial = parts.config.output / "initial.json"
+            scores = read_scores(initial).test if parts.world.is_main else None
+            name = "teacher_cross_entropy"
+            if scores is None or name not in scores.metrics:
+                return cold_start_note(figures, None)
+            return cold_start_note(figures, scores.mean(name))
+
+        return opening
 
 
 def suite_context(parts: Parts) -> SuiteContext | None:

@@ -38,7 +38,7 @@ def build_objective(
     if problems:
         raise ConfigError("\n".join(map(str, problems)))
     weighted, alpha = [], config.alpha
-    if config.divergence is not None and largest(alpha) > 0:
+    if config.divergence is not None and largest(config.divergence_weight) > 0:
         term = DivergenceTerm(shapes, divergence=config.divergence, temperature=config.temperature)
         weighted.append(WeightedTerm("divergence", partial(value_at, alpha), term))
     weighted.append(
@@ -64,6 +64,7 @@ def objective_problems(config: ObjectiveConfig) -> Iterator[Problem]:
         yield from divergences.problems(config.divergence, at="objective.divergence")
     if config.positions is not None:
         yield from positions.problems(config.positions, at="objective.positions")
+    yield from absent_problems(config)
     taken = list(MAIN)
     for index, spec in enumerate(config.extra):
         at = f"objective.extra[{index}]"
@@ -77,6 +78,25 @@ def objective_problems(config: ObjectiveConfig) -> Iterator[Problem]:
             value = f"got {spec.get('name')!r}"
             yield Problem(f"{at}.name", f"must be a word of letters, digits and _, {value}.")
         taken.append(name)
+
+
+def absent_problems(config: ObjectiveConfig) -> Iterator[Problem]:
+    """An objective without its divergence that still needs one."""
+    if config.divergence is not None:
+        return
+    alpha = config.alpha
+    lowest = min(alpha.values.values()) if isinstance(alpha, Schedule) else alpha
+    if lowest == 1 and not any(spec.get("weight") for spec in config.extra):
+        yield Problem(
+            "objective.divergence",
+            "must not be null where nothing else is learned from: with alpha 1 the cross-entropy "
+            "has weight 0, and no extra term has a weight. Name a divergence, or add a term.",
+        )
+    if config.temperature != 1:
+        yield Problem(
+            "objective.temperature",
+            "softens the divergence, which is null. Remove it; extra terms have their own.",
+        )
 
 
 def weight_problems(spec: Component, at: str) -> Iterator[Problem]:

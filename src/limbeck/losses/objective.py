@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float, Int
@@ -92,6 +93,7 @@ class Objective(nn.Module):
         """
         total, shares = self._logit_terms(student, signal)
         everything = slice(None)
+        student = replace(student, head_budget_mb=self.head_budget_mb)
         with torch.autocast(student.hidden.device.type, enabled=False):
             for name, term in self.state_terms.items():
                 state_sum = student.weigh(term(student, signal), everything).sum()

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float64
 from torch import nn
 
 from limbeck.batch import Batch, Window
@@ -33,10 +32,6 @@ Writer = Callable[[Sequence[Sequence[int]], Sequence[int], World], list[Rollout]
 """This rank's continuations of prompts, each from its seed; every rank calls it."""
 
 
-SMALLEST = 1e-30
-"""A scored token's weight is at least this, a number in float32 too."""
-
-
 @dataclass(frozen=True)
 class Scoring:
     """Which tokens of a rollout are learned from, and how much.
@@ -51,18 +46,14 @@ class Scoring:
     last: float = 1.0
     decay: float = 1.0
 
-    def weights(self, size: int) -> Float64[np.ndarray, " size"]:
-        """Weight of each of a rollout's tokens; 0 where it is not scored."""
+    def part(self, size: int) -> tuple[int, int]:
+        """The scored tokens of a rollout of some size: the first, and the one after the last."""
         start = min(round(self.first * size), size - 1)
-        stop = max(round(self.last * size), start + 1)
-        places = np.arange(size)
-        inside = (start <= places) & (places < stop)
-        weights = self.decay ** np.maximum(places - start, 0)
-        return np.where(inside, np.maximum(weights, SMALLEST), 0.0)
+        return start, max(round(self.last * size), start + 1)
 
 
 WHOLE = Scoring()
-"""All of a rollout is scored alike."""
+"""Every token of a rollout counts alike."""
 
 
 class Rollouts(BatchSource):
@@ -328,7 +319,8 @@ def rollout_batch(
     rows = []
     for document, rollout in enumerate(rollouts, first_document):
         tokens = np.array([*rollout.prompt_ids, *rollout.token_ids])
-        before = np.zeros(len(rollout.prompt_ids) - 1)
-        weights = np.concatenate([before, scoring.weights(len(rollout.token_ids))])
-        rows.append([Window(tokens, weights > 0, document, weights)])
+        start, stop = scoring.part(len(rollout.token_ids))
+        place = np.arange(1, len(tokens)) - len(rollout.prompt_ids)
+        weights = scoring.decay ** np.maximum(place - start, 0)
+        rows.append([Window(tokens, (start <= place) & (place < stop), document, weights)])
     return Batch.packed(rows, weighted=scoring.decay != 1)

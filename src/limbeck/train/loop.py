@@ -24,7 +24,7 @@ from limbeck.distributed import (
 from limbeck.distributed.stopping import SIGNALS
 from limbeck.errors import ConfigError, NonFiniteError, Stopped
 from limbeck.files import sweep
-from limbeck.models import checkpoint_activations
+from limbeck.models import checkpoint_activations, evaluating
 from limbeck.train.checkpointer import Checkpointer
 from limbeck.train.compilation import compile_models
 from limbeck.train.metrics import JsonlSink, MetricSink
@@ -134,8 +134,6 @@ class Loop:
         for sink in self._sinks:
             sink.begin(self.totals.step, setup.optim.num_steps)
         setup.distiller.train()
-        for text in setup.notes:
-            self._say(kind="note", step=self.totals.step, text=text)
         for text in damaged:
             self._say(kind="note", step=self.totals.step, text=f"damaged checkpoint {text}")
         if self._resumed_from is not None:
@@ -161,6 +159,11 @@ class Loop:
         setup, totals = self._setup, self.totals
         started = time.perf_counter()
         data = setup.source.step(totals.step, setup.world)
+        if totals.step == 0 and setup.opening is not None:
+            paused = time.perf_counter()
+            with evaluating(setup.distiller), gathered(setup.distiller):
+                self._say(kind="note", step=0, text=setup.opening())
+            started += time.perf_counter() - paused
         rate = self._rate(totals.step)
         set_rate(self._optimizers, rate)
         setup.distiller.objective.set_step(totals.step)
@@ -320,10 +323,8 @@ class Loop:
         setup, totals = self._setup, self.totals
         if setup.evaluate is None:
             return False
-        setup.distiller.eval()
-        with gathered(setup.distiller):
+        with evaluating(setup.distiller), gathered(setup.distiller):
             measured = setup.evaluate()
-        setup.distiller.train()
         # A rank's own sums may differ in the last bit, and all must agree on what is best.
         shown = broadcast_object(
             {k: float(v) if math.isfinite(v) else None for k, v in measured.items()}, setup.world

@@ -35,7 +35,8 @@ class TrainSetup:
         resume: Continue from the newest whole checkpoint, if there is one.
         stop: Signals to heed. None never stops early.
         in_force: What changes with the step, counted from 0, for its record: alpha, temperature.
-        notes: Said before the first step.
+        opening: Called once the first step's batch is there, before it is learned from; every rank
+            calls it. What it returns is said.
     """
 
     distiller: Distiller
@@ -58,7 +59,7 @@ class TrainSetup:
     resume: bool = False
     stop: StopSignals | None = None
     in_force: Callable[[int], Mapping[str, float]] = lambda _: {}
-    notes: Sequence[str] = ()
+    opening: Callable[[], str] | None = None
 
     @property
     def checkpoints(self) -> Path:

@@ -56,7 +56,9 @@ class AlmTerm(StateTerm):
     def forward(self, student: StudentView, signal: TeacherSignal) -> Float[Tensor, " N"]:
         assert signal.likelihoods is not None, "`needs` has likelihoods"
         chunk_of, teacher = signal.likelihoods
-        logprobs = token_logprobs(student.hidden, student.head, student.targets)
+        logprobs = token_logprobs(
+            student.hidden, student.head, student.targets, student.head_budget_mb
+        )
         own = chunk_sums(logprobs, chunk_of, len(teacher))
         value = binary_kl(teacher.to(own), own, self.tau)
         sizes = chunk_sums(torch.ones_like(logprobs), chunk_of, len(teacher))

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from limbeck.config import HeadBudget
 from limbeck.layer_map import LayerMap
 from limbeck.losses.distributions.base import Rows, TeacherDistribution
 from limbeck.losses.output_head import Head
@@ -28,6 +29,7 @@ class StudentView:
             terms is still divided by the number of scored tokens, not by the sum of the weights.
         segments: Segment number of each position, non-decreasing, in host memory; see
             `Batch.segments`. May be None if no term compares positions with each other.
+        head_budget_mb: Memory for the logits that a term computes itself.
     """
 
     hidden: Float[Tensor, "N D"]
@@ -37,6 +39,7 @@ class StudentView:
     token_weights: Float[Tensor, " N"] | None = None
     segments: Int[Tensor, " N"] | None = None
     layer_projections: Mapping[int, Projections] = field(default_factory=dict)
+    head_budget_mb: HeadBudget = "auto"
 
     def weigh(self, values: Float[Tensor, " n"], window: Rows) -> Float[Tensor, " n"]:
         """Values at some of the positions, each times its position's weight."""

@@ -1,7 +1,4 @@
-"""Reverse KL estimated from the token that the student drew at each position.
-
-Source: Lu, "On-Policy Distillation", Thinking Machines Lab, 2025 (the reward and its gradient).
-"""
+"""Reverse KL estimated from the token that the student drew at each position."""
 
 from __future__ import annotations
 
@@ -23,6 +20,8 @@ class SampledReverseKlTerm(StateTerm):
     just written at sampling temperature 1, and needs nothing of the teacher but its likelihood of
     that text. Its variance is much larger than that of the divergence `reverse_kl`, which is exact
     at each position: prefer that one where the teacher gives distributions.
+
+    Source: Lu, "On-Policy Distillation", Thinking Machines Lab, 2025 (the reward and its gradient).
     """
 
     needs = SignalNeeds(likelihoods=True)
@@ -33,7 +32,9 @@ class SampledReverseKlTerm(StateTerm):
 
     def forward(self, student: StudentView, signal: TeacherSignal) -> Float[Tensor, " N"]:
         assert signal.likelihoods is not None, "`needs` has likelihoods"
-        logprobs = token_logprobs(student.hidden, student.head, student.targets)
+        logprobs = token_logprobs(
+            student.hidden, student.head, student.targets, student.head_budget_mb
+        )
         own = logprobs.detach()
         gap = own - signal.likelihoods.logprobs.to(own)
         return gap + gap * (logprobs - own)
