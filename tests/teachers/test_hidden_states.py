@@ -171,6 +171,26 @@ def test_a_file_that_is_never_finished_ends_the_run_with_the_code_to_try_later(s
         teacher.signal(random_batch(rows=1, vocabulary=len(small())))
 
 
+def test_a_server_that_died_between_its_answer_and_the_file_is_asked_again(server, folder):
+    teacher = open_teacher(server, folder)
+    paths = []
+
+    def write(path, honest):
+        paths.append(path)
+        if len(paths) > 1:
+            write_states(path, honest)
+
+    server.write = write
+    batch = random_batch(rows=1, vocabulary=len(small()))
+    assert teacher.signal(batch).distribution is not None
+    assert len(paths) == 2
+    paths.clear()
+    server.write = lambda path, _: paths.append(path)
+    with pytest.raises(ConfigError, match="did not appear there"):
+        teacher.signal(batch)
+    assert len(paths) == 2
+
+
 def tensors(**change):
     """A lie about what is in a file."""
 

@@ -20,6 +20,7 @@ from limbeck.teachers.base import TeacherInfo, TeacherRequest
 from limbeck.teachers.served.base import ServedTeacher
 from limbeck.teachers.served.probe import Probed, notes_of
 from limbeck.teachers.served.requests import Server
+from limbeck.teachers.served.states_folder import UnwrittenError
 from limbeck.teachers.served.states_probe import StatesInterface
 
 BYTES_AHEAD = 1 << 30
@@ -88,7 +89,10 @@ class HiddenStatesTeacher(ServedTeacher[Tensor]):
         """The last token is predicted, never read."""
         read = tokens[:-1]
         path, body = self._interface.reading(read)
-        return self._interface.states(self._server.ask(path, body), read)
+        try:
+            return self._interface.states(self._server.ask(path, body), read)
+        except UnwrittenError:  # once more: a server may die between its answer and the file
+            return self._interface.states(self._server.ask(path, body), read)
 
     def _signal(self, answers: Sequence[tuple[Sample, Tensor]], batch: Batch) -> TeacherSignal:
         """Last hidden states with the head, at the scored positions of a batch."""

@@ -29,6 +29,10 @@ HEADER_BYTES = 1 << 16
 """Room for the header of a file, in the largest size that is read."""
 
 
+class UnwrittenError(ConfigError):
+    """A file that an answer names is not in the folder, and nobody is writing it."""
+
+
 class StatesFolder:
     """The shared folder, as this machine sees it."""
 
@@ -60,7 +64,8 @@ class StatesFolder:
             The states at all tokens, in the server's data type.
 
         Raises:
-            ConfigError: The server writes none, or elsewhere.
+            UnwrittenError: The server writes elsewhere, or died after it answered.
+            ConfigError: It writes none.
             DataError: The file is not what was asked for; it is kept.
             StorageError: It may not be read or deleted.
             TryLaterError: It was not complete in time.
@@ -112,7 +117,7 @@ class StatesFolder:
             if file.exists():
                 break
             if time.monotonic() >= end:
-                raise ConfigError(
+                raise UnwrittenError(
                     f"teacher.states: the server must write its hidden states to {self._folder}, "
                     f"and {file.name} did not appear there. Give the folder that is vLLM's "
                     "shared_storage_path, on a disk that both machines share; if it is, read the "

@@ -158,6 +158,6 @@ def require_temperature_1(temperatures: Sequence[float]) -> None:
             "objective.temperature: must be 1 with a served teacher, got "
             f"{' and '.join(f'{each:g}' for each in others)}. Servers give log-probabilities of a "
             "prompt at temperature 1 whatever the request asks for, and the tail of k tokens at "
-            "another cannot be computed. Set objective.temperature=1, or record with the model "
-            "itself at the temperatures you need."
+            "another cannot be computed. Set objective.temperature=1, use the server's hidden "
+            "states (teacher.states), or record with the model itself at the temperatures you need."
         )
