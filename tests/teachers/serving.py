@@ -8,17 +8,22 @@ import socket
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 
+from limbeck.batch import Batch
 from limbeck.models import ModelSource, PreTrainedTokenizerBase, load_model
 from limbeck.rollouts import Sampling, sample
 from limbeck.teachers import LocalTeacher
 
 Answer = dict[str, Any]
 NAME, KEY = "tiny", "sk-of-the-tests"
+LAST = 3
+"""The last block of the tiny run's model."""
 
 
 class TinyServer:
@@ -35,6 +40,8 @@ class TinyServer:
         statuses: Sent in place of the next answers, first one first.
         loads: Folders that weights were read from; None refuses to, as without its development
             mode.
+        states: Folder that the hidden states before the final norm of every prompt are written to.
+        write: Writes the tensors of one prompt to a file, and makes its lock.
     """
 
     def __init__(
@@ -54,6 +61,8 @@ class TinyServer:
         self.requests: list[Answer] = []
         self.statuses: list[tuple[int, dict[str, str], str]] = []
         self.loads: list[str] | None = None
+        self.states: Path | None = None
+        self.write: Callable[[Path, dict[str, torch.Tensor]], None] = write_states
         self._lock = threading.Lock()
         self._open: set[socket.socket] = set()
         self._server: ThreadingHTTPServer | None = None
@@ -196,7 +205,12 @@ class TinyServer:
             choice |= self._written(prompt, body)
         if "prompt_logprobs" in body:
             choice["prompt_logprobs"] = self._rows(prompt, body["prompt_logprobs"])
-        return {"id": "cmpl-1", "object": "text_completion", "model": NAME, "choices": [choice]}
+        made = {"id": "cmpl-1", "object": "text_completion", "model": NAME, "choices": [choice]}
+        if self.states is not None:
+            path = self.states / f"cmpl-{len(self.requests)}.safetensors"
+            made["kv_transfer_params"] = {"hidden_states_path": str(path)}
+            self.write(path, states_before_norm(self.teacher, prompt))
+        return made
 
     def _written(self, prompt: list[int], body: Answer) -> Answer:
         """A continuation, drawn as the local writer draws it."""
@@ -234,6 +248,20 @@ class TinyServer:
                 }
             )
         return rows
+
+
+def states_before_norm(teacher: LocalTeacher, prompt: list[int]) -> dict[str, torch.Tensor]:
+    """What vLLM's connector saves of a prompt, for the layer after the last block."""
+    tokens = torch.tensor([prompt])
+    with torch.no_grad():
+        _, outputs = teacher.model(Batch.from_tokens(torch.cat([tokens, tokens[:, :1]], 1)), [LAST])
+    return {"token_ids": tokens[0], "hidden_states": outputs[LAST][:, None].contiguous()}
+
+
+def write_states(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """A file, and beside it the lock that its writer has released."""
+    save_file(tensors, path)
+    path.with_name(f"{path.name}.lock").touch()
 
 
 PATHS = {"vllm": ("/v1/completions",), "sglang": ("/generate", "/v1/tokenize")}

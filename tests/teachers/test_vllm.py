@@ -43,7 +43,13 @@ pytestmark = [
 class Vllm:
     """A server process on a port of its own."""
 
-    def __init__(self, log: Path) -> None:
+    def __init__(self, log: Path, *options: str, modules: str = "") -> None:
+        """
+        Args:
+            options: More of the command line.
+            modules: Folder of modules that the server imports.
+        """
+        self._options, self._modules = options, modules
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -64,6 +70,7 @@ class Vllm:
                     f"{VLLM}/bin/python", "-m", "vllm.entrypoints.openai.api_server",
                     "--model", MODEL, "--served-model-name", "teacher",
                     "--host", "127.0.0.1", "--port", str(self.port), *options.split(),
+                    *self._options,
                 ],
                 env={
                     **os.environ,
@@ -72,7 +79,7 @@ class Vllm:
                     "VLLM_NO_USAGE_STATS": "1",
                     "VLLM_SERVER_DEV_MODE": "1",
                     "HF_HUB_OFFLINE": "1",
-                    "PYTHONPATH": "",
+                    "PYTHONPATH": self._modules,
                 },
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -112,6 +119,37 @@ def say(*lines):
     sys.stdout.write("".join(f"\n{line}" for line in lines))
 
 
+@pytest.fixture
+def states_server(tmp_path):
+    """One that writes hidden states with the connector that the documentation prints."""
+    page = (Path(limbeck.__file__).parents[2] / "docs" / "served-teachers.md").read_text()
+    source = page.split("```python\n")[1].split("```")[0]
+    (tmp_path / "cpu_hidden_states.py").write_text(source)
+    (tmp_path / "states").mkdir()
+    layers = json.loads((Path(MODEL) / "config.json").read_text())["num_hidden_layers"]
+    speculative = {
+        "method": "extract_hidden_states",
+        "num_speculative_tokens": 1,
+        "draft_model_config": {"hf_config": {"eagle_aux_hidden_state_layer_ids": [layers]}},
+    }
+    transfer = {
+        "kv_connector": "CpuHiddenStatesConnector",
+        "kv_connector_module_path": "cpu_hidden_states",
+        "kv_role": "kv_producer",
+        "kv_connector_extra_config": {"shared_storage_path": str(tmp_path / "states")},
+    }
+    running = Vllm(
+        tmp_path / "vllm.log",
+        "--speculative-config",
+        json.dumps(speculative),
+        "--kv-transfer-config",
+        json.dumps(transfer),
+        modules=str(tmp_path),
+    )
+    yield running
+    running.kill()
+
+
 def spec(server, **options):
     served = {"type": "served", "url": server.url, "model": "teacher", "k": K, "path": MODEL}
     return {**served, **options}
@@ -140,6 +178,32 @@ def test_its_top_k_is_the_local_models(server, capsys):
     assert error < 1e-3
     assert tail < 1e-4
     assert same > 0.97  # ties at the last rank
+
+
+def test_its_hidden_states_are_the_local_models(states_server, tmp_path, capsys):
+    tokens = load_tokenizer(MODEL).encode(TEXT, add_special_tokens=False)
+    batch = Batch.from_tokens(torch.tensor(tokens[: 8 * 257]).view(8, 257))
+    where = {"url": states_server.url, "model": "teacher", "path": MODEL}
+    started = time.monotonic()
+    teacher = teachers.bind(
+        {"type": "served", **where, "states": str(tmp_path / "states")}, "teacher"
+    )(ALONE)
+    ready = time.monotonic() - started
+    started = time.monotonic()
+    mine = teacher.signal(batch).distribution
+    seconds = time.monotonic() - started
+    model = load_model(ModelSource(MODEL), device=torch.device("cpu"), dtype=torch.float32)
+    theirs = LocalTeacher(model).signal(batch).distribution
+    gaps = {}
+    for temperature in (1.0, 3.0):
+        pairs = ((each.logits() / temperature).log_softmax(-1) for each in (mine, theirs))
+        ours, wanted = pairs
+        gaps[temperature] = float((ours - wanted).abs().max())
+    with capsys.disabled():
+        say(teacher.notes[0], f"ready after {ready:.1f} s")
+        say(f"{batch.scored.sum() / seconds:.0f} positions/s; largest difference {gaps} nats")
+    assert max(gaps.values()) < 1e-3
+    assert list((tmp_path / "states").iterdir()) == []
 
 
 def test_more_log_probabilities_than_it_gives_are_refused_in_its_own_words(server):

@@ -16,6 +16,7 @@ from limbeck.models.facts import (
     num_bytes,
     shape_facts,
 )
+from limbeck.models.final_layers import FinalLayers, load_final_layers
 from limbeck.models.freezing import make_trainable, trained_facts
 from limbeck.models.load import (
     copied_model,
@@ -50,6 +51,7 @@ __all__ = [
     "Bits",
     "CausalLM",
     "Distiller",
+    "FinalLayers",
     "ModelSource",
     "PreTrainedConfig",
     "PreTrainedTokenizerBase",
@@ -66,6 +68,7 @@ __all__ = [
     "evaluating",
     "head_error",
     "kept_values",
+    "load_final_layers",
     "load_model",
     "load_models",
     "loading_notes",

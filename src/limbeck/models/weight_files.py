@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -153,6 +153,46 @@ def tied_groups(hf_model: PreTrainedModel) -> Iterator[list[str]]:
         if name in state:
             names.setdefault(id(tensor), []).append(name)
     yield from names.values()
+
+
+def find_named(
+    place: Place, hf_model: PreTrainedModel, names: Sequence[str]
+) -> dict[str, tuple[Path, str]]:
+    """Some weights of a model in its checkpoint; files without any of them are not fetched.
+
+    Args:
+        names: In the model's state dict.
+
+    Returns:
+        By name: the file, and the name in it. A weight that is absent, or that transformers
+        converts while it loads, is left out.
+
+    Raises:
+        NeedsWholeLoad: The checkpoint is not in safetensors files under their usual names.
+    """
+    state: dict[str, Tensor] = hf_model.state_dict()
+    transforms = get_model_conversion_mapping(hf_model)
+    renamings = [each for each in transforms if isinstance(each, WeightRenaming)]
+    converters = [each for each in transforms if isinstance(each, WeightConverter)]
+    found: dict[str, tuple[Path, str]] = {}
+    for stored, file in stored_names(place).items():
+        name, converted = rename_source_key(
+            stored, renamings, converters, hf_model.base_model_prefix, state
+        )
+        if name in names and converted is None and (path := fetched(place, file)) is not None:
+            found[name] = (path, stored)
+    return found
+
+
+def stored_names(place: Place) -> dict[str, str]:
+    """The names of a checkpoint's weights, each with its file."""
+    index = fetched(place, INDEX)
+    if index is not None:
+        named: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        return named
+    [single] = checkpoint_files(place)
+    with safe_open(single, framework="pt") as file:
+        return dict.fromkeys(file.keys(), SINGLE)
 
 
 def checkpoint_files(place: Place) -> list[Path]:

@@ -27,7 +27,7 @@ from limbeck.store import (
     shard_facts,
     write_head,
 )
-from limbeck.teachers import Teacher, find_local, require_local
+from limbeck.teachers import Teacher, find_local
 
 CREATION_TIMEOUT_S = 600.0
 """How long to wait for another process that creates the same store: it may write a head of GBs."""
@@ -74,8 +74,9 @@ class Recorder:
             create(self._folder, self._header)
             put_tokenizer(self._folder, tokenizer)
             if self._form.needs_head:
-                teacher = require_local(self._teacher, "record.form: a form with the head")
-                write_head(self._folder, teacher.model.head)
+                head = self._teacher.head
+                assert head is not None, "the recording requires a form that the teacher serves"
+                write_head(self._folder, head)
 
     def left(self, shards: Sequence[int]) -> list[int]:
         """Those of the shards that are not published."""

@@ -14,7 +14,7 @@ from limbeck.data import HeldOut, TextData
 from limbeck.data.held_out import option_of
 from limbeck.distributed import World
 from limbeck.errors import ConfigError, DataError
-from limbeck.losses import Objective, SignalNeeds, TeacherSignal
+from limbeck.losses import Head, Objective, SignalNeeds, TeacherSignal
 from limbeck.models import PreTrainedTokenizerBase
 from limbeck.registry import Registry
 
@@ -41,7 +41,7 @@ class TeacherInfo:
         quantized: `8bit` or `4bit` where the weights of its blocks are kept so.
         max_positions: Longest sequence it was made for.
         recorded: Form, number of tokens and hash of the store, for a stored teacher.
-        served: Name of the model in its server and tokens a position, for a served teacher.
+        served: Name of the model in its server and what it is asked for, for a served teacher.
     """
 
     layers: int
@@ -145,6 +145,11 @@ class Teacher(ABC):
     @abstractmethod
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Tokenizer of the ids it reads: that of its model, but for `cross_tokenizer`."""
+
+    @property
+    def head(self) -> Head | None:
+        """The output head of its hidden states, if signals hold these; see `LazyLogits`."""
+        return None
 
     @abstractmethod
     def require(self, request: TeacherRequest) -> None:

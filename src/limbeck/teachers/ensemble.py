@@ -53,7 +53,8 @@ def ensemble(
     Probabilities are mixed at temperature 1; another temperature softens the mixture.
 
     Args:
-        teachers: Teachers that give whole distributions: online, or stores of hidden states.
+        teachers: Teachers that give whole distributions: online, hidden states of a server, or
+            stores of them.
         weights: One positive number for each teacher; equal by default.
     """
     weights = weights or [1.0] * len(teachers)

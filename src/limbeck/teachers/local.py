@@ -20,7 +20,7 @@ from limbeck.distributed import (
 )
 from limbeck.errors import ConfigError
 from limbeck.files import size
-from limbeck.losses import SignalNeeds, TeacherSignal
+from limbeck.losses import Head, SignalNeeds, TeacherSignal
 from limbeck.losses.distributions import LazyLogits
 from limbeck.losses.head.likelihood import likelihoods_of_tokens
 from limbeck.models import (
@@ -94,6 +94,11 @@ class LocalTeacher(Teacher):
         """The tokenizer it was made with."""
         assert self._tokenizer is not None, "this teacher was made without a tokenizer"
         return self._tokenizer
+
+    @property
+    def head(self) -> Head:
+        """The model's head, over the shared vocabulary; gathered after `restore`."""
+        return self.model.head
 
     def require(self, request: TeacherRequest) -> None:
         """Check that the layers exist, and cut the head to the shared vocabulary.

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Any
 
 from limbeck.data import AskedPrompt
 from limbeck.models import CausalLM
@@ -55,7 +56,7 @@ class LocalWriter(Writer):
 class ServedWriter(Writer):
     """A model in a server, asked for the next batches too."""
 
-    def __init__(self, teacher: ServedTeacher, sampling: Sampling) -> None:
+    def __init__(self, teacher: ServedTeacher[Any], sampling: Sampling) -> None:
         self._teacher, self._sampling = teacher, sampling
 
     def write(self, batches: Sequence[Sequence[Job]]) -> Iterator[list[Rollout]]:

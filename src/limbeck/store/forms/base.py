@@ -105,7 +105,8 @@ def logits_in_chunks(distribution: TeacherDistribution) -> Iterator[Float[Tensor
         raise ConfigError(
             "record.form: must be top_k for a teacher that gives the most probable tokens only "
             "(a served one); every other form needs its whole distributions. Set "
-            "record.form={type: top_k, k: ...}, or record with teacher={type: online, path: ...}."
+            "record.form={type: top_k, k: ...}, or record with teacher={type: online, path: ...} "
+            "or a server's hidden states (teacher.states)."
         )
     if isinstance(distribution, DenseLogits):
         num_rows, vocabulary_size = distribution.logits.shape

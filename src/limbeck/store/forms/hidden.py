@@ -41,7 +41,7 @@ class HiddenForm(Form):
         if not isinstance(distribution, LazyLogits):
             raise ConfigError(
                 "The form 'hidden' records hidden states, and this teacher does not give them. "
-                "Use the form top_k or samples, or a teacher that runs here."
+                "Use the form top_k, a teacher that runs here, or a served one with teacher.states."
             )
         return LazyLogits(distribution.hidden.detach(), distribution.head)
 

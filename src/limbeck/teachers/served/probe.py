@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int64
@@ -38,6 +38,18 @@ LARGEST_SHIFT = 0.5
 """Mean nats a token by which a server that came back may differ; batching changes far less."""
 
 
+class Noise(NamedTuple):
+    """Largest differences between answers to one text, nats.
+
+    Attributes:
+        repeated: When it is asked for again.
+        batched: When `CROWD` requests come at once.
+    """
+
+    repeated: float
+    batched: float
+
+
 @dataclass(frozen=True)
 class Probed:
     """A server that passed.
@@ -47,14 +59,14 @@ class Probed:
         max_model_len: Tokens it accepts in a prompt and one more.
         tokens: The text it was probed with.
         rows: Its first answer.
-        notes: Its noise, and how much of the probability k tokens hold.
+        noise: How far its answers to one text are apart.
     """
 
     interface: Interface
     max_model_len: int
     tokens: tuple[int, ...]
     rows: Rows
-    notes: tuple[str, ...]
+    noise: Noise
 
 
 def probe(
@@ -82,8 +94,8 @@ def probe(
         ) from error
     again = score(server, interface, tokens, k)
     crowd = [server.submit(partial(score, server, interface, tokens, k)) for _ in range(CROWD)]
-    notes = notes_of(first, again, [each.result() for each in crowd], k)
-    return Probed(interface, longest, tokens, first, tuple(notes))
+    batched = max(distance(first, each.result()) for each in crowd)
+    return Probed(interface, longest, tokens, first, Noise(distance(first, again), batched))
 
 
 def score(
@@ -188,21 +200,24 @@ def first_difference(ours: Sequence[int], theirs: Sequence[int]) -> int:
     return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(ours), len(theirs)))
 
 
-def notes_of(first: Rows, again: Rows, batched: Iterable[Rows], k: int) -> list[str]:
-    """What a user should know of a server's answers."""
-    mass = float(np.exp(first.logprobs).sum(-1).mean())
-    repeated, noise = distance(first, again), max(distance(first, each) for each in batched)
-    notes = [
-        f"teacher: {k} tokens hold {mass:.2%} of the probability of the probe text; its "
-        f"log-probabilities differ by up to {repeated:.2g} nats when it is asked for again, and by "
-        f"up to {noise:.2g} nats when {CROWD} requests come at once (batch-invariance noise)."
-    ]
-    if noise > LARGE_NOISE:
-        notes.append(
-            "teacher: start the server with --dtype float32 for less noise, or record once and "
-            "train from the store, which gives every step the same numbers."
-        )
-    return notes
+def notes_of(noise: Noise, finding: str) -> tuple[str, ...]:
+    """What a user should know of a server's answers.
+
+    Args:
+        finding: About its first answer, as a main clause.
+    """
+    note = (
+        f"teacher: {finding}; its log-probabilities differ by up to {noise.repeated:.2g} nats when "
+        f"it is asked for again, and by up to {noise.batched:.2g} nats when {CROWD} requests come "
+        "at once (batch-invariance noise)."
+    )
+    if noise.batched <= LARGE_NOISE:
+        return (note,)
+    return (
+        note,
+        "teacher: start the server with --dtype float32 for less noise, or record once and "
+        "train from the store, which gives every step the same numbers.",
+    )
 
 
 def distance(one: Rows, other: Rows) -> float:
