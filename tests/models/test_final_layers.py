@@ -78,8 +78,13 @@ def change(folder, name, make):
         ("model.norm.weight", lambda _: None, "must hold model.norm.weight"),
         ("lm_head.weight", lambda w: w[:-1].contiguous(), r"lm_head.weight is \[95, 32\] and not"),
         ("lm_head.weight", lambda w: w / 0, "lm_head.weight of .* holds 3,072 that are not"),
+        (
+            "lm_head.weight",
+            lambda w: w.to(torch.float8_e4m3fn),
+            "of 16 bits or more, and hold F8_E4",
+        ),
     ],
-    ids=["absent", "another shape", "not finite"],
+    ids=["absent", "another shape", "not finite", "8 bits"],
 )
 def test_weights_that_do_not_fit_are_refused_by_name(tmp_path, name, make, match):
     source = write(tmp_path, "llama", tie_word_embeddings=False)
@@ -88,6 +93,14 @@ def test_weights_that_do_not_fit_are_refused_by_name(tmp_path, name, make, match
     if make(torch.zeros(2, 2)) is None:
         index.write_text(index.read_text().replace(f'"{name}"', '"model.other"'))
     with pytest.raises(DataError, match=match):
+        load_final_layers(source, device=CPU, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "x"])
+def test_an_index_that_names_nothing_is_refused(tmp_path, text):
+    source = write(tmp_path, "llama")
+    (tmp_path / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(DataError, match="names no weights"):
         load_final_layers(source, device=CPU, dtype=torch.float32)
 
 

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 import limbeck
 from limbeck.errors import ConfigError, DataError, TryLaterError
 from limbeck.experiment import load
+from limbeck.experiment.trials import lasting
 from limbeck.losses import SignalNeeds
 from limbeck.losses.distributions import LazyLogits, log_softmax
 from limbeck.models import ModelSource, load_model
@@ -191,6 +192,42 @@ def test_a_server_that_died_between_its_answer_and_the_file_is_asked_again(serve
     assert len(paths) == 2
 
 
+def test_half_a_file_is_asked_for_again(server, folder):
+    teacher = open_teacher(server, folder)
+    paths = []
+
+    def write(path, honest):
+        paths.append(path)
+        write_states(path, honest)
+        if len(paths) == 1:
+            path.write_bytes(path.read_bytes()[:-40])
+
+    server.write = write
+    batch = random_batch(rows=1, vocabulary=len(small()))
+    assert teacher.signal(batch).distribution is not None
+    assert [path.exists() for path in paths] == [True, False]
+
+
+def test_a_server_that_comes_back_with_other_states_is_refused(server, folder):
+    teacher = open_teacher(server, folder)
+    server.write = tensors(hidden_states=lambda x: x * torch.linspace(0.1, 3, x.shape[-1]))
+    teacher._server.outages += 1
+    with pytest.raises(ConfigError, match="of another layer"):
+        teacher.signal(random_batch(rows=1, vocabulary=len(small())))
+
+
+def test_a_run_resumes_where_the_folder_is_mounted_elsewhere(server, folder, tmp_path):
+    path = write_recipe(tmp_path)
+    options = [f"student.path={folder}"]
+    recipes = [
+        load(path, [*options, f"teacher={json.dumps(spec_of(server, folder, **more))}"])
+        for more in ({}, {"states": "/mnt/states"}, {"states": None})
+    ]
+    first, moved, without = map(lasting, recipes)
+    assert first == moved
+    assert first != without
+
+
 def tensors(**change):
     """A lie about what is in a file."""
 
@@ -219,7 +256,12 @@ FILES = {
         lambda path, honest: write_states(path, {"states": honest["hidden_states"]}),
         "a safetensors file of token_ids and hidden_states, and comes with another .KeyError",
     ),
-    "not safetensors": (lambda path, _: path.write_bytes(b"{}" * 9), "with another .SafetensorErr"),
+    "not safetensors": (
+        lambda path, _: path.write_bytes(b"{}" * 9),
+        "must be whole, and cannot be",
+    ),
+    "8 bits": (tensors(hidden_states=lambda x: x.to(torch.float8_e4m3fn)), "of float8_e4m3fn: ano"),
+    "ids with a point": (tensors(token_ids=lambda x: x.float()), "whole numbers as token_ids"),
     "another layer": (
         tensors(hidden_states=lambda x: x * torch.linspace(0.1, 3, x.shape[-1])),
         r"of another layer, or the server's weights .*_layer_ids to \[4\]",

@@ -21,6 +21,8 @@ from limbeck.teachers import DISTRIBUTION, LocalTeacher, TeacherRequest, teacher
 from limbeck.teachers.ahead import samples_of
 from limbeck.teachers.routed import RoutedTeacher
 from limbeck.teachers.served import requests
+from limbeck.teachers.served.interface import Rows
+from limbeck.teachers.served.probe import distance
 from limbeck.teachers.served.requests import Connection, Server
 from limbeck.teachers.served.sglang import SglangInterface
 from limbeck.teachers.stored import StoredTeacher
@@ -149,6 +151,14 @@ def until(condition, seconds=5.0):
     while not condition():
         assert time.monotonic() < end, "it did not happen"
         time.sleep(0.01)
+
+
+def test_answers_without_a_common_token_differ_by_the_texts_own():
+    one, other = (
+        Rows(np.array([[i]]), np.array([[-0.5]]), np.array([1.0 * a]))
+        for i, a in ((5, -1), (6, -2))
+    )
+    assert distance(one, other) == 1
 
 
 def test_no_more_requests_are_in_flight_than_asked_for():

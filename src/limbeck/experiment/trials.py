@@ -298,9 +298,10 @@ class TrialRunner:
         self, distiller: Distiller, rollouts: Sequence[Rollout]
     ) -> dict[str, float]:
         parts = self._parts
-        is_served = parts.teacher.gives_likelihoods and find_local(parts.teacher) is None
-        # A local teacher's distributions are whole, and hold the likelihoods.
-        needs = replace(DISTRIBUTION, likelihoods=is_served)
+        teacher = parts.teacher
+        is_whole = teacher.head is not None or find_local(teacher) is not None
+        # Whole distributions hold the likelihoods.
+        needs = replace(DISTRIBUTION, likelihoods=teacher.gives_likelihoods and not is_whole)
         reader, budget = parts.teacher.with_needs(needs), parts.config.memory.head_budget_mb
         return rollout_figures(distiller.student, reader, rollouts, parts.world, budget)
 
@@ -373,7 +374,10 @@ def lasting(config: RunConfig) -> dict[str, Any]:
     for section in (*transient, "plugins", "write", "export"):
         del plain[section]
     if type_of(config.teacher) == "served":
-        plain["teacher"] = {k: v for k, v in plain["teacher"].items() if k not in REACHED_BY}
+        teacher = {k: v for k, v in plain["teacher"].items() if k not in REACHED_BY}
+        if teacher.get("states") is not None:
+            teacher["states"] = True  # a folder may be mounted elsewhere
+        plain["teacher"] = teacher
     if plain["rollout"] is not None:
         plain["rollout"] = {k: v for k, v in plain["rollout"].items() if k != "server"}
     return plain

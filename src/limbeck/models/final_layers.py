@@ -23,6 +23,9 @@ from limbeck.models.quiet import quiet
 from limbeck.models.source import MODALITIES, ModelSource, Place, find, first_line, open_config
 from limbeck.models.weight_files import NeedsWholeLoad, WeightFiles, find_named, tied_groups
 
+FORMATS = ("F64", "F32", "F16", "BF16")
+"""Of weights that are read, as safetensors names them."""
+
 
 @dataclass(frozen=True)
 class FinalLayers:
@@ -147,8 +150,8 @@ def find_layers(
         named = next((each for each in [name, *groups[name]] if each in found), None)
         if named is None:
             raise DataError(
-                f"The weights of {source.path} must hold {name}, as numbers of 16 bits or more, "
-                "and do not. Give the folder of the original model."
+                f"The weights of {source.path} must hold {name}, and do not. "
+                "Give the folder of the original model."
             )
         tensors[name] = found[named]
     return WeightFiles(tensors)
@@ -163,7 +166,7 @@ def read_layer(source: ModelSource, files: WeightFiles, prefix: str, module: nn.
     for name, target in module.state_dict().items():
         path, stored = files.tensors[f"{prefix}.{name}"]
         try:
-            shape = stored_shape(path, stored)
+            shape = stored_shape(path, stored, source)
             bad = files.read(f"{prefix}.{name}", target) if shape == list(target.shape) else 0
         except SafetensorError as error:
             raise damaged(source, error) from error
@@ -179,10 +182,20 @@ def read_layer(source: ModelSource, files: WeightFiles, prefix: str, module: nn.
             )
 
 
-def stored_shape(path: Path, name: str) -> list[int]:
-    """The shape of a weight in a file."""
+def stored_shape(path: Path, name: str, source: ModelSource) -> list[int]:
+    """The shape of a weight in a file.
+
+    Raises:
+        DataError: It is of fewer than 16 bits, which need scales that are not read.
+    """
     with safe_open(path, framework="pt") as file:
-        return list(file.get_slice(name).get_shape())
+        weight = file.get_slice(name)
+        if (found := weight.get_dtype()) not in FORMATS:
+            raise DataError(
+                f"The weights of {source.path} must hold {name} as numbers of 16 bits or more, and "
+                f"hold {found}. Give the folder of the original model."
+            )
+        return list(weight.get_shape())
 
 
 def damaged(source: ModelSource, error: SafetensorError) -> DataError:

@@ -186,24 +186,34 @@ def find_named(
 
 def stored_names(place: Place) -> dict[str, str]:
     """The names of a checkpoint's weights, each with its file."""
-    index = fetched(place, INDEX)
-    if index is not None:
-        named: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        return named
+    if (index := weight_map(place)) is not None:
+        return index
     [single] = checkpoint_files(place)
     with safe_open(single, framework="pt") as file:
         return dict.fromkeys(file.keys(), SINGLE)
 
 
+def weight_map(place: Place) -> dict[str, str] | None:
+    """The file of each weight, from a checkpoint's index; None without one."""
+    path = fetched(place, INDEX)
+    if path is None:
+        return None
+    try:
+        index: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        return dict(index)
+    except (ValueError, TypeError, KeyError) as error:
+        raise NeedsWholeLoad(f"{INDEX} names no weights ({type(error).__name__})") from error
+
+
 def checkpoint_files(place: Place) -> list[Path]:
     """The files a checkpoint's index names, or its only one; fetched where they are on the hub."""
-    index = fetched(place, INDEX)
+    index = weight_map(place)
     if index is None:
         single = fetched(place, SINGLE)
         if single is None:
             raise NeedsWholeLoad(f"it has neither {SINGLE} nor {INDEX}")
         return [single]
-    names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    names = sorted(set(index.values()))
     paths = [fetched(place, name) for name in names]
     if None in paths:
         raise NeedsWholeLoad(f"{names[paths.index(None)]} of {INDEX} is absent")

@@ -17,8 +17,9 @@ from limbeck.teachers.served import ServedTeacher
 class RememberingTeacher(WrappingTeacher):
     """Caches distributions, for text that is measured again and again.
 
-    Of a local teacher D numbers a token are kept, not V, of a served one its k tokens. Do not
-    cache a local teacher across ranks: a hit would skip collectives the other ranks wait in.
+    Of a teacher that gives hidden states D numbers a token are kept, not V; of others what they
+    gave, such as k tokens. Do not cache a local teacher across ranks: a hit would skip collectives
+    the other ranks wait in.
     """
 
     def __init__(self, teacher: Teacher) -> None:

@@ -20,8 +20,8 @@ from limbeck.teachers.base import TeacherInfo, TeacherRequest
 from limbeck.teachers.served.base import ServedTeacher
 from limbeck.teachers.served.probe import Probed, notes_of
 from limbeck.teachers.served.requests import Server
-from limbeck.teachers.served.states_folder import UnwrittenError
-from limbeck.teachers.served.states_probe import StatesInterface
+from limbeck.teachers.served.states_folder import UnfinishedError, UnwrittenError
+from limbeck.teachers.served.states_probe import StatesInterface, require_final_states
 
 BYTES_AHEAD = 1 << 30
 """Of states that are in memory before they are read, about."""
@@ -85,13 +85,26 @@ class HiddenStatesTeacher(ServedTeacher[Tensor]):
             "Start the server without --kv-transfer-config, and set teacher.states=null."
         )
 
+    def require_same_model(self) -> None:
+        """Refuse a server that came back with another model, or with states of another layer.
+
+        Raises:
+            ConfigError: Its states are others.
+            DataError: Its log-probabilities are.
+        """
+        came_back = self._server.outages != self._outages
+        super().require_same_model()
+        if came_back:
+            probe = self._server, self._interface, self._probed
+            require_final_states(*probe, self._whole, self._info.layers)
+
     def _answer(self, tokens: Sequence[int]) -> Float[Tensor, "n D"]:
         """The last token is predicted, never read."""
         read = tokens[:-1]
         path, body = self._interface.reading(read)
         try:
             return self._interface.states(self._server.ask(path, body), read)
-        except UnwrittenError:  # once more: a server may die between its answer and the file
+        except (UnwrittenError, UnfinishedError):  # a server that dies may leave no or half a file
             return self._interface.states(self._server.ask(path, body), read)
 
     def _signal(self, answers: Sequence[tuple[Sample, Tensor]], batch: Batch) -> TeacherSignal:

@@ -225,7 +225,8 @@ def distance(one: Rows, other: Rows) -> float:
     found = [float(np.abs(one.actual - other.actual).max())]
     for place in range(len(one.ids)):
         _, mine, theirs = common(one.ids[place], other.ids[place])
-        found.append(float(np.abs(one.logprobs[place][mine] - other.logprobs[place][theirs]).max()))
+        gaps = np.abs(one.logprobs[place][mine] - other.logprobs[place][theirs])
+        found.append(float(gaps.max(initial=0.0)))
     return max(found)
 
 

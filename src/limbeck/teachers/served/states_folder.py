@@ -11,13 +11,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock, Timeout
 from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from limbeck.errors import ConfigError, StorageError, TryLaterError
+from limbeck.errors import ConfigError, DataError, StorageError, TryLaterError
 from limbeck.files import expanded
 from limbeck.teachers.served.interface import described, require_echo, wrong
 
@@ -25,12 +26,19 @@ ABSENT_S = 20.0
 """Longest wait for a file that nobody is writing; a shared folder may show it late."""
 POLL_S = 0.005
 
+FORMATS = (torch.float32, torch.bfloat16, torch.float16)
+"""Of hidden states."""
+
 HEADER_BYTES = 1 << 16
 """Room for the header of a file, in the largest size that is read."""
 
 
 class UnwrittenError(ConfigError):
     """A file that an answer names is not in the folder, and nobody is writing it."""
+
+
+class UnfinishedError(DataError):
+    """A file that nobody is writing any more cannot be read."""
 
 
 class StatesFolder:
@@ -66,6 +74,7 @@ class StatesFolder:
         Raises:
             UnwrittenError: The server writes elsewhere, or died after it answered.
             ConfigError: It writes none.
+            UnfinishedError: It was not written to its end; it is kept.
             DataError: The file is not what was asked for; it is kept.
             StorageError: It may not be read or deleted.
             TryLaterError: It was not complete in time.
@@ -80,10 +89,12 @@ class StatesFolder:
         except OSError as error:
             if isinstance(error, StorageError):
                 raise
+            remedy = "Look at the folder and its disk."
+            if isinstance(error, PermissionError):
+                remedy = "Run server and training as one user, or let this one write there."
             raise StorageError(
                 f"teacher.states: limbeck must be able to read and delete the files in "
-                f"{self._folder}, and is not ({error}). Run server and training as one user, or "
-                "give this one the right to write there."
+                f"{self._folder}, and is not ({error}). {remedy}"
             ) from error
         return states
 
@@ -117,6 +128,7 @@ class StatesFolder:
             if file.exists():
                 break
             if time.monotonic() >= end:
+                lock.unlink(missing_ok=True)
                 raise UnwrittenError(
                     f"teacher.states: the server must write its hidden states to {self._folder}, "
                     f"and {file.name} did not appear there. Give the folder that is vLLM's "
@@ -157,14 +169,21 @@ def checked_states(data: bytes, tokens: Sequence[int], width: int) -> Float[Tens
     try:
         tensors = load(data)
         ids, states = tensors["token_ids"], tensors["hidden_states"]
-    except (SafetensorError, KeyError, ValueError) as error:
+    except SafetensorError as error:
+        raise UnfinishedError(
+            "teacher.states: a file of hidden states must be whole, and cannot be read "
+            f"({str(error)[:80]}). The server died while it wrote it, or its disk is full."
+        ) from error
+    except (KeyError, ValueError) as error:
         raise wrong(
             "come with a safetensors file of token_ids and hidden_states",
             f"comes with another ({type(error).__name__}: {str(error)[:80]})",
         ) from error
+    if ids.is_floating_point() or ids.is_complex():
+        raise wrong("have whole numbers as token_ids", f"has {ids.dtype}")
     require_echo(ids.flatten().tolist(), tokens)
     shape = [len(tokens), 1, width]
-    if list(states.shape) != shape or not states.is_floating_point():
+    if list(states.shape) != shape or states.dtype not in FORMATS:
         raise wrong(
             f"have hidden states of shape {shape}, one layer for each token",
             f"has {list(states.shape)} of {str(states.dtype).removeprefix('torch.')}: another "
