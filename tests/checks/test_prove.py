@@ -66,7 +66,7 @@ def test_terms_on_hidden_states_and_projectors_are_checked(term):
 def test_terms_on_the_likelihood_of_the_text_are_checked():
     assert failing(tiny_case(extra=({"type": "alm", "weight": 0.5},))) == set()
     sampled = {"type": "sampled_reverse_kl", "weight": 0.5}
-    findings = list(prove(tiny_case(alpha=1.0, divergence=None, extra=(sampled,))))
+    findings = list(prove(tiny_case(alpha=1.0, temperature=1.0, divergence=None, extra=(sampled,))))
     assert [f for f in findings if isinstance(f, Proof) and f.fails] == []
     assert {f.name for f in findings if isinstance(f, Unproven)} == {
         "student = teacher gives 0",
