@@ -32,7 +32,9 @@ def name_of(path):
 def anchors(page):
     """Anchors of a page's headings, as a forge and the site make them, and its own `<a id>`."""
     text = CODE.sub("", page.read_text())
-    titles = [re.sub(r"\]\([^)]*\)", "", t) for t in re.findall(r"^#+ (.*)$", text, re.MULTILINE)]
+    # Right below a table, the site makes no heading of a line.
+    headings = re.findall(r"(?<![^\n]\n)^#+ (.*)$", text, re.MULTILINE)
+    titles = [re.sub(r"\]\([^)]*\)", "", title) for title in headings]
     slugs = [re.sub(r"[^\w\- ]", "", t.strip().lower()).replace(" ", "-") for t in titles]
     numbered = {f"{slug}-{n}" for slug in slugs for n in range(1, slugs.count(slug))}
     return {*slugs, *numbered, *re.findall(r'<a id="([^"]+)"', text)}
