@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from own_tokenizer import TOKENIZERS, write_student
-from trials import arguments_of, compared, optimizer, recipe, span, trained
+from trials import arguments_of, compared, optimizer, publish, recipe, span, trained
 
 from limbeck.data import corpus_path
 from limbeck.evaluate.scores import Scores
@@ -162,9 +162,7 @@ def main() -> None:
         for name in trials:
             scores[name].append(scores_of(name, seed, options, teacher, student))
         rows = rows_of(scores)
-        (options.output / "results.json").write_text(json.dumps(rows, indent=1))
-        (options.output / "results.md").write_text(table(rows) + "\n")
-        print(table(rows), flush=True)
+        publish(options.output, rows, table(rows))
 
 
 if __name__ == "__main__":

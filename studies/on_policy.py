@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from trials import arguments_of, compared, optimizer, recipe, span, trained
+from trials import arguments_of, compared, optimizer, publish, recipe, span, trained
 
 from limbeck.experiment.score_files import read_scores
 from limbeck.models import cache_folder, embedded_teacher
@@ -159,9 +159,7 @@ def main() -> None:
         for name in trials:
             folders[name].append(trial(name, seed, options, teacher, start))
         results = {name: figures(done, folders[BASE]) for name, done in folders.items()}
-        (options.output / "results.json").write_text(json.dumps(results, indent=1))
-        (options.output / "results.md").write_text(table(results) + "\n")
-        print(table(results), flush=True)
+        publish(options.output, results, table(results))
 
 
 if __name__ == "__main__":

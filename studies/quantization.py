@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from trials import arguments_of, columns, compared, optimizer, recipe, span, trained
+from trials import arguments_of, columns, compared, optimizer, publish, recipe, span, trained
 
 import limbeck
 from limbeck.experiment import load
@@ -179,10 +179,8 @@ def main() -> None:
     files = {"f16": exported(before, "f16"), FORMAT: exported(runs["QAD"][0], FORMAT)}
     speed = speeds(files)
     text = table(found, speed)
-    (options.output / "results.json").write_text(json.dumps(found, indent=1))
     (options.output / "speeds.json").write_text(json.dumps(speed, indent=1))
-    (options.output / "results.md").write_text(text + "\n")
-    print(text, flush=True)
+    publish(options.output, found, text)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from trials import Column, arguments_of, compared, optimizer, recipe, span, trained
+from trials import Column, arguments_of, compared, optimizer, publish, recipe, span, trained
 
 from limbeck.data import corpus_path
 from limbeck.experiment.score_files import read_scores
@@ -130,9 +130,7 @@ def main() -> None:
         for name, teacher in teachers.items():
             runs[name].append(trial(name, teacher, seed, original, options))
         found = figures(runs)
-        (options.output / "results.json").write_text(json.dumps(found, indent=1))
-        (options.output / "results.md").write_text(table(found) + "\n")
-        print(table(found), flush=True)
+        publish(options.output, found, table(found))
 
 
 if __name__ == "__main__":

@@ -116,6 +116,13 @@ def compared(
     }
 
 
+def publish(folder: Path, figures: Mapping[str, Any], text: str) -> None:
+    """Write results.json and results.md, and print the table."""
+    (folder / "results.json").write_text(json.dumps(figures, indent=1))
+    (folder / "results.md").write_text(text + "\n")
+    print(text, flush=True)
+
+
 def span(figure: Mapping[str, float], digits: int = 3) -> str:
     """A difference with its interval, as text."""
     value, low, high = (f"{figure[key]:+.{digits}f}" for key in ("value", "low", "high"))

@@ -65,6 +65,11 @@ def largest(number: float | Schedule) -> float:
     return max(number.values.values()) if isinstance(number, Schedule) else number
 
 
+def smallest(number: float | Schedule) -> float:
+    """The minimum over all steps."""
+    return min(number.values.values()) if isinstance(number, Schedule) else number
+
+
 def values_over(number: float | Schedule, steps: int) -> tuple[float, ...]:
     """Every distinct value within the first optimizer steps, in order of first use.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from limbeck.config import RolloutConfig, RunConfig
-from limbeck.config.schedules import Schedule
+from limbeck.config.schedules import smallest
 from limbeck.data import BatchSource, SourceContext, TextData, sources
 from limbeck.data.detect import WEIGHT
 from limbeck.errors import ConfigError, DataError
@@ -98,8 +98,7 @@ def cross_entropy_problems(config: RunConfig, rollout: RolloutConfig) -> Iterato
         "with rollout.from=student, cross-entropy would train the student on its own samples, "
         "which hold no information about the teacher"
     )
-    alpha = config.objective.alpha
-    lowest = min(alpha.values.values()) if isinstance(alpha, Schedule) else alpha
+    lowest = smallest(config.objective.alpha)
     if lowest < 1:
         text = f"must be 1 in every step, got {lowest:g}: {why}. Set objective.alpha=1."
         yield Problem("objective.alpha", text)

@@ -298,10 +298,11 @@ class TrialRunner:
         self, distiller: Distiller, rollouts: Sequence[Rollout]
     ) -> dict[str, float]:
         parts = self._parts
-        teacher = parts.teacher
-        is_whole = teacher.head is not None or find_local(teacher) is not None
-        # Whole distributions hold the likelihoods.
-        needs = replace(DISTRIBUTION, likelihoods=teacher.gives_likelihoods and not is_whole)
+        # Distributions from a head are whole, and hold the likelihoods. A local teacher's is not
+        # read: it may be sharded here.
+        has_head = find_local(parts.teacher) is not None or parts.teacher.head is not None
+        likelihoods = parts.teacher.gives_likelihoods and not has_head
+        needs = replace(DISTRIBUTION, likelihoods=likelihoods)
         reader, budget = parts.teacher.with_needs(needs), parts.config.memory.head_budget_mb
         return rollout_figures(distiller.student, reader, rollouts, parts.world, budget)
 

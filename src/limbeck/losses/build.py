@@ -10,7 +10,7 @@ from annotated_types import Ge
 from pydantic import TypeAdapter, ValidationError
 
 from limbeck.config import HeadBudget, ObjectiveConfig
-from limbeck.config.schedules import Schedule, largest, value_at
+from limbeck.config.schedules import Schedule, largest, smallest, value_at
 from limbeck.errors import ConfigError
 from limbeck.losses.divergences.base import divergences
 from limbeck.losses.objective import Objective
@@ -84,9 +84,7 @@ def absent_problems(config: ObjectiveConfig) -> Iterator[Problem]:
     """An objective without its divergence that still needs one."""
     if config.divergence is not None:
         return
-    alpha = config.alpha
-    lowest = min(alpha.values.values()) if isinstance(alpha, Schedule) else alpha
-    if lowest == 1 and not any(spec.get("weight") for spec in config.extra):
+    if smallest(config.alpha) == 1 and not any(spec.get("weight") for spec in config.extra):
         yield Problem(
             "objective.divergence",
             "must not be null where nothing else is learned from: with alpha 1 the cross-entropy "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -110,17 +110,13 @@ def find_weights(place: Place, hf_model: PreTrainedModel) -> tuple[WeightFiles, 
     if typed._keep_in_fp32_modules or typed._keep_in_fp32_modules_strict:
         raise NeedsWholeLoad("transformers keeps some weights of this family in float32")
     state: dict[str, Tensor] = hf_model.state_dict()
-    transforms = get_model_conversion_mapping(hf_model)
-    renamings = [each for each in transforms if isinstance(each, WeightRenaming)]
-    converters = [each for each in transforms if isinstance(each, WeightConverter)]
+    named = name_in(hf_model, state)
     found: dict[str, tuple[Path, str]] = {}
     shapes: dict[str, list[int]] = {}
     for path in checkpoint_files(place):
         with safe_open(path, framework="pt") as file:
             for stored in file.keys():  # noqa: SIM118  (it is no mapping)
-                name, converted = rename_source_key(
-                    stored, renamings, converters, hf_model.base_model_prefix, state
-                )
+                name, converted = named(stored)
                 if converted is not None:
                     raise NeedsWholeLoad(f"transformers converts {stored} while it loads")
                 if name in state:
@@ -170,18 +166,24 @@ def find_named(
     Raises:
         NeedsWholeLoad: The checkpoint is not in safetensors files under their usual names.
     """
-    state: dict[str, Tensor] = hf_model.state_dict()
-    transforms = get_model_conversion_mapping(hf_model)
-    renamings = [each for each in transforms if isinstance(each, WeightRenaming)]
-    converters = [each for each in transforms if isinstance(each, WeightConverter)]
+    named = name_in(hf_model, hf_model.state_dict())
     found: dict[str, tuple[Path, str]] = {}
     for stored, file in stored_names(place).items():
-        name, converted = rename_source_key(
-            stored, renamings, converters, hf_model.base_model_prefix, state
-        )
+        name, converted = named(stored)
         if name in names and converted is None and (path := fetched(place, file)) is not None:
             found[name] = (path, stored)
     return found
+
+
+def name_in(
+    hf_model: PreTrainedModel, state: dict[str, Tensor]
+) -> Callable[[str], tuple[str, str | None]]:
+    """Maps a name in a checkpoint to the state dict's, and to the conversion it needs, if any."""
+    transforms = get_model_conversion_mapping(hf_model)
+    renamings = [each for each in transforms if isinstance(each, WeightRenaming)]
+    converters = [each for each in transforms if isinstance(each, WeightConverter)]
+    prefix = hf_model.base_model_prefix
+    return lambda stored: rename_source_key(stored, renamings, converters, prefix, state)
 
 
 def stored_names(place: Place) -> dict[str, str]:

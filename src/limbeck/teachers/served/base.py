@@ -1,4 +1,4 @@
-"""What every teacher in an inference server does, whatever it asks the server for."""
+"""The base class of teachers in an inference server."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class ServedTeacher(Teacher, Generic[T]):
         assert info.served is not None
         self._server, self._probed, self._device = server, probed, device
         self._info, self._tokenizer = info, tokenizer
-        self._needs = DISTRIBUTION
+        self._needs, self._vocabulary_size = DISTRIBUTION, info.vocabulary_rows
         self._ahead: Ahead[T] = Ahead(self._asked, most_positions=most_positions)
         self._outages = server.outages
 
@@ -82,6 +82,8 @@ class ServedTeacher(Teacher, Generic[T]):
                 "that term out, or use `teacher: {type: online, path: ...}`."
             )
         self._needs = request.needs
+        if request.vocabulary_size is not None:
+            self._vocabulary_size = request.vocabulary_size
         self._require(request)
 
     @abstractmethod

@@ -23,7 +23,7 @@ from limbeck.files import expanded
 from limbeck.teachers.served.interface import described, require_echo, wrong
 
 ABSENT_S = 20.0
-"""Longest wait for a file that nobody is writing; a shared folder may show it late."""
+"""Longest wait for a file without a writer; a shared folder may show it late."""
 POLL_S = 0.005
 
 FORMATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -34,11 +34,11 @@ HEADER_BYTES = 1 << 16
 
 
 class UnwrittenError(ConfigError):
-    """A file that an answer names is not in the folder, and nobody is writing it."""
+    """A file that an answer names is absent from the folder and has no writer."""
 
 
 class UnfinishedError(DataError):
-    """A file that nobody is writing any more cannot be read."""
+    """A file has no writer any more and is incomplete."""
 
 
 class StatesFolder:
@@ -142,7 +142,7 @@ class StatesFolder:
         return file.read_bytes()
 
     def _wait_for(self, lock: Path) -> None:
-        """Wait until nobody holds a lock; without one there is no writer."""
+        """Wait until a lock is released; without one there is no writer."""
         if not lock.exists():
             return
         try:

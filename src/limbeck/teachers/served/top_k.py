@@ -13,13 +13,11 @@ from limbeck.errors import ConfigError, DataError
 from limbeck.losses import Objective, TeacherSignal
 from limbeck.losses.distributions import FLOOR, TopK
 from limbeck.losses.signal import ChunkLikelihoods
-from limbeck.models import PreTrainedTokenizerBase
 from limbeck.store import Sample
-from limbeck.teachers.base import TeacherInfo, TeacherRequest
+from limbeck.teachers.base import TeacherRequest
 from limbeck.teachers.served.base import ServedTeacher
 from limbeck.teachers.served.interface import Rows
-from limbeck.teachers.served.probe import Probed, notes_of, score
-from limbeck.teachers.served.requests import Server
+from limbeck.teachers.served.probe import notes_of, score
 from limbeck.teachers.served.vllm import VllmInterface
 
 SMALLEST_TAIL = 1e-5
@@ -30,17 +28,9 @@ probabilities, is indistinguishable from none. With an empty tail a divergence h
 class TopKTeacher(ServedTeacher[Rows]):
     """The k most probable tokens, the tail and the likelihood of the text, at temperature 1."""
 
-    def __init__(
-        self,
-        server: Server,
-        probed: Probed,
-        info: TeacherInfo,
-        tokenizer: PreTrainedTokenizerBase,
-        device: torch.device,
-    ) -> None:
-        super().__init__(server, probed, info, tokenizer, device)
-        self._k: int = probed.rows.ids.shape[1]
-        self._vocabulary_size = info.vocabulary_rows
+    @property
+    def _k(self) -> int:
+        return int(self._probed.rows.ids.shape[1])
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -62,13 +52,11 @@ class TopKTeacher(ServedTeacher[Rows]):
                 f"teacher gives {self._k} tokens and a tail. Use `{{type: online, path: ...}}`, or "
                 "the server's hidden states (teacher.states)."
             )
-        if request.vocabulary_size is not None:
-            self._vocabulary_size = request.vocabulary_size
-            if self._k >= request.vocabulary_size:
-                raise ConfigError(
-                    f"teacher.k: must be less than the {request.vocabulary_size:,} tokens of the "
-                    f"vocabulary, got {self._k}. Lower it."
-                )
+        if self._k >= self._vocabulary_size:
+            raise ConfigError(
+                f"teacher.k: must be less than the {self._vocabulary_size:,} tokens of the "
+                f"vocabulary, got {self._k}. Lower it."
+            )
         require_temperature_1(request.temperatures)
         if request.objective is not None and request.needs.distribution:
             self._require_terms(request.objective)
