@@ -21,10 +21,10 @@ from limbeck.teachers import DISTRIBUTION, LocalTeacher, TeacherRequest, teacher
 from limbeck.teachers.cross_tokenizer import CrossTokenizerTeacher, spaced
 from limbeck.teachers.ensemble import Ensemble
 from limbeck.teachers.rereading import reread
-from tests.experiment.tiny_run import WORDS, steps_of, write_recipe
+from tests.experiment.tiny_run import steps_of, write_recipe
 from tests.models.tiny import tiny_config, tiny_llama
 from tests.tokenizers.assorted import tokenizers, wrap_plain
-from tests.tokenizers.small import CHATML, backend, small, wrap
+from tests.tokenizers.small import backend, small, wrap
 from tests.tokenizers.test_alignment import begun
 from tests.train.toy import ALONE
 
@@ -302,7 +302,6 @@ def test_an_uncovered_class_is_refused_unless_the_recipe_says_so(tmp_path, monke
     ("request_", "message"),
     [
         (TeacherRequest(generated=True), "Remove `rollout`"),
-        (TeacherRequest(uses_template=True), "the student's chat template"),
         (TeacherRequest(needs=SignalNeeds(layers=frozenset({1}))), r"teacher's layers \[1\]"),
     ],
 )
@@ -336,17 +335,6 @@ def test_a_tokenizer_with_more_ids_than_the_model_is_refused():
     few = LocalTeacher(tiny_llama(1, 32, vocabulary=400), tokenizer=tokenizer)
     with pytest.raises(ConfigError, match="a row for each of the 900 token ids"):
         cross(few, small())
-
-
-def test_conversations_are_refused(tmp_path):
-    path = write_pair(tmp_path)
-    tokenizer = small(template=CHATML)
-    tokenizer.save_pretrained(tmp_path / "teacher")
-    chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": " ".join(WORDS)}]
-    (tmp_path / "chat.jsonl").write_text(json.dumps({"messages": chat}) + "\n")
-    options = ["data.type=chat", f"data.path={tmp_path}/chat.jsonl", "evaluate.data=null"]
-    with pytest.raises(ConfigError, match=r"data\.type: conversations"):
-        limbeck.assemble(load(path, options))
 
 
 # Likelihoods of chunks.

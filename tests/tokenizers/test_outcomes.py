@@ -18,15 +18,16 @@ def sides(student, teacher):
     )
 
 
-def counted(student, teacher, texts=None):
-    """Coverage of texts."""
+def counted(student, teacher, texts=None, first_scored=1):
+    """Coverage of texts, trained on from one token on."""
     pair = sides(student, teacher)
     outcomes, aligner, coverage = shared_outcomes(*pair), Aligner(*pair), Coverage()
     classes = classes_of(pair[0]), classes_of(pair[1])
     for text in texts or corpus():
         ids = tokenizers()[student](text, add_special_tokens=False)["input_ids"]
         (found,) = aligner.align([ids])
-        add_coverage(coverage, np.array(ids), found, outcomes, classes)
+        scored = np.arange(len(ids)) >= first_scored
+        add_coverage(coverage, np.array(ids), scored, found, outcomes, classes)
     return coverage
 
 
@@ -112,6 +113,21 @@ def test_coverage_counts_every_token_but_the_first_in_its_class():
     for counts in coverage.directions.values():
         for count in counts.values():
             assert count.exact + count.merged <= count.compared <= count.tokens
+
+
+def test_coverage_counts_the_tokens_that_are_trained_on():
+    text = corpus()[0][:400]
+    whole, last = counted("bpe", "digits", [text]), counted("bpe", "digits", [text], 100)
+    ids = tokenizers()["bpe"](text, add_special_tokens=False)["input_ids"]
+    total = {
+        who: sum(count.tokens for count in counts.values())
+        for who, counts in last.directions.items()
+    }
+    rest = tokenizers()["bpe"].decode(ids[100:])
+    theirs = tokenizers()["digits"](rest, add_special_tokens=False)["input_ids"]
+    assert total["student"] == len(ids) - 100
+    assert abs(total["teacher"] - len(theirs)) <= 1
+    assert total["teacher"] < sum(count.tokens for count in whole.teacher.values())
 
 
 def test_coverage_shows_which_class_is_compared_by_roots_only():

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ from limbeck.tokenizers import template_hash, tokenizer_hash
 FORMAT = 6
 """Raised whenever the same input would give other arrays."""
 LOCK_TIMEOUT_S = 3600.0
+UNCUT = 1 << 30
+"""Positions of a window that holds any document whole."""
 
 Write = Callable[[Path], Mapping[str, Any]]
 """Writes arrays into a folder, and returns their facts."""
@@ -158,7 +161,9 @@ def load_text(
     """`load_data` through the user's cache, with progress; rows have at most `limit` positions."""
     progress = ProgressLines(Console(stderr=True), "tokenising")
     folder = cache_folder() / "data"
-    return load_data(config, tokenizer, cache=folder, max_positions=limit, progress=progress)
+    data = load_data(config, tokenizer, cache=folder, max_positions=limit, progress=progress)
+    whole = replace(config, sequence_length=UNCUT, pack=False)
+    return replace(data, again=partial(load_text, whole, limit=None))
 
 
 def identify(

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int32, Int64, UInt64
+from transformers import PreTrainedTokenizerBase
 
 from limbeck.batch import Batch, Window
+from limbeck.data.formats import reader_of
 from limbeck.data.order import Portion
 
 GOLDEN = (5**0.5 - 1) / 2
@@ -71,6 +73,7 @@ class TextData:
         names: Of the files, relative to the data path; in a mixture below the source's name.
         facts: Hashes, counts, and dropped documents by reason; JSON.
         sources: Of a mixture, in the order of their rows; of any other text none.
+        again: Reads the same documents for another tokenizer, each in one window.
     """
 
     tokens: Int32[np.ndarray, " tokens"]
@@ -87,6 +90,7 @@ class TextData:
     names: tuple[str, ...]
     facts: Mapping[str, Any]
     sources: tuple[MixedSource, ...] = ()
+    again: Callable[[PreTrainedTokenizerBase], TextData] | None = None
 
     @classmethod
     def load(cls, folder: Path, facts: Mapping[str, Any], names: Sequence[str]) -> TextData:
@@ -134,6 +138,17 @@ class TextData:
     def types(self) -> tuple[str, ...]:
         """Data types of its sources, each once."""
         return tuple(dict.fromkeys(str(facts["type"]) for facts in self.text_facts))
+
+    @property
+    def is_conversation(self) -> Bool[np.ndarray, " documents"]:
+        """Whether each document is written with the tokenizer's chat template."""
+        kinds = [reader_of(str(facts["type"])).uses_template for facts in self.text_facts]
+        return np.repeat(kinds, [facts["documents"] for facts in self.text_facts])
+
+    def whole_in(self, tokenizer: PreTrainedTokenizerBase) -> TextData:
+        """The same documents as another tokenizer, and its chat template, write them; not cut."""
+        assert self.again is not None, "this text was not read through load_text"
+        return self.again(tokenizer)
 
     def row_length(self, row: int) -> int:
         """Positions of a row, padding not among them."""

@@ -30,11 +30,11 @@ from limbeck.teachers.base import (
     WrappingTeacher,
     teachers,
 )
+from limbeck.teachers.conversations import ConversationAligner, Ends, ends_of_answers
 from limbeck.teachers.local import LocalTeacher, require_local
 from limbeck.teachers.rereading import Rereading, reread
 from limbeck.tokenizers import (
     MIN_COVERED,
-    Aligner,
     Coverage,
     Outcomes,
     TokenBytes,
@@ -69,7 +69,7 @@ class TokenizerPair:
     """
 
     tokenizer: PreTrainedTokenizerBase
-    aligner: Aligner
+    aligner: ConversationAligner
     outcomes: Outcomes
     outcome_map: OutcomeMap
 
@@ -129,7 +129,9 @@ class CrossTokenizerTeacher(WrappingTeacher):
         """
         refuse_unsupported(request)
         if request.student_tokenizer is not None:
-            self._pair = make_pair(request.student_tokenizer, self._teacher)
+            self._pair = make_pair(
+                request.student_tokenizer, self._teacher, uses_template=request.uses_template
+            )
         inner = TeacherRequest(needs=model_needs(request.needs))
         if self._pair is not None:
             inner = replace(inner, vocabulary_size=len(self._pair.aligner.teacher))
@@ -197,6 +199,7 @@ class CrossTokenizerTeacher(WrappingTeacher):
         """Align the windows that are checked, and count the coverage of the first text."""
         problems, num_windows = [], 0
         for text in texts:
+            self._known.aligner.know(text)
             checked = replace(text, windows=spaced(text.windows, CHECKED_WINDOWS))
             problems += self._problems(checked)
             num_windows += len(checked.windows)
@@ -242,10 +245,12 @@ class CrossTokenizerTeacher(WrappingTeacher):
         classes = (classes_of(pair.aligner.student), classes_of(pair.aligner.teacher))
         for window in spaced(text.windows, COVERAGE_WINDOWS):
             start, length, _ = data.windows[window].tolist()
-            ids = np.asarray(data.tokens[start : start + length + 1], dtype=np.int64)
+            place = slice(start, start + length + 1)
+            ids = np.asarray(data.tokens[place], dtype=np.int64)
             (aligned,) = pair.aligner.align([ids.tolist()])
             if not isinstance(aligned, str):
-                add_coverage(coverage, ids, aligned, pair.outcomes, classes)
+                scored = np.asarray(data.scored[place])
+                add_coverage(coverage, ids, scored, aligned, pair.outcomes, classes)
         if (uncovered := coverage.uncovered()) and self._uncovered == "error":
             raise ConfigError(
                 "A teacher with another tokenizer must reach at least "
@@ -292,12 +297,6 @@ def refuse_unsupported(request: TeacherRequest) -> None:
             "rollout: text that is generated during the run needs a teacher with the student's "
             "tokenizer, and teacher.type is cross_tokenizer. Remove `rollout`."
         )
-    if request.uses_template:
-        raise ConfigError(
-            "data.type: conversations are written with the student's chat template, which a "
-            "teacher with another tokenizer was not trained on. Use data of type text or "
-            "completion."
-        )
     if layers := sorted(request.needs.layers | request.needs.projections):
         raise ConfigError(
             f"The objective reads hidden states of the teacher's layers {layers}, and those of a "
@@ -305,13 +304,25 @@ def refuse_unsupported(request: TeacherRequest) -> None:
         )
 
 
-def make_pair(student: PreTrainedTokenizerBase, teacher: LocalTeacher) -> TokenizerPair:
+def make_pair(
+    student: PreTrainedTokenizerBase, teacher: LocalTeacher, *, uses_template: bool
+) -> TokenizerPair:
     """Both tokenizers byte by byte, and the outcomes they share.
 
+    Args:
+        uses_template: Whether texts are conversations, which end as their chat templates say.
+
     Raises:
-        ConfigError: One of them is not byte-exact, or the teacher has too few rows.
+        ConfigError: One of them is not byte-exact, the teacher has too few rows, or it has no chat
+            template and needs one.
     """
-    sides = TokenBytes(student, "student"), TokenBytes(teacher.tokenizer, "teacher")
+    ends: Ends = (None, None)
+    if uses_template:
+        ends = ends_of_answers(student, teacher.tokenizer)
+    sides = (
+        TokenBytes(student, "student", ends[0]),
+        TokenBytes(teacher.tokenizer, "teacher", ends[1]),
+    )
     rows = teacher.info.vocabulary_rows
     if rows < len(sides[1]):
         raise ConfigError(
@@ -324,7 +335,7 @@ def make_pair(student: PreTrainedTokenizerBase, teacher: LocalTeacher) -> Tokeni
         torch.from_numpy(outcomes.teacher),
         outcomes.num_outcomes,
     )
-    aligner = Aligner(*sides, teacher.info.max_positions)
+    aligner = ConversationAligner(*sides, teacher.info.max_positions, teacher.tokenizer)
     return TokenizerPair(student, aligner, outcomes, outcome_map)
 
 

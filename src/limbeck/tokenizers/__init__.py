@@ -1,6 +1,7 @@
 """Tokenizers: loading, identity by hash, and the proof that two vocabularies are the same."""
 
-from limbeck.tokenizers.alignment import Aligner
+from limbeck.tokenizers.alignment import Aligner, Alignment
+from limbeck.tokenizers.conversations import Rendering, align_conversation, window_of
 from limbeck.tokenizers.coverage import MIN_COVERED, Coverage, add_coverage, classes_of
 from limbeck.tokenizers.hub import hub_answers
 from limbeck.tokenizers.identity import template_hash, tokenizer_hash
@@ -17,11 +18,14 @@ from limbeck.tokenizers.vocabulary import (
 __all__ = [
     "MIN_COVERED",
     "Aligner",
+    "Alignment",
     "Coverage",
     "Outcomes",
+    "Rendering",
     "TokenBytes",
     "VocabularyProof",
     "add_coverage",
+    "align_conversation",
     "backend_of",
     "classes_of",
     "hub_answers",
@@ -32,4 +36,5 @@ __all__ = [
     "template_hash",
     "tokenizer_hash",
     "tokens_by_id",
+    "window_of",
 ]

@@ -122,6 +122,15 @@ class Aligner:
         spans = iter(self.teacher.spans(texts))
         return [draft if isinstance(draft, str) else self._joined(draft, spans) for draft in drafts]
 
+    def too_long(self, num_tokens: int) -> str | None:
+        """Why the teacher cannot read so many tokens; None where it can."""
+        if self._limit is None or num_tokens <= self._limit:
+            return None
+        return (
+            f"it is {num_tokens:,} tokens of the teacher, which reads at most {self._limit:,}; "
+            "lower data.sequence_length"
+        )
+
     def _draft(self, ids: Sequence[int]) -> Draft | str:
         """The texts between special tokens."""
         begin = self.student.begin
@@ -165,12 +174,7 @@ class Aligner:
                 at += 1
                 ids.append(mark)
                 edges.append(np.array([at]))
-        if self._limit is not None and len(ids) > self._limit:
-            return (
-                f"it is {len(ids):,} tokens of the teacher, which reads at most {self._limit:,}; "
-                "lower data.sequence_length"
-            )
-        return Alignment(
+        return self.too_long(len(ids)) or Alignment(
             np.array(ids, dtype=np.int64),
             np.cumsum(np.array(draft.lengths, dtype=np.int64)),
             np.concatenate(edges),

@@ -105,15 +105,17 @@ class Coverage:
 def add_coverage(
     coverage: Coverage,
     student_ids: Int64[np.ndarray, " t"],
+    scored: Bool[np.ndarray, " t"],
     aligned: Alignment,
     outcomes: Outcomes,
     classes: tuple[Int64[np.ndarray, " V"], Int64[np.ndarray, " W"]],
 ) -> None:
-    """Count the tokens of an aligned stretch.
+    """Count the scored tokens of an aligned stretch, and the teacher's tokens that end in one.
 
     Args:
         coverage: Counts are added to it.
         student_ids: The stretch.
+        scored: Which of it are trained on.
         aligned: The same in the teacher's tokens.
         outcomes: Of both vocabularies.
         classes: Number of the class of each student id and of each teacher id.
@@ -123,13 +125,16 @@ def add_coverage(
     student_at = standing[:-1] >= 0
     teacher_at = np.isin(np.arange(len(aligned.teacher_ids) - 1), standing)
     nothing = outcomes.num_outcomes
-    for counts, ids, at, of, exact, class_of in (
-        (coverage.student, student_ids[1:], student_at, outcomes.student,
+    ends_in = np.searchsorted(aligned.student_edges, aligned.teacher_edges)
+    teacher_scored = np.append(scored, False)[ends_in]
+    for counts, ids, own, at, of, exact, class_of in (
+        (coverage.student, student_ids, scored, student_at, outcomes.student,
          outcomes.student_exact, classes[0]),
-        (coverage.teacher, aligned.teacher_ids[1:], teacher_at, outcomes.teacher,
+        (coverage.teacher, aligned.teacher_ids, teacher_scored, teacher_at, outcomes.teacher,
          outcomes.teacher_exact, classes[1]),
     ):  # fmt: skip
-        count(counts, class_of[ids], at, exact[ids], of[ids] != nothing)
+        chosen, counted = own[1:], ids[1:][own[1:]]
+        count(counts, class_of[counted], at[chosen], exact[counted], of[counted] != nothing)
 
 
 def count(

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Bool
 from jinja2 import TemplateError
 from tokenizers import Encoding
+from transformers import PreTrainedTokenizerBase
 
 from limbeck.data.formats import Encoder, Piece, Reader, Values, piece, readers
 from limbeck.data.formats.messages import (
@@ -261,8 +262,25 @@ def located(chat: Conversation, index: int, whole: str, encoder: Encoder) -> Tur
     is_same = whole.startswith(head) and whole.endswith(tail) and end > len(head)
     if not found or not is_same:
         return None
-    marks = [str(m) for m in encoder.tokenizer.all_special_tokens if tail.startswith(str(m))]
-    return whole[: len(head)], whole[: end + max(map(len, marks), default=0)]
+    return whole[: len(head)], whole[: end + len(special_at_start(tail, encoder.tokenizer))]
+
+
+def special_at_start(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The longest special token that a text begins with; empty where it begins with none."""
+    marks = [str(m) for m in tokenizer.all_special_tokens if text.startswith(str(m))]
+    return max(marks, key=len, default="")
+
+
+def end_of_answer(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The special token that the chat template writes after an answer; None without one."""
+    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": SENTINEL}]
+    try:
+        text = str(tokenizer.apply_chat_template(messages, tokenize=False))
+    except (TemplateError, TypeError, ValueError):
+        return None
+    mark = special_at_start(text.partition(SENTINEL)[2], tokenizer)
+    found = tokenizer.convert_tokens_to_ids(mark) if mark else None
+    return found if isinstance(found, int) else None
 
 
 def score_turns(
