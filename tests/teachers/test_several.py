@@ -15,6 +15,7 @@ from limbeck.losses.distributions import log_softmax
 from limbeck.teachers import DISTRIBUTION, LocalTeacher, TeacherRequest, TextWindows, teachers
 from limbeck.teachers.ensemble import Ensemble
 from limbeck.teachers.routed import RoutedTeacher
+from tests.data.data_files import write
 from tests.experiment.recordings import recorded
 from tests.experiment.tiny_run import steps_of, write_model, write_recipe, write_texts
 from tests.models.tiny import random_batch, tiny_llama, tiny_tokenizer
@@ -115,6 +116,57 @@ def test_routing_every_source_to_one_teacher_equals_that_teacher(parts):
     assert found.keys() == wanted.keys()
     for name in wanted:
         assert found[name] == pytest.approx(wanted[name], abs=1e-5), name
+
+
+def as_one_file(folder, path):
+    """The recipe with one file to train on and one held out; `domain` is each row's source."""
+    recipe = json.loads(path.read_text())
+    for kind, section, key in (("train", "data", "path"), ("held", "evaluate", "data")):
+        rows = [
+            json.loads(line) | {"domain": name}
+            for name in ("chat", "code")  # in the order of the files
+            for line in (folder / kind / f"{name}.jsonl").read_text().splitlines()
+        ]
+        write(folder / f"all-{kind}.jsonl", rows)
+        recipe[section][key] = str(folder / f"all-{kind}.jsonl")
+    recipe["data"]["columns"] = {"source": "domain"}
+    recipe["output"] = str(folder / "run-of-column")
+    path.write_text(json.dumps(recipe))
+    return path
+
+
+def test_routing_by_a_column_trains_and_reports_as_by_the_files(tmp_path):
+    path = recipe_of_two(tmp_path)
+    steps, figures = [], []
+    for output in ("run", "run-of-column"):
+        if output == "run-of-column":
+            as_one_file(tmp_path, path)
+        with limbeck.assemble(load(path)) as run:
+            run.train()
+        steps.append([each["loss"] for each in steps_of(tmp_path / output)])
+        evaluation = json.loads((tmp_path / output / "evaluation.json").read_text())
+        figures.append(evaluation["groups"]["distilled"]["source"])
+    assert steps[0] == steps[1]
+    by_file, by_column = figures
+    assert [row["group"] for row in by_file] == ["chat.jsonl", "code.jsonl"]
+    assert [row.pop("group") for row in by_column] == ["chat", "code"]
+    for row in by_file:
+        del row["group"]
+    assert by_file == by_column
+
+
+def test_source_without_a_teacher_is_refused_by_name_and_must_match_exactly(tmp_path):
+    path = recipe_of_two(tmp_path)
+    recipe = json.loads(path.read_text())
+    first, second = recipe["teacher"]["teachers"].values()
+    recipe["teacher"]["teachers"] = {"all-train": first, "chat": second}
+    path.write_text(json.dumps(recipe))
+    words = r"data: .*all-train\.jsonl:\d+ of source 'code' has none; .*after one source\."
+    with (
+        pytest.raises(DataError, match=words),
+        limbeck.assemble(load(as_one_file(tmp_path, path))) as run,
+    ):
+        run.train()
 
 
 def test_order_of_routed_teachers_does_not_matter(parts):

@@ -32,7 +32,8 @@ class RoutedTeacher(SeveralTeachers):
     def __init__(self, members: Mapping[str, Teacher]) -> None:
         """
         Args:
-            members: By source: a file of the data, without its suffix, or a folder it is in.
+            members: By source: as `data.columns.source` names it, or else a file of the data,
+                without its suffix, or a folder it is in.
         """
         super().__init__(members)
         self._routes: dict[bytes, str] = {}
@@ -74,14 +75,19 @@ class RoutedTeacher(SeveralTeachers):
             )
 
     def _route(self, text: TextWindows, window: int) -> str:
-        document = document_of(text, window)
-        path = PurePosixPath(document.rpartition(":")[0])
-        found = [name for name in self._members if name in (*path.parts, path.stem)]
+        number = int(text.data.windows[window, 2])
+        source, document = text.data.column_source(number), document_of(text, window)
+        path = PurePosixPath(text.data.document_source(number))
+        names = (*path.parts, path.stem) if source is None else (source,)
+        found = [name for name in self._members if name in names]
         if len(found) != 1:
+            origin, after = f" of source {source!r}", "source"
+            if source is None:
+                origin, after = "", "file (without its suffix) or folder of the data"
             raise DataError(
-                f"{text.option}: each document must have one teacher, and {document} has "
+                f"{text.option}: each document must have one teacher, and {document}{origin} has "
                 f"{' and '.join(found) or 'none'}; teacher.teachers has {', '.join(self._members)}."
-                " Name each teacher after one file (without its suffix) or folder of the data."
+                f" Name each teacher after one {after}."
             )
         return found[0]
 
@@ -164,10 +170,11 @@ def routed(
     *,
     teachers: dict[str, Component],
 ) -> RoutedTeacher:
-    """Each document learns from the teacher of its source: a file or folder of the data.
+    """Each document learns from the teacher of its source: of a column, a file or a folder.
 
     Args:
-        teachers: Teachers by name: the name of a data file without its suffix, or of a folder.
+        teachers: Teachers by name: a value of the column that `data.columns.source` names, or the
+            name of a data file without its suffix, or of a folder.
     """
     if not teachers:
         raise ConfigError("teacher.teachers: must name at least one teacher, got none.")
