@@ -12,7 +12,14 @@ from limbeck.evaluate.measure import measure
 from limbeck.evaluate.scores import summarise
 from limbeck.experiment import load
 from limbeck.losses.distributions import log_softmax
-from limbeck.teachers import DISTRIBUTION, LocalTeacher, TeacherRequest, TextWindows, teachers
+from limbeck.teachers import (
+    DISTRIBUTION,
+    LocalTeacher,
+    TeacherRequest,
+    TextWindows,
+    require_all_local,
+    teachers,
+)
 from limbeck.teachers.ensemble import Ensemble
 from limbeck.teachers.routed import RoutedTeacher
 from tests.data.data_files import write
@@ -20,7 +27,7 @@ from tests.experiment.recordings import recorded
 from tests.experiment.tiny_run import steps_of, write_model, write_recipe, write_texts
 from tests.models.tiny import random_batch, tiny_llama, tiny_tokenizer
 from tests.tokenizers.small import small
-from tests.train.toy import ALONE
+from tests.train.toy import ALONE, FakeTeacher
 
 
 @pytest.fixture(autouse=True)
@@ -268,3 +275,11 @@ def test_top_k_store_in_an_ensemble_is_refused_before_the_run(tmp_path):
     several = teachers.bind({"type": "ensemble", "teachers": both}, "teacher")(ALONE)
     with pytest.raises(ConfigError, match=r"whole vocabulary, and the store .* holds top_k"):
         several.require(TeacherRequest(needs=DISTRIBUTION))
+
+
+def test_a_plan_needs_the_weights_of_every_teacher():
+    first, second = member(0), member(1)
+    both = Ensemble([first, Ensemble([second], [1.0])], [1.0, 1.0])
+    assert require_all_local(both, "a plan") == (first, second)
+    with pytest.raises(ConfigError, match="a plan needs the weights of the teacher's model"):
+        require_all_local(Ensemble([first, FakeTeacher(second)], [1.0, 1.0]), "a plan")
