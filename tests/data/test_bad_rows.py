@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from limbeck.data import build
 from limbeck.errors import ConfigError, DataError, StorageError
 from tests.data.data_files import load, write
 from tests.tokenizers.small import CHATML, small
@@ -275,3 +276,32 @@ def test_a_weight_that_is_asked_for_must_be_there_and_not_always_zero(tmp_path: 
     path = write(tmp_path / "zero.jsonl", [GOOD | {"weight": 0}] * 2)
     with pytest.raises(DataError, match="weight is above 0, and all are 0"):
         load(path, columns={"weight": "weight"})
+
+
+@pytest.mark.parametrize("source", [1, True, None, "", " ", ["code"], "a\0b", "\ud800"])
+def test_a_source_that_cannot_be_one_is_refused_with_its_line(tmp_path: Path, source: Any) -> None:
+    rows = [GOOD | {"domain": "code"}, GOOD | {"domain": source}]
+    path = write(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(DataError, match=r"rows.jsonl:2: column 'domain' must "):
+        load(path, columns={"source": "domain"})
+    left = load(path, columns={"source": "domain"}, bad_rows="skip")
+    assert left.document_sources.tolist() == [0]
+    load(path)  # nobody asked for sources
+
+
+def test_a_source_that_is_asked_for_must_be_there(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", [GOOD | {"domain": "code"}, GOOD])
+    with pytest.raises(DataError, match=r"rows.jsonl:2: column 'domain' is missing; .* 'text'"):
+        load(path, columns={"source": "domain"})
+
+
+def test_a_column_with_too_many_values_is_no_source(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(build, "MOST_SOURCES", 2)
+    rows = [GOOD | {"url": f"u{i % 3}"} for i in range(5)]
+    path = write(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(DataError, match=r"at most 2 different sources, and column 'url' of .*rows"):
+        load(path, columns={"source": "url"})
+    assert load(path, columns={"source": "url"}, max_documents=2).facts["document_sources"] == [
+        "u0",
+        "u1",
+    ]

@@ -11,6 +11,8 @@ import pytest
 
 from limbeck.config import DataConfig
 from limbeck.data import data_problems, uses_template
+from limbeck.data.detect import added_columns
+from limbeck.data.formats.text import Text
 from limbeck.data.inputs import require_first_rows
 from limbeck.errors import ConfigError, DataError
 from tests.data.data_files import load, scored_tokens, write
@@ -314,3 +316,12 @@ def test_skipping_every_row_is_refused(tmp_path: Path) -> None:
         load(path, bad_rows="skip")
     write(path, [*[{"text": ""}] * 20, {"text": "A still boils."}])
     require_first_rows(DataConfig(path=str(path), bad_rows="skip"))
+
+
+def test_a_type_with_a_column_called_source_keeps_it() -> None:
+    class Translation(Text):
+        columns = ("source", "target")
+
+    config = DataConfig(columns={"source": "en", "weight": "worth"})
+    assert added_columns(config, Translation()) == {"weight": "worth"}
+    assert added_columns(config, Text()) == {"weight": "worth", "source": "en"}

@@ -252,3 +252,21 @@ def test_portions_with_rows_of_unequal_length_are_read_completely() -> None:
     portions = [Portion(0, 10, 1 / 3), Portion(10, 20, 2 / 3)]
     rows = MixedOrder(0, portions).rows(0, 30)
     assert sorted(rows) == list(range(30))
+
+
+def test_sources_of_a_mixture_are_those_of_its_columns_and_else_its_files(tmp_path) -> None:
+    domains = {"a": ["code", "chat", "code"], "b": ["chat", "prose"]}
+    for name, values in domains.items():
+        rows = [{"text": text(i, 8), "domain": domain} for i, domain in enumerate(values)]
+        write(tmp_path / f"{name}.jsonl", rows)
+    write(tmp_path / "c.jsonl", [{"text": text(9, 8)}])
+    columns = {"a": {"source": "domain"}, "b": {"source": "domain"}, "c": {}}
+    parts = tuple(
+        MixedConfig(path=str(tmp_path / f"{name}.jsonl"), columns=columns[name])
+        for name in ("c", "a", "b")
+    )
+    config = DataConfig(mix=parts, sequence_length=16)
+    data = load_data(config, small(), cache=tmp_path / "cache", max_positions=None)
+    expected = ["c/c.jsonl", *domains["a"], *domains["b"]]
+    assert [data.document_source(d) for d in range(6)] == expected
+    assert data.document_sources.tolist() == [-1, 0, 1, 0, 1, 2]

@@ -351,3 +351,21 @@ def test_a_rows_weight_is_that_of_all_its_tokens_however_they_are_cut(tmp_path: 
     # A store finds its samples by these, whether or not they are weighed.
     for name in ("tokens", "scored", "windows", "document_hashes"):
         assert np.array_equal(getattr(plain, name), getattr(data, name)), name
+
+
+def test_a_rows_source_is_that_of_its_column_where_the_column_is_named(tmp_path: Path) -> None:
+    names = ["code", "chat", "code", "prose", "chat"]
+    rows = [row | {"source": name} for row, name in zip(ROWS, names, strict=True)]
+    path = write(tmp_path / "rows.jsonl", rows)
+    plain = load(path, TOKENIZER, sequence_length=12)
+    assert {plain.document_source(d) for d in range(5)} == {"rows.jsonl"}
+    assert plain.column_source(0) is None
+    assert len(plain.document_sources) == 0
+    named = load(path, TOKENIZER, sequence_length=12, columns={"source": "source"})
+    assert [named.document_source(d) for d in range(5)] == names
+    assert [named.column_source(d) for d in range(5)] == names
+    assert named.document_sources.tolist() == [0, 1, 0, 2, 1]
+    assert named.document_name(1) == "rows.jsonl:2", "messages name the line"
+    # A store finds its samples by these, whether or not sources are named.
+    for name in ("tokens", "scored", "windows", "document_hashes"):
+        assert np.array_equal(getattr(plain, name), getattr(named, name)), name

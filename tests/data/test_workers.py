@@ -16,12 +16,13 @@ from tests.distributed.processes import context
 from tests.tokenizers.small import SENTENCES
 
 ROWS = [
-    {"text": f"{number} {sentence}", "weight": number % 3}
+    {"text": f"{number} {sentence}", "weight": number % 3, "domain": f"d{(7 * number) % 5}"}
     for number in range(20)
     for sentence in SENTENCES
 ]
-BAD = {"text": None, "weight": 1}
-EMPTY = {"text": "a", "weight": 1}
+BAD = {"text": None, "weight": 1, "domain": "bad"}
+EMPTY = {"text": "a", "weight": 1, "domain": "short"}
+COLUMNS = {"weight": "weight", "source": "domain"}
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +36,7 @@ def prepared(
     """The bytes of every file of the cache, as `count` processes make it."""
     monkeypatch.setattr(workers, "num_processes", lambda: count)
     folder.mkdir()
-    load(write(folder / "rows.jsonl", rows), columns={"weight": "weight"}, **options)
+    load(write(folder / "rows.jsonl", rows), columns=COLUMNS, **options)
     found = {path.name: path.read_bytes() for path in folder.glob("cache/*/*")}
     assert "tokens.npy" in found
     return found
@@ -62,7 +63,7 @@ def test_bad_rows_are_named_as_by_one_process(
     for count in (1, 3):
         monkeypatch.setattr(workers, "num_processes", lambda count=count: count)
         with pytest.raises(DataError) as refused:
-            load(path, columns={"weight": "weight"})
+            load(path, columns=COLUMNS)
         told.append(str(refused.value))
     assert f"{path}:{at + 1}: column 'text'" in told[0]
     assert told[0] == told[1]

@@ -20,6 +20,7 @@ from limbeck.models import (
     sketched_model,
 )
 from limbeck.teachers import LocalTeacher
+from limbeck.teachers.ensemble import Ensemble
 from limbeck.teachers.remembering import for_measuring
 from limbeck.train import dry_run, train_step
 from tests.distributed.processes import live, on_ranks
@@ -33,6 +34,7 @@ CASES = {
     "two ranks": (2, {}),
     "three micro-batches": (2, {"passes": 3, "dtype": torch.bfloat16}),
     "each reduced": (2, {"passes": 3, "dtype": torch.bfloat16, "reduce": "micro_batch"}),
+    "two teachers": (2, {"passes": 3, "dtype": torch.bfloat16, "num_teachers": 2}),
     "checkpointed": (2, {"checkpointing": "full"}),
     "selective": (2, {"checkpointing": "selective"}),
     "reduced at the peak": (
@@ -44,8 +46,11 @@ CASES = {
 REDUCE = ("step", "micro_batch")
 
 
-def sharded_pair(here, folder, dtype=None):
-    """Distiller and teacher of a rank, with weights or, in a simulated world, without."""
+def sharded_pair(here, folder, dtype=None, num_teachers=1):
+    """Distiller and teacher of a rank, with weights or, in a simulated world, without.
+
+    Several teachers are an ensemble, which runs all of them on all rows.
+    """
 
     def model(name, kind):
         source = ModelSource(str(folder / name))
@@ -53,15 +58,21 @@ def sharded_pair(here, folder, dtype=None):
             return sketched_model(source, kind)
         return load_model(source, device=here.device, dtype=kind)
 
-    student, teacher = model("student", torch.float32), model("teacher", dtype or torch.float32)
+    student = model("student", torch.float32)
+    members = [model("teacher", dtype or torch.float32) for _ in range(num_teachers)]
+    teacher = members[0]  # all have its shape
     shapes = PairShapes(
         student.num_layers, teacher.num_layers, student.width, teacher.width, LayerMap(())
     )
     built = build_objective(ObjectiveConfig(), shapes, head_budget_mb=1)
-    distiller, local = Distiller(student, built), LocalTeacher(teacher)
+    distiller = Distiller(student, built)
     shard(distiller, student.blocks, here, compute_dtype=dtype)
-    shard(teacher, teacher.blocks, here)
-    return distiller, local
+    for each in members:
+        shard(each, each.blocks, here)
+    local_teachers = [LocalTeacher(each, tokenizer=tiny_tokenizer()) for each in members]
+    if num_teachers == 1:
+        return distiller, local_teachers[0]
+    return distiller, Ensemble(local_teachers, [1.0] * num_teachers)
 
 
 def figures(
@@ -74,9 +85,10 @@ def figures(
     passes=1,
     rows=ROWS,
     length=LENGTH,
+    num_teachers=1,
 ):
     """What a step of a rank takes."""
-    distiller, local = sharded_pair(here, folder, dtype)
+    distiller, local = sharded_pair(here, folder, dtype, num_teachers)
     config = RunConfig(
         teacher={"type": "online"},
         student={"type": "pretrained"},

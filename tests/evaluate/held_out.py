@@ -38,6 +38,10 @@ class Rows:
         """A name."""
         return f"{'even' if document % 2 == 0 else 'odd'}.txt:{document}"
 
+    def document_source(self, document: int) -> str:
+        """Two sources."""
+        return self.document_name(document).rpartition(":")[0]
+
     def batch(self, rows: Sequence[int]) -> Batch:
         """Those rows, or one with nothing scored."""
         w, i = self.whole, list(rows) or [0]

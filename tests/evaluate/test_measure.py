@@ -8,6 +8,7 @@ import torch
 
 from limbeck.errors import ConfigError
 from limbeck.evaluate import measure as room
+from limbeck.evaluate.groups import by_source
 from limbeck.evaluate.measure import measure
 from limbeck.evaluate.scores import Scores, breakdown, summarise
 from limbeck.losses import SignalNeeds
@@ -90,6 +91,21 @@ def test_a_breakdown_gives_the_means_over_the_tokens_of_each_group() -> None:
             for metric in ("forward_kl", "top1_agreement", "cross_entropy", "teacher_entropy"):
                 assert row[metric]["value"] == pytest.approx(grouped(group, metric), abs=2e-5)
                 assert row[metric]["low"] <= row[metric]["value"] + 1e-9
+
+
+def test_of_many_sources_folders_and_the_largest_keep_their_names() -> None:
+    tokens = {"tokens": np.array([1.0 + (7 * i) % 31 for i in range(30)])}
+    flat = [f"f{i}" for i in range(30)]
+    names, group = by_source(flat, tokens)
+    small = np.argsort(tokens["tokens"])[:10]
+    assert set(names) == {"others"} | set(flat) - {f"f{i}" for i in small}
+    others = group["tokens"][:, names.index("others")]
+    assert others.sum() == tokens["tokens"][small].sum()
+    assert np.array_equal(group["tokens"].sum(axis=1), tokens["tokens"])
+    folders = [f"{'a' if i < 10 else 'b'}/f{i}" for i in range(30)]
+    names, group = by_source(folders, tokens)
+    assert names == ["a", "b"]
+    assert group["tokens"][:, 0].sum() == tokens["tokens"][:10].sum()
 
 
 def test_the_order_of_the_rows_changes_no_figure() -> None:

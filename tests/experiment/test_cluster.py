@@ -67,6 +67,9 @@ def plan_small(recipe, folder):
 WAYS = ("parallel.teacher=shard", "parallel.teacher=replicate", "parallel.teacher=offload")
 
 
+WAYS_OF_SEVERAL = ("shard", "offload")
+
+
 def plan_ways(recipe, folder):
     """Each way to keep a teacher, and gradients sent in bfloat16, on 4 simulated H100."""
     student = f"student={{type: pretrained, path: {folder / 'student'}}}"
@@ -105,6 +108,39 @@ def test_each_way_to_keep_the_teacher_is_planned(tmp_path):
     assert "teacher weights, gathered" not in replicate["memory_bytes"]
     summed = [each["reduce-scatter"]["whole_bytes"] for each in counts]
     assert summed[0] == summed[1] == summed[2] == 2 * summed[3]
+
+
+def plan_several(recipe, folder, kinds):
+    """One teacher, and two of it in each way, their weights on the device and in host memory."""
+    one = load(recipe).teacher
+    several = {"routed": {"a": one, "b": one}, "ensemble": [one, one]}
+    student = f"student={{type: pretrained, path: {folder / 'student'}}}"
+    for kind, way in kinds:
+        changes = [student, f"parallel.teacher={way}"]
+        if kind != "online":
+            changes.append(f"teacher={json.dumps({'type': kind, 'teachers': several[kind]})}")
+        plan = plan_here(recipe, changes, 1, read_hardware("h100"))
+        (folder / f"{kind} {way}.json").write_text(json.dumps(dataclasses.asdict(plan)))
+
+
+def test_all_of_several_teachers_are_planned(tmp_path):
+    kinds = [(kind, way) for kind in ("online", "routed", "ensemble") for way in WAYS_OF_SEVERAL]
+    assert live(plan_several, without_weights(tmp_path), tmp_path, kinds) == 0
+    plans = {key: json.loads((tmp_path / "{} {}.json".format(*key)).read_text()) for key in kinds}
+    one = plans["online", "shard"]
+    weights = "teacher weights"
+    for kind in ("routed", "ensemble"):
+        on_device, offloaded = plans[kind, "shard"], plans[kind, "offload"]
+        assert on_device["parameters"]["teacher"] == 2 * one["parameters"]["teacher"]
+        assert on_device["memory_bytes"][weights] == 2 * one["memory_bytes"][weights]
+        saved = on_device["memory_bytes"][weights] - offloaded["memory_bytes"][weights]
+        assert offloaded["host_bytes"] == saved == 2 * plans["online", "offload"]["host_bytes"]
+        peaks = [sum(plan["memory_bytes"].values()) for plan in (on_device, offloaded)]
+        assert peaks[0] - peaks[1] == saved, "nothing else changes"
+    flops = {kind: plans[kind, "shard"]["cluster"]["flops"] for kind in ("routed", "ensemble")}
+    own = flops["ensemble"] - one["cluster"]["flops"]
+    assert own > 0, "a pass of the second teacher"
+    assert flops["routed"] - one["cluster"]["flops"] < 0.1 * own, "each row has one teacher"
 
 
 @pytest.mark.long

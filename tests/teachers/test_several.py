@@ -12,14 +12,22 @@ from limbeck.evaluate.measure import measure
 from limbeck.evaluate.scores import summarise
 from limbeck.experiment import load
 from limbeck.losses.distributions import log_softmax
-from limbeck.teachers import DISTRIBUTION, LocalTeacher, TeacherRequest, TextWindows, teachers
+from limbeck.teachers import (
+    DISTRIBUTION,
+    LocalTeacher,
+    TeacherRequest,
+    TextWindows,
+    require_all_local,
+    teachers,
+)
 from limbeck.teachers.ensemble import Ensemble
 from limbeck.teachers.routed import RoutedTeacher
+from tests.data.data_files import write
 from tests.experiment.recordings import recorded
 from tests.experiment.tiny_run import steps_of, write_model, write_recipe, write_texts
 from tests.models.tiny import random_batch, tiny_llama, tiny_tokenizer
 from tests.tokenizers.small import small
-from tests.train.toy import ALONE
+from tests.train.toy import ALONE, FakeTeacher
 
 
 @pytest.fixture(autouse=True)
@@ -115,6 +123,57 @@ def test_routing_every_source_to_one_teacher_equals_that_teacher(parts):
     assert found.keys() == wanted.keys()
     for name in wanted:
         assert found[name] == pytest.approx(wanted[name], abs=1e-5), name
+
+
+def as_one_file(folder, path):
+    """The recipe with one file to train on and one held out; `domain` is each row's source."""
+    recipe = json.loads(path.read_text())
+    for kind, section, key in (("train", "data", "path"), ("held", "evaluate", "data")):
+        rows = [
+            json.loads(line) | {"domain": name}
+            for name in ("chat", "code")  # in the order of the files
+            for line in (folder / kind / f"{name}.jsonl").read_text().splitlines()
+        ]
+        write(folder / f"all-{kind}.jsonl", rows)
+        recipe[section][key] = str(folder / f"all-{kind}.jsonl")
+    recipe["data"]["columns"] = {"source": "domain"}
+    recipe["output"] = str(folder / "run-of-column")
+    path.write_text(json.dumps(recipe))
+    return path
+
+
+def test_routing_by_a_column_trains_and_reports_as_by_the_files(tmp_path):
+    path = recipe_of_two(tmp_path)
+    steps, figures = [], []
+    for output in ("run", "run-of-column"):
+        if output == "run-of-column":
+            as_one_file(tmp_path, path)
+        with limbeck.assemble(load(path)) as run:
+            run.train()
+        steps.append([each["loss"] for each in steps_of(tmp_path / output)])
+        evaluation = json.loads((tmp_path / output / "evaluation.json").read_text())
+        figures.append(evaluation["groups"]["distilled"]["source"])
+    assert steps[0] == steps[1]
+    by_file, by_column = figures
+    assert [row["group"] for row in by_file] == ["chat.jsonl", "code.jsonl"]
+    assert [row.pop("group") for row in by_column] == ["chat", "code"]
+    for row in by_file:
+        del row["group"]
+    assert by_file == by_column
+
+
+def test_source_without_a_teacher_is_refused_by_name_and_must_match_exactly(tmp_path):
+    path = recipe_of_two(tmp_path)
+    recipe = json.loads(path.read_text())
+    first, second = recipe["teacher"]["teachers"].values()
+    recipe["teacher"]["teachers"] = {"all-train": first, "chat": second}
+    path.write_text(json.dumps(recipe))
+    words = r"data: .*all-train\.jsonl:\d+ of source 'code' has none; .*after one source\."
+    with (
+        pytest.raises(DataError, match=words),
+        limbeck.assemble(load(as_one_file(tmp_path, path))) as run,
+    ):
+        run.train()
 
 
 def test_order_of_routed_teachers_does_not_matter(parts):
@@ -216,3 +275,11 @@ def test_top_k_store_in_an_ensemble_is_refused_before_the_run(tmp_path):
     several = teachers.bind({"type": "ensemble", "teachers": both}, "teacher")(ALONE)
     with pytest.raises(ConfigError, match=r"whole vocabulary, and the store .* holds top_k"):
         several.require(TeacherRequest(needs=DISTRIBUTION))
+
+
+def test_a_plan_needs_the_weights_of_every_teacher():
+    first, second = member(0), member(1)
+    both = Ensemble([first, Ensemble([second], [1.0])], [1.0, 1.0])
+    assert require_all_local(both, "a plan") == (first, second)
+    with pytest.raises(ConfigError, match="a plan needs the weights of the teacher's model"):
+        require_all_local(Ensemble([first, FakeTeacher(second)], [1.0, 1.0]), "a plan")

@@ -34,7 +34,7 @@ def fits(peak_bytes: int, hardware: Hardware) -> bool:
 
 def cluster_plan(
     distiller: Distiller,
-    teacher: CausalLM,
+    teachers: Sequence[CausalLM],
     config: RunConfig,
     step: StepFootprint,
     hardware: Hardware,
@@ -50,7 +50,10 @@ def cluster_plan(
     tokens = rows * config.data.sequence_length
     step_seconds = max(compute, sending)
     return Plan(
-        parameters={"teacher": teacher.num_parameters, "student": distiller.student.num_parameters},
+        parameters={
+            "teacher": sum(teacher.num_parameters for teacher in teachers),
+            "student": distiller.student.num_parameters,
+        },
         trained_parameters=sum(p.numel() for p in distiller.parameters() if p.requires_grad),
         memory_bytes=dict(sorted(step.memory_bytes.items(), key=lambda pair: -pair[1])),
         free_memory_bytes=hardware.memory_bytes,

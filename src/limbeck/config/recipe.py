@@ -53,7 +53,8 @@ class ReadConfig:
     downloading all of it."""
     columns: Mapping[str, str] = field(default_factory=dict)
     """Other names for the columns a type reads, e.g. `{text: body}`; and `{weight: column}`, for a
-    number that multiplies the objective on every token of its row."""
+    number that multiplies the objective on every token of its row, and `{source: column}`, for the
+    name by which a routed teacher chooses and held-out figures are grouped."""
     max_documents: Positive | None = None
     """Use only the first rows of the text, at most this many."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,8 +18,8 @@ from jaxtyping import Shaped
 
 from limbeck.config import DataConfig
 from limbeck.data.columns import Column, Kinds, columns
-from limbeck.data.detect import WEIGHT, advice, wanted_columns
-from limbeck.data.formats import Encoder, Piece, Reader, Values
+from limbeck.data.detect import SOURCE, WEIGHT, added_columns, advice, wanted_columns
+from limbeck.data.formats import Encoder, Piece, Reader, Values, text_problem
 from limbeck.data.packing import cut, pack
 from limbeck.data.rows import Row, Source
 from limbeck.data.workers import in_order
@@ -31,6 +31,7 @@ CHUNK_ROWS = 512
 CHUNK_CHARACTERS = 1 << 21
 
 MOST_WEIGHT = 1e6
+MOST_SOURCES = 1000
 
 TOO_SHORT = "less than two tokens"
 UNSCORED = "nothing to predict"
@@ -46,6 +47,7 @@ KINDS: Kinds = {
     "document_ends": (np.int64, 0),
     "document_places": (np.int64, 2),
     "document_weights": (np.float32, 0),
+    "document_sources": (np.int32, 0),
 }
 """The arrays of `TextData` that grow while a text is read."""
 
@@ -70,6 +72,7 @@ class Draft:
 
     Attributes:
         arrays: With places that count from the draft's first token and first document.
+        sources: Names in the column of sources, in the order of the text, and their numbers.
         tokenised: False for rows of a text that is already refused.
     """
 
@@ -83,6 +86,7 @@ class Draft:
     num_scored: int = 0
     largest_id: int = 0
     has_weight: bool = False
+    sources: dict[str, int] = field(default_factory=dict)
     dropped: Counter[str] = field(default_factory=Counter)
     bad_rows: list[BadRow] = field(default_factory=list)
     num_bad: int = 0
@@ -92,6 +96,8 @@ class Draft:
         arrays = {name: joined(name, values) for name, values in later.arrays.items()}
         arrays["windows"] += (self.num_tokens, 0, self.num_documents)
         arrays["document_ends"] += self.num_tokens
+        numbers = [self.number_of(source) for source in later.sources]
+        arrays["document_sources"] = np.array(numbers, np.int32)[arrays["document_sources"]]
         for name, values in arrays.items():
             to[name].extend(values)
         self.num_tokens += later.num_tokens
@@ -105,6 +111,10 @@ class Draft:
         self.has_weight |= later.has_weight
         self.dropped += later.dropped
         self.bad_rows = (self.bad_rows + later.bad_rows)[:SHOWN]
+
+    def number_of(self, source: str) -> int:
+        """The number of a source, the next one where it is new."""
+        return self.sources.setdefault(source, len(self.sources))
 
 
 def build(
@@ -139,6 +149,7 @@ def build(
                 continue  # sent to a process before the first bad row was known
             draft.append(part, files)
             refused = draft.num_bad > 0 and config.bad_rows == "error"
+            refuse_many_sources(draft, config)
             progress(draft.num_documents + draft.num_bad, draft.num_tokens)
     refuse(draft, config, source)
     num_rows = plan_rows(folder, config)
@@ -156,7 +167,7 @@ def tokenise(config: DataConfig, reader: Reader, encoder: Encoder, chunk: Chunk)
     if draft.tokenised:
         encoded = reader.encode([values for _, values in good], encoder)
         for (row, values), piece in zip(good, encoded, strict=True):
-            add(draft, row, values, piece, config)
+            add(draft, row, values, piece, config.sequence_length, added_columns(config, reader))
     return draft
 
 
@@ -215,25 +226,27 @@ def checked(draft: Draft, row: Row, config: DataConfig, reader: Reader) -> Value
         return None
     present = needed | {n: c for n, c in optional.items() if row.values.get(c) is not None}
     values = {name: row.values[column] for name, column in present.items()}
-    defect = reader.problem(values) or weight_problem(values, present.get(WEIGHT, WEIGHT))
+    defect = reader.problem(values)
+    for name, column in added_columns(config, reader).items():
+        problem_of = weight_problem if name == WEIGHT else text_problem
+        defect = defect or problem_of(values[name], f"column {column!r}")
     if defect is not None:
         note_bad_row(draft, row, defect)
         return None
     return values
 
 
-def weight_problem(values: Values, column: str = WEIGHT) -> str | None:
-    """Why a row's weight, from a column of the file, is invalid; None when valid or absent.
+def weight_problem(weight: Any, name: str) -> str | None:
+    """Why a row's weight is invalid; None when it is valid.
 
     Example:
-        >>> weight_problem({"weight": -1})
+        >>> weight_problem(-1, "column 'weight'")
         "column 'weight' must be a number from 0 to 1,000,000, got -1"
     """
-    weight = values.get(WEIGHT, 1.0)
     is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
     if is_number and 0 <= weight <= MOST_WEIGHT:
         return None
-    return f"column {column!r} must be a number from 0 to 1,000,000, got {str(weight)[:40]}"
+    return f"{name} must be a number from 0 to 1,000,000, got {str(weight)[:40]}"
 
 
 def note_bad_row(draft: Draft, row: Row, problem: str) -> None:
@@ -248,17 +261,29 @@ def named(draft: Draft, files: Sequence[str]) -> list[str]:
     return [f"{files[file]}:{line}: {problem}" for file, line, problem in draft.bad_rows]
 
 
-def add(draft: Draft, row: Row, values: Values, piece: Piece | str, config: DataConfig) -> None:
-    """Add a tokenised row: its tokens, its windows, and what is dropped of it."""
+def add(
+    draft: Draft,
+    row: Row,
+    values: Values,
+    piece: Piece | str,
+    sequence_length: int,
+    added: Collection[str],
+) -> None:
+    """Add a tokenised row: its tokens, its windows, and what is dropped of it.
+
+    Args:
+        added: Columns among its values that are not its content.
+    """
     if isinstance(piece, str):
         note_bad_row(draft, row, piece)
         return
-    content = {name: value for name, value in values.items() if name != WEIGHT}
+    content = {name: value for name, value in values.items() if name not in added}
     body = json.dumps(content, sort_keys=True, default=str)
-    weight, num_scored = float(values.get(WEIGHT, 1.0)), int(piece.scored.sum())
+    weight = float(values[WEIGHT]) if WEIGHT in added else 1.0
+    num_scored = int(piece.scored.sum())
     new, windows = draft.arrays, 0
     if num_scored:
-        for start, positions in cut(len(piece.ids), config.sequence_length):
+        for start, positions in cut(len(piece.ids), sequence_length):
             if piece.scored[start + 1 : start + positions + 1].any():
                 place = (draft.num_tokens + start, positions, draft.num_documents)
                 new["windows"].append(place)
@@ -277,8 +302,10 @@ def add(draft: Draft, row: Row, values: Values, piece: Piece | str, config: Data
     new["document_scored"].append(num_scored)
     new["document_ends"].append(draft.num_tokens)
     new["document_places"].append((row.file, row.number))
-    if WEIGHT in config.columns:
+    if WEIGHT in added:
         new["document_weights"].append(weight)
+    if SOURCE in added:
+        new["document_sources"].append(draft.number_of(values[SOURCE]))
     draft.num_documents += 1
     draft.num_used += windows > 0
     draft.num_windows += windows
@@ -329,6 +356,16 @@ def refuse(draft: Draft, config: DataConfig, source: Source) -> None:
         )
 
 
+def refuse_many_sources(draft: Draft, config: DataConfig) -> None:
+    """Refuse a column of sources that is none, such as one of texts or of addresses."""
+    if len(draft.sources) > MOST_SOURCES:
+        raise DataError(
+            f"data.columns.source: a text must have at most {MOST_SOURCES:,} different sources, "
+            f"and column {config.columns[SOURCE]!r} of {config.path} has more. Name a column of "
+            "few values, such as a domain."
+        )
+
+
 def facts(
     draft: Draft, config: DataConfig, source: Source, folder: Path, num_rows: int
 ) -> dict[str, Any]:
@@ -339,6 +376,7 @@ def facts(
         "documents_used": draft.num_used,
         "duplicates": num_repeated(folder),
         "dropped": dict(draft.dropped),
+        "document_sources": list(draft.sources),
         "windows": draft.num_windows,
         "positions": draft.num_positions,
         "scored": draft.num_scored,

@@ -17,13 +17,22 @@ ORDER = ("chat", "sharegpt", "alpaca", "completion", "text")
 TRIED_ROWS = 100
 """Rows among which the first readable one is looked for."""
 
-WEIGHT = "weight"
-"""A column that any type reads where `data.columns` names it."""
+WEIGHT, SOURCE = "weight", "source"
+"""Columns that any type reads where `data.columns` names them."""
 
 
 def known_columns(reader: Reader) -> tuple[str, ...]:
     """Names that `data.columns` may have for a type."""
-    return (*reader.columns, *reader.optional, WEIGHT)
+    return tuple(dict.fromkeys((*reader.columns, *reader.optional, WEIGHT, SOURCE)))
+
+
+def added_columns(config: DataConfig, reader: Reader) -> dict[str, str]:
+    """The weight and the source that `data.columns` names: our name, and the file's.
+
+    A type may have a column of its own that is called so; it is then the type's alone.
+    """
+    own = (*reader.columns, *reader.optional)
+    return {n: config.columns[n] for n in (WEIGHT, SOURCE) if n in config.columns and n not in own}
 
 
 def wanted_columns(config: DataConfig, reader: Reader) -> tuple[dict[str, str], dict[str, str]]:

@@ -35,7 +35,7 @@ from limbeck.progress import ProgressLines
 from limbeck.registry import Problem, suggest
 from limbeck.tokenizers import template_hash, tokenizer_hash
 
-FORMAT = 6
+FORMAT = 7
 """Raised whenever the same input would give other arrays."""
 LOCK_TIMEOUT_S = 3600.0
 UNCUT = 1 << 30

@@ -79,6 +79,7 @@ def join(texts: Sequence[TextData], names: Sequence[str], folder: Path) -> dict[
     documents = starts([text.num_documents for text in texts])
     files = starts([len(text.names) for text in texts])
     weighted = any(len(text.document_weights) for text in texts)
+    sources = joined_sources(texts)
     rows: Kinds = {"row_windows": (np.int64, 0), "row_ends": (np.int64, 0)}
     with columns(folder, {**KINDS, **rows}) as to:
         for text, t, w, d, f in zip(texts, tokens, windows, documents, files, strict=True):
@@ -89,6 +90,8 @@ def join(texts: Sequence[TextData], names: Sequence[str], folder: Path) -> dict[
             to["document_places"].extend(text.document_places + np.array([f, 0]))
             if weighted:
                 to["document_weights"].extend(weights_of(text))
+            if sources:
+                to["document_sources"].extend(source_numbers(text, sources))
             for name in ("tokens", "scored", "document_hashes", "document_bytes"):
                 to[name].extend(vars(text)[name])
             to["document_scored"].extend(text.document_scored)
@@ -106,6 +109,19 @@ def weights_of(text: TextData) -> Any:
     return text.document_weights if has else np.ones(text.num_documents, dtype=np.float32)
 
 
+def joined_sources(texts: Sequence[TextData]) -> list[str]:
+    """The names in all texts' columns of sources, each once."""
+    return list(dict.fromkeys(name for t in texts for name in t.facts["document_sources"]))
+
+
+def source_numbers(text: TextData, sources: Sequence[str]) -> Any:
+    """Numbers of the documents' sources among all sources, -1 where the text has no column."""
+    if not len(text.document_sources):
+        return np.full(text.num_documents, -1, dtype=np.int32)
+    own = [sources.index(name) for name in text.facts["document_sources"]]
+    return np.array(own, dtype=np.int32)[text.document_sources]
+
+
 def joined_facts(
     texts: Sequence[TextData], names: Sequence[str], duplicates: int
 ) -> dict[str, Any]:
@@ -121,6 +137,7 @@ def joined_facts(
         "sha256": hashlib.sha256(sums.encode()).hexdigest(),
         "bad_rows": {"skipped": sum(f["bad_rows"]["skipped"] for f in every), "first": bad[:SHOWN]},
         "duplicates": duplicates,
+        "document_sources": joined_sources(texts),
         "dropped": dict(sum((Counter(facts["dropped"]) for facts in every), Counter[str]())),
         "largest_token_id": max(facts["largest_token_id"] for facts in every),
         "sequence_length": every[0]["sequence_length"],

@@ -29,6 +29,7 @@ ARRAYS = (
     "document_ends",
     "document_places",
     "document_weights",
+    "document_sources",
 )
 
 
@@ -70,6 +71,8 @@ class TextData:
         document_places: File and line of each document.
         document_weights: Factor of the objective on each document's tokens; empty where the text
             has no weight column.
+        document_sources: Index of each document's source in the fact of this name, -1 in a part of
+            a mixture without a source column; empty where the text has none.
         names: Of the files, relative to the data path; in a mixture below the source's name.
         facts: Hashes, counts, and dropped documents by reason; JSON.
         sources: Of a mixture, in the order of their rows; of any other text none.
@@ -87,6 +90,7 @@ class TextData:
     document_ends: Int64[np.ndarray, " documents"]
     document_places: Int64[np.ndarray, "documents 2"]
     document_weights: Float32[np.ndarray, " weighted"]
+    document_sources: Int32[np.ndarray, " sourced"]
     names: tuple[str, ...]
     facts: Mapping[str, Any]
     sources: tuple[MixedSource, ...] = ()
@@ -117,6 +121,15 @@ class TextData:
         """Where a document came from, as `file:line`; no folder of this machine is in it."""
         file, number = self.document_places[document].tolist()
         return f"{self.names[file]}:{number}"
+
+    def column_source(self, document: int) -> str | None:
+        """A document's source as its column names it; None where its text has no such column."""
+        number = int(self.document_sources[document]) if len(self.document_sources) else -1
+        return None if number < 0 else str(self.facts["document_sources"][number])
+
+    def document_source(self, document: int) -> str:
+        """A document's source: as its column names it, else its file."""
+        return self.column_source(document) or self.document_name(document).rpartition(":")[0]
 
     @property
     def portions(self) -> tuple[Portion, ...]:

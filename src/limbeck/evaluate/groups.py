@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePosixPath
 
@@ -20,6 +21,7 @@ ENTROPY_BINS = 1 << 16
 MAX_ENTROPY = 16.0
 """Nats; above the entropy of a uniform distribution over 8 million tokens."""
 MOST_SOURCES = 20
+OTHERS = "others"
 
 Group = Mapping[str, Float64[np.ndarray, "documents groups"]]
 """By metric, and `tokens`: the sum over the tokens of a document in each group."""
@@ -111,13 +113,18 @@ def by_source(
     """Names of the sources, and the sums of each document in the column of its source.
 
     Args:
-        sources: File of each document.
-        columns: Sums over each whole document.
+        sources: Of each document. More than 20 are grouped by folder, if they have folders; of more
+            than 20 that are left, all but the 20 with the most tokens are `others`.
+        columns: Sums over each whole document; `tokens` is one of them.
     """
-    names = sorted(set(sources))
-    if len(names) > MOST_SOURCES:
+    if len(set(sources)) > MOST_SOURCES and any("/" in source for source in sources):
         sources = [str(PurePosixPath(source).parent) for source in sources]
-        names = sorted(set(sources))
+    tokens: Counter[str] = Counter()
+    for source, count in zip(sources, columns["tokens"].tolist(), strict=True):
+        tokens[source] += count
+    kept = [source for source, _ in tokens.most_common(MOST_SOURCES)]
+    sources = [source if source in kept else OTHERS for source in sources]
+    names = sorted(set(sources))
     own = np.array([names.index(source) for source in sources], dtype=np.int64)
     placed = {name: np.zeros((len(own), len(names))) for name in columns}
     for name, column in columns.items():

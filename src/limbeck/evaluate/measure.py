@@ -66,7 +66,10 @@ class Documents(Protocol):
         """The rows with these numbers; none gives one row with nothing scored."""
 
     def document_name(self, document: int) -> str:
-        """The source of a document, for messages."""
+        """Where a document comes from, for messages."""
+
+    def document_source(self, document: int) -> str:
+        """The source of a document, by which figures are grouped."""
 
 
 class Chunk(NamedTuple):
@@ -249,7 +252,7 @@ def as_scores(totals: dict[str, np.ndarray], data: Documents) -> Scores:
         bytes=np.asarray(data.document_bytes, dtype=np.float64)[kept] * share,
         calibration=calibration[kept],
         documents=kept,
-        sources=tuple(data.document_name(d).rpartition(":")[0] for d in kept.tolist()),
+        sources=tuple(data.document_source(d) for d in kept.tolist()),
         padded_mass=float(padded.sum() / max(counts.sum(), 1)),
     )
 

@@ -48,7 +48,7 @@ class Scores:
         bytes: UTF-8 bytes of the text of those tokens.
         calibration: Sum of (hit - confidence) of the student's top token, by confidence bin.
         documents: Index of each document in the data set.
-        sources: File of each document; empty where unknown.
+        sources: Source of each document, its file by default; empty where unknown.
         groups: The sums again, by `position` and by `teacher_entropy`, whose groups are deciles.
         padded_mass: The student's mean probability on rows beyond the vocabulary.
     """
@@ -111,7 +111,7 @@ def breakdown(scores: Scores) -> dict[str, list[dict[str, Any]]]:
 
     Returns:
         For `position`, `teacher_entropy` (deciles, the most certain first) and, where the text has
-        several files, `source`: a list of `{"group", "tokens", metric: interval}`.
+        several sources, `source`: a list of `{"group", "tokens", metric: interval}`.
     """
     kinds: dict[str, tuple[Sequence[str], Group]] = {}
     labels = {"position": POSITIONS, "teacher_entropy": [str(1 + i) for i in range(DECILES)]}

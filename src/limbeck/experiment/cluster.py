@@ -24,7 +24,7 @@ from limbeck.distributed import StepFootprint, World, local, simulated_world
 from limbeck.errors import ConfigError, RunError
 from limbeck.experiment.loading import load
 from limbeck.experiment.parts import (
-    STUDENT_DTYPE,
+    origin_of,
     prove_pair,
     shapes_of,
     shard_student,
@@ -32,10 +32,10 @@ from limbeck.experiment.parts import (
 )
 from limbeck.experiment.trials import trials_of
 from limbeck.losses import build_objective
-from limbeck.models import Distiller, make_trainable
+from limbeck.models import CausalLM, Distiller, make_trainable
 from limbeck.registry import type_of
-from limbeck.students import Origin, initialisers, reads_teacher
-from limbeck.teachers import LocalTeacher, TeacherRequest, require_local, teachers
+from limbeck.students import initialisers, reads_teacher
+from limbeck.teachers import Teacher, TeacherRequest, require_all_local, teachers
 from limbeck.train import dry_run
 from limbeck.train.micro_batch import choose_micro_batch, reduces_once
 
@@ -73,7 +73,7 @@ def plan_here(recipe: Path, overrides: Sequence[str], ranks: int, hardware: Hard
         step = step_of(pair, config, world, micro_batch)
         plan = cluster_plan(
             pair.distiller,
-            pair.teacher.model,
+            pair.teacher_models,
             config,
             step,
             hardware,
@@ -128,7 +128,12 @@ class Pair:
     """Sharded models without numbers."""
 
     distiller: Distiller
-    teacher: LocalTeacher
+    teacher: Teacher
+
+    @property
+    def teacher_models(self) -> tuple[CausalLM, ...]:
+        """The teacher's model, or those of several."""
+        return tuple(each.model for each in require_all_local(self.teacher, "check --plan"))
 
 
 def sketch(config: RunConfig, world: World) -> Pair:
@@ -138,16 +143,9 @@ def sketch(config: RunConfig, world: World) -> Pair:
         ConfigError: They do not go together.
     """
     place = world.for_teacher(config.parallel.teacher)
-    teacher = require_local(teachers.bind(config.teacher, "teacher")(place), "check --plan")
-    origin = Origin(
-        teacher.model,
-        teacher.tokenizer,
-        world,
-        STUDENT_DTYPE,
-        config.seed,
-        recorded=teacher.info.to_json(),
-    )
-    student = initialisers.bind(config.student, "student")(origin)
+    teacher = teachers.bind(config.teacher, "teacher")(place)
+    require_all_local(teacher, "check --plan")
+    student = initialisers.bind(config.student, "student")(origin_of(config, teacher, world))
     make_trainable(student.model, config.trainable, config.seed)
     vocabulary = prove_pair(student, teacher)
     limit = shortest(teacher.info.max_positions, student.model.max_positions)
@@ -159,7 +157,9 @@ def sketch(config: RunConfig, world: World) -> Pair:
         student.model, build_objective(config.objective, shapes, head_budget_mb=budget)
     )
     needs = distiller.objective.needs
-    teacher.require(TeacherRequest(needs=needs, vocabulary_size=vocabulary.size))
+    teacher.require(
+        TeacherRequest(needs=needs, vocabulary_size=vocabulary.size, simulated=world.simulated)
+    )
     teacher.shard(place)
     shard_student(distiller, config, world)
     return Pair(distiller, teacher)
@@ -168,7 +168,7 @@ def sketch(config: RunConfig, world: World) -> Pair:
 def micro_batch_of(pair: Pair, config: RunConfig, world: World, hardware: Hardware) -> int:
     """Rows of a micro-batch: the recipe's, or what `auto` takes where the models lie."""
     length = config.data.sequence_length
-    models = (pair.distiller, pair.teacher.model)
+    models = (pair.distiller, *pair.teacher_models)
     tensors = (local(p) for model in models for p in model.parameters())
     held = sum(t.nbytes for t in tensors if t.device.type == world.device.type)
     return choose_micro_batch(

@@ -176,8 +176,8 @@ def require_local(teacher: Teacher, purpose: str) -> LocalTeacher:
     if isinstance(teacher, LocalTeacher):
         return teacher
     raise ConfigError(
-        f"{purpose} needs the weights of the teacher's model, and a teacher that is stored or "
-        "runs elsewhere has none in this process. Name the model: "
+        f"{purpose} needs the weights of the teacher's model, and a teacher that is stored, runs "
+        "elsewhere or is made of several has no model of its own in this process. Name one: "
         "teacher='{type: online, path: ...}'."
     )
 

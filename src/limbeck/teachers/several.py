@@ -14,7 +14,19 @@ from limbeck.losses import SignalNeeds
 from limbeck.models import PreTrainedTokenizerBase
 from limbeck.teachers.base import DISTRIBUTION, Teacher, TeacherInfo, TeacherRequest
 from limbeck.teachers.cross_tokenizer import find_cross
+from limbeck.teachers.local import LocalTeacher, require_local
 from limbeck.tokenizers import prove_same_vocabulary, tokens_by_id
+
+
+def require_all_local(teacher: Teacher, purpose: str) -> tuple[LocalTeacher, ...]:
+    """The teachers that a teacher is made of, whose weights must be in this process.
+
+    Args:
+        purpose: What needs the weights, as the subject of the message.
+    """
+    if isinstance(teacher, SeveralTeachers):
+        return tuple(each for one in teacher.inner for each in require_all_local(one, purpose))
+    return (require_local(teacher, purpose),)
 
 
 class SeveralTeachers(Teacher):

@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
+from torch import nn
 
 from limbeck.batch import Batch
 from limbeck.config import RunConfig
 from limbeck.distributed import Footprint, StepFootprint, World, by_purpose, local, prolonged
 from limbeck.models import Distiller, checkpoint_activations
-from limbeck.teachers import LocalTeacher
+from limbeck.teachers import Teacher, require_all_local
 from limbeck.train.micro_batch import reduces_once
 from limbeck.train.optimizers import make_optimizers
 from limbeck.train.step import train_step
@@ -28,7 +29,7 @@ peak is too high, or changes while it is looked at. The lowest peak of several i
 
 def dry_run(
     distiller: Distiller,
-    teacher: LocalTeacher,
+    teacher: Teacher,
     config: RunConfig,
     world: World,
     *,
@@ -41,7 +42,7 @@ def dry_run(
     says of what it consists.
 
     Args:
-        teacher: Its needs are those of the objective.
+        teacher: With weights here, or several of such; its needs are those of the objective.
         micro_batch: Rows of a micro-batch, each position scored.
         passes: Micro-batches of this rank in a step.
     """
@@ -53,9 +54,10 @@ def dry_run(
     length = config.data.sequence_length
     tokens = torch.zeros(micro_batch, length + 1, dtype=torch.int64, device=world.device)
     batch = Batch.from_tokens(tokens)
-    models = {"student": distiller, "teacher": teacher.model}
+    teachers = nn.ModuleList(each.model for each in require_all_local(teacher, "a dry run"))
+    models = {"student": distiller, "teacher": teachers}
     footprint = Footprint(models.values(), world.device.type)
-    shards = [local(parameter) for parameter in teacher.model.parameters()]
+    shards = [local(parameter) for parameter in teachers.parameters()]
     host = sum(t.untyped_storage().nbytes() for t in shards if t.device.type != world.device.type)
     once = reduces_once(config.memory, distiller, world)
 

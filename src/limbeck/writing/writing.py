@@ -15,7 +15,7 @@ from rich.console import Console
 
 from limbeck.config import RunConfig, WriteConfig, to_plain
 from limbeck.data import AskedPrompts, ask
-from limbeck.data.detect import WEIGHT
+from limbeck.data.detect import SOURCE, WEIGHT
 from limbeck.data.formats import Encoder
 from limbeck.distributed import world
 from limbeck.errors import ConfigError, DataError
@@ -276,9 +276,11 @@ def write_problems(config: RunConfig) -> Iterator[Problem]:
         yield Problem(
             "data.mix", "prompts are of one text, got several. Write from each by itself."
         )
-    if WEIGHT in config.data.columns:
-        yield Problem(
-            "data.columns.weight", "weighs rows, and prompts have no weights. Remove it or `write`."
-        )
+    for name in (WEIGHT, SOURCE):
+        if name in config.data.columns:
+            yield Problem(
+                f"data.columns.{name}",
+                f"reads the {name} of a row, and written rows have none. Remove it or `write`.",
+            )
     for index, spec in enumerate(settings.filters):
         yield from filters.problems(spec, f"write.filters[{index}]")
