@@ -115,16 +115,16 @@ def test_a_doubled_bos_and_a_missing_end_token_are_reported():
     assert first is not None
     assert end not in (None, first)
     scored = [True] * 3
-    doubled = text_notes(tokenizer, [row_of([first, first, 5, 6], scored)], is_chat=False)
+    doubled = text_notes(tokenizer, [row_of([first, first, 5, 6], scored)], template=None)
     assert "twice" in doubled[0]
     assert "learn to stop" in doubled[1]
-    assert text_notes(tokenizer, [row_of([first, 5, 6, end], scored)], is_chat=False) == []
+    assert text_notes(tokenizer, [row_of([first, 5, 6, end], scored)], template=None) == []
 
 
 def test_a_chat_shows_its_template_and_the_number_of_scored_tokens():
     tokenizer = small()
     ids = [5, 6, 7, tokenizer.eos_token_id]
-    notes = text_notes(tokenizer, [row_of(ids, [False, True, True])], is_chat=True)
+    notes = text_notes(tokenizer, [row_of(ids, [False, True, True])], template="this template")
     assert len(notes) == 1
     assert "3 tokens, 2 are trained" in notes[0]
 

@@ -156,9 +156,13 @@ def trained_on(tokenizer: PreTrainedTokenizerBase, batch: Batch) -> list[Excerpt
 
 
 def text_notes(
-    tokenizer: PreTrainedTokenizerBase, batches: Iterable[Batch], *, is_chat: bool
+    tokenizer: PreTrainedTokenizerBase, batches: Iterable[Batch], *, template: str | None
 ) -> list[str]:
-    """Notes about templates and special tokens."""
+    """Notes about templates and special tokens.
+
+    Args:
+        template: Which chat template writes conversations; None for text without any.
+    """
     first, end = tokenizer.bos_token_id, tokenizer.eos_token_id
     doubled = ends = scored = unscored = 0
     for batch in batches:
@@ -171,10 +175,10 @@ def text_notes(
         scored += int(batch.num_scored())
         unscored += int((~batch.scored & (batch.document_ids >= 0)).sum())
     notes = []
-    if is_chat:
+    if template is not None:
         notes.append(
-            "Conversations are written with the teacher's chat template, for the student too; of "
-            f"the sample's {scored + unscored:,} tokens, {scored:,} are trained."
+            f"Conversations are written with {template}; of the sample's {scored + unscored:,} "
+            f"tokens, {scored:,} are trained."
         )
     if doubled:
         notes.append(

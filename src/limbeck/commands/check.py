@@ -38,7 +38,7 @@ from limbeck.checks import (
     trained_on,
 )
 from limbeck.commands.arguments import Overrides, argument, option
-from limbeck.data import reader_of, spread
+from limbeck.data import spread
 from limbeck.errors import ConfigError
 from limbeck.experiment import Run, assemble, load
 from limbeck.experiment import schema as recipe_schema
@@ -179,10 +179,14 @@ def tell(run: Run, *, as_json: bool) -> list[str]:
         plan = plan_of(run, case)
     findings += plan_findings(plan)
     batches = [parts.data.batch([row]) for row in spread(parts.data.num_rows, NOTED_ROWS)]
-    is_chat = any(reader_of(kind).uses_template for kind in parts.data.types)
+    template = None
+    if parts.data.is_conversation.any():
+        template = "the teacher's chat template, for the student too"
+        if unlike is not None:
+            template = "each model's own chat template"
     notes = [
         *parts.notes,
-        *text_notes(parts.tokenizer, batches, is_chat=is_chat),
+        *text_notes(parts.tokenizer, batches, template=template),
         *(number_format_notes(bfloat16_gain()) if is_float32_on_cpu(parts) else ()),
     ]
     example = trained_on(parts.tokenizer, batches[0])
