@@ -188,7 +188,9 @@ def test_a_run_of_conversations_trains_and_measures(tmp_path):
 def test_answers_that_one_template_changes_are_named_and_can_be_skipped(tmp_path):
     upper = HEADED.replace("m.content", "m.content | upper", 1)
     path = write_pair(tmp_path, teacher_tokenizer(template=upper))
-    with pytest.raises(DataError, match=r"chat\.jsonl:1: an answer begins with 'A still boils"):
+    with pytest.raises(
+        DataError, match=r"chat\.jsonl:1: the chat templates write an answer .* after 2 b"
+    ):
         parts_of(path)
     rows = conversations()
     rows[5] = chat(5, "42.", "7!")
@@ -198,6 +200,22 @@ def test_answers_that_one_template_changes_are_named_and_can_be_skipped(tmp_path
         (part,) = run.parts.teacher.signal(data.batch(range(data.num_rows))).parts
         assert len(part.positions) > 0
         assert any("windows have no teacher" in note for note in run.parts.notes)
+
+
+def test_white_space_that_one_template_removes_leaves_the_rest_aligned(tmp_path):
+    trimmed = HEADED.replace("m.content", "m.content | trim")
+    rows = [chat(n, f"{ANSWERS[n % 3][0]}\n", ANSWERS[n % 3][1]) for n in range(12)]
+    counts = []
+    for name, template, chats in (
+        ("a", HEADED, conversations()), ("b", trimmed, rows), ("c", HEADED, rows)
+    ):  # fmt: skip
+        (tmp_path / name).mkdir()
+        path = write_pair(tmp_path / name, teacher_tokenizer(template=template), chats)
+        with parts_of(path) as run:
+            data = run.parts.data
+            (part,) = run.parts.teacher.signal(data.batch(range(data.num_rows))).parts
+            counts.append(len(part.positions))
+    assert counts[0] - 2 * 12 <= counts[1] < counts[2]
 
 
 def test_a_conversation_that_the_teachers_template_refuses_is_named(tmp_path):

@@ -63,7 +63,7 @@ class ConversationAligner(Aligner):
         self._tokenizer = tokenizer
         self._texts: list[Indexed] = []
 
-    def know(self, text: TextWindows) -> None:
+    def add(self, text: TextWindows) -> None:
         """Read the conversations of a text again, in the teacher's tokens.
 
         Raises:
@@ -95,7 +95,9 @@ class ConversationAligner(Aligner):
         for text in self._texts:
             place = int(np.searchsorted(text.keys, key))
             if place < len(text.keys) and text.keys[place] == key:
-                return self._aligned(text, int(text.windows[place]))
+                window = int(text.windows[place])
+                if np.array_equal(tokens_of(text.ours, window), ids):
+                    return self._aligned(text, window)
         return None
 
     def _aligned(self, text: Indexed, window: int) -> Alignment | str:

@@ -199,7 +199,7 @@ class CrossTokenizerTeacher(WrappingTeacher):
         """Align the windows that are checked, and count the coverage of the first text."""
         problems, num_windows = [], 0
         for text in texts:
-            self._known.aligner.know(text)
+            self._known.aligner.add(text)
             checked = replace(text, windows=spaced(text.windows, CHECKED_WINDOWS))
             problems += self._problems(checked)
             num_windows += len(checked.windows)

@@ -30,7 +30,7 @@ class Rendering(NamedTuple):
     scored: Bool[np.ndarray, " n"]
 
 
-class Answer(NamedTuple):
+class AnswerTokens(NamedTuple):
     """An answer in the tokens of one side.
 
     Attributes:
@@ -45,23 +45,29 @@ class Answer(NamedTuple):
     text: bytes
     is_closed: bool
 
-    @property
-    def stop(self) -> int:
-        """One past its last token, the end of the turn included."""
-        return self.start + len(self.ends) + self.is_closed
+    def without_space(self) -> AnswerTokens:
+        """The same without the space it begins with."""
+        return self._replace(ends=self.ends - 1, text=self.text[1:])
+
+    def first(self, size: int) -> AnswerTokens:
+        """The whole tokens of its first bytes; the end of the turn belongs to all of it."""
+        is_closed = self.is_closed and size == len(self.text)
+        return self._replace(
+            ends=self.ends[self.ends <= size], text=self.text[:size], is_closed=is_closed
+        )
 
 
 @dataclass
-class Side:
-    """Where the tokens of one rendering end, as far as they are placed."""
+class PlacedTokens:
+    """Where the tokens of one rendering end, of the first `count` of them."""
 
     edges: Edges
-    at: int = 0
+    count: int = 0
 
     def place(self, ends: Edges | list[int]) -> None:
         """Place the next tokens."""
-        self.edges[self.at : self.at + len(ends)] = ends
-        self.at += len(ends)
+        self.edges[self.count : self.count + len(ends)] = ends
+        self.count += len(ends)
 
 
 def align_conversation(aligner: Aligner, ours: Rendering, theirs: Rendering) -> Alignment | str:
@@ -69,33 +75,44 @@ def align_conversation(aligner: Aligner, ours: Rendering, theirs: Rendering) -> 
 
     Nothing between answers is aligned: each template writes roles and turns in its own way. Both
     sides stand together before the first token of an answer, unless one of them puts a space
-    before it.
+    before it. If one removes white space after an answer, its end of the turn is not aligned.
     """
-    found = [
-        answers(side, each) for side, each in ((aligner.student, ours), (aligner.teacher, theirs))
-    ]
-    if problem := difference(*found):
-        return problem
-    sides = [Side(np.empty(len(each.ids), dtype=np.int64)) for each in (ours, theirs)]
+    own, other = answers(aligner.student, ours), answers(aligner.teacher, theirs)
+    if isinstance(own, str):
+        return own
+    if isinstance(other, str):
+        return other
+    if len(own) != len(other):
+        return f"the student's chat template writes {len(own)} answers, the teacher's {len(other)}"
+    placed = [PlacedTokens(np.empty(len(each.ids), dtype=np.int64)) for each in (ours, theirs)]
     at = 0
-    for pair in zip(*found, strict=True):
-        has_space = [answer.text[:1] == b" " for answer in pair]
-        spaces = [int(has and not all(has_space)) for has in has_space]
-        at = place_between(sides, [answer.start for answer in pair], at, spaces)
-        for side, answer, space in zip(sides, pair, spaces, strict=True):
-            side.place(at + answer.ends - space)
-        at += len(pair[0].text) - spaces[0]
-        if all(answer.is_closed for answer in pair):
+    for pair in zip(own, other, strict=True):
+        starts = [answer.start for answer in pair]
+        spaces = [int(answer.text[:1] == b" ") for answer in pair]
+        spaces = [0, 0] if all(spaces) else spaces
+        texts = [
+            answer.without_space() if space else answer
+            for answer, space in zip(pair, spaces, strict=True)
+        ]
+        if problem := difference(*(answer.text for answer in texts)):
+            return problem
+        size = min(len(answer.text) for answer in texts)
+        shared = [answer.first(size) for answer in texts]
+        at = place_between(placed, starts, at, spaces)
+        for side, answer in zip(placed, shared, strict=True):
+            side.place(at + answer.ends)
+        at += size
+        if all(answer.is_closed for answer in shared):
             at += 1
-            for side in sides:
+            for side in placed:
                 side.place([at])
-    place_between(sides, [len(each.ids) for each in (ours, theirs)], at, [0, 0])
-    return Alignment(theirs.ids, sides[0].edges, sides[1].edges)
+    place_between(placed, [len(each.ids) for each in (ours, theirs)], at, [0, 0])
+    return Alignment(theirs.ids, placed[0].edges, placed[1].edges)
 
 
-def answers(side: TokenBytes, rendering: Rendering) -> list[Answer] | str:
+def answers(side: TokenBytes, rendering: Rendering) -> list[AnswerTokens] | str:
     """The answers of a rendering, up to the first special token of each."""
-    found: list[Answer] = []
+    found: list[AnswerTokens] = []
     for start, stop in runs(rendering.scored):
         ids = rendering.ids[start:stop].tolist()
         num_text = next((n for n, i in enumerate(ids) if i in side.special), len(ids))
@@ -104,7 +121,7 @@ def answers(side: TokenBytes, rendering: Rendering) -> list[Answer] | str:
         if len(known) < num_text:
             return f"the {side.who}'s tokenizer has no token for a part of it"
         ends = np.cumsum([len(piece) for piece in known], dtype=np.int64)
-        found.append(Answer(start, ends, b"".join(known), num_text < len(ids)))
+        found.append(AnswerTokens(start, ends, b"".join(known), num_text < len(ids)))
     return found
 
 
@@ -114,26 +131,22 @@ def runs(scored: Bool[np.ndarray, " n"]) -> Iterator[tuple[int, int]]:
     yield from zip(borders[::2].tolist(), borders[1::2].tolist(), strict=True)
 
 
-def difference(ours: list[Answer] | str, theirs: list[Answer] | str) -> str | None:
-    """Why answers are not the same text on both sides, up to a space before it."""
-    if isinstance(ours, str) or isinstance(theirs, str):
-        return ours if isinstance(ours, str) else str(theirs)
-    if len(ours) != len(theirs):
-        return (
-            f"the student's chat template writes {len(ours)} answers of it, and the teacher's "
-            f"{len(theirs)}"
-        )
-    for own, other in zip(ours, theirs, strict=True):
-        if own.text.removeprefix(b" ") != other.text.removeprefix(b" "):
-            texts = [answer.text[:SHOWN].decode(errors="replace") for answer in (own, other)]
-            return (
-                f"an answer begins with {texts[0]!r} as the student's chat template writes it, and "
-                f"with {texts[1]!r} as the teacher's, and is not the same"
-            )
-    return None
+def difference(student: bytes, teacher: bytes) -> str | None:
+    """Where the bytes of an answer differ, white space at its end aside; None where they do not."""
+    if student.rstrip() == teacher.rstrip():
+        return None
+    pairs = enumerate(zip(student, teacher, strict=False))
+    same = next((n for n, (a, b) in pairs if a != b), min(len(student), len(teacher)))
+    ours, theirs = (
+        text[same : same + SHOWN].decode(errors="replace") for text in (student, teacher)
+    )
+    return (
+        f"the chat templates write an answer differently after {same} bytes: {ours!r} the "
+        f"student's, {theirs!r} the teacher's"
+    )
 
 
-def place_between(sides: list[Side], starts: list[int], at: int, spaces: list[int]) -> int:
+def place_between(placed: list[PlacedTokens], starts: list[int], at: int, spaces: list[int]) -> int:
     """Place the tokens up to the next answer, with nowhere but its beginning in common.
 
     Args:
@@ -144,9 +157,9 @@ def place_between(sides: list[Side], starts: list[int], at: int, spaces: list[in
     Returns:
         Where the answer's text begins.
     """
-    counts = [start - side.at for side, start in zip(sides, starts, strict=True)]
+    counts = [start - side.count for side, start in zip(placed, starts, strict=True)]
     begin = at + 2 * max(counts) + 2
-    for side, count, parity, space in zip(sides, counts, (0, 1), spaces, strict=True):
+    for side, count, parity, space in zip(placed, counts, (0, 1), spaces, strict=True):
         ends = at + 2 * np.arange(1, count + 1) - parity
         ends[count - 1 :] = begin - space
         side.place(ends)
