@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -28,6 +29,7 @@ from limbeck.models.source import (
     ModelSource,
     Place,
     find,
+    find_config,
     first_line,
     read_config,
     refuse_unknown_kinds,
@@ -94,6 +96,34 @@ def open_model(source: ModelSource, *, device: torch.device, dtype: torch.dtype)
         return model
 
 
+def sketched_model(source: ModelSource, dtype: torch.dtype) -> CausalLM:
+    """A model made of its configuration; call it where tensors have no numbers.
+
+    Args:
+        source: A folder with a config.json, or a name on the hub. Weights are not read.
+        dtype: Of its parameters.
+
+    Raises:
+        ConfigError: It is not there, or is a model limbeck cannot use.
+    """
+    place = find_config(source)
+    if place.name.endswith(".gguf") or source.trust_remote_code:
+        raise ConfigError(
+            f"A plan without weights needs a config.json that transformers knows, got {source.path}"
+            f"{' with trust_remote_code' if source.trust_remote_code else ''}. Give the folder of "
+            "the model in transformers' format."
+        )
+    with quiet():
+        config = read_config(source, place)
+        try:
+            hf_model = empty(config, dtype)
+        except (ValueError, KeyError, RuntimeError, ZeroDivisionError, ImportError) as error:
+            raise ConfigError(
+                f"No model can be made of the configuration of {source.path}: {first_line(error)}"
+            ) from error
+    return CausalLM(hf_model).eval()
+
+
 def reopened(
     model: CausalLM, config: PreTrainedConfig, files: WeightFiles, dtype: torch.dtype
 ) -> CausalLM:
@@ -131,6 +161,18 @@ def copied_model(
     hf_model = empty(config, dtype)
     hf_model.load_state_dict(dict(weights))
     return CausalLM(hf_model).to(device).eval()
+
+
+def shared_model(model: CausalLM) -> CausalLM:
+    """A model with its own modules that shares the weights and buffers of another, in eval mode.
+
+    Adapters added to one do not affect the other; a change of a weight changes both.
+    """
+    tensors = [*model.hf_model.parameters(), *model.hf_model.buffers()]
+    # deepcopy takes what stands in its memo for copied already.
+    made = CausalLM(copy.deepcopy(model.hf_model, {id(tensor): tensor for tensor in tensors}))
+    made.vocabulary_size = model.vocabulary_size
+    return made.eval()
 
 
 def _open(source: ModelSource, dtype: torch.dtype) -> CausalLM:
