@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from limbeck.config.trainable import Bits
-from limbeck.errors import ConfigError
+from limbeck.errors import ConfigError, extra_needed
 from limbeck.models.causal_lm import CausalLM
 from limbeck.models.packed import Packed
 from limbeck.models.prove import prove_documents_apart, prove_head
@@ -116,15 +116,9 @@ def layer_of(library: Any, layer: nn.Linear, bits: Bits) -> nn.Module:
 
 def require_bitsandbytes(option: str) -> ModuleType:
     """The library that quantises; an option of the recipe asks for it."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of libraries that it imports
-            import bitsandbytes  # noqa: PLC0415  (an extra, and slow to import)
-    except ImportError as error:
-        raise ConfigError(
-            f"{option} needs bitsandbytes, which is not installed here: pip install "
-            "'limbeck[quantized]'."
-        ) from error
+    with extra_needed(option, "bitsandbytes", "quantized"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of libraries that it imports
+        import bitsandbytes  # noqa: PLC0415  (an extra, and slow to import)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     found: ModuleType = bitsandbytes
     return found
