@@ -28,6 +28,7 @@ from limbeck.models.quiet import quiet
 from limbeck.models.source import (
     ModelSource,
     Place,
+    damaged,
     find,
     find_config,
     first_line,
@@ -186,7 +187,7 @@ def _open(source: ModelSource, dtype: torch.dtype) -> CausalLM:
         model = CausalLM(hollow(config, dtype)).eval()
         model.weight_files, absent = find_weights(place, model.hf_model)
     except SafetensorError as error:
-        raise _damaged(source, error) from error
+        raise damaged(source, error) from error
     except (ValueError, KeyError, RuntimeError, ZeroDivisionError, ImportError) as error:
         raise NeedsWholeLoad(first_line(error)) from error  # whose errors name the cause
     _require_all(source, absent)
@@ -195,12 +196,6 @@ def _open(source: ModelSource, dtype: torch.dtype) -> CausalLM:
             place.name, revision=place.commit or "main"
         )
     return model
-
-
-def _damaged(source: ModelSource, error: SafetensorError) -> DataError:
-    return DataError(
-        f"The weights of {source.path} are damaged: {first_line(error)} Fetch them again."
-    )
 
 
 def _require_all(source: ModelSource, absent: Sequence[str]) -> None:
@@ -228,7 +223,7 @@ def _from_pretrained(
             ignore_mismatched_sizes=True,  # refused below, by name
         )
     except SafetensorError as error:
-        raise _damaged(source, error) from error
+        raise damaged(source, error) from error
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
         if place.commit is not None and isinstance(error, OSError) and _network(error):
             raise TryLaterError(

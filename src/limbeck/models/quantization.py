@@ -43,7 +43,7 @@ def quantized(model: CausalLM, bits: Bits, device: torch.device) -> CausalLM:
     for name, layer in linear_layers(model, "teacher.quantize", device).items():
         made = layer_of(library, layer, bits)
         made.bias = layer.bias
-        put(model, name, made.to(device).eval())
+        model.put(name, made.to(device).eval())
     model.to(device).eval()
     prove_head(model)
     prove_documents_apart(model)
@@ -67,7 +67,7 @@ def pack(model: CausalLM, bits: Bits, device: torch.device, compute: torch.dtype
     for name, layer in linear_layers(model, PACKED_OPTION, device).items():
         made: Any = layer_of(library, layer, bits)
         made.compute_dtype = compute
-        put(model, name, Packed(made.to(device).eval(), layer.bias).eval())
+        model.put(name, Packed(made.to(device).eval(), layer.bias).eval())
 
 
 def linear_layers(model: CausalLM, option: str, device: torch.device) -> dict[str, nn.Linear]:
@@ -85,12 +85,6 @@ def linear_layers(model: CausalLM, option: str, device: torch.device) -> dict[st
             "can be quantised. Leave quantize out."
         )
     return linear
-
-
-def put(model: CausalLM, name: str, layer: nn.Module) -> None:
-    """Replace a layer of a model's blocks."""
-    parent, _, last = name.rpartition(".")
-    setattr(model.blocks.get_submodule(parent), last, layer)
 
 
 def layer_of(library: Any, layer: nn.Linear, bits: Bits) -> nn.Module:
