@@ -206,8 +206,8 @@ TRAINING = (
     Mutation(
         "the teacher's head is multiplied for terms that do not read it",
         GENERAL,
-        "distribution if reads else None, workspace",
-        "distribution, workspace",
+        "distribution if any(term.needs.distribution for term in terms) else None",
+        "distribution",
         HEAD + "a_teacher_no_term_reads_is_not_multiplied",
     ),
     Mutation(
@@ -219,7 +219,7 @@ TRAINING = (
     ),
     Mutation(
         "the closed form's working arrays are not counted in the memory budget",
-        CLOSED,
+        BLOCKS,
         "            self.scratch_bytes = ",
         "            self.scratch = ",
         HEAD + "the_default_budget_holds_what_it_says",

@@ -5,6 +5,9 @@ A message says what must hold, the value found and where, and what to do about i
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class LimbeckError(Exception):
     """Base of every error limbeck raises on purpose."""
@@ -54,3 +57,19 @@ class Stopped(LimbeckError):  # noqa: N818  (stopping when asked to is not an er
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
         self.exit_code = 128 + signal_number
+
+
+@contextmanager
+def extra_needed(what: str, package: str, extra: str) -> Iterator[None]:
+    """Around imports of a package that only an extra of limbeck installs.
+
+    Raises:
+        ConfigError: It cannot be imported; with the command that installs it.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise ConfigError(
+            f"{what} needs {package}, which cannot be imported here ({error}): pip install "
+            f"'limbeck[{extra}]'."
+        ) from error

@@ -114,10 +114,6 @@ class Registry(Generic[T]):
             if parameter.kind is parameter.KEYWORD_ONLY
         }
 
-    def describe(self, name: str) -> str:
-        """First line of a component's docstring."""
-        return (inspect.getdoc(self._components[name]) or "").partition("\n")[0]
-
     def explain(self, name: str) -> Explanation:
         """A component's docstring in its parts; a class documents options at its constructor."""
         component = self._components[name]

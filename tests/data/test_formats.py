@@ -35,7 +35,7 @@ CHAT = {
 
 def test_the_five_types_are_registered() -> None:
     assert readers.names() == ["alpaca", "chat", "completion", "sharegpt", "text"]
-    assert all(readers.describe(name) for name in readers.names())
+    assert all(readers.explain(name).summary for name in readers.names())
 
 
 def test_problems_of_the_data_section_name_option_and_reason() -> None:

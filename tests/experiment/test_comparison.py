@@ -16,6 +16,8 @@ from limbeck.evaluate.scores import paired_difference
 from limbeck.experiment.comparison import compare_runs
 from limbeck.experiment.score_files import read_scores
 from limbeck.report.comparison import comparison_page
+from limbeck.report.run_files import Figure
+from limbeck.report.words import interval
 from tests.experiment.tiny_run import write_recipe, write_texts
 from tests.report.test_run_report import assert_fetches_and_runs_nothing
 
@@ -102,7 +104,7 @@ def test_the_command_writes_a_page_or_json(runs, tmp_path):
     shown = run_command(*both, "--output", tmp_path / "page.html")
     first, second = compare_runs(both)
     assert f"{first.name}: lowest forward KL\n" in shown
-    assert f"{second.name}: {second.behind['value']:.3f} nats higher" in shown
+    assert f"{second.name}: {interval(Figure(**second.behind))} nats higher\n" in shown
     assert "2 runs" in (tmp_path / "page.html").read_text()
     told = json.loads(run_command(*both, "--json"))
     assert told == json.loads(json.dumps([asdict(run) for run in compare_runs(both)]))

@@ -47,7 +47,7 @@ def recipe(folder, server, rollout=(), **more):
     changes = {"evaluate": {"data": None}, "optim": FAST}
     path = write_recipe(folder, objective=ON_POLICY, **changes)
     served = {"url": server.url, "model": NAME, "patience_s": 5.0, **more}
-    whole = {**ROLLOUT, "engine": "vllm", "server": served, **dict(rollout)}
+    whole = {**ROLLOUT, "server": served, **dict(rollout)}
     path.write_text(json.dumps(json.loads(path.read_text()) | {"rollout": whole}))
     return path
 
@@ -66,7 +66,7 @@ def test_its_texts_are_those_of_the_student_here_and_a_resumed_run_reads_them(
     server, tmp_path, monkeypatch
 ):
     path = recipe(tmp_path, server)
-    local = [f"output={tmp_path / 'local'}", "rollout.engine=auto", "rollout.server=null"]
+    local = [f"output={tmp_path / 'local'}", "rollout.server=null"]
     run(path, *local)
     wanted = run(path, f"output={tmp_path / 'whole'}").student / "model.safetensors"
     assert ids(tmp_path / "whole") == ids(tmp_path / "local")
@@ -190,9 +190,7 @@ def test_a_server_that_cannot_load_weights_or_has_another_model_is_refused(serve
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("rollout.engine=auto", r"rollout\.engine: vllm and rollout\.server go together"),
-        ("rollout.engine=sglang", r"rollout\.engine: .*vllm"),
-        ("rollout.server=null", r"rollout\.engine: vllm and rollout\.server go together"),
+        ("rollout.server={url: x}", r"rollout\.server\.model"),
         ("rollout.from=teacher", r"rollout\.server: must be left out with rollout\.from=teacher"),
     ],
 )

@@ -137,4 +137,4 @@ def test_every_term_is_built_from_shapes_and_options_alone(name):
     needed = {"taid": {"steps": 10}, "attention_relations": {"heads": 2}}
     term = terms.bind({"type": name, **needed.get(name, {})}, at="test")(SHAPES)
     assert isinstance(term.needs, SignalNeeds)
-    assert terms.describe(name)
+    assert terms.explain(name).summary

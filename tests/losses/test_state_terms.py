@@ -245,7 +245,6 @@ def test_the_reference_matrices_have_the_reference_values():
     ("choice", "pairs"),
     [
         ("surviving", ((0, 1), (1, 3))),
-        ("origin", ((0, 1), (1, 3))),
         ("uniform", ((0, 0), (1, 3))),
         ("last", ((1, 3),)),
         ([[0, 2], [1, 3]], ((0, 2), (1, 3))),

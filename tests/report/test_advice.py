@@ -38,7 +38,7 @@ def only(found: list[str], *words: str) -> bool:
 @pytest.mark.parametrize(("value", "given"), [(-0.2, True), (-0.05, False), (0.3, False)])
 def test_a_run_with_a_worse_teacher_is_stopped(value: float, given: bool) -> None:
     found = advice(Evaluation(teacher_advantage={"initial": figure(value, 0.1)}), [])
-    assert only(found, "Stop", "0.200 (0.100 to 0.300)") if given else not found
+    assert only(found, "Stop", "0.200 [0.100, 0.300]") if given else not found
 
 
 @pytest.mark.parametrize(("value", "given"), [(-0.2, True), (-0.05, False)])
@@ -49,7 +49,7 @@ def test_another_teacher_is_advised_if_the_student_predicts_better(
         teacher_advantage={"initial": figure(1.0, 0.1), "distilled": figure(value, 0.1)}
     )
     found = advice(evaluation, [])
-    assert only(found, "little to give", "0.200 (0.100 to 0.300)") if given else not found
+    assert only(found, "little to give", "0.200 [0.100, 0.300]") if given else not found
 
 
 @pytest.mark.parametrize(("value", "given"), [(-0.2, True), (0.05, True), (0.2, False)])
@@ -58,7 +58,7 @@ def test_a_shuffled_teacher_that_does_as_well_is_named(value: float, given: bool
     found = advice(evaluation, [])
     assert only(found, "Do not credit the teacher") if given else not found
     helped = [line for line in lede(evaluation) if "What helped" in line]
-    assert helped == [] if given else only(helped, "0.200 nats", "(0.100 to 0.300)")
+    assert helped == [] if given else only(helped, "0.200 [0.100, 0.300] nats")
 
 
 @pytest.mark.parametrize(("value", "given"), [(-0.2, True), (-0.05, False), (0.2, False)])
@@ -66,7 +66,7 @@ def test_a_lower_alpha_is_advised_if_the_baseline_predicts_the_text_better(
     value: float, given: bool
 ) -> None:
     found = advice(Evaluation(difference={"cross_entropy": figure(value, 0.1)}), [])
-    assert only(found, "lower objective.alpha", "0.200 (0.100 to 0.300)") if given else not found
+    assert only(found, "lower objective.alpha", "0.200 [0.100, 0.300]") if given else not found
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_alpha_or_samples_are_advised_for_an_over_confident_student(
         "cross_entropy": {"over_confidence": figure(0.08, 0.01)},
     }
     found = advice(Evaluation(trials=trials), [])
-    words = ("over-confident", "5.0 % (4.0 % to 6.0 %", "cross-entropy only, 8.0 %")
+    words = ("over-confident", "5.0 % [4.0 %, 6.0 %]", "cross-entropy only: 8.0 %")
     assert only(found, *words) if given else not found
 
 
@@ -114,7 +114,7 @@ def test_rollouts_are_advised_if_kl_is_larger_on_the_students_own_text(
         suites=SuiteFigures(generation={"distilled": own}),
     )
     found = advice(evaluation, [])
-    assert only(found, "rollout", "1.500 (1.450 to 1.550)", "1.000") if given else not found
+    assert only(found, "rollout", "1.500 [1.450, 1.550]", "1.000") if given else not found
 
 
 @pytest.mark.parametrize("retained", [{}, {"distilled": figure(0.5, 0.1)}])

@@ -11,7 +11,16 @@ import torch
 
 from limbeck.errors import ConfigError, DataError, StorageError
 from limbeck.files import MANIFEST, seal, sealed_manifest
-from limbeck.store import TOKENIZER, Store, absent_shards, merge, publish_once, repair, verify
+from limbeck.store import (
+    TOKENIZER,
+    Store,
+    absent_shards,
+    merge,
+    publish_once,
+    repair,
+    verify,
+    writer,
+)
 from limbeck.store.header import HEADER
 from limbeck.store.shard import DATA
 from tests.store.small_store import header, write
@@ -347,3 +356,10 @@ def test_verify_tells_absent_shards_from_damaged_ones(tmp_path):
     (tmp_path / "shard-00002" / MANIFEST).unlink()
     assert [damage.part for damage in verify(tmp_path)] == [2]
     assert absent_shards(tmp_path, told) == [1]
+
+
+def test_records_that_parquet_did_not_write_as_they_are_are_not_published(tmp_path, monkeypatch):
+    monkeypatch.setitem(writer.COMPRESSION, "record", "ZSTD")
+    with pytest.raises(StorageError, match="must hold each record in one piece"):
+        write(tmp_path, header(FORMS[0]))
+    assert [path.name for path in tmp_path.iterdir()] == [HEADER]

@@ -24,7 +24,7 @@ def test_student_is_the_saved_model_with_its_own_tokenizer(tmp_path):
 
 def test_every_initialiser_explains_itself():
     assert initialisers.names() == ["copy", "depth", "pretrained", "random", "shared", "width"]
-    assert all(initialisers.describe(name) for name in initialisers.names())
+    assert all(initialisers.explain(name).summary for name in initialisers.names())
 
 
 def test_missing_model_is_refused(tmp_path):

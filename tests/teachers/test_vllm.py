@@ -310,7 +310,6 @@ def test_it_writes_with_the_weights_a_student_has_in_each_step(
         "rollout": {
             "tokens": 24,
             "prompt_tokens": 12,
-            "engine": "vllm",
             "server": {"url": server.url, "model": "teacher"},
         },
         "optim": {"learning_rate": 0.0003, "steps": 3, "tokens_per_step": 256},

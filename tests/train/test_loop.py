@@ -70,7 +70,7 @@ def test_a_run_takes_the_same_steps_as_a_plain_loop(tmp_path):
 
 def test_a_run_logs_every_step_once_with_growing_totals(tmp_path):
     heard = []
-    result = train(toy_setup(tmp_path, sinks=[Listener(heard.append)]))
+    train(toy_setup(tmp_path, sinks=[Listener(heard.append)]))
     said = records(tmp_path)
     assert [r["step"] for r in said] == list(range(1, 25))
     keys = {"kind", "step", "loss", "divergence", "cross_entropy", "hidden_state"}
@@ -78,7 +78,6 @@ def test_a_run_logs_every_step_once_with_growing_totals(tmp_path):
     keys |= {"memory_bytes"}
     assert said[0].keys() == keys
     assert [r["tokens"] for r in said] == sorted({r["tokens"] for r in said})
-    assert said[-1]["tokens"] == result.tokens
     assert heard[1:] == said
 
 
@@ -236,13 +235,13 @@ def test_a_stopped_run_resumes_to_the_same_bits(tmp_path, stop_at):
     train(toy_setup(tmp_path / "whole"))
     folder = tmp_path / "stopped"
     stop_after(folder, stop_at)
-    result = train(toy_setup(folder, resume=True))
+    train(toy_setup(folder, resume=True))
     assert fingerprint(folder) == fingerprint(tmp_path / "whole")
     whole, resumed = records(tmp_path / "whole"), records(folder)
     steps = [r for r in resumed if r["kind"] == "step"]
     assert [r["loss"] for r in steps] == [r["loss"] for r in whole]
     assert [r["tokens"] for r in steps] == [r["tokens"] for r in whole]
-    assert result.seconds == steps[-1]["seconds"] > steps[stop_at - 1]["seconds"]
+    assert steps[-1]["seconds"] > steps[stop_at - 1]["seconds"]
     assert f"resumed at {stop_at}" in [r.get("text") for r in resumed]
 
 

@@ -13,7 +13,7 @@ from limbeck.data import spread
 from limbeck.data.source import Rows
 from limbeck.losses import Projections, StudentView, TeacherSignal
 from limbeck.losses.distributions import LazyLogits
-from limbeck.losses.head.likelihood import likelihoods_of_tokens
+from limbeck.losses.head.likelihood import with_likelihoods
 from limbeck.models import CausalLM, Distiller, captured_projections, evaluating
 from limbeck.teachers import Teacher
 from limbeck.tokenizers import VocabularyProof
@@ -99,8 +99,7 @@ class Views:
         projections = projections_at(signal.layer_projections, rows, dtype)
         whole = TeacherSignal.from_distribution(distribution, layers, projections)
         if signal.likelihoods is not None:
-            likelihoods = likelihoods_of_tokens(distribution.hidden, head, student.targets)
-            whole = replace(whole, likelihoods=likelihoods)
+            whole = with_likelihoods(whole, distribution.hidden, head, student.targets)
         return Views(student, distribution, whole)
 
 
@@ -123,29 +122,17 @@ def view(case: Case, batch: Batch, count: int = SCORED) -> Views:
     """Hidden states and heads of both models at about `count` of the batch's scored positions."""
     objective = case.distiller.objective
     with torch.no_grad(), evaluating(case.distiller), evaluating(case.teacher_model):
-        with captured_projections(
-            case.student, batch, objective.student_projections
-        ) as projections:
-            hidden, layers = case.student(batch, objective.student_layers)
+        student = case.distiller.view(batch)
         with captured_projections(
             case.teacher_model, batch, objective.needs.projections
         ) as teacher_projections:
             teacher_hidden, teacher_layers = case.teacher_model(batch, objective.needs.layers)
-    student = StudentView(
-        hidden,
-        case.student.head.detach(),
-        layers,
-        batch.targets(),
-        batch.token_weights(),
-        batch.segments(),
-        projections,
-    )
+    student = replace(student, head=student.head.detach())
     distribution = LazyLogits(teacher_hidden, case.teacher_model.head.detach())
     signal = TeacherSignal.from_distribution(distribution, teacher_layers, teacher_projections)
     if objective.needs.likelihoods:
-        likelihoods = likelihoods_of_tokens(teacher_hidden, distribution.head, batch.targets())
-        signal = replace(signal, likelihoods=likelihoods)
-    every = max(1, len(hidden) // count)
+        signal = with_likelihoods(signal, teacher_hidden, distribution.head, batch.targets())
+    every = max(1, len(student.hidden) // count)
     return Views(student, distribution, signal).rows(slice(0, every * count, every))
 
 

@@ -6,11 +6,15 @@ from collections.abc import Iterator
 
 from limbeck.checks.case import Case, view
 from limbeck.checks.micro_batches import micro_batches_add_up
-from limbeck.checks.models import documents_proof, head_proof
+from limbeck.checks.models import (
+    documents_proof,
+    head_proof,
+    padded_rows_proof,
+    vocabulary_proof,
+)
 from limbeck.checks.objective import finite_differences, fused_against_plain, zero_at_equality
 from limbeck.checks.proof import Finding, Proof, Unproven
 from limbeck.checks.text import models_differ, teacher_reads_better
-from limbeck.checks.vocabulary import padded_rows_proof, vocabulary_proof
 from limbeck.distributed import gathered
 from limbeck.teachers import CrossTokenizerTeacher
 

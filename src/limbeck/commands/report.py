@@ -15,11 +15,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from limbeck.commands.arguments import argument, option
-from limbeck.commands.tables import COLUMNS, cell
+from limbeck.commands.tables import COLUMNS, figure_cells
 from limbeck.errors import ConfigError
 from limbeck.experiment.comparison import ComparedRun, compare_runs
 from limbeck.files import write_text
 from limbeck.report.comparison import comparison_page, verdict
+from limbeck.report.run_files import Figure
 from limbeck.report.run_report import write_report
 from limbeck.report.words import count
 
@@ -70,10 +71,10 @@ def comparison_table(runs: Sequence[ComparedRun]) -> Table:
     title = "Test documents, lowest KL first; 95 % intervals over documents"
     table = Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD)
     table.add_column("run", overflow="fold")
-    for heading, _ in COLUMNS.values():
+    for heading in COLUMNS.values():
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("parameters", justify="right")
     for run in runs:
-        cells = [cell(run.figures.get(name), form) for name, (_, form) in COLUMNS.items()]
+        cells = figure_cells({name: Figure(**figure) for name, figure in run.figures.items()})
         table.add_row(escape(run.name), *cells, count(run.parameters))
     return table

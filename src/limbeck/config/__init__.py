@@ -8,6 +8,7 @@ from limbeck.config.reading import (
     override_in,
     parse,
     read,
+    refuse_differences,
     to_plain,
     validated,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "override_in",
     "parse",
     "read",
+    "refuse_differences",
     "to_plain",
     "validated",
 ]

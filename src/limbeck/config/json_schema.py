@@ -83,7 +83,7 @@ def mapping_schema(registry: Registry[Any], name: str) -> dict[str, Any]:
             required.append(option)
     return {
         "type": "object",
-        "description": registry.describe(name),
+        "description": registry.explain(name).summary,
         "properties": properties,
         "required": required,
     }

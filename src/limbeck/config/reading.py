@@ -243,6 +243,17 @@ def differences(before: Any, now: Any) -> dict[str, str]:
     }
 
 
+def refuse_differences(found: Mapping[str, str], rule: str) -> None:
+    """Refuse to continue with other settings than before.
+
+    Args:
+        found: What `differences` gives.
+        rule: What must hold, and what to do; ends with a colon.
+    """
+    if found:
+        raise ConfigError("\n  ".join([rule, *(f"{at}: {change}" for at, change in found.items())]))
+
+
 def not_finite(tree: Any) -> Iterator[Problem]:
     """A problem for every NaN and infinity."""
     for at, value in leaves(tree):

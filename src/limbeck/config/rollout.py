@@ -55,10 +55,8 @@ class RolloutConfig:
     """Sample from the most probable tokens that together reach this probability."""
     per_prompt: Annotated[int, Gt(0)] = 1
     """Rollouts of each prompt, all in one step."""
-    engine: Literal["auto", "transformers", "vllm"] = "auto"
-    """What writes: transformers' `generate` in this process (`auto`), or a `vllm` server."""
     server: RolloutServerConfig | None = None
-    """The server of `engine: vllm`."""
+    """A vLLM server that writes; without one transformers' `generate` does, in this process."""
     refresh: Annotated[int, Gt(0)] = 1
     """The student writes the rollouts of this many steps at once, with its weights at the first of
     them, in batches as much larger."""

@@ -25,6 +25,7 @@ from limbeck.distributed.ranks import (
     from_main,
     gather_objects,
     is_main_process,
+    main_first,
     together,
     world,
 )
@@ -44,7 +45,6 @@ from limbeck.distributed.sharding import (
 )
 from limbeck.distributed.simulated import simulated_world
 from limbeck.distributed.stopping import StopSignals
-from limbeck.distributed.turns import main_first
 
 __all__ = [
     "AdamW8bit",

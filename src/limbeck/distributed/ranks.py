@@ -273,11 +273,32 @@ def together(action: Callable[[], None], world: World, *, main_only: bool = Fals
         return
     failures = [each for each in gather_objects(described(failure), world) if each is not None]
     if failures:
-        name, text = failures[0]
+        name, _ = failures[0]
         if failure is not None and type(failure).__name__ == name:
             raise failure
-        kind = next((kind for kind in KINDS if kind.__name__ == name), RunError)
-        raise kind(f"A rank failed: {text}") from failure
+        raise error_of("A rank", failures[0]) from failure
+
+
+@contextmanager
+def main_first(world: World) -> Iterator[None]:
+    """Run the body on rank 0, as a download into a shared cache, while the others wait, then there.
+
+    Raises:
+        LimbeckError: On every rank rank 0's error, so that none waits for a rank that failed.
+    """
+    failure: BaseException | None = None
+    if world.is_main:
+        try:
+            yield
+        except BaseException as error:
+            failure = error
+    words = broadcast_object(described(failure), world)
+    if failure is not None:
+        raise failure
+    if words is not None:
+        raise error_of("Rank 0", words)
+    if not world.is_main:
+        yield
 
 
 def described(failure: BaseException | None) -> tuple[str, str] | None:
@@ -288,3 +309,10 @@ def described(failure: BaseException | None) -> tuple[str, str] | None:
         return type(failure).__name__, str(failure)
     kind = StorageError if isinstance(failure, OSError) else RunError
     return kind.__name__, f"{type(failure).__name__}: {failure}"
+
+
+def error_of(who: str, words: tuple[str, str]) -> Exception:
+    """The error that another rank `described`."""
+    name, text = words
+    kind = next((kind for kind in KINDS if kind.__name__ == name), RunError)
+    return kind(f"{who} failed: {text}")

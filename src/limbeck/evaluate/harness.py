@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
-from limbeck.errors import ConfigError
+from limbeck.errors import ConfigError, extra_needed
 from limbeck.models import CausalLM, PreTrainedTokenizerBase, evaluating
 from limbeck.registry import suggest
 
@@ -56,13 +56,8 @@ class TaskItems:
 
 def require_harness() -> str:
     """The version of lm-evaluation-harness."""
-    try:
+    with extra_needed("evaluate.suites: tasks", "lm-evaluation-harness", "eval"):
         return importlib.metadata.version("lm_eval")
-    except ImportError as error:
-        raise ConfigError(
-            "evaluate.suites: tasks needs lm-evaluation-harness, which is not installed here: "
-            "pip install 'limbeck[eval]' (or pip install lm_eval)."
-        ) from error
 
 
 class Harness:

@@ -52,7 +52,12 @@ def rollout_problems(config: RunConfig) -> Iterator[Problem]:
             "rollout.scored",
             f"must be two increasing shares, such as [0, 0.3], got {list(rollout.scored)}.",
         )
-    yield from engine_problems(rollout)
+    if rollout.server is not None and rollout.writer == "teacher":
+        yield Problem(
+            "rollout.server",
+            "must be left out with rollout.from=teacher, got both. It writes with the student's "
+            "weights; a served teacher writes before a run (limbeck write).",
+        )
     if rollout.refresh > 1 and rollout.writer == "teacher":
         yield Problem(
             "rollout.refresh",
@@ -71,22 +76,6 @@ def rollout_problems(config: RunConfig) -> Iterator[Problem]:
             "data.columns.weight",
             "weighs the rows of the text, and text written during the run has no weights. Remove "
             "it or `rollout`.",
-        )
-
-
-def engine_problems(rollout: RolloutConfig) -> Iterator[Problem]:
-    """Contradictions about what writes."""
-    if (rollout.engine == "vllm") != (rollout.server is not None):
-        yield Problem(
-            "rollout.engine",
-            "vllm and rollout.server go together, got one of them. Add server: {url: ..., "
-            "model: ...}, or leave both out.",
-        )
-    if rollout.server is not None and rollout.writer == "teacher":
-        yield Problem(
-            "rollout.server",
-            "must be left out with rollout.from=teacher, got both. It writes with the student's "
-            "weights; a served teacher writes before a run (limbeck write).",
         )
 
 

@@ -14,6 +14,8 @@ from limbeck.errors import ConfigError
 from limbeck.evaluate.scaling import Curve, fit_curve
 from limbeck.evaluate.scores import Interval
 from limbeck.experiment.forecast import Pilot, Pilots, measured, passes
+from limbeck.report.run_files import Figure
+from limbeck.report.words import interval
 
 METRICS = ("forward_kl", "cross_entropy")
 MULTIPLES = {"half": 0.5, "recipe": 1.0, "twice": 2.0, "four times": 4.0}
@@ -96,20 +98,16 @@ def require_determined(curve: Curve, metric: str, tokens: float) -> None:
     if fall["low"] <= 0:
         raise ConfigError(
             f"The {metric} of pilots must fall with their tokens for a curve, and from {first} to "
-            f"{last} tokens it falls by {shown(fall)}: not distinguishable from 0. {more}"
+            f"{last} tokens it falls by {interval(Figure(**fall))}: not distinguishable from 0. "
+            f"{more}"
         )
     if not curve.determines(tokens):
         raise ConfigError(
             f"A forecast's interval must be narrower than the fall it predicts, and the pilots "
-            f"leave the {metric} at {tokens:,.0f} tokens at {shown(figure)}, after "
+            f"leave the {metric} at {tokens:,.0f} tokens at {interval(Figure(**figure))}, after "
             f"{curve.values[0, -1]:.3f} at {last} tokens; runs vary by {curve.run_noise:.1%}. "
             f"{more}"
         )
-
-
-def shown(figure: Interval) -> str:
-    """A figure with its interval."""
-    return f"{figure['value']:.3f} ({figure['low']:.3f} to {figure['high']:.3f})"
 
 
 def pilot_rows(pilots: Sequence[Pilot], found: Mapping[str, Pilots], metrics: Sequence[str]) -> Any:

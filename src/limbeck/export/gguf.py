@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -21,7 +22,6 @@ from limbeck.export.families import context_length, family_of, tensors, write_se
 from limbeck.export.held_out import WINDOW, HeldOutText, windows_of
 from limbeck.export.importance import Importance, importance_of
 from limbeck.export.llama_cpp import LlamaCpp, quantized, require_llama_cpp, running
-from limbeck.export.modelfile import modelfile
 from limbeck.export.quantization import MIXTURES, PLAIN, Quantize, choose
 from limbeck.export.vocabulary import vocabulary_of, write_vocabulary
 from limbeck.files import write_text
@@ -45,6 +45,9 @@ what it has as q4_0 (0.28), for which it was not trained (docs/export.md).
 
 UNWEIGHTED = (*PLAIN, Kind.Q8_0, Kind.Q4_0)
 """Formats without an importance matrix: a student trained for Q4_0 is held exactly without one."""
+
+SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+OLLAMA_NAMES = {"repetition_penalty": "repeat_penalty"}
 
 
 @exporters.register("gguf")
@@ -155,3 +158,22 @@ def add(
     values = np.ascontiguousarray(tensor.numpy())
     data = plain_format(values, kind) if kind in PLAIN else quantized(values, kind, importance)
     writer.add_tensor(name, data, raw_dtype=kind)
+
+
+def modelfile(student: CausalLM, tokenizer: PreTrainedTokenizerBase, file: ExportedFile) -> str:
+    """Ollama's description of a GGUF file beside it: context, end tokens, the student's sampling.
+
+    The chat template is in the GGUF file; Ollama reads it from there.
+    """
+    lines = [f"FROM ./{file.path.name}", f"PARAMETER num_ctx {file.max_positions}"]
+    ends = sorted(student.end_ids | {int(tokenizer.eos_token_id)})
+    lines += [f"PARAMETER stop {json.dumps(tokenizer.decode([end]))}" for end in ends]
+    settings = student.hf_model.generation_config
+    plain = {} if settings is None else settings.to_dict()
+    if plain.get("do_sample"):
+        lines += [
+            f"PARAMETER {OLLAMA_NAMES.get(name, name)} {plain[name]:g}"
+            for name in SAMPLING
+            if plain.get(name) is not None
+        ]
+    return "\n".join(lines) + "\n"

@@ -23,7 +23,7 @@ from gguf import GGMLQuantizationType, quant_shape_to_byte_shape
 from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
-from limbeck.errors import ConfigError, DataError
+from limbeck.errors import ConfigError, DataError, extra_needed
 from limbeck.export.base import Messages, Runtime, RuntimeTokenizer
 
 PARAMS_BYTES = 1024
@@ -112,13 +112,8 @@ class Library(NamedTuple):
 
 def require_llama_cpp() -> ModuleType:
     """The wheel that brings llama.cpp."""
-    try:
+    with extra_needed("A GGUF export, which is run in llama.cpp first,", "xllamacpp", "export"):
         return importlib.import_module("xllamacpp")
-    except ImportError as error:
-        raise ConfigError(
-            "A GGUF export is run in llama.cpp before it is published, and the wheel that brings "
-            "llama.cpp is not installed here: pip install 'limbeck[export]'."
-        ) from error
 
 
 @functools.cache

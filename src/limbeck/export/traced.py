@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from limbeck.errors import ConfigError, DataError
+from limbeck.errors import ConfigError, DataError, extra_needed
 from limbeck.export.base import Messages, Runtime, RuntimeTokenizer
 from limbeck.export.parity import rendered
 from limbeck.models import CausalLM
@@ -36,14 +36,8 @@ from limbeck.tokenizers import backend_of, load_tokenizer
 def require_packages(what: str, packages: Sequence[str], extra: str) -> None:
     """Refuse an export whose packages are not installed."""
     for name in packages:
-        try:
-            with silenced():
-                importlib.import_module(name)
-        except ImportError as error:
-            raise ConfigError(
-                f"{what} export needs {', '.join(packages)}, and {name} cannot be imported here: "
-                f"pip install 'limbeck[{extra}]'."
-            ) from error
+        with extra_needed(f"{what} export", name, extra), silenced():
+            importlib.import_module(name)
 
 
 def require_length(student: CausalLM) -> int:

@@ -102,6 +102,20 @@ class Objective(nn.Module):
         step = step_tokens.clamp_min(1)
         return total / step, {name: shares[name] / step for name in self.weights}
 
+    def try_terms(self, vocabulary: int, position: TeacherDistribution) -> None:
+        """Compute every logit term at one position, so that it can refuse a teacher's form.
+
+        Args:
+            vocabulary: Size of the student's.
+            position: A teacher's distribution there.
+
+        Raises:
+            ConfigError: A term is not defined on the form.
+        """
+        logits, target = torch.zeros(1, vocabulary), torch.zeros(1, dtype=torch.int64)
+        for term in self.logit_terms.values():
+            term(logits, target, position)
+
     def set_step(self, step: int) -> None:
         """Set scheduled weights and terms to optimizer step `step`, counted from 0."""
         for name, weight in self.changing.items():

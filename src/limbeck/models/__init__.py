@@ -25,6 +25,8 @@ from limbeck.models.load import (
     new_model,
     open_model,
     reopened,
+    shared_model,
+    sketched_model,
 )
 from limbeck.models.lora import save_adapters
 from limbeck.models.modes import evaluating
@@ -40,8 +42,6 @@ from limbeck.models.prove import (
 from limbeck.models.quantization import pack, quantized, require_bitsandbytes
 from limbeck.models.rounding import rounds_weights
 from limbeck.models.save import plain_weights, round_weights, save_student
-from limbeck.models.shared import shared_model
-from limbeck.models.sketch import sketched_model
 from limbeck.models.source import ModelSource
 
 __all__ = [

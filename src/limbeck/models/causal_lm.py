@@ -80,6 +80,15 @@ class CausalLM(nn.Module):
         assert isinstance(blocks, nn.ModuleList)
         return blocks
 
+    def put(self, name: str, layer: nn.Module) -> None:
+        """Replace a layer of the blocks.
+
+        Args:
+            name: Of the layer in `blocks`.
+        """
+        parent, _, last = name.rpartition(".")
+        setattr(self.blocks.get_submodule(parent), last, layer)
+
     @property
     def blocks_name(self) -> str:
         """Where the blocks are in `hf_model`, as parameter names begin."""

@@ -27,11 +27,16 @@ class Distiller(nn.Module):
         self, batch: Batch, signal: TeacherSignal, step_tokens: Int[Tensor, ""]
     ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
         """Loss share and metric shares of one micro-batch; see `Objective.forward`."""
+        loss, shares = self.objective(self.view(batch), signal, step_tokens)
+        return loss, shares
+
+    def view(self, batch: Batch) -> StudentView:
+        """The student's forward pass, with everything that the objective's terms read."""
         with captured_projections(
             self.student, batch, self.objective.student_projections
         ) as projections:
             hidden, layer_hidden = self.student(batch, self.objective.student_layers)
-        view = StudentView(
+        return StudentView(
             hidden,
             self.student.head,
             layer_hidden,
@@ -40,5 +45,3 @@ class Distiller(nn.Module):
             segments=batch.segments(),
             layer_projections=projections,
         )
-        loss, shares = self.objective(view, signal, step_tokens)
-        return loss, shares

@@ -20,7 +20,15 @@ from limbeck.models.build import hollow
 from limbeck.models.causal_lm import decoder_of, find_blocks, output_layer
 from limbeck.models.heads import transform_of
 from limbeck.models.quiet import quiet
-from limbeck.models.source import MODALITIES, ModelSource, Place, find, first_line, open_config
+from limbeck.models.source import (
+    MODALITIES,
+    ModelSource,
+    Place,
+    damaged,
+    find,
+    first_line,
+    open_config,
+)
 from limbeck.models.weight_files import NeedsWholeLoad, WeightFiles, find_named, tied_groups
 
 FORMATS = ("F64", "F32", "F16", "BF16")
@@ -196,10 +204,3 @@ def stored_shape(path: Path, name: str, source: ModelSource) -> list[int]:
                 f"hold {found}. Give the folder of the original model."
             )
         return list(weight.get_shape())
-
-
-def damaged(source: ModelSource, error: SafetensorError) -> DataError:
-    """The error for weight files that cannot be read."""
-    return DataError(
-        f"The weights of {source.path} are damaged: {first_line(error)} Fetch them again."
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -27,7 +28,9 @@ from limbeck.models.quiet import quiet
 from limbeck.models.source import (
     ModelSource,
     Place,
+    damaged,
     find,
+    find_config,
     first_line,
     read_config,
     refuse_unknown_kinds,
@@ -94,6 +97,34 @@ def open_model(source: ModelSource, *, device: torch.device, dtype: torch.dtype)
         return model
 
 
+def sketched_model(source: ModelSource, dtype: torch.dtype) -> CausalLM:
+    """A model made of its configuration; call it where tensors have no numbers.
+
+    Args:
+        source: A folder with a config.json, or a name on the hub. Weights are not read.
+        dtype: Of its parameters.
+
+    Raises:
+        ConfigError: It is not there, or is a model limbeck cannot use.
+    """
+    place = find_config(source)
+    if place.name.endswith(".gguf") or source.trust_remote_code:
+        raise ConfigError(
+            f"A plan without weights needs a config.json that transformers knows, got {source.path}"
+            f"{' with trust_remote_code' if source.trust_remote_code else ''}. Give the folder of "
+            "the model in transformers' format."
+        )
+    with quiet():
+        config = read_config(source, place)
+        try:
+            hf_model = empty(config, dtype)
+        except (ValueError, KeyError, RuntimeError, ZeroDivisionError, ImportError) as error:
+            raise ConfigError(
+                f"No model can be made of the configuration of {source.path}: {first_line(error)}"
+            ) from error
+    return CausalLM(hf_model).eval()
+
+
 def reopened(
     model: CausalLM, config: PreTrainedConfig, files: WeightFiles, dtype: torch.dtype
 ) -> CausalLM:
@@ -133,6 +164,18 @@ def copied_model(
     return CausalLM(hf_model).to(device).eval()
 
 
+def shared_model(model: CausalLM) -> CausalLM:
+    """A model with its own modules that shares the weights and buffers of another, in eval mode.
+
+    Adapters added to one do not affect the other; a change of a weight changes both.
+    """
+    tensors = [*model.hf_model.parameters(), *model.hf_model.buffers()]
+    # deepcopy takes what stands in its memo for copied already.
+    made = CausalLM(copy.deepcopy(model.hf_model, {id(tensor): tensor for tensor in tensors}))
+    made.vocabulary_size = model.vocabulary_size
+    return made.eval()
+
+
 def _open(source: ModelSource, dtype: torch.dtype) -> CausalLM:
     place = find(source)
     if place.name.endswith(".gguf"):
@@ -144,7 +187,7 @@ def _open(source: ModelSource, dtype: torch.dtype) -> CausalLM:
         model = CausalLM(hollow(config, dtype)).eval()
         model.weight_files, absent = find_weights(place, model.hf_model)
     except SafetensorError as error:
-        raise _damaged(source, error) from error
+        raise damaged(source, error) from error
     except (ValueError, KeyError, RuntimeError, ZeroDivisionError, ImportError) as error:
         raise NeedsWholeLoad(first_line(error)) from error  # whose errors name the cause
     _require_all(source, absent)
@@ -153,12 +196,6 @@ def _open(source: ModelSource, dtype: torch.dtype) -> CausalLM:
             place.name, revision=place.commit or "main"
         )
     return model
-
-
-def _damaged(source: ModelSource, error: SafetensorError) -> DataError:
-    return DataError(
-        f"The weights of {source.path} are damaged: {first_line(error)} Fetch them again."
-    )
 
 
 def _require_all(source: ModelSource, absent: Sequence[str]) -> None:
@@ -186,7 +223,7 @@ def _from_pretrained(
             ignore_mismatched_sizes=True,  # refused below, by name
         )
     except SafetensorError as error:
-        raise _damaged(source, error) from error
+        raise damaged(source, error) from error
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
         if place.commit is not None and isinstance(error, OSError) and _network(error):
             raise TryLaterError(

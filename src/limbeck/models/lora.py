@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from limbeck.config.trainable import LowRankConfig
-from limbeck.errors import ConfigError
+from limbeck.errors import ConfigError, extra_needed
 from limbeck.models.adapters import DOWN, LENGTHS, UP, Adapter, own_names
 from limbeck.models.causal_lm import CausalLM
 from limbeck.registry import suggest
@@ -108,12 +108,8 @@ def adapter_at(layer: Any) -> Adapter:
 
 def require_peft() -> ModuleType:
     """The library that makes adapters."""
-    try:
+    with extra_needed("trainable.lora", "peft", "lora"):
         import peft  # noqa: PLC0415  (an extra, and slow to import)
-    except ImportError as error:
-        raise ConfigError(
-            "trainable.lora needs peft, which is not installed here: pip install 'limbeck[lora]'."
-        ) from error
     found: ModuleType = peft
     return found
 

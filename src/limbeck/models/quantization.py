@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from limbeck.config.trainable import Bits
-from limbeck.errors import ConfigError
+from limbeck.errors import ConfigError, extra_needed
 from limbeck.models.causal_lm import CausalLM
 from limbeck.models.packed import Packed
 from limbeck.models.prove import prove_documents_apart, prove_head
@@ -43,7 +43,7 @@ def quantized(model: CausalLM, bits: Bits, device: torch.device) -> CausalLM:
     for name, layer in linear_layers(model, "teacher.quantize", device).items():
         made = layer_of(library, layer, bits)
         made.bias = layer.bias
-        put(model, name, made.to(device).eval())
+        model.put(name, made.to(device).eval())
     model.to(device).eval()
     prove_head(model)
     prove_documents_apart(model)
@@ -67,7 +67,7 @@ def pack(model: CausalLM, bits: Bits, device: torch.device, compute: torch.dtype
     for name, layer in linear_layers(model, PACKED_OPTION, device).items():
         made: Any = layer_of(library, layer, bits)
         made.compute_dtype = compute
-        put(model, name, Packed(made.to(device).eval(), layer.bias).eval())
+        model.put(name, Packed(made.to(device).eval(), layer.bias).eval())
 
 
 def linear_layers(model: CausalLM, option: str, device: torch.device) -> dict[str, nn.Linear]:
@@ -85,12 +85,6 @@ def linear_layers(model: CausalLM, option: str, device: torch.device) -> dict[st
             "can be quantised. Leave quantize out."
         )
     return linear
-
-
-def put(model: CausalLM, name: str, layer: nn.Module) -> None:
-    """Replace a layer of a model's blocks."""
-    parent, _, last = name.rpartition(".")
-    setattr(model.blocks.get_submodule(parent), last, layer)
 
 
 def layer_of(library: Any, layer: nn.Linear, bits: Bits) -> nn.Module:
@@ -116,15 +110,9 @@ def layer_of(library: Any, layer: nn.Linear, bits: Bits) -> nn.Module:
 
 def require_bitsandbytes(option: str) -> ModuleType:
     """The library that quantises; an option of the recipe asks for it."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of libraries that it imports
-            import bitsandbytes  # noqa: PLC0415  (an extra, and slow to import)
-    except ImportError as error:
-        raise ConfigError(
-            f"{option} needs bitsandbytes, which is not installed here: pip install "
-            "'limbeck[quantized]'."
-        ) from error
+    with extra_needed(option, "bitsandbytes", "quantized"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of libraries that it imports
+        import bitsandbytes  # noqa: PLC0415  (an extra, and slow to import)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     found: ModuleType = bitsandbytes
     return found

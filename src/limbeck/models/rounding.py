@@ -91,8 +91,7 @@ def round_in_forward(model: CausalLM, to: WeightFormat) -> None:
     Raises:
         ConfigError: A layer cannot be rounded.
     """
-    blocks = model.blocks
-    linear = {name: m for name, m in blocks.named_modules() if type(m) is nn.Linear}
+    linear = {name: m for name, m in model.blocks.named_modules() if type(m) is nn.Linear}
     if not linear:
         raise ConfigError(
             f"trainable.quantize: the blocks of a {model.family} student have no linear layers "
@@ -106,8 +105,7 @@ def round_in_forward(model: CausalLM, to: WeightFormat) -> None:
                 "quantize out, or choose a student of another width."
             )
     for name, layer in linear.items():
-        parent, _, last = name.rpartition(".")
-        setattr(blocks.get_submodule(parent), last, RoundedLinear(layer, to))
+        model.put(name, RoundedLinear(layer, to))
 
 
 def rounds_weights(model: CausalLM) -> bool:

@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from limbeck.config.paths import missing_model, not_cached
-from limbeck.errors import ConfigError, TryLaterError
+from limbeck.errors import ConfigError, DataError, TryLaterError
 from limbeck.files import expanded
 from limbeck.tokenizers.load import hub_answers
 
@@ -220,3 +220,10 @@ def last_line(error: BaseException) -> str:
     """The last line of an error's message, where its reason stands below a heading."""
     lines = [text.strip() for text in str(error).splitlines() if text.strip()]
     return f"{(lines[-1] if lines else type(error).__name__).rstrip('.')}."
+
+
+def damaged(source: ModelSource, error: Exception) -> DataError:
+    """The error for weight files that cannot be read."""
+    return DataError(
+        f"The weights of {source.path} are damaged: {first_line(error)} Fetch them again."
+    )

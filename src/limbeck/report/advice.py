@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from limbeck.report.run_files import Evaluation, Figure
-from limbeck.report.words import number, percent
+from limbeck.report.words import interval, number, percent
 
 LATE = 0.75
 """Share of the steps after which a fall of the held-out divergence counts as late."""
@@ -47,7 +47,7 @@ def worse_teacher(evaluation: Evaluation) -> Iterator[str]:
     if before is not None and before.high is not None and before.high < 0:
         yield (
             "Stop, and use another teacher or other text: before training the student predicted "
-            f"the held-out text better than its teacher, by {ends(before, -1)} nats a token, so "
+            f"the held-out text better than its teacher, by {interval(-before)} nats a token, so "
             "coming nearer to this teacher makes it worse."
         )
         return
@@ -55,7 +55,7 @@ def worse_teacher(evaluation: Evaluation) -> Iterator[str]:
     if after is not None and after.high is not None and after.high < 0:
         yield (
             "More distillation on this text has little to give: the student now predicts it "
-            f"better than its teacher, by {ends(after, -1)} nats a token. A lower objective.alpha "
+            f"better than its teacher, by {interval(-after)} nats a token. A lower objective.alpha "
             "follows the text, a better teacher would help more."
         )
 
@@ -66,7 +66,7 @@ def control_helped(evaluation: Evaluation) -> Iterator[str]:
     if farther is not None and farther.low is not None and farther.low <= 0:
         yield (
             "Do not credit the teacher yet: with its distributions of other rows in the place of "
-            f"the right ones the student's forward KL is higher by only {ends(farther)} nats a "
+            f"the right ones the student's forward KL is higher by only {interval(farther)} nats a "
             "token. Train on more tokens, check that text and teacher belong together, or measure "
             "on more held-out text."
         )
@@ -79,7 +79,7 @@ def text_or_teacher(evaluation: Evaluation) -> Iterator[str]:
         yield (
             "If the text matters more than the teacher, lower objective.alpha: trained with "
             "cross-entropy only, the student predicts the held-out text better, by "
-            f"{ends(difference, -1)} nats a token."
+            f"{interval(-difference)} nats a token."
         )
 
 
@@ -118,10 +118,10 @@ def confidence(evaluation: Evaluation) -> Iterator[str]:
     if figure is None or figure.low is None or figure.low <= OVER_CONFIDENT:
         return
     alone = trials.get("cross_entropy", {}).get("over_confidence")
-    beside = "" if alone is None else f"; trained with cross-entropy only, {percent(alone.value)}"
+    beside = f" (trained with cross-entropy only: {percent(alone.value)})" if alone else ""
     yield (
         "The student is over-confident: its first choice has more probability than it is right, by "
-        f"{percent(figure.value)} ({percent(figure.low)} to {percent(figure.high)}{beside}). Raise "
+        f"{interval(figure, percent)}{beside}. Raise "
         "objective.alpha, or record the teacher as samples instead of its top k."
     )
 
@@ -136,7 +136,8 @@ def own_text(evaluation: Evaluation) -> Iterator[str]:
     if own.low > OWN_TEXT * held_out.high:
         yield (
             "Train on text that the student writes (rollout, from: student): on its own samples "
-            f"its forward KL is {ends(own)} nats a token, on held-out text {ends(held_out)}."
+            f"its forward KL is {interval(own)} nats a token, on held-out text "
+            f"{interval(held_out)}."
         )
 
 
@@ -149,12 +150,3 @@ def tasks_kept(evaluation: Evaluation) -> Iterator[str]:
                 f"{percent(row.models['teacher'].value)} on {row.items:,} items, and guessing "
                 f"{percent(row.floor)}. Use more items or another task."
             )
-
-
-def ends(figure: Figure, sign: int = 1) -> str:
-    """A figure with the ends of its interval, times a sign."""
-    value, low, high = (
-        None if each is None else sign * each for each in (figure.value, figure.low, figure.high)
-    )
-    low, high = (low, high) if sign > 0 else (high, low)
-    return f"{number(value)} ({number(low)} to {number(high)})"

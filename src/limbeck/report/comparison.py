@@ -7,8 +7,9 @@ from typing import Any
 
 from limbeck.report.pages import page
 from limbeck.report.plots import Point, scatter
+from limbeck.report.run_files import Figure
 from limbeck.report.run_report import METRICS
-from limbeck.report.words import count, duration, number
+from limbeck.report.words import count, duration, interval
 
 
 def comparison_page(runs: Sequence[Mapping[str, Any]]) -> str:
@@ -34,30 +35,22 @@ def verdict(run: Mapping[str, Any], *, first: bool) -> str:
         return "lowest forward KL"
     if behind is None:
         return "another teacher or other test documents: not comparable"
-    ends = f"[{number(behind['low'])}, {number(behind['high'])}]"
-    if behind["low"] > 0:
-        return f"{number(behind['value'])} nats higher {ends}"
-    return f"not distinguishable from the first: {number(behind['value'])} nats {ends}"
+    by = f"{interval(Figure(**behind))} nats"
+    return f"{by} higher" if behind["low"] > 0 else f"not distinguishable from the first: {by}"
 
 
 def table(runs: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, list[str]]]:
     """Rows of the table: a label, its meaning, and a value for each run."""
     for name in runs[0]["figures"]:
         metric = METRICS[name]
-        figures = [run["figures"].get(name) for run in runs]
-        yield metric.label, metric.meaning, [interval(metric.shown, f) for f in figures]
+        found = [run["figures"].get(name) for run in runs]
+        figures = [None if figure is None else Figure(**figure) for figure in found]
+        yield metric.label, metric.meaning, [interval(each, metric.shown) for each in figures]
     yield "Parameters", "of the student", [count(run["parameters"]) for run in runs]
     speeds = [count(run["tokens_per_second"]) for run in runs]
     yield "Tokens a second", "read by the student, on the machine of its run", speeds
     yield "Tokens", "trained on", [count(run["tokens"]) for run in runs]
     yield "Training", "time in steps", [duration(run["seconds"]) for run in runs]
-
-
-def interval(shown: Any, figure: Mapping[str, float] | None) -> str:
-    """A figure with its interval."""
-    if figure is None:
-        return str(shown(None))
-    return f"{shown(figure['value'])} [{shown(figure['low'])}, {shown(figure['high'])}]"
 
 
 def plot_of(runs: Sequence[Mapping[str, Any]]) -> Any:

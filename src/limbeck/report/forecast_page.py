@@ -13,7 +13,7 @@ from limbeck.report.pages import page
 from limbeck.report.plots import COLOURS, SETTINGS, inline, style, svg_of
 from limbeck.report.run_files import Figure
 from limbeck.report.sections import STUDENTS, Cell, Table, figure_cell
-from limbeck.report.words import MISSING, TRIALS, count, duration, number, percent
+from limbeck.report.words import MISSING, TRIALS, count, duration, interval, number, percent
 
 METRICS = {"forward_kl": "KL", "cross_entropy": "CE"}
 COLOUR = {"distilled": "student", "cross_entropy": "baseline"}
@@ -43,16 +43,16 @@ def students_of(found: Mapping[str, Any]) -> list[str]:
 def sentences(found: Mapping[str, Any]) -> Iterator[str]:
     """The answer in words."""
     recipe = next(row for row in found["rows"] if row["budget"] == "recipe")
+    by = {name: figure_of(recipe[name][found["metric"]]) for name in students_of(found)}
     metric = found["metric"]
     label = "forward KL" if metric == "forward_kl" else "cross-entropy"
     yield (
         f"With the recipe's {recipe['tokens']:,} tokens the student's {label} will be "
-        f"{ends(recipe['distilled'][metric])} nats a token, after "
+        f"{interval(by['distilled'])} nats a token, after "
         f"{duration(3600 * recipe['hours']['distilled'])} of training steps."
     )
-    alone = recipe.get("cross_entropy", {}).get(metric)
-    if alone is not None:
-        yield f"Trained with cross-entropy only it will be {ends(alone)}."
+    if alone := by.get("cross_entropy"):
+        yield f"Trained with cross-entropy only it will be {interval(alone)}."
     if (target := found["target"]) is not None:
         yield target_sentence(target)
     fit = found["students"]["distilled"][metric]
@@ -64,6 +64,11 @@ def sentences(found: Mapping[str, Any]) -> Iterator[str]:
     )
 
 
+def figure_of(figure: Mapping[str, float] | None) -> Figure | None:
+    """A figure of forecast.json; None where the pilots do not determine it."""
+    return None if figure is None else Figure(**figure)
+
+
 def target_sentence(target: Mapping[str, Any]) -> str:
     """Tokens and hours to a forward KL."""
     tokens, hours = target["tokens"], target["hours"]
@@ -72,14 +77,9 @@ def target_sentence(target: Mapping[str, Any]) -> str:
         return f"{begin} is below what the curve reaches with any number of tokens."
     most = "no end" if tokens["high"] is None else count(tokens["high"])
     return (
-        f"{begin} takes {count(tokens['value'])} tokens ({count(tokens['low'])} to {most}), "
+        f"{begin} takes {count(tokens['value'])} tokens [{count(tokens['low'])}, {most}], "
         f"{duration(3600 * hours['value'])} of training steps."
     )
-
-
-def ends(figure: Mapping[str, float]) -> str:
-    """A figure with its interval, in a sentence."""
-    return f"{number(figure['value'])} ({number(figure['low'])} to {number(figure['high'])})"
 
 
 def answer_table(found: Mapping[str, Any]) -> Table:
@@ -93,7 +93,7 @@ def answer_table(found: Mapping[str, Any]) -> Table:
         cells = [Cell(row["budget"]), Cell(count(row["tokens"]))]
         cells.append(Cell(duration(3600 * row["hours"]["distilled"])))
         for metric in metrics:
-            cells += [interval_cell(row[name].get(metric)) for name in students]
+            cells += [figure_cell(figure_of(row[name].get(metric))) for name in students]
         rows.append(tuple(cells))
     note = (
         "Nats a token with 95 % prediction intervals. Time of the distilled student's training "
@@ -117,11 +117,6 @@ def pilots_table(found: Mapping[str, Any]) -> Table:
         for pilot in found["pilots"]
     ]
     return Table("Pilots", "Each a finished run.", tuple(heads), tuple(rows))
-
-
-def interval_cell(figure: Mapping[str, float] | None) -> Cell:
-    """A figure of forecast.json."""
-    return Cell(MISSING) if figure is None else figure_cell(Figure(**figure))
 
 
 def curve_plot(found: Mapping[str, Any]) -> Markup:

@@ -10,7 +10,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from limbeck.report.run_files import Evaluation, RunFiles
 from limbeck.report.run_report import METRICS, figure_of, mapping, name_of
-from limbeck.report.words import TRIALS
+from limbeck.report.words import TRIALS, interval
 
 CARD = "README.md"
 REPORTED = ("forward_kl", "top1_agreement", "cross_entropy", "bits_per_byte")
@@ -109,14 +109,9 @@ def table(evaluation: Evaluation) -> Iterator[str]:
     yield f"| | {' | '.join(TRIALS[trial] for trial in trials)} |"
     yield "|---" * (len(trials) + 1) + "|"
     for name, metric in METRICS.items():
-        cells = []
-        for trial in trials:
-            figure = figure_of(evaluation, trial, name)
-            value = "" if figure is None else metric.shown(figure.value)
-            if figure is not None and figure.low is not None and figure.low != figure.high:
-                value += f" [{metric.shown(figure.low)}, {metric.shown(figure.high)}]"
-            cells.append(value)
-        if any(cells):
+        figures = [figure_of(evaluation, trial, name) for trial in trials]
+        if any(figures):
+            cells = (interval(figure, metric.shown) for figure in figures)
             yield f"| {metric.label} | {' | '.join(cells)} |"
 
 

@@ -26,6 +26,11 @@ class Figure:
     low: float | None = None
     high: float | None = None
 
+    def __neg__(self) -> Figure:
+        """The figure with the other sign."""
+        ends = (None if end is None else -end for end in (self.high, self.low))
+        return Figure(-self.value, *ends)
+
 
 @dataclass(frozen=True)
 class ModelSize:

@@ -18,7 +18,7 @@ from limbeck.report.pages import page
 from limbeck.report.plots import Curve, plot
 from limbeck.report.rollout_texts import BeforeAfter, before_after
 from limbeck.report.run_files import Evaluation, Figure, RunFiles, read_run
-from limbeck.report.sections import group_tables, set_tables, suite_tables
+from limbeck.report.sections import figure_cell, group_tables, set_tables, suite_tables
 from limbeck.report.words import TRIALS, number, percent
 
 HELD_OUT = {
@@ -163,12 +163,9 @@ def figure_of(evaluation: Evaluation, trial: str, metric: str) -> Figure | None:
 
 def cell(metric: Metric, figure: Figure | None, trial: str, best: bool) -> dict[str, Any]:
     """One cell of the table."""
-    ends = ""
-    if figure is not None and figure.low is not None and figure.high is not None:
-        low, high = metric.shown(figure.low), metric.shown(figure.high)
-        ends = f"{low} to {high}" if low != high else ""
-    shown = metric.shown(None if figure is None else figure.value)
-    return {"trial": trial, "label": TRIALS[trial], "value": shown, "ends": ends, "best": best}
+    shown = figure_cell(figure, metric.shown)
+    label = TRIALS[trial]
+    return {"label": label, "value": shown.value, "ends": shown.ends, "best": best}
 
 
 def gap_bars(evaluation: Evaluation) -> Iterator[dict[str, Any]]:

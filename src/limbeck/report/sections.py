@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from limbeck.report.run_files import (
@@ -12,7 +12,7 @@ from limbeck.report.run_files import (
     SpeculativeFigures,
     TaskRow,
 )
-from limbeck.report.words import MISSING, TRIALS, number, percent
+from limbeck.report.words import MISSING, TRIALS, ends, number, percent
 
 STUDENTS = ("distilled", "cross_entropy")
 KINDS = {
@@ -21,23 +21,23 @@ KINDS = {
     "source": "Source of the text",
 }
 SET_METRICS = {
-    "forward_kl": ("Forward KL", False),
-    "top1_agreement": ("Same first choice", True),
-    "perplexity": ("Perplexity", False),
+    "forward_kl": ("Forward KL", number),
+    "top1_agreement": ("Same first choice", percent),
+    "perplexity": ("Perplexity", number),
 }
-"""Label, and whether it is a share."""
+"""Label, and how a value is written."""
 SAMPLES = {
-    "teacher_nll": ("Teacher's surprise", "nats a token of the samples", False),
-    "own_nll": ("Writer's surprise", "nats a token; its entropy", False),
-    "forward_kl": ("Forward KL there", "nats a token, on the samples", False),
-    "repeated": ("Repeated 4-grams", "that stood earlier in the sample", True),
-    "distinct_1": ("Distinct tokens", "of all sampled tokens", True),
-    "distinct_2": ("Distinct pairs", "of all sampled pairs", True),
-    "distinct_3": ("Distinct triples", "of all sampled triples", True),
-    "ended": ("Ended", "with an end token", True),
-    "length": ("Length", "tokens", False),
+    "teacher_nll": ("Teacher's surprise", "nats a token of the samples", number),
+    "own_nll": ("Writer's surprise", "nats a token; its entropy", number),
+    "forward_kl": ("Forward KL there", "nats a token, on the samples", number),
+    "repeated": ("Repeated 4-grams", "that stood earlier in the sample", percent),
+    "distinct_1": ("Distinct tokens", "of all sampled tokens", percent),
+    "distinct_2": ("Distinct pairs", "of all sampled pairs", percent),
+    "distinct_3": ("Distinct triples", "of all sampled triples", percent),
+    "ended": ("Ended", "with an end token", percent),
+    "length": ("Length", "tokens", number),
 }
-"""Label, meaning, and whether it is a share."""
+"""Label, meaning, and how a value is written."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def group_tables(evaluation: Evaluation) -> Iterator[Table]:
             beside = [t[index] for t in trials.values() if index < len(t)]
             cells = [Cell(first.group), Cell(f"{first.tokens:,}")]
             cells += [figure_cell(each.forward_kl) for each in beside]
-            cells += [figure_cell(each.top1_agreement, share=True) for each in beside]
+            cells += [figure_cell(each.top1_agreement, percent) for each in beside]
             rows.append(tuple(cells))
         yield Table(title, "", tuple(heads), tuple(rows))
 
@@ -85,10 +85,10 @@ def set_tables(evaluation: Evaluation) -> Iterator[Table]:
     rows = []
     for name, measured in evaluation.sets.items():
         heading = Cell(name)
-        for metric, (label, share) in SET_METRICS.items():
+        for metric, (label, shown) in SET_METRICS.items():
             figures = [measured.trials.get(trial, {}).get(metric) for trial in trials]
             if any(figures):
-                cells = [figure_cell(figure, share=share) for figure in figures]
+                cells = [figure_cell(figure, shown) for figure in figures]
                 rows.append((heading, Cell(label), *cells))
                 heading = Cell("")
     note = (
@@ -115,8 +115,8 @@ def generation_table(found: Mapping[str, GenerationFigures]) -> Table:
     writers = {"teacher": found[names[0]].teacher} if names else {}
     writers |= {trial: found[trial].student for trial in names}
     rows = []
-    for figure, (label, meaning, share) in SAMPLES.items():
-        cells = [figure_cell(of.get(figure), share=share) for of in writers.values()]
+    for figure, (label, meaning, shown) in SAMPLES.items():
+        cells = [figure_cell(of.get(figure), shown) for of in writers.values()]
         if any(cell.value != MISSING for cell in cells):
             rows.append((Cell(label, meaning), *cells))
     prompts = found[names[0]].prompts if names else 0
@@ -129,8 +129,8 @@ def speculative_table(found: Mapping[str, SpeculativeFigures]) -> Table:
     rows = tuple(
         (
             Cell(TRIALS.get(trial, trial)),
-            figure_cell(each.acceptance, share=True),
-            figure_cell(each.shared, share=True),
+            figure_cell(each.acceptance, percent),
+            figure_cell(each.shared, percent),
             figure_cell(each.tokens_per_pass),
         )
         for trial, each in found.items()
@@ -152,15 +152,15 @@ def tasks_table(found: tuple[TaskRow, ...], harness: str) -> Table:
     for row in found:
         cells = [Cell(f"{row.task}", f"{row.metric}, {row.items:,} items")]
         cells.append(Cell(percent(row.floor)))
-        cells += [figure_cell(row.models.get(name), share=True) for name in names]
-        cells.append(figure_cell(row.retained.get("distilled"), share=True))
+        cells += [figure_cell(row.models.get(name), percent) for name in names]
+        cells.append(figure_cell(row.retained.get("distilled"), percent))
         for other in ("teacher", "cross_entropy"):
             versus = row.against.get(other)
             counts = "" if versus is None or versus.p is None else p_value(versus.p)
             cells.append(
                 Cell(MISSING)
                 if versus is None
-                else Cell(figure_cell(versus.difference, share=True).value, counts)
+                else Cell(figure_cell(versus.difference, percent).value, counts)
             )
         rows.append(tuple(cells))
     heads = ("", "Guess", *(TRIALS[name] for name in names), "Retained")
@@ -176,13 +176,10 @@ def p_value(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {number(p)}"
 
 
-def figure_cell(figure: Figure | float | None, *, share: bool = False) -> Cell:
+def figure_cell(
+    figure: Figure | float | None, shown: Callable[[float | None], str] = number
+) -> Cell:
     """A figure with its interval."""
-    if figure is None:
-        return Cell(MISSING)
-    shown = percent if share else number
-    if isinstance(figure, float):
+    if not isinstance(figure, Figure):
         return Cell(shown(figure))
-    if figure.low is None or figure.high is None or figure.low == figure.high:
-        return Cell(shown(figure.value))
-    return Cell(shown(figure.value), f"{shown(figure.low)} to {shown(figure.high)}")
+    return Cell(shown(figure.value), ends(figure, shown))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from limbeck.report.run_files import Evaluation, Figure, ModelSize
-from limbeck.report.words import THIN, count, number, percent
+from limbeck.report.words import THIN, count, interval, number, percent, whole_percent
 
 NOTHING = ModelSize()
 
@@ -27,22 +28,10 @@ def headline(evaluation: Evaluation | None) -> str:
 def gap_closed(gap: Figure) -> str:
     """How the distance to the teacher changed."""
     if gap.value < 0:
-        grew = Figure(-gap.value, opposite(gap.high), opposite(gap.low))
-        return f"The student ended {with_ends(grew)} farther from its teacher than it began"
-    return f"The student closed {with_ends(gap)} of the gap between its start and its teacher"
-
-
-def opposite(value: float | None) -> float | None:
-    """A value with the other sign, where it is known."""
-    return None if value is None else -value
-
-
-def with_ends(figure: Figure) -> str:
-    """A figure in percent, with the ends of its interval."""
-    ends = ""
-    if figure.low is not None and figure.high is not None:
-        ends = f" [{number(figure.low, 0)}, {number(figure.high, 0)}]"
-    return f"{number(figure.value, 0)}{THIN}%{ends}"
+        grew = interval(-gap, whole_percent)
+        return f"The student ended {grew} farther from its teacher than it began"
+    closed = interval(gap, whole_percent)
+    return f"The student closed {closed} of the gap between its start and its teacher"
 
 
 def costs(evaluation: Evaluation) -> Iterator[str]:
@@ -90,22 +79,20 @@ def against_baseline(evaluation: Evaluation) -> Iterator[str]:
     difference = evaluation.difference.get("forward_kl")
     baseline = evaluation.gap_recovered_percent.get("cross_entropy")
     if baseline is not None:
-        yield (
-            f"Trained with cross-entropy only, on the same tokens, it closed {with_ends(baseline)}."
-        )
+        closed = interval(baseline, whole_percent)
+        yield f"Trained with cross-entropy only, on the same tokens, it closed {closed}."
     if difference is None or difference.low is None or difference.high is None:
         return
     least = min(abs(difference.low), abs(difference.high))
     digits = 6 if difference.low * difference.high > 0 and least < 0.0005 else 3
-    ends = f"{number(difference.low, digits)} to {number(difference.high, digits)}"
+    distance = -difference if difference.high < 0 else difference
+    by = interval(distance, partial(number, digits=digits))
     if difference.low > 0:
-        nearer = number(difference.value, digits)
-        yield f"The teacher brought it {nearer} nats a token nearer ({ends})."
+        yield f"The teacher brought it {by} nats a token nearer."
     elif difference.high < 0:
-        away = number(-difference.value, digits)
-        yield f"The teacher's distributions made it worse, by {away} nats a token ({ends})."
+        yield f"The teacher's distributions made it worse, by {by} nats a token."
     else:
-        yield f"This much held-out text cannot tell the two apart ({ends} nats a token)."
+        yield f"This much held-out text cannot tell the two apart: {by} nats a token."
 
 
 def against_control(evaluation: Evaluation) -> Iterator[str]:
@@ -114,26 +101,18 @@ def against_control(evaluation: Evaluation) -> Iterator[str]:
     if farther is not None and farther.low is not None and farther.low > 0:
         yield (
             "What helped is what the teacher says of this text: with its distributions of other "
-            f"rows the student ended {number(farther.value)} nats a token farther away "
-            f"({number(farther.low)} to {number(farther.high)})."
+            f"rows the student ended {interval(farther)} nats a token farther away."
         )
     longer = evaluation.control.get("equal_time")
     if longer is not None and longer.low is not None and longer.high is not None:
-        if longer.low > 0:
-            found = f"farther from the teacher ({number(longer.low)} to {number(longer.high)})"
-        elif longer.high < 0:
-            found = f"nearer to the teacher ({number(-longer.high)} to {number(-longer.low)})"
-        else:
-            yield (
-                "This much held-out text cannot tell it from a student trained on the text alone "
-                f"for as much time ({number(longer.low)} to {number(longer.high)} nats a token)."
-            )
+        alone = "a student trained on the text alone for as much time"
+        if longer.low <= 0 <= longer.high:
+            by = interval(longer)
+            yield f"This much held-out text cannot tell it from {alone}: {by} nats a token."
             return
-        away = number(abs(longer.value))
-        yield (
-            "A student trained on the text alone for as much time ended "
-            f"{away} nats a token {found}."
-        )
+        by = interval(longer if longer.low > 0 else -longer)
+        where = "farther from" if longer.low > 0 else "nearer to"
+        yield f"A{alone[1:]} ended {by} nats a token {where} the teacher."
 
 
 def caution(evaluation: Evaluation) -> Iterator[str]:

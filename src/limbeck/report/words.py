@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from limbeck.files import scaled
 from limbeck.files import size as byte_size
+from limbeck.report.run_files import Figure
 
 Number = int | float
 MISSING = "\u2013"
@@ -83,6 +84,29 @@ def percent(fraction: Number | None, digits: int = 1) -> str:
     if 0 < 100 * fraction < 10.0**-digits:
         return f"< {10.0**-digits:.{digits}f}{THIN}%"
     return f"{number(100 * fraction, digits)}{THIN}%"
+
+
+def whole_percent(value: Number | None) -> str:
+    """A figure that is in percent already, without decimals."""
+    return f"{number(value, 0)}{THIN}%"
+
+
+def interval(figure: Figure | None, shown: Callable[[Number | None], str] = number) -> str:
+    """A figure with the ends of its interval, if there are any to be seen.
+
+    Example:
+        >>> interval(Figure(0.5, 0.45, 0.55)), interval(Figure(0.0, 0.0, 0.0))
+        ('0.500 [0.450, 0.550]', '0.000')
+    """
+    return MISSING if figure is None else f"{shown(figure.value)} {ends(figure, shown)}".rstrip()
+
+
+def ends(figure: Figure, shown: Callable[[Number | None], str] = number) -> str:
+    """The ends of a figure's interval; empty where they are not known or read the same."""
+    if figure.low is None or figure.high is None:
+        return ""
+    low, high = shown(figure.low), shown(figure.high)
+    return f"[{low}, {high}]" if low != high else ""
 
 
 def count(value: Number | None) -> str:

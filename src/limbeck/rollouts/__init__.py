@@ -4,7 +4,7 @@ from limbeck.rollouts.figures import figures_of
 from limbeck.rollouts.mixed import Mixed
 from limbeck.rollouts.prompts import Prompts
 from limbeck.rollouts.sampling import Rollout, Sampling, sample, seed_of
-from limbeck.rollouts.source import Rollouts, Scoring, Writer, rollout_batch
+from limbeck.rollouts.source import Rollouts, Scoring, rollout_batch
 from limbeck.rollouts.speculative import write_assisted
 
 __all__ = [
@@ -14,7 +14,6 @@ __all__ = [
     "Rollouts",
     "Sampling",
     "Scoring",
-    "Writer",
     "figures_of",
     "rollout_batch",
     "sample",

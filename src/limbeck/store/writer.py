@@ -14,7 +14,7 @@ import pyarrow
 import pyarrow.parquet
 from torch import Tensor
 
-from limbeck.errors import DataError
+from limbeck.errors import DataError, StorageError
 from limbeck.files import publish, raise_if_storage
 from limbeck.losses.distributions import TeacherDistribution
 from limbeck.store import hidden_states, records
@@ -199,7 +199,12 @@ class ShardWriter:
         at = 0
         for head, length in zip(self._heads, self._lengths, strict=True):
             at = data.find(length.to_bytes(4, "little") + head, at)
-            assert at >= 0, "Parquet did not write a record in one piece"
+            if at < 0:
+                raise StorageError(
+                    f"{self._final} must hold each record in one piece, and the file that pyarrow "
+                    f"{pyarrow.__version__} wrote does not; nothing of the shard is kept. Install "
+                    "the pyarrow of constraints.txt, or check the disk."
+                )
             offsets.append(at + 4)
             at += 4 + length
         data.close()

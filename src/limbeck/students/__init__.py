@@ -1,4 +1,4 @@
-"""How a student's first weights are made, one file each."""
+"""How a student's first weights are made."""
 
 from limbeck.students.base import (
     InitialStudent,

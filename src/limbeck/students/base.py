@@ -1,4 +1,4 @@
-"""Initialisers of students, one file each."""
+"""Initialisers of students."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from limbeck.errors import ConfigError
 from limbeck.files import size
 from limbeck.losses import Head, SignalNeeds, TeacherSignal
 from limbeck.losses.distributions import LazyLogits
-from limbeck.losses.head.likelihood import likelihoods_of_tokens
+from limbeck.losses.head.likelihood import with_likelihoods
 from limbeck.models import (
     Bits,
     CausalLM,
@@ -129,8 +129,7 @@ class LocalTeacher(Teacher):
         signal = TeacherSignal.from_distribution(distribution, layer_hidden, projections)
         if not needs.likelihoods:
             return signal
-        likelihoods = likelihoods_of_tokens(hidden, head, batch.targets())
-        return replace(signal, likelihoods=likelihoods)
+        return with_likelihoods(signal, hidden, head, batch.targets())
 
     @property
     def notes(self) -> tuple[str, ...]:

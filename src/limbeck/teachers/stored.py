@@ -237,10 +237,8 @@ class StoredTeacher(Teacher):
     def _require_terms(self, objective: Objective) -> None:
         """Compute every logit term once, on one recorded position."""
         position = self._one_position()
-        logits = torch.zeros(1, self.store.header.vocabulary_size)
         if self._needs.distribution:
-            for term in objective.logit_terms.values():
-                term(logits, torch.zeros(1, dtype=torch.int64), position)
+            objective.try_terms(self.store.header.vocabulary_size, position)
 
     def _require_temperatures(self, temperatures: tuple[float, ...]) -> None:
         position = self._one_position()

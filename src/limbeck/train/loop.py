@@ -388,13 +388,7 @@ class Loop:
             sink.close()
 
     def result(self) -> TrainResult:
-        """Totals of the run."""
+        """Where the run ended."""
         totals = self.totals
         best = totals.best_step if self._setup.checkpoint.keep_best else None
-        return TrainResult(
-            step=totals.step,
-            best_step=totals.step if best is None else best,
-            tokens=totals.tokens,
-            seconds=totals.seconds,
-            tokens_per_second=totals.tokens / totals.seconds if totals.seconds else 0.0,
-        )
+        return TrainResult(totals.step, totals.step if best is None else best)

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from limbeck.config import differences, leaves
-from limbeck.errors import ConfigError
+from limbeck.config import differences, leaves, refuse_differences
 
 
 @dataclass
@@ -54,13 +53,8 @@ def require_same(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     found = differences(saved, now)
     if more_steps(saved, now):
         found.pop(STEPS, None)
-    if found:
-        raise ConfigError(
-            "\n  ".join(
-                [
-                    "A run is resumed with the recipe and the data it began with. Put these back, "
-                    "or choose another output:",
-                    *(f"{at}: {change}" for at, change in found.items()),
-                ]
-            )
-        )
+    refuse_differences(
+        found,
+        "A run is resumed with the recipe and the data it began with. Put these back, or choose "
+        "another output:",
+    )

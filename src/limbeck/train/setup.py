@@ -74,16 +74,12 @@ class TrainSetup:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """Totals of a finished run.
+    """Where a run ended.
 
     Attributes:
+        step: The last one.
         best_step: Step of the checkpoint to use: the best measured one, or the last.
-        tokens: Scored tokens trained on.
-        seconds: Time in steps, evaluation and saving not counted.
     """
 
     step: int
     best_step: int
-    tokens: int
-    seconds: float
-    tokens_per_second: float

@@ -5,21 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
 
+from limbeck.progress import ProgressBar
 from limbeck.train.metrics import Record
-
-SECONDS_BETWEEN_LINES = 5.0
 
 UNSHOWN = (
     *("kind", "step", "student_confidence", "student_hit", "padded_mass", "tokens"),
@@ -42,50 +32,30 @@ class TerminalSink:
     """A progress bar on a terminal; elsewhere a plain line every few seconds."""
 
     def __init__(self, console: Console, title: str = "distilling") -> None:
-        self._console = console
-        self._title = title
-        self._steps = 0
-        self._last_line = 0.0
-        self._bar: Progress | None = None
-        self._task = TaskID(0)
+        self._console, self._title = console, title
+        self._bar: ProgressBar | None = None
+        self._ends = (0, 0)
 
     def begin(self, step: int, steps: int) -> None:
         """Show the bar at the first step."""
-        self._steps = steps
-        if not self._console.is_terminal:
-            return
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[numbers]}"),
-            TimeRemainingColumn(),
-            console=self._console,
-        )
-        self._task = self._bar.add_task(self._title, total=steps, completed=step, numbers="")
-        self._bar.start()
+        self._bar = ProgressBar(self._console, self._title, steps, step)
+        self._ends = (step + 1, steps)
 
     def write(self, record: Record) -> None:
-        text = in_words(record, self._steps)
+        assert self._bar is not None, "begin() comes first"
+        text = in_words(record, self._ends[1])
         if record["kind"] != "step":
-            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
-        elif self._bar is not None:
-            numbers = f"loss {record['loss']:.4f}  {record['tokens_per_second']:,.0f} tokens/s"
-            self._bar.update(self._task, completed=record["step"], numbers=numbers)
-        elif self._is_due(record["step"]):
-            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-    def _is_due(self, step: int) -> bool:
-        now = time.monotonic()
-        if now - self._last_line < SECONDS_BETWEEN_LINES and step != self._steps:
-            return False
-        self._last_line = now
-        return True
+            self._bar.say(text)
+            return
+        numbers = f"loss {record['loss']:.4f}  {record['tokens_per_second']:,.0f} tokens/s"
+        if not self._bar.shows(record["step"], numbers) and (
+            self._bar.is_due() or record["step"] in self._ends
+        ):
+            self._bar.say(text)
 
     def close(self) -> None:
         if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+            self._bar.close()
 
 
 def in_words(record: Record, steps: int) -> str:

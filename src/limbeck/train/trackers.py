@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from limbeck.errors import ConfigError
+from limbeck.errors import extra_needed
 from limbeck.registry import Component, Registry
 from limbeck.train.metrics import MetricSink, Record
 
@@ -17,14 +17,9 @@ PROJECT = "limbeck"
 
 def load(module: str, tracker: str) -> Any:
     """A tracker's module."""
-    try:
+    extra = "tensorboard" if tracker == "tensorboard" else "track"
+    with extra_needed("track", tracker, extra):
         return importlib.import_module(module)
-    except ImportError as error:
-        extra = "tensorboard" if tracker == "tensorboard" else "track"
-        raise ConfigError(
-            f"track: {tracker!r} must be installed, and it is not ({error}). "
-            f"Run: pip install 'limbeck[{extra}]'"
-        ) from error
 
 
 def numbers(record: Record) -> dict[str, float]:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from limbeck.config import differences
+from limbeck.config import differences, refuse_differences
 from limbeck.errors import ConfigError, DataError, StorageError
 from limbeck.files import locked, write_text
 
@@ -144,13 +144,8 @@ def opened(path: Path, settings: Mapping[str, Any], facts: Mapping[str, Any]) ->
 
 def require_same(before: Mapping[str, Any], now: Mapping[str, Any], path: Path) -> None:
     """Refuse other settings than a file was begun with, by name."""
-    if found := differences(before, now):
-        raise ConfigError(
-            "\n  ".join(
-                [
-                    f"{path} is continued with the settings it was begun with. Put these back, or "
-                    "choose another write.output:",
-                    *(f"{at}: {change}" for at, change in found.items()),
-                ]
-            )
-        )
+    refuse_differences(
+        differences(before, now),
+        f"{path} is continued with the settings it was begun with. Put these back, or choose "
+        "another write.output:",
+    )

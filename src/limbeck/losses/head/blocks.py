@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,9 +12,10 @@ from torch import Tensor
 from limbeck.losses.distributions.base import TeacherDistribution
 from limbeck.losses.distributions.full import DenseLogits, LazyLogits
 from limbeck.losses.distributions.merged import MergedOutcomes, OutcomeMap
-from limbeck.losses.head.fused import multiply, product_dtype
+from limbeck.losses.head.fused import ChunkBody, multiply, product_dtype
 from limbeck.losses.head.workspace import Workspace
 from limbeck.losses.output_head import Transform
+from limbeck.losses.terms.base import StudentView
 
 BLOCK_BYTES = 3 << 19
 """Largest block on a CPU: 8 rows of 49,152 float32 logits."""
@@ -87,3 +89,36 @@ class ChunkTeacher:
         size = len(hidden), len(weight)
         out = self.workspace.take_rows("teacher", size, hidden, hidden.dtype, padded=self.pads_rows)
         return Products(multiply(hidden, weight, bias, out), transform, self.outcomes)
+
+
+class BlockBody(ChunkBody):
+    """Terms and gradient a block of rows at a time; an accelerator's block is the whole chunk."""
+
+    def __init__(
+        self,
+        weights: Sequence[float],
+        student: StudentView,
+        distribution: TeacherDistribution | None,
+        workspace: Workspace,
+        *,
+        block_arrays: int,
+        chunk_arrays: int,
+    ) -> None:
+        """
+        Args:
+            weights: Weight of each term.
+            student: Has targets, weights, and the sizes of the chunks to come.
+            distribution: The teacher's at the N tokens; None where no term reads it.
+            block_arrays: Arrays of the size of a block that are allocated, beside those of a chunk.
+            chunk_arrays: Arrays of the size of a chunk that are allocated on an accelerator.
+        """
+        self.weights, self.workspace = weights, workspace
+        vocabulary, hidden = len(student.head.weight), student.hidden
+        in_blocks = hidden.device.type == "cpu"
+        self.pads_rows = not in_blocks
+        self.teacher = ChunkTeacher(distribution, workspace, pads_rows=self.pads_rows)
+        self.exact = torch.promote_types(hidden.dtype, torch.float32)
+        self.block = block_rows(hidden, vocabulary)
+        self.copies = 2 if in_blocks else chunk_arrays
+        if in_blocks:
+            self.scratch_bytes = block_arrays * self.block * vocabulary * self.exact.itemsize

@@ -18,7 +18,7 @@ from limbeck.losses.distributions.samples import DrawnTokens
 from limbeck.losses.distributions.top_k import KeptTokens
 from limbeck.losses.distributions.uneven import UnevenTopK
 from limbeck.losses.divergences.base import Outcomes
-from limbeck.losses.head.blocks import ChunkTeacher, block_rows
+from limbeck.losses.head.blocks import BlockBody
 from limbeck.losses.head.fused import ChunkBody, chunks
 from limbeck.losses.head.term_pair import TermPair, pair_of
 from limbeck.losses.head.workspace import Workspace
@@ -41,7 +41,7 @@ def closed_form(
     return None if pair is None else ClosedForm(pair, weights, student, distribution, workspace)
 
 
-class ClosedForm(ChunkBody):
+class ClosedForm(BlockBody):
     """At most one divergence and at most one cross-entropy, with closed-form gradients."""
 
     def __init__(
@@ -55,26 +55,18 @@ class ClosedForm(ChunkBody):
         """
         Args:
             weights: Weight of each, as they were listed.
-            student: Has targets, weights, and the sizes of the chunks to come.
             distribution: The teacher's at the N tokens; without one the divergence is 0.
         """
-        self.weights = weights
-        self.workspace = workspace
-        self.targets = student.targets
-        self.token_weights = student.token_weights
-        self.pair = pair
-        vocabulary, hidden = len(student.head.weight), student.hidden
-        in_blocks = hidden.device.type == "cpu"
-        self.pads_rows = not in_blocks
-        self.teacher = ChunkTeacher(
-            distribution if pair.soft is not None else None, workspace, pads_rows=self.pads_rows
+        super().__init__(
+            weights,
+            student,
+            distribution if pair.soft is not None else None,
+            workspace,
+            block_arrays=WORKING_COPIES,
+            chunk_arrays=2 + WORKING_COPIES,
         )
-        self.block = block_rows(hidden, vocabulary)
-        self.exact = torch.promote_types(hidden.dtype, torch.float32)
-        self.copies = 2 if in_blocks else 2 + WORKING_COPIES
-        if in_blocks:
-            row_bytes = vocabulary * self.exact.itemsize
-            self.scratch_bytes = WORKING_COPIES * self.block * row_bytes
+        self.pair = pair
+        self.targets, self.token_weights = student.targets, student.token_weights
 
     def __call__(
         self, products: Float[Tensor, "n V"], window: slice, wants_gradient: bool

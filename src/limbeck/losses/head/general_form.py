@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from limbeck.losses.distributions.base import TeacherDistribution
-from limbeck.losses.head.blocks import ChunkTeacher, block_rows
-from limbeck.losses.head.fused import ChunkBody, chunks, weighted_sum
+from limbeck.losses.head.blocks import BlockBody
+from limbeck.losses.head.fused import chunks, weighted_sum
 from limbeck.losses.head.workspace import Workspace
 from limbeck.losses.terms.base import LogitTerm, StudentView
 
@@ -18,7 +18,7 @@ GRAPH_COPIES = 16
 """Arrays of the size of one block of logits that the graph holds at once, about."""
 
 
-class GeneralForm(ChunkBody):
+class GeneralForm(BlockBody):
     """Any logit terms. The gradient overwrites the logits."""
 
     def __init__(
@@ -31,26 +31,17 @@ class GeneralForm(ChunkBody):
     ) -> None:
         """
         Args:
-            student: Has targets, weights, and the sizes of the chunks to come.
             distribution: The teacher's at the N tokens; without one, terms that read it are 0.
         """
-        self.weights = weights
-        self.workspace = workspace
-        self.terms = terms
-        self.student = student
-        reads = any(term.needs.distribution for term in terms)
-        vocabulary, hidden = len(student.head.weight), student.hidden
-        in_blocks = hidden.device.type == "cpu"
-        self.pads_rows = not in_blocks
-        self.teacher = ChunkTeacher(
-            distribution if reads else None, workspace, pads_rows=self.pads_rows
+        super().__init__(
+            weights,
+            student,
+            distribution if any(term.needs.distribution for term in terms) else None,
+            workspace,
+            block_arrays=GRAPH_COPIES,
+            chunk_arrays=GRAPH_COPIES,
         )
-        self.exact = torch.promote_types(hidden.dtype, torch.float32)
-        self.block = block_rows(hidden, vocabulary)
-        self.copies = 2 if in_blocks else GRAPH_COPIES
-        if in_blocks:
-            row_bytes = vocabulary * self.exact.itemsize
-            self.scratch_bytes = GRAPH_COPIES * self.block * row_bytes
+        self.terms, self.student = terms, student
 
     def __call__(
         self, products: Float[Tensor, "n V"], window: slice, wants_gradient: bool

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -11,7 +13,7 @@ from limbeck.config import HeadBudget
 from limbeck.losses.distributions.base import log_softmax
 from limbeck.losses.head.fused import chunks, head_chunk
 from limbeck.losses.output_head import Head
-from limbeck.losses.signal import ChunkLikelihoods
+from limbeck.losses.signal import ChunkLikelihoods, TeacherSignal
 
 COPIES = 4
 """Approximate number of arrays of a chunk's logits that exist at once."""
@@ -44,12 +46,13 @@ def token_logprobs(
 
 
 @torch.no_grad()
-def likelihoods_of_tokens(
-    hidden: Float[Tensor, "N D"], head: Head, targets: Int[Tensor, " N"]
-) -> ChunkLikelihoods:
-    """A teacher's log-likelihoods of the text, where every token is a chunk of its own."""
+def with_likelihoods(
+    signal: TeacherSignal, hidden: Float[Tensor, "N D"], head: Head, targets: Int[Tensor, " N"]
+) -> TeacherSignal:
+    """A teacher's signal with its log-likelihoods of the text, every token a chunk of its own."""
     chunk_of = torch.arange(len(targets), device=targets.device)
-    return ChunkLikelihoods(chunk_of, token_logprobs(hidden, head, targets))
+    likelihoods = ChunkLikelihoods(chunk_of, token_logprobs(hidden, head, targets))
+    return replace(signal, likelihoods=likelihoods)
 
 
 def chunk_logprobs(

@@ -12,19 +12,18 @@ from limbeck.losses.terms.base import PairShapes
 
 Layer = Annotated[int, Ge(0)]
 LayerChoice = (
-    Literal["surviving", "origin", "uniform", "last"]
-    | Annotated[tuple[tuple[Layer, Layer], ...], MinLen(1)]
+    Literal["surviving", "uniform", "last"] | Annotated[tuple[tuple[Layer, Layer], ...], MinLen(1)]
 )
 """`surviving`: each layer of a pruned student with the teacher layer it was copied from, evenly
-spread for other students (`origin` is the former name). `uniform`: the student's layers evenly over
-the teacher's. `last`: the last layer of both. Or a list of pairs (student, teacher)."""
+spread for other students. `uniform`: the student's layers evenly over the teacher's. `last`: the
+last layer of both. Or a list of pairs (student, teacher)."""
 
 
 def chosen_map(choice: LayerChoice, shapes: PairShapes) -> LayerMap:
     """The pairs a term compares; at least one."""
     last = shapes.student_layers - 1, shapes.teacher_layers - 1
     match choice:
-        case "surviving" | "origin":
+        case "surviving":
             chosen = shapes.layer_map
         case "uniform":
             chosen = LayerMap.uniform(shapes.student_layers, shapes.teacher_layers)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -13,7 +12,7 @@ from limbeck.batch import Batch
 from limbeck.errors import ConfigError
 from limbeck.losses import Head, TeacherSignal
 from limbeck.losses.distributions import LazyLogits
-from limbeck.losses.head.likelihood import likelihoods_of_tokens
+from limbeck.losses.head.likelihood import with_likelihoods
 from limbeck.models import FinalLayers, PreTrainedTokenizerBase
 from limbeck.store import Sample
 from limbeck.teachers.base import TeacherInfo, TeacherRequest
@@ -116,5 +115,4 @@ class HiddenStatesTeacher(ServedTeacher[Tensor]):
         signal = TeacherSignal.from_distribution(distribution)
         if not self._needs.likelihoods:
             return signal
-        likelihoods = likelihoods_of_tokens(hidden, self.head, batch.targets())
-        return replace(signal, likelihoods=likelihoods)
+        return with_likelihoods(signal, hidden, self.head, batch.targets())

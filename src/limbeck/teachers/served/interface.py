@@ -87,13 +87,17 @@ def require_echo(echoed: Sequence[Any], tokens: Sequence[int]) -> None:
         DataError: It is.
     """
     if list(echoed) != list(tokens):
-        pairs = enumerate(zip(echoed, tokens, strict=False))
-        place = next((i for i, (a, b) in pairs if a != b), min(len(echoed), len(tokens)))
         raise wrong(
             "be of the token ids that were sent",
             f"is of others: {len(tokens)} were sent and {len(echoed)} came back, different "
-            f"from position {place}",
+            f"from position {first_difference(echoed, tokens)}",
         )
+
+
+def first_difference(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """The first place at which two lists differ."""
+    pairs = zip(one, other, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
 
 
 def rows_after_null(rows: Any, name: str, num_tokens: int) -> list[Any]:

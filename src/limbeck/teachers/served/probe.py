@@ -12,7 +12,7 @@ from jaxtyping import Int64
 
 from limbeck.errors import ConfigError, DataError
 from limbeck.models import PreTrainedTokenizerBase
-from limbeck.teachers.served.interface import MODELS, Interface, Rows
+from limbeck.teachers.served.interface import MODELS, Interface, Rows, first_difference
 from limbeck.teachers.served.requests import RefusedError, Server
 
 TEXTS = (
@@ -192,12 +192,6 @@ def require_same_tokens(
 def encoded(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """The ids of a text, without special tokens around it."""
     return [int(token) for token in tokenizer.encode(text, add_special_tokens=False)]
-
-
-def first_difference(ours: Sequence[int], theirs: Sequence[int]) -> int:
-    """The first place at which two lists differ."""
-    pairs = zip(ours, theirs, strict=False)
-    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(ours), len(theirs)))
 
 
 def notes_of(noise: Noise, finding: str) -> tuple[str, ...]:

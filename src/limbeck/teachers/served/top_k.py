@@ -65,9 +65,7 @@ class TopKTeacher(ServedTeacher[Rows]):
         """Compute every logit term once, on one position."""
         rows = Rows(*(each[:1] for each in self._probed.rows))
         position = top_k_of([(rows, np.ones(1, dtype=np.bool_))], self._k)
-        logits = torch.zeros(1, self._info.vocabulary_rows)
-        for term in objective.logit_terms.values():
-            term(logits, torch.zeros(1, dtype=torch.int64), position)
+        objective.try_terms(self._info.vocabulary_rows, position)
 
     def require_writer(self) -> None:
         """Refuse a server that is asked for log-probabilities only.
