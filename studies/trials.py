@@ -126,4 +126,4 @@ def publish(folder: Path, figures: Mapping[str, Any], text: str) -> None:
 def span(figure: Mapping[str, float], digits: int = 3) -> str:
     """A difference with its interval, as text."""
     value, low, high = (f"{figure[key]:+.{digits}f}" for key in ("value", "low", "high"))
-    return f"{value} ({low} to {high})"
+    return f"{value} [{low}, {high}]"

@@ -13,7 +13,7 @@ import torch
 from limbeck.batch import Batch
 from limbeck.distributed import World
 from limbeck.errors import ConfigError, DataError
-from limbeck.losses import Objective, SignalNeeds, SignalPart, TeacherSignal
+from limbeck.losses import SignalNeeds, SignalPart, TeacherSignal
 from limbeck.losses.distributions import DenseLogits, LazyLogits, MergedOutcomes, OutcomeMap
 from limbeck.losses.head.likelihood import token_logprobs
 from limbeck.losses.signal import ChunkLikelihoods
@@ -137,8 +137,10 @@ class CrossTokenizerTeacher(WrappingTeacher):
             inner = replace(inner, vocabulary_size=len(self._pair.aligner.teacher))
         self._teacher.require(inner)
         self._needs = request.needs
-        if request.objective is not None:
-            self._require_terms(request.objective)
+        if request.objective is not None and request.needs.distribution:
+            student, teacher, _ = outcome_map = self._known.outcome_map
+            position = MergedOutcomes(DenseLogits(torch.zeros(1, len(teacher))), outcome_map)
+            request.objective.try_terms(len(student), position)
         if request.texts:
             self._require_texts(request.texts)
 
@@ -185,15 +187,6 @@ class CrossTokenizerTeacher(WrappingTeacher):
     def _known(self) -> TokenizerPair:
         assert self._pair is not None, "the student's tokenizer was not required first"
         return self._pair
-
-    def _require_terms(self, objective: Objective) -> None:
-        """Compute every logit term on one position, so that it can refuse this form."""
-        student, teacher, _ = outcome_map = self._known.outcome_map
-        logits, target = torch.zeros(1, len(student)), torch.zeros(1, dtype=torch.int64)
-        position = MergedOutcomes(DenseLogits(torch.zeros(1, len(teacher))), outcome_map)
-        for term in objective.logit_terms.values():
-            if self._needs.distribution:
-                term(logits, target, position)
 
     def _require_texts(self, texts: Sequence[TextWindows]) -> None:
         """Align the windows that are checked, and count the coverage of the first text."""
