@@ -42,7 +42,7 @@ def test_a_study_trains_its_trials_and_compares_them(study, tmp_path, monkeypatc
     table = (tmp_path / "out" / "results.md").read_text()
     assert table in output
     assert [name for name in trials if f"\n| {name} | " not in table] == []
-    assert "+0.000 (+0.000 to +0.000)" in table.replace("0.0000", "0.000")  # the base of the others
+    assert "+0.000 [+0.000, +0.000]" in table.replace("0.0000", "0.000")  # the base of the others
 
 
 @pytest.mark.long
