@@ -103,6 +103,8 @@ def test_of_many_sources_folders_and_the_largest_keep_their_names() -> None:
     assert others.sum() == tokens["tokens"][small].sum()
     assert np.array_equal(group["tokens"].sum(axis=1), tokens["tokens"])
     folders = [f"{'a' if i < 10 else 'b'}/f{i}" for i in range(30)]
+    names, _ = by_source([f"code/{name}" for name in flat[:1]] + list(flat[1:]), tokens)
+    assert "." not in names
     names, group = by_source(folders, tokens)
     assert names == ["a", "b"]
     assert group["tokens"][:, 0].sum() == tokens["tokens"][:10].sum()

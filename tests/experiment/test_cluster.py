@@ -140,7 +140,7 @@ def test_all_of_several_teachers_are_planned(tmp_path):
     flops = {kind: plans[kind, "shard"]["cluster"]["flops"] for kind in ("routed", "ensemble")}
     own = flops["ensemble"] - one["cluster"]["flops"]
     assert own > 0, "a pass of the second teacher"
-    assert flops["routed"] - one["cluster"]["flops"] < 0.1 * own, "each row has one teacher"
+    assert 0 < flops["routed"] - one["cluster"]["flops"] <= own, "every member reads every row"
 
 
 @pytest.mark.long

@@ -1,18 +1,33 @@
 """Conversations that student and teacher write with chat templates of their own."""
 
 import json
+import re
 
+import numpy as np
 import pytest
 import torch
+from tokenizers import AddedToken
 from transformers import AutoModelForCausalLM
 
 import limbeck
+from limbeck.data.formats.chat import end_of_answer
 from limbeck.errors import ConfigError, DataError
 from limbeck.experiment import load
 from limbeck.losses.distributions import log_softmax
 from limbeck.teachers import TeacherRequest
 from limbeck.teachers.cross_tokenizer import make_pair
 from limbeck.teachers.local import LocalTeacher
+from limbeck.tokenizers import (
+    Aligner,
+    Coverage,
+    Rendering,
+    TokenBytes,
+    add_coverage,
+    align_conversation,
+    classes_of,
+    shared_outcomes,
+    window_of,
+)
 from tests.experiment.tiny_run import steps_of, write_recipe
 from tests.models.tiny import tiny_config, tiny_llama
 from tests.tokenizers.assorted import byte_bpe, unigram, wrap_plain
@@ -189,7 +204,7 @@ def test_answers_that_one_template_changes_are_named_and_can_be_skipped(tmp_path
     upper = HEADED.replace("m.content", "m.content | upper", 1)
     path = write_pair(tmp_path, teacher_tokenizer(template=upper))
     with pytest.raises(
-        DataError, match=r"chat\.jsonl:1: the chat templates write an answer .* after 2 b"
+        DataError, match=r"chat\.jsonl:1: the chat templates write an answer .* after 2 ch"
     ):
         parts_of(path)
     rows = conversations()
@@ -199,7 +214,7 @@ def test_answers_that_one_template_changes_are_named_and_can_be_skipped(tmp_path
         data = run.parts.data
         (part,) = run.parts.teacher.signal(data.batch(range(data.num_rows))).parts
         assert len(part.positions) > 0
-        assert any("windows have no teacher" in note for note in run.parts.notes)
+        assert any("cannot be aligned as a whole" in note for note in run.parts.notes)
 
 
 def test_white_space_that_one_template_removes_leaves_the_rest_aligned(tmp_path):
@@ -246,10 +261,21 @@ def test_the_end_of_an_answer_is_matched_where_the_end_tokens_are_others():
     ours, theirs = small(template=turned), teacher_tokenizer()
     model = LocalTeacher(tiny_llama(1, 32, vocabulary=len(theirs)), tokenizer=theirs)
     turn = ours.convert_tokens_to_ids("<|turn|>")
-    for uses_template, end in ((True, turn), (False, ours.eos_token_id)):
+    for uses_template, ends in ((True, (turn, ours.eos_token_id)), (False, (ours.eos_token_id,))):
         outcomes = make_pair(ours, model, uses_template=uses_template).outcomes
-        assert outcomes.student[end] == outcomes.teacher[theirs.eos_token_id]
-        assert outcomes.student[end] < outcomes.num_outcomes
+        for end in ends:  # the teacher has one token for the ends of answers and of texts
+            assert outcomes.student[end] == outcomes.teacher[theirs.eos_token_id]
+            assert outcomes.student[end] < outcomes.num_outcomes
+    own = make_pair(small(template=CHATML), model, uses_template=True).outcomes
+    assert own.student[turn] == own.num_outcomes
+
+
+def test_an_end_of_turn_is_found_that_no_map_of_special_tokens_names():
+    tokenizer = teacher_tokenizer(template=HEADED.replace("eos_token", "' [stop]'"))
+    assert end_of_answer(tokenizer) == tokenizer.eos_token_id
+    tokenizer.add_tokens([AddedToken("[stop]", special=True)])
+    assert "[stop]" not in tokenizer.all_special_tokens
+    assert end_of_answer(tokenizer) == tokenizer.convert_tokens_to_ids("[stop]")
 
 
 def test_a_mixture_aligns_texts_by_bytes_and_conversations_by_answers(tmp_path):
@@ -270,3 +296,112 @@ def test_a_mixture_aligns_texts_by_bytes_and_conversations_by_answers(tmp_path):
             batch = data.batch([row])
             (part,) = run.parts.teacher.signal(batch).parts
             assert len(part.positions) > 0.3 * int(batch.num_scored())
+
+
+# One conversation in two renderings.
+
+
+def sides_of(student_text, teacher_text, **options):
+    """Both renderings of texts in which { } mark the answers, aligned, with their tokens."""
+    ours, theirs = small(template=CHATML), teacher_tokenizer()
+    turn_ends = (ours.eos_token_id, theirs.eos_token_id)
+    pair = [
+        TokenBytes(tokenizer, who, end)
+        for tokenizer, who, end in zip(
+            (ours, theirs), ("student", "teacher"), turn_ends, strict=True
+        )
+    ]
+    renderings = [
+        marked_rendering(*each) for each in ((ours, student_text), (theirs, teacher_text))
+    ]
+    found = align_conversation(Aligner(*pair), *renderings, **options)
+    return found, *renderings, pair
+
+
+def marked_rendering(tokenizer, text):
+    ids, scored = [], []
+    for number, part in enumerate(re.split("[{}]", text)):
+        tokens = tokenizer(part, add_special_tokens=False)["input_ids"]
+        ids += tokens
+        scored += [number % 2 == 1] * len(tokens)
+    return Rendering(np.array(ids), np.array(scored))
+
+
+def compared(found, ours, theirs, pair):
+    """For each scored token that is compared: the answer's text before it on both sides."""
+    rows = []
+    for n in np.flatnonzero(ours.scored[1:] & (found.standing[:-1] >= 0)).tolist():
+        read = [
+            b"".join(side.bytes_of[i] for i in ids.tolist()).decode()
+            for side, ids in zip(
+                pair, (ours.ids[: n + 1], theirs.ids[: found.standing[n] + 1]), strict=True
+            )
+        ]
+        rows.append(tuple(text.rpartition("A:")[2] for text in read))
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "last"),
+    [
+        ("Q A:{ab cd<|end|>}", "Q A:{ab cd</s>}", ("ab cd", "ab cd")),
+        ("Q A:{ab cd<|end|>\n}", "Q A:{ab cd</s>}[fin]", ("ab cd", "ab cd")),
+        ("Q A:{ab cd<|turn|>x<|end|>}", "Q A:{ab cd</s>}", ("ab cd", "ab cd")),
+        ("Q A:{ab cd\n<|end|>}", "Q A:{ab cd</s>}", ("ab cd", "ab cd")),
+        ("Q A:{\n\nab cd<|end|>}", "Q A:{ab cd</s>}", ("\n\nab cd", "ab cd")),
+        ("Q A:{ab cd<|end|>}", "Q A:{  ab cd</s>}", ("ab cd", "  ab cd")),
+        ("Q A:{ab cd\u00a0<|end|>}", "Q A:{ab cd</s>}", ("ab cd", "ab cd")),
+        ("Q A:{ab cd\n<|end|>}", "Q A:{ab cd\n</s>}", ("ab cd\n", "ab cd\n")),
+    ],
+)
+def test_both_sides_have_read_the_same_answer_wherever_they_are_compared(student, teacher, last):
+    found, ours, theirs, pair = sides_of(student, teacher)
+    rows = compared(found, ours, theirs, pair)
+    assert all(a.strip() == b.strip() for a, b in rows)
+    assert rows[-1] == last
+    chunks = found.chunks(ours.scored)
+    for number in range(chunks.num_chunks):
+        texts = [
+            b"".join(side.bytes_of[i] for i in each.ids[of == number].tolist())
+            for side, each, of in zip(
+                pair, (ours, theirs), (chunks.student, chunks.teacher), strict=True
+            )
+        ]
+        assert texts[0] == texts[1] or texts == [b"<|end|>", b"</s>"]
+
+
+def test_an_answer_that_differs_can_be_left_out_by_itself():
+    texts = ("Q A:{ab<|end|>}Q A:{cd<|end|>}", "Q A:{think ab</s>}Q A:{cd</s>}")
+    assert "after 0 characters: 'ab' the student's" in sides_of(*texts)[0]
+    found, ours, theirs, pair = sides_of(*texts, skip=True)
+    assert ("cd", "cd") in compared(found, ours, theirs, pair)
+    assert not any("ab" in "".join(row) for row in compared(found, ours, theirs, pair))
+
+
+def test_a_window_in_a_long_prompt_begins_at_the_same_share_of_it():
+    found, ours, *_ = sides_of("word " * 400 + "A:{ab cd<|end|>}", "word " * 400 + "A:{ab cd</s>}")
+    for start in (1, len(ours.ids) // 2, len(ours.ids) - 30):
+        part = window_of(found, slice(start, len(ours.ids)), ())
+        share = (len(ours.ids) - start) / len(ours.ids)
+        assert len(part.teacher_ids) <= share * len(found.teacher_ids) + 8
+        assert (part.standing >= 0).sum() == (found.standing[start:] >= 0).sum()
+
+
+def test_windows_of_equal_tokens_are_aligned_by_a_conversation_that_can_be(tmp_path):
+    bad = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "Yes. " * 12 + "BAD"}]
+    good = [bad[0], {"role": "assistant", "content": "Yes. " * 12 + "all"}]
+    template = HEADED.replace("{{ m.content }}", "{{ m.content | replace('BAD', 'bad') }}")
+    path = write_pair(tmp_path, teacher_tokenizer(template=template), [bad, *[good] * 11])
+    options = ["data.sequence_length=24", "optim.tokens_per_step=48", "evaluate.data=null"]
+    with pytest.raises(DataError, match=r"1 of .* windows are not:\n  data: chat\.jsonl:1: "):
+        parts_of(path, *options)
+
+
+def test_coverage_counts_the_tokens_of_answers_on_both_sides():
+    found, ours, theirs, pair = sides_of("Q A:{ ab<|end|>}" * 9, "Q A:{ab</s>}" * 9)
+    coverage, outcomes = Coverage(), shared_outcomes(*pair)
+    classes = classes_of(pair[0]), classes_of(pair[1])
+    add_coverage(coverage, ours.ids, ours.scored, found, outcomes, classes)
+    for who, rendering in (("student", ours), ("teacher", theirs)):
+        counts = coverage.directions[who].values()
+        assert sum(count.tokens for count in counts) == int(rendering.scored.sum())

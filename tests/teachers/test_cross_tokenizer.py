@@ -41,7 +41,7 @@ def local(tokenizer, seed=0, layers=2):
 
 def cross(teacher, student, **options):
     """A teacher with another tokenizer, bound to a student's."""
-    bound = CrossTokenizerTeacher(teacher, **options)
+    bound = CrossTokenizerTeacher(teacher, ALONE, **options)
     bound.require(TeacherRequest(needs=DISTRIBUTION, student_tokenizer=student))
     return bound
 
@@ -307,7 +307,7 @@ def test_an_uncovered_class_is_refused_unless_the_recipe_says_so(tmp_path, monke
 )
 def test_what_it_cannot_provide_is_refused_before_the_run(request_, message):
     with pytest.raises(ConfigError, match=message):
-        CrossTokenizerTeacher(local(tokenizers()["bpe"])).require(request_)
+        CrossTokenizerTeacher(local(tokenizers()["bpe"]), ALONE).require(request_)
 
 
 def test_a_term_that_reads_whole_logits_is_refused_before_the_run(tmp_path):
@@ -325,7 +325,7 @@ def test_a_teacher_without_weights_here_is_refused(tmp_path):
 
 
 def test_several_teachers_of_which_one_has_another_tokenizer_are_refused():
-    unlike = CrossTokenizerTeacher(local(tokenizers()["bpe"]))
+    unlike = CrossTokenizerTeacher(local(tokenizers()["bpe"]), ALONE)
     with pytest.raises(ConfigError, match="cross_tokenizer do not: 1"):
         Ensemble([local(small()), unlike], [1.0, 1.0])
 
@@ -345,7 +345,7 @@ BOTH = SignalNeeds(distribution=True, likelihoods=True)
 def likelihood_pair(student, teacher, seed=0):
     """A teacher that gives likelihoods, and its model."""
     plain = local(teacher, seed=seed)
-    bound = CrossTokenizerTeacher(plain)
+    bound = CrossTokenizerTeacher(plain, ALONE)
     bound.require(TeacherRequest(needs=BOTH, student_tokenizer=student))
     return bound, plain.model
 

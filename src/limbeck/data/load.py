@@ -162,7 +162,7 @@ def load_text(
     progress = ProgressLines(Console(stderr=True), "tokenising")
     folder = cache_folder() / "data"
     data = load_data(config, tokenizer, cache=folder, max_positions=limit, progress=progress)
-    whole = replace(config, sequence_length=UNCUT, pack=False)
+    whole = replace(config, sequence_length=UNCUT, pack=False, append_eos=False)
     return replace(data, again=partial(load_text, whole, limit=None))
 
 

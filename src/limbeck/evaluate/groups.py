@@ -117,8 +117,8 @@ def by_source(
             than 20 that are left, all but the 20 with the most tokens are `others`.
         columns: Sums over each whole document; `tokens` is one of them.
     """
-    if len(set(sources)) > MOST_SOURCES and any("/" in source for source in sources):
-        sources = [str(PurePosixPath(source).parent) for source in sources]
+    if len(set(sources)) > MOST_SOURCES:
+        sources = [str(PurePosixPath(s).parent) if "/" in s else s for s in sources]
     tokens: Counter[str] = Counter()
     for source, count in zip(sources, columns["tokens"].tolist(), strict=True):
         tokens[source] += count

@@ -34,6 +34,8 @@ class TeacherInfo:
         name: Path or hub name it was loaded from.
         revision: Commit of a hub model.
         weights_sha256: Hash of its weight files.
+        tokenizer_sha256: Hash of its tokenizer, if that is not the student's.
+        template_sha256: Hash of its chat template, likewise.
         family: Model type of its configuration.
         parameters: Number of parameters.
         bytes: Bytes of its parameters.
@@ -50,6 +52,8 @@ class TeacherInfo:
     name: str | None = None
     revision: str | None = None
     weights_sha256: str | None = None
+    tokenizer_sha256: str | None = None
+    template_sha256: str | None = None
     family: str | None = None
     parameters: int | None = None
     bytes: int | None = None

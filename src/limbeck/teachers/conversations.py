@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -23,8 +24,8 @@ from limbeck.tokenizers import (
     window_of,
 )
 
-Ends = tuple[int | None, int | None]
-"""Tokens of student and teacher that end a text."""
+KEPT = 32
+"""Aligned conversations that are kept: windows of one conversation are read one after another."""
 
 
 class Indexed(NamedTuple):
@@ -60,29 +61,25 @@ class ConversationAligner(Aligner):
             tokenizer: The teacher's; its chat template writes conversations for the teacher.
         """
         super().__init__(student, teacher, max_teacher_tokens)
-        self._tokenizer = tokenizer
+        self._tokenizer, self._skip = tokenizer, False
         self._texts: list[Indexed] = []
+        self._aligned = lru_cache(maxsize=KEPT)(self._align)
 
-    def add(self, text: TextWindows) -> None:
-        """Read the conversations of a text again, in the teacher's tokens.
+    def read(self, texts: Sequence[TextWindows]) -> None:
+        """Read the conversations of a run's texts again, in the teacher's tokens.
 
         Raises:
+            ConfigError: The teacher's tokenizer cannot be used for them.
             DataError: The teacher's chat template refuses a conversation.
         """
-        data = text.data
-        is_conversation = data.is_conversation
-        if not is_conversation.any():
-            return
-        chosen = [w for w in text.windows if is_conversation[data.windows[w, 2]]]
-        keys = np.array([key_of(tokens_of(data, w)) for w in chosen], dtype=np.uint64)
-        order = np.argsort(keys)
-        try:
-            theirs = data.whole_in(self._tokenizer)
-        except DataError as error:
-            problem = f"{text.option}, in the teacher's chat template: {error}"
-            raise DataError(problem) from error
-        windows = np.array(chosen, dtype=np.int64)[order]
-        self._texts.append(Indexed(keys[order], windows, data, theirs, matched(data, theirs)))
+        self._skip = False
+        self._aligned.cache_clear()
+        self._texts = [self._indexed(text) for text in texts if text.data.is_conversation.any()]
+
+    def leave_out_answers(self) -> None:
+        """From now on leave out answers that two templates write differently, and align others."""
+        self._skip = True
+        self._aligned.cache_clear()
 
     def align(self, stretches: Sequence[Sequence[int]]) -> list[Alignment | str]:
         found = [self._known(np.array(ids, dtype=np.int64)) for ids in stretches]
@@ -90,33 +87,56 @@ class ConversationAligner(Aligner):
         rest = iter(super().align(others))
         return [next(rest) if own is None else own for own in found]
 
-    def _known(self, ids: Int64[np.ndarray, " t"]) -> Alignment | str | None:
-        key = key_of(ids)
-        for text in self._texts:
-            place = int(np.searchsorted(text.keys, key))
-            if place < len(text.keys) and text.keys[place] == key:
-                window = int(text.windows[place])
-                if np.array_equal(tokens_of(text.ours, window), ids):
-                    return self._aligned(text, window)
-        return None
+    def _indexed(self, text: TextWindows) -> Indexed:
+        data = text.data
+        is_conversation = data.is_conversation
+        chosen = [w for w in text.windows if is_conversation[data.windows[w, 2]]]
+        keys = np.array([key_of(tokens_of(data, w)) for w in chosen], dtype=np.uint64)
+        order = np.argsort(keys, stable=True)
+        try:
+            theirs = data.whole_in(self._tokenizer)
+        except (ConfigError, DataError) as error:
+            problem = f"{text.option}, in the teacher's chat template: {error}"
+            raise type(error)(problem) from error
+        windows = np.array(chosen, dtype=np.int64)[order]
+        return Indexed(keys[order], windows, data, theirs, matched(data, theirs))
 
-    def _aligned(self, text: Indexed, window: int) -> Alignment | str:
-        start, length, document = text.ours.windows[window].tolist()
+    def _known(self, ids: Int64[np.ndarray, " t"]) -> Alignment | str | None:
+        """The first alignment of the windows with these tokens; None for other text."""
+        key, found = np.uint64(key_of(ids)), None
+        for number, text in enumerate(self._texts):
+            first, stop = (int(np.searchsorted(text.keys, key, side)) for side in ("left", "right"))
+            for window in text.windows[first:stop].tolist():
+                if np.array_equal(tokens_of(text.ours, window), ids):
+                    found = self._window(number, window)
+                    if not isinstance(found, str):
+                        return found
+        return found
+
+    def _window(self, number: int, window: int) -> Alignment | str:
+        data = self._texts[number].ours
+        start, length, document = data.windows[window].tolist()
+        whole = self._aligned(number, document)
+        if isinstance(whole, str):
+            return whole
+        first = start - document_place(data, document).start
+        found = window_of(whole, slice(first, first + length + 1), self.teacher.begin)
+        return self.too_long(len(found.teacher_ids)) or found
+
+    def _align(self, number: int, document: int) -> Alignment | str:
+        """A whole conversation of a text."""
+        text = self._texts[number]
         other = int(text.their_documents[document])
         if other < 0:
             return "the teacher's chat template cannot write it"
-        first, ours = rendering(text.ours, document)
-        _, theirs = rendering(text.theirs, other)
-        whole = align_conversation(self, ours, theirs)
-        if isinstance(whole, str):
-            return whole
-        part = slice(start - first, start - first + length + 1)
-        found = window_of(whole, part, self.teacher.begin)
-        return self.too_long(len(found.teacher_ids)) or found
+        ours, theirs = rendering(text.ours, document), rendering(text.theirs, other)
+        return align_conversation(self, ours, theirs, skip=self._skip)
 
 
-def ends_of_answers(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> Ends:
-    """The tokens that end an answer in both chat templates; (None, None) where one has none.
+def ends_of_answers(
+    student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase
+) -> tuple[int | None, int | None]:
+    """The tokens that end an answer in both chat templates.
 
     Raises:
         ConfigError: The teacher's tokenizer has no chat template.
@@ -127,8 +147,7 @@ def ends_of_answers(student: PreTrainedTokenizerBase, teacher: PreTrainedTokeniz
             "the teacher's tokenizer has none. Use a chat model as teacher, or data of type text "
             "or completion."
         )
-    ends = end_of_answer(student), end_of_answer(teacher)
-    return (None, None) if None in ends else ends
+    return end_of_answer(student), end_of_answer(teacher)
 
 
 def tokens_of(data: TextData, window: int) -> Int32[np.ndarray, " t"]:
@@ -142,11 +161,16 @@ def key_of(tokens: Int[np.ndarray, " t"]) -> int:
     return xxhash.xxh3_64_intdigest(tokens.astype(np.int32).tobytes())
 
 
-def rendering(data: TextData, document: int) -> tuple[int, Rendering]:
-    """First token of a document, and all of it."""
+def document_place(data: TextData, document: int) -> slice:
+    """Where the tokens of a document are."""
     first = int(data.document_ends[document - 1]) if document else 0
-    place = slice(first, int(data.document_ends[document]))
-    return first, Rendering(data.tokens[place].astype(np.int64), np.asarray(data.scored[place]))
+    return slice(first, int(data.document_ends[document]))
+
+
+def rendering(data: TextData, document: int) -> Rendering:
+    """All tokens of a document."""
+    place = document_place(data, document)
+    return Rendering(data.tokens[place].astype(np.int64), np.asarray(data.scored[place]))
 
 
 def matched(ours: TextData, theirs: TextData) -> Int64[np.ndarray, " documents"]:

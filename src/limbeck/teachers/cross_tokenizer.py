@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from limbeck.batch import Batch
-from limbeck.distributed import World
+from limbeck.distributed import World, main_first
 from limbeck.errors import ConfigError, DataError
 from limbeck.losses import SignalNeeds, SignalPart, TeacherSignal
 from limbeck.losses.distributions import DenseLogits, LazyLogits, MergedOutcomes, OutcomeMap
@@ -30,7 +30,7 @@ from limbeck.teachers.base import (
     WrappingTeacher,
     teachers,
 )
-from limbeck.teachers.conversations import ConversationAligner, Ends, ends_of_answers
+from limbeck.teachers.conversations import ConversationAligner, ends_of_answers
 from limbeck.teachers.local import LocalTeacher, require_local
 from limbeck.teachers.rereading import Rereading, reread
 from limbeck.tokenizers import (
@@ -41,6 +41,8 @@ from limbeck.tokenizers import (
     add_coverage,
     classes_of,
     shared_outcomes,
+    template_hash,
+    tokenizer_hash,
 )
 
 SHOWN = 5
@@ -85,16 +87,23 @@ class CrossTokenizerTeacher(WrappingTeacher):
     _teacher: LocalTeacher
 
     def __init__(
-        self, teacher: LocalTeacher, *, unaligned: Choice = "error", uncovered: Choice = "error"
+        self,
+        teacher: LocalTeacher,
+        world: World,
+        *,
+        unaligned: Choice = "error",
+        uncovered: Choice = "error",
     ) -> None:
         """
         Args:
+            world: Its rank 0 tokenises conversations for the teacher while others wait.
             unaligned: `error` refuses texts that its tokenizer cannot represent byte by byte, if
                 one of the `CHECKED_WINDOWS` is; `skip` trains on them without a teacher.
             uncovered: `error` refuses a class of tokens that the teacher does not reach; `skip`
                 trains it on the text alone.
         """
         super().__init__(teacher)
+        self._world = world
         self._unaligned = unaligned
         self._uncovered = uncovered
         self._pair: TokenizerPair | None = None
@@ -107,7 +116,13 @@ class CrossTokenizerTeacher(WrappingTeacher):
         info = self._teacher.info
         if self._pair is None:
             return info
-        return replace(info, vocabulary_rows=len(self._pair.aligner.student))
+        tokenizer = self._teacher.tokenizer
+        return replace(
+            info,
+            vocabulary_rows=len(self._pair.aligner.student),
+            tokenizer_sha256=tokenizer_hash(tokenizer),
+            template_sha256=template_hash(tokenizer),
+        )
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -190,16 +205,18 @@ class CrossTokenizerTeacher(WrappingTeacher):
 
     def _require_texts(self, texts: Sequence[TextWindows]) -> None:
         """Align the windows that are checked, and count the coverage of the first text."""
-        problems, num_windows = [], 0
-        for text in texts:
-            self._known.aligner.add(text)
-            checked = replace(text, windows=spaced(text.windows, CHECKED_WINDOWS))
-            problems += self._problems(checked)
-            num_windows += len(checked.windows)
-        if problems and (self._unaligned == "error" or len(problems) == num_windows):
+        aligner = self._known.aligner
+        with main_first(self._world):
+            aligner.read(texts)
+        problems, num_windows = self._problems(texts)
+        is_hopeless = len(problems) == num_windows
+        if problems and self._unaligned == "skip":
+            aligner.leave_out_answers()
+            is_hopeless = is_hopeless and len(self._problems(texts)[0]) == num_windows
+        if problems and (self._unaligned == "error" or is_hopeless):
             listed = "\n".join(f"  {problem}" for problem in problems[:SHOWN])
             first = f", the first {SHOWN}" if len(problems) > SHOWN else ""
-            remedy = "" if len(problems) == num_windows else (
+            remedy = "" if is_hopeless else (
                 ", or set teacher.unaligned: skip to train on them without a teacher"
             )  # fmt: skip
             raise DataError(
@@ -210,23 +227,27 @@ class CrossTokenizerTeacher(WrappingTeacher):
         notes = list(self._coverage(texts[0]).lines())
         if problems:
             notes.append(
-                f"{len(problems):,} of {num_windows:,} windows have no teacher and are trained on "
-                f"the text alone; the first: {problems[0]}."
+                f"{len(problems):,} of {num_windows:,} windows cannot be aligned as a whole, and "
+                f"learn from the text alone where they cannot; the first: {problems[0]}."
             )
         self._text_notes = tuple(notes)
 
-    def _problems(self, text: TextWindows) -> list[str]:
-        """Windows of a text that cannot be aligned, and why."""
-        data, found = text.data, []
-        for start in range(0, len(text.windows), ALIGNED_AT_ONCE):
-            windows = [data.windows[w] for w in text.windows[start : start + ALIGNED_AT_ONCE]]
-            tokens = [data.tokens[at : at + length + 1].tolist() for at, length, _ in windows]
-            found += [
-                f"{text.option}: {data.document_name(int(window[2]))}: {aligned}"
-                for window, aligned in zip(windows, self._known.aligner.align(tokens), strict=True)
-                if isinstance(aligned, str)
-            ]
-        return found
+    def _problems(self, texts: Sequence[TextWindows]) -> tuple[list[str], int]:
+        """Which of the checked windows cannot be aligned, and why; how many were checked."""
+        found, num_windows = [], 0
+        for text in texts:
+            data, checked = text.data, spaced(text.windows, CHECKED_WINDOWS)
+            num_windows += len(checked)
+            for start in range(0, len(checked), ALIGNED_AT_ONCE):
+                windows = [data.windows[w] for w in checked[start : start + ALIGNED_AT_ONCE]]
+                tokens = [data.tokens[at : at + length + 1].tolist() for at, length, _ in windows]
+                aligned = self._known.aligner.align(tokens)
+                found += [
+                    f"{text.option}: {data.document_name(int(window[2]))}: {each}"
+                    for window, each in zip(windows, aligned, strict=True)
+                    if isinstance(each, str)
+                ]
+        return found, num_windows
 
     def _coverage(self, text: TextWindows) -> Coverage:
         """Coverage of a sample of a text.
@@ -303,15 +324,13 @@ def make_pair(
     """Both tokenizers byte by byte, and the outcomes they share.
 
     Args:
-        uses_template: Whether texts are conversations, which end as their chat templates say.
+        uses_template: Whether texts are conversations, whose answers end as the templates say.
 
     Raises:
         ConfigError: One of them is not byte-exact, the teacher has too few rows, or it has no chat
             template and needs one.
     """
-    ends: Ends = (None, None)
-    if uses_template:
-        ends = ends_of_answers(student, teacher.tokenizer)
+    ends = ends_of_answers(student, teacher.tokenizer) if uses_template else (None, None)
     sides = (
         TokenBytes(student, "student", ends[0]),
         TokenBytes(teacher.tokenizer, "teacher", ends[1]),
@@ -328,7 +347,8 @@ def make_pair(
         torch.from_numpy(outcomes.teacher),
         outcomes.num_outcomes,
     )
-    aligner = ConversationAligner(*sides, teacher.info.max_positions, teacher.tokenizer)
+    limit = teacher.info.max_positions
+    aligner = ConversationAligner(*sides, limit, teacher.tokenizer)
     return TokenizerPair(student, aligner, outcomes, outcome_map)
 
 
@@ -351,4 +371,4 @@ def cross_tokenizer(
     """
     inner = teachers.bind(teacher, "teacher.teacher")(world)
     local = require_local(inner, "teacher.teacher: a teacher with another tokenizer")
-    return CrossTokenizerTeacher(local, unaligned=unaligned, uncovered=uncovered)
+    return CrossTokenizerTeacher(local, world, unaligned=unaligned, uncovered=uncovered)

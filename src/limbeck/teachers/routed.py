@@ -114,7 +114,7 @@ class RoutedTeacher(SeveralTeachers):
         if not self._needs.distribution:
             return TeacherSignal()
         if self._simulated:
-            return self._largest_signal(batch)
+            return self._simulated_signal(batch)
         routes = self._routes_at(batch)
         parts: list[SignalPart] = []
         for name, member in self._members.items():
@@ -130,17 +130,17 @@ class RoutedTeacher(SeveralTeachers):
             return TeacherSignal.from_distribution(parts[0].distribution)
         return TeacherSignal(tuple(parts))
 
-    def _largest_signal(self, batch: Batch) -> TeacherSignal:
-        """The largest member's signal for all rows; the others read one position.
+    def _simulated_signal(self, batch: Batch) -> TeacherSignal:
+        """The largest member's signal, after all have read every row, at least as much as in a run.
 
-        Simulated rows have no source. No routes compute more. A small step with rows of two members
-        held 1 % more: copies of each part's rows.
+        Simulated rows have no source. In a run every member reads the packed rows with one of its
+        documents, and on several ranks at least one row.
         """
         *others, largest = sorted(
             self._members.values(), key=lambda member: member.info.parameters or 0
         )
         for member in others:
-            member.signal(batch.part(slice(1), slice(1)))
+            member.signal(batch)
         return largest.signal(batch)
 
     def _routes_at(self, batch: Batch) -> np.ndarray:

@@ -37,7 +37,7 @@ class AnswerTokens(NamedTuple):
         start: Its first token.
         ends: Where each token of its text ends, in bytes of the answer.
         text: Its bytes.
-        is_closed: Whether a special token follows, the end of the turn.
+        is_closed: Whether the end of the turn follows, and nothing else of the answer.
     """
 
     start: int
@@ -45,16 +45,17 @@ class AnswerTokens(NamedTuple):
     text: bytes
     is_closed: bool
 
-    def without_space(self) -> AnswerTokens:
-        """The same without the space it begins with."""
-        return self._replace(ends=self.ends - 1, text=self.text[1:])
+    def part(self, place: slice) -> AnswerTokens:
+        """The whole tokens of a part of its bytes, and the token that the part begins in."""
+        first = int(np.searchsorted(self.ends, place.start, side="right"))
+        stop = int(np.searchsorted(self.ends, place.stop, side="right"))
+        is_closed = self.is_closed and place.stop == len(self.text)
+        ends = self.ends[first:stop] - place.start
+        return AnswerTokens(self.start + first, ends, self.text[place], is_closed)
 
-    def first(self, size: int) -> AnswerTokens:
-        """The whole tokens of its first bytes; the end of the turn belongs to all of it."""
-        is_closed = self.is_closed and size == len(self.text)
-        return self._replace(
-            ends=self.ends[self.ends <= size], text=self.text[:size], is_closed=is_closed
-        )
+    def begins_at(self, byte: int) -> bool:
+        """Whether a token begins at a byte."""
+        return byte == 0 or byte in self.ends
 
 
 @dataclass
@@ -70,12 +71,16 @@ class PlacedTokens:
         self.count += len(ends)
 
 
-def align_conversation(aligner: Aligner, ours: Rendering, theirs: Rendering) -> Alignment | str:
+def align_conversation(
+    aligner: Aligner, ours: Rendering, theirs: Rendering, *, skip: bool = False
+) -> Alignment | str:
     """Both renderings aligned by the bytes of their answers, or why they cannot be.
 
-    Nothing between answers is aligned: each template writes roles and turns in its own way. Both
-    sides stand together before the first token of an answer, unless one of them puts a space
-    before it. If one removes white space after an answer, its end of the turn is not aligned.
+    Nothing between answers is aligned: each template writes roles and turns in its own way. White
+    space around an answer that the two write differently is not aligned either.
+
+    Args:
+        skip: Leave out an answer that differs, in place of all.
     """
     own, other = answers(aligner.student, ours), answers(aligner.teacher, theirs)
     if isinstance(own, str):
@@ -87,26 +92,23 @@ def align_conversation(aligner: Aligner, ours: Rendering, theirs: Rendering) -> 
     placed = [PlacedTokens(np.empty(len(each.ids), dtype=np.int64)) for each in (ours, theirs)]
     at = 0
     for pair in zip(own, other, strict=True):
-        starts = [answer.start for answer in pair]
-        spaces = [int(answer.text[:1] == b" ") for answer in pair]
-        spaces = [0, 0] if all(spaces) else spaces
-        texts = [
-            answer.without_space() if space else answer
-            for answer, space in zip(pair, spaces, strict=True)
-        ]
-        if problem := difference(*(answer.text for answer in texts)):
-            return problem
-        size = min(len(answer.text) for answer in texts)
-        shared = [answer.first(size) for answer in texts]
-        at = place_between(placed, starts, at, spaces)
+        places = shared_text(*(answer.text for answer in pair))
+        if isinstance(places, str):
+            if skip:
+                continue
+            return places
+        whole = list(zip(pair, places, strict=True))
+        shared = [answer.part(place) for answer, place in whole]
+        is_joined = all(answer.begins_at(place.start) for answer, place in whole)
+        at = place_between(placed, [answer.start for answer in shared], at, is_joined=is_joined)
         for side, answer in zip(placed, shared, strict=True):
             side.place(at + answer.ends)
-        at += size
+        at += len(shared[0].text)
         if all(answer.is_closed for answer in shared):
             at += 1
             for side in placed:
                 side.place([at])
-    place_between(placed, [len(each.ids) for each in (ours, theirs)], at, [0, 0])
+    place_between(placed, [len(each.ids) for each in (ours, theirs)], at, is_joined=False)
     return Alignment(theirs.ids, placed[0].edges, placed[1].edges)
 
 
@@ -121,7 +123,8 @@ def answers(side: TokenBytes, rendering: Rendering) -> list[AnswerTokens] | str:
         if len(known) < num_text:
             return f"the {side.who}'s tokenizer has no token for a part of it"
         ends = np.cumsum([len(piece) for piece in known], dtype=np.int64)
-        found.append(AnswerTokens(start, ends, b"".join(known), num_text < len(ids)))
+        is_closed = ids[num_text:] == [side.turn_end]
+        found.append(AnswerTokens(start, ends, b"".join(known), is_closed))
     return found
 
 
@@ -131,37 +134,49 @@ def runs(scored: Bool[np.ndarray, " n"]) -> Iterator[tuple[int, int]]:
     yield from zip(borders[::2].tolist(), borders[1::2].tolist(), strict=True)
 
 
-def difference(student: bytes, teacher: bytes) -> str | None:
-    """Where the bytes of an answer differ, white space at its end aside; None where they do not."""
-    if student.rstrip() == teacher.rstrip():
-        return None
-    pairs = enumerate(zip(student, teacher, strict=False))
-    same = next((n for n, (a, b) in pairs if a != b), min(len(student), len(teacher)))
-    ours, theirs = (
-        text[same : same + SHOWN].decode(errors="replace") for text in (student, teacher)
-    )
+def shared_text(student: bytes, teacher: bytes) -> tuple[slice, slice] | str:
+    """The bytes of an answer that both sides have, or where it differs.
+
+    White space at its beginning or end belongs to them where it is the same on both sides.
+    """
+    whole = [raw.decode(errors="surrogateescape") for raw in (student, teacher)]
+    cores = [text.strip() for text in whole]
+    if cores[0] != cores[1]:
+        pairs = enumerate(zip(*cores, strict=False))
+        same = next((n for n, (a, b) in pairs if a != b), min(map(len, cores)))
+        ours, theirs = (core[same : same + SHOWN] for core in cores)
+        return (
+            f"the chat templates write an answer differently after {same} characters: {ours!r} "
+            f"the student's, {theirs!r} the teacher's"
+        )
+    leads = [text[: len(text) - len(text.lstrip())].encode() for text in whole]
+    trails = [text[len(text.rstrip()) :].encode() if text.strip() else b"" for text in whole]
+    starts = [0, 0] if leads[0] == leads[1] else list(map(len, leads))
+    cuts = [0, 0] if trails[0] == trails[1] else list(map(len, trails))
     return (
-        f"the chat templates write an answer differently after {same} bytes: {ours!r} the "
-        f"student's, {theirs!r} the teacher's"
+        slice(starts[0], len(student) - cuts[0]),
+        slice(starts[1], len(teacher) - cuts[1]),
     )
 
 
-def place_between(placed: list[PlacedTokens], starts: list[int], at: int, spaces: list[int]) -> int:
+def place_between(
+    placed: list[PlacedTokens], starts: list[int], at: int, *, is_joined: bool
+) -> int:
     """Place the tokens up to the next answer, with nowhere but its beginning in common.
 
     Args:
         starts: First token of the answer on each side.
         at: Where the last answer ends.
-        spaces: Bytes before the answer's text that are tokenised with it.
+        is_joined: Whether both sides stand together before the answer.
 
     Returns:
         Where the answer's text begins.
     """
     counts = [start - side.count for side, start in zip(placed, starts, strict=True)]
     begin = at + 2 * max(counts) + 2
-    for side, count, parity, space in zip(placed, counts, (0, 1), spaces, strict=True):
-        ends = at + 2 * np.arange(1, count + 1) - parity
-        ends[count - 1 :] = begin - space
+    for number, (side, count) in enumerate(zip(placed, counts, strict=True)):
+        ends = at + 2 * np.arange(1, count + 1) - number
+        ends[count - 1 :] = begin if is_joined else begin - number
         side.place(ends)
     return begin
 
@@ -169,23 +184,29 @@ def place_between(placed: list[PlacedTokens], starts: list[int], at: int, spaces
 def window_of(whole: Alignment, window: slice, teacher_begin: tuple[int, ...]) -> Alignment:
     """The alignment of a part of the student's tokens.
 
-    The teacher reads from the last place before it where both sides stand together, after its own
-    beginning tokens: the student has not read what came before either.
+    If it begins within a conversation, the teacher reads its own beginning tokens, and then from
+    the same share of the stretch between two common places: it has about the context of the
+    student.
 
     Args:
         whole: That of the conversation.
         window: Which tokens of the student.
         teacher_begin: Tokens that the teacher's tokenizer puts before a text.
     """
-    ours, theirs = whole.student_edges[window], whole.teacher_edges
-    before = np.intersect1d(whole.student_edges[: window.start], theirs)
-    base = int(before[-1]) if len(before) else 0
-    first = int(np.searchsorted(theirs, base, side="right"))
-    stop = int(np.searchsorted(theirs, ours[-1], side="right"))
+    ours, theirs = whole.student_edges, whole.teacher_edges
+    common = np.intersect1d(ours, theirs)
+    passed = int(np.searchsorted(common, ours[window.start - 1], side="right"))
+    passed = passed if window.start else 0
+    base = int(common[passed - 1]) if passed else 0
+    until = int(common[passed]) if passed < len(common) else int(ours[-1])
+    spans = [np.searchsorted(edges, (base, until), side="right") for edges in (ours, theirs)]
+    (begins, ends), (first, last) = (span.tolist() for span in spans)
+    first += (window.start - begins) * (last - first) // max(ends - begins, 1)
+    stop = int(np.searchsorted(theirs, ours[window][-1], side="right"))
     begin = teacher_begin if first else ()
     return Alignment(
         np.array([*begin, *whole.teacher_ids[first:stop]], dtype=np.int64),
-        ours - base,
+        ours[window] - base,
         np.concatenate([np.zeros(len(begin), dtype=np.int64), theirs[first:stop] - base]),
         (0, len(begin)),
     )

@@ -46,6 +46,7 @@ def shared_outcomes(student: TokenBytes, teacher: TokenBytes) -> Outcomes:
     student_keys, teacher_keys = keys(student), keys(teacher)
     for ours, theirs in counterparts(student, teacher).items():
         student_keys[ours] = teacher_keys[theirs]
+    join_turn_ends((student, teacher), (student_keys, teacher_keys))
     both = sorted((set(student_keys) & set(teacher_keys)) - {None}, key=repr)
     shared = {key: number for number, key in enumerate(both) if key is not None}
     rooted = Roots(shared, (student, teacher), (student_keys, teacher_keys))
@@ -56,6 +57,21 @@ def shared_outcomes(student: TokenBytes, teacher: TokenBytes) -> Outcomes:
         student_exact=np.array([key in shared for key in student_keys]),
         teacher_exact=np.array([key in shared for key in teacher_keys]),
     )
+
+
+def join_turn_ends(
+    sides: tuple[TokenBytes, TokenBytes], side_keys: tuple[list[Key | None], list[Key | None]]
+) -> None:
+    """Match the tokens that end answers; one that also ends texts is matched with both."""
+    turn_ends = [side.turn_end for side in sides]
+    if None in turn_ends:
+        return
+    is_end = any(turn_end == side.end for turn_end, side in zip(turn_ends, sides, strict=True))
+    key = side_keys[1][turn_ends[1] or 0]
+    for side, own_keys, turn_end in zip(sides, side_keys, turn_ends, strict=True):
+        for token in {turn_end, side.end} if is_end else {turn_end}:
+            if token is not None:
+                own_keys[token] = key
 
 
 class Roots:

@@ -44,18 +44,19 @@ class TokenBytes:
         added: Ids of added tokens, special ones included. They stand for their own text.
         special: Ids of special tokens.
         begin: Special tokens that the tokenizer puts before a text.
-        end: The token that ends a text; None without one.
+        end: Its end token; None without one.
+        turn_end: The token that ends an answer of a conversation; None if unknown.
         unspellable: Byte values that no token spells. A byte-level BPE drops them without a word.
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, who: str, end: int | None = None
+        self, tokenizer: PreTrainedTokenizerBase, who: str, turn_end: int | None = None
     ) -> None:
         """
         Args:
             tokenizer: A fast one; it is not changed.
             who: `student` or `teacher`, for messages.
-            end: The token that ends a text, if not the tokenizer's end token.
+            turn_end: The token that ends an answer of a conversation.
 
         Raises:
             ConfigError: Its tokens are not known to be bytes of the text.
@@ -84,8 +85,8 @@ class TokenBytes:
         size = 1 + max(self._backend.get_vocab(with_added_tokens=True).values())
         self.bytes_of = tuple(self._bytes(i) for i in range(size))
         self.begin = tuple(prefix(self._backend.encode("a").ids, self.special))
-        default = tokenizer.eos_token_id
-        self.end = end if end is not None or default is None else int(default)
+        self.end = None if tokenizer.eos_token_id is None else int(tokenizer.eos_token_id)
+        self.turn_end = turn_end
         single = {b[0] for b in self.bytes_of if b and len(b) == 1}
         self.unspellable = frozenset(range(256)) - single if self._is_byte_level else frozenset()
 

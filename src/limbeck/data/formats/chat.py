@@ -25,6 +25,7 @@ from limbeck.data.formats.messages import (
 )
 from limbeck.data.offsets import covered_bytes
 from limbeck.errors import ConfigError
+from limbeck.tokenizers import backend_of
 
 GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
@@ -267,20 +268,20 @@ def located(chat: Conversation, index: int, whole: str, encoder: Encoder) -> Tur
 
 def special_at_start(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
     """The longest special token that a text begins with; empty where it begins with none."""
-    marks = [str(m) for m in tokenizer.all_special_tokens if text.startswith(str(m))]
+    added = backend_of(tokenizer).get_added_tokens_decoder().values()
+    marks = [t.content for t in added if t.special and text.startswith(t.content)]
     return max(marks, key=len, default="")
 
 
 def end_of_answer(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The special token that the chat template writes after an answer; None without one."""
+    """The special token that the chat template writes after an answer, else the end token."""
     messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": SENTINEL}]
     try:
         text = str(tokenizer.apply_chat_template(messages, tokenize=False))
     except (TemplateError, TypeError, ValueError):
-        return None
-    mark = special_at_start(text.partition(SENTINEL)[2], tokenizer)
-    found = tokenizer.convert_tokens_to_ids(mark) if mark else None
-    return found if isinstance(found, int) else None
+        text = ""
+    mark = special_at_start(text.partition(SENTINEL)[2].lstrip(), tokenizer)
+    return backend_of(tokenizer).token_to_id(mark) if mark else tokenizer.eos_token_id
 
 
 def score_turns(
