@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from limbeck.distributed import broadcast_object, world
+from limbeck.distributed.ranks import place_of
 from limbeck.errors import ConfigError, RunError
 from tests.distributed.processes import context
 
@@ -50,6 +51,16 @@ def with_a_late_rank(rank, port, late_s, words):
         if rank == 1:
             time.sleep(late_s)
         broadcast_object("what rank 0 decides", here)
+
+
+def test_only_functions_of_limbeck_are_named_as_the_place_of_an_error():
+    """The repository, with its environment, is often cloned into a folder called limbeck."""
+    code = compile("def wait():\n    raise RuntimeError", "/x/limbeck/lib/c10d.py", "exec")
+    library = {}
+    exec(code, library)
+    with pytest.raises(RuntimeError) as caught:
+        library["wait"]()
+    assert place_of(caught.value) == "torch.distributed"
 
 
 def test_a_collective_without_one_rank_fails_with_a_message_that_names_it():

@@ -247,7 +247,9 @@ def test_a_student_without_a_longest_sequence_is_refused(monkeypatch):
 
 def test_a_missing_extra_is_named_before_the_student_is_opened(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(ConfigError, match=r"onnxruntime cannot be imported.*limbeck\[onnx\]"):
+    with pytest.raises(
+        ConfigError, match=r"onnxruntime, which cannot be imported.*limbeck\[onnx\]"
+    ):
         export(tmp_path / "missing", output=tmp_path / "out", format="onnx")
     with pytest.raises(ConfigError, match="quantize"):
         export(tmp_path / "missing", output=tmp_path / "out", format="onnx", quantize="q8_0")

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +28,8 @@ from limbeck.errors import (
     StorageError,
     TryLaterError,
 )
+
+PACKAGE = Path(__file__).parents[1]
 
 TIMEOUT_S = 1800
 """Longest wait for another rank unless a recipe says otherwise, in seconds."""
@@ -204,10 +207,9 @@ def late_ranks_named(timeout_s: int) -> Iterator[None]:
 def place_of(error: BaseException) -> str:
     """The innermost two functions of limbeck that an error passed through."""
     frames = [
-        f"{frame.filename.rpartition('limbeck/')[2].removesuffix('.py').replace('/', '.')}"
-        f".{frame.name}"
+        ".".join((*Path(frame.filename).relative_to(PACKAGE).with_suffix("").parts, frame.name))
         for frame in traceback.extract_tb(error.__traceback__)
-        if "limbeck/" in frame.filename
+        if Path(frame.filename).is_relative_to(PACKAGE)
     ]
     return " of ".join(reversed(frames[-2:])) or "torch.distributed"
 
