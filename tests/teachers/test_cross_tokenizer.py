@@ -236,6 +236,12 @@ def test_positions_without_a_teacher_count_zero_in_a_mean(tmp_path):
     assert "top1_agreement" not in scores.metrics
 
 
+@pytest.mark.parametrize(("alpha", "is_told"), [(0.3, False), (0.9, True)])
+def test_a_large_alpha_is_warned_of(tmp_path, alpha, is_told):
+    with limbeck.assemble(load(write_pair(tmp_path), [f"objective.alpha={alpha}"])) as run:
+        assert any("try 0.3" in note for note in run.parts.notes) == is_told
+
+
 def test_the_run_starts_from_the_students_own_ids(tmp_path):
     with limbeck.assemble(load(write_pair(tmp_path))) as run:
         assert run.parts.tokenizer.get_vocab() == small().get_vocab()
