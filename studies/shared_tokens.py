@@ -57,4 +57,4 @@ def shared_tokens(
         unaligned: As of `cross_tokenizer`.
     """
     local = require_local(teachers.bind(teacher, "teacher.teacher")(world), "teacher.teacher")
-    return SharedTokensTeacher(local, unaligned=unaligned)
+    return SharedTokensTeacher(local, world, unaligned=unaligned)

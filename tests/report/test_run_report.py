@@ -314,6 +314,14 @@ def test_a_small_difference_is_shown_with_its_digits(run: Path) -> None:
     assert "0.000030 [0.000020, 0.000040] nats a token nearer" in read(run)
 
 
+def test_the_table_of_an_outcome_fits_eighty_columns() -> None:
+    console = Console(width=80, file=io.StringIO(), record=True)
+    console.print(outcome_table(evaluation()))
+    table = console.export_text().partition("What they write")[0]
+    assert "Before" in table
+    assert "…" not in table
+
+
 def test_the_terminal_has_the_names_and_the_sentences_of_the_report(run: Path) -> None:
     console = Console(width=120, file=io.StringIO(), record=True)
     console.print(outcome_table(evaluation()))

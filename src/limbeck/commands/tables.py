@@ -33,7 +33,13 @@ def outcome_table(evaluation: Mapping[str, Any]) -> RenderableType:
     if not evaluation.get("trials"):
         return Text("Nothing was measured: the recipe names no held-out text (evaluate.data).")
     title = "Held-out text, against the teacher; 95 % intervals over documents"
-    table = Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD)
+    table = Table(
+        title=title,
+        title_justify="left",
+        header_style="bold",
+        box=None,
+        padding=(0, 1, 0, 0),
+    )
     table.add_column("student")
     for title in COLUMNS.values():
         table.add_column(title, justify="right", no_wrap=True)
@@ -44,7 +50,7 @@ def outcome_table(evaluation: Mapping[str, Any]) -> RenderableType:
             table.add_row(title, *figure_cells(figures), style=style)
     lines = (headline(measured), *lede(measured), *advice(measured, []))
     more = map(rich_table, suite_tables(measured))
-    return Group(table, *more, *(Text(plain(line)) for line in lines))
+    return Group(table, "", *more, *(Text(plain(line)) for line in lines))
 
 
 def rich_table(table: FigureTable) -> Table:
