@@ -25,8 +25,8 @@ from limbeck.tokenizers import (
     add_coverage,
     align_conversation,
     classes_of,
+    part_of,
     shared_outcomes,
-    window_of,
 )
 from tests.experiment.tiny_run import steps_of, write_recipe
 from tests.models.tiny import tiny_config, tiny_llama
@@ -381,7 +381,7 @@ def test_an_answer_that_differs_can_be_left_out_by_itself():
 def test_a_window_in_a_long_prompt_begins_at_the_same_share_of_it():
     found, ours, *_ = sides_of("word " * 400 + "A:{ab cd<|end|>}", "word " * 400 + "A:{ab cd</s>}")
     for start in (1, len(ours.ids) // 2, len(ours.ids) - 30):
-        part = window_of(found, slice(start, len(ours.ids)), ())
+        part = part_of(found, slice(start, len(ours.ids)), ())
         share = (len(ours.ids) - start) / len(ours.ids)
         assert len(part.teacher_ids) <= share * len(found.teacher_ids) + 8
         assert (part.standing >= 0).sum() == (found.standing[start:] >= 0).sum()

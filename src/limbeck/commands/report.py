@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from limbeck.commands.arguments import argument, option
-from limbeck.commands.tables import COLUMNS, figure_cells
+from limbeck.commands.tables import figure_cells, figure_table
 from limbeck.errors import ConfigError
 from limbeck.experiment.comparison import ComparedRun, compare_runs
 from limbeck.files import write_text
@@ -69,10 +68,7 @@ def report(
 def comparison_table(runs: Sequence[ComparedRun]) -> Table:
     """The students of several runs, lowest forward KL first."""
     title = "Test documents, lowest KL first; 95 % intervals over documents"
-    table = Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD)
-    table.add_column("run", overflow="fold")
-    for heading in COLUMNS.values():
-        table.add_column(heading, justify="right", no_wrap=True)
+    table = figure_table(title, "run")
     table.add_column("parameters", justify="right")
     for run in runs:
         cells = figure_cells({name: Figure(**figure) for name, figure in run.figures.items()})

@@ -33,16 +33,7 @@ def outcome_table(evaluation: Mapping[str, Any]) -> RenderableType:
     if not evaluation.get("trials"):
         return Text("Nothing was measured: the recipe names no held-out text (evaluate.data).")
     title = "Held-out text, against the teacher; 95 % intervals over documents"
-    table = Table(
-        title=title,
-        title_justify="left",
-        header_style="bold",
-        box=None,
-        padding=(0, 1, 0, 0),
-    )
-    table.add_column("student")
-    for title in COLUMNS.values():
-        table.add_column(title, justify="right", no_wrap=True)
+    table = figure_table(title, "student")
     measured = TypeAdapter(Evaluation).validate_python(evaluation)
     for trial, title in TRIALS.items():
         if figures := measured.trials.get(trial):
@@ -61,6 +52,21 @@ def rich_table(table: FigureTable) -> Table:
     for row in table.rows:
         found.add_row(*map(cell_text, row))
     return found
+
+
+def figure_table(title: str, first: str) -> Table:
+    """An empty table with a first column and `COLUMNS`, narrow enough for a terminal."""
+    table = Table(
+        title=title,
+        title_justify="left",
+        header_style="bold",
+        box=None,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column(first, overflow="fold")
+    for heading in COLUMNS.values():
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table
 
 
 def figure_cells(figures: Mapping[str, Figure]) -> list[Text]:

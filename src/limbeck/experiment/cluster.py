@@ -157,9 +157,7 @@ def sketch(config: RunConfig, world: World) -> Pair:
         student.model, build_objective(config.objective, shapes, head_budget_mb=budget)
     )
     needs = distiller.objective.needs
-    teacher.require(
-        TeacherRequest(needs=needs, vocabulary_size=vocabulary.size, simulated=world.simulated)
-    )
+    teacher.require(TeacherRequest(needs=needs, vocabulary_size=vocabulary.size))
     teacher.shard(place)
     shard_student(distiller, config, world)
     return Pair(distiller, teacher)

@@ -120,7 +120,6 @@ class TeacherRequest:
         measured: Whether students are measured against the teacher, at temperature 1.
         generated: Whether the run also asks for text that is generated while it runs.
         whole_vocabulary: Whether every distribution must be over the whole vocabulary.
-        simulated: Whether batches have shapes and no numbers.
     """
 
     needs: SignalNeeds = NOTHING
@@ -133,7 +132,6 @@ class TeacherRequest:
     measured: bool = False
     generated: bool = False
     whole_vocabulary: bool = False
-    simulated: bool = False
 
 
 class Teacher(ABC):

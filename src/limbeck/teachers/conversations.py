@@ -8,20 +8,21 @@ from typing import NamedTuple
 
 import numpy as np
 import xxhash
-from jaxtyping import Int, Int32, Int64, UInt64
+from jaxtyping import Int, Int64, UInt64
 
 from limbeck.data import TextData
 from limbeck.data.formats.chat import end_of_answer
 from limbeck.errors import ConfigError, DataError
 from limbeck.models import PreTrainedTokenizerBase
 from limbeck.teachers.base import TextWindows
+from limbeck.teachers.stored import window_of
 from limbeck.tokenizers import (
     Aligner,
     Alignment,
     Rendering,
     TokenBytes,
     align_conversation,
-    window_of,
+    part_of,
 )
 
 KEPT = 32
@@ -91,7 +92,7 @@ class ConversationAligner(Aligner):
         data = text.data
         is_conversation = data.is_conversation
         chosen = [w for w in text.windows if is_conversation[data.windows[w, 2]]]
-        keys = np.array([key_of(tokens_of(data, w)) for w in chosen], dtype=np.uint64)
+        keys = np.array([key_of(window_of(data, w).tokens) for w in chosen], dtype=np.uint64)
         order = np.argsort(keys, stable=True)
         try:
             theirs = data.whole_in(self._tokenizer)
@@ -107,7 +108,7 @@ class ConversationAligner(Aligner):
         for number, text in enumerate(self._texts):
             first, stop = (int(np.searchsorted(text.keys, key, side)) for side in ("left", "right"))
             for window in text.windows[first:stop].tolist():
-                if np.array_equal(tokens_of(text.ours, window), ids):
+                if np.array_equal(window_of(text.ours, window).tokens, ids):
                     found = self._window(number, window)
                     if not isinstance(found, str):
                         return found
@@ -120,7 +121,7 @@ class ConversationAligner(Aligner):
         if isinstance(whole, str):
             return whole
         first = start - document_place(data, document).start
-        found = window_of(whole, slice(first, first + length + 1), self.teacher.begin)
+        found = part_of(whole, slice(first, first + length + 1), self.teacher.begin)
         return self.too_long(len(found.teacher_ids)) or found
 
     def _align(self, number: int, document: int) -> Alignment | str:
@@ -148,12 +149,6 @@ def ends_of_answers(
             "or completion."
         )
     return end_of_answer(student), end_of_answer(teacher)
-
-
-def tokens_of(data: TextData, window: int) -> Int32[np.ndarray, " t"]:
-    """Tokens of a window, the last target included."""
-    start, length, _ = data.windows[window].tolist()
-    return data.tokens[start : start + length + 1]
 
 
 def key_of(tokens: Int[np.ndarray, " t"]) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -33,6 +33,7 @@ from limbeck.teachers.base import (
 from limbeck.teachers.conversations import ConversationAligner, ends_of_answers
 from limbeck.teachers.local import LocalTeacher, require_local
 from limbeck.teachers.rereading import Rereading, reread
+from limbeck.teachers.stored import hashes, window_of
 from limbeck.tokenizers import (
     MIN_COVERED,
     Coverage,
@@ -41,8 +42,6 @@ from limbeck.tokenizers import (
     add_coverage,
     classes_of,
     shared_outcomes,
-    template_hash,
-    tokenizer_hash,
 )
 
 SHOWN = 5
@@ -68,12 +67,14 @@ class TokenizerPair:
         aligner: Reads the student's tokens as the teacher's.
         outcomes: Of both vocabularies.
         outcome_map: The same as tensors, on the CPU.
+        hashes: Of the teacher's tokenizer and its template.
     """
 
     tokenizer: PreTrainedTokenizerBase
     aligner: ConversationAligner
     outcomes: Outcomes
     outcome_map: OutcomeMap
+    hashes: Mapping[str, str]
 
 
 class CrossTokenizerTeacher(WrappingTeacher):
@@ -116,12 +117,11 @@ class CrossTokenizerTeacher(WrappingTeacher):
         info = self._teacher.info
         if self._pair is None:
             return info
-        tokenizer = self._teacher.tokenizer
         return replace(
             info,
             vocabulary_rows=len(self._pair.aligner.student),
-            tokenizer_sha256=tokenizer_hash(tokenizer),
-            template_sha256=template_hash(tokenizer),
+            tokenizer_sha256=self._pair.hashes["tokenizer"],
+            template_sha256=self._pair.hashes["template"],
         )
 
     @property
@@ -239,11 +239,11 @@ class CrossTokenizerTeacher(WrappingTeacher):
             data, checked = text.data, spaced(text.windows, CHECKED_WINDOWS)
             num_windows += len(checked)
             for start in range(0, len(checked), ALIGNED_AT_ONCE):
-                windows = [data.windows[w] for w in checked[start : start + ALIGNED_AT_ONCE]]
-                tokens = [data.tokens[at : at + length + 1].tolist() for at, length, _ in windows]
+                windows = checked[start : start + ALIGNED_AT_ONCE]
+                tokens = [window_of(data, window).tokens.tolist() for window in windows]
                 aligned = self._known.aligner.align(tokens)
                 found += [
-                    f"{text.option}: {data.document_name(int(window[2]))}: {each}"
+                    f"{text.option}: {data.document_name(int(data.windows[window, 2]))}: {each}"
                     for window, each in zip(windows, aligned, strict=True)
                     if isinstance(each, str)
                 ]
@@ -349,7 +349,7 @@ def make_pair(
     )
     limit = teacher.info.max_positions
     aligner = ConversationAligner(*sides, limit, teacher.tokenizer)
-    return TokenizerPair(student, aligner, outcomes, outcome_map)
+    return TokenizerPair(student, aligner, outcomes, outcome_map, hashes(teacher.tokenizer))
 
 
 @teachers.register("cross_tokenizer")

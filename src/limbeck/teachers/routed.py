@@ -53,7 +53,10 @@ class RoutedTeacher(SeveralTeachers):
                 "ensemble, or remove `rollout`."
             )
         super().require(request)
-        self._simulated = request.simulated
+
+    def shard(self, world: World) -> None:
+        self._simulated = world.simulated
+        super().shard(world)
 
     def _requests(self, request: TeacherRequest) -> Mapping[str, TeacherRequest]:
         texts: dict[str, list[TextWindows]] = {name: [] for name in self._members}

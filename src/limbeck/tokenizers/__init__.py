@@ -1,7 +1,7 @@
 """Tokenizers: loading, identity by hash, and the proof that two vocabularies are the same."""
 
 from limbeck.tokenizers.alignment import Aligner, Alignment
-from limbeck.tokenizers.conversations import Rendering, align_conversation, window_of
+from limbeck.tokenizers.conversations import Rendering, align_conversation, part_of
 from limbeck.tokenizers.coverage import MIN_COVERED, Coverage, add_coverage, classes_of
 from limbeck.tokenizers.hub import hub_answers
 from limbeck.tokenizers.identity import template_hash, tokenizer_hash
@@ -30,11 +30,11 @@ __all__ = [
     "classes_of",
     "hub_answers",
     "load_tokenizer",
+    "part_of",
     "prove_same_vocabulary",
     "refuse_differing_ids",
     "shared_outcomes",
     "template_hash",
     "tokenizer_hash",
     "tokens_by_id",
-    "window_of",
 ]

@@ -13,7 +13,7 @@ from limbeck.tokenizers.alignment import Aligner, Alignment
 from limbeck.tokenizers.token_bytes import TokenBytes
 
 SHOWN = 40
-"""Bytes of an answer that a message shows."""
+"""Characters of an answer that a message shows."""
 
 Edges = Int64[np.ndarray, " n"]
 
@@ -181,7 +181,7 @@ def place_between(
     return begin
 
 
-def window_of(whole: Alignment, window: slice, teacher_begin: tuple[int, ...]) -> Alignment:
+def part_of(whole: Alignment, window: slice, teacher_begin: tuple[int, ...]) -> Alignment:
     """The alignment of a part of the student's tokens.
 
     If it begins within a conversation, the teacher reads its own beginning tokens, and then from

@@ -63,15 +63,15 @@ def join_turn_ends(
     sides: tuple[TokenBytes, TokenBytes], side_keys: tuple[list[Key | None], list[Key | None]]
 ) -> None:
     """Match the tokens that end answers; one that also ends texts is matched with both."""
-    turn_ends = [side.turn_end for side in sides]
-    if None in turn_ends:
+    ours, theirs = (side.turn_end for side in sides)
+    if ours is None or theirs is None:
         return
-    is_end = any(turn_end == side.end for turn_end, side in zip(turn_ends, sides, strict=True))
-    key = side_keys[1][turn_ends[1] or 0]
-    for side, own_keys, turn_end in zip(sides, side_keys, turn_ends, strict=True):
-        for token in {turn_end, side.end} if is_end else {turn_end}:
-            if token is not None:
-                own_keys[token] = key
+    ends_texts = ours == sides[0].end or theirs == sides[1].end
+    key = side_keys[1][theirs]
+    for side, own_keys, turn_end in zip(sides, side_keys, (ours, theirs), strict=True):
+        own_keys[turn_end] = key
+        if ends_texts and side.end is not None:
+            own_keys[side.end] = key
 
 
 class Roots:
