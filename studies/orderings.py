@@ -4,7 +4,7 @@
 
 Every trial trains a student cut from SmolLM2-135M-Instruct on as many tokens of the same text.
 Each study says what was published, and tests it on the held-out text with paired intervals.
-Trials that several studies need are trained once.
+Trials that several studies need are trained once. The differences are drawn in orderings.svg.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import matplotlib.pyplot as plt
 import numpy as np
 from trials import LAYERS, arguments_of, columns, compared, optimizer, recipe, span, trained
 
@@ -240,6 +241,37 @@ def table(
     return "\n".join(lines)
 
 
+COLOURS = {"holds": "tab:green", "the reverse holds": "tab:red"}
+"""Of decided claims; the others are grey."""
+
+
+def draw(found: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
+    """The difference of each claim with its interval, a panel a study, as SVG."""
+    plt.rcParams["svg.fonttype"] = "none"  # a viewer's own letters
+    sizes = [len(claims) for claims in found.values()]
+    figure, panels = plt.subplots(
+        len(found),
+        figsize=(9, 0.32 * sum(sizes) + 0.9 * len(found)),
+        squeeze=False,
+        gridspec_kw={"height_ratios": sizes},
+        layout="constrained",
+    )
+    for axis, (name, claims) in zip(panels[:, 0], found.items(), strict=True):
+        labels = [
+            f"{c['metric'].replace('_', ' ')}: {c['smaller']} < {c['larger']}" for c in claims
+        ]
+        for at, claim in enumerate(claims):
+            ends, colour = claim["difference"], COLOURS.get(claim["verdict"], "tab:grey")
+            axis.plot([ends["low"], ends["high"]], [at, at], color=colour)
+            axis.plot(ends["value"], at, "o", color=colour, markersize=4)
+        axis.axvline(0, color="black", linewidth=0.8)
+        axis.set_yticks(range(len(labels)), labels, fontsize=8)
+        axis.set(ylim=(len(labels) - 0.4, -0.6), title=name)
+        axis.tick_params(axis="x", labelsize=8)
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = arguments_of(__doc__, seeds=[1, 2], steps=40, held_out_tokens=8_192)
@@ -248,10 +280,11 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Train the trials that are missing, and write a study's results.json and results.md."""
+    """Train the trials that are missing, and write each study's table and the figure."""
     options = arguments()
     options.output.mkdir(parents=True, exist_ok=True)
     teacher = options.teacher or embedded_teacher(cache_folder(), print)
+    every: dict[str, list[dict[str, Any]]] = {}
     for name in options.study:
         study = STUDIES[name]
         runs: dict[str, list[Path]] = {each: [] for each in study.trials}
@@ -265,6 +298,8 @@ def main() -> None:
         (options.output / f"{name}.json").write_text(json.dumps(found, indent=1))
         (options.output / f"{name}.md").write_text(text + "\n")
         print(text, flush=True)
+        every[name] = tests
+    draw(every, options.output / "orderings.svg")
 
 
 if __name__ == "__main__":

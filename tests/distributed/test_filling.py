@@ -11,23 +11,31 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from limbeck.distributed import fill, full_weights, gathered, shard, sharding
-from limbeck.distributed.filling import freed_memory_returned
 from limbeck.errors import DataError
 from limbeck.layer_map import LayerMap
 from limbeck.losses import PairShapes, build_objective
 from limbeck.models import (
     Distiller,
     ModelSource,
+    freed_memory_returned,
     load_model,
     loading_notes,
     open_model,
     save_student,
     weight_files,
 )
+from limbeck.models.build import hollow
 from limbeck.teachers import LocalTeacher, TeacherRequest
 from limbeck.train import train_step
 from tests.distributed.processes import live, on_ranks
-from tests.models.tiny import FAMILIES, random_batch, tiny_llama, tiny_model, tiny_tokenizer
+from tests.models.tiny import (
+    FAMILIES,
+    random_batch,
+    tiny_config,
+    tiny_llama,
+    tiny_model,
+    tiny_tokenizer,
+)
 from tests.train.toy import ALONE, EVERYTHING, VOCABULARY, ToyBatches
 
 CPU = torch.device("cpu")
@@ -287,8 +295,12 @@ def test_what_cannot_be_read_by_rows_is_loaded_whole_and_says_why(tmp_path):
 
 def private_mib():
     """Memory of this process that no file backs."""
+    return status_mib("RssAnon")
+
+
+def status_mib(field):
     lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) // 1024
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) // 1024
 
 
 def between_kept_blocks():
@@ -313,3 +325,19 @@ def freed_and_returned():
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc that keeps memory")
 def test_memory_freed_while_models_load_goes_back_to_the_system():
     assert live(freed_and_returned) == 0
+
+
+def outlined():
+    """A model of 190 MiB without memory for its weights, and the address space it took."""
+    config = tiny_config("llama", width=512, layers=12, intermediate_size=2048)
+    hollow(tiny_config("llama"), torch.float32)  # what a first model imports and allocates
+    torch.ones(31 << 18)  # from here on glibc keeps what is smaller
+    before = status_mib("VmData")
+    model = hollow(config, torch.float32)
+    assert sum(each.nbytes for each in model.parameters()) > 180 << 20
+    assert status_mib("VmData") - before < 16
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc that keeps memory")
+def test_an_outlined_model_leaves_no_holes_where_later_weights_would_stay():
+    assert live(outlined) == 0

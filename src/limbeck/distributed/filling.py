@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
@@ -22,11 +17,6 @@ from limbeck.models import (
     prove_head,
     sketched_model,
 )
-
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-RETURNED_BYTES = 1 << 20
-LARGEST_THRESHOLD = 1 << 25
-"""What glibc's own, growing threshold comes to once a tensor as large has been freed."""
 
 
 def model_for(source: ModelSource, world: World, dtype: torch.dtype) -> CausalLM:
@@ -90,26 +80,6 @@ def fill(model: CausalLM, world: World) -> None:
 
     together(read, world)
     model.weight_files = None
-
-
-@contextmanager
-def freed_memory_returned() -> Iterator[None]:
-    """A context in which freed blocks of `RETURNED_BYTES` go back to the system at once.
-
-    By itself glibc keeps blocks of up to 32 MiB, between others that are in use: 1 GiB of a rank
-    after a model of 1.4 GiB was gathered block by block.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        yield
-        return
-    mallopt = ctypes.CDLL(None).mallopt
-    mallopt(M_MMAP_THRESHOLD, RETURNED_BYTES)
-    mallopt(M_TRIM_THRESHOLD, RETURNED_BYTES)
-    try:
-        yield
-    finally:
-        mallopt(M_MMAP_THRESHOLD, LARGEST_THRESHOLD)
-        mallopt(M_TRIM_THRESHOLD, 2 * LARGEST_THRESHOLD)
 
 
 def give_memory(module: nn.Module, device: torch.device) -> None:

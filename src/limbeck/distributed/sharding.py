@@ -20,9 +20,9 @@ from torch.distributed.fsdp import (
 from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultReduceScatter
 from torch.distributed.tensor import DTensor
 
-from limbeck.distributed.filling import fill, freed_memory_returned, prove, unfilled
+from limbeck.distributed.filling import fill, prove, unfilled
 from limbeck.distributed.ranks import World
-from limbeck.models import CausalLM
+from limbeck.models import CausalLM, freed_memory_returned
 
 
 def shard(

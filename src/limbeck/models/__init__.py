@@ -4,6 +4,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from limbeck.config.trainable import Bits
 from limbeck.models.activation_checkpointing import checkpoint_activations, kept_values
+from limbeck.models.build import freed_memory_returned
 from limbeck.models.causal_lm import CausalLM
 from limbeck.models.compilation import compile_blocks, compiles
 from limbeck.models.device import SIMULATED, choose_device, choose_dtype
@@ -66,6 +67,7 @@ __all__ = [
     "copied_model",
     "embedded_teacher",
     "evaluating",
+    "freed_memory_returned",
     "head_error",
     "kept_values",
     "load_final_layers",
