@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from limbeck.config import RunConfig
+from limbeck.data import spread
 from limbeck.data.held_out import HeldOut
 from limbeck.evaluate.examples import continuations, disagreements
 from limbeck.evaluate.scores import (
@@ -37,6 +38,8 @@ METRICS = (
     "bits_per_byte",
 )
 NUM_DISAGREEMENTS = 8
+SEARCHED_ROWS = 16
+"""Test rows in which disagreements are searched: all of them would cost one more pass each."""
 PROMPT_TOKENS = 24
 """Of a text that is continued; other data have prompts of their own."""
 LONGEST_PROMPT = 512
@@ -144,7 +147,7 @@ def places(
             teacher.with_needs(DISTRIBUTION),
             parts.tokenizer,
             held_out.data,
-            held_out.test_rows,
+            [held_out.test_rows[i] for i in spread(len(held_out.test_rows), SEARCHED_ROWS)],
             count=NUM_DISAGREEMENTS,
             head_budget_mb=parts.config.memory.head_budget_mb,
         ),
