@@ -68,14 +68,19 @@ class Texts:
         )
 
 
-def open_texts(told: argparse.Namespace) -> Texts:
-    """Corpus and held-out text, tokenised."""
+def open_texts(told: argparse.Namespace, row: int = ROW) -> Texts:
+    """Corpus and held-out text, tokenised.
+
+    Args:
+        told: The command line, with `teacher` and `held_out`.
+        row: Positions of a row.
+    """
     tokenizer = load_tokenizer(str(told.teacher))
     cache = cache_folder() / "data"
 
     def read(part: Any, *, pack: bool) -> TextData:
         config = DataConfig(
-            type="text", path=str(corpus_path(part)), sequence_length=ROW, pack=pack
+            type="text", path=str(corpus_path(part)), sequence_length=row, pack=pack
         )
         return load_data(config, tokenizer, cache=cache, max_positions=None)
 
