@@ -78,10 +78,10 @@ def load_stages(path: Path | str, overrides: Iterable[str] = ()) -> tuple[Stage,
                 whole["output"] = str(output / "stages" / name)
             known = {n: str(output / "stages" / n / "student") for n in names[:place]}
             mistakes = list(reference_problems(whole, known))
-            config, others = validated(referred(whole, known), problems)
-            found.append([*mistakes, *others])
-            if config is not None:
-                stages.append(Stage(name, config))
+            checked = validated(referred(whole, known), problems)
+            found.append([*mistakes, *checked.problems])
+            if checked.config is not None:
+                stages.append(Stage(name, checked.config))
         wrong = gathered_problems(found)
     if wrong:
         raise ConfigError("\n  ".join([f"{path} cannot be run:", *one_line_each(wrong)]))
