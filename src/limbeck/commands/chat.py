@@ -13,7 +13,7 @@ from rich.console import Console
 
 from limbeck.commands.arguments import Device, RemoteCode, argument, option
 from limbeck.commands.chat_window import ChatWindow
-from limbeck.commands.conversation import Conversation, Settings
+from limbeck.commands.conversation import ChatSession, Settings
 from limbeck.commands.opening import open_models
 from limbeck.errors import ConfigError, LimbeckError, Stopped
 
@@ -66,7 +66,7 @@ def chat(
         revisions = [*(revision or []), None, None][: len(paths)]
         models, tokenizer = open_models(paths[::-1], revisions[::-1], trust_remote_code, device)
     named = dict(zip(ROLES, models[::-1], strict=False))
-    conversation = Conversation(named, tokenizer, settings, system)
+    conversation = ChatSession(named, tokenizer, settings, system)
     window = ChatWindow(console, dict(zip(ROLES, paths, strict=False)))
     window.begin(has_template=conversation.has_template)
     for line in messages(console):
@@ -103,7 +103,7 @@ def messages(console: Console) -> Iterator[str]:
             yield line.strip()
 
 
-def command(line: str, conversation: Conversation, window: ChatWindow) -> bool:
+def command(line: str, conversation: ChatSession, window: ChatWindow) -> bool:
     """Carry out a line that begins with a slash; False ends the chat.
 
     Raises:
