@@ -16,6 +16,7 @@ from limbeck.commands.chat_window import ChatWindow
 from limbeck.commands.conversation import ChatSession, Settings
 from limbeck.commands.opening import open_models
 from limbeck.errors import ConfigError, LimbeckError, Stopped
+from limbeck.models.source import student_inside
 
 HELP = """/temperature 0.7   sampling temperature; 0 takes the most probable token
 /top-p 0.9         sample from the most probable tokens that together reach this probability
@@ -59,7 +60,8 @@ def chat(
     Examples: limbeck chat runs/x; limbeck chat runs/x/student Qwen/Qwen2.5-7B-Instruct
     """
     settings = Settings(temperature, top_p, tokens, seed)
-    paths = [student_path(student), *([] if teacher is None else [teacher])]
+    paths = [str(student_inside(Path(student)) or student)]
+    paths += [] if teacher is None else [teacher]
     console = Console()
     with Console(stderr=True).status("Loading ..."):
         # The teacher comes first there.
@@ -83,13 +85,6 @@ def chat(
             console.print(str(error), style="red", markup=False, highlight=False)
         finally:
             window.stop()
-
-
-def student_path(student: str) -> str:
-    """The student's folder, where a run directory is named."""
-    inside = Path(student) / "student"
-    is_run = inside.is_dir() and not (Path(student) / "config.json").is_file()
-    return str(inside) if is_run else student
 
 
 def messages(console: Console) -> Iterator[str]:

@@ -128,19 +128,28 @@ def narrow_problems(config: RunConfig) -> Iterator[Problem]:
 
 def shared_problems(config: RunConfig) -> Iterator[Problem]:
     """A student that shares its teacher's weights must not change them."""
-    if type_of(config.student) == "shared" and config.trainable.lora is None:
+    if type_of(config.student) != "shared":
+        return
+    lora = config.trainable.lora
+    if lora is None:
         yield Problem(
             "student.type",
             "a shared student has the teacher's own weights, which stay as they are: it needs "
             "trainable.lora, and there is none. Set trainable.lora={}, or use type: copy.",
         )
-    if type_of(config.student) == "shared" and config.parallel.compute_dtype != "auto":
+    elif lora.quantize is not None:
+        yield Problem(
+            "trainable.lora.quantize",
+            "a shared student's frozen weights are its teacher's, which would be quantised too, "
+            f"got {lora.quantize}. Use student.type: copy, or leave quantize out.",
+        )
+    if config.parallel.compute_dtype != "auto":
         yield Problem(
             "parallel.compute_dtype",
             "must be auto for a shared student, which computes in its teacher's dtype, got "
             f"{config.parallel.compute_dtype}. Set teacher.dtype instead, or use type: copy.",
         )
-    if type_of(config.student) == "shared" and config.parallel.teacher == "offload":
+    if config.parallel.teacher == "offload":
         yield Problem(
             "parallel.teacher",
             "must be shard or replicate for a shared student, whose weights are the teacher's, got "
@@ -149,14 +158,7 @@ def shared_problems(config: RunConfig) -> Iterator[Problem]:
 
 
 def quantized_problems(config: RunConfig) -> Iterator[Problem]:
-    """What cannot be done with models whose weights are quantised."""
-    lora = config.trainable.lora
-    if lora is not None and lora.quantize is not None and type_of(config.student) == "shared":
-        yield Problem(
-            "trainable.lora.quantize",
-            "a shared student's frozen weights are its teacher's, which would be quantised too, "
-            f"got {lora.quantize}. Use student.type: copy, or leave quantize out.",
-        )
+    """What cannot be done with a teacher whose weights are quantised."""
     if config.teacher.get("quantize") is None:
         return
     kind = type_of(config.student)

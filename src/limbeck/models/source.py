@@ -77,6 +77,12 @@ def find(source: ModelSource) -> ModelLocation:
     return place
 
 
+def student_inside(folder: Path) -> Path | None:
+    """The student of a run's directory; None for a folder that holds a model itself."""
+    inside = folder / "student"
+    return inside if inside.is_dir() and not (folder / "config.json").is_file() else None
+
+
 def require_safetensors(folder: Path) -> None:
     """Refuse a folder without weights, or with weights of another kind.
 
