@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
+
 from limbeck.batch import Batch
 from limbeck.distributed import World
 from limbeck.losses import SignalNeeds, TeacherSignal
-from limbeck.losses.distributions.top_k import TopK, TopKRenormalised
+from limbeck.losses.distributions import FLOOR, TopK
 from limbeck.registry import Component
 from limbeck.store import forms, generator_of
 from limbeck.teachers.base import Teacher, TeacherRequest, WrappingTeacher, teachers
@@ -39,7 +41,8 @@ class ReducedTeacher(WrappingTeacher):
         reduced = self._form.read_teacher(signal.distribution, self._generator)
         if self._renormalised:
             assert isinstance(reduced, TopK)
-            reduced = TopKRenormalised(reduced.ids, reduced.logprobs)
+            nothing = torch.full_like(reduced.tail_logprob, FLOOR)
+            reduced = TopK(reduced.ids, reduced.logprobs.log_softmax(-1), nothing)
         return TeacherSignal.from_distribution(reduced)
 
 

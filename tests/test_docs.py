@@ -27,7 +27,9 @@ DOCS = Path(__file__).parent.parent / "docs"
 PAGE = (DOCS / "troubleshooting.md").read_text()
 RECIPE = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)[0]
 ANSWERS = re.findall(
-    r"```console\n\$ limbeck distill recipe\.yaml (.*?)\nlimbeck: (.*?)\n```", PAGE, re.DOTALL
+    r"```console\n\$ limbeck (?:distill|check) recipe\.yaml (.*?)\nlimbeck: (.*?)\n```",
+    PAGE,
+    re.DOTALL,
 )
 
 

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from kept.distillkit import PUBLISHED, Codec
-from limbeck.losses.distributions import DenseLogits, LazyLogits, TeacherDistribution, TopK
+from limbeck.losses.distributions import FLOOR, DenseLogits, LazyLogits, TeacherDistribution, TopK
 from limbeck.losses.distributions.samples import DrawnTokens
-from limbeck.losses.distributions.top_k import TopKRenormalised
 from limbeck.store import Sample, ShardWriter, Store, StoreHeader, generator_of, write_head
 
 SAME_FIT = 0.01
@@ -77,12 +76,18 @@ def reopened(family: str, store: Store, samples: Sampled) -> Kept:
     )
 
 
+def renormalised(ids: Tensor, logits: Tensor, temperature: float) -> TopK:
+    """The k tokens alone: their probabilities sum to one, and all other tokens are impossible."""
+    nothing = torch.full_like(logits[:, 0], FLOOR)
+    return TopK(ids, logits.log_softmax(-1), nothing, temperature)
+
+
 def renormalised_top(tops: list[TopK], k: int, temperature: float) -> Kept:
     """The common form: k ids and half-precision log-probabilities, no tail; tempered as it is."""
 
     def signal(index: int) -> TeacherDistribution:
         ids, logprobs = tops[index].ids[:, :k], tops[index].logprobs[:, :k]
-        return TopKRenormalised(ids, logprobs.half().float() / temperature, temperature)
+        return renormalised(ids, logprobs.half().float() / temperature, temperature)
 
     return Kept("top-k renormalised", f"top-{k} renormalised, raw", 4.0 * k, signal)
 
@@ -104,7 +109,7 @@ def distillkit(
 
     def own(index: int) -> TeacherDistribution:
         ids, logprobs = decoded[index]
-        return TopKRenormalised(ids, logprobs.clamp_max(0) / temperature, temperature)
+        return renormalised(ids, logprobs.clamp_max(0) / temperature, temperature)
 
     def with_tail(index: int) -> TeacherDistribution:
         ids, logprobs = decoded[index][0], decoded[index][1].clamp_max(0)

@@ -166,20 +166,6 @@ FORMS = (
         KEPT + "log_one_minus_exp_is_accurate_at_both_ends",
     ),
     Mutation(
-        "the renormalised top-k does not renormalise",
-        TOP_K,
-        "known = log_softmax(self.logprobs, 1.0)",
-        "known = self.logprobs * 0.5",
-        KEPT + "renormalised_is_biased_as_its_name_says",
-    ),
-    Mutation(
-        "reverse KL accepts a teacher that gives all other tokens no probability",
-        TOP_K,
-        'serves = frozenset({"forward_kl",',
-        'serves = frozenset({"forward_kl", "reverse_kl",',
-        KEPT + "divergences_that_need_all_tokens_are_refused",
-    ),
-    Mutation(
         "draws beside a top-k may be of kept tokens",
         MIXED,
         "others = whole.scatter(-1, top.indices, 0.0)",

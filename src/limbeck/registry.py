@@ -8,7 +8,7 @@ import importlib
 import inspect
 import pkgutil
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import (
     Annotated,
     Any,
@@ -145,6 +145,11 @@ class Registry(Generic[T]):
     def problems(self, spec: Component | str, at: str) -> list[Problem]:
         """Every mistake in a component of a recipe; empty when `bind` would accept it."""
         return self._validate(spec, at)[1]
+
+    def list_problems(self, specs: Iterable[Component | str], at: str) -> Iterator[Problem]:
+        """Every mistake in a list of components."""
+        for index, spec in enumerate(specs):
+            yield from self.problems(spec, f"{at}[{index}]")
 
     def _validate(self, spec: Component | str, at: str) -> tuple[dict[str, Any], list[Problem]]:
         name = type_of(spec)

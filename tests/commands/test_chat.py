@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from limbeck.commands.chat import chat
 from limbeck.commands.chat_window import ChatWindow
-from limbeck.commands.conversation import Conversation, ScoredAnswer, Settings
+from limbeck.commands.conversation import ChatSession, ScoredAnswer, Settings
 from limbeck.errors import ConfigError, Stopped
 from limbeck.models import save_student
 from limbeck.rollouts import sample, seed_of
@@ -23,20 +23,20 @@ SETTINGS = Settings(temperature=1.0, top_p=1.0, tokens=6, seed=3)
 
 
 @pytest.fixture
-def talk() -> Conversation:
+def talk() -> ChatSession:
     tokenizer = small(template=CHATML)
     models = {
         name: tiny_llama(2, 32, vocabulary=len(tokenizer), seed=seed)
         for seed, name in enumerate(("student", "teacher"))
     }
-    return Conversation(models, tokenizer, SETTINGS)
+    return ChatSession(models, tokenizer, SETTINGS)
 
 
 def ignore(name: str, text: str) -> None:
     """Streams into nothing."""
 
 
-def rendered(talk: Conversation, messages: list[dict[str, str]]) -> list[int]:
+def rendered(talk: ChatSession, messages: list[dict[str, str]]) -> list[int]:
     return talk._tokenizer.apply_chat_template(
         messages, add_generation_prompt=True, return_dict=False
     )

@@ -33,6 +33,13 @@ def test_a_wrong_recipe_exits_with_2_without_a_traceback(tmp_path):
     assert "objective.alpha: must be between 0 and 1, got 7" in done.stderr
 
 
+def test_check_lists_mistakes_of_every_kind_at_once(tmp_path):
+    changes = ["data.path=no.jsonl", "optim.schedule=cosinus", "teacher.dtyp=1", "seed=-1"]
+    told = limbeck("check", write_recipe(tmp_path).name, *changes, cwd=tmp_path, code=2).stderr
+    places = [line.split(":")[0].strip() for line in told.splitlines()[1:]]
+    assert places == ["seed", "teacher.dtyp", "optim.schedule", "data.path"]
+
+
 def test_a_missing_recipe_exits_with_2(tmp_path):
     assert "cannot be read" in limbeck("distill", "no.yaml", cwd=tmp_path, code=2).stderr
 
@@ -96,7 +103,7 @@ def test_a_run_directory_in_use_exits_with_75(tmp_path):
         (["--help"], 0),
         (["--version"], 0),
         (["distill", "missing.yaml"], 2),
-        (["check", "recipe.yaml", "optim.step=5"], 2),
+        (["check", "recipe.yaml", "optim.step=5", "--plan"], 2),
         (["record", "--overwrite", "recipe.yaml", "memory.micro_batch=none"], 2),
         (["distill", "recipe.yaml", "data.path=no.jsonl"], 2),
         (["evaluate", "recipe.yaml", "teacher.path=./nowhere"], 2),

@@ -214,7 +214,9 @@ def test_an_error_in_the_shared_options_is_reported_once(tmp_path):
     assert [line.strip().partition(":")[0] for line in lines] == [
         "stages[0].optim.warmup_steps",
         "stages[1].objective.alpha",
+        "stages[1].optim.warmup_steps",
         "stages[2].objective.alpha",
+        "stages[2].optim.warmup_steps",
     ]
     with pytest.raises(ConfigError, match=r"run:\n  optim\.warmup_steps: must be less than"):
         load_stages(write_stages(tmp_path, CASCADE[:2]), ["optim.warmup_steps=50"])

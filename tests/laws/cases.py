@@ -11,6 +11,7 @@ from torch import Tensor
 
 from limbeck.losses import Head, Objective, StudentView, TeacherSignal, WeightedTerm
 from limbeck.losses.distributions import (
+    FLOOR,
     DenseLogits,
     LazyLogits,
     TeacherDistribution,
@@ -70,6 +71,17 @@ def lazy(logits: Tensor, temperature: float) -> TeacherDistribution:
 
 def top_k(logits: Tensor, temperature: float, k: int = 5) -> TeacherDistribution:
     return TopK.from_logits(logits, min(k, logits.shape[-1]), temperature)
+
+
+def renormalised(logits: Tensor, k: int, temperature: float = 1.0) -> TopK:
+    """The k tokens alone, as many public stores hold them: no probability is left for the tail."""
+    top = (logits / temperature).topk(k)
+    nothing = torch.full_like(logits[:, 0], FLOOR)
+    return TopK(top.indices, top.values.log_softmax(-1), nothing, temperature)
+
+
+RENORMALISED = ["forward_kl", "jensen_shannon", "skew_forward_kl", "total_variation"]
+"""Divergences that stay finite where the teacher gives the tail no probability."""
 
 
 def uneven(logits: Tensor, temperature: float) -> TeacherDistribution:

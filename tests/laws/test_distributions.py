@@ -13,7 +13,6 @@ from limbeck.losses.distributions import (
     TopKSamples,
     UnevenTopK,
 )
-from limbeck.losses.distributions.top_k import TopKRenormalised
 from limbeck.losses.divergences.base import divergences, ranking
 from limbeck.losses.divergences.kl import forward_kl
 from limbeck.losses.terms.divergence import DivergenceTerm
@@ -35,6 +34,7 @@ from tests.laws.cases import (
     over_temperatures,
     random_logits,
     random_logp,
+    renormalised,
     top_k,
 )
 
@@ -253,7 +253,7 @@ class Operations(TorchDispatchMode):
 def test_concatenated_rows_are_the_whole_distribution(name):
     logits = random_logits(7, 12)
     further = {
-        "renormalised": lambda: TopKRenormalised.from_logits(logits, 4),
+        "renormalised": lambda: renormalised(logits, 4),
         "samples": lambda: Samples.from_logits(logits, 20),
         "top_k_samples": lambda: TopKSamples.from_logits(logits, 3, 20),
     }

@@ -24,12 +24,11 @@ from limbeck.losses.distributions import (
     UnevenTopK,
 )
 from limbeck.losses.distributions.merged import MergedOutcomes, OutcomeMap
-from limbeck.losses.distributions.top_k import TopKRenormalised
 from limbeck.losses.divergences.base import gradients
 from limbeck.losses.head.row_kernel import body
 from limbeck.losses.terms.cross_entropy import CrossEntropyTerm
 from limbeck.losses.terms.divergence import DivergenceTerm
-from tests.laws.cases import SPECS, label, over_specs
+from tests.laws.cases import RENORMALISED, SPECS, label, over_specs, renormalised
 from tests.losses.row_cases import (
     DEVICE,
     Chunk,
@@ -60,7 +59,7 @@ FORMS = {
     "top_k": lambda logits, t: TopK.from_logits(logits, 9, t),
     "top_1": lambda logits, t: TopK.from_logits(logits, 1, t),
     "all_kept": lambda logits, t: TopK.from_logits(logits, logits.shape[1], t),
-    "renormalised": lambda logits, t: TopKRenormalised.from_logits(logits, 9, t),
+    "renormalised": lambda logits, t: renormalised(logits, 9, t),
     "uneven": lambda logits, t: UnevenTopK.from_logits(logits, 30, 0.01, t),
     "samples": lambda logits, t: Samples.from_logits(logits, 20, t),
     "independent": lambda logits, t: Samples.from_logits(logits, 20, t, systematic=False),
@@ -124,7 +123,7 @@ def test_kept_tokens_and_the_tail(spec, form, temperature):
     require_equal(by_kernel(chunk), by_reference(chunk))
 
 
-@over_specs([spec for spec in CLOSED if spec["type"] in TopKRenormalised.serves])
+@over_specs([spec for spec in CLOSED if spec["type"] in RENORMALISED])
 def test_kept_tokens_without_a_tail(spec):
     chunk = chunk_of("renormalised", spec, 2.0)
     require_equal(by_kernel(chunk), by_reference(chunk))

@@ -358,8 +358,28 @@ def test_verify_tells_absent_shards_from_damaged_ones(tmp_path):
     assert absent_shards(tmp_path, told) == [1]
 
 
-def test_records_that_parquet_did_not_write_as_they_are_are_not_published(tmp_path, monkeypatch):
-    monkeypatch.setitem(writer.COMPRESSION, "record", "ZSTD")
+@pytest.mark.parametrize(
+    ("settings", "name", "value"),
+    [
+        (writer.COMPRESSION, "record", "ZSTD"),
+        (writer.ONE_PAGE, "max_rows_per_page", 2),
+    ],
+    ids=["compressed", "several pages"],
+)
+def test_records_that_parquet_did_not_write_as_they_are_are_not_published(
+    settings, name, value, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(settings, name, value)
     with pytest.raises(StorageError, match="must hold each record in one piece"):
         write(tmp_path, header(FORMS[0]))
     assert [path.name for path in tmp_path.iterdir()] == [HEADER]
+
+
+@pytest.mark.parametrize("group_bytes", [1, 3 << 20, writer.GROUP_BYTES])
+def test_records_of_several_mebibytes_are_found_in_any_number_of_row_groups(
+    group_bytes, tmp_path, monkeypatch
+):
+    """Parquet's own limit of a page is 1 MiB."""
+    monkeypatch.setattr(writer, "GROUP_BYTES", group_bytes)
+    write(tmp_path, header(FORMS[0], layers=(1, 4)), width=16_384)
+    assert verify(tmp_path) == []

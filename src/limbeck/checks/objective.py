@@ -39,7 +39,7 @@ NUM_PROBES = 3
 
 
 @dataclass(frozen=True)
-class Outcome:
+class LossAndGradients:
     """A loss and its gradients.
 
     Attributes:
@@ -149,7 +149,7 @@ def central_differences(
     return differences
 
 
-def evaluate(objective: Objective, student: StudentView, signal: TeacherSignal) -> Outcome:
+def evaluate(objective: Objective, student: StudentView, signal: TeacherSignal) -> LossAndGradients:
     """An objective's loss and gradients through its fused head, in the smallest chunks.
 
     All positions are used, also if the recipe selects positions: the formula is the same.
@@ -164,10 +164,10 @@ def evaluate(objective: Objective, student: StudentView, signal: TeacherSignal) 
     finally:
         objective.head_budget_mb, objective.positions = budget, chosen
     by_hidden, by_weight = torch.autograd.grad(loss, [hidden, weight])
-    return Outcome(loss.detach(), by_hidden, by_weight[distinct(student.targets)])
+    return LossAndGradients(loss.detach(), by_hidden, by_weight[distinct(student.targets)])
 
 
-def with_plain_logits(case: Case, views: Views) -> Outcome:
+def with_plain_logits(case: Case, views: Views) -> LossAndGradients:
     """The same with whole logits and autograd.
 
     Mean over tokens of weight (alpha T^2 D(teacher_T, student_T) + (1 - alpha) CE + extra terms).
@@ -198,7 +198,7 @@ def with_plain_logits(case: Case, views: Views) -> Outcome:
     weights = 1.0 if student.token_weights is None else student.token_weights.to(tokens)
     loss = (weights * tokens).mean()
     by_hidden, by_weight = torch.autograd.grad(loss, [hidden, weight])
-    return Outcome(loss.detach(), by_hidden, by_weight[distinct(student.targets)])
+    return LossAndGradients(loss.detach(), by_hidden, by_weight[distinct(student.targets)])
 
 
 def exact(*heads: Head) -> torch.dtype:

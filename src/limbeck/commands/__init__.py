@@ -127,11 +127,13 @@ def refuse_early(verb: str, words: list[str]) -> None:
     if {"-h", "--help"} & options or not named:
         return
     is_recipe = named[0].endswith((".yaml", ".yml"))
+    if verb == "check" and "--plan" not in options:
+        return  # it lists these mistakes with all others
     if verb in WITH_RECIPE and is_recipe:
         from limbeck.config.reading import Needs, require_options  # noqa: PLC0415  (imports pydantic)
 
         changes = [word for word in words if OVERRIDE.match(word)]
-        is_shown, is_planned = "--print-config" in options, verb == "check" and "--plan" in options
+        is_shown, is_planned = "--print-config" in options, verb == "check"
         needs = Needs(
             models=not is_shown,
             student=verb not in WITHOUT_STUDENT,

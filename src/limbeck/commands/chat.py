@@ -13,9 +13,10 @@ from rich.console import Console
 
 from limbeck.commands.arguments import Device, RemoteCode, argument, option
 from limbeck.commands.chat_window import ChatWindow
-from limbeck.commands.conversation import Conversation, Settings
+from limbeck.commands.conversation import ChatSession, Settings
 from limbeck.commands.opening import open_models
 from limbeck.errors import ConfigError, LimbeckError, Stopped
+from limbeck.models.source import student_inside
 
 HELP = """/temperature 0.7   sampling temperature; 0 takes the most probable token
 /top-p 0.9         sample from the most probable tokens that together reach this probability
@@ -59,14 +60,15 @@ def chat(
     Examples: limbeck chat runs/x; limbeck chat runs/x/student Qwen/Qwen2.5-7B-Instruct
     """
     settings = Settings(temperature, top_p, tokens, seed)
-    paths = [student_path(student), *([] if teacher is None else [teacher])]
+    paths = [str(student_inside(Path(student)) or student)]
+    paths += [] if teacher is None else [teacher]
     console = Console()
     with Console(stderr=True).status("Loading ..."):
         # The teacher comes first there.
         revisions = [*(revision or []), None, None][: len(paths)]
         models, tokenizer = open_models(paths[::-1], revisions[::-1], trust_remote_code, device)
     named = dict(zip(ROLES, models[::-1], strict=False))
-    conversation = Conversation(named, tokenizer, settings, system)
+    conversation = ChatSession(named, tokenizer, settings, system)
     window = ChatWindow(console, dict(zip(ROLES, paths, strict=False)))
     window.begin(has_template=conversation.has_template)
     for line in messages(console):
@@ -85,13 +87,6 @@ def chat(
             window.stop()
 
 
-def student_path(student: str) -> str:
-    """The student's folder, where a run directory is named."""
-    inside = Path(student) / "student"
-    is_run = inside.is_dir() and not (Path(student) / "config.json").is_file()
-    return str(inside) if is_run else student
-
-
 def messages(console: Console) -> Iterator[str]:
     """Lines that a user types, or that are piped in; empty ones are left out."""
     while True:
@@ -103,7 +98,7 @@ def messages(console: Console) -> Iterator[str]:
             yield line.strip()
 
 
-def command(line: str, conversation: Conversation, window: ChatWindow) -> bool:
+def command(line: str, conversation: ChatSession, window: ChatWindow) -> bool:
     """Carry out a line that begins with a slash; False ends the chat.
 
     Raises:

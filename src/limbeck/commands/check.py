@@ -38,11 +38,14 @@ from limbeck.checks import (
     trained_on,
 )
 from limbeck.commands.arguments import Overrides, argument, option
+from limbeck.config import read
+from limbeck.config.reading import Needs
 from limbeck.data import spread
 from limbeck.errors import ConfigError
-from limbeck.experiment import Run, assemble, load
+from limbeck.experiment import Run, assemble
 from limbeck.experiment import schema as recipe_schema
 from limbeck.experiment.cluster import plan_elsewhere
+from limbeck.experiment.loading import problems
 from limbeck.experiment.opening import compute_dtype
 from limbeck.experiment.parts import Parts
 from limbeck.experiment.trials import trials_of
@@ -103,7 +106,7 @@ def check(
             "--world-size and --device describe the cluster of --plan, which was not given. Add "
             "--plan, or set device=... to choose this machine's."
         )
-    with assemble(load(recipe, overrides or [])) as run:
+    with assemble(read(recipe, overrides or [], problems, Needs())) as run:
         if run.world.size > 1:
             raise ConfigError(
                 f"check runs in one process, and torchrun started {run.world.size}. Start it as "

@@ -88,7 +88,7 @@ class ScoredAnswer:
     tokens_per_second: float
 
 
-class Conversation:
+class ChatSession:
     """The messages so far, and the models that answer."""
 
     def __init__(

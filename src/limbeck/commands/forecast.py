@@ -15,7 +15,7 @@ from limbeck.distributed import is_main_process
 from limbeck.errors import ConfigError
 from limbeck.experiment import load, load_stages
 from limbeck.experiment.forecast import forecast_folder, run_pilots
-from limbeck.experiment.forecast_figures import Asked
+from limbeck.experiment.forecast_figures import ForecastOptions
 from limbeck.experiment.forecast_figures import forecast as predict
 from limbeck.files import write_text
 from limbeck.report.forecast_page import answer_table, forecast_page, sentences
@@ -56,7 +56,7 @@ def forecast(
     config, found = run_pilots(load(recipe, changes), pilots, overwrite=overwrite)
     if not is_main_process():
         return
-    answer = predict(config, found, Asked(budget, hours, target_kl))
+    answer = predict(config, found, ForecastOptions(budget, hours, target_kl))
     folder = forecast_folder(config)
     write_text(folder / "forecast.json", json.dumps(answer, indent=1))
     write_text(folder / "forecast.html", forecast_page(answer, config.output.name))

@@ -75,10 +75,8 @@ def fill(folder: Path, run: Path, card: ModelCard) -> None:
     shutil.copytree(run / "student", folder, dirs_exist_ok=True, ignore=ignored)
     drop_local_adapter(folder / "adapter")
     for exported in sorted((run / "exports").glob("*")):
-        if files := list(
-            exported.glob("*.gguf")
-        ):  # one file is all, and the hub shows it at the top
-            shutil.copy2(files[0], folder)
+        if files := list(exported.glob("*.gguf")):
+            shutil.copy2(files[0], folder)  # it is all, and the hub shows it at the top
         else:
             shutil.copytree(exported, folder / exported.name, ignore=ignored)
     shutil.copy2(run / "report.html", folder)

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from typing import Any
 
-from limbeck.config.recipe import RunConfig
 from limbeck.errors import ConfigError, DataError, LimbeckError, TryLaterError
 from limbeck.files import expanded
 from limbeck.registry import Component, Problem
@@ -113,18 +112,19 @@ def models_in(spec: Any, at: str) -> Iterator[NamedModel]:
     yield from chain.from_iterable(models_in(value, place) for place, value in parts)
 
 
-def models_of(config: RunConfig, *, student: bool) -> list[NamedModel]:
-    """The components of a recipe that have a model's `path`, each with its place."""
-    found = list(models_in(config.teacher, "teacher"))
-    return found + (list(models_in(config.student, "student")) if student else [])
+def models_of(sections: Mapping[str, Any], *, student: bool) -> list[NamedModel]:
+    """The components in a recipe's sections that have a model's `path`, each with its place."""
+    found = list(models_in(sections.get("teacher"), "teacher"))
+    return found + (list(models_in(sections.get("student"), "student")) if student else [])
 
 
-def texts_of(config: RunConfig, *, held_out: bool) -> Iterator[tuple[str, str]]:
-    """The paths of a recipe's texts, each with its option."""
-    for index, text in enumerate(config.data.texts):
-        yield (f"data.mix[{index}].path" if config.data.mix else "data.path"), text.path
-    if held_out:
-        for name, path in config.evaluate.paths.items():
+def texts_of(sections: Mapping[str, Any], *, held_out: bool) -> Iterator[tuple[str, str]]:
+    """The paths of the texts in a recipe's sections, each with its option."""
+    if (data := sections.get("data")) is not None:
+        for index, text in enumerate(data.texts):
+            yield (f"data.mix[{index}].path" if data.mix else "data.path"), text.path
+    if held_out and (evaluate := sections.get("evaluate")) is not None:
+        for name, path in evaluate.paths.items():
             yield (f"evaluate.data.{name}" if name else "evaluate.data"), path
 
 

@@ -37,7 +37,19 @@ COUNTED = {
 adapter: Callable[[type], Any] = cache(TypeAdapter)
 """The validator of a section, made once: making that of a recipe takes 30 ms."""
 
-Check = Callable[[RunConfig], Iterable[Problem]]
+
+class Checked(NamedTuple):
+    """A recipe, checked outside components."""
+
+    config: RunConfig | None
+    """None if any section is wrong or missing."""
+    sections: Mapping[str, Any]
+    """Those that are right, by name; with `config`, its own."""
+    problems: list[Problem]
+
+
+Check = Callable[[Mapping[str, Any], RunConfig | None], Iterable[Problem]]
+"""Further mistakes, of the sections and the configuration of `Checked`."""
 
 
 class Needs(NamedTuple):
@@ -50,14 +62,25 @@ class Needs(NamedTuple):
     texts: bool = True
 
 
-def read(path: Path, overrides: Iterable[str] = (), check: Check = lambda _: ()) -> RunConfig:
+NO_PATHS = Needs(models=False, texts=False)
+
+
+def read(
+    path: Path,
+    overrides: Iterable[str] = (),
+    check: Check = lambda *_: (),
+    needs: Needs = NO_PATHS,
+) -> RunConfig:
     """Read YAML, apply `a.b=value` overrides, check everything.
 
     Args:
-        check: Further mistakes of a configuration whose closed parts are right.
+        check: Further mistakes.
+        needs: Paths of the recipe that must be there.
 
     Raises:
         ConfigError: With one line a mistake, each beginning with the path of the field.
+        DataError: The only mistakes are empty files.
+        TryLaterError: The only mistakes are models that the network is needed for.
     """
     tree = parse(path, overrides)
     if "stages" in tree:
@@ -65,10 +88,10 @@ def read(path: Path, overrides: Iterable[str] = (), check: Check = lambda _: ())
             f"{path} has stages, and one run is asked for. `limbeck distill` runs them all, and "
             "with --print-config prints the recipe of each."
         )
-    config, problems = validated(tree, check)
-    if config is None or problems:
-        raise refusal(path, problems)
-    return config
+    found = validated(tree, check)
+    require_paths(path, *paths_of(found.sections, needs), found.problems)
+    assert found.config is not None, "a recipe without a mistake has a configuration"
+    return found.config
 
 
 def require_options(path: Path, overrides: Iterable[str], needs: Needs) -> None:
@@ -80,19 +103,22 @@ def require_options(path: Path, overrides: Iterable[str], needs: Needs) -> None:
         needs: Paths of the recipe that must be there.
 
     Raises:
-        ConfigError: As `read`; or models or texts are missing.
-        DataError: The only mistakes are empty files.
-        TryLaterError: The only mistakes are models that the network is needed for.
+        LimbeckError: As `read`.
     """
     tree = parse(path, overrides)
-    if "stages" in tree:
-        return
-    config, problems = closed_parts(tree)
-    if config is None:
-        raise refusal(path, problems)
-    models = models_of(config, student=needs.student) if needs.models else []
-    texts = list(texts_of(config, held_out=needs.student)) if needs.texts else []
-    require_paths(path, models, texts, problems)
+    if "stages" not in tree:
+        found = closed_parts(tree)
+        require_paths(path, *paths_of(found.sections, needs), found.problems)
+
+
+def paths_of(
+    sections: Mapping[str, Any], needs: Needs
+) -> tuple[list[NamedModel], list[tuple[str, str]]]:
+    """Models and texts that a command reads."""
+    return (
+        models_of(sections, student=needs.student) if needs.models else [],
+        list(texts_of(sections, held_out=needs.student)) if needs.texts else [],
+    )
 
 
 def require_paths(
@@ -121,28 +147,31 @@ def refusal(
     return kind("\n  ".join([f"{what} cannot be run:", *one_line_each(problems)]))
 
 
-def closed_parts(tree: Mapping[str, Any]) -> tuple[RunConfig | None, list[Problem]]:
-    """The configuration of a tree, or None, and the mistakes outside components."""
+def closed_parts(tree: Mapping[str, Any]) -> Checked:
+    """A tree, and the mistakes outside components."""
     problems = list(not_finite(tree))
     try:
-        return adapter(RunConfig).validate_python(tree), problems
+        config = adapter(RunConfig).validate_python(tree)
     except ValidationError as error:
-        return None, problems + [explain(dict(e)) for e in error.errors()]
+        errors = error.errors()
+    else:
+        return Checked(config, vars(config), problems)
+    wrong, hints = {e["loc"][0] for e in errors}, hints_of(RunConfig)
+    sections = {
+        name: adapter(hints[name]).validate_python(value)
+        for name, value in tree.items()
+        if name in hints and name not in wrong
+    }
+    return Checked(None, sections, problems + [explain(dict(e)) for e in errors])
 
 
-def validated(
-    tree: Mapping[str, Any], check: Check = lambda _: ()
-) -> tuple[RunConfig | None, list[Problem]]:
-    """The configuration of a tree, if its closed parts are valid, and every mistake in it.
-
-    Plugins are imported before `check` looks at components.
-    """
-    config, problems = closed_parts(tree)
-    if config is None:
-        return None, problems
-    if failed := list(import_plugins(config.plugins)):
-        return config, [*problems, *failed]  # the names they register would all be unknown
-    return config, [*problems, *check(config)]
+def validated(tree: Mapping[str, Any], check: Check) -> Checked:
+    """A tree, and every mistake in it. Plugins are imported before `check` looks at components."""
+    config, sections, problems = closed_parts(tree)
+    if failed := list(import_plugins(sections.get("plugins", ()))):
+        # The names they register would all be unknown.
+        return Checked(config, sections, [*problems, *failed])
+    return Checked(config, sections, [*problems, *check(sections, config)])
 
 
 def one_line_each(problems: Iterable[Problem]) -> list[str]:

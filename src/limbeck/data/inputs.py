@@ -31,7 +31,7 @@ def require_inputs(config: RunConfig) -> None:
     Data sets of the hub are checked when they are downloaded.
     """
     checks: list[tuple[str, Callable[[], None]]] = [
-        (at, partial(require_model, spec)) for at, spec in models_of(config, student=True)
+        (at, partial(require_model, spec)) for at, spec in models_of(vars(config), student=True)
     ]
     for index, text in enumerate(config.data.texts):
         option = f"data.mix[{index}].path" if config.data.mix else "data.path"

@@ -41,7 +41,7 @@ class MeasuredRun:
 
 
 @dataclass(frozen=True)
-class Curve:
+class ScalingLaw:
     """Fits of L(D) = E + B / (D / D_max)^beta.
 
     Entry 0 is the fit to all documents. Each other entry is the fit to one resample of the
@@ -92,7 +92,7 @@ class Curve:
         return found
 
 
-def fit_curve(runs: Sequence[MeasuredRun], metric: str) -> Curve:
+def fit_curve(runs: Sequence[MeasuredRun], metric: str) -> ScalingLaw:
     """The curve of a metric over runs of several budgets.
 
     Documents are resampled, the same for all runs. The noise between runs comes from runs of one
@@ -126,7 +126,7 @@ def fit_curve(runs: Sequence[MeasuredRun], metric: str) -> Curve:
     means = group_means(values, place, repeats)
     floor, scale, exponent = fit(budgets / budgets[-1], means, weights)
     noise = spread * generator.normal(size=size)
-    return Curve(budgets, means, floor, scale, exponent, noise, run_noise)
+    return ScalingLaw(budgets, means, floor, scale, exponent, noise, run_noise)
 
 
 def resampled_means(runs: Sequence[MeasuredRun], metric: str) -> Float64[np.ndarray, "fits runs"]:

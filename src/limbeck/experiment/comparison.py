@@ -50,7 +50,7 @@ class ComparedRun:
 
 
 @dataclass(frozen=True)
-class Finished:
+class FinishedRun:
     """A run directory, read.
 
     Attributes:
@@ -113,7 +113,7 @@ def compare_runs(folders: Sequence[Path]) -> list[ComparedRun]:
     ]
 
 
-def finished(folder: Path) -> Finished:
+def finished(folder: Path) -> FinishedRun:
     """A run directory.
 
     Raises:
@@ -133,7 +133,7 @@ def finished(folder: Path) -> Finished:
             f"Runs are compared on held-out text, and {folder} has no forward KL on any. Set "
             "evaluate.data, and a teacher with whole distributions, and run it again."
         )
-    return Finished(folder, files, scores, dict(flat(lasting(recipe))))
+    return FinishedRun(folder, files, scores, dict(flat(lasting(recipe))))
 
 
 def short_names(places: Sequence[Path]) -> list[str]:
@@ -162,14 +162,14 @@ def reading_speed(files: RunFiles) -> float | None:
     return student.tokens_per_second if student else None
 
 
-def behind(run: Finished, first: Finished) -> Interval | None:
+def behind(run: FinishedRun, first: FinishedRun) -> Interval | None:
     """Forward KL above that of the first run; None for itself and for runs not comparable."""
     if run is first or run.reference != first.reference:
         return None
     return paired_difference(run.scores, first.scores, "forward_kl")
 
 
-def is_efficient(run: Finished, runs: Sequence[Finished]) -> bool:
+def is_efficient(run: FinishedRun, runs: Sequence[FinishedRun]) -> bool:
     """Whether no other run has at most as many parameters and a lower forward KL."""
     size, kl = run.parameters, run.scores.mean("forward_kl")
     return size is not None and not any(

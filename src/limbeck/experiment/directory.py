@@ -25,11 +25,7 @@ def require_directory(folder: Path, *, resume: bool, overwrite: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"output: must be a folder, and {folder} is a file. Choose another.")
     has_run = (folder / "recipe.yaml").exists()
-    if resume and overwrite:
-        raise ConfigError(
-            "A run is resumed or overwritten, and both were asked for. Leave out --resume or "
-            "--overwrite (in Python resume=True or overwrite=True)."
-        )
+    refuse_both(resume=resume, overwrite=overwrite)
     if has_run and not (resume or overwrite):
         raise ConfigError(
             f"output: {folder} already holds a run. Add --resume to continue it, --overwrite to "
@@ -39,6 +35,15 @@ def require_directory(folder: Path, *, resume: bool, overwrite: bool) -> None:
     if not has_run and any(not name.startswith(".") for name in others):
         raise ConfigError(
             f"output: {folder} holds files that are not a run's. Choose another output."
+        )
+
+
+def refuse_both(*, resume: bool, overwrite: bool) -> None:
+    """Refuse to resume and to overwrite at once."""
+    if resume and overwrite:
+        raise ConfigError(
+            "A run is resumed or overwritten, and both were asked for. Leave out --resume or "
+            "--overwrite (in Python resume=True or overwrite=True)."
         )
 
 

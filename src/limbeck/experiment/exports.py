@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from limbeck.config import RunConfig
@@ -13,16 +13,9 @@ from limbeck.experiment.parts import Parts
 from limbeck.export import HeldOutText, export_student, exporters, open_student
 from limbeck.export.base import Exporter
 from limbeck.files import expanded
-from limbeck.registry import Problem
 
 PARITY_TOKENS = 2048
 """Positions of held-out text on which a file is compared with the student."""
-
-
-def export_problems(config: RunConfig) -> Iterator[Problem]:
-    """Problems with the `export` list of a recipe."""
-    for index, spec in enumerate(config.export):
-        yield from exporters.problems(spec, f"export[{index}]")
 
 
 def exports_of(config: RunConfig) -> dict[str, Exporter]:

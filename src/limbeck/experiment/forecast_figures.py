@@ -11,7 +11,7 @@ import numpy as np
 from limbeck.config import RunConfig
 from limbeck.data.mixture import MOST_PASSES
 from limbeck.errors import ConfigError
-from limbeck.evaluate.scaling import Curve, fit_curve
+from limbeck.evaluate.scaling import ScalingLaw, fit_curve
 from limbeck.evaluate.scores import Interval
 from limbeck.experiment.forecast import Pilot, Pilots, measured, passes
 from limbeck.report.run_files import Figure
@@ -24,7 +24,7 @@ CURVE_POINTS = 30
 
 
 @dataclass(frozen=True)
-class Asked:
+class ForecastOptions:
     """What a user wants to know besides the recipe's own figures.
 
     Attributes:
@@ -38,7 +38,9 @@ class Asked:
     target_kl: float | None = None
 
 
-def forecast(config: RunConfig, pilots: Sequence[Pilot], asked: Asked) -> dict[str, Any]:
+def forecast(
+    config: RunConfig, pilots: Sequence[Pilot], options: ForecastOptions
+) -> dict[str, Any]:
     """The answer as JSON; figures that the pilots do not determine are null.
 
     Raises:
@@ -79,15 +81,15 @@ def forecast(config: RunConfig, pilots: Sequence[Pilot], asked: Asked) -> dict[s
                 "hours": {n: budget * p.seconds_per_token / 3600 for n, p in found.items()},
                 **{name: figures(each, budget, most) for name, each in curves.items()},
             }
-            for label, budget in budgets(tokens, asked, main).items()
+            for label, budget in budgets(tokens, options, main).items()
         ],
-        "target": target(curves["distilled"], main, asked.target_kl),
+        "target": target(curves["distilled"], main, options.target_kl),
         "curves": {name: points(each[known[0]], tokens) for name, each in curves.items()},
         "metric": known[0],
     }
 
 
-def require_determined(curve: Curve, metric: str, tokens: float) -> None:
+def require_determined(curve: ScalingLaw, metric: str, tokens: float) -> None:
     """Refuse a forecast that would say less than the pilots themselves."""
     fall, figure = curve.fall, curve.at(tokens)
     more = (
@@ -123,7 +125,7 @@ def pilot_rows(pilots: Sequence[Pilot], found: Mapping[str, Pilots], metrics: Se
         }
 
 
-def parameters(curve: Curve) -> dict[str, float]:
+def parameters(curve: ScalingLaw) -> dict[str, float]:
     """E, B and beta of the fit to all documents, and how much runs vary around it."""
     scale = curve.scale[0] * curve.tokens[-1] ** curve.exponent[0]
     return {
@@ -134,29 +136,31 @@ def parameters(curve: Curve) -> dict[str, float]:
     }
 
 
-def budgets(tokens: float, asked: Asked, pilots: Pilots) -> dict[str, float]:
+def budgets(tokens: float, options: ForecastOptions, pilots: Pilots) -> dict[str, float]:
     """Budgets of the table by name, ascending."""
     found = {label: multiple * tokens for label, multiple in MULTIPLES.items()}
-    if asked.tokens is not None:
-        found["--budget"] = float(asked.tokens)
-    if asked.hours is not None:
-        found["--hours"] = asked.hours * 3600 / pilots.seconds_per_token
+    if options.tokens is not None:
+        found["--budget"] = float(options.tokens)
+    if options.hours is not None:
+        found["--hours"] = options.hours * 3600 / pilots.seconds_per_token
     return dict(sorted(found.items(), key=lambda item: item[1]))
 
 
-def figures(curves: Mapping[str, Curve], tokens: float, most: float) -> dict[str, Interval | None]:
+def figures(
+    curves: Mapping[str, ScalingLaw], tokens: float, most: float
+) -> dict[str, Interval | None]:
     """Every metric at a budget; none where the text would be read too often."""
     is_new = tokens <= most
     return {metric: figure(curve, tokens) if is_new else None for metric, curve in curves.items()}
 
 
-def figure(curve: Curve, tokens: float) -> Interval | None:
+def figure(curve: ScalingLaw, tokens: float) -> Interval | None:
     """A metric at a budget; None where a curve that must reach beyond its pilots cannot."""
     is_known = tokens <= curve.tokens[-1] or (curve.fall["low"] > 0 and curve.determines(tokens))
     return curve.at(tokens) if is_known else None
 
 
-def target(curves: Mapping[str, Curve], pilots: Pilots, value: float | None) -> Any:
+def target(curves: Mapping[str, ScalingLaw], pilots: Pilots, value: float | None) -> Any:
     """Tokens and hours to a forward KL; an end that is never reached is null."""
     if value is None:
         return None
@@ -174,7 +178,7 @@ def target(curves: Mapping[str, Curve], pilots: Pilots, value: float | None) -> 
     return {"forward_kl": value, "tokens": needed, "hours": hours}
 
 
-def points(curve: Curve, tokens: float) -> list[dict[str, float]]:
+def points(curve: ScalingLaw, tokens: float) -> list[dict[str, float]]:
     """The curve with its interval, from the smallest pilot to the largest budget of the table."""
     ends = (curve.tokens[0], max(MULTIPLES.values()) * tokens)
     return [{"tokens": float(d), **curve.at(d)} for d in np.geomspace(*ends, CURVE_POINTS)]

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from limbeck.config import RunConfig, read
+from limbeck.config import OptimConfig, RecordConfig, RunConfig, read
 from limbeck.config.json_schema import recipe_schema
+from limbeck.config.recipe import ParallelConfig
 from limbeck.config.trainable import trainable_problems
 from limbeck.data import data_problems, readers, sources
 from limbeck.evaluate.suites import suites
 from limbeck.experiment.batches import rollout_problems
-from limbeck.experiment.exports import export_problems
 from limbeck.experiment.held_out_sets import set_problems
 from limbeck.experiment.text import warmup_problems
 from limbeck.export import exporters
@@ -57,31 +58,54 @@ def load(path: Path | str, overrides: Iterable[str] = ()) -> RunConfig:
     return read(Path(path), overrides, problems)
 
 
-def problems(config: RunConfig) -> Iterator[Problem]:
-    """Mistakes in component options, and contradictions between options."""
-    yield from teachers.problems(config.teacher, "teacher")
-    yield from initialisers.problems(config.student, "student")
-    yield from objective_problems(config.objective)
-    yield from size_problems(config.student)
-    yield from trainable_problems(config.trainable)
+def problems(sections: Mapping[str, Any], config: RunConfig | None) -> Iterator[Problem]:
+    """Mistakes in component options, and contradictions between options.
+
+    Args:
+        sections: Those that are right outside components.
+        config: None if one is not; contradictions between sections are then left out.
+    """
+    for name, own_problems in SECTION_PROBLEMS.items():
+        if sections.get(name) is not None:
+            yield from own_problems(sections[name])
+    if config is not None:
+        yield from contradictions(config)
+
+
+def contradictions(config: RunConfig) -> Iterator[Problem]:
+    """Contradictions between sections."""
     yield from shared_problems(config)
     yield from quantized_problems(config)
-    yield from data_problems(config.data)
-    yield from schedule_problems(config.optim)
     yield from step_problems(config)
     yield from rollout_problems(config)
     yield from trial_problems(config)
     yield from set_problems(config)
-    for index, spec in enumerate(config.track):
-        yield from trackers.problems(spec, f"track[{index}]")
-    yield from record_problems(config)
     yield from write_problems(config)
-    yield from export_problems(config)
     if config.checkpoint.student_dtype != "float32":
         yield from narrow_problems(config)
-    yield from parallel_problems(config)
-    for index, spec in enumerate(config.evaluate.suites):
-        yield from suites.problems(spec, f"evaluate.suites[{index}]")
+
+
+def student_problems(student: Component) -> Iterator[Problem]:
+    """Problems with a student's options, and with its size if it is pruned from its teacher."""
+    yield from initialisers.problems(student, "student")
+    if type_of(student) == "depth":
+        ways = {way: student.get(way) for way in ("layers", "keep", "fraction", "params", "drop")}
+        problem = ways_problem(by=student.get("by"), **ways)
+        yield from [Problem("student", problem)] if problem else []
+    if type_of(student) == "width":
+        names = ("intermediate", "heads", "kv_heads", "hidden", "keep", "params")
+        problem = sizes_problem(**{name: student.get(name) for name in names})
+        yield from [Problem("student", problem)] if problem else []
+
+
+def optim_problems(optim: OptimConfig) -> Iterator[Problem]:
+    """Problems with the schedule and the length of the run."""
+    yield from schedule_problems(optim)
+    if (optim.steps is None) == (optim.epochs is None):
+        has = "neither" if optim.steps is None else f"steps: {optim.steps}, epochs: {optim.epochs}"
+        yield Problem("optim.steps", f"must be given, or optim.epochs in its place, got {has}.")
+    if optim.steps is not None:
+        yield from warmup_problems(optim)
 
 
 def narrow_problems(config: RunConfig) -> Iterator[Problem]:
@@ -102,33 +126,30 @@ def narrow_problems(config: RunConfig) -> Iterator[Problem]:
         )
 
 
-def size_problems(student: Component) -> Iterator[Problem]:
-    """Problems with the size of a student that is pruned from its teacher."""
-    if type_of(student) == "depth":
-        ways = {way: student.get(way) for way in ("layers", "keep", "fraction", "params", "drop")}
-        problem = ways_problem(by=student.get("by"), **ways)
-        yield from [Problem("student", problem)] if problem else []
-    if type_of(student) == "width":
-        names = ("intermediate", "heads", "kv_heads", "hidden", "keep", "params")
-        problem = sizes_problem(**{name: student.get(name) for name in names})
-        yield from [Problem("student", problem)] if problem else []
-
-
 def shared_problems(config: RunConfig) -> Iterator[Problem]:
     """A student that shares its teacher's weights must not change them."""
-    if type_of(config.student) == "shared" and config.trainable.lora is None:
+    if type_of(config.student) != "shared":
+        return
+    lora = config.trainable.lora
+    if lora is None:
         yield Problem(
             "student.type",
             "a shared student has the teacher's own weights, which stay as they are: it needs "
             "trainable.lora, and there is none. Set trainable.lora={}, or use type: copy.",
         )
-    if type_of(config.student) == "shared" and config.parallel.compute_dtype != "auto":
+    elif lora.quantize is not None:
+        yield Problem(
+            "trainable.lora.quantize",
+            "a shared student's frozen weights are its teacher's, which would be quantised too, "
+            f"got {lora.quantize}. Use student.type: copy, or leave quantize out.",
+        )
+    if config.parallel.compute_dtype != "auto":
         yield Problem(
             "parallel.compute_dtype",
             "must be auto for a shared student, which computes in its teacher's dtype, got "
             f"{config.parallel.compute_dtype}. Set teacher.dtype instead, or use type: copy.",
         )
-    if type_of(config.student) == "shared" and config.parallel.teacher == "offload":
+    if config.parallel.teacher == "offload":
         yield Problem(
             "parallel.teacher",
             "must be shard or replicate for a shared student, whose weights are the teacher's, got "
@@ -137,14 +158,7 @@ def shared_problems(config: RunConfig) -> Iterator[Problem]:
 
 
 def quantized_problems(config: RunConfig) -> Iterator[Problem]:
-    """What cannot be done with models whose weights are quantised."""
-    lora = config.trainable.lora
-    if lora is not None and lora.quantize is not None and type_of(config.student) == "shared":
-        yield Problem(
-            "trainable.lora.quantize",
-            "a shared student's frozen weights are its teacher's, which would be quantised too, "
-            f"got {lora.quantize}. Use student.type: copy, or leave quantize out.",
-        )
+    """What cannot be done with a teacher whose weights are quantised."""
     if config.teacher.get("quantize") is None:
         return
     kind = type_of(config.student)
@@ -163,13 +177,13 @@ def quantized_problems(config: RunConfig) -> Iterator[Problem]:
         )
 
 
-def parallel_problems(config: RunConfig) -> Iterator[Problem]:
+def parallel_problems(parallel: ParallelConfig) -> Iterator[Problem]:
     """Two numbers of copies that contradict each other."""
-    if config.parallel.shard == "none" and config.parallel.replicate > 1:
+    if parallel.shard == "none" and parallel.replicate > 1:
         yield Problem(
             "parallel.replicate",
             "must be 1 with parallel.shard=none, which keeps a copy on each rank, got "
-            f"{config.parallel.replicate}. Remove one of the two.",
+            f"{parallel.replicate}. Remove one of the two.",
         )
 
 
@@ -224,29 +238,38 @@ def trial_problems(config: RunConfig) -> Iterator[Problem]:
 
 
 def step_problems(config: RunConfig) -> Iterator[Problem]:
-    """Contradictions between the size of a step, the rows and the length of the run."""
-    optim, length = config.optim, config.data.sequence_length
-    if optim.tokens_per_step < length:
+    """A step that is smaller than a row."""
+    tokens, length = config.optim.tokens_per_step, config.data.sequence_length
+    if tokens < length:
         yield Problem(
             "optim.tokens_per_step",
-            f"must hold at least one row of data.sequence_length = {length}, "
-            f"got {optim.tokens_per_step}.",
+            f"must hold at least one row of data.sequence_length = {length}, got {tokens}.",
         )
-    if (optim.steps is None) == (optim.epochs is None):
-        has = "neither" if optim.steps is None else f"steps: {optim.steps}, epochs: {optim.epochs}"
-        yield Problem("optim.steps", f"must be given, or optim.epochs in its place, got {has}.")
-    if optim.steps is not None:
-        yield from warmup_problems(optim)
 
 
-def record_problems(config: RunConfig) -> Iterator[Problem]:
+def record_problems(record: RecordConfig) -> Iterator[Problem]:
     """Problems with the form and the layers of a recording."""
-    if config.record is None:
-        return
-    yield from forms.problems(config.record.form, "record.form")
-    layers = list(config.record.layers)
+    yield from forms.problems(record.form, "record.form")
+    layers = list(record.layers)
     if layers != sorted(set(layers)):
         yield Problem("record.layers", f"must name each layer once and in order, got {layers}.")
+
+
+SECTION_PROBLEMS: Mapping[str, Callable[[Any], Iterable[Problem]]] = {
+    "teacher": partial(teachers.problems, at="teacher"),
+    "student": student_problems,
+    "objective": objective_problems,
+    "trainable": trainable_problems,
+    "data": data_problems,
+    "optim": optim_problems,
+    "evaluate": lambda evaluate: suites.list_problems(evaluate.suites, "evaluate.suites"),
+    "parallel": parallel_problems,
+    "record": record_problems,
+    "write": lambda write: filters.list_problems(write.filters, "write.filters"),
+    "export": partial(exporters.list_problems, at="export"),
+    "track": partial(trackers.list_problems, at="track"),
+}
+"""Mistakes in each section alone."""
 
 
 def schema() -> dict[str, Any]:

@@ -32,7 +32,7 @@ TIMES_FIRST = 4.0
 """Times the first gap that a later one may reach."""
 
 
-class ServedWriter:
+class ServedRolloutWriter:
     """Writes rollouts in a server; each call gives it the weights of that moment."""
 
     def __init__(
@@ -167,7 +167,7 @@ def served_writer(
     sampling: Sampling,
     folder: Path,
     longest: int,
-) -> ServedWriter:
+) -> ServedRolloutWriter:
     """The writer of a recipe's `rollout.server`, which has answered once.
 
     Args:
@@ -190,4 +190,4 @@ def served_writer(
         vocabulary_size=student.vocabulary_size,
     )
     place = (config.folder or folder) / WEIGHTS
-    return ServedWriter(served, student, root, tokenizer, sampling, place.absolute())
+    return ServedRolloutWriter(served, student, root, tokenizer, sampling, place.absolute())

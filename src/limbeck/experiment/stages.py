@@ -18,9 +18,10 @@ from typing import Any
 
 import torch
 
-from limbeck.config import RunConfig, leaves, one_line_each, parse, validated
+from limbeck.config import RunConfig, leaves, parse, refusal, validated
 from limbeck.distributed import World, is_main_process, locked
 from limbeck.errors import ConfigError
+from limbeck.experiment.directory import refuse_both
 from limbeck.experiment.loading import OPEN_PARTS, problems
 from limbeck.experiment.run import Run, RunResult, extends_recipe, progress_console
 from limbeck.files import expanded, manifest
@@ -78,13 +79,13 @@ def load_stages(path: Path | str, overrides: Iterable[str] = ()) -> tuple[Stage,
                 whole["output"] = str(output / "stages" / name)
             known = {n: str(output / "stages" / n / "student") for n in names[:place]}
             mistakes = list(reference_problems(whole, known))
-            config, others = validated(referred(whole, known), problems)
-            found.append([*mistakes, *others])
-            if config is not None:
-                stages.append(Stage(name, config))
+            checked = validated(referred(whole, known), problems)
+            found.append([*mistakes, *checked.problems])
+            if checked.config is not None:
+                stages.append(Stage(name, checked.config))
         wrong = gathered_problems(found)
     if wrong:
-        raise ConfigError("\n  ".join([f"{path} cannot be run:", *one_line_each(wrong)]))
+        raise refusal(path, wrong)
     return tuple(stages)
 
 
@@ -212,11 +213,7 @@ def run_stages(
 
 def require_stages(output: Path, stages: Sequence[Stage], *, resume: bool, overwrite: bool) -> None:
     """Refuse a directory with other contents, and stages started with another recipe."""
-    if resume and overwrite:
-        raise ConfigError(
-            "A run is resumed or overwritten, and both were asked for. Leave out --resume or "
-            "--overwrite (in Python resume=True or overwrite=True)."
-        )
+    refuse_both(resume=resume, overwrite=overwrite)
     if (output / "recipe.yaml").exists():
         raise ConfigError(
             f"output: {output} already holds a run without stages. Choose another output."

@@ -39,7 +39,6 @@ class Family:
         period: Every so-many-th layer attends to everything (`sliding_window`) or has no rotary
             embedding (SmolLM3); llama.cpp has the number in its code. 0 without such layers.
         fixed: Settings that llama.cpp has in its code.
-        floats: Settings, and the writer's method for each.
     """
 
     arch: ARCH
@@ -49,7 +48,6 @@ class Family:
     transposed: tuple[str, ...] = ()
     period: int = 0
     fixed: Mapping[str, Any] = field(default_factory=dict)
-    floats: Mapping[str, Callable[[GGUFWriter, float], None]] = field(default_factory=dict)
 
 
 FAMILIES: Mapping[str, Family] = {
@@ -57,43 +55,20 @@ FAMILIES: Mapping[str, Family] = {
     "mistral": Family(ARCH.LLAMA, rotates_neighbours=True),
     "qwen2": Family(ARCH.QWEN2, fixed={"use_sliding_window": False}),
     "qwen3": Family(ARCH.QWEN3, fixed={"use_sliding_window": False}),
-    "gemma2": Family(
-        ARCH.GEMMA2,
-        activations=GELU,
-        norm_offset=1.0,
-        period=2,
-        floats={
-            "attn_logit_softcapping": GGUFWriter.add_attn_logit_softcapping,
-            "final_logit_softcapping": GGUFWriter.add_final_logit_softcapping,
-        },
-    ),
+    "gemma2": Family(ARCH.GEMMA2, activations=GELU, norm_offset=1.0, period=2),
     "gemma3_text": Family(
         ARCH.GEMMA3,
         activations=GELU,
         norm_offset=1.0,
         period=6,
         fixed={"attn_logit_softcapping": None, "use_bidirectional_attention": False},
-        floats={"final_logit_softcapping": GGUFWriter.add_final_logit_softcapping},
     ),
     "smollm3": Family(
         ARCH.SMOLLM3, rotates_neighbours=True, period=4, fixed={"use_sliding_window": False}
     ),
-    "granite": Family(
-        ARCH.GRANITE,
-        rotates_neighbours=True,
-        floats={
-            "attention_multiplier": GGUFWriter.add_attention_scale,
-            "embedding_multiplier": GGUFWriter.add_embedding_scale,
-            "residual_multiplier": GGUFWriter.add_residual_scale,
-            "logits_scaling": GGUFWriter.add_logit_scale,
-        },
-    ),
-    "cohere": Family(
-        ARCH.COMMAND_R,
-        fixed={"use_qk_norm": False},
-        floats={"logit_scale": GGUFWriter.add_logit_scale},
-    ),
-    "cohere2": Family(ARCH.COHERE2, period=4, floats={"logit_scale": GGUFWriter.add_logit_scale}),
+    "granite": Family(ARCH.GRANITE, rotates_neighbours=True),
+    "cohere": Family(ARCH.COMMAND_R, fixed={"use_qk_norm": False}),
+    "cohere2": Family(ARCH.COHERE2, period=4),
     "phi": Family(ARCH.PHI2, activations=GELU, fixed={"qk_layernorm": False}),
     "gpt2": Family(
         ARCH.GPT2,
@@ -104,6 +79,17 @@ FAMILIES: Mapping[str, Family] = {
     "gpt_neox": Family(ARCH.GPTNEOX, activations=GELU),
 }
 """By `config.model_type`: the families that limbeck prunes."""
+
+FLOATS: Mapping[str, Callable[[GGUFWriter, float], None]] = {
+    "attn_logit_softcapping": GGUFWriter.add_attn_logit_softcapping,
+    "final_logit_softcapping": GGUFWriter.add_final_logit_softcapping,
+    "attention_multiplier": GGUFWriter.add_attention_scale,
+    "embedding_multiplier": GGUFWriter.add_embedding_scale,
+    "residual_multiplier": GGUFWriter.add_residual_scale,
+    "logits_scaling": GGUFWriter.add_logit_scale,
+    "logit_scale": GGUFWriter.add_logit_scale,
+}
+"""Settings of some families, and the writer's method for each."""
 
 
 def family_of(student: CausalLM) -> Family:
@@ -206,7 +192,7 @@ def write_settings(writer: GGUFWriter, student: CausalLM, family: Family) -> Non
         writer.add_sliding_window(int(option(config, "sliding_window")))
     if (parallel := option(config, "use_parallel_residual")) is not None:
         writer.add_parallel_residual(bool(parallel))
-    for name, add in family.floats.items():
+    for name, add in FLOATS.items():
         if (value := option(config, name)) is not None:
             add(writer, float(value))
     write_rope(writer, config, width)

@@ -16,6 +16,7 @@ from limbeck.export.held_out import HeldOutText, windows_of
 from limbeck.export.parity import Parity, measure
 from limbeck.files import publish, sha256, write_text
 from limbeck.models import CausalLM, ModelSource, PreTrainedTokenizerBase, load_models, model_facts
+from limbeck.models.source import student_inside
 from limbeck.tokenizers import prove_same_vocabulary
 
 SHORT = (2, 33)
@@ -39,8 +40,8 @@ class Student:
 
 def open_student(path: Path) -> Student:
     """A student's folder, or that in a run's directory."""
-    inside = path / "student"
-    folder = inside if not (path / "config.json").is_file() and inside.is_dir() else path
+    inside = student_inside(path)
+    folder = inside or path
     if (folder / "adapter_config.json").is_file():
         raise ConfigError(
             f"An exported student needs its adapters merged, and {folder} holds "
@@ -49,7 +50,7 @@ def open_student(path: Path) -> Student:
         )
     model, tokenizer = opened(folder)
     named = folder.resolve()
-    name = named.parent.name if folder == inside else named.name
+    name = named.parent.name if inside else named.name
     facts = model_facts(ModelSource(str(folder)), model)
     return Student(model, tokenizer, name, {**facts, "name": name})
 

@@ -20,7 +20,7 @@ from limbeck.models.adapters import INSIDE, Adapter
 from limbeck.models.attention import SEGMENTS
 from limbeck.models.heads import transform_of
 from limbeck.models.modes import evaluating, hooked, tensor_of
-from limbeck.models.packed import Packed
+from limbeck.models.packed import QuantizedLinear
 from limbeck.models.weight_files import WeightFiles
 
 
@@ -136,10 +136,10 @@ class CausalLM(nn.Module):
         return packed + sum(parameter.numel() for parameter in self.parameters())
 
     @property
-    def packed(self) -> dict[str, Packed]:
+    def packed(self) -> dict[str, QuantizedLinear]:
         """Layers that keep their weights in 8 or 4 bits under adapters, by names in `hf_model`."""
         modules = self.hf_model.named_modules()
-        return {name: module for name, module in modules if isinstance(module, Packed)}
+        return {name: module for name, module in modules if isinstance(module, QuantizedLinear)}
 
     @property
     def is_tied(self) -> bool:

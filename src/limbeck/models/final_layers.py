@@ -22,8 +22,8 @@ from limbeck.models.heads import transform_of
 from limbeck.models.quiet import quiet
 from limbeck.models.source import (
     MODALITIES,
+    ModelLocation,
     ModelSource,
-    Place,
     damaged,
     find,
     first_line,
@@ -93,7 +93,7 @@ def load_final_layers(
     return FinalLayers(norm.eval().requires_grad_(False), head)
 
 
-def outline(source: ModelSource, place: Place, dtype: torch.dtype) -> PreTrainedModel:
+def outline(source: ModelSource, place: ModelLocation, dtype: torch.dtype) -> PreTrainedModel:
     """A model without weights, of any kind of language model.
 
     Raises:
@@ -136,7 +136,10 @@ def final_norm(hf_model: PreTrainedModel) -> str:
 
 
 def find_layers(
-    source: ModelSource, place: Place, hf_model: PreTrainedModel, modules: Mapping[str, nn.Module]
+    source: ModelSource,
+    place: ModelLocation,
+    hf_model: PreTrainedModel,
+    modules: Mapping[str, nn.Module],
 ) -> WeightFiles:
     """Where the weights of some layers are; of tied weights either name is enough.
 

@@ -12,10 +12,10 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from limbeck.errors import ConfigError
 from limbeck.models.build import empty
-from limbeck.models.source import Place, first_line
+from limbeck.models.source import ModelLocation, first_line
 
 
-def load_gguf(place: Place, dtype: torch.dtype) -> PreTrainedModel:
+def load_gguf(place: ModelLocation, dtype: torch.dtype) -> PreTrainedModel:
     """A GGUF file as a plain model.
 
     The dequantised weights are the model; the original before quantisation is not available.

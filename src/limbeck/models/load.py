@@ -26,8 +26,8 @@ from limbeck.models.gguf import load_gguf
 from limbeck.models.prove import prove_documents_apart, prove_head
 from limbeck.models.quiet import quiet
 from limbeck.models.source import (
+    ModelLocation,
     ModelSource,
-    Place,
     damaged,
     find,
     find_config,
@@ -207,7 +207,7 @@ def _require_all(source: ModelSource, absent: Sequence[str]) -> None:
 
 
 def _from_pretrained(
-    source: ModelSource, place: Place, config: PreTrainedConfig, dtype: torch.dtype
+    source: ModelSource, place: ModelLocation, config: PreTrainedConfig, dtype: torch.dtype
 ) -> PreTrainedModel:
     load: Any = AutoModelForCausalLM.from_pretrained  # what it returns depends on a flag
     try:

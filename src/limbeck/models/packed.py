@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 
-class Packed(nn.Module):
+class QuantizedLinear(nn.Module):
     """A frozen linear layer of bitsandbytes, which is neither a submodule nor in a state dict.
 
     FSDP2, optimizers and checkpoints therefore leave its weight alone: each rank has all of it.

@@ -13,7 +13,7 @@ from torch import nn
 from limbeck.config.trainable import Bits
 from limbeck.errors import ConfigError, extra_needed
 from limbeck.models.causal_lm import CausalLM
-from limbeck.models.packed import Packed
+from limbeck.models.packed import QuantizedLinear
 from limbeck.models.prove import prove_documents_apart, prove_head
 
 DEVICES = ("cpu", "cuda")
@@ -67,7 +67,7 @@ def pack(model: CausalLM, bits: Bits, device: torch.device, compute: torch.dtype
     for name, layer in linear_layers(model, PACKED_OPTION, device).items():
         made: Any = layer_of(library, layer, bits)
         made.compute_dtype = compute
-        model.put(name, Packed(made.to(device).eval(), layer.bias).eval())
+        model.put(name, QuantizedLinear(made.to(device).eval(), layer.bias).eval())
 
 
 def linear_layers(model: CausalLM, option: str, device: torch.device) -> dict[str, nn.Linear]:

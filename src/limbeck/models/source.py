@@ -50,8 +50,8 @@ class ModelSource:
 
 
 @dataclass(frozen=True)
-class Place:
-    """A model's place, found.
+class ModelLocation:
+    """Where a model was found.
 
     Attributes:
         name: What transformers is to open: a folder, a file, or a name on the hub.
@@ -64,7 +64,7 @@ class Place:
     commit: str | None
 
 
-def find(source: ModelSource) -> Place:
+def find(source: ModelSource) -> ModelLocation:
     """Find a model with its weights, locally or on the hub.
 
     Raises:
@@ -75,6 +75,12 @@ def find(source: ModelSource) -> Place:
     if place.commit is None and place.folder == Path(place.name):
         require_safetensors(place.folder)
     return place
+
+
+def student_inside(folder: Path) -> Path | None:
+    """The student of a run's directory; None for a folder that holds a model itself."""
+    inside = folder / "student"
+    return inside if inside.is_dir() and not (folder / "config.json").is_file() else None
 
 
 def require_safetensors(folder: Path) -> None:
@@ -91,7 +97,7 @@ def require_safetensors(folder: Path) -> None:
         )
 
 
-def find_config(source: ModelSource) -> Place:
+def find_config(source: ModelSource) -> ModelLocation:
     """Find a model whose weights need not be there.
 
     Raises:
@@ -102,10 +108,10 @@ def find_config(source: ModelSource) -> Place:
         raise ConfigError(problem)
     path = expanded(source.path)
     if path.is_file():
-        return Place(str(path), path.parent, None)
+        return ModelLocation(str(path), path.parent, None)
     if path.is_dir():
         require_json(path / "config.json")
-        return Place(str(path), path, None)
+        return ModelLocation(str(path), path, None)
     return on_hub(source)
 
 
@@ -121,7 +127,7 @@ def require_json(path: Path) -> None:
         )
 
 
-def on_hub(source: ModelSource) -> Place:
+def on_hub(source: ModelSource) -> ModelLocation:
     """Find a model on the hub, and the commit its revision means now."""
     where = f"{source.path!r} (revision {source.revision or 'main'})"
     if source.trust_remote_code and not re.fullmatch(r"[0-9a-f]{40}", source.revision or ""):
@@ -152,10 +158,10 @@ def on_hub(source: ModelSource) -> Place:
         raise TryLaterError(
             f"The hub did not hand out {where}: {first_line(error)} Start again later."
         ) from error
-    return Place(source.path, config.parent, config.parent.name)
+    return ModelLocation(source.path, config.parent, config.parent.name)
 
 
-def open_config(source: ModelSource, place: Place) -> PreTrainedConfig:
+def open_config(source: ModelSource, place: ModelLocation) -> PreTrainedConfig:
     """A model's configuration, of whatever kind the model is."""
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(
@@ -171,7 +177,7 @@ def open_config(source: ModelSource, place: Place) -> PreTrainedConfig:
     return config
 
 
-def read_config(source: ModelSource, place: Place) -> PreTrainedConfig:
+def read_config(source: ModelSource, place: ModelLocation) -> PreTrainedConfig:
     """A model's configuration, if limbeck can use such a model.
 
     Raises:

@@ -19,7 +19,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from limbeck.errors import TryLaterError
-from limbeck.models.source import Place, first_line
+from limbeck.models.source import ModelLocation, first_line
 from limbeck.tokenizers.load import hub_answers
 
 INDEX = "model.safetensors.index.json"
@@ -100,7 +100,7 @@ class WeightFiles:
         return tensor if self.rounded_to is None else tensor.to(self.rounded_to)
 
 
-def find_weights(place: Place, hf_model: PreTrainedModel) -> tuple[WeightFiles, list[str]]:
+def find_weights(place: ModelLocation, hf_model: PreTrainedModel) -> tuple[WeightFiles, list[str]]:
     """Find a model's weights in its checkpoint.
 
     Returns:
@@ -152,7 +152,7 @@ def tied_groups(hf_model: PreTrainedModel) -> Iterator[list[str]]:
 
 
 def find_named(
-    place: Place, hf_model: PreTrainedModel, names: Sequence[str]
+    place: ModelLocation, hf_model: PreTrainedModel, names: Sequence[str]
 ) -> dict[str, tuple[Path, str]]:
     """Some weights of a model in its checkpoint; files without any of them are not fetched.
 
@@ -186,7 +186,7 @@ def name_in(
     return lambda stored: rename_source_key(stored, renamings, converters, prefix, state)
 
 
-def stored_names(place: Place) -> dict[str, str]:
+def stored_names(place: ModelLocation) -> dict[str, str]:
     """The names of a checkpoint's weights, each with its file."""
     if (index := weight_map(place)) is not None:
         return index
@@ -195,7 +195,7 @@ def stored_names(place: Place) -> dict[str, str]:
         return dict.fromkeys(file.keys(), SINGLE)
 
 
-def weight_map(place: Place) -> dict[str, str] | None:
+def weight_map(place: ModelLocation) -> dict[str, str] | None:
     """The file of each weight, from a checkpoint's index; None without one."""
     path = fetched(place, INDEX)
     if path is None:
@@ -207,7 +207,7 @@ def weight_map(place: Place) -> dict[str, str] | None:
         raise NeedsWholeLoad(f"{INDEX} names no weights ({type(error).__name__})") from error
 
 
-def checkpoint_files(place: Place) -> list[Path]:
+def checkpoint_files(place: ModelLocation) -> list[Path]:
     """The files a checkpoint's index names, or its only one; fetched where they are on the hub."""
     index = weight_map(place)
     if index is None:
@@ -222,7 +222,7 @@ def checkpoint_files(place: Place) -> list[Path]:
     return [path for path in paths if path is not None]
 
 
-def fetched(place: Place, name: str) -> Path | None:
+def fetched(place: ModelLocation, name: str) -> Path | None:
     """A file of a model, None where it has none of the name."""
     if place.commit is None:
         path = place.folder / name

@@ -1,4 +1,4 @@
-"""Configuration settings of each family that depend on depth or width.
+"""Configuration settings that depend on depth or width.
 
 A family that is not listed is refused, not guessed.
 """
@@ -6,7 +6,7 @@ A family that is not listed is refused, not guessed.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,42 +17,14 @@ from limbeck.errors import ConfigError
 from limbeck.models.causal_lm import option
 from limbeck.models.source import first_line, last_line, refuse_unknown_kinds
 
+FAMILIES = (
+    *("cohere", "cohere2", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "granite", "llama"),
+    *("mistral", "phi", "qwen2", "qwen3", "smollm3"),
+)
+"""Values of `config.model_type`."""
 
-@dataclass(frozen=True)
-class Layout:
-    """How a family's configuration describes its shape.
-
-    Attributes:
-        per_layer: Settings that are lists with one entry a layer.
-        inner: Setting with the width inside a block's feed-forward part.
-        has_kv_heads: Whether keys and values may have fewer heads than queries.
-        refused: Settings that make a block depend on its position, with their required values.
-    """
-
-    per_layer: tuple[str, ...] = ()
-    inner: str = "intermediate_size"
-    has_kv_heads: bool = True
-    refused: Mapping[str, Any] = field(default_factory=dict)
-
-
-LAYOUTS: Mapping[str, Layout] = {
-    "llama": Layout(),
-    "mistral": Layout(),
-    "qwen2": Layout(per_layer=("layer_types",)),
-    "qwen3": Layout(per_layer=("layer_types",)),
-    "gemma2": Layout(per_layer=("layer_types",)),
-    "gemma3_text": Layout(per_layer=("layer_types",)),
-    "smollm3": Layout(per_layer=("layer_types", "no_rope_layers")),
-    "granite": Layout(),
-    "cohere": Layout(),
-    "cohere2": Layout(per_layer=("layer_types",)),
-    "phi": Layout(),
-    "gpt2": Layout(
-        inner="n_inner", has_kv_heads=False, refused={"scale_attn_by_inverse_layer_idx": False}
-    ),
-    "gpt_neox": Layout(has_kv_heads=False),
-}
-"""By `config.model_type`."""
+PER_LAYER = ("layer_types", "no_rope_layers")
+"""Settings that are lists with one entry a layer."""
 
 
 @dataclass(frozen=True)
@@ -66,23 +38,29 @@ class Shape:
     intermediate: int | None = None
 
 
-def layout_of(config: PreTrainedConfig) -> Layout:
-    """A family's layout."""
-    layout = LAYOUTS.get(config.model_type)
-    if layout is None:
+def require_known(config: PreTrainedConfig) -> None:
+    """Refuse families whose settings are not known, and blocks that depend on their position."""
+    if config.model_type not in FAMILIES:
         raise ConfigError(
-            f"Only {', '.join(sorted(LAYOUTS))} models can be pruned or resized, got "
+            f"Only {', '.join(FAMILIES)} models can be pruned or resized, got "
             f"{config.model_type}. Use a pretrained student, or add the family "
             "to limbeck.prune.layouts."
         )
-    tree = config.to_dict()
-    for name, required in layout.refused.items():
-        if tree.get(name, required) != required:
-            raise ConfigError(
-                f"A block must compute the same at any position, but {config.model_type} has "
-                f"{name} = {tree[name]}. Use a pretrained student."
-            )
-    return layout
+    if option(config, "scale_attn_by_inverse_layer_idx"):
+        raise ConfigError(
+            f"A block must compute the same at any position, but {config.model_type} has "
+            "scale_attn_by_inverse_layer_idx = True. Use a pretrained student."
+        )
+
+
+def inner_name(config: PreTrainedConfig) -> str:
+    """The setting with the width inside a block's feed-forward part."""
+    return "n_inner" if config.model_type == "gpt2" else "intermediate_size"
+
+
+def has_kv_heads(config: PreTrainedConfig) -> bool:
+    """Whether keys and values may have fewer heads than queries."""
+    return "num_key_value_heads" in config.to_dict()
 
 
 @dataclass(frozen=True)
@@ -103,10 +81,11 @@ class Widths:
 
 def widths_of(config: PreTrainedConfig) -> Widths:
     """A model's sizes, from its configuration."""
+    require_known(config)
     width, heads = int(config.hidden_size), int(config.num_attention_heads)
     return Widths(
         width=width,
-        inner=int(config.to_dict().get(layout_of(config).inner) or 4 * width),
+        inner=int(option(config, inner_name(config)) or 4 * width),
         heads=heads,
         kv_heads=int(option(config, "num_key_value_heads") or heads),
         head_width=int(option(config, "head_dim") or width // heads),
@@ -115,17 +94,18 @@ def widths_of(config: PreTrainedConfig) -> Widths:
 
 def cut_config(config: PreTrainedConfig, layers: Sequence[int]) -> PreTrainedConfig:
     """The configuration of a model with only these layers, in this order."""
-    layout, tree = layout_of(config), config.to_dict()
+    require_known(config)
+    tree = config.to_dict()
     total = int(config.num_hidden_layers)
     for name, value in tree.items():
         listed = isinstance(value, list) and len(value) == total and "layer" in name
-        if listed and name not in layout.per_layer:
+        if listed and name not in PER_LAYER:
             raise ConfigError(
                 f"Every setting that is a list over layers must be known, but {config.model_type} "
                 f"has {name} = {value}. Use a pretrained student, or add the setting to "
                 "limbeck.prune.layouts."
             )
-    for name in layout.per_layer:
+    for name in PER_LAYER:
         if tree.get(name) is not None:
             tree[name] = [tree[name][i] for i in layers]
     tree[own_name(config, "num_hidden_layers")] = len(layers)
@@ -141,7 +121,7 @@ def resized_config(
         shape: Its size. Without `heads` the head size is kept; without `kv_heads` and
             `intermediate` their ratios are, the latter rounded up to a multiple of 8.
     """
-    layout, tree, old = layout_of(config), config.to_dict(), widths_of(config)
+    tree, old = config.to_dict(), widths_of(config)
     width = shape.width or old.width
     heads = shape.heads or max(width // old.head_width, 1)
     if width % heads or (width // heads) % 2:
@@ -154,7 +134,7 @@ def resized_config(
         kv_heads = heads
     if heads % kv_heads:
         raise ConfigError(f"heads must be a multiple of kv_heads, got {heads} and {kv_heads}.")
-    if shape.kv_heads not in (None, heads) and not layout.has_kv_heads:
+    if shape.kv_heads not in (None, heads) and not has_kv_heads(config):
         raise ConfigError(
             f"{config.model_type} models have as many kv_heads as heads ({heads}), got {kv_heads}. "
             "Leave kv_heads out."
@@ -165,7 +145,7 @@ def resized_config(
         "num_hidden_layers": shape.layers or int(config.num_hidden_layers),
         "vocab_size": vocabulary_rows,
         **dict.fromkeys(sizes, width // heads),
-        **dict.fromkeys(layout.per_layer),
+        **dict.fromkeys(PER_LAYER),
     }
     return with_widths(config, Widths(width, inner, heads, kv_heads, width // heads), more)
 
@@ -174,12 +154,11 @@ def with_widths(
     config: PreTrainedConfig, widths: Widths, more: Mapping[str, Any]
 ) -> PreTrainedConfig:
     """The configuration with these widths and other settings; None leaves a setting out."""
-    layout = layout_of(config)
     changed = {
         "hidden_size": widths.width,
         "num_attention_heads": widths.heads,
-        layout.inner: widths.inner,
-        **({"num_key_value_heads": widths.kv_heads} if layout.has_kv_heads else {}),
+        inner_name(config): widths.inner,
+        **({"num_key_value_heads": widths.kv_heads} if has_kv_heads(config) else {}),
         **more,
     }
     tree = config.to_dict() | {own_name(config, name): value for name, value in changed.items()}

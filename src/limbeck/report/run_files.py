@@ -56,7 +56,7 @@ class Disagreement:
 
 
 @dataclass(frozen=True)
-class Parity:
+class ParityFigures:
     """How far an exported file is from the student."""
 
     mean_kl: float
@@ -72,7 +72,7 @@ class Export:
 
     file: str = ""
     bytes: int = 0
-    parity: Parity | None = None
+    parity: ParityFigures | None = None
     failed: str | None = None
 
 

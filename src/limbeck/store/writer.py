@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -26,6 +25,9 @@ from limbeck.store.token_ranks import COUNTED_TOKENS, TokenRanks
 
 GROUP_BYTES = 16 << 20
 """Size of the records in one Parquet row group."""
+
+ONE_PAGE = {"data_page_size": 1 << 30, "max_rows_per_page": 1 << 30}
+"""Limits that no row group reaches, so that each of its columns is one page."""
 
 COMPRESSION = {"key": "NONE", "record": "NONE"} | {
     f"{name}.list.element": "ZSTD" for name in ("tokens", "scored")
@@ -65,7 +67,6 @@ class ShardWriter:
         self._group: list[tuple[bytes, Sample, bytes]] = []
         self._group_bytes = 0
         self._keys: dict[bytes, int] = {}
-        self._heads: list[bytes] = []
         self._lengths: list[int] = []
         self._counts = {"positions": 0, "scored": 0, "record_bytes": 0}
         with self._storing():
@@ -78,6 +79,7 @@ class ShardWriter:
                 write_statistics=False,
                 write_page_checksum=True,
                 store_schema=False,
+                **ONE_PAGE,
             )
 
     def __enter__(self) -> ShardWriter:
@@ -167,7 +169,6 @@ class ShardWriter:
         key = sample.key
         record = records.seal(key, sample.num_scored, [coded, *further])
         self._group.append((key, sample, record))
-        self._heads.append(record[: records.SUM.size + len(key)])
         self._lengths.append(len(record))
         self._counts["positions"] += len(sample.scored)
         self._counts["scored"] += sample.num_scored
@@ -190,24 +191,25 @@ class ShardWriter:
         self._group, self._group_bytes = [], 0
 
     def _offsets(self) -> list[int]:
-        """Where each record begins: plain, uncompressed Parquet holds its bytes as they are."""
+        """Where each record begins: a plain page ends with its values, 4 bytes of length each."""
         offsets: list[int] = []
-        if not self._heads:
-            return offsets
+        metadata = pyarrow.parquet.read_metadata(self._work / DATA)
         with (self._work / DATA).open("rb") as file:
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        at = 0
-        for head, length in zip(self._heads, self._lengths, strict=True):
-            at = data.find(length.to_bytes(4, "little") + head, at)
-            if at < 0:
-                raise StorageError(
-                    f"{self._final} must hold each record in one piece, and the file that pyarrow "
-                    f"{pyarrow.__version__} wrote does not; nothing of the shard is kept. Install "
-                    "the pyarrow of constraints.txt, or check the disk."
-                )
-            offsets.append(at + 4)
-            at += 4 + length
-        data.close()
+            for number in range(metadata.num_row_groups):
+                column = metadata.row_group(number).column(SCHEMA.get_field_index("record"))
+                lengths = self._lengths[len(offsets) :][: column.num_values]
+                end = column.data_page_offset + column.total_compressed_size
+                begin = end - sum(4 + length for length in lengths)
+                file.seek(max(0, begin))
+                if file.read(4) != lengths[0].to_bytes(4, "little"):
+                    raise StorageError(
+                        f"{self._final} must hold each record in one piece, and the file that "
+                        f"pyarrow {pyarrow.__version__} wrote does not; nothing of the shard is "
+                        "kept. Install the pyarrow of constraints.txt, or check the disk."
+                    )
+                for length in lengths:
+                    offsets.append(begin + 4)
+                    begin += 4 + length
         return offsets
 
     def _hand_over(self, folder: Path) -> None:

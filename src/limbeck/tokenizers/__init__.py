@@ -5,7 +5,7 @@ from limbeck.tokenizers.conversations import Rendering, align_conversation, part
 from limbeck.tokenizers.coverage import MIN_COVERED, Coverage, add_coverage, classes_of
 from limbeck.tokenizers.hub import hub_answers
 from limbeck.tokenizers.identity import template_hash, tokenizer_hash
-from limbeck.tokenizers.load import backend_of, load_tokenizer
+from limbeck.tokenizers.load import backend_of, load_tokenizer, plain_backend
 from limbeck.tokenizers.outcomes import Outcomes, shared_outcomes
 from limbeck.tokenizers.token_bytes import TokenBytes
 from limbeck.tokenizers.vocabulary import (
@@ -31,6 +31,7 @@ __all__ = [
     "hub_answers",
     "load_tokenizer",
     "part_of",
+    "plain_backend",
     "prove_same_vocabulary",
     "refuse_differing_ids",
     "shared_outcomes",

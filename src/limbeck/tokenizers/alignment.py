@@ -83,7 +83,7 @@ class Chunks(NamedTuple):
 
 
 @dataclass
-class Draft:
+class DecodedText:
     """The stretch of text that is being read, and what came before it."""
 
     texts: list[str] = field(default_factory=list)
@@ -117,10 +117,10 @@ class Aligner:
         The teacher's own beginning tokens take the place of the student's. A stretch may begin or
         end within a character; those bytes stand in no teacher token.
         """
-        drafts = [self._draft(ids) for ids in stretches]
-        texts = [text for draft in drafts if isinstance(draft, Draft) for text in draft.texts]
+        decoded = [self._decoded(ids) for ids in stretches]
+        texts = [text for each in decoded if isinstance(each, DecodedText) for text in each.texts]
         spans = iter(self.teacher.spans(texts))
-        return [draft if isinstance(draft, str) else self._joined(draft, spans) for draft in drafts]
+        return [each if isinstance(each, str) else self._joined(each, spans) for each in decoded]
 
     def too_long(self, num_tokens: int) -> str | None:
         """Why the teacher cannot read so many tokens; None where it can."""
@@ -131,54 +131,54 @@ class Aligner:
             "lower data.sequence_length"
         )
 
-    def _draft(self, ids: Sequence[int]) -> Draft | str:
+    def _decoded(self, ids: Sequence[int]) -> DecodedText | str:
         """The texts between special tokens."""
         begin = self.student.begin
         num_begin = len(begin) if begin and tuple(ids[: len(begin)]) == begin else 0
-        draft = Draft(lengths=[0] * num_begin, num_begin=num_begin)
+        decoded = DecodedText(lengths=[0] * num_begin, num_begin=num_begin)
         places = [n for n, i in enumerate(ids) if i in self.student.special and n >= num_begin]
         for start, stop in itertools.pairwise([num_begin - 1, *places, len(ids)]):
             pieces = [self.student.bytes_of[i] for i in ids[start + 1 : stop]]
             known = [piece for piece in pieces if piece is not None]
             if len(known) < len(pieces):
                 return "the student's tokenizer has no token for a part of it"
-            draft.lengths += map(len, known)
+            decoded.lengths += map(len, known)
             is_first, is_last = start == num_begin - 1, stop == len(ids)
             read = whole_characters(b"".join(known), at_start=is_first, at_end=is_last)
             if read is None:
                 return "the student's tokens are no valid UTF-8"
-            draft.skipped.append(read[0])
-            draft.texts.append(read[1])
+            decoded.skipped.append(read[0])
+            decoded.texts.append(read[1])
             if is_last:
                 break
             mark = self.counterparts.get(ids[stop])
             if mark is None and stop < len(ids) - 1:
                 token = self.student.added[ids[stop]]
                 return f"the student's special token {token!r} has no counterpart in the teacher"
-            draft.marks.append(mark)
-            draft.lengths.append(1)
-        return draft
+            decoded.marks.append(mark)
+            decoded.lengths.append(1)
+        return decoded
 
-    def _joined(self, draft: Draft, spans: Iterator[Spans | str]) -> Alignment | str:
-        own = [next(spans) for _ in draft.texts]
+    def _joined(self, decoded: DecodedText, spans: Iterator[Spans | str]) -> Alignment | str:
+        own = [next(spans) for _ in decoded.texts]
         begin = list(self.teacher.begin)
         ids, edges, at = begin, [np.zeros(len(begin), dtype=np.int64)], 0
         for index, each in enumerate(own):
             if isinstance(each, str):
                 return each
-            at += draft.skipped[index]
+            at += decoded.skipped[index]
             ids += each.ids
             edges.append(at + each.edges[1:])
             at += int(each.edges[-1])
-            if index < len(draft.marks) and (mark := draft.marks[index]) is not None:
+            if index < len(decoded.marks) and (mark := decoded.marks[index]) is not None:
                 at += 1
                 ids.append(mark)
                 edges.append(np.array([at]))
         return self.too_long(len(ids)) or Alignment(
             np.array(ids, dtype=np.int64),
-            np.cumsum(np.array(draft.lengths, dtype=np.int64)),
+            np.cumsum(np.array(decoded.lengths, dtype=np.int64)),
             np.concatenate(edges),
-            (draft.num_begin, len(self.teacher.begin)),
+            (decoded.num_begin, len(self.teacher.begin)),
         )
 
 

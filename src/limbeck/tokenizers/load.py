@@ -91,6 +91,14 @@ def backend_of(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
     return backend
 
 
+def plain_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+    """A copy of the Rust tokenizer that neither truncates nor pads."""
+    backend = Tokenizer.from_str(backend_of(tokenizer).to_str())
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
+
+
 def from_gguf(path: Path) -> PreTrainedTokenizerBase:
     """The tokenizer inside a GGUF file, with settings that transformers' reader drops.
 

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from limbeck.errors import ConfigError
-from limbeck.tokenizers.load import backend_of
+from limbeck.tokenizers.load import plain_backend
 
 BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 """A token of byte fallback."""
@@ -61,9 +61,7 @@ class TokenBytes:
         Raises:
             ConfigError: Its tokens are not known to be bytes of the text.
         """
-        self._backend = Tokenizer.from_str(backend_of(tokenizer).to_str())
-        self._backend.no_truncation()
-        self._backend.no_padding()
+        self._backend = plain_backend(tokenizer)
         spec = json.loads(self._backend.to_str())
         if problem := model_problem(spec["model"]):
             raise ConfigError(

@@ -27,7 +27,7 @@ from limbeck.rollouts import Rollout, Sampling, seed_of
 from limbeck.teachers import TeacherInfo, TeacherRequest, teachers
 from limbeck.tokenizers import prove_same_vocabulary, template_hash, tokenizer_hash
 from limbeck.writing.answers import Answer, text_of
-from limbeck.writing.filters import AnswerFilters, filters
+from limbeck.writing.filters import AnswerFilters
 from limbeck.writing.journal import FileProgress, Journal, opened
 from limbeck.writing.writers import Job, writer_of
 
@@ -259,7 +259,7 @@ def settings_of(config: RunConfig) -> WriteConfig:
 
 
 def write_problems(config: RunConfig) -> Iterator[Problem]:
-    """Problems with the `write` section of a recipe."""
+    """Contradictions between `write` and the other sections."""
     settings, length = config.write, config.data.sequence_length
     if settings is None:
         return
@@ -282,5 +282,3 @@ def write_problems(config: RunConfig) -> Iterator[Problem]:
                 f"data.columns.{name}",
                 f"reads the {name} of a row, and written rows have none. Remove it or `write`.",
             )
-    for index, spec in enumerate(settings.filters):
-        yield from filters.problems(spec, f"write.filters[{index}]")

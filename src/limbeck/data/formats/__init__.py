@@ -14,12 +14,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Bool, Int32
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase
 
 from limbeck.errors import ConfigError
 from limbeck.registry import Registry
-from limbeck.tokenizers import backend_of
+from limbeck.tokenizers import plain_backend
 
 Values = Mapping[str, Any]
 """A row's columns, under the names a type reads."""
@@ -49,9 +49,7 @@ class Encoder:
             append_eos: Whether texts and completions end with its end token.
         """
         self.tokenizer = tokenizer
-        self._backend = Tokenizer.from_str(backend_of(tokenizer).to_str())
-        self._backend.no_truncation()
-        self._backend.no_padding()
+        self._backend = plain_backend(tokenizer)
         added = self._backend.get_added_tokens_decoder()
         self.special_ids = frozenset(i for i, token in added.items() if token.special)
         end = tokenizer.eos_token_id

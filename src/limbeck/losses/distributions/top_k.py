@@ -1,4 +1,4 @@
-"""The teacher's most probable tokens, with or without the probability of the tail."""
+"""The teacher's most probable tokens, and the probability of the tail."""
 
 from __future__ import annotations
 
@@ -64,7 +64,9 @@ class TopK(KeptTokens):
         ids: The k token ids of each position, all different.
         logprobs: Their log-probabilities under the *whole* vocabulary at `temperature`.
         tail_logprob: Log-probability of all other tokens. Stored, because `log(1 - sum)` loses all
-            digits when the tail is small.
+            digits when the tail is small. With `FLOOR` and renormalised `logprobs`, the form of
+            many public stores, the optimal student is over-confident: one equal to its teacher has
+            a forward KL of -log of the k tokens' total probability, and a gradient.
         temperature: Temperature at which the teacher was read.
         further_tails: The tail's log-probability at other temperatures, from which the k tokens'
             follow. All other temperatures are refused.
@@ -106,42 +108,6 @@ class TopK(KeptTokens):
     def at(self, temperature: float) -> Float[Tensor, "N k1"]:
         tails = {self.temperature: self.tail_logprob, **self.further_tails}
         return kept_and_tail(self.logprobs, tails, self.temperature, temperature).clamp_min(FLOOR)
-
-
-@dataclass(frozen=True)
-class TopKRenormalised(KeptTokens):
-    """The teacher's k most probable tokens, divided by their total probability Z: **biased**.
-
-    Many public stores hold this form. All other tokens count as impossible, so the optimal student
-    is over-confident: one equal to its teacher has a forward KL of -log Z with a non-zero gradient,
-    and more data does not reduce the error. Supported to read such stores and to compare; `TopK`
-    holds one more number a row and has no such bias.
-
-    Attributes:
-        ids: The k token ids of each position, all different.
-        logprobs: Their log-probabilities, divided by Z or not; only ratios are read.
-        temperature: Temperature at which the teacher was read.
-    """
-
-    serves = frozenset({"forward_kl", "jensen_shannon", "skew_forward_kl", "total_variation"})
-
-    ids: Int[Tensor, "N k"]
-    logprobs: Float[Tensor, "N k"]
-    temperature: float = 1.0
-
-    @classmethod
-    def from_logits(
-        cls, logits: Float[Tensor, "N V"], k: int, temperature: float = 1.0
-    ) -> TopKRenormalised:
-        """Keep the k largest logits of each row."""
-        top = log_softmax(logits, temperature).topk(k, dim=-1)
-        return cls(top.indices, torch.log_softmax(top.values, -1), temperature)
-
-    def at(self, temperature: float) -> Float[Tensor, "N k1"]:
-        """Log-probabilities of the k tokens, renormalised; the tail's is `FLOOR`."""
-        require_recorded(temperature, (self.temperature,))
-        known = log_softmax(self.logprobs, 1.0)
-        return torch.cat([known, torch.full_like(known[:, :1], FLOOR)], dim=-1).detach()
 
 
 def tail_of(logp: Float[Tensor, "N V"], ids: Int[Tensor, "N k"]) -> Float[Tensor, " N"]:
