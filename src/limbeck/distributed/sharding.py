@@ -97,13 +97,22 @@ def become_root(module: nn.Module) -> None:
     register_fsdp_forward_method(module, "extra_repr")
     module.extra_repr()
     del module.extra_repr  # the class's own is in place again
-    module.reshard()
+    release(module)
 
 
 def release(root: nn.Module) -> None:
-    """Shard again what a root keeps gathered after its forward pass; its next pass gathers it."""
+    """Shard again what is gathered, and forget the passes since the last backward pass.
+
+    FSDP2 lists the units of every forward pass, those without gradients too, and only a backward
+    pass clears the list. The next backward pass gathers ahead along it: a rank that made other
+    passes would gather another unit. Nor would the list of a teacher ever end.
+
+    Args:
+        root: What `shard` was called with. A model in training only between steps, because
+            gradients that replicas have not reduced yet are dropped.
+    """
     if isinstance(root, FSDPModule):
-        root.reshard()
+        root.reset_iter_state()
 
 
 def gather_root(root: nn.Module) -> None:
@@ -127,7 +136,7 @@ def gathered(*modules: nn.Module) -> Iterator[None]:
         yield
     finally:
         for root in sharded:
-            root.reshard()
+            release(root)
 
 
 @contextmanager
@@ -149,7 +158,7 @@ def unsharded(root: nn.Module) -> Iterator[None]:
     finally:
         for part in parts:
             part.set_reshard_after_forward(part is not root, recurse=False)
-            part.reshard()
+        release(root)
 
 
 def abandon_pass(module: nn.Module) -> None:
