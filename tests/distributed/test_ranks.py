@@ -10,7 +10,7 @@ import torch
 from limbeck.distributed import broadcast_object, world
 from limbeck.distributed.ranks import place_of
 from limbeck.errors import ConfigError, RunError
-from tests.distributed.processes import context
+from tests.distributed.processes import context, launched
 
 
 @pytest.mark.parametrize(
@@ -51,6 +51,19 @@ def with_a_late_rank(rank, port, late_s, words):
         if rank == 1:
             time.sleep(late_s)
         broadcast_object("what rank 0 decides", here)
+
+
+def one_world_after_another():
+    for stage in range(2):
+        if stage and os.environ["RANK"] == "0":
+            time.sleep(1)  # the others look for it, and must not find where it was before
+        with world(torch.device("cpu"), timeout_s=20) as here:
+            assert broadcast_object(stage, here) == stage
+
+
+def test_ranks_join_one_world_after_another():
+    """As the stages of a recipe do; torchrun's store keeps the keys of the first world."""
+    assert launched(2, one_world_after_another) == [0, 0]
 
 
 def test_only_functions_of_limbeck_are_named_as_the_place_of_an_error():

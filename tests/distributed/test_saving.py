@@ -17,7 +17,7 @@ from limbeck.distributed.saving import HeldWriter
 from limbeck.errors import Stopped, StorageError
 from limbeck.files import damage
 from limbeck.train import train
-from tests.distributed.processes import free_port, join, launch, live, on_ranks
+from tests.distributed.processes import join, launch, live, on_ranks, served_store
 from tests.distributed.test_checkpoints import save, start, steps
 from tests.train.toy import ALONE, Listener, fingerprint, tensors, toy_pair, toy_setup
 
@@ -198,8 +198,8 @@ def forked_rank(rank, size, port, *arguments):
 def killed_life(folder, size, chance, asynchronous):
     """Kill the forked ranks of a life one after another, some time after its first save began."""
     reads, writes = os.pipe()
-    port = free_port()
-    children = [forked_rank(r, size, port, folder, writes, asynchronous) for r in range(size)]
+    store = served_store()
+    children = [forked_rank(r, size, store.port, folder, writes, asynchronous) for r in range(size)]
     os.close(writes)
     assert os.read(reads, 1) == b".", "it could not resume"
     os.close(reads)

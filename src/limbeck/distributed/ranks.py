@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from limbeck.errors import (
     ConfigError,
@@ -39,6 +43,9 @@ KINDS = (ConfigError, DataError, RunError, NonFiniteError, StorageError, TryLate
 
 WAITING = ("Timed out waiting", "timed out", "closed by peer", "reset by peer", "Broken pipe")
 """Words of gloo's errors when another rank does not answer."""
+
+GROUPS = count()
+"""Numbers of this process's process groups, the same on every rank: one a stage of a recipe."""
 
 
 @dataclass(frozen=True)
@@ -174,11 +181,26 @@ def process_group(backend: str, *, alone: bool, timeout_s: int = TIMEOUT_S) -> I
         store = dist.HashStore()  # type: ignore[attr-defined]  # documented, not re-exported
         dist.init_process_group(backend, store=store, rank=0, world_size=1)
     else:
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+        shared, rank, size = launchers_store(timeout_s)
+        # The store still has the keys of earlier groups: addresses that no one listens at.
+        own = PrefixStore(f"limbeck/{next(GROUPS)}", shared)
+        limit = timedelta(seconds=timeout_s)
+        dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=limit)
     try:
         yield
     finally:
         dist.destroy_process_group()
+
+
+@cache
+def launchers_store(timeout_s: int) -> tuple[Store, int, int]:
+    """The launcher's store of keys, this process's rank and the number of ranks.
+
+    Kept as long as the process, because rank 0 serves it where torchrun does not.
+    """
+    limit = timedelta(seconds=timeout_s)
+    joined: tuple[Store, int, int] = next(rendezvous("env://", timeout=limit))
+    return joined
 
 
 @contextmanager
