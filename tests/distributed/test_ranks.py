@@ -3,14 +3,16 @@
 import os
 import socket
 import time
+from contextlib import nullcontext
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from limbeck.distributed import broadcast_object, world
-from limbeck.distributed.ranks import place_of
+from limbeck.distributed.ranks import launchers_store, place_of, process_group
 from limbeck.errors import ConfigError, RunError
-from tests.distributed.processes import context, launched
+from tests.distributed.processes import context, launched, served_store
 
 
 @pytest.mark.parametrize(
@@ -64,6 +66,29 @@ def one_world_after_another():
 def test_ranks_join_one_world_after_another():
     """As the stages of a recipe do; torchrun's store keeps the keys of the first world."""
     assert launched(2, one_world_after_another) == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("backend", "fails", "times"), [("nccl", True, 0), ("nccl", False, 1), ("gloo", True, 1)]
+)
+def test_after_an_error_a_group_of_nccl_is_not_destroyed(monkeypatch, backend, fails, times):
+    """To destroy it waits for a collective of the others. NCCL itself needs a GPU."""
+    destroyed, store = [], served_store()
+    launched_as(monkeypatch, MASTER_PORT=store.port, RANK=0, WORLD_SIZE=1)
+    monkeypatch.setattr(dist, "init_process_group", lambda *_, **__: None)
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: destroyed.append(backend))
+    refused = pytest.raises(RuntimeError) if fails else nullcontext()
+    with refused, process_group(backend, alone=False):
+        if fails:
+            raise RuntimeError
+    assert len(destroyed) == times
+
+
+def launched_as(monkeypatch, **variables):
+    variables |= {"MASTER_ADDR": "localhost", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, str(value))
+    launchers_store.cache_clear()
 
 
 def test_only_functions_of_limbeck_are_named_as_the_place_of_an_error():

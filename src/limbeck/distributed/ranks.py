@@ -176,7 +176,12 @@ def require_divided(size: int, replicate: int) -> None:
 
 @contextmanager
 def process_group(backend: str, *, alone: bool, timeout_s: int = TIMEOUT_S) -> Iterator[None]:
-    """The default process group: torchrun's, or of this process alone, which opens no port."""
+    """The default process group: torchrun's, or of this process alone, which opens no port.
+
+    After an error NCCL's group is left as it is, and the process must end with `os._exit`: to
+    destroy it waits for collectives that another rank may never join.
+    """
+    may_hang = backend == "nccl" and not alone
     if alone:
         store = dist.HashStore()  # type: ignore[attr-defined]  # documented, not re-exported
         dist.init_process_group(backend, store=store, rank=0, world_size=1)
@@ -188,8 +193,11 @@ def process_group(backend: str, *, alone: bool, timeout_s: int = TIMEOUT_S) -> I
         dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=limit)
     try:
         yield
-    finally:
-        dist.destroy_process_group()
+    except BaseException:
+        if not may_hang:
+            dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
 
 
 @cache
