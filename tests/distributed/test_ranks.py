@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from limbeck.distributed import broadcast_object, world
-from limbeck.distributed.ranks import launchers_store, place_of, process_group
+from limbeck.distributed.ranks import late_ranks_named, launchers_store, place_of, process_group
 from limbeck.errors import ConfigError, RunError
 from tests.distributed.processes import context, launched, served_store
 
@@ -89,6 +89,34 @@ def launched_as(monkeypatch, **variables):
     for name, value in variables.items():
         monkeypatch.setenv(name, str(value))
     launchers_store.cache_clear()
+
+
+NCCL_ERROR = """NCCL error in: NCCLUtils.cpp:93, invalid usage (run with NCCL_DEBUG=WARN for details)
+ncclInvalidUsage: This usually reflects invalid usage of NCCL library.
+Last error:
+Duplicate GPU detected : rank 1 and rank 0 both on CUDA device 5000"""
+
+
+def test_the_cause_that_nccl_names_in_its_last_line_is_shown():
+    words = "(?s)rank 0 could not in .*Duplicate GPU detected"
+    with pytest.raises(RunError, match=words) as caught, late_ranks_named(30):
+        raise dist.DistBackendError(NCCL_ERROR)
+    assert "did not come" not in str(caught.value)
+
+
+def test_a_peer_of_nccl_that_ended_is_one_that_did_not_come():
+    gone = "NCCL error\nncclRemoteError: A call failed possibly due to a network error or a remote "
+    refused = pytest.raises(RunError, match="another rank did not come: NCCL error That rank")
+    with refused, late_ranks_named(30):
+        raise dist.DistBackendError(gone + "process exiting prematurely.")
+
+
+def test_cuda_ranks_without_a_number_on_their_machine_are_refused(monkeypatch):
+    """Each would take card 0, which NCCL refuses as a duplicate."""
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    launched_as(monkeypatch, RANK=0, WORLD_SIZE=2)
+    with pytest.raises(ConfigError, match="LOCAL_RANK"), world(torch.device("cuda")):
+        pass
 
 
 def test_only_functions_of_limbeck_are_named_as_the_place_of_an_error():

@@ -41,8 +41,16 @@ TIMEOUT_S = 1800
 KINDS = (ConfigError, DataError, RunError, NonFiniteError, StorageError, TryLaterError)
 """Errors that `together` raises on every rank as their own class; others become a RunError."""
 
-WAITING = ("Timed out waiting", "timed out", "closed by peer", "reset by peer", "Broken pipe")
-"""Words of gloo's errors when another rank does not answer."""
+WAITING = (
+    "Timed out waiting",
+    "timed out",
+    "closed by peer",
+    "reset by peer",
+    "Broken pipe",
+    "collective operation timeout",
+    "remote process exiting",
+)
+"""Words of errors of gloo and, the last two, of NCCL when another rank does not answer."""
 
 GROUPS = count()
 """Numbers of this process's process groups, the same on every rank: one a stage of a recipe."""
@@ -132,7 +140,7 @@ def world(
             f"got device {device.type!r}. Set device=cpu, or use none of the three."
         )
     if launched and device.type == "cuda":
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        device = own_card()
     if device.index is not None:
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
@@ -142,6 +150,21 @@ def world(
     ):
         size = dist.get_world_size()
         yield World(dist.get_rank(), size, device, make_mesh(device.type, size, shard, replicate))
+
+
+def own_card() -> torch.device:
+    """The card of this rank.
+
+    Raises:
+        ConfigError: Several ranks are to run, and nothing says which card is whose.
+    """
+    number = os.environ.get("LOCAL_RANK")
+    if number is None and os.environ["WORLD_SIZE"] != "1":
+        raise ConfigError(
+            "Each of several ranks needs its own GPU, and LOCAL_RANK, its number on this machine, "
+            "is not set. Start the ranks with torchrun, or set it as RANK is set."
+        )
+    return torch.device("cuda", int(number or "0"))
 
 
 def make_mesh(device_type: str, size: int, shard: str, replicate: int = 1) -> DeviceMesh:
@@ -218,17 +241,24 @@ def late_ranks_named(timeout_s: int) -> Iterator[None]:
     NCCL's watchdog ends the process instead, after it has logged the collective.
 
     Raises:
-        RunError: With this rank, what it waited in, and what to do.
+        RunError: With this rank, what it waited in, and what to do; or, of another error of NCCL,
+            with its whole text, whose last lines name the cause.
     """
     try:
         yield
     except RuntimeError as error:
-        waits = isinstance(error, dist.DistError) or any(word in str(error) for word in WAITING)
-        if isinstance(error, RunError) or not waits:
+        rank, text = os.environ.get("RANK", "0"), str(error)
+        is_late = any(word in text for word in WAITING)
+        if isinstance(error, RunError) or not (is_late or isinstance(error, dist.DistError)):
             raise
+        if isinstance(error, dist.DistBackendError) and not is_late:
+            raise RunError(
+                f"Ranks must be able to communicate, and rank {rank} could not in "
+                f"{place_of(error)}. Remove the cause, and continue with --resume: {text}"
+            ) from error
         raise RunError(
-            f"Rank {os.environ.get('RANK', '0')} waited in {place_of(error)}, and another rank did "
-            f"not come: {str(error).splitlines()[0]} That rank ended, hangs, or worked alone for "
+            f"Rank {rank} waited in {place_of(error)}, and another rank did "
+            f"not come: {text.splitlines()[0]} That rank ended, hangs, or worked alone for "
             f"longer than parallel.timeout_s = {timeout_s} s. Look at its messages, raise "
             "parallel.timeout_s if it needs more time, and continue with --resume."
         ) from error
