@@ -63,6 +63,22 @@ def one_world_after_another():
             assert broadcast_object(stage, here) == stage
 
 
+def waits_as_long_in_every_group(replicate, shape):
+    cpu = torch.device("cpu")
+    with world(cpu, timeout_s=47, replicate=replicate) as here:
+        assert here.mesh.shape == shape
+        groups = [here.mesh.get_group(n) for n in range(here.mesh.ndim)]
+        limits = {each._get_backend(cpu).options._timeout.total_seconds() for each in groups}
+        assert limits == {47}
+        row, column = divmod(here.rank, shape[-1])
+        assert list(here.mesh.get_coordinate()) == [row, column][-len(shape) :]
+
+
+@pytest.mark.parametrize(("size", "replicate", "shape"), [(2, 1, (2,)), (4, 2, (2, 2))])
+def test_every_group_of_a_mesh_has_the_recipes_time_out(size, replicate, shape):
+    assert launched(size, waits_as_long_in_every_group, replicate, shape) == [0] * size
+
+
 def test_ranks_join_one_world_after_another():
     """As the stages of a recipe do; torchrun's store keeps the keys of the first world."""
     assert launched(2, one_world_after_another) == [0, 0]
@@ -91,7 +107,7 @@ def launched_as(monkeypatch, **variables):
     launchers_store.cache_clear()
 
 
-NCCL_ERROR = """NCCL error in: NCCLUtils.cpp:93, invalid usage (run with NCCL_DEBUG=WARN for details)
+NCCL_ERROR = """NCCL error in: NCCLUtils.cpp:93, invalid usage (run with NCCL_DEBUG=WARN)
 ncclInvalidUsage: This usually reflects invalid usage of NCCL library.
 Last error:
 Duplicate GPU detected : rank 1 and rank 0 both on CUDA device 5000"""

@@ -149,7 +149,8 @@ def world(
         process_group(backend, alone=not launched, timeout_s=timeout_s),
     ):
         size = dist.get_world_size()
-        yield World(dist.get_rank(), size, device, make_mesh(device.type, size, shard, replicate))
+        mesh = make_mesh(device.type, size, shard, replicate, timeout_s)
+        yield World(dist.get_rank(), size, device, mesh)
 
 
 def own_card() -> torch.device:
@@ -167,7 +168,9 @@ def own_card() -> torch.device:
     return torch.device("cuda", int(number or "0"))
 
 
-def make_mesh(device_type: str, size: int, shard: str, replicate: int = 1) -> DeviceMesh:
+def make_mesh(
+    device_type: str, size: int, shard: str, replicate: int = 1, timeout_s: int = TIMEOUT_S
+) -> DeviceMesh:
     """What models are sharded over; `none` gives each rank a whole copy.
 
     Raises:
@@ -177,9 +180,21 @@ def make_mesh(device_type: str, size: int, shard: str, replicate: int = 1) -> De
     if shard == "none":
         replicate = size
     if shard == "none" or replicate > 1:
+        ranks = torch.arange(size).view(replicate, -1)
+        groups = [group_among(each.tolist(), timeout_s) for each in (ranks.T, ranks)]
         names = ("replicate", "shard")
-        return init_device_mesh(device_type, (replicate, size // replicate), mesh_dim_names=names)
+        return DeviceMesh.from_group(groups, device_type, ranks, mesh_dim_names=names)
     return init_device_mesh(device_type, (size,))
+
+
+def group_among(ranks: list[list[int]], timeout_s: int) -> dist.ProcessGroup:
+    """The group of this rank, with a time-out: those of `init_device_mesh` have PyTorch's own."""
+    if len(ranks) == 1:
+        assert dist.group.WORLD is not None, "make_mesh needs a process group"
+        return dist.group.WORLD
+    limit = timedelta(seconds=timeout_s)
+    own: dist.ProcessGroup = dist.new_subgroups_by_enumeration(ranks, timeout=limit)[0]
+    return own
 
 
 def is_main_process() -> bool:
