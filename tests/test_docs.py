@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from torch.distributed.run import get_args_parser
 
 import limbeck
 from limbeck.config.foreign_names import FOREIGN_NAMES
@@ -57,6 +58,18 @@ def test_the_table_of_other_tools_names_the_options_that_messages_name():
     for theirs, here in rows:
         for name in re.findall(r"`(\w+)`", theirs):
             assert f"`{FOREIGN_NAMES[name]}`" in here
+
+
+def test_torchrun_leaves_the_ranks_of_long_runs_time_to_save():
+    """It kills them 30 s after a signal otherwise; jobs are ended 300 s after it."""
+    page = (DOCS / "scale.md").read_text().replace("\\\n", " ")
+    lines = re.findall(r"torchrun (--.* -m limbeck distill .*)", page)
+    assert len(lines) == 4
+    signals = re.findall(r"`(--signals-to-handle [\w,]+)`", page)
+    for line in lines:
+        options = get_args_parser().parse_args(shlex.split(f"{signals[0]} {line}"))
+        assert options.shutdown_timeout == 280
+        assert options.signals_to_handle.split(",")[-1] == "SIGUSR1"
 
 
 @pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda p: p.name)

@@ -1,14 +1,17 @@
 """The command line as a user and a scheduler meet it."""
 
 import json
+import os
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
 
 from limbeck import commands
 from tests.commands.processes import limbeck
+from tests.distributed.processes import live
 from tests.experiment.tiny_run import write_recipe
 
 
@@ -67,6 +70,21 @@ def test_running_out_of_memory_exits_with_4_and_names_the_options_to_change(monk
     monkeypatch.setattr(commands, "build", lambda: exhausted)
     assert commands.run() == 4
     assert "memory.micro_batch" in capsys.readouterr().err
+
+
+def rank_with_a_bug_and_a_thread_that_waits():
+    def broken():
+        raise LookupError("a bug")
+
+    os.environ["RANK"] = "0"
+    commands.build = lambda: broken
+    threading.Thread(target=threading.Event().wait).start()
+    commands.main()
+
+
+def test_a_rank_ends_after_an_unexpected_error_whatever_still_waits():
+    """As NCCL does for ranks that do not come; else the launcher never stops the others."""
+    assert live(rank_with_a_bug_and_a_thread_that_waits) == 1
 
 
 @pytest.mark.slow

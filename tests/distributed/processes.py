@@ -2,11 +2,11 @@
 
 import multiprocessing
 import os
-import socket
 from collections.abc import Callable
 from multiprocessing.context import ForkServerContext
 
 import torch
+import torch.distributed as dist
 
 from limbeck.distributed import world
 
@@ -54,18 +54,16 @@ def ranks(
     return launched(size, join, spread, replicate, function, *args)
 
 
-def free_port() -> int:
-    """A port that nothing listens on."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        return int(free.getsockname()[1])
+def served_store() -> dist.TCPStore:
+    """A store of keys as torchrun serves it: it outlives the process groups of its workers."""
+    return dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
 
 
 def launched(size: int, function: Callable[..., None], *args: object) -> list[int]:
     """Run a function in processes with torchrun's environment; their exit codes."""
-    server, port = context(), free_port()
+    server, store = context(), served_store()
     started = [
-        server.Process(target=launch, args=(rank, size, port, function, *args))
+        server.Process(target=launch, args=(rank, size, store.port, function, *args))
         for rank in range(size)
     ]
     for process in started:
@@ -82,7 +80,11 @@ def launched(size: int, function: Callable[..., None], *args: object) -> list[in
 def launch(rank: int, size: int, port: int, function: Callable[..., None], *args: object) -> None:
     """Be one of torchrun's workers."""
     os.environ.update(
-        MASTER_ADDR="localhost", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(size)
+        MASTER_ADDR="localhost",
+        MASTER_PORT=str(port),
+        RANK=str(rank),
+        WORLD_SIZE=str(size),
+        TORCHELASTIC_USE_AGENT_STORE="True",
     )
     function(*args)
 

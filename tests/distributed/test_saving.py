@@ -10,6 +10,7 @@ import time
 
 import pytest
 import torch
+from torch.distributed.checkpoint import filesystem
 
 from limbeck.distributed import StopSignals, begin_saving, latest, load_checkpoint
 from limbeck.distributed.checkpoints import step_of
@@ -17,7 +18,7 @@ from limbeck.distributed.saving import HeldWriter
 from limbeck.errors import Stopped, StorageError
 from limbeck.files import damage
 from limbeck.train import train
-from tests.distributed.processes import free_port, join, launch, live, on_ranks
+from tests.distributed.processes import join, launch, live, on_ranks, served_store
 from tests.distributed.test_checkpoints import save, start, steps
 from tests.train.toy import ALONE, Listener, fingerprint, tensors, toy_pair, toy_setup
 
@@ -58,6 +59,19 @@ def test_what_is_written_later_is_what_was_there_when_it_began(tmp_path, monkeyp
     assert all(torch.equal(mine[name], value) for name, value in theirs.items())
     texts = [(place / "state.json").read_text() for place in (whole, folder / "step-000001")]
     assert texts[0] == texts[1]
+
+
+def test_writing_does_not_touch_cuda(tmp_path, monkeypatch):
+    """In a thread of its own the current card is 0, where every rank would make a context."""
+
+    def refuse(*_, **__):
+        raise AssertionError("what is written is on the CPU")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(filesystem, "_OverlappingCpuLoader", refuse)
+    folder, parts = tmp_path / "checkpoints", start()
+    begin_saving(folder, 1, parts[0], parts[2], {}, ALONE, in_background=True).finish()
+    assert latest(folder) == folder / "step-000001"
 
 
 def slow_rank(here, folder):
@@ -198,8 +212,8 @@ def forked_rank(rank, size, port, *arguments):
 def killed_life(folder, size, chance, asynchronous):
     """Kill the forked ranks of a life one after another, some time after its first save began."""
     reads, writes = os.pipe()
-    port = free_port()
-    children = [forked_rank(r, size, port, folder, writes, asynchronous) for r in range(size)]
+    store = served_store()
+    children = [forked_rank(r, size, store.port, folder, writes, asynchronous) for r in range(size)]
     os.close(writes)
     assert os.read(reads, 1) == b".", "it could not resume"
     os.close(reads)

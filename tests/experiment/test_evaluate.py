@@ -7,13 +7,15 @@ import torch
 from torch.distributed.fsdp import FSDPModule
 
 from limbeck.distributed.sharding import is_sharded
+from limbeck.evaluate import generation
 from limbeck.evaluate.fidelity import Fidelity
 from limbeck.experiment import assemble, load
 from tests.distributed.processes import launched
 from tests.experiment.tiny_run import write_model, write_recipe
 from tests.tokenizers.small import small
 
-SUITE = {"type": "generation", "prompts": 3, "prompt_tokens": 4, "tokens": 8}
+SHORT = {"prompts": 3, "prompt_tokens": 4, "tokens": 8}
+SUITES = [{"type": name, **SHORT} for name in ("generation", "speculative")]
 
 
 def evaluate(folder):
@@ -24,8 +26,12 @@ def evaluate(folder):
 
 
 def evaluate_sharded(folder):
-    """Of the student a rank holds shards, and gathers one block at a time."""
+    """Of the student a rank holds shards, and gathers one block at a time.
+
+    Of three prompts the ranks have two and one, and write each in a call of its own.
+    """
     torch.set_num_threads(1)
+    generation.SAMPLED_AT_ONCE = 1
     plain, seen = Fidelity._scores, []
 
     def scores(fidelity, student, rows):
@@ -51,7 +57,7 @@ def numbers(tree, at=""):
 @pytest.mark.long
 def test_two_ranks_with_half_a_student_each_have_the_figures_of_one_process(tmp_path, monkeypatch):
     monkeypatch.setenv("LIMBECK_CACHE", str(tmp_path / "cache"))
-    write_recipe(tmp_path, evaluate={"suites": [SUITE]})
+    write_recipe(tmp_path, evaluate={"suites": SUITES})
     write_model(tmp_path / "student", rows=len(small()), layers=2, seed=7)
     evaluate(tmp_path)
     assert launched(2, evaluate_sharded, tmp_path) == [0, 0]

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import sys
+import traceback
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -219,13 +220,18 @@ def main() -> None:
     signal.signal(signal.SIGINT, raise_stopped)
     signal.signal(signal.SIGTERM, raise_stopped)
     signal.signal(signal.SIGHUP, raise_stopped)
-    code = run()
-    if LAUNCHED in os.environ:
-        # Threads of gloo that outlive the interpreter now and then abort a process that is done.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    sys.exit(code)
+    if "RANK" not in os.environ:
+        sys.exit(run())
+    # The interpreter's own end waits for collectives of NCCL that another rank may never join, and
+    # threads of gloo that outlive it now and then abort a process that is done.
+    try:
+        code = run()
+    except BaseException:  # a bug; the interpreter would print the same
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def run() -> int:

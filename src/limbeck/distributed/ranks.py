@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from limbeck.errors import (
     ConfigError,
@@ -37,8 +41,19 @@ TIMEOUT_S = 1800
 KINDS = (ConfigError, DataError, RunError, NonFiniteError, StorageError, TryLaterError)
 """Errors that `together` raises on every rank as their own class; others become a RunError."""
 
-WAITING = ("Timed out waiting", "timed out", "closed by peer", "reset by peer", "Broken pipe")
-"""Words of gloo's errors when another rank does not answer."""
+WAITING = (
+    "Timed out waiting",
+    "timed out",
+    "closed by peer",
+    "reset by peer",
+    "Broken pipe",
+    "collective operation timeout",
+    "remote process exiting",
+)
+"""Words of errors of gloo and, the last two, of NCCL when another rank does not answer."""
+
+GROUPS = count()
+"""Numbers of this process's process groups, the same on every rank: one a stage of a recipe."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +140,7 @@ def world(
             f"got device {device.type!r}. Set device=cpu, or use none of the three."
         )
     if launched and device.type == "cuda":
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        device = own_card()
     if device.index is not None:
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
@@ -134,10 +149,28 @@ def world(
         process_group(backend, alone=not launched, timeout_s=timeout_s),
     ):
         size = dist.get_world_size()
-        yield World(dist.get_rank(), size, device, make_mesh(device.type, size, shard, replicate))
+        mesh = make_mesh(device.type, size, shard, replicate, timeout_s)
+        yield World(dist.get_rank(), size, device, mesh)
 
 
-def make_mesh(device_type: str, size: int, shard: str, replicate: int = 1) -> DeviceMesh:
+def own_card() -> torch.device:
+    """The card of this rank.
+
+    Raises:
+        ConfigError: Several ranks are to run, and nothing says which card is whose.
+    """
+    number = os.environ.get("LOCAL_RANK")
+    if number is None and os.environ["WORLD_SIZE"] != "1":
+        raise ConfigError(
+            "Each of several ranks needs its own GPU, and LOCAL_RANK, its number on this machine, "
+            "is not set. Start the ranks with torchrun, or set it as RANK is set."
+        )
+    return torch.device("cuda", int(number or "0"))
+
+
+def make_mesh(
+    device_type: str, size: int, shard: str, replicate: int = 1, timeout_s: int = TIMEOUT_S
+) -> DeviceMesh:
     """What models are sharded over; `none` gives each rank a whole copy.
 
     Raises:
@@ -147,9 +180,21 @@ def make_mesh(device_type: str, size: int, shard: str, replicate: int = 1) -> De
     if shard == "none":
         replicate = size
     if shard == "none" or replicate > 1:
+        ranks = torch.arange(size).view(replicate, -1)
+        groups = [group_among(each.tolist(), timeout_s) for each in (ranks.T, ranks)]
         names = ("replicate", "shard")
-        return init_device_mesh(device_type, (replicate, size // replicate), mesh_dim_names=names)
+        return DeviceMesh.from_group(groups, device_type, ranks, mesh_dim_names=names)
     return init_device_mesh(device_type, (size,))
+
+
+def group_among(ranks: list[list[int]], timeout_s: int) -> dist.ProcessGroup:
+    """The group of this rank, with a time-out: those of `init_device_mesh` have PyTorch's own."""
+    if len(ranks) == 1:
+        assert dist.group.WORLD is not None, "make_mesh needs a process group"
+        return dist.group.WORLD
+    limit = timedelta(seconds=timeout_s)
+    own: dist.ProcessGroup = dist.new_subgroups_by_enumeration(ranks, timeout=limit)[0]
+    return own
 
 
 def is_main_process() -> bool:
@@ -169,16 +214,39 @@ def require_divided(size: int, replicate: int) -> None:
 
 @contextmanager
 def process_group(backend: str, *, alone: bool, timeout_s: int = TIMEOUT_S) -> Iterator[None]:
-    """The default process group: torchrun's, or of this process alone, which opens no port."""
+    """The default process group: torchrun's, or of this process alone, which opens no port.
+
+    After an error NCCL's group is left as it is, and the process must end with `os._exit`: to
+    destroy it waits for collectives that another rank may never join.
+    """
+    may_hang = backend == "nccl" and not alone
     if alone:
         store = dist.HashStore()  # type: ignore[attr-defined]  # documented, not re-exported
         dist.init_process_group(backend, store=store, rank=0, world_size=1)
     else:
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+        shared, rank, size = launchers_store(timeout_s)
+        # The store still has the keys of earlier groups: addresses that no one listens at.
+        own = PrefixStore(f"limbeck/{next(GROUPS)}", shared)
+        limit = timedelta(seconds=timeout_s)
+        dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=limit)
     try:
         yield
-    finally:
-        dist.destroy_process_group()
+    except BaseException:
+        if not may_hang:
+            dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
+
+
+@cache
+def launchers_store(timeout_s: int) -> tuple[Store, int, int]:
+    """The launcher's store of keys, this process's rank and the number of ranks.
+
+    Kept as long as the process, because rank 0 serves it where torchrun does not.
+    """
+    limit = timedelta(seconds=timeout_s)
+    joined: tuple[Store, int, int] = next(rendezvous("env://", timeout=limit))
+    return joined
 
 
 @contextmanager
@@ -188,17 +256,24 @@ def late_ranks_named(timeout_s: int) -> Iterator[None]:
     NCCL's watchdog ends the process instead, after it has logged the collective.
 
     Raises:
-        RunError: With this rank, what it waited in, and what to do.
+        RunError: With this rank, what it waited in, and what to do; or, of another error of NCCL,
+            with its whole text, whose last lines name the cause.
     """
     try:
         yield
     except RuntimeError as error:
-        waits = isinstance(error, dist.DistError) or any(word in str(error) for word in WAITING)
-        if isinstance(error, RunError) or not waits:
+        rank, text = os.environ.get("RANK", "0"), str(error)
+        is_late = any(word in text for word in WAITING)
+        if isinstance(error, RunError) or not (is_late or isinstance(error, dist.DistError)):
             raise
+        if isinstance(error, dist.DistBackendError) and not is_late:
+            raise RunError(
+                f"Ranks must be able to communicate, and rank {rank} could not in "
+                f"{place_of(error)}. Remove the cause, and continue with --resume: {text}"
+            ) from error
         raise RunError(
-            f"Rank {os.environ.get('RANK', '0')} waited in {place_of(error)}, and another rank did "
-            f"not come: {str(error).splitlines()[0]} That rank ended, hangs, or worked alone for "
+            f"Rank {rank} waited in {place_of(error)}, and another rank did "
+            f"not come: {text.splitlines()[0]} That rank ended, hangs, or worked alone for "
             f"longer than parallel.timeout_s = {timeout_s} s. Look at its messages, raise "
             "parallel.timeout_s if it needs more time, and continue with --resume."
         ) from error

@@ -66,6 +66,9 @@ class HeldWriter(HuggingFaceStorageWriter):
             copies: Whether to hold copies, which later steps do not change.
         """
         super().__init__(str(folder), save_distributed=True)
+        # What is held is on the CPU. To copy ahead, DCP would make a stream in the thread that
+        # writes, where card 0 is the current one: a CUDA context of every rank there.
+        self.per_thread_copy_ahead = 0
         self._folder, self._copies = folder, copies
         self._plan = SavePlan([])
         self._held: dict[MetadataIndex, Tensor] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -62,9 +63,8 @@ def shard(
     policy = MixedPrecisionPolicy(
         param_dtype=compute_dtype, reduce_dtype=summed_in, cast_forward_inputs=False
     )
-    where = OffloadPolicy()
-    if world.offload:
-        where = CPUOffloadPolicy(pin_memory=world.device.type == "cuda")
+    pinned = world.device.type == "cuda"
+    where = CPUOffloadPolicy(pin_memory=pinned) if world.offload else OffloadPolicy()
     wrap = partial(fully_shard, mesh=world.mesh, mp_policy=policy, offload_policy=where)
     for block in blocks:
         wrap(block)
@@ -74,10 +74,11 @@ def shard(
             for embedding in model.own_embeddings:
                 wrap(embedding).set_unshard_in_backward(False)
     wrap(module, reshard_after_forward=False)
-    if reduce_dtype != torch.float32:
-        for part in module.modules():
-            if isinstance(part, FSDPModule):
-                part.set_custom_reduce_scatter(NarrowReduceScatter(reduce_dtype))
+    for part in module.modules():
+        if isinstance(part, CausalLM):
+            write_alone(part)
+        if isinstance(part, FSDPModule) and reduce_dtype != torch.float32:
+            part.set_custom_reduce_scatter(NarrowReduceScatter(reduce_dtype))
     with freed_memory_returned():
         for model in waiting:
             fill(model, world)
@@ -85,6 +86,15 @@ def shard(
         with gathered(module):
             for model in waiting:
                 prove(model)
+
+
+def write_alone(model: CausalLM) -> None:
+    """Let `generate` of transformers run on one rank without the others, in `unsharded`.
+
+    With FSDP2's mark it sums over all ranks after each token whether one still writes, and waits
+    for ranks that have nothing to write. It alone reads the mark of a model that is not compiled.
+    """
+    cast(Any, model.hf_model)._is_fsdp_managed_module = False
 
 
 def become_root(module: nn.Module) -> None:
@@ -97,13 +107,22 @@ def become_root(module: nn.Module) -> None:
     register_fsdp_forward_method(module, "extra_repr")
     module.extra_repr()
     del module.extra_repr  # the class's own is in place again
-    module.reshard()
+    release(module)
 
 
 def release(root: nn.Module) -> None:
-    """Shard again what a root keeps gathered after its forward pass; its next pass gathers it."""
+    """Shard again what is gathered, and forget the passes since the last backward pass.
+
+    FSDP2 lists the units of every forward pass, those without gradients too, and only a backward
+    pass clears the list. The next backward pass gathers ahead along it: a rank that made other
+    passes would gather another unit. Nor would the list of a teacher ever end.
+
+    Args:
+        root: What `shard` was called with. A model in training only between steps, because
+            gradients that replicas have not reduced yet are dropped.
+    """
     if isinstance(root, FSDPModule):
-        root.reshard()
+        root.reset_iter_state()
 
 
 def gather_root(root: nn.Module) -> None:
@@ -127,7 +146,7 @@ def gathered(*modules: nn.Module) -> Iterator[None]:
         yield
     finally:
         for root in sharded:
-            root.reshard()
+            release(root)
 
 
 @contextmanager
@@ -149,7 +168,7 @@ def unsharded(root: nn.Module) -> Iterator[None]:
     finally:
         for part in parts:
             part.set_reshard_after_forward(part is not root, recurse=False)
-            part.reshard()
+        release(root)
 
 
 def abandon_pass(module: nn.Module) -> None:
