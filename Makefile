@@ -87,7 +87,7 @@ check: lint
 gpu: $(VENV)/.dev
 	$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "no CUDA device")'
 	$(BIN)/python -m pytest -q -m "gpu or kernel"
-	$(BIN)/python -W ignore benchmarks/gpu.py --out benchmarks/results/gpu.md
+	PYTHONPATH=src:. $(BIN)/python -W ignore benchmarks/gpu.py --out benchmarks/results/gpu.md
 
 # torchtune asks for a torchao it does not declare; newer ones than 0.10 have lost what it imports.
 $(BENCH)/.peers: pyproject.toml benchmarks/peers.txt

@@ -1,6 +1,6 @@
 """What an accelerator is for, measured on one: the head, whole steps, stores, gradients, resuming.
 
-    python benchmarks/gpu.py [--parts head steps store gradients resume] [--out FILE]
+    PYTHONPATH=src:. python benchmarks/gpu.py [--parts NAME ...] [--out FILE]
 
 `head`: the output head with its loss beside its products and the peers; bfloat16 states and heads,
 widths 2,048 and 4,096, T = 2, KL and cross-entropy in equal parts; all forms take turns in one
