@@ -19,7 +19,7 @@ help:
 	@echo "make test            all tests but a few that take minutes, which are make test-long"
 	@echo "make test-served MODEL=folder  a served teacher against a real vLLM server (3.5 GB, minutes)"
 	@echo "make check           format, lint, types, floors, budgets, and the quick tests"
-	@echo "make gpu             the GPU tests, then speed and memory of head and steps, on a machine with a GPU"
+	@echo "make gpu             the GPU tests, then gradients, a killed run, speed and memory, on a machine with a GPU"
 	@echo "make bench           speed and memory of the loss, beside the peers (an hour or two)"
 
 $(BIN)/python:

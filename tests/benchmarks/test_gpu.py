@@ -29,6 +29,34 @@ def test_make_gpu_finds_what_it_imports():
     assert "--parts" in done.stdout
 
 
+AN_END = """
+import sys
+sys.path.insert(0, "benchmarks")
+import gpu, torch
+gpu.PARTS["first"] = "First", lambda options, _: [f"{torch.get_num_threads()} threads"]
+gpu.PARTS["second"] = "Second", lambda options, _: sys.exit(3)
+sys.argv += ["--device", "cpu", "--parts", "first", "second", "--out", sys.argv[1]]
+del sys.argv[1]
+gpu.main()
+"""
+
+
+def test_a_part_that_ends_the_process_leaves_what_others_found(tmp_path):
+    out = tmp_path / "gpu.md"
+    paths = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
+    done = subprocess.run(
+        [sys.executable, "-c", AN_END, out],
+        check=False,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "2"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 3, done.stderr
+    assert "## First\n\n2 threads" in out.read_text()
+    assert "## First\n\n2 threads" in done.stdout
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "part",
