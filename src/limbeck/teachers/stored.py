@@ -164,7 +164,11 @@ class StoredTeacher(Teacher):
             # Hidden states are moved; the head is on the device already.
             lazy = self.store.join(records)
             assert isinstance(lazy, LazyLogits)
-            distribution = LazyLogits(sent(lazy.hidden, self._device), self._head)
+            hidden, dtype = sent(lazy.hidden, self._device), self._head.weight.dtype
+            if hidden.dtype.itemsize == dtype.itemsize == 2:
+                # Of float16 and bfloat16 the product is float32, with a copy of the whole head.
+                hidden = hidden.to(dtype)
+            distribution = LazyLogits(hidden, self._head)
         elif self._needs.distribution:
             distribution = self.store.join(records, self._device)
         layers = {
