@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from limbeck.config import MemoryConfig
+from limbeck.distributed import shard, world
 from limbeck.train.micro_batch import (
     choose_micro_batch,
     free_bytes,
@@ -59,6 +60,15 @@ def test_the_estimate_is_close_to_the_memory_autograd_keeps():
 def test_checkpointing_keeps_less():
     none, selective, full = (row_bytes(STUDENT, 12, how) for how in ("none", "selective", "full"))
     assert full < selective < none
+
+
+@pytest.mark.parametrize(("dtype", "shares"), [(torch.bfloat16, 2), (torch.float32, 1), (None, 1)])
+def test_the_estimate_is_of_the_format_a_sharded_student_computes_in(dtype, shares):
+    """Its weights are float32 in any case."""
+    student = toy_pair()[0].student
+    with world(torch.device("cpu"), "always") as here:
+        shard(student, student.blocks, here, compute_dtype=dtype)
+        assert shares * row_bytes(student, 12, "none") == row_bytes(STUDENT, 12, "none")
 
 
 def test_free_memory_is_a_plausible_number():
