@@ -71,6 +71,13 @@ def test_the_estimate_is_of_the_format_a_sharded_student_computes_in(dtype, shar
         assert shares * row_bytes(student, 12, "none") == row_bytes(STUDENT, 12, "none")
 
 
+def test_memory_that_torch_holds_for_tensors_to_come_is_free(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (100, 1000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 800)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 500)
+    assert free_bytes(torch.device("cuda")) == 400
+
+
 def test_free_memory_is_a_plausible_number():
     assert 1 << 20 < free_bytes(torch.device("cpu")) < 1 << 50
 

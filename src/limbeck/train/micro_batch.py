@@ -115,9 +115,13 @@ def computed_in(student: CausalLM) -> torch.dtype:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that is free where the models are, in bytes."""
+    """Memory that is free where the models are, in bytes.
+
+    On CUDA that is also what torch holds for tensors to come.
+    """
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + held
     return min(int(psutil.virtual_memory().available), cgroup_room())
 
 
