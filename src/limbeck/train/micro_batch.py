@@ -30,6 +30,9 @@ WHOLE_GRADIENTS = 1 / 8
 
 NO_LIMIT = 1 << 62
 
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "_status_alloc_failed")
+"""Parts of messages in lower case; the last is that of cuBLAS and other libraries of CUDA."""
+
 CPU_TOKENS = 4096
 """Positions of a micro-batch beyond which a CPU does not get faster."""
 
@@ -160,7 +163,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error means that a device ran out of memory."""
     message = str(error).lower()
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and any(words in message for words in ("out of memory", "can't allocate memory"))
+        isinstance(error, RuntimeError) and any(words in message for words in OUT_OF_MEMORY)
     )
 
 
