@@ -19,7 +19,7 @@ help:
 	@echo "make test            all tests but a few that take minutes, which are make test-long"
 	@echo "make test-served MODEL=folder  a served teacher against a real vLLM server (3.5 GB, minutes)"
 	@echo "make check           format, lint, types, floors, budgets, and the quick tests"
-	@echo "make gpu             the GPU tests, then speed and memory of head and steps, on a machine with a GPU"
+	@echo "make gpu             the GPU tests, then gradients, a killed run, speed and memory, on a machine with a GPU"
 	@echo "make bench           speed and memory of the loss, beside the peers (an hour or two)"
 
 $(BIN)/python:
@@ -87,7 +87,7 @@ check: lint
 gpu: $(VENV)/.dev
 	$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "no CUDA device")'
 	$(BIN)/python -m pytest -q -m "gpu or kernel"
-	$(BIN)/python -W ignore benchmarks/gpu.py --out benchmarks/results/gpu.md
+	PYTHONPATH=src:. $(BIN)/python -W ignore benchmarks/gpu.py --out benchmarks/results/gpu.md
 
 # torchtune asks for a torchao it does not declare; newer ones than 0.10 have lost what it imports.
 $(BENCH)/.peers: pyproject.toml benchmarks/peers.txt

@@ -1,14 +1,14 @@
-"""What an accelerator is for, measured on one: the head, whole steps, stores, gradients, resuming.
+"""What an accelerator is for, measured on one: gradients, resuming, the head, whole steps, stores.
 
-    python benchmarks/gpu.py [--parts head steps store gradients resume] [--out FILE]
+    PYTHONPATH=src:. python benchmarks/gpu.py [--parts NAME ...] [--out FILE]
 
-`head`: the output head with its loss beside its products and the peers; bfloat16 states and heads,
-widths 2,048 and 4,096, T = 2, KL and cross-entropy in equal parts; all forms take turns in one
-process; medians; peak memory is what a form allocates beyond the tensors it starts from. `steps`:
-whole steps of a teacher of 8 and a student of 1.5 billion parameters beside a plain loop and TRL,
-the plan of limbeck's memory, and its profile. `store`: steps from a recorded teacher. `gradients`:
-the device's beside the CPU's. `resume`: a run killed and continued. Peers that are not installed
-are left out. `--device cpu --small` runs every part at tiny sizes.
+`gradients`: the device's beside the CPU's. `resume`: a run killed and continued. `head`: the output
+head with its loss beside its products and the peers; bfloat16 states and heads, widths 2,048 and
+4,096, T = 2, KL and cross-entropy in equal parts; all forms take turns in one process; medians;
+peak memory is what a form allocates beyond the tensors it starts from. `steps`: whole steps of a
+teacher of 8 and a student of 1.5 billion parameters beside a plain loop and TRL, the plan of
+limbeck's memory, and its profile. `store`: steps from a recorded teacher. Peers that are not
+installed are left out. `--device cpu --small` runs every part at tiny sizes.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ def heads(options: argparse.Namespace) -> list[str]:
 
 
 def main() -> None:
-    """Run the parts, and print and write what they say."""
+    """Run the parts, and print and write what they say as soon as each is done."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
     parser.add_argument("--repeats", type=int, default=7, help="of the head")
@@ -170,14 +170,15 @@ def main() -> None:
         compilation.BACKEND = "aot_eager"  # a compiler takes longer than all else
     machine = torch.cuda.get_device_name() if options.device == "cuda" else "CPU"
     lines = [f"# limbeck on {machine}", "", f"torch {torch.__version__}"]
+    printed = 0
     for name in options.parts:
         title, part = PARTS[name]
         with tempfile.TemporaryDirectory() as folder, noted(lines, title):
             lines += part(options, Path(folder))
-    text = "\n".join(lines) + "\n"
-    print(text)
-    if options.out is not None:
-        options.out.write_text(text, encoding="utf-8")
+        print("\n".join(lines[printed:]), flush=True)
+        printed = len(lines)
+        if options.out is not None:
+            options.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 Part = Callable[[argparse.Namespace, Path], list[str]]
@@ -191,9 +192,6 @@ def sized(part: Callable[[parts.Size, torch.device, Path], list[str]]) -> Part:
 
 
 PARTS: dict[str, tuple[str, Part]] = {
-    "head": ("The head with its loss", lambda options, _: heads(options)),
-    "steps": ("Whole steps", sized(parts.whole_steps)),
-    "store": ("Steps from a store", sized(parts.stored_steps)),
     "gradients": (
         "Gradients beside the CPU's",
         lambda options, _: parts.same_gradients(torch.device(options.device)),
@@ -202,6 +200,9 @@ PARTS: dict[str, tuple[str, Part]] = {
         "Killed and resumed",
         lambda options, folder: parts.killed_and_resumed(torch.device(options.device), folder),
     ),
+    "head": ("The head with its loss", lambda options, _: heads(options)),
+    "steps": ("Whole steps", sized(parts.whole_steps)),
+    "store": ("Steps from a store", sized(parts.stored_steps)),
 }
 
 

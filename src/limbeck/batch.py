@@ -216,7 +216,9 @@ class Batch:
 
 
 def sent(tensor: Shaped[Tensor, "*shape"], device: torch.device) -> Shaped[Tensor, "*shape"]:
-    """A tensor copied from host memory to a device, from pinned memory where that is CUDA."""
-    if device.type == "cuda" and tensor.device.type == "cpu":
-        return tensor.contiguous().pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
+    """A tensor on a device; from host memory it is copied without waiting, pinned for CUDA."""
+    if tensor.device.type != "cpu":
+        return tensor.to(device)
+    if device.type == "cuda":
+        tensor = tensor.contiguous().pin_memory()
+    return tensor.to(device, non_blocking=True)

@@ -1,6 +1,7 @@
 """What `make gpu` runs after its tests, at the smallest size on a CPU."""
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,52 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-SCRIPT = ROOT / "benchmarks" / "gpu.py"
+
+
+def make_gpu(*options: object) -> subprocess.CompletedProcess[str]:
+    """The last command of `make gpu` with other options, in an environment without a path."""
+    plain = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    dry = ["make", "-n", "gpu", f"VENV={sys.prefix}"]
+    shown = subprocess.run(dry, check=True, cwd=ROOT, env=plain, capture_output=True, text=True)
+    command, _ = shown.stdout.splitlines()[-1].split(" --out ")
+    command = shlex.join([*shlex.split(command), *map(str, options)])
+    return subprocess.run(
+        command, shell=True, check=False, cwd=ROOT, env=plain, capture_output=True, text=True
+    )
+
+
+def test_make_gpu_finds_what_it_imports():
+    done = make_gpu("--help")
+    assert done.returncode == 0, done.stderr
+    assert "--parts" in done.stdout
+
+
+AN_END = """
+import sys
+sys.path.insert(0, "benchmarks")
+import gpu, torch
+gpu.PARTS["first"] = "First", lambda options, _: [f"{torch.get_num_threads()} threads"]
+gpu.PARTS["second"] = "Second", lambda options, _: sys.exit(3)
+sys.argv += ["--device", "cpu", "--parts", "first", "second", "--out", sys.argv[1]]
+del sys.argv[1]
+gpu.main()
+"""
+
+
+def test_a_part_that_ends_the_process_leaves_what_others_found(tmp_path):
+    out = tmp_path / "gpu.md"
+    paths = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
+    done = subprocess.run(
+        [sys.executable, "-c", AN_END, out],
+        check=False,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "2"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 3, done.stderr
+    assert "## First\n\n2 threads" in out.read_text()
+    assert "## First\n\n2 threads" in done.stdout
 
 
 @pytest.mark.slow
@@ -24,16 +70,8 @@ SCRIPT = ROOT / "benchmarks" / "gpu.py"
 )
 def test_every_part_runs_on_a_cpu(part, tmp_path):
     out = tmp_path / "gpu.md"
-    command = [sys.executable, "-W", "ignore", SCRIPT, "--device", "cpu", "--small"]
-    command += ["--repeats", "1", "--parts", part, "--out", out]
-    paths = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
-    done = subprocess.run(
-        command,
-        check=False,
-        env={**os.environ, "PYTHONPATH": paths},
-        capture_output=True,
-        text=True,
-    )
+    options = ["--device", "cpu", "--small", "--repeats", "1", "--parts", part, "--out", out]
+    done = make_gpu(*options)
     assert done.returncode == 0, done.stderr
     failed = [line for line in out.read_text().splitlines() if line.startswith("did not run")]
     assert not failed

@@ -16,7 +16,7 @@ PATIENCE_S = 120
 def context() -> ForkServerContext:
     """A server that imports once and forks quickly; it has no threads when it does."""
     server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["tests.train.toy", "limbeck.commands.check"])
+    server.set_forkserver_preload(["tests.one_thread", "tests.train.toy", "limbeck.commands.check"])
     return server
 
 

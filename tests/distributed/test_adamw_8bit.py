@@ -14,8 +14,10 @@ from limbeck.distributed.adamw_8bit import BLOCK, decoded, encode, levels
 from limbeck.train import make_optimizers
 from tests.distributed.processes import on_ranks
 from tests.distributed.saved_checkpoint import save_checkpoint
+from tests.teachers.waits import BlockingCopies
 from tests.train.toy import ALONE, toy_pair
 
+CPU = torch.device("cpu")
 OPTIONS = {"lr": 0.01, "betas": (0.9, 0.95), "eps": 1e-8}
 needs_library = pytest.mark.skipif(
     find_spec("bitsandbytes") is None, reason="needs limbeck[quantized]"
@@ -29,15 +31,25 @@ def test_the_levels_are_those_of_bitsandbytes(signed):
     from bitsandbytes.functional import create_dynamic_map
 
     expected = create_dynamic_map(signed)
-    torch.testing.assert_close(levels(signed=signed), expected, atol=1e-7, rtol=1e-5)
+    torch.testing.assert_close(levels(CPU, signed=signed), expected, atol=1e-7, rtol=1e-5)
 
 
-def coded(numbers, table):
+def coded(numbers, *, signed):
     blocks = -(-numbers.shape[1] // BLOCK)
     codes = torch.zeros(numbers.shape, dtype=torch.uint8)
     scales = torch.zeros(len(numbers), blocks)
-    encode(numbers, codes, scales, table)
-    return decoded(codes, scales, table)
+    encode(numbers, codes, scales, signed=signed)
+    return decoded(codes, scales, signed=signed)
+
+
+def test_a_step_copies_nothing_that_the_host_waits_for():
+    weight = nn.Parameter(torch.zeros(16, 512, device="meta"))
+    optimizer = AdamW8bit([weight], **OPTIONS)
+    weight.grad = torch.zeros_like(weight)
+    optimizer.step()
+    with BlockingCopies() as copies:
+        optimizer.step()
+    assert copies.found == []
 
 
 @pytest.mark.parametrize("width", [1, 255, 256, 300, 768])
@@ -45,12 +57,12 @@ def test_numbers_are_rounded_to_the_nearest_level_of_their_block(width):
     numbers = torch.randn(5, width, generator=torch.Generator().manual_seed(0))
     numbers[2] *= 1e-9
     numbers[3] = 0
-    for table, values in ((levels(signed=True), numbers), (levels(signed=False), numbers.square())):
-        found = coded(values, table)
+    for signed, values in ((True, numbers), (False, numbers.square())):
+        found, table = coded(values, signed=signed), levels(CPU, signed=signed)
         for row, wanted in zip(found, values, strict=True):
             for start in range(0, width, BLOCK):
                 block = wanted[start : start + BLOCK]
-                may = table if table is levels(signed=True) or not block.any() else table[1:]
+                may = table if signed or not block.any() else table[1:]
                 nearest = (block[:, None] - may * block.abs().max()).abs().min(1).values
                 off = (row[start : start + BLOCK] - block).abs()
                 torch.testing.assert_close(

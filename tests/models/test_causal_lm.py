@@ -7,7 +7,7 @@ from transformers.generation import configuration_utils
 
 from limbeck.batch import Batch
 from limbeck.errors import ConfigError
-from limbeck.models import CausalLM, checkpoint_activations
+from limbeck.models import CausalLM, attention, checkpoint_activations
 from tests.models.tiny import FAMILIES, VOCABULARY, random_batch, tiny_llama, tiny_model
 
 
@@ -157,6 +157,30 @@ def gradients(model: CausalLM, batch: Batch) -> dict[str, torch.Tensor]:
     loss = model.head(hidden).logsumexp(-1).sum() + sum(h.square().sum() for h in layers.values())
     loss.backward()
     return {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+def test_a_kernel_tried_inside_a_checkpointed_block_changes_no_gradient(monkeypatch):
+    """It is tried in the block's first pass and not when the block is computed again."""
+    tried = []
+
+    def as_a_kernel(*tensors_and_options):
+        tried.append(len(tensors_and_options[0]))
+        return attention.one_by_one(*tensors_and_options)
+
+    monkeypatch.setitem(attention.VARLEN_DTYPES, "cpu", (torch.float32,))
+    monkeypatch.setattr(attention, "varlen", as_a_kernel)
+    model, batch = (
+        tiny_model("llama", layers=3).train(),
+        packed_batch(torch.randint(VOCABULARY, (7,)), torch.randint(VOCABULARY, (9,))),
+    )
+    found = {}
+    for how in ("none", "selective"):
+        attention.has_varlen.cache_clear()
+        checkpoint_activations(model, how)
+        found[how] = gradients(model, batch)
+    attention.has_varlen.cache_clear()
+    assert tried.count(sum(attention.PROBED)) == 2
+    torch.testing.assert_close(found["selective"], found["none"])
 
 
 @pytest.mark.parametrize("how", ["selective", "full"])

@@ -1,7 +1,12 @@
+import inspect
+from itertools import product
+
 import pytest
 import torch
+from torch._dynamo.eval_frame import _debug_get_cache_entry_list
 from torch._dynamo.utils import counters
 
+from limbeck.batch import Batch
 from limbeck.config.trainable import TrainableConfig
 from limbeck.errors import ConfigError
 from limbeck.models import (
@@ -12,9 +17,9 @@ from limbeck.models import (
     make_trainable,
     rounds_weights,
 )
-from tests.models.test_attention import packed_batch
+from tests.models.test_attention import packed_batch, window
 from tests.models.test_causal_lm import gradients, random_batch
-from tests.models.tiny import tiny_model
+from tests.models.tiny import tiny_llama, tiny_model
 
 CPU = torch.device("cpu")
 INDUCTOR = pytest.param("inductor", marks=pytest.mark.long)  # g++ takes half a minute
@@ -61,6 +66,49 @@ def test_blocks_share_their_code_and_other_lengths_add_one_version():
             model(random_batch().part(slice(None), slice(length)))
     assert first <= 4, "what is before and after attention, of 6 blocks"
     assert counters["stats"]["unique_graphs"] <= 2 * first
+
+
+def rows_of(documents, rows=1, length=12):
+    sizes = [length // documents] * documents
+    return Batch.packed([[window(size, i) for i, size in enumerate(sizes)] for _ in range(rows)])
+
+
+def versions(model):
+    """Of the code of its blocks."""
+    forward = inspect.unwrap(type(model.blocks[0]).forward)
+    return len(_debug_get_cache_entry_list(forward.__code__))
+
+
+def test_other_numbers_of_documents_add_no_version():
+    model = tiny_model("llama", layers=1)
+    compile_blocks(model)
+    found = []
+    with torch.no_grad():
+        for documents in (2, 3, 4, 6):
+            model(rows_of(documents))
+            found.append(versions(model))
+    assert found == [1, 1, 1, 1]
+
+
+@pytest.mark.slow
+def test_a_family_is_compiled_in_every_way_a_run_needs(backend, monkeypatch):
+    """Student and teacher, in training and evaluation, for one row or more, of any length."""
+    if backend == "inductor":
+        pytest.skip("what is captured does not depend on it")
+    monkeypatch.setattr(compilation, "BACKEND", "eager")
+    student, teacher = tiny_llama(1, 32), tiny_llama(1, 64)
+    for model in (student, teacher):
+        compile_blocks(model)
+    for _ in range(2):
+        before = versions(student)
+        for rows, documents, length in product((1, 2), (1, 2), (12, 14)):
+            batch = rows_of(documents, rows, length)
+            with torch.no_grad():
+                teacher(batch)
+                student(batch)
+            student(batch)[0].sum().backward()
+    assert versions(student) == before, "the second time all are there"
+    assert 8 < before < compilation.VERSIONS
 
 
 def test_generation_runs_uncompiled_and_writes_the_same_tokens():

@@ -1,5 +1,7 @@
 """Final norm and head read alone are those of the whole model."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -8,6 +10,7 @@ from limbeck.errors import ConfigError, DataError
 from limbeck.models import ModelSource, load_final_layers, load_model
 from limbeck.models.build import from_config
 from tests.models.tiny import random_batch, tiny_config
+from tests.teachers.waits import BlockingCopies
 
 CPU = torch.device("cpu")
 
@@ -38,6 +41,16 @@ def test_they_make_the_logits_of_the_model(tmp_path, family, is_tied):
     layers = load_final_layers(source, device=CPU, dtype=torch.float32).cut(90)
     assert torch.equal(layers.last_hidden(outputs[last]), hidden)
     assert torch.equal(layers.head(hidden), model.head(hidden))
+
+
+def test_states_are_copied_to_its_device_without_waiting(tmp_path):
+    layers = load_final_layers(write(tmp_path, "llama"), device=CPU, dtype=torch.float32)
+    head = layers.head._replace(weight=layers.head.weight.to("meta"))
+    there = replace(layers, norm=layers.norm.to("meta"), head=head)
+    with BlockingCopies() as copies:
+        hidden = there.last_hidden(torch.randn(5, 32, dtype=torch.bfloat16))
+    assert (hidden.device, hidden.dtype) == (torch.device("meta"), torch.float32)
+    assert copies.found == []
 
 
 def test_no_other_file_is_needed(tmp_path):

@@ -2,10 +2,18 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from limbeck.distributed import gathered, shard, world
 from limbeck.errors import ConfigError, DataError
 from limbeck.losses import Multiplied
-from limbeck.models import CausalLM, prove_documents_apart, prove_head
+from limbeck.models import (
+    CausalLM,
+    head_error,
+    neighbours_seen,
+    prove_documents_apart,
+    prove_head,
+)
 from limbeck.models.build import from_config
+from limbeck.models.prove import HEAD_TOLERANCE, TOLERANCE
 from tests.models.tiny import FAMILIES, tiny_config, tiny_llama, tiny_model
 
 
@@ -23,6 +31,21 @@ def test_tied_and_untied_models_pass(tied):
     model.vocabulary_size = 90
     prove_head(model)
     prove_documents_apart(model)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_bounds_are_of_the_format_a_sharded_model_computes_in(tied):
+    """Its embedding stays a float32 shard unless it is tied to the head."""
+    model, tokens = tiny_llama(2, 32, tied=tied), torch.arange(12)
+    with world(torch.device("cpu"), "always") as here:
+        shard(model, model.blocks, here, compute_dtype=torch.bfloat16)
+        with gathered(model):
+            _, head_bound = head_error(model, tokens[None])
+            _, bound, _ = neighbours_seen(model, tokens.split(4))
+            prove_head(model)
+            prove_documents_apart(model)
+    assert head_bound == HEAD_TOLERANCE[torch.bfloat16]
+    assert bound == TOLERANCE[torch.bfloat16]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

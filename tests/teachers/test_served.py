@@ -11,6 +11,7 @@ import torch
 
 import limbeck
 from limbeck.batch import Batch
+from limbeck.distributed import World
 from limbeck.errors import ConfigError, DataError, TryLaterError
 from limbeck.experiment import load
 from limbeck.losses import SignalNeeds
@@ -30,6 +31,7 @@ from tests.experiment.recordings import record, recording_recipe
 from tests.experiment.tiny_run import steps_of, write_model, write_recipe
 from tests.models.tiny import random_batch
 from tests.teachers.serving import KEY, NAME, TinyServer, error
+from tests.teachers.waits import BlockingCopies
 from tests.tokenizers.small import small
 from tests.train.toy import ALONE
 
@@ -81,6 +83,17 @@ def test_its_signal_is_the_local_teachers_top_k(server, folder, local):
     torch.testing.assert_close(mine.tail_logprob, theirs.tail_logprob, atol=1e-4, rtol=0)
     whole = torch.cat([mine.logprobs, mine.tail_logprob[:, None]], -1)
     torch.testing.assert_close(whole.logsumexp(-1), torch.zeros(len(whole)), atol=1e-6, rtol=0)
+
+
+def test_its_signal_is_copied_to_a_device_without_waiting(server, folder):
+    meta = torch.device("meta")
+    teacher = teachers.bind(spec_of(server, folder), "teacher")(World(0, 1, meta))
+    teacher.require(TeacherRequest(needs=SignalNeeds(distribution=True, likelihoods=True)))
+    batch = random_batch(rows=2, vocabulary=len(small())).to(meta)
+    with BlockingCopies() as copies:
+        signal = teacher.signal(batch)
+    assert signal.distribution.logprobs.device == signal.likelihoods.logprobs.device == meta
+    assert copies.found == []
 
 
 def test_a_server_without_flat_arrays_says_the_same_in_lists(folder, local):

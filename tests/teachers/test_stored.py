@@ -252,6 +252,20 @@ def test_a_top_k_store_is_never_above_the_dense_teacher(hidden, tmp_path, temper
         assert low > 0, name
 
 
+def test_states_recorded_in_float16_are_multiplied_in_the_format_of_the_head(tmp_path):
+    """They came from bfloat16, which float16 rounds only where it has no room."""
+    teacher = {"type": "online", "path": str(tmp_path / "teacher"), "dtype": "bfloat16"}
+    form = {"type": "hidden", "precision": "float16"}
+    with limbeck.assemble(load(recorded(tmp_path, form, teacher=teacher))) as run:
+        batch = run.parts.data.batch([0, 1])
+    store = Store.open(tmp_path / "store")
+    read = StoredTeacher(store, CPU).signal(batch).distribution
+    assert read.hidden.dtype == read.head.weight.dtype == torch.bfloat16
+    kept = store.distribution([sample.key for sample in samples_of(batch)]).hidden
+    assert kept.dtype == torch.float16
+    assert torch.equal(read.hidden.half(), kept)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "draw", ["systematic", pytest.param("multinomial", marks=pytest.mark.long)]

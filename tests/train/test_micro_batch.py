@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from limbeck.config import MemoryConfig
+from limbeck.distributed import shard, world
 from limbeck.train.micro_batch import (
     choose_micro_batch,
     free_bytes,
@@ -61,6 +62,22 @@ def test_checkpointing_keeps_less():
     assert full < selective < none
 
 
+@pytest.mark.parametrize(("dtype", "shares"), [(torch.bfloat16, 2), (torch.float32, 1), (None, 1)])
+def test_the_estimate_is_of_the_format_a_sharded_student_computes_in(dtype, shares):
+    """Its weights are float32 in any case."""
+    student = toy_pair()[0].student
+    with world(torch.device("cpu"), "always") as here:
+        shard(student, student.blocks, here, compute_dtype=dtype)
+        assert shares * row_bytes(student, 12, "none") == row_bytes(STUDENT, 12, "none")
+
+
+def test_memory_that_torch_holds_for_tensors_to_come_is_free(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (100, 1000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 800)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 500)
+    assert free_bytes(torch.device("cuda")) == 400
+
+
 def test_free_memory_is_a_plausible_number():
     assert 1 << 20 < free_bytes(torch.device("cpu")) < 1 << 50
 
@@ -72,6 +89,8 @@ def test_free_memory_is_a_plausible_number():
         (torch.OutOfMemoryError("CUDA out of memory"), True),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), True),
         (RuntimeError("MPS backend out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED"), False),
         (RuntimeError("shapes do not match"), False),
         (ValueError("out of memory"), False),
     ],

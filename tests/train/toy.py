@@ -18,7 +18,6 @@ from limbeck.teachers import LocalTeacher, Teacher, TeacherInfo, TeacherRequest
 from limbeck.train import TrainSetup
 from tests.models.tiny import tiny_llama
 
-torch.set_num_threads(1)  # kernels this small only wait for each other, on a busy machine long
 VOCABULARY, LENGTH = 37, 12
 ALONE = World(0, 1, torch.device("cpu"))
 EVERYTHING = ObjectiveConfig(

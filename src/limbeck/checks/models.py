@@ -8,8 +8,6 @@ from limbeck.batch import Batch
 from limbeck.checks.case import Case
 from limbeck.checks.proof import Proof
 from limbeck.models import (
-    HEAD_TOLERANCE,
-    TOLERANCE,
     CausalLM,
     evaluating,
     head_error,
@@ -33,8 +31,7 @@ def head_proof(who: str, model: CausalLM, batch: Batch) -> Proof:
         batch: Its first row is read, as one text.
     """
     ids = batch.input_ids[:1, :NUM_POSITIONS]
-    error = head_error(model, ids)
-    allowed = HEAD_TOLERANCE[model.hf_model.dtype]
+    error, allowed = head_error(model, ids)
     return Proof(
         f"head of the {who}",
         error <= allowed,
@@ -55,8 +52,7 @@ def documents_proof(who: str, model: CausalLM, batch: Batch) -> Proof:
     """
     length = min(NUM_TOKENS, batch.input_ids.shape[1])
     first, second = batch.input_ids[0, :length], batch.input_ids[-1, :length]
-    error, seen = neighbours_seen(model, [first, second, first])
-    allowed = TOLERANCE[model.hf_model.dtype]
+    error, allowed, seen = neighbours_seen(model, [first, second, first])
     return Proof(
         f"documents apart in the {who}",
         error <= allowed and seen == 0,

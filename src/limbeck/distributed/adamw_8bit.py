@@ -75,11 +75,11 @@ class AdamW8bit(Optimizer):
             return
         for rows in slices(weight):
             part = {name: value[rows] for name, value in mine.items() if name != "step"}
-            mean = decoded(part["mean"], part["mean_scale"], levels(signed=True))
-            square = decoded(part["root"], part["root_scale"], levels(signed=False)).square_()
+            mean = decoded(part["mean"], part["mean_scale"], signed=True)
+            square = decoded(part["root"], part["root_scale"], signed=False).square_()
             update(weight[rows], gradient[rows], mean, square, group, step)
-            encode(mean, part["mean"], part["mean_scale"], levels(signed=True))
-            encode(square.sqrt_(), part["root"], part["root_scale"], levels(signed=False))
+            encode(mean, part["mean"], part["mean_scale"], signed=True)
+            encode(square.sqrt_(), part["root"], part["root_scale"], signed=False)
 
 
 def narrow(optimizer: Optimizer) -> None:
@@ -152,8 +152,10 @@ def slices(weight: Tensor) -> Iterator[slice]:
 
 
 @cache
-def levels(*, signed: bool) -> Float[Tensor, " 256"]:
+def levels(device: torch.device, *, signed: bool) -> Float[Tensor, " 256"]:
     """The 256 numbers between -1 (or 0) and 1 that a number can be rounded to, in order.
+
+    Kept on each device: to copy them there in every step would make the host wait.
 
     The k-th of 7 decades below 1 has 2^k equal parts (twice as many without a sign), k = 0 for the
     lowest; the levels are the middles of the parts, their negatives, 0 and 1.
@@ -164,14 +166,25 @@ def levels(*, signed: bool) -> Float[Tensor, " 256"]:
         middles = [0.1 + 0.9 * (i + 0.5) / parts for i in range(parts)]
         sizes = [10.0 ** (decade - 6) * middle for middle in middles]
         numbers += sizes + ([-size for size in sizes] if signed else [])
-    return torch.tensor(sorted(numbers))
+    return torch.tensor(sorted(numbers), device=device)
+
+
+@cache
+def borders(device: torch.device, *, signed: bool) -> Float[Tensor, " 255"]:
+    """The numbers between two levels, each rounded to the lower one.
+
+    Without a sign the first border is 0: numbers above 0 stay above 0.
+    """
+    table = levels(device, signed=signed)
+    between = (table[1:] + table[:-1]) / 2
+    return between if signed else torch.cat([torch.zeros_like(between[:1]), between[1:]])
 
 
 def decoded(
-    codes: UInt8[Tensor, n * shape], scales: Float[Tensor, "n b"], table: Float[Tensor, " 256"]
+    codes: UInt8[Tensor, n * shape], scales: Float[Tensor, "n b"], *, signed: bool
 ) -> Float[Tensor, "n d"]:
     """The numbers behind codes."""
-    numbers = table.to(codes.device)[codes.flatten(1).int()]
+    numbers = levels(codes.device, signed=signed)[codes.flatten(1).int()]
     return numbers.mul_(spread(scales, numbers.shape[1]))
 
 
@@ -179,21 +192,16 @@ def encode(
     numbers: Float[Tensor, "n d"],
     codes: UInt8[Tensor, n * shape],
     scales: Float[Tensor, "n b"],
-    table: Float[Tensor, " 256"],
+    *,
+    signed: bool,
 ) -> None:
-    """Round numbers to the nearest levels of their blocks, and write codes and scales in place.
-
-    Among unsigned ones those above 0 stay above 0.
-    """
+    """Round numbers to the nearest levels of their blocks, and write codes and scales in place."""
     width = numbers.shape[1]
     padded = nn.functional.pad(numbers.abs(), (0, scales.shape[1] * BLOCK - width))
     scales.copy_(padded.view(len(numbers), -1, BLOCK).amax(-1))
     shares = numbers / spread(scales, width).clamp_min(torch.finfo(numbers.dtype).tiny)
-    borders = (table[1:] + table[:-1]) / 2
-    if table is levels(signed=False):
-        borders[0] = 0
-    borders = borders.to(numbers.device)
-    codes.copy_(torch.bucketize(shares, borders, out_int32=True).view(codes.shape))
+    found = torch.bucketize(shares, borders(numbers.device, signed=signed), out_int32=True)
+    codes.copy_(found.view(codes.shape))
 
 
 def spread(scales: Float[Tensor, "n b"], width: int) -> Float[Tensor, "n d"]:

@@ -33,8 +33,6 @@ from limbeck.models.lora import save_adapters
 from limbeck.models.modes import evaluating
 from limbeck.models.projections import captured_projections
 from limbeck.models.prove import (
-    HEAD_TOLERANCE,
-    TOLERANCE,
     head_error,
     neighbours_seen,
     prove_documents_apart,
@@ -46,9 +44,7 @@ from limbeck.models.save import plain_weights, round_weights, save_student
 from limbeck.models.source import ModelSource
 
 __all__ = [
-    "HEAD_TOLERANCE",
     "SIMULATED",
-    "TOLERANCE",
     "Bits",
     "CausalLM",
     "Distiller",

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
+from torch.utils._python_dispatch import _disable_current_modes
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -19,6 +20,9 @@ SEGMENTS = "limbeck_segments"
 
 SOFTCAPPED = frozenset({"gemma2", "vaultgemma"})
 """Families that cap attention scores, which PyTorch's fused attention cannot."""
+
+VARLEN_DTYPES = {"cuda": (torch.bfloat16, torch.float16)}
+"""Number formats that a kind of device may have a varlen kernel for."""
 
 PROBED = (3, 70, 20)
 """Lengths of the segments on which a device's varlen kernel is compared with the plain way."""
@@ -134,9 +138,19 @@ def window_mask(
 
 @functools.cache
 def has_varlen(device: torch.device, dtype: torch.dtype, head_size: int) -> bool:
-    """Whether a device has `varlen` for a number format and head size, equal to `one_by_one`."""
-    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
+    """Whether a device has `varlen` for a number format and head size, equal to `one_by_one`.
+
+    The first call may be inside a checkpointed block. `selective` must not see its operations,
+    which are not there when the block is computed again.
+    """
+    if dtype not in VARLEN_DTYPES.get(device.type, ()):
         return False
+    with _disable_current_modes():
+        return varlen_is_right(device, dtype, head_size)
+
+
+def varlen_is_right(device: torch.device, dtype: torch.dtype, head_size: int) -> bool:
+    """Whether `varlen` runs there, and gives what `one_by_one` does."""
     generator = torch.Generator().manual_seed(0)
     shapes = [(sum(PROBED), heads, head_size) for heads in (4, 2, 2)]
     q, k, v = (torch.randn(shape, generator=generator).to(device, dtype) for shape in shapes)

@@ -21,6 +21,11 @@ from limbeck.models.causal_lm import CausalLM
 
 BACKEND = "inductor"
 
+VERSIONS = 64
+"""Most versions of a block's code; beyond them torch runs it uncompiled. Student and teacher of one
+family share its code, each with and without gradients, for one row or more, of one document or
+more, in a first length and in any."""
+
 
 def compiles(
     setting: Literal["auto"] | bool,
@@ -92,6 +97,7 @@ def compile_blocks(model: CausalLM) -> None:
     warnings.filterwarnings("ignore", message=r"The \.grad attribute of a Tensor")
     # It reads lengths of documents, and a fused kernel gains nothing from a compiler.
     AttentionInterface.register(SEGMENTS, torch.compiler.disable(segment_attention))
+    torch._dynamo.config.recompile_limit = VERSIONS
     for block in model.blocks:
         if "forward" not in vars(block):
             vars(block)["forward"] = compiled_forward(block)
@@ -107,6 +113,9 @@ def compiled_forward(block: nn.Module) -> Any:
     def forward(*args: Any, **kwargs: Any) -> Any:
         if kwargs.get("past_key_values") is not None:
             return plain(*args, **kwargs)
+        borders = kwargs.get("attention_mask")
+        if borders is not None and borders.dtype == torch.int32:
+            torch._dynamo.maybe_mark_dynamic(borders, 3)  # any number of documents
         if isinstance(block, GradientCheckpointingLayer) and block.gradient_checkpointing:
             typed: Any = block  # nn.Module types every attribute as a tensor or a module
             if block.training:

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from limbeck.batch import sent
 from limbeck.errors import ConfigError, DataError
 from limbeck.losses import Head
 from limbeck.models.build import hollow
@@ -50,7 +51,8 @@ class FinalLayers:
     @torch.no_grad()
     def last_hidden(self, states: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
         """The head's input, in its data type and on its device, from the last block's output."""
-        hidden: Tensor = self.norm(states.to(self.head.weight))
+        weight = self.head.weight
+        hidden: Tensor = self.norm(sent(states, weight.device).to(weight.dtype))
         return hidden
 
     def cut(self, vocabulary_size: int) -> FinalLayers:

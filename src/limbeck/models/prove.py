@@ -21,7 +21,7 @@ TOLERANCE = {
     torch.float16: 2e-2,
     torch.bfloat16: 1e-1,
 }
-"""Largest difference of hidden states by number format, relative to their size. Rounding over all
+"""Largest difference of hidden states by their format, relative to their size. Rounding over all
 layers stays well below; a row of two documents read as one lies well above."""
 
 HEAD_TOLERANCE = {
@@ -30,8 +30,9 @@ HEAD_TOLERANCE = {
     torch.float16: 3e-3,
     torch.bfloat16: 2e-2,
 }
-"""Largest difference of logits, relative to the largest of them. Both come from the same hidden
-states, so only one product is rounded, and even a soft-cap that hardly bends them is seen."""
+"""Largest difference of logits by their format, relative to the largest of them. Both come from the
+same hidden states, so only one product is rounded, and even a soft-cap that hardly bends them is
+seen."""
 
 PIECES = [5, 7, 4]
 """Lengths of two documents and of the padding after them."""
@@ -39,8 +40,7 @@ PIECES = [5, 7, 4]
 
 def prove_head(model: CausalLM) -> None:
     """Check that decoder and head, called apart, give the whole model's logits on a few tokens."""
-    error = head_error(model, _tokens(model, 0, 8)[None])
-    bound = HEAD_TOLERANCE[model.hf_model.dtype]
+    error, bound = head_error(model, _tokens(model, 0, 8)[None])
     if not error <= bound:  # so that NaN fails too
         require_finite(model)
         raise ConfigError(
@@ -61,23 +61,26 @@ def require_finite(model: CausalLM) -> None:
             )
 
 
-def head_error(model: CausalLM, input_ids: Int[Tensor, "B T"]) -> float:
+def head_error(model: CausalLM, input_ids: Int[Tensor, "B T"]) -> tuple[float, float]:
     """Largest difference between head(decoder) and the whole model's logits.
 
-    The largest difference over the real tokens, relative to the largest logit.
+    Returns:
+        The largest difference over the real tokens, relative to the largest logit; and what the
+        format they are computed in allows.
     """
     with torch.no_grad(), evaluating(model):
         whole = model.hf_model(input_ids=input_ids, use_cache=False).logits
         whole = whole[..., : model.vocabulary_size].float()
-        gap = (model.logits(input_ids).float() - whole).abs().max()
-    return float(gap / whole.abs().max())
+        logits = model.logits(input_ids)
+        gap = (logits.float() - whole).abs().max()
+    return float(gap / whole.abs().max()), HEAD_TOLERANCE[logits.dtype]
 
 
 def prove_documents_apart(model: CausalLM) -> None:
     """Check that pieces packed into one row, and padding, do not see each other."""
     _refuse_without_positions(model)
-    error, seen = neighbours_seen(model, torch.split(_tokens(model, 1, sum(PIECES)), PIECES))
-    bound = TOLERANCE[model.hf_model.dtype]
+    pieces = torch.split(_tokens(model, 1, sum(PIECES)), PIECES)
+    error, bound, seen = neighbours_seen(model, pieces)
     if not error <= bound or seen > 0:
         raise ConfigError(
             f"Texts that share a row must not see each other, but in this {model.family} model "
@@ -88,7 +91,9 @@ def prove_documents_apart(model: CausalLM) -> None:
         )
 
 
-def neighbours_seen(model: CausalLM, pieces: Sequence[Int[Tensor, " _"]]) -> tuple[float, float]:
+def neighbours_seen(
+    model: CausalLM, pieces: Sequence[Int[Tensor, " _"]]
+) -> tuple[float, float, float]:
     """How much pieces of text in one row affect each other; 0 if they are kept apart.
 
     Args:
@@ -96,19 +101,22 @@ def neighbours_seen(model: CausalLM, pieces: Sequence[Int[Tensor, " _"]]) -> tup
 
     Returns:
         The largest difference of a hidden state from that of its piece alone, relative to its size,
-        where only rounding may differ; and the largest change of those between the neighbours when
-        every token of the neighbours changes, where nothing may.
+        where only rounding may differ; what the format they are computed in allows; and the largest
+        change of those between the neighbours when every token of the neighbours changes, where
+        nothing may.
     """
     first, *inner, last = pieces
     between = slice(len(first), -len(last))
     others = [(piece + 1) % model.vocabulary_size for piece in (first, last)]
     with torch.no_grad(), evaluating(model):
-        packed = _states(model, [pieces])
+        states = _states(model, [pieces])
         # Of one shape, so that both are rounded alike. Each pass gathers a sharded model anew.
-        beside_others = _states(model, [[others[0], *inner, others[1]]])
-        alone = _states(model, [[piece] for piece in pieces])
+        beside_others = _states(model, [[others[0], *inner, others[1]]]).float()
+        alone = _states(model, [[piece] for piece in pieces]).float()
+    packed = states.float()
     error = ((packed - alone).norm(dim=-1) / alone.norm(dim=-1)).max()
-    return float(error), float((beside_others - packed)[between].abs().max())
+    seen = float((beside_others - packed)[between].abs().max())
+    return float(error), TOLERANCE[states.dtype], seen
 
 
 def _refuse_without_positions(model: CausalLM) -> None:
@@ -137,4 +145,4 @@ def _states(model: CausalLM, rows: Sequence[Sequence[Int[Tensor, " _"]]]) -> Flo
         for pieces in rows
     ]
     hidden: Tensor = model(Batch.packed(windows).to(model.device))[0]
-    return hidden.float()
+    return hidden

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from limbeck.batch import Batch
+from limbeck.batch import Batch, sent
 from limbeck.distributed import World, main_first
 from limbeck.errors import ConfigError, DataError
 from limbeck.losses import SignalNeeds, SignalPart, TeacherSignal
@@ -97,7 +97,8 @@ class CrossTokenizerTeacher(WrappingTeacher):
     ) -> None:
         """
         Args:
-            world: Its rank 0 tokenises conversations for the teacher while others wait.
+            world: Its rank 0 tokenises conversations for the teacher while others wait; signals are
+                on its device.
             unaligned: `error` refuses texts that its tokenizer cannot represent byte by byte, if
                 one of the `CHECKED_WINDOWS` is; `skip` trains on them without a teacher.
             uncovered: `error` refuses a class of tokens that the teacher does not reach; `skip`
@@ -147,6 +148,7 @@ class CrossTokenizerTeacher(WrappingTeacher):
             self._pair = make_pair(
                 request.student_tokenizer, self._teacher, uses_template=request.uses_template
             )
+            self._outcome_map = self._pair.outcome_map.to(self._world.device)
         inner = TeacherRequest(needs=model_needs(request.needs))
         if self._pair is not None:
             inner = replace(inner, vocabulary_size=len(self._pair.aligner.teacher))
@@ -165,7 +167,7 @@ class CrossTokenizerTeacher(WrappingTeacher):
 
         A batch without a text that can be aligned gives a part without positions.
         """
-        needs, pair = self._needs, self._known
+        needs = self._needs
         if needs == NOTHING:
             return TeacherSignal()
         reading = self.reread(batch)
@@ -177,9 +179,8 @@ class CrossTokenizerTeacher(WrappingTeacher):
             likelihoods = likelihoods_of(reading, member)
         if not needs.distribution:
             return TeacherSignal(likelihoods=likelihoods)
-        rows = member.rows(reading.rows.to(device))
-        merged = MergedOutcomes(rows, pair.outcome_map).to(device)
-        part = SignalPart(reading.positions.to(device), merged)
+        merged = MergedOutcomes(member.rows(sent(reading.rows, device)), self._outcome_map)
+        part = SignalPart(sent(reading.positions, device), merged)
         return TeacherSignal((part,), likelihoods=likelihoods)
 
     def with_needs(self, needs: SignalNeeds) -> Teacher:
@@ -298,10 +299,10 @@ def likelihoods_of(reading: Rereading, member: LazyLogits) -> ChunkLikelihoods:
         member: The teacher at its scored positions.
     """
     device = member.hidden.device
-    targets = reading.batch.targets().to(device)
+    targets = sent(reading.batch.targets(), device)
     logprobs = token_logprobs(member.hidden, member.head, targets)
-    sums = chunk_sums(logprobs, reading.teacher_chunk_of.to(device), reading.num_chunks)
-    return ChunkLikelihoods(reading.chunk_of.to(device), sums)
+    sums = chunk_sums(logprobs, sent(reading.teacher_chunk_of, device), reading.num_chunks)
+    return ChunkLikelihoods(sent(reading.chunk_of, device), sums)
 
 
 def refuse_unsupported(request: TeacherRequest) -> None:

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from limbeck.batch import Batch
+from limbeck.batch import Batch, sent
 from limbeck.data import TextData
 from limbeck.distributed import World
 from limbeck.errors import ConfigError, DataError
@@ -164,11 +164,15 @@ class StoredTeacher(Teacher):
             # Hidden states are moved; the head is on the device already.
             lazy = self.store.join(records)
             assert isinstance(lazy, LazyLogits)
-            distribution = LazyLogits(lazy.hidden.to(self._device), self._head)
+            hidden, dtype = sent(lazy.hidden, self._device), self._head.weight.dtype
+            if hidden.dtype.itemsize == dtype.itemsize == 2:
+                # Of float16 and bfloat16 the product is float32, with a copy of the whole head.
+                hidden = hidden.to(dtype)
+            distribution = LazyLogits(hidden, self._head)
         elif self._needs.distribution:
             distribution = self.store.join(records, self._device)
         layers = {
-            layer: torch.cat([record.layers[layer] for record in records]).to(self._device)
+            layer: sent(torch.cat([record.layers[layer] for record in records]), self._device)
             for layer in sorted(self._needs.layers)
         }
         return TeacherSignal.from_distribution(distribution, layers)

@@ -7,6 +7,7 @@ from pathlib import Path
 import psutil
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 from limbeck.config import MemoryConfig
 from limbeck.config.recipe import ActivationCheckpointing
@@ -28,6 +29,9 @@ WHOLE_GRADIENTS = 1 / 8
 2.5 B parameters."""
 
 NO_LIMIT = 1 << 62
+
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "_status_alloc_failed")
+"""Parts of messages in lower case; the last is that of cuBLAS and other libraries of CUDA."""
 
 CPU_TOKENS = 4096
 """Positions of a micro-batch beyond which a CPU does not get faster."""
@@ -94,17 +98,33 @@ def row_bytes(
 
     With checkpointing the blocks keep less, and one at a time is computed again.
     """
-    element = next(student.parameters()).element_size()
+    element = computed_in(student).itemsize
     kept = [kept_values(block, student.width, checkpointing) for block in student.blocks]
     whole = [kept_values(block, student.width, "none") for block in student.blocks]
     values = sum(kept) + max(w - k for w, k in zip(whole, kept, strict=True))
     return max(1, values * sequence_length * element)
 
 
+def computed_in(student: CausalLM) -> torch.dtype:
+    """Format of the blocks' activations; FSDP2 may keep the weights in another.
+
+    It has no public interface for it.
+    """
+    block = student.blocks[0]
+    policy = block._get_fsdp_state()._mp_policy if isinstance(block, FSDPModule) else None
+    if policy is not None and policy.param_dtype is not None:
+        return policy.param_dtype
+    return next(student.parameters()).dtype
+
+
 def free_bytes(device: torch.device) -> int:
-    """Memory that is free where the models are, in bytes."""
+    """Memory that is free where the models are, in bytes.
+
+    On CUDA that is also what torch holds for tensors to come.
+    """
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + held
     return min(int(psutil.virtual_memory().available), cgroup_room())
 
 
@@ -143,8 +163,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error means that a device ran out of memory."""
     message = str(error).lower()
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError)
-        and any(words in message for words in ("out of memory", "can't allocate memory"))
+        isinstance(error, RuntimeError) and any(words in message for words in OUT_OF_MEMORY)
     )
 
 

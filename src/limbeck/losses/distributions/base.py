@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from limbeck.batch import sent
 from limbeck.errors import ConfigError
 from limbeck.losses.divergences.base import divergences, ranking
 
@@ -78,8 +79,8 @@ class TeacherDistribution(ABC):
         return self._with_tensors(lambda tensor: tensor[window])
 
     def to(self: Form, device: torch.device) -> Form:
-        """The same distribution on a device."""
-        return self._with_tensors(lambda tensor: tensor.to(device))
+        """The same distribution on a device; the host does not wait until it is there."""
+        return self._with_tensors(lambda tensor: sent(tensor, device))
 
     @classmethod
     def cat(cls: type[Form], parts: Sequence[Form]) -> Form:

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from limbeck.batch import sent
 from limbeck.errors import ConfigError
 from limbeck.losses.distributions.base import (
     LogProbPair,
@@ -49,7 +50,7 @@ class LazyLogits(TeacherDistribution):
     def to(self, device: torch.device) -> LazyLogits:
         weight, bias = self.head.weight.to(device), self.head.bias
         bias = None if bias is None else bias.to(device)
-        return LazyLogits(self.hidden.to(device), self.head._replace(weight=weight, bias=bias))
+        return LazyLogits(sent(self.hidden, device), self.head._replace(weight=weight, bias=bias))
 
     def compare(self, student_logits: Float[Tensor, "N V"], temperature: float) -> LogProbPair:
         return DenseLogits(self.logits()).compare(student_logits, temperature)

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from limbeck.batch import sent
 from limbeck.losses.distributions.base import (
     FLOOR,
     LogProbPair,
@@ -33,6 +34,10 @@ class OutcomeMap(NamedTuple):
     student: Int[Tensor, " V"]
     teacher: Int[Tensor, " W"]
     num_outcomes: int
+
+    def to(self, device: torch.device) -> OutcomeMap:
+        """The same map on a device."""
+        return OutcomeMap(sent(self.student, device), sent(self.teacher, device), self.num_outcomes)
 
 
 @dataclass(frozen=True)
@@ -83,9 +88,7 @@ class MergedOutcomes(TeacherDistribution):
         return cls(type(members[0]).cat(members), parts[0].outcomes)
 
     def to(self, device: torch.device) -> MergedOutcomes:
-        student, teacher, count = self.outcomes
-        outcomes = OutcomeMap(student.to(device), teacher.to(device), count)
-        return MergedOutcomes(self.member.to(device), outcomes)
+        return MergedOutcomes(self.member.to(device), self.outcomes.to(device))
 
     def _with_tensors(self, change: Callable[[Tensor], Tensor]) -> MergedOutcomes:
         return replace(self, member=self.member._with_tensors(change))

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from limbeck.batch import Batch
+from limbeck.batch import Batch, sent
 from limbeck.errors import ConfigError, DataError
 from limbeck.losses import Objective, TeacherSignal
 from limbeck.losses.distributions import FLOOR, TopK
@@ -94,7 +94,8 @@ class TopKTeacher(ServedTeacher[Rows]):
         if not self._needs.likelihoods:
             return signal
         actual = [rows.actual[sample.scored] for sample, rows in answers] or [np.empty(0)]
-        logprobs = torch.from_numpy(np.concatenate(actual).astype(np.float32)).to(self._device)
+        known = torch.from_numpy(np.concatenate(actual).astype(np.float32))
+        logprobs = sent(known, self._device)
         chunk_of = torch.arange(len(logprobs), device=self._device)
         return replace(signal, likelihoods=ChunkLikelihoods(chunk_of, logprobs))
 
