@@ -8,6 +8,7 @@ from limbeck.distributed.checkpoints import (
     prune,
     set_damaged_aside,
 )
+from limbeck.distributed.deciding import decided
 from limbeck.distributed.filling import fill, model_for
 from limbeck.distributed.footprint import (
     Collective,
@@ -61,6 +62,7 @@ __all__ = [
     "broadcast_object",
     "by_purpose",
     "checkpoint_name",
+    "decided",
     "fill",
     "from_main",
     "full_weights",

@@ -14,8 +14,8 @@ from limbeck.config import ObjectiveConfig, OptimConfig, RunConfig, to_plain
 from limbeck.config.schedules import largest, value_at
 from limbeck.distributed import (
     StopSignals,
-    broadcast_object,
     checkpoint_name,
+    decided,
     full_weights,
     gathered,
     latest,
@@ -197,7 +197,7 @@ class TrialRunner:
         distiller = parts.distiller(parts.take_student(self._initial), trial.objective)
         first = parts.config.output / "initial.json"
         # Rank 0 decides: a shared disk may show a file to some ranks first, and all must measure.
-        if not broadcast_object(first.exists(), parts.world):
+        if not decided(first.exists, parts.world):
             self._write_scores(first, distiller)
         parts.teacher.require(TeacherRequest(needs=distiller.objective.needs))
         takes_time = trial.name == "equal_time"
@@ -243,22 +243,24 @@ class TrialRunner:
 
     def _as_long(self, trial: Trial) -> OptimConfig:
         """The optimizer's options for as much time as the distilled student's steps took."""
-        config, steps = self._parts.config, []
+        config = self._parts.config
 
-        def find() -> None:
+        def find() -> int:
             done = best([each for each in trials_of(config) if each.name != trial.name])
             distilled, baseline = done["distilled"].folder, done["cross_entropy"].folder
             recipe_steps = config.optim.num_steps
-            steps.append(equal_time_steps(trial.folder, distilled, baseline, recipe_steps))
+            return equal_time_steps(trial.folder, distilled, baseline, recipe_steps)
 
-        together(find, self._parts.world, main_only=True)
-        return config.optim.rescaled(broadcast_object(steps, self._parts.world)[0])
+        return config.optim.rescaled(decided(find, self._parts.world))
 
     def _save(self, trial: Trial, distiller: Distiller) -> None:
         weights = full_weights(distiller.student.hf_model, self._parts.world)
-        if self._parts.world.is_main:
-            folder, parts = trial.folder / "student", self._parts
-            parts.publish_student(distiller.student, folder, weights, parts.student_dtype)
+        folder, parts = trial.folder / "student", self._parts
+        together(
+            lambda: parts.publish_student(distiller.student, folder, weights, parts.student_dtype),
+            parts.world,
+            main_only=True,
+        )
 
     def _write_scores(
         self, path: Path, distiller: Distiller, validation_scores: Scores | None = None
@@ -271,8 +273,8 @@ class TrialRunner:
                     validation_scores = self._fidelity.validation(distiller.student)
                 test_scores = self._fidelity.test(distiller.student)
                 others = {n: each.test(distiller.student) for n, each in self._others.items()}
-        if self._parts.world.is_main:
-            write_scores(path, TrialScores(validation_scores, test_scores, others))
+        scores = TrialScores(validation_scores, test_scores, others)
+        together(lambda: write_scores(path, scores), self._parts.world, main_only=True)
 
     def _evaluator(
         self, distiller: Distiller, rollouts: Rollouts | None

@@ -131,8 +131,7 @@ class Loop:
                 sequence_length=setup.sequence_length,
                 most_rows=self._most_rows,
             )
-        for sink in self._sinks:
-            sink.begin(self.totals.step, setup.optim.num_steps)
+        together(self._begin_sinks, setup.world, main_only=True)
         setup.distiller.train()
         for text in damaged:
             self._say(kind="note", step=self.totals.step, text=f"damaged checkpoint {text}")
@@ -141,6 +140,10 @@ class Loop:
             if more:
                 text += f", with {more} more steps; the learning rate follows the longer schedule"
             self._say(kind="note", step=self.totals.step, text=text)
+
+    def _begin_sinks(self) -> None:
+        for sink in self._sinks:
+            sink.begin(self.totals.step, self._setup.optim.num_steps)
 
     def _forget_lost_best(self) -> None:
         """Choose the best anew if its checkpoint is gone, removed for a better one of a later step.
