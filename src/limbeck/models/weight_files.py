@@ -20,7 +20,6 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 
 from limbeck.errors import TryLaterError
 from limbeck.models.source import ModelLocation, first_line
-from limbeck.tokenizers.load import hub_answers
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -228,9 +227,8 @@ def fetched(place: ModelLocation, name: str) -> Path | None:
         path = place.folder / name
         return path if path.is_file() else None
     try:
-        answers = hub_answers(place.name, place.commit)
         local = hf_hub_download(
-            place.name, name, revision=place.commit, local_files_only=not answers
+            place.name, name, revision=place.commit, local_files_only=place.is_offline
         )
     except EntryNotFoundError:
         return None
