@@ -22,11 +22,12 @@ from limbeck.distributed import (
     load_checkpoint,
     together,
 )
-from limbeck.errors import DataError
+from limbeck.errors import ConfigError, DataError
 from limbeck.evaluate.fidelity import Fidelity
 from limbeck.evaluate.rollouts import cold_start_note, rollout_figures
 from limbeck.evaluate.scores import Scores
 from limbeck.evaluate.suites import SuiteContext
+from limbeck.experiment.batches import rollout_rows
 from limbeck.experiment.equal_time import equal_time_steps
 from limbeck.experiment.opening import compute_dtype
 from limbeck.experiment.parts import Parts
@@ -344,10 +345,19 @@ def fidelities(parts: Parts) -> tuple[Fidelity | None, dict[str, Fidelity]]:
 
 
 def require_controls(parts: Parts) -> None:
-    """Refuse a control that the teacher cannot serve."""
-    if "shuffled" in parts.config.evaluate.controls:
-        purpose = "evaluate.controls: the shuffled teacher reads other rows, which"
-        require_local(parts.teacher, purpose)
+    """Refuse a control that the teacher, or a rank's part of a step, cannot serve."""
+    config, ranks = parts.config, parts.world.size
+    if "shuffled" not in config.evaluate.controls:
+        return
+    require_local(parts.teacher, "evaluate.controls: the shuffled teacher reads other rows, which")
+    rows = config.optim.rows_per_step(config.data.sequence_length)
+    written = 0 if config.rollout is None else rollout_rows(config, config.rollout)
+    if written // ranks + (rows - written) // ranks < 2:
+        raise ConfigError(
+            f"evaluate.controls: shuffled exchanges the rows that a rank has of a step, at least "
+            f"2, and the {rows} rows of a step (optim.tokens_per_step / data.sequence_length) "
+            f"leave a rank of {ranks} with fewer. Raise optim.tokens_per_step, or use fewer ranks."
+        )
 
 
 def fingerprint(parts: Parts, trial: Trial) -> dict[str, Any]:
