@@ -9,7 +9,7 @@ from limbeck.distributed.checkpoints import (
     set_damaged_aside,
 )
 from limbeck.distributed.deciding import decided
-from limbeck.distributed.filling import fill, model_for
+from limbeck.distributed.filling import fill, model_for, require_same_files
 from limbeck.distributed.footprint import (
     Collective,
     Footprint,
@@ -82,6 +82,7 @@ __all__ = [
     "prolonged",
     "prune",
     "release",
+    "require_same_files",
     "set_damaged_aside",
     "shard",
     "simulated_world",
