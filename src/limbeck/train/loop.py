@@ -123,7 +123,8 @@ class Loop:
             self.totals = Totals(**facts["totals"])
             self._forget_lost_best()
             self._resumed_from = self._checkpointer.saved_at = self.totals.step
-        if not self.totals.micro_batch or setup.memory.micro_batch != "auto":
+        if self.totals.ranks != setup.world.size or setup.memory.micro_batch != "auto":
+            self.totals.ranks = setup.world.size
             self.totals.micro_batch = choose_micro_batch(
                 setup.memory,
                 setup.distiller.student,
