@@ -18,7 +18,6 @@ from limbeck.config import RunConfig, dump, read
 from limbeck.distributed import (
     StopSignals,
     World,
-    barrier,
     decided,
     gathered,
     locked,
@@ -130,8 +129,11 @@ class Run:
             Stopped: A signal came; everything is saved.
         """
         resume = resume or resume_from is not None
-        require_directory(self.folder, resume=resume, overwrite=overwrite)
-        barrier()
+        together(
+            lambda: require_directory(self.folder, resume=resume, overwrite=overwrite),
+            self.world,
+            main_only=True,
+        )
         with StopSignals() as stop, locked(self.folder, self.world):
             together(
                 lambda: self._prepare(resume=resume, overwrite=overwrite, resume_from=resume_from),
