@@ -157,7 +157,7 @@ def run_pilots(
     with Run(config) as run:
         pilots = plan_pilots(run.config, count)
         require_same_recipe(pilots)
-        with StopSignals() as stop, locked(run.folder / FORECAST, run.world):
+        with StopSignals() as stop, locked(run.folder / FORECAST, run.world, resumes=True):
             train_pilots(run, pilots, stop)
         return run.config, pilots
 

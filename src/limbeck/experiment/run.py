@@ -134,7 +134,7 @@ class Run:
             self.world,
             main_only=True,
         )
-        with StopSignals() as stop, locked(self.folder, self.world):
+        with StopSignals() as stop, locked(self.folder, self.world, resumes=resume):
             together(
                 lambda: self._prepare(resume=resume, overwrite=overwrite, resume_from=resume_from),
                 self.world,
