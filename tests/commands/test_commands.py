@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from limbeck import commands
+from limbeck.errors import ConfigError
 from tests.commands.processes import limbeck
 from tests.distributed.processes import live
 from tests.experiment.tiny_run import write_recipe
@@ -34,6 +35,16 @@ def test_a_wrong_recipe_exits_with_2_without_a_traceback(tmp_path):
     path = write_recipe(tmp_path)
     done = limbeck("distill", path.name, "objective.alpha=7", cwd=tmp_path, code=2)
     assert "objective.alpha: must be between 0 and 1, got 7" in done.stderr
+
+
+def test_tasks_of_srun_without_torchrun_are_refused_with_the_line_to_use(monkeypatch, tmp_path):
+    recipe = str(tmp_path / "none.yaml")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "8")
+    with pytest.raises(ConfigError, match=r"8 times: each .* srun --ntasks-per-node=1 torchrun "):
+        commands.refuse_early("distill", [recipe])
+    monkeypatch.setenv("RANK", "3")
+    with pytest.raises(ConfigError, match=r"none\.yaml"):
+        commands.refuse_early("distill", [recipe])
 
 
 def test_check_lists_mistakes_of_every_kind_at_once(tmp_path):

@@ -16,7 +16,7 @@ from limbeck.config import DataConfig, ReadConfig
 from limbeck.data import data_problems, readers
 from limbeck.data.hub import from_dataset
 from limbeck.data.rows import open_source
-from limbeck.errors import ConfigError, DataError
+from limbeck.errors import ConfigError, DataError, TryLaterError
 from tests.data.data_files import load, scored_tokens, write
 from tests.tokenizers.refusing_hub import refusing_hub
 from tests.tokenizers.small import BEGIN, CHATML, MARKED, SENTENCES, small
@@ -142,7 +142,7 @@ def test_a_data_set_out_of_reach_is_refused_with_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(ConfigError, match=r"'limbeck-tests/none' .* with a split 'train'.*online"):
+    with pytest.raises(TryLaterError, match=r"'limbeck-tests/none' .* a split 'train'.*online"):
         open_source(ReadConfig(path="limbeck-tests/none"), tmp_path)
 
 

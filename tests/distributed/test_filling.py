@@ -26,6 +26,7 @@ from limbeck.models import (
 )
 from limbeck.models.build import hollow
 from limbeck.teachers import LocalTeacher, TeacherRequest
+from limbeck.teachers.local import online
 from limbeck.train import train_step
 from tests.distributed.processes import live, on_ranks
 from tests.models.tiny import (
@@ -252,6 +253,21 @@ def test_other_weights_on_another_machine_are_refused(tmp_path):
     for rank in range(2):
         saved(tmp_path / str(rank), tiny_llama(2, 32, seed=rank))
     on_ranks(2, refused, tmp_path, "the files of rank 1 are not those of rank 0")
+
+
+def whole_teachers(world, folder):
+    """As with `parallel.teacher: replicate`."""
+    here = world.unsharded
+    online(here, path=str(folder / "0")).shard(here)
+    teacher = online(here, path=str(folder / str(here.rank)))
+    with pytest.raises(DataError, match="the files of rank 1 are not those of rank 0"):
+        teacher.shard(here)
+
+
+def test_other_weights_of_a_teacher_that_each_rank_loads_whole_are_refused(tmp_path):
+    for rank in range(2):
+        saved(tmp_path / str(rank), tiny_llama(2, 32, seed=rank))
+    on_ranks(2, whole_teachers, tmp_path)
 
 
 def test_weights_that_are_absent_damaged_or_of_another_shape_are_refused(tmp_path):

@@ -2,12 +2,13 @@
 
 import os
 import signal
+import time
 
 import pytest
 
-from limbeck.distributed import locked
+from limbeck.distributed import lock, locked
 from limbeck.errors import TryLaterError
-from tests.distributed.processes import live
+from tests.distributed.processes import context, live
 from tests.train.toy import ALONE
 
 
@@ -36,3 +37,29 @@ def test_a_lock_goes_with_its_process_however_it_ends(tmp_path):
     with locked(tmp_path, ALONE):
         pass
     assert TryLaterError.exit_code == 75
+
+
+def hold_elsewhere(folder):
+    """Hold a directory as a process on another machine, until a file is there and some more."""
+    lock.socket.gethostname = lambda: "another-machine"
+    with locked(folder, ALONE):
+        while not (folder / "go").exists():
+            time.sleep(0.01)
+        time.sleep(1)
+
+
+def test_a_resumed_run_waits_for_the_lock_of_a_machine_that_may_have_died(tmp_path):
+    process = context().Process(target=hold_elsewhere, args=(tmp_path,))
+    process.start()
+    while not (tmp_path / lock.OWNER).exists():
+        assert process.is_alive()
+        time.sleep(0.01)
+    with (
+        pytest.raises(TryLaterError, match=r"on another-machine .* does.* lock is on .*\.lock"),
+        locked(tmp_path, ALONE),
+    ):
+        pass
+    (tmp_path / "go").touch()
+    with locked(tmp_path, ALONE, resumes=True):
+        assert lock.holder(tmp_path).startswith(f"process {os.getpid()} ")
+    process.join()

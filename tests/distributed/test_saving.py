@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch.distributed.checkpoint import filesystem
 
+from limbeck.config import MemoryConfig
 from limbeck.distributed import StopSignals, begin_saving, latest, load_checkpoint
 from limbeck.distributed.checkpoints import step_of
 from limbeck.distributed.saving import HeldWriter
@@ -23,6 +24,7 @@ from tests.distributed.test_checkpoints import save, start, steps
 from tests.train.toy import ALONE, Listener, fingerprint, tensors, toy_pair, toy_setup
 
 BACKGROUND = {"asynchronous": True}
+AUTOMATIC = MemoryConfig(micro_batch="auto")
 plain_write = HeldWriter.write
 
 
@@ -254,3 +256,20 @@ def test_a_run_killed_while_it_saves_leaves_only_whole_checkpoints(tmp_path, siz
     distiller, _ = toy_pair()
     newest = latest(tmp_path / "checkpoints")
     assert load_checkpoint(newest, distiller, [], ALONE)["totals"]["step"] == step_of(newest)
+
+
+def saved_totals(folder):
+    state = json.loads((latest(folder / "checkpoints") / "state.json").read_text())
+    return state["facts"]["totals"]
+
+
+def train_four_steps(world, folder):
+    train(toy_setup(folder, world=world, memory=AUTOMATIC, optim={"steps": 4}))
+
+
+def test_a_micro_batch_chosen_for_two_ranks_is_chosen_again_for_one(tmp_path):
+    """Of 3 rows in a step one rank has 2 and a single process 3."""
+    on_ranks(2, train_four_steps, tmp_path)
+    assert saved_totals(tmp_path)["micro_batch"] == 2
+    train(toy_setup(tmp_path, memory=AUTOMATIC, optim={"steps": 8}, resume=True))
+    assert saved_totals(tmp_path)["micro_batch"] == 3

@@ -13,6 +13,7 @@ from limbeck.config import ObjectiveConfig
 from limbeck.distributed import World, full_weights, world
 from limbeck.errors import ConfigError
 from limbeck.experiment.parts import gather_parts
+from limbeck.experiment.trials import require_controls
 from limbeck.models import facts
 from limbeck.models.facts import files_hash
 from tests.distributed.processes import on_ranks
@@ -188,3 +189,14 @@ def test_a_base_student_of_an_instruct_teacher_needs_the_teachers_tokenizer(tmp_
     targets = parts.data.batch([0])
     assert int(targets.target_ids[0][targets.scored[0]][-1]) == end
     assert parts.vocabulary.notes == ()
+
+
+def test_a_shuffled_control_needs_two_rows_of_each_step_on_every_rank(tmp_path):
+    path = write_recipe(
+        tmp_path, evaluate={"controls": ["shuffled"]}, optim={"tokens_per_step": 96}
+    )
+    parts = gather_parts(limbeck.load(path), one_process())
+    require_controls(parts)
+    parts.world = World(1, 2, torch.device("cpu"))
+    with pytest.raises(ConfigError, match=r"the 3 rows of a step .* leave a rank of 2 with fewer"):
+        require_controls(parts)

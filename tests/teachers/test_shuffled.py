@@ -48,3 +48,15 @@ def test_a_step_of_one_row_has_no_row_before_it():
     control.prefetch([batch])
     with pytest.raises(ConfigError, match="at least two rows"):
         control.signal(batch)
+
+
+def test_padding_of_a_rank_with_fewer_rows_is_not_read_in_place_of_a_row():
+    teacher, whole = LocalTeacher(tiny_llama(2, 32)), random_batch(rows=2)
+    control, nothing = ShuffledTeacher(teacher), Batch.packed([])
+    step = [whole.part(slice(0, 1)), whole.part(slice(1, 2)), nothing]
+    control.prefetch(step)
+    first = control.signal(step[0]).distribution.logits()
+    before = replace(step[0], input_ids=whole.input_ids[1:], document_ids=whole.document_ids[1:])
+    assert torch.equal(first, teacher.signal(before).distribution.logits())
+    control.signal(step[1])
+    assert control.signal(nothing).distribution.logits().shape[0] == 0

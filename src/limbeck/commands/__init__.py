@@ -17,7 +17,7 @@ from rich.console import Console
 from typer.core import TyperCommand, TyperGroup
 
 from limbeck import __version__
-from limbeck.errors import LimbeckError, RunError, Stopped
+from limbeck.errors import ConfigError, LimbeckError, RunError, Stopped
 
 LAUNCHED = "TORCHELASTIC_RUN_ID"
 """In the environment of a process that torchrun started."""
@@ -114,6 +114,23 @@ class LazyVerbs(TyperGroup):
         return name, command if name is None else load_verb(name), rest
 
 
+def require_launcher(verb: str) -> None:
+    """Refuse one of several tasks of srun without torchrun: each would be a run of its own.
+
+    Raises:
+        ConfigError: With the line to use.
+    """
+    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
+    if tasks > 1 and "RANK" not in os.environ:
+        raise ConfigError(
+            f"Tasks of srun must be joined by torchrun, and srun started limbeck itself {tasks} "
+            "times: each would be a run of its own. Start torchrun once on each node: srun "
+            '--ntasks-per-node=1 torchrun --nnodes "$SLURM_NNODES" --nproc-per-node GPUS '
+            '--rdzv-id "$SLURM_JOB_ID" --rdzv-backend c10d --rdzv-endpoint HEAD:29500 -m limbeck '
+            f"{verb} ..., where HEAD is the first node. Start one process with srun --ntasks=1."
+        )
+
+
 def refuse_early(verb: str, words: list[str]) -> None:
     """Refuse what can be seen to be wrong before the verb's module is imported.
 
@@ -127,6 +144,8 @@ def refuse_early(verb: str, words: list[str]) -> None:
     named = [word for word in words if not word.startswith("-")]
     if {"-h", "--help"} & options or not named:
         return
+    if verb in WITH_RECIPE:
+        require_launcher(verb)
     is_recipe = named[0].endswith((".yaml", ".yml"))
     if verb == "check" and "--plan" not in options:
         return  # it lists these mistakes with all others

@@ -89,8 +89,8 @@ def not_cached(name: str, revision: str | None) -> str:
     """The message for a hub model that is neither in the cache nor within reach."""
     return (
         f"{name!r} (revision {revision or 'main'}) is no folder here, is not in the local cache, "
-        "and the Hugging Face hub is out of reach. Give the folder of a downloaded model, or start "
-        "again with a network."
+        "and the Hugging Face hub is out of reach or busy. Give the folder of a downloaded model, "
+        "or start again later."
     )
 
 

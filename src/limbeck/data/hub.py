@@ -20,8 +20,7 @@ from limbeck.tokenizers import hub_answers
 def from_hub(config: ReadConfig, cache: Path) -> Source:
     """A data set of the Hub, of the user's own cache of it, or in a folder."""
     here = expanded(config.path)
-    if not here.exists():
-        hub_answers(config.path, config.revision, kind="dataset")
+    answers = here.exists() or hub_answers(config.path, config.revision, kind="dataset")
     home = Path(datasets.config.HF_DATASETS_CACHE)
     place = None if os.access(nearest_existing(home), os.W_OK) else str(cache / "datasets")
     try:
@@ -38,7 +37,8 @@ def from_hub(config: ReadConfig, cache: Path) -> Source:
         )
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:400]
-        raise ConfigError(
+        kind = ConfigError if answers else TryLaterError
+        raise kind(
             f"data.path: {config.path!r} must be a file or folder here or a data set on the "
             f"Hugging Face hub with a split {config.split!r}"
             + (f" of the subset {config.subset!r}" if config.subset else "")

@@ -8,7 +8,8 @@ from limbeck.distributed.checkpoints import (
     prune,
     set_damaged_aside,
 )
-from limbeck.distributed.filling import fill, model_for
+from limbeck.distributed.deciding import decided
+from limbeck.distributed.filling import fill, model_for, require_same_files
 from limbeck.distributed.footprint import (
     Collective,
     Footprint,
@@ -61,6 +62,7 @@ __all__ = [
     "broadcast_object",
     "by_purpose",
     "checkpoint_name",
+    "decided",
     "fill",
     "from_main",
     "full_weights",
@@ -80,6 +82,7 @@ __all__ = [
     "prolonged",
     "prune",
     "release",
+    "require_same_files",
     "set_damaged_aside",
     "shard",
     "simulated_world",

@@ -60,12 +60,7 @@ def fill(model: CausalLM, world: World) -> None:
     """
     files = model.weight_files
     assert files is not None, "a model with weights needs none"
-    first, *others = gather_objects(files.fingerprint(), world)
-    if different := [rank for rank, other in enumerate(others, 1) if other != first]:
-        raise DataError(
-            f"Every rank must read the same weights of this {model.family} model, but the files of "
-            f"rank {different[0]} are not those of rank 0. Copy them again to that machine."
-        )
+    require_same_files(files.fingerprint(), model.family, world)
     give_memory(model.hf_model, world.home)
     tensors = dict(model.hf_model.named_parameters()) | dict(model.hf_model.named_buffers())
 
@@ -80,6 +75,20 @@ def fill(model: CausalLM, world: World) -> None:
 
     together(read, world)
     model.weight_files = None
+
+
+def require_same_files(fingerprint: str, family: str, world: World) -> None:
+    """Refuse ranks that read other weights of a model; every rank calls it.
+
+    Raises:
+        DataError: On every rank, with the first rank that differs from rank 0.
+    """
+    first, *others = gather_objects(fingerprint, world)
+    if different := [rank for rank, other in enumerate(others, 1) if other != first]:
+        raise DataError(
+            f"Every rank must read the same weights of this {family} model, but the files of rank "
+            f"{different[0]} are not those of rank 0. Copy them again to that machine."
+        )
 
 
 def give_memory(module: nn.Module, device: torch.device) -> None:

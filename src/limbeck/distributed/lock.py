@@ -9,6 +9,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from limbeck.distributed.ranks import World, together
 from limbeck.files import locked as locked_file
@@ -16,11 +17,17 @@ from limbeck.files import write_text
 
 LOCK = ".lock"
 OWNER = ".owner.json"
+LEASE_S = 120.0
+"""Seconds after which a file server has released the locks of a machine that died; of NFS 90."""
 
 
 @contextmanager
-def locked(folder: Path, world: World) -> Iterator[None]:
+def locked(folder: Path, world: World, *, resumes: bool = False) -> Iterator[None]:
     """Lock a run directory; the system releases the lock when the process ends in any way.
+
+    Args:
+        resumes: Wait for a process on another machine for up to `LEASE_S`: the machine may have
+            died, and a file server keeps its lock for a while.
 
     Raises:
         TryLaterError: Another process holds it; the message says which.
@@ -31,9 +38,13 @@ def locked(folder: Path, world: World) -> Iterator[None]:
         def acquire() -> None:
             taken = (
                 f"Only one process may use {folder} at a time, and {holder(folder)} does. Wait for "
-                "it, or choose another output."
+                f"it, or choose another output. The lock is on {folder / LOCK}; a file server may "
+                "keep the lock of a machine that died for some minutes."
             )
-            held.enter_context(locked_file(folder / LOCK, taken))
+            who = owner_of(folder)
+            is_elsewhere = who is not None and who.get("host") != socket.gethostname()
+            patience_s = LEASE_S if resumes and is_elsewhere else 0.0
+            held.enter_context(locked_file(folder / LOCK, taken, patience_s=patience_s))
             held.callback((folder / OWNER).unlink, missing_ok=True)
             write_text(folder / OWNER, json.dumps(owner()))
 
@@ -47,10 +58,18 @@ def owner() -> dict[str, str | int]:
     return {"host": socket.gethostname(), "pid": os.getpid(), "started": now}
 
 
-def holder(folder: Path) -> str:
-    """Who holds a directory, in words."""
+def owner_of(folder: Path) -> dict[str, Any] | None:
+    """Who holds a directory, or held it last and died; None where that cannot be read."""
     try:
         who = json.loads((folder / OWNER).read_text(encoding="utf-8"))
-        return f"process {who['pid']} on {who['host']} (since {who['started']})"
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError):
+        return None
+    return who if isinstance(who, dict) else None
+
+
+def holder(folder: Path) -> str:
+    """Who holds a directory, in words."""
+    who = owner_of(folder)
+    if who is None or not {"pid", "host", "started"} <= who.keys():
         return "another one"
+    return f"process {who['pid']} on {who['host']} (since {who['started']})"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.config import RunConfig, dump, read, to_plain
-from limbeck.distributed import StopSignals, locked, together
+from limbeck.distributed import StopSignals, decided, locked, together
 from limbeck.errors import ConfigError
 from limbeck.evaluate.scaling import MIN_BUDGETS, MeasuredRun
 from limbeck.experiment.run import Run
@@ -157,7 +157,7 @@ def run_pilots(
     with Run(config) as run:
         pilots = plan_pilots(run.config, count)
         require_same_recipe(pilots)
-        with StopSignals() as stop, locked(run.folder / FORECAST, run.world):
+        with StopSignals() as stop, locked(run.folder / FORECAST, run.world, resumes=True):
             train_pilots(run, pilots, stop)
         return run.config, pilots
 
@@ -181,7 +181,7 @@ def train_pilots(run: Run, pilots: Sequence[Pilot], stop: StopSignals) -> None:
         variant = runner.for_parts(replace(run.parts, config=shared))
         together(partial(write_recipe, pilot), run.world, main_only=True)
         for trial in pilot.trials:
-            if not trial.scores.exists():
+            if not decided(trial.scores.exists, run.world):
                 run.run_trial(variant, trial, resume=True)
                 gc.collect()  # models are in reference cycles, and the next trial needs memory
         together(partial(drop_weights, pilot), run.world, main_only=True)

@@ -18,8 +18,7 @@ from limbeck.config import RunConfig, dump, read
 from limbeck.distributed import (
     StopSignals,
     World,
-    barrier,
-    broadcast_object,
+    decided,
     gathered,
     locked,
     model_for,
@@ -130,9 +129,12 @@ class Run:
             Stopped: A signal came; everything is saved.
         """
         resume = resume or resume_from is not None
-        require_directory(self.folder, resume=resume, overwrite=overwrite)
-        barrier()
-        with StopSignals() as stop, locked(self.folder, self.world):
+        together(
+            lambda: require_directory(self.folder, resume=resume, overwrite=overwrite),
+            self.world,
+            main_only=True,
+        )
+        with StopSignals() as stop, locked(self.folder, self.world, resumes=resume):
             together(
                 lambda: self._prepare(resume=resume, overwrite=overwrite, resume_from=resume_from),
                 self.world,
@@ -145,19 +147,21 @@ class Run:
             if len(trials) > 1 and not self.parts.is_shared:
                 self.save_initial(initial)
             runner = TrialRunner(self.parts, initial, stop)
-            done: list[bool] = []
-            together(
-                lambda: done.extend(trial.is_done for trial in trials), self.world, main_only=True
-            )
-            done = broadcast_object(done, self.world)
+            done = decided(lambda: [trial.is_done for trial in trials], self.world)
             for trial, is_done in zip(trials, done, strict=True):
                 if not is_done:
                     self.run_trial(runner, trial, resume=resume)
                     gc.collect()  # models are in reference cycles, and the next trial needs memory
             measured = self._measure_suites(suites, trials)
-            evaluation = self._conclude(trials, measured)
-            report = write_report(self.folder) if self.is_main else None
-            require_parity(evaluation)
+            evaluation: dict[str, Any] = {}
+
+            def conclude() -> None:
+                evaluation.update(self._conclude(trials, measured))
+                write_report(self.folder)
+                require_parity(evaluation)
+
+            together(conclude, self.world, main_only=True)
+            report = self.folder / "report.html" if self.is_main else None
             return RunResult(self.folder / "student", evaluation, report)
 
     def evaluate(self, student: Path | None = None) -> dict[str, Any]:
@@ -214,14 +218,18 @@ class Run:
 
     def run_trial(self, runner: TrialRunner, trial: Trial, *, resume: bool) -> None:
         """Train a trial; progress lines are also written to its log.txt."""
-        if not self.is_main:
-            runner.run(trial, (), resume=resume)
-            return
-        trial.folder.mkdir(parents=True, exist_ok=True)
-        with (trial.folder / "log.txt").open("a", encoding="utf-8") as log:
-            consoles = (progress_console(), Console(file=log, width=200))
-            sinks: list[MetricSink] = [TerminalSink(each, trial.name) for each in consoles]
-            runner.run(trial, [*sinks, *make_sinks(self.config.track, trial.folder)], resume=resume)
+        sinks: list[MetricSink] = []
+        with ExitStack() as opened:
+
+            def open_sinks() -> None:
+                trial.folder.mkdir(parents=True, exist_ok=True)
+                log = opened.enter_context((trial.folder / "log.txt").open("a", encoding="utf-8"))
+                consoles = (progress_console(), Console(file=log, width=200))
+                sinks.extend(TerminalSink(each, trial.name) for each in consoles)
+                sinks.extend(make_sinks(self.config.track, trial.folder))
+
+            together(open_sinks, self.world, main_only=True)
+            runner.run(trial, sinks, resume=resume)
 
     def save_initial(self, folder: Path) -> None:
         """Publish the student as initialised, unless trials have it from memory or its files."""
@@ -230,9 +238,12 @@ class Run:
             return  # every trial copies it
         if student is not None and student.model.weight_files is not None:
             return  # every trial opens it again
-        if self.is_main and student is not None and manifest(folder) is None:
-            self.parts.publish_student(student.model, folder)
-        barrier()
+
+        def save() -> None:
+            if student is not None and manifest(folder) is None:
+                self.parts.publish_student(student.model, folder)
+
+        together(save, self.world, main_only=True)
 
     def _require_same_vocabulary(self, folder: Path, model: CausalLM) -> None:
         """Refuse a student whose tokenizer gives the recipe's ids another meaning."""
@@ -260,20 +271,14 @@ class Run:
         """Figures of the best student of each kind; every rank calls it."""
         if not suites:
             return {}
-        folders = (
-            {name: trial.folder for name, trial in best(trials).items()} if self.is_main else {}
-        )
-        chosen = broadcast_object({n: str(f) for n, f in folders.items()}, self.world)
+        chosen = decided(lambda: {n: str(t.folder) for n, t in best(trials).items()}, self.world)
         students = {
             n: self._open(Path(f) / "student", self.world.unsharded) for n, f in chosen.items()
         }
         return suite_figures(suites, students)
 
     def _conclude(self, trials: Sequence[Trial], measured: Mapping[str, Any]) -> dict[str, Any]:
-        """Write student, curves, metrics and examples of the best trials."""
-        if not self.is_main:
-            barrier()
-            return {}
+        """Write student, curves, metrics and examples of the best trials, on rank 0."""
         chosen = best(trials)
         main = chosen["distilled"]
         if main.folder != self.folder:
@@ -310,7 +315,6 @@ class Run:
         metrics_of = {name: lines(trial.folder / "metrics.jsonl") for name, trial in chosen.items()}
         seconds = {f"training_{name}": last_step(m)["seconds"] for name, m in metrics_of.items()}
         self._write_provenance({"finished": now(), "timing": seconds})
-        barrier()
         return evaluation
 
     def _say_notes(self) -> None:

@@ -196,7 +196,8 @@ def run_stages(
     is_main = is_main_process()
     with ExitStack() as stack:
         if is_main:  # the process group exists within a stage only
-            stack.enter_context(locked(output, World(0, 1, torch.device("cpu"))))
+            alone = World(0, 1, torch.device("cpu"))
+            stack.enter_context(locked(output, alone, resumes=resume))
         require_stages(output, stages, resume=resume, overwrite=overwrite)
         if overwrite and is_main:
             shutil.rmtree(output / "stages", ignore_errors=True)

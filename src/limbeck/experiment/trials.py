@@ -14,19 +14,20 @@ from limbeck.config import ObjectiveConfig, OptimConfig, RunConfig, to_plain
 from limbeck.config.schedules import largest, value_at
 from limbeck.distributed import (
     StopSignals,
-    broadcast_object,
     checkpoint_name,
+    decided,
     full_weights,
     gathered,
     latest,
     load_checkpoint,
     together,
 )
-from limbeck.errors import DataError
+from limbeck.errors import ConfigError, DataError
 from limbeck.evaluate.fidelity import Fidelity
 from limbeck.evaluate.rollouts import cold_start_note, rollout_figures
 from limbeck.evaluate.scores import Scores
 from limbeck.evaluate.suites import SuiteContext
+from limbeck.experiment.batches import rollout_rows
 from limbeck.experiment.equal_time import equal_time_steps
 from limbeck.experiment.opening import compute_dtype
 from limbeck.experiment.parts import Parts
@@ -197,7 +198,7 @@ class TrialRunner:
         distiller = parts.distiller(parts.take_student(self._initial), trial.objective)
         first = parts.config.output / "initial.json"
         # Rank 0 decides: a shared disk may show a file to some ranks first, and all must measure.
-        if not broadcast_object(first.exists(), parts.world):
+        if not decided(first.exists, parts.world):
             self._write_scores(first, distiller)
         parts.teacher.require(TeacherRequest(needs=distiller.objective.needs))
         takes_time = trial.name == "equal_time"
@@ -243,22 +244,24 @@ class TrialRunner:
 
     def _as_long(self, trial: Trial) -> OptimConfig:
         """The optimizer's options for as much time as the distilled student's steps took."""
-        config, steps = self._parts.config, []
+        config = self._parts.config
 
-        def find() -> None:
+        def find() -> int:
             done = best([each for each in trials_of(config) if each.name != trial.name])
             distilled, baseline = done["distilled"].folder, done["cross_entropy"].folder
             recipe_steps = config.optim.num_steps
-            steps.append(equal_time_steps(trial.folder, distilled, baseline, recipe_steps))
+            return equal_time_steps(trial.folder, distilled, baseline, recipe_steps)
 
-        together(find, self._parts.world, main_only=True)
-        return config.optim.rescaled(broadcast_object(steps, self._parts.world)[0])
+        return config.optim.rescaled(decided(find, self._parts.world))
 
     def _save(self, trial: Trial, distiller: Distiller) -> None:
         weights = full_weights(distiller.student.hf_model, self._parts.world)
-        if self._parts.world.is_main:
-            folder, parts = trial.folder / "student", self._parts
-            parts.publish_student(distiller.student, folder, weights, parts.student_dtype)
+        folder, parts = trial.folder / "student", self._parts
+        together(
+            lambda: parts.publish_student(distiller.student, folder, weights, parts.student_dtype),
+            parts.world,
+            main_only=True,
+        )
 
     def _write_scores(
         self, path: Path, distiller: Distiller, validation_scores: Scores | None = None
@@ -271,8 +274,8 @@ class TrialRunner:
                     validation_scores = self._fidelity.validation(distiller.student)
                 test_scores = self._fidelity.test(distiller.student)
                 others = {n: each.test(distiller.student) for n, each in self._others.items()}
-        if self._parts.world.is_main:
-            write_scores(path, TrialScores(validation_scores, test_scores, others))
+        scores = TrialScores(validation_scores, test_scores, others)
+        together(lambda: write_scores(path, scores), self._parts.world, main_only=True)
 
     def _evaluator(
         self, distiller: Distiller, rollouts: Rollouts | None
@@ -342,10 +345,19 @@ def fidelities(parts: Parts) -> tuple[Fidelity | None, dict[str, Fidelity]]:
 
 
 def require_controls(parts: Parts) -> None:
-    """Refuse a control that the teacher cannot serve."""
-    if "shuffled" in parts.config.evaluate.controls:
-        purpose = "evaluate.controls: the shuffled teacher reads other rows, which"
-        require_local(parts.teacher, purpose)
+    """Refuse a control that the teacher, or a rank's part of a step, cannot serve."""
+    config, ranks = parts.config, parts.world.size
+    if "shuffled" not in config.evaluate.controls:
+        return
+    require_local(parts.teacher, "evaluate.controls: the shuffled teacher reads other rows, which")
+    rows = config.optim.rows_per_step(config.data.sequence_length)
+    written = 0 if config.rollout is None else rollout_rows(config, config.rollout)
+    if written // ranks + (rows - written) // ranks < 2:
+        raise ConfigError(
+            f"evaluate.controls: shuffled exchanges the rows that a rank has of a step, at least "
+            f"2, and the {rows} rows of a step (optim.tokens_per_step / data.sequence_length) "
+            f"leave a rank of {ranks} with fewer. Raise optim.tokens_per_step, or use fewer ranks."
+        )
 
 
 def fingerprint(parts: Parts, trial: Trial) -> dict[str, Any]:

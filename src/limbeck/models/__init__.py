@@ -16,6 +16,7 @@ from limbeck.models.facts import (
     model_facts,
     num_bytes,
     shape_facts,
+    weights_fingerprint,
 )
 from limbeck.models.final_layers import FinalLayers, load_final_layers
 from limbeck.models.freezing import make_trainable, trained_facts
@@ -91,4 +92,5 @@ __all__ = [
     "shared_model",
     "sketched_model",
     "trained_facts",
+    "weights_fingerprint",
 ]

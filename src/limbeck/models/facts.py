@@ -10,6 +10,7 @@ from limbeck.errors import ConfigError
 from limbeck.files import expanded, sha256, size
 from limbeck.models.causal_lm import CausalLM
 from limbeck.models.source import ModelLocation, ModelSource, find, find_config, open_config
+from limbeck.models.weight_files import files_fingerprint
 
 
 def model_facts(source: ModelSource, model: CausalLM, *, hashed: bool = True) -> dict[str, Any]:
@@ -90,12 +91,24 @@ def loading_notes(name: str, model: CausalLM) -> tuple[str, ...]:
     )
 
 
+def weights_fingerprint(source: ModelSource) -> str:
+    """`files_fingerprint` of a model's weight files."""
+    place = find_config(source)
+    return files_fingerprint(weight_paths(place.name, place.folder))
+
+
+def weight_paths(name: str, folder: Path) -> list[Path]:
+    """A model's weight files: the .gguf file, or the folder's safetensors, sorted by name."""
+    return [Path(name)] if name.endswith(".gguf") else sorted(folder.glob("*.safetensors"))
+
+
 def files_hash(name: str, folder: Path) -> str:
     """sha256 over a model's weight files: of the .gguf file, or of the folder's safetensors.
 
     For a folder it is the hash of the lines `name sha256`, sorted by name.
     """
+    files = weight_paths(name, folder)
     if name.endswith(".gguf"):
-        return sha256(Path(name))
-    lines = [f"{p.name} {sha256(p)}\n" for p in sorted(folder.glob("*.safetensors"))]
+        return sha256(files[0])
+    lines = [f"{p.name} {sha256(p)}\n" for p in files]
     return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -57,11 +57,13 @@ class ModelLocation:
         name: What transformers is to open: a folder, a file, or a name on the hub.
         folder: Where its files are; for the hub the local copy of one commit.
         commit: The hub's commit, None for a local model.
+        is_offline: Whether the hub does not answer, and only what is cached can be used.
     """
 
     name: str
     folder: Path
     commit: str | None
+    is_offline: bool = False
 
 
 def find(source: ModelSource) -> ModelLocation:
@@ -158,7 +160,7 @@ def on_hub(source: ModelSource) -> ModelLocation:
         raise TryLaterError(
             f"The hub did not hand out {where}: {first_line(error)} Start again later."
         ) from error
-    return ModelLocation(source.path, config.parent, config.parent.name)
+    return ModelLocation(source.path, config.parent, config.parent.name, not answers)
 
 
 def open_config(source: ModelSource, place: ModelLocation) -> PreTrainedConfig:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 
 from limbeck.errors import TryLaterError
 from limbeck.models.source import ModelLocation, first_line
-from limbeck.tokenizers.load import hub_answers
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -80,24 +79,31 @@ class WeightFiles:
         return replace(self, tensors=kept)
 
     def fingerprint(self) -> str:
-        """sha256 over sizes, headers and samples of the files; differs for other weights.
-
-        It compares copies on several machines; `files_hash` identifies a model.
-        """
-        digest = hashlib.sha256()
-        for path in sorted({path for path, _ in self.tensors.values()}):
-            size = path.stat().st_size
-            digest.update(f"{path.name} {size}\n".encode())
-            with path.open("rb") as file:
-                header = int.from_bytes(file.read(8), "little")
-                digest.update(file.read(header))
-                for sample in range(SAMPLES):
-                    file.seek(8 + header + (size - 8 - header) * sample // SAMPLES)
-                    digest.update(file.read(SAMPLE_BYTES))
-        return digest.hexdigest()
+        """`files_fingerprint` of the files."""
+        return files_fingerprint({path for path, _ in self.tensors.values()})
 
     def _rounded(self, tensor: Tensor) -> Tensor:
         return tensor if self.rounded_to is None else tensor.to(self.rounded_to)
+
+
+def files_fingerprint(paths: Iterable[Path]) -> str:
+    """sha256 over sizes, headers and samples of weight files; differs for other weights.
+
+    It compares copies on several machines; `files_hash` identifies a model.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(paths):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}\n".encode())
+        with path.open("rb") as file:
+            is_safetensors = path.suffix == ".safetensors"
+            begin = 8 + int.from_bytes(file.read(8), "little") if is_safetensors else 0
+            file.seek(0)
+            digest.update(file.read(begin))
+            for sample in range(SAMPLES):
+                file.seek(begin + (size - begin) * sample // SAMPLES)
+                digest.update(file.read(SAMPLE_BYTES))
+    return digest.hexdigest()
 
 
 def find_weights(place: ModelLocation, hf_model: PreTrainedModel) -> tuple[WeightFiles, list[str]]:
@@ -228,9 +234,8 @@ def fetched(place: ModelLocation, name: str) -> Path | None:
         path = place.folder / name
         return path if path.is_file() else None
     try:
-        answers = hub_answers(place.name, place.commit)
         local = hf_hub_download(
-            place.name, name, revision=place.commit, local_files_only=not answers
+            place.name, name, revision=place.commit, local_files_only=place.is_offline
         )
     except EntryNotFoundError:
         return None

@@ -16,6 +16,7 @@ from limbeck.distributed import (
     gather_root,
     model_for,
     release,
+    require_same_files,
     shard,
 )
 from limbeck.errors import ConfigError
@@ -37,6 +38,7 @@ from limbeck.models import (
     quantized,
     require_bitsandbytes,
     shape_facts,
+    weights_fingerprint,
 )
 from limbeck.teachers.base import (
     DISTRIBUTION,
@@ -67,6 +69,7 @@ class LocalTeacher(Teacher):
         info: TeacherInfo | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         whole: Callable[[], CausalLM] | None = None,
+        fingerprint: str | None = None,
     ) -> None:
         """
         Args:
@@ -75,8 +78,10 @@ class LocalTeacher(Teacher):
             info: Its name, hash and shape; the shape alone by default.
             tokenizer: Its tokenizer, if anything will ask for it.
             whole: See the class.
+            fingerprint: Of its weight files, if each of several ranks has loaded all of them.
         """
         self.whole = whole
+        self._fingerprint = fingerprint
         self.model = model.eval().requires_grad_(False)
         self._info = info or TeacherInfo.from_json(
             {**shape_facts(model), "max_positions": model.max_positions}
@@ -154,7 +159,13 @@ class LocalTeacher(Teacher):
         abandon_pass(self.model)
 
     def shard(self, world: World) -> None:
-        """Spread the model over the ranks, unless it is quantised; it computes in its own type."""
+        """Spread the model over the ranks, unless it is quantised; it computes in its own type.
+
+        Raises:
+            DataError: Other ranks have loaded other weights.
+        """
+        if self._fingerprint is not None:
+            require_same_files(self._fingerprint, self.model.family, world)
         if self.whole is None:
             shard(self.model, self.model.blocks, world)
         shared_hash = broadcast_object(self._info.weights_sha256, world)
@@ -217,6 +228,7 @@ def online(
         **model_facts(source, model, hashed=world.reads_files),
         "max_positions": model.max_positions,
     }
+    is_copied = world.size > 1 and not world.simulated and model.weight_files is None
     if quantize is not None:
         model = quantized(model, quantize, world.device)
         facts |= {"quantized": quantize, "bytes": num_bytes(model)}
@@ -226,4 +238,5 @@ def online(
         info=TeacherInfo.from_json(facts),
         tokenizer=tokenizer,
         whole=None if quantize is None else whole,
+        fingerprint=weights_fingerprint(source) if is_copied else None,
     )

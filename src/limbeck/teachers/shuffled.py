@@ -47,11 +47,11 @@ class ShuffledTeacher(WrappingTeacher):
         Called once for each micro-batch of `prefetch`, in their order.
 
         Raises:
-            ConfigError: The step has a single row on this rank.
+            ConfigError: The step has a single row of text on this rank.
         """
         place, self._place = self._place, self._place + 1
         assert self._step[place].input_ids.shape == batch.input_ids.shape, "another micro-batch"
-        if sum(map(len, self._step)) < 2:
+        if sum(len(text_rows(each)) for each in self._step) == 1:
             raise ConfigError(
                 "evaluate.controls: the shuffled teacher needs at least two rows in each step of a "
                 "rank, and there is one. Raise optim.tokens_per_step."
@@ -67,9 +67,10 @@ def rolled(step: Sequence[Batch], place: int) -> Batch:
         place: The micro-batch.
     """
     own = step[place]
-    first = sum(map(len, step[:place]))
-    rows = [(batch, row) for batch in step for row in range(len(batch))]
-    before = [rows[first + i - 1] for i in range(len(own))]
+    first = sum(len(text_rows(batch)) for batch in step[:place])
+    rows = [(batch, row) for batch in step for row in text_rows(batch)]
+    earlier = {row: rows[first + i - 1] for i, row in enumerate(text_rows(own))}
+    before = [earlier.get(row, (own, row)) for row in range(len(own))]
     width = own.input_ids.shape[1]
 
     def taken(name: str, filler: int) -> Tensor:
@@ -88,6 +89,11 @@ def rolled(step: Sequence[Batch], place: int) -> Batch:
         document_ids=taken("document_ids", -1),
         weights=own.weights,
     )
+
+
+def text_rows(batch: Batch) -> list[int]:
+    """The rows that are not padding only, which a rank with fewer rows than another has."""
+    return [row for row, ids in enumerate(batch.document_ids.tolist()) if max(ids) >= 0]
 
 
 def fitted(line: Tensor, width: int, filler: int) -> Tensor:

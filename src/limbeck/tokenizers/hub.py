@@ -7,27 +7,32 @@ from typing import Literal
 from huggingface_hub import HfApi
 from huggingface_hub.errors import (
     GatedRepoError,
-    HfHubHTTPError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
 
-from limbeck.errors import ConfigError, TryLaterError
+from limbeck.errors import ConfigError
 
 TIMEOUT_S = 20
+
+ANSWERED: set[tuple[str, str, str | None]] = set()
+"""What the hub has answered for in this process. It counts requests, and every rank asks."""
 
 
 def hub_answers(
     name: str, revision: str | None, *, kind: Literal["model", "dataset"] = "model"
 ) -> bool:
-    """Whether the hub can be asked for a model or data set; False when it is out of reach.
+    """Whether the hub hands out a model or data set; False when it is out of reach or busy.
 
-    Asked once before the libraries are, which retry an absent network for most of a minute.
+    Asked once before the libraries are, which retry an absent network for most of a minute. What is
+    cached here may serve without the hub.
 
     Raises:
         ConfigError: The hub knows nothing of that name or revision, or may not hand it out.
-        TryLaterError: The hub is busy.
     """
+    asked = (kind, name, revision)
+    if asked in ANSWERED:
+        return True
     try:
         HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=TIMEOUT_S)
     except GatedRepoError as error:
@@ -41,13 +46,7 @@ def hub_answers(
             f"{name!r}{at} must be a path here or a {kind} on the Hugging Face hub, and is "
             "neither. Check the spelling; for a private one log in with `hf auth login`."
         ) from error
-    except HfHubHTTPError as error:
-        if error.response.status_code == 429 or error.response.status_code >= 500:
-            raise TryLaterError(
-                f"The Hugging Face hub refuses for now to hand out {name} "
-                f"(status {error.response.status_code}). Start again later."
-            ) from error
+    except Exception:  # offline, no name service, a proxy, too many requests
         return False
-    except Exception:  # offline, no name service, a proxy: what is cached here may still serve
-        return False
+    ANSWERED.add(asked)
     return True

@@ -30,7 +30,7 @@ def load_tokenizer(
 
     Raises:
         ConfigError: It does not exist, is not readable, or is not a fast tokenizer.
-        TryLaterError: The hub refuses for now, or is out of reach.
+        TryLaterError: It is not cached, and the hub is out of reach or busy.
     """
     here = expanded(path)
     if here.is_file() and here.suffix == ".gguf":
@@ -71,7 +71,8 @@ def why_not(path: str, is_folder: bool, offline: bool, error: Exception) -> str:
     if offline:
         return (
             f"{path!r} is no folder here, is not in the local cache, and the Hugging Face hub is "
-            f"out of reach: {reason} Go online once, or give the folder of a downloaded model."
+            f"out of reach or busy: {reason} Start again later, or give the folder of a downloaded "
+            "model."
         )
     return f"The tokenizer of {path} could not be opened: {reason}"
 

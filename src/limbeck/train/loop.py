@@ -123,7 +123,8 @@ class Loop:
             self.totals = Totals(**facts["totals"])
             self._forget_lost_best()
             self._resumed_from = self._checkpointer.saved_at = self.totals.step
-        if not self.totals.micro_batch or setup.memory.micro_batch != "auto":
+        if self.totals.ranks != setup.world.size or setup.memory.micro_batch != "auto":
+            self.totals.ranks = setup.world.size
             self.totals.micro_batch = choose_micro_batch(
                 setup.memory,
                 setup.distiller.student,
@@ -131,8 +132,7 @@ class Loop:
                 sequence_length=setup.sequence_length,
                 most_rows=self._most_rows,
             )
-        for sink in self._sinks:
-            sink.begin(self.totals.step, setup.optim.num_steps)
+        together(self._begin_sinks, setup.world, main_only=True)
         setup.distiller.train()
         for text in damaged:
             self._say(kind="note", step=self.totals.step, text=f"damaged checkpoint {text}")
@@ -141,6 +141,10 @@ class Loop:
             if more:
                 text += f", with {more} more steps; the learning rate follows the longer schedule"
             self._say(kind="note", step=self.totals.step, text=text)
+
+    def _begin_sinks(self) -> None:
+        for sink in self._sinks:
+            sink.begin(self.totals.step, self._setup.optim.num_steps)
 
     def _forget_lost_best(self) -> None:
         """Choose the best anew if its checkpoint is gone, removed for a better one of a later step.

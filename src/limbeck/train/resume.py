@@ -22,6 +22,7 @@ class Totals:
         since_best: Evaluations after that step.
         bad_in_row: Number of consecutive non-finite steps up to now.
         micro_batch: Rows of a micro-batch; it does not change the step, but its last bits.
+        ranks: For so many ranks it was chosen.
     """
 
     step: int = 0
@@ -32,6 +33,7 @@ class Totals:
     since_best: int = 0
     bad_in_row: int = 0
     micro_batch: int = 0
+    ranks: int = 0
 
     def facts(self) -> dict[str, Any]:
         """As JSON."""
