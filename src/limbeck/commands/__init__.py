@@ -30,7 +30,7 @@ READER_LEFT = 1
 use for it."""
 
 VERBS = {
-    "demo": "Distil a small model on this machine in 10 to 15 minutes, and open the report.",
+    "demo": "Distil a small model on this machine in about 5 minutes, and open the report.",
     "peek": "Show which tokens a teacher (and a student) find likely after every token of a text.",
     "check": "Verify models, text and objective before training; estimate memory and time.",
     "shrink": "Prune a teacher into a student, by measured importance.",
@@ -68,7 +68,7 @@ The student is trained on the teacher's probability of every token at every
 position, not only on the next token of a text. A run writes a student in
 safetensors and a report that compares it with its teacher.
 
-  limbeck demo                            a first run, 10 to 15 minutes
+  limbeck demo                            a first run, about 5 minutes
   limbeck peek TEACHER "a text"           the tokens a teacher finds likely
   limbeck distill TEACHER STUDENT DATA    write a recipe and run it
   limbeck distill recipe.yaml a.b=value   run a recipe, one option changed

@@ -48,7 +48,7 @@ def demo(
         ),
     ] = 1,
 ) -> None:
-    """Distil a small model on this machine in 10 to 15 minutes, and open the report.
+    """Distil a small model on this machine in about 5 minutes, and open the report.
 
     A 135-million-parameter chat model is the teacher. Its student starts as the same model without
     half of its layers, which makes it unusable, and is distilled from the teacher's
