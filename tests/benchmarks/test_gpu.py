@@ -13,7 +13,8 @@ ROOT = Path(__file__).parent.parent.parent
 
 def make_gpu(*options: object) -> subprocess.CompletedProcess[str]:
     """The last command of `make gpu` with other options, in an environment without a path."""
-    plain = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    inherited = ("PYTHONPATH", "MAKEFLAGS", "MAKELEVEL", "MFLAGS")
+    plain = {name: value for name, value in os.environ.items() if name not in inherited}
     dry = ["make", "-n", "gpu", f"VENV={sys.prefix}"]
     shown = subprocess.run(dry, check=True, cwd=ROOT, env=plain, capture_output=True, text=True)
     command, _ = shown.stdout.splitlines()[-1].split(" --out ")

@@ -16,17 +16,32 @@ PATIENCE_S = 120
 def context() -> ForkServerContext:
     """A server that imports once and forks quickly; it has no threads when it does."""
     server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["tests.one_thread", "tests.train.toy", "limbeck.commands.check"])
+    server.set_forkserver_preload(["tests.train.toy", "limbeck.commands.check"])
     return server
+
+
+def renew_threads() -> None:
+    """Call it first in a forked process.
+
+    The first use of torch's pool of threads after a fork makes a new one. Threads of autograd that
+    did this at the same time ended the process with "Invalid thread pool".
+    """
+    torch.set_num_threads(1)
 
 
 def live(function: Callable[..., None], *args: object) -> int:
     """Run a function in a process of its own; returns its exit code, minus a signal's number."""
-    process = context().Process(target=function, args=args)
+    process = context().Process(target=forked, args=(function, *args))
     process.start()
     process.join(PATIENCE_S)
     assert process.exitcode is not None, "the process hangs"
     return process.exitcode
+
+
+def forked(function: Callable[..., None], *args: object) -> None:
+    """Run a function in a process that was just forked."""
+    renew_threads()
+    function(*args)
 
 
 def on_ranks(
@@ -79,6 +94,7 @@ def launched(size: int, function: Callable[..., None], *args: object) -> list[in
 
 def launch(rank: int, size: int, port: int, function: Callable[..., None], *args: object) -> None:
     """Be one of torchrun's workers."""
+    renew_threads()
     os.environ.update(
         MASTER_ADDR="localhost",
         MASTER_PORT=str(port),
