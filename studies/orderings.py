@@ -247,29 +247,29 @@ COLOURS = {"holds": "tab:green", "the reverse holds": "tab:red"}
 
 def draw(found: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
     """The difference of each claim with its interval, a panel a study, as SVG."""
-    plt.rcParams["svg.fonttype"] = "none"  # a viewer's own letters
-    sizes = [len(claims) for claims in found.values()]
-    figure, panels = plt.subplots(
-        len(found),
-        figsize=(9, 0.32 * sum(sizes) + 0.9 * len(found)),
-        squeeze=False,
-        gridspec_kw={"height_ratios": sizes},
-        layout="constrained",
-    )
-    for axis, (name, claims) in zip(panels[:, 0], found.items(), strict=True):
-        labels = [
-            f"{c['metric'].replace('_', ' ')}: {c['smaller']} < {c['larger']}" for c in claims
-        ]
-        for at, claim in enumerate(claims):
-            ends, colour = claim["difference"], COLOURS.get(claim["verdict"], "tab:grey")
-            axis.plot([ends["low"], ends["high"]], [at, at], color=colour)
-            axis.plot(ends["value"], at, "o", color=colour, markersize=4)
-        axis.axvline(0, color="black", linewidth=0.8)
-        axis.set_yticks(range(len(labels)), labels, fontsize=8)
-        axis.set(ylim=(len(labels) - 0.4, -0.6), title=name)
-        axis.tick_params(axis="x", labelsize=8)
-    figure.savefig(path, metadata={"Date": None})
-    plt.close(figure)
+    with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "orderings"}):
+        sizes = [len(claims) for claims in found.values()]
+        figure, panels = plt.subplots(
+            len(found),
+            figsize=(9, 0.32 * sum(sizes) + 0.9 * len(found)),
+            squeeze=False,
+            gridspec_kw={"height_ratios": sizes},
+            layout="constrained",
+        )
+        for axis, (name, claims) in zip(panels[:, 0], found.items(), strict=True):
+            labels = [
+                f"{c['metric'].replace('_', ' ')}: {c['smaller']} < {c['larger']}" for c in claims
+            ]
+            for at, claim in enumerate(claims):
+                ends, colour = claim["difference"], COLOURS.get(claim["verdict"], "tab:grey")
+                axis.plot([ends["low"], ends["high"]], [at, at], color=colour)
+                axis.plot(ends["value"], at, "o", color=colour, markersize=4)
+            axis.axvline(0, color="black", linewidth=0.8)
+            axis.set_yticks(range(len(labels)), labels, fontsize=8)
+            axis.set(ylim=(len(labels) - 0.4, -0.6), title=name)
+            axis.tick_params(axis="x", labelsize=8)
+        figure.savefig(path, metadata={"Date": None})
+        plt.close(figure)
 
 
 def arguments() -> argparse.Namespace:

@@ -55,11 +55,14 @@ def with_a_late_rank(rank, port, late_s, words):
         broadcast_object("what rank 0 decides", here)
 
 
-def one_world_after_another():
+def one_world_after_another(own_port=None):
+    if own_port is not None:  # without torchrun rank 0 serves the store
+        del os.environ["TORCHELASTIC_USE_AGENT_STORE"]
+        os.environ["MASTER_PORT"] = str(own_port)
     for stage in range(2):
         if stage and os.environ["RANK"] == "0":
             time.sleep(1)  # the others look for it, and must not find where it was before
-        with world(torch.device("cpu"), timeout_s=20) as here:
+        with world(torch.device("cpu"), timeout_s=20 + stage) as here:
             assert broadcast_object(stage, here) == stage
 
 
@@ -82,6 +85,10 @@ def test_every_group_of_a_mesh_has_the_recipes_time_out(size, replicate, shape):
 def test_ranks_join_one_world_after_another():
     """As the stages of a recipe do; torchrun's store keeps the keys of the first world."""
     assert launched(2, one_world_after_another) == [0, 0]
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        own_port = free.getsockname()[1]
+    assert launched(2, one_world_after_another, own_port) == [0, 0]
 
 
 @pytest.mark.parametrize(

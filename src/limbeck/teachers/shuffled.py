@@ -93,7 +93,8 @@ def rolled(step: Sequence[Batch], place: int) -> Batch:
 
 def text_rows(batch: Batch) -> list[int]:
     """The rows that are not padding only, which a rank with fewer rows than another has."""
-    return [row for row, ids in enumerate(batch.document_ids.tolist()) if max(ids) >= 0]
+    has_text = (batch.document_ids >= 0).any(dim=1)
+    return [row for row, has in enumerate(has_text.tolist()) if has]
 
 
 def fitted(line: Tensor, width: int, filler: int) -> Tensor:
