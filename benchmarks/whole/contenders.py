@@ -1,6 +1,6 @@
 """One step of forward KL at T = 1, as limbeck, a plain loop and TRL take it.
 
-Every contender gets a student and a teacher of its own or shared, takes AdamW steps with the same
+Every contender gets a student and a teacher of its own, takes AdamW steps with the same
 rate, betas and clipping on the same windows, and returns the loss, so that losses can be compared.
 """
 
@@ -19,7 +19,7 @@ from limbeck.config import ObjectiveConfig, OptimConfig
 from limbeck.distributed import World, shard
 from limbeck.layer_map import LayerMap
 from limbeck.losses import PairShapes, build_objective
-from limbeck.models import CausalLM, Distiller, compile_blocks, copied_model
+from limbeck.models import CausalLM, Distiller, compile_blocks
 from limbeck.teachers import LocalTeacher
 from limbeck.train import train_step
 from limbeck.train.optimizers import make_optimizers
@@ -37,8 +37,7 @@ def limbeck(student: CausalLM, teacher: CausalLM, world: World, dtype: torch.dty
     distiller = Distiller(student, objective).to(world.device).train()
     frozen = LocalTeacher(teacher, objective.needs)
     frozen.shard(world)
-    if world.mesh is not None:
-        shard(distiller, student.blocks, world, compute_dtype=dtype)
+    shard(distiller, student.blocks, world, compute_dtype=dtype)
     optim = OptimConfig(learning_rate=RATE, steps=1, betas=BETAS)
     optimizers = make_optimizers(distiller, optim, RATE, world.device)
 
@@ -50,12 +49,10 @@ def limbeck(student: CausalLM, teacher: CausalLM, world: World, dtype: torch.dty
 
 
 def compiled(student: CausalLM, teacher: CausalLM, world: World, dtype: torch.dtype) -> Step:
-    """The same with `memory.compile: true`, on a teacher of its own: the others share theirs."""
-    weights, kind = teacher.hf_model.state_dict(), teacher.hf_model.dtype
-    own = copied_model(teacher.config, weights, device=world.device, dtype=kind)
-    for model in (student, own):
+    """The same with `memory.compile: true`."""
+    for model in (student, teacher):
         compile_blocks(model)
-    return limbeck(student, own, world, dtype)
+    return limbeck(student, teacher, world, dtype)
 
 
 def plain(student: CausalLM, teacher: CausalLM, world: World, dtype: torch.dtype) -> Step:

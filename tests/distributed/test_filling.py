@@ -12,12 +12,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from limbeck.distributed import fill, full_weights, gathered, shard, sharding
 from limbeck.errors import DataError
+from limbeck.heap import freed_memory_returned
 from limbeck.layer_map import LayerMap
 from limbeck.losses import PairShapes, build_objective
 from limbeck.models import (
     Distiller,
     ModelSource,
-    freed_memory_returned,
     load_model,
     loading_notes,
     open_model,

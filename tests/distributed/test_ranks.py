@@ -19,10 +19,8 @@ from tests.distributed.processes import context, launched, served_store
     ("options", "shape"),
     [
         ((), None),
-        (("none", "float32"), None),
+        (("none",), None),
         (("always",), (1,)),
-        (("auto", "bfloat16"), (1,)),
-        (("none", "bfloat16"), (1, 1)),
     ],
 )
 def test_one_process_has_a_mesh_where_the_recipe_asks_for_what_only_fsdp2_does(options, shape):

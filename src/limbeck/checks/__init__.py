@@ -11,7 +11,7 @@ from limbeck.checks.cluster import (
     passes_of_a_rank,
 )
 from limbeck.checks.hardware import HARDWARE, Hardware, read_hardware
-from limbeck.checks.number_format import bfloat16_gain, number_format_notes
+from limbeck.checks.number_format import IN_BFLOAT16, WORTH_IT, bfloat16_gain, number_format_notes
 from limbeck.checks.plan import Cluster, Fix, Plan, make_plan, plan_findings
 from limbeck.checks.proof import Finding, Proof
 from limbeck.checks.prove import prove, prove_unlike
@@ -20,8 +20,10 @@ from limbeck.checks.text import Excerpt, quantized_reads_as_well, text_notes, tr
 __all__ = [
     "COMPUTE_SHARE",
     "HARDWARE",
+    "IN_BFLOAT16",
     "LINK_SHARE",
     "RESERVED_BYTES",
+    "WORTH_IT",
     "Case",
     "Cluster",
     "Excerpt",

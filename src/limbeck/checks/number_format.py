@@ -15,6 +15,9 @@ SHAPE = (512, 576, 1536)
 WORTH_IT = 1.5
 """How many times as fast bfloat16 must be to be mentioned."""
 
+IN_BFLOAT16 = ("parallel.compute_dtype=bfloat16", "teacher.dtype=bfloat16")
+"""What computes both models in it; the student's weights, gradients and losses stay in float32."""
+
 
 def bfloat16_gain() -> float:
     """How many times as fast as float32 this CPU multiplies bfloat16 matrices; 0 without a unit.
@@ -44,6 +47,6 @@ def number_format_notes(gain: float) -> list[str]:
         return []
     return [
         f"This CPU multiplies matrices {gain:.1f} times as fast in bfloat16 as in float32, and the "
-        "run computes in float32. Try parallel.compute_dtype=bfloat16 and teacher.dtype=bfloat16; "
+        f"run computes in float32. Try {' and '.join(IN_BFLOAT16)}; "
         "weights, gradients and losses stay in float32."
     ]

@@ -46,10 +46,10 @@ from limbeck.experiment import Run, assemble
 from limbeck.experiment import schema as recipe_schema
 from limbeck.experiment.cluster import plan_elsewhere
 from limbeck.experiment.loading import problems
-from limbeck.experiment.opening import compute_dtype
 from limbeck.experiment.parts import Parts
 from limbeck.experiment.trials import trials_of
 from limbeck.files import size
+from limbeck.models import choose_dtype
 from limbeck.report.words import duration
 from limbeck.teachers import find_cross, find_local, require_local
 from limbeck.train.micro_batch import choose_micro_batch, free_bytes
@@ -203,10 +203,9 @@ def tell(run: Run, *, as_json: bool) -> list[str]:
 
 def is_float32_on_cpu(parts: Parts) -> bool:
     """Whether the student is computed in float32 on a CPU."""
-    return (
-        parts.world.device.type == "cpu"
-        and compute_dtype(parts.config, parts.world) == torch.float32
-    )
+    device = parts.world.device
+    dtype = choose_dtype(parts.config.parallel.compute_dtype, device)
+    return device.type == "cpu" and dtype == torch.float32
 
 
 def plan_of(run: Run, case: Any) -> Plan:

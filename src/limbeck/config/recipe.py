@@ -303,8 +303,7 @@ class ParallelConfig:
     that one rank does alone: downloading, tokenising, saving."""
     compute_dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """Format the student computes in; its weights, gradients and optimizer state are float32.
-    `auto` takes bfloat16 on CUDA devices that have it, and float32 elsewhere. `bfloat16` shards a
-    single process's models as well, because FSDP2 casts the weights."""
+    `auto` takes bfloat16 on CUDA devices that have it, and float32 elsewhere."""
     teacher: Literal["shard", "replicate", "offload"] = "shard"
     """`shard` spreads the teacher as the student. `replicate` keeps all of it on each rank, so that
     its forward pass sends nothing. `offload` keeps each rank's shards in host memory, and copies

@@ -110,7 +110,6 @@ class World:
 def world(
     device: torch.device,
     shard: str = "auto",
-    compute_dtype: str = "auto",
     timeout_s: int = TIMEOUT_S,
     replicate: int = 1,
 ) -> Iterator[World]:
@@ -120,7 +119,6 @@ def world(
         device: What to compute on; with several CUDA ranks each takes its own card.
         shard: `auto` shards models over all ranks, `none` keeps a whole copy on each; `always`
             makes a mesh for a single process on a CPU too.
-        compute_dtype: `bfloat16` does so as well, because it is FSDP2 that casts the weights.
         timeout_s: Seconds after which a collective that some rank did not join fails.
         replicate: Copies of the models, each sharded over a part of the ranks.
 
@@ -129,15 +127,15 @@ def world(
         RunError: Another rank did not come to a collective in time, or ended.
     """
     launched = "RANK" in os.environ and "WORLD_SIZE" in os.environ
-    sharded = launched or device.type == "cuda" or shard == "always" or compute_dtype == "bfloat16"
+    sharded = launched or device.type == "cuda" or shard == "always"
     if not sharded:
         require_divided(1, replicate)
         yield World(0, 1, device)
         return
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(
-            "torchrun, parallel.shard=always and parallel.compute_dtype=bfloat16 need CPU or CUDA, "
-            f"got device {device.type!r}. Set device=cpu, or use none of the three."
+            "torchrun and parallel.shard=always need CPU or CUDA, "
+            f"got device {device.type!r}. Set device=cpu, or use neither."
         )
     if launched and device.type == "cuda":
         device = own_card()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -21,9 +22,11 @@ from torch.distributed.fsdp import (
 from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultReduceScatter
 from torch.distributed.tensor import DTensor
 
+from limbeck.distributed.casting import cast, compute_in
 from limbeck.distributed.filling import fill, prove, unfilled
 from limbeck.distributed.ranks import World
-from limbeck.models import CausalLM, freed_memory_returned
+from limbeck.heap import freed_memory_returned
+from limbeck.models import CausalLM
 
 
 def shard(
@@ -36,6 +39,7 @@ def shard(
 ) -> None:
     """Shard a module over all ranks: each block, each embedding, and the rest with the root.
 
+    Without a mesh it is only told the narrower format it is to compute in, which `cast` applies.
     A model that `open_model` left on the meta device is then read from its files, each rank its
     own rows, and its head and packing are proven.
 
@@ -48,7 +52,7 @@ def shard(
     Args:
         module: The root: FSDP2 gathers weights when the forward pass of *this* module begins.
         blocks: Its decoder blocks.
-        world: The ranks; without a mesh nothing happens. With `offload` nothing is to be trained.
+        world: The ranks. With `offload` nothing is to be trained.
         compute_dtype: Type of the gathered weights and of the computation; gradients are summed in
             float32. None computes in the weights' own.
         reduce_dtype: Type in which gradients are sent to be summed over the ranks of a shard group.
@@ -56,6 +60,7 @@ def shard(
     waiting = unfilled(module)
     if world.mesh is None:
         assert not waiting, "only a sharded model may leave its weights in their files"
+        compute_in(module, compute_dtype)
         return
     summed_in = torch.float32 if compute_dtype in (torch.bfloat16, torch.float16) else None
     # Inputs stay as they are: a teacher's log-probabilities and token weights must reach the loss
@@ -70,7 +75,7 @@ def shard(
         wrap(block)
     for model in module.modules():
         if isinstance(model, CausalLM):
-            model.device = world.device
+            model.device, model.compute_dtype = world.device, compute_dtype
             for embedding in model.own_embeddings:
                 wrap(embedding).set_unshard_in_backward(False)
     wrap(module, reshard_after_forward=False)
@@ -94,7 +99,7 @@ def write_alone(model: CausalLM) -> None:
     With FSDP2's mark it sums over all ranks after each token whether one still writes, and waits
     for ranks that have nothing to write. It alone reads the mark of a model that is not compiled.
     """
-    cast(Any, model.hf_model)._is_fsdp_managed_module = False
+    typing.cast(Any, model.hf_model)._is_fsdp_managed_module = False
 
 
 def become_root(module: nn.Module) -> None:
@@ -137,16 +142,16 @@ def gathered(*modules: nn.Module) -> Iterator[None]:
 
     Evaluation runs `distiller.student`, and generation its decoder: neither begins with the root's
     forward pass. Every rank must then make the same calls, because blocks still gather their own.
-    Modules that are not sharded stay as they are.
+    The weights of modules that are not sharded are cast.
     """
     sharded = [module for module in modules if isinstance(module, FSDPModule)]
-    for root in sharded:
-        root.unshard()
-    try:
-        yield
-    finally:
+    with ExitStack() as stack:
+        for module in modules:
+            stack.enter_context(cast(module))
         for root in sharded:
-            release(root)
+            stack.callback(release, root)
+            root.unshard()
+        yield
 
 
 @contextmanager
@@ -154,7 +159,7 @@ def unsharded(root: nn.Module) -> Iterator[None]:
     """A context in which every rank holds all weights of a module, blocks included.
 
     Ranks may then make different numbers of calls, as when texts end after different numbers of
-    tokens. It takes memory for the whole module. Modules that are not sharded stay as they are.
+    tokens. It takes memory for the whole module. Weights of one that is not sharded are cast.
 
     Args:
         root: What `shard` was called with.
@@ -164,7 +169,8 @@ def unsharded(root: nn.Module) -> Iterator[None]:
         part.set_reshard_after_forward(False, recurse=False)
         part.unshard()
     try:
-        yield
+        with cast(root):
+            yield
     finally:
         for part in parts:
             part.set_reshard_after_forward(part is not root, recurse=False)

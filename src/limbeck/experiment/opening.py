@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
-
 from limbeck.config import RunConfig
 from limbeck.distributed import World
-from limbeck.models import choose_dtype, loading_notes
+from limbeck.models import loading_notes
 from limbeck.registry import type_of
 from limbeck.students import InitialStudent, reads_teacher
 
@@ -41,13 +39,6 @@ def opening_worlds(config: RunConfig, world: World) -> OpeningWorlds:
             "folder: {type: pretrained, path: ...}."
         )
     return OpeningWorlds(teacher, student, tuple(notes))
-
-
-def compute_dtype(config: RunConfig, world: World) -> torch.dtype:
-    """Format a student computes in: `parallel.compute_dtype` where FSDP2 casts, else float32."""
-    if world.mesh is None:
-        return torch.float32
-    return choose_dtype(config.parallel.compute_dtype, world.device)
 
 
 def whole_loads(student: InitialStudent, opened: OpeningWorlds, world: World) -> tuple[str, ...]:

@@ -43,7 +43,7 @@ from limbeck.experiment.batches import (
     require_generation,
     require_same_ends,
 )
-from limbeck.experiment.opening import compute_dtype, opening_worlds, whole_loads
+from limbeck.experiment.opening import opening_worlds, whole_loads
 from limbeck.experiment.text import data_notes, epochs_note, held_out_facts, with_steps
 from limbeck.files import publish
 from limbeck.layer_map import LayerMap
@@ -261,7 +261,8 @@ def new_student(config: RunConfig, teacher: Teacher, opened: World, world: World
         make_trainable(student.model, config.trainable, config.seed)
     student, lora = agreed(student, world), config.trainable.lora
     if lora is not None and lora.quantize is not None:
-        pack(student.model, lora.quantize, world.device, compute_dtype(config, world))
+        dtype = choose_dtype(config.parallel.compute_dtype, world.device)
+        pack(student.model, lora.quantize, world.device, dtype)
     return student
 
 

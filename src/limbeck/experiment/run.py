@@ -52,6 +52,7 @@ from limbeck.experiment.trials import (
     trials_of,
 )
 from limbeck.files import MANIFEST, manifest, publish, write_text
+from limbeck.heap import freed_memory_kept
 from limbeck.models import CausalLM, ModelSource, choose_device, rounds_weights
 from limbeck.report.run_files import last_step, lines
 from limbeck.report.run_report import write_report
@@ -86,7 +87,6 @@ class Run:
                 world(
                     choose_device(config.device),
                     config.parallel.shard,
-                    config.parallel.compute_dtype,
                     config.parallel.timeout_s,
                     config.parallel.replicate,
                 )
@@ -94,6 +94,7 @@ class Run:
             self.parts: Parts = gather_parts(config, self.world)
             require_exports(config, self.parts)
             require_controls(self.parts)
+            stack.enter_context(freed_memory_kept(self.world.device))
             self._stack = stack.pop_all()
         self.config = self.parts.config
 

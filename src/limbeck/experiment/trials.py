@@ -29,11 +29,10 @@ from limbeck.evaluate.scores import Scores
 from limbeck.evaluate.suites import SuiteContext
 from limbeck.experiment.batches import rollout_rows
 from limbeck.experiment.equal_time import equal_time_steps
-from limbeck.experiment.opening import compute_dtype
 from limbeck.experiment.parts import Parts
 from limbeck.experiment.score_files import TrialScores, read_scores, write_scores
 from limbeck.files import manifest, sha256
-from limbeck.models import Distiller, round_weights
+from limbeck.models import Distiller, choose_dtype, round_weights
 from limbeck.registry import type_of
 from limbeck.rollouts import Rollout, Rollouts
 from limbeck.teachers import TeacherRequest, find_local, require_local
@@ -362,13 +361,14 @@ def require_controls(parts: Parts) -> None:
 
 def fingerprint(parts: Parts, trial: Trial) -> dict[str, Any]:
     """What must not change between a run and its resumption."""
+    computed_in = choose_dtype(parts.config.parallel.compute_dtype, parts.world.device)
     facts = {
         "recipe": lasting(parts.config),
         "trial": trial.name,
         "learning_rate": trial.learning_rate,
         "teacher": parts.teacher.info.to_json(),
         "data": parts.data.facts,
-        "compute_dtype": str(compute_dtype(parts.config, parts.world)).removeprefix("torch."),
+        "compute_dtype": str(computed_in).removeprefix("torch."),
         "plugins": [sha256(path) for path in parts.config.plugins],
     }
     if (reduce_dtype := parts.config.parallel.reduce_dtype) != "float32":

@@ -4,7 +4,6 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from limbeck.config.trainable import Bits
 from limbeck.models.activation_checkpointing import checkpoint_activations, kept_values
-from limbeck.models.build import freed_memory_returned
 from limbeck.models.causal_lm import CausalLM
 from limbeck.models.compilation import compile_blocks, compiles
 from limbeck.models.device import SIMULATED, choose_device, choose_dtype
@@ -64,7 +63,6 @@ __all__ = [
     "copied_model",
     "embedded_teacher",
     "evaluating",
-    "freed_memory_returned",
     "head_error",
     "kept_values",
     "load_final_layers",

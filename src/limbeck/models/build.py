@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
-import platform
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -13,12 +10,8 @@ from accelerate import init_empty_weights
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from limbeck.heap import freed_memory_returned
 from limbeck.models.attention import attention_of
-
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-RETURNED_BYTES = 1 << 20
-LARGEST_THRESHOLD = 1 << 25
-"""What glibc's own, growing threshold comes to once a tensor as large has been freed."""
 
 
 def from_config(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
@@ -52,23 +45,3 @@ def tied_after(
         model = from_config(config, dtype)
     model.tie_weights()
     return model
-
-
-@contextmanager
-def freed_memory_returned() -> Iterator[None]:
-    """A context in which freed blocks of `RETURNED_BYTES` go back to the system at once.
-
-    By itself glibc keeps blocks of up to 32 MiB, and fills them later with blocks of any size: a
-    rank then holds memory of layers that it only gathered.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        yield
-        return
-    mallopt = ctypes.CDLL(None).mallopt
-    mallopt(M_MMAP_THRESHOLD, RETURNED_BYTES)
-    mallopt(M_TRIM_THRESHOLD, RETURNED_BYTES)
-    try:
-        yield
-    finally:
-        mallopt(M_MMAP_THRESHOLD, LARGEST_THRESHOLD)
-        mallopt(M_TRIM_THRESHOLD, 2 * LARGEST_THRESHOLD)

@@ -33,6 +33,7 @@ class CausalLM(nn.Module):
         weight_files: Where the weights are while `hf_model` is on the meta device; sharding reads
             them. None for a model with weights.
         whole_because: Why it was loaded whole, where reading it by rows was asked for.
+        compute_dtype: Format that its weights are cast to while it is trained; None for their own.
     """
 
     def __init__(self, hf_model: PreTrainedModel) -> None:
@@ -43,6 +44,7 @@ class CausalLM(nn.Module):
         self.adapters: Mapping[str, Adapter] = {}
         self.weight_files: WeightFiles | None = None
         self.whole_because: str | None = None
+        self.compute_dtype: torch.dtype | None = None
         self._device: torch.device | None = None
         head = output_layer(hf_model)
         self.head_name = next(n for n, module in hf_model.named_modules() if module is head)
@@ -176,12 +178,14 @@ class CausalLM(nn.Module):
 
     def _head(self, size: int) -> Head:
         layer = output_layer(self.hf_model)
-        bias = None if layer.bias is None else layer.bias[:size]
         weight: Tensor = layer.weight
+        bias: Tensor | None = layer.bias
         if self.head_name in self.adapters:
             tensors = dict(self.hf_model.named_parameters())
             weight = self.adapters[self.head_name].weight(self.head_name, tensors)
-        return Head(weight=weight[:size], bias=bias, transform=self._transform)
+        if len(weight) > size:  # the backward pass of a slice would copy a whole gradient
+            weight, bias = weight[:size], None if bias is None else bias[:size]
+        return Head(weight=weight, bias=bias, transform=self._transform)
 
     def forward(
         self, batch: Batch, layers: Iterable[int] = ()

@@ -128,11 +128,11 @@ def costs(
     size = min(model.vocabulary_size, teacher.vocabulary_size)
     totals = torch.zeros(len(states), 2, dtype=torch.float64)
     for window in chunks(len(targets), CHUNK):
-        logits = teacher.head(teacher_states[window])[:, :size]
+        logits = teacher.head(teacher_states[window])[:, :size].float()
         p = logits.softmax(-1)
         own = logits.logsumexp(-1) - vecdot(p, logits)
         for at, state in enumerate(states):
-            logits = model.head(state[window])[:, :size]
+            logits = model.head(state[window])[:, :size].float()
             normalizer = logits.logsumexp(-1)
             forward_kl = normalizer - vecdot(p, logits) - own
             cross_entropy = normalizer - logits.gather(1, targets[window, None]).squeeze(1)

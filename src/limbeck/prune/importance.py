@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
+from limbeck.heap import freed_memory_kept
 from limbeck.models import CausalLM
 from limbeck.models.modes import tensor_of
 from limbeck.prune.calibration import Calibration, Cost, costs
@@ -76,7 +77,7 @@ def costs_without(
     The blocks before a group are computed once and shared by all candidates.
     """
     teacher, totals = calibration.teacher, torch.zeros(len(candidates), 2, dtype=torch.float64)
-    with torch.no_grad():
+    with torch.no_grad(), freed_memory_kept(teacher.device):
         for batch, hidden in zip(calibration.batches, calibration.states, strict=True):
             with without(teacher, removed), states_kept(teacher) as kept:
                 teacher(batch)

@@ -7,7 +7,6 @@ from pathlib import Path
 import psutil
 import torch
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
 
 from limbeck.config import MemoryConfig
 from limbeck.config.recipe import ActivationCheckpointing
@@ -106,15 +105,8 @@ def row_bytes(
 
 
 def computed_in(student: CausalLM) -> torch.dtype:
-    """Format of the blocks' activations; FSDP2 may keep the weights in another.
-
-    It has no public interface for it.
-    """
-    block = student.blocks[0]
-    policy = block._get_fsdp_state()._mp_policy if isinstance(block, FSDPModule) else None
-    if policy is not None and policy.param_dtype is not None:
-        return policy.param_dtype
-    return next(student.parameters()).dtype
+    """Format of the blocks' activations."""
+    return student.compute_dtype or next(student.parameters()).dtype
 
 
 def free_bytes(device: torch.device) -> int:

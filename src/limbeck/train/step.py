@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from limbeck.batch import Batch
-from limbeck.distributed import World, all_sum, plan_reduction, whole
+from limbeck.distributed import World, all_sum, cast, plan_reduction, whole
 from limbeck.distributed.stopping import SIGNALS, reason
 from limbeck.losses import TeacherSignal
 from limbeck.models import Distiller
@@ -124,18 +124,19 @@ def accumulate(
     """
     names: tuple[str, ...] = ()
     values: list[Tensor] = []
-    for number, cpu_batch in enumerate(micro_batches):
-        if seed is not None:
-            seed_all((seed, step, world.rank, number))
-        plan_reduction(distiller, once=reduce_once, is_last=number == len(micro_batches) - 1)
-        batch = cpu_batch.to(world.device)
-        teacher_signal = TeacherSignal() if teacher is None else teacher.signal(batch)
-        loss, shares = distiller(batch, teacher_signal, step_tokens)
-        if teacher is not None:
-            teacher.release()  # all that reads the signal is done, gradients of the head included
-        (loss * world.size).backward()  # FSDP averages gradients over ranks; we want their sum
-        names = tuple(shares)
-        values.append(torch.stack([loss.detach(), *shares.values()]).to(world.exact))
+    with cast(distiller):
+        for number, cpu_batch in enumerate(micro_batches):
+            if seed is not None:
+                seed_all((seed, step, world.rank, number))
+            plan_reduction(distiller, once=reduce_once, is_last=number == len(micro_batches) - 1)
+            batch = cpu_batch.to(world.device)
+            teacher_signal = TeacherSignal() if teacher is None else teacher.signal(batch)
+            loss, shares = distiller(batch, teacher_signal, step_tokens)
+            if teacher is not None:
+                teacher.release()  # all that reads the signal is done, the head too
+            (loss * world.size).backward()  # FSDP averages gradients over ranks; we want their sum
+            names = tuple(shares)
+            values.append(torch.stack([loss.detach(), *shares.values()]).to(world.exact))
     table = torch.stack(values)
     return Accumulated(names, table.sum(0), table[:, 0])
 

@@ -148,42 +148,61 @@ def product_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
     return wider
 
 
-class Gradients(NamedTuple):
-    """Gradients accumulated over chunks; None for an input that requires none."""
+class Gradients:
+    """Gradients of a head's inputs, added up over chunks.
 
-    hidden: Tensor | None
-    weight: Tensor | None
-    bias: Tensor | None
+    Attributes:
+        hidden, weight, bias: None for one that requires none.
+    """
 
-    @classmethod
-    def wanted(cls, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Gradients:
-        """Buffers for the inputs that require gradients.
+    def __init__(
+        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, *, is_training: bool
+    ) -> None:
+        inputs = (hidden, weight, bias)
+        self._wanted = [is_training and each is not None and each.requires_grad for each in inputs]
+        of_hidden, of_weight, of_bias = self._wanted
+        self.hidden = torch.empty_like(hidden) if of_hidden else None
+        # A sum begins with its first chunk, and without rows there is none.
+        is_empty = len(hidden) == 0
+        self.weight = torch.zeros_like(weight) if of_weight and is_empty else None
+        self.bias = torch.zeros_like(bias) if of_bias and is_empty and bias is not None else None
 
-        Weight and bias sum over chunks, in at least float32.
-        """
-        exact = torch.promote_types(weight.dtype, torch.float32)
-        return cls(
-            torch.empty_like(hidden) if hidden.requires_grad else None,
-            torch.zeros_like(weight, dtype=exact) if weight.requires_grad else None,
-            torch.zeros_like(bias, dtype=exact)
-            if bias is not None and bias.requires_grad
-            else None,
-        )
+    def __bool__(self) -> bool:
+        return any(self._wanted)
 
     def add(self, gradient: Tensor, rows: Tensor, weight: Tensor, window: slice) -> None:
         """Add a chunk's gradient with respect to its products to those of the inputs."""
+        _, of_weight, of_bias = self._wanted
         if self.hidden is not None:
             torch.mm(gradient, weight, out=self.hidden[window])
-        if self.weight is not None and self.weight.dtype == rows.dtype:
-            self.weight.addmm_(gradient.t(), rows)
-        elif self.weight is not None and self.weight.device.type == "cuda":
-            # Added in float32 inside the product: no V x D array, and no rounding of a chunk's sum.
-            total = self.weight
-            torch.addmm(total, gradient.t(), rows, out_dtype=total.dtype, out=total)
-        elif self.weight is not None:
-            self.weight.add_(gradient.t() @ rows)
-        if self.bias is not None:
-            self.bias.add_(gradient.sum(0, dtype=self.bias.dtype))
+        if of_weight:
+            self.weight = plus_product(self.weight, gradient.t(), rows)
+        if of_bias:
+            total = gradient.sum(0, dtype=torch.promote_types(gradient.dtype, torch.float32))
+            self.bias = total if self.bias is None else self.bias.add_(total)
+
+    def scaled(self, scale: Tensor, dtype: torch.dtype) -> Iterator[Tensor | None]:
+        """The three times a scale, in the inputs' format; in place."""
+        for total in (self.hidden, self.weight, self.bias):
+            yield None if total is None else total.mul_(scale).to(dtype)
+
+
+def plus_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
+    """`total + left @ right`, in place if possible; the product itself for a total of None.
+
+    Sums are in at least float32. On CUDA products are added in it too, so that there is no second
+    array, and no rounding of a chunk's sum. A CPU rounds products to their own format; a single one
+    stays in it.
+    """
+    exact = torch.promote_types(left.dtype, torch.float32)
+    if left.dtype == exact:
+        return left @ right if total is None else total.addmm_(left, right)
+    if left.device.type == "cuda":
+        if total is None:
+            return torch.mm(left, right, out_dtype=exact)
+        return torch.addmm(total, left, right, out_dtype=exact, out=total)
+    product = left @ right
+    return product if total is None else total.to(exact).add_(product)
 
 
 def chunks(length: int, size: int) -> Iterator[slice]:
@@ -202,9 +221,8 @@ class _HeadAndTerms(torch.autograd.Function):
         segments: Sequence[Segment],
         is_training: bool,
     ) -> tuple[Tensor, Tensor]:
-        inputs = (hidden, weight, bias)
-        gradients = Gradients.wanted(*inputs) if is_training else Gradients(None, None, None)
-        wants_gradient = any(gradient is not None for gradient in gradients)
+        gradients = Gradients(hidden, weight, bias, is_training=is_training)
+        wants_gradient = bool(gradients)
         exact = torch.promote_types(hidden.dtype, torch.float32)
         weights = segments[0].body.weights
         sums = hidden.new_zeros(len(weights), dtype=exact)
@@ -237,8 +255,7 @@ class _HeadAndTerms(torch.autograd.Function):
                 "An objective's gradients can be computed once, and this is a second backward "
                 "pass. Run the objective forward again instead of retaining its graph."
             )
-        scaled = (None if g is None else g.mul_(scale).to(ctx.dtype) for g in gradients)
-        return (*scaled, None, None)
+        return (*gradients.scaled(scale, ctx.dtype), None, None)
 
 
 def weighted_sum(sums: Float[Tensor, " terms"], weights: Sequence[float]) -> Float[Tensor, ""]:

@@ -1,0 +1,54 @@
+"""Weights cast to the format a model computes in, where no FSDP2 does it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+
+from limbeck.models import CausalLM
+
+NARROW = (torch.bfloat16, torch.float16)
+
+
+def compute_in(module: nn.Module, dtype: torch.dtype | None) -> None:
+    """Set the format of a module that is not sharded; `cast` applies it."""
+    for part in module.modules():
+        if isinstance(part, CausalLM) and dtype in NARROW:
+            part.compute_dtype = dtype
+
+
+@contextmanager
+def cast(module: nn.Module) -> Iterator[None]:
+    """A context in which a module's weights are cast to the format it computes in.
+
+    Gradients reach the weights themselves, in their own format, and add up there. Forward and
+    backward pass must both run inside it: checkpointed blocks run again in the backward pass.
+    FSDP2 casts the weights of a sharded module, and nothing happens here; nor inside itself.
+
+    Args:
+        module: What `shard` was called with.
+    """
+    models = [part for part in module.modules() if isinstance(part, CausalLM)]
+    dtype = next((model.compute_dtype for model in models), None)
+    if dtype is None or isinstance(module, FSDPModule):
+        yield
+        return
+    places: list[tuple[dict[str, Any], str, nn.Parameter]] = [
+        (part._parameters, name, weight)
+        for part in module.modules()
+        for name, weight in part._parameters.items()
+        if isinstance(weight, nn.Parameter) and weight.is_floating_point()
+    ]
+    narrowed: dict[nn.Parameter, Tensor] = {}
+    for weights, name, weight in places:
+        weights[name] = narrowed.setdefault(weight, weight.to(dtype))
+    try:
+        yield
+    finally:
+        for weights, name, weight in places:
+            weights[name] = weight
