@@ -7,7 +7,8 @@ SmolLM2-135M-Instruct, 30 layers into 24, on 30,720 tokens of the text that ship
 contender gets a fresh process, from imports to the saved student: TRL's DistillationTrainer and a
 plain loop, which keep evenly spaced layers, and `limbeck distill recipe.yaml` with layers chosen
 evenly, by block influence, and by block influence with a third of the tokens; `--arms loss` names
-one more. They read the same rows in the same order, with the same rate, schedule and threads.
+one more. They read the same rows in the same order, with the same rate, schedule and threads, and
+with `--dtype bfloat16` compute in it, the peers with autocast.
 
 One process runs at a time, and the second seed takes them in reverse order. A student is saved
 after every quarter of the steps; the seconds of saving are logged and subtracted, but for the last.
@@ -22,12 +23,13 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from job_table.measure import Evaluator
+from job_table.measure import ALONE, Evaluator
 from job_table.plan import ARMS, Cell, cells, job_of, options
 from job_table.processes import Runner
 from job_table.results import Cells, write_results
 from student_table.record import open_texts
 
+from limbeck.heap import freed_memory_kept
 from limbeck.models import cache_folder, embedded_teacher
 
 
@@ -51,7 +53,8 @@ def fill(chosen: argparse.Namespace, done: Cells, missing: Sequence[Cell]) -> No
     runner.warm_up([cell.arm for cell in missing])
     for number, cell in enumerate(missing, start=1):
         ran = runner.run(cell, evaluator.starts(job, cell.seed))
-        forward_kl = evaluator.forward_kl(job, cell, ran)
+        with freed_memory_kept(ALONE.device):
+            forward_kl = evaluator.forward_kl(job, cell, ran)
         done.add(cell, ran, forward_kl)
         write_results(done, chosen.arms, chosen.out)
         shutil.rmtree(ran.folder)  # gigabytes

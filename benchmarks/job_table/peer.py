@@ -36,6 +36,7 @@ class PeerPlan:
         steps: Optimizer steps.
         warmup_steps: Steps of linear warm-up; a cosine follows.
         learning_rate: At its peak.
+        dtype: What it computes in, and the teacher's format.
         save_at: Steps after which the student is saved in between.
         folder: Where events and students go.
     """
@@ -49,6 +50,7 @@ class PeerPlan:
     steps: int
     warmup_steps: int
     learning_rate: float
+    dtype: str
     save_at: list[int]
     folder: str
 
@@ -58,7 +60,7 @@ class Peer:
 
     Attributes:
         student: With the kept layers, in float32.
-        teacher: Frozen, in float32.
+        teacher: Frozen, in the plan's format.
         windows: Token ids of shape (steps * rows, T + 1).
     """
 
@@ -66,8 +68,9 @@ class Peer:
         self.plan = plan
         self.tokenizer: Any = AutoTokenizer.from_pretrained(plan.teacher)
         self.windows = read_windows(plan, self.tokenizer)
-        self.teacher: Any = opened(plan.teacher).eval().requires_grad_(False)
-        self.student: Any = with_layers(opened(plan.teacher), plan.layers).train()
+        self.dtype: torch.dtype = getattr(torch, plan.dtype)
+        self.teacher: Any = opened(plan.teacher, self.dtype).eval().requires_grad_(False)
+        self.student: Any = with_layers(opened(plan.teacher, torch.float32), plan.layers).train()
         self._folder = Path(plan.folder)
         self._events = Events(self._folder / "events.jsonl")
 
@@ -95,9 +98,9 @@ def peer_of_command_line() -> Peer:
     return Peer(PeerPlan(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))))
 
 
-def opened(folder: str) -> Any:
-    """A model in float32."""
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+def opened(folder: str, dtype: torch.dtype) -> Any:
+    """A model."""
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
 
 
 def with_layers(model: Any, layers: list[int]) -> Any:

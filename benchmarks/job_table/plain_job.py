@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from transformers import get_scheduler
 from whole.plain_step import adamw, plain_step
 
@@ -22,7 +21,7 @@ def main() -> None:
     )
     peer.begin()
     for step, windows in enumerate(peer.windows.split(plan.rows), start=1):
-        plain_step(peer.student, peer.teacher, optimizer, windows[:, :-1], torch.float32)
+        plain_step(peer.student, peer.teacher, optimizer, windows[:, :-1], peer.dtype)
         schedule.step()
         peer.finish_step(step)
     peer.finish()

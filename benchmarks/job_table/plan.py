@@ -60,6 +60,7 @@ class Job:
         held_out: Most positions of held-out text.
         learning_rate: At its peak.
         threads: Of each process.
+        dtype: What all compute in, and the teacher's format; students are stored in float32.
     """
 
     teacher: str
@@ -70,6 +71,7 @@ class Job:
     held_out: int
     learning_rate: float
     threads: int
+    dtype: str
 
     def steps(self, arm: Arm) -> int:
         """Optimizer steps of an arm, at least 1."""
@@ -110,6 +112,7 @@ def options(description: str) -> argparse.Namespace:
     parser.add_argument("--held-out", type=int, default=8000, help="positions, at most")
     parser.add_argument("--learning-rate", type=float, default=OTHER_RATE)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--arms", nargs="+", default=DEFAULT_ARMS, choices=ARMS)
     parser.add_argument("--small", action="store_true", help="4 tiny steps, to try the script")

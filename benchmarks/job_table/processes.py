@@ -109,6 +109,7 @@ class Runner:
             steps=job.steps(arm),
             warmup_steps=job.warmup_steps(arm),
             learning_rate=job.learning_rate,
+            dtype=job.dtype,
             save_at=job.points(arm)[1:-1],
             folder=str(folder),
         )
@@ -118,7 +119,7 @@ class Runner:
         job = self.job
         events = {"type": "events", "path": str(folder / "events.jsonl")}
         return {
-            "teacher": {"type": "online", "path": str(self.teacher)},
+            "teacher": {"type": "online", "path": str(self.teacher), "dtype": job.dtype},
             "student": {"type": "depth", "keep": job.layers, "by": arm.by},
             "data": {
                 "type": "text",
@@ -137,6 +138,7 @@ class Runner:
                 "keep": len(job.points(arm)) - 1,
                 "keep_best": False,
             },
+            "parallel": {"compute_dtype": job.dtype},
             "plugins": [str(BENCHMARKS / "job_table" / "tracker.py")],
             "track": [events],
             "output": str(folder / "run"),

@@ -116,8 +116,8 @@ def heading(cells: Cells, arms: Sequence[str]) -> list[str]:
         f"# The whole job on a CPU: {job.teacher} into {job.layers} layers, {job.tokens:,} tokens",
         "",
         f"Steps of {job.rows} rows of {job.row} positions, forward KL at T = 1, AdamW at "
-        f"{job.learning_rate:g} with a cosine, float32, {job.threads} threads; {versions}. Every "
-        "contender runs in a fresh process; seconds are counted from its start. Medians over seeds "
+        f"{job.learning_rate:g} with a cosine, {job.dtype}, {job.threads} threads; {versions}. "
+        "Every contender runs in a fresh process; seconds are from its start. Medians over seeds "
         f"{', '.join(map(str, seeds))}. KL to the teacher on held-out text, in nats a token. "
         "Saving students in between is not counted.",
         "",

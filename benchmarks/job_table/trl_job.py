@@ -32,7 +32,7 @@ def main() -> None:
     settings = {
         "output_dir": plan.folder,
         "use_cpu": True,
-        "bf16": False,
+        "bf16": plan.dtype == "bfloat16",
         "learning_rate": plan.learning_rate,
         "max_steps": plan.steps,
         "lr_scheduler_type": "cosine",

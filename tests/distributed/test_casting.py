@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from limbeck.config import ObjectiveConfig
-from limbeck.distributed import cast, gathered, shard, unsharded, whole
+from limbeck.distributed import cast_weights, gathered, shard, unsharded, whole
 from limbeck.models import checkpoint_activations
 from limbeck.train import accumulate
 from limbeck.train.micro_batch import computed_in
@@ -63,13 +63,13 @@ def distiller():
 
 def test_weights_are_their_own_again_after_the_context_and_after_an_error(distiller):
     before = dict(distiller.named_parameters(remove_duplicate=False))
-    with cast(distiller):
+    with cast_weights(distiller):
         assert dtypes(distiller) == {torch.bfloat16}
         assert distiller.student.is_tied
-        with gathered(distiller), unsharded(distiller), cast(distiller):
+        with gathered(distiller), unsharded(distiller), cast_weights(distiller):
             assert dtypes(distiller) == {torch.bfloat16}
         assert dtypes(distiller) == {torch.bfloat16}
-    with pytest.raises(KeyError), cast(distiller):
+    with pytest.raises(KeyError), cast_weights(distiller):
         raise KeyError
     after = dict(distiller.named_parameters(remove_duplicate=False))
     assert all(after[name] is weight for name, weight in before.items())
@@ -89,5 +89,5 @@ def test_an_evaluation_computes_as_training_does(context, distiller):
 def test_a_student_in_float32_is_left_alone():
     made, _ = toy_pair(PLAIN)
     shard(made, made.student.blocks, ALONE, compute_dtype=torch.float32)
-    with cast(made):
+    with cast_weights(made):
         assert dtypes(made) == {torch.float32}

@@ -1,4 +1,7 @@
-"""What a GPU runs, on a CPU: one process sharded over itself, float32 weights, bfloat16 compute."""
+"""What a GPU runs, on a CPU: one process sharded over itself, float32 weights, bfloat16 compute.
+
+And bfloat16 without a mesh, where weights are cast by limbeck.
+"""
 
 import json
 from functools import partial
@@ -15,7 +18,10 @@ from tests.experiment.tiny_run import write_recipe
 
 SHARDED = ["parallel.shard=always"]
 REDUCED = ["parallel={shard: always, compute_dtype: bfloat16}"]
-SWITCHES = pytest.mark.parametrize("switches", [SHARDED, REDUCED], ids=["mesh", "bfloat16"])
+CAST = ["parallel.compute_dtype=bfloat16"]
+SWITCHES = pytest.mark.parametrize(
+    "switches", [SHARDED, REDUCED, CAST], ids=["mesh", "bfloat16", "cast"]
+)
 
 
 def trained(path, overrides, result):
@@ -37,7 +43,7 @@ def evaluation(folder, overrides):
 
 def test_a_run_on_a_mesh_of_one_has_the_figures_of_a_plain_run(tmp_path):
     plain = evaluation(tmp_path / "plain", [])
-    for switches, allowed in ((SHARDED, 1e-5), (REDUCED, 2e-2)):
+    for switches, allowed in ((SHARDED, 1e-5), (REDUCED, 2e-2), (CAST, 2e-2)):
         figures = evaluation(tmp_path / switches[0][9:14], switches)
         for trial in ("initial", "distilled", "cross_entropy"):
             wanted = plain[trial]["forward_kl"]["value"]
@@ -85,11 +91,16 @@ def _sharded(switch, tmp_path, monkeypatch):
 
 
 MESH = {"shard": "always"}
-BFLOAT16 = {**MESH, "compute_dtype": "bfloat16"}
+CAST_ALONE = {"compute_dtype": "bfloat16"}
+BFLOAT16 = {**MESH, **CAST_ALONE}
 SWITCH = pytest.mark.parametrize(
     "switch",
     # bfloat16 takes the mesh's path as well
-    [pytest.param(MESH, marks=pytest.mark.long, id="mesh"), pytest.param(BFLOAT16, id="bfloat16")],
+    [
+        pytest.param(MESH, marks=pytest.mark.long, id="mesh"),
+        pytest.param(BFLOAT16, id="bfloat16"),
+        pytest.param(CAST_ALONE, id="cast"),
+    ],
 )
 
 
@@ -112,7 +123,9 @@ def test_a_stopped_run_resumes_to_the_same_bits_on_a_mesh_and_in_bfloat16(
 
 
 @pytest.mark.usefixtures("_sharded")
-@pytest.mark.parametrize(("switch", "allowed"), [(MESH, 1e-4), (BFLOAT16, 5e-3)])
+@pytest.mark.parametrize(
+    ("switch", "allowed"), [(MESH, 1e-4), (BFLOAT16, 5e-3), (CAST_ALONE, 5e-3)]
+)
 def test_a_finished_student_is_measured_in_float32_and_keeps_its_figures(allowed, tmp_path):
     """`evaluate` loads float32 weights; the run measured its student in the type it computes in."""
     test_run.evaluate_again(tmp_path, allowed)

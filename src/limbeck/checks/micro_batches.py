@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from limbeck.batch import Batch
 from limbeck.checks.case import Case
 from limbeck.checks.proof import Finding, Proof, Unproven, distance
-from limbeck.distributed import cast, whole
+from limbeck.distributed import cast_weights, whole
 from limbeck.models import CausalLM, evaluating
 from limbeck.models.adapters import UP
 from limbeck.teachers import TeacherRequest
@@ -58,7 +58,7 @@ def share(
 ) -> tuple[Tensor, Tensor]:
     """A micro-batch's share of the loss, and of the gradient of some parameters, in one row."""
     case.teacher.require(TeacherRequest(needs=case.distiller.objective.needs))
-    with cast(case.distiller):
+    with cast_weights(case.distiller):
         loss, _ = case.distiller(batch, case.teacher.signal(batch), step_tokens)
         loss.backward()
     gradients = [whole(p.grad).flatten() for p in parameters if p.grad is not None]

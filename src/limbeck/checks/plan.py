@@ -17,7 +17,7 @@ from limbeck.checks.hardware import Hardware
 from limbeck.checks.proof import Proof
 from limbeck.config import OptimConfig, RunConfig
 from limbeck.data import spread
-from limbeck.distributed import Collective, cast, is_sharded, moment_bytes
+from limbeck.distributed import Collective, cast_weights, is_sharded, moment_bytes
 from limbeck.errors import ConfigError
 from limbeck.files import nearest_existing, size
 from limbeck.losses.head.fused import head_bytes
@@ -202,7 +202,7 @@ def run_micro_batch(case: Case, cpu_batch: Batch) -> TimedBatch:
     case.distiller.train()
     start = time.perf_counter()
     try:
-        with cast(case.distiller):
+        with cast_weights(case.distiller):
             with saved_tensors_hooks(keep, lambda tensor: tensor):
                 loss, _ = case.distiller(batch, case.teacher.signal(batch), batch.num_scored())
             loss.backward()

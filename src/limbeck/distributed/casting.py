@@ -16,14 +16,14 @@ NARROW = (torch.bfloat16, torch.float16)
 
 
 def compute_in(module: nn.Module, dtype: torch.dtype | None) -> None:
-    """Set the format of a module that is not sharded; `cast` applies it."""
+    """Set the format of a module that is not sharded; `cast_weights` applies it."""
     for part in module.modules():
         if isinstance(part, CausalLM) and dtype in NARROW:
             part.compute_dtype = dtype
 
 
 @contextmanager
-def cast(module: nn.Module) -> Iterator[None]:
+def cast_weights(module: nn.Module) -> Iterator[None]:
     """A context in which a module's weights are cast to the format it computes in.
 
     Gradients reach the weights themselves, in their own format, and add up there. Forward and
@@ -44,10 +44,12 @@ def cast(module: nn.Module) -> Iterator[None]:
         for name, weight in part._parameters.items()
         if isinstance(weight, nn.Parameter) and weight.is_floating_point()
     ]
-    narrowed: dict[nn.Parameter, Tensor] = {}
-    for weights, name, weight in places:
-        weights[name] = narrowed.setdefault(weight, weight.to(dtype))
+    narrowed: dict[nn.Parameter, Tensor] = {}  # tied weights stay tied
     try:
+        for weights, name, weight in places:
+            if weight not in narrowed:
+                narrowed[weight] = weight.to(dtype)
+            weights[name] = narrowed[weight]
         yield
     finally:
         for weights, name, weight in places:

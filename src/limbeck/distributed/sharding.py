@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import typing
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -22,7 +21,7 @@ from torch.distributed.fsdp import (
 from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultReduceScatter
 from torch.distributed.tensor import DTensor
 
-from limbeck.distributed.casting import cast, compute_in
+from limbeck.distributed.casting import cast_weights, compute_in
 from limbeck.distributed.filling import fill, prove, unfilled
 from limbeck.distributed.ranks import World
 from limbeck.heap import freed_memory_returned
@@ -39,7 +38,7 @@ def shard(
 ) -> None:
     """Shard a module over all ranks: each block, each embedding, and the rest with the root.
 
-    Without a mesh it is only told the narrower format it is to compute in, which `cast` applies.
+    Without a mesh it is only told the format it is to compute in, which `cast_weights` applies.
     A model that `open_model` left on the meta device is then read from its files, each rank its
     own rows, and its head and packing are proven.
 
@@ -99,7 +98,7 @@ def write_alone(model: CausalLM) -> None:
     With FSDP2's mark it sums over all ranks after each token whether one still writes, and waits
     for ranks that have nothing to write. It alone reads the mark of a model that is not compiled.
     """
-    typing.cast(Any, model.hf_model)._is_fsdp_managed_module = False
+    cast(Any, model.hf_model)._is_fsdp_managed_module = False
 
 
 def become_root(module: nn.Module) -> None:
@@ -147,7 +146,7 @@ def gathered(*modules: nn.Module) -> Iterator[None]:
     sharded = [module for module in modules if isinstance(module, FSDPModule)]
     with ExitStack() as stack:
         for module in modules:
-            stack.enter_context(cast(module))
+            stack.enter_context(cast_weights(module))
         for root in sharded:
             stack.callback(release, root)
             root.unshard()
@@ -169,7 +168,7 @@ def unsharded(root: nn.Module) -> Iterator[None]:
         part.set_reshard_after_forward(False, recurse=False)
         part.unshard()
     try:
-        with cast(root):
+        with cast_weights(root):
             yield
     finally:
         for part in parts:

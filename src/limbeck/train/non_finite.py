@@ -11,7 +11,7 @@ import torch
 
 from limbeck.batch import Batch
 from limbeck.data.source import BatchSource
-from limbeck.distributed import World, cast, gather_objects
+from limbeck.distributed import World, cast_weights, gather_objects
 from limbeck.files import write_text
 from limbeck.losses import TeacherSignal
 from limbeck.models import Distiller
@@ -85,7 +85,7 @@ def narrow(
     for index, row in enumerate(single):
         batch = row.to(world.device)
         signal = TeacherSignal() if teacher is None else teacher.signal(batch)
-        with cast(distiller):
+        with cast_weights(distiller):
             loss, _ = distiller(batch, signal, batch.num_scored())
         if not bool(torch.isfinite(loss.detach())):
             non_finite.append(index)

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from limbeck.batch import Batch
-from limbeck.distributed import World, all_sum, cast, plan_reduction, whole
+from limbeck.distributed import World, all_sum, cast_weights, plan_reduction, whole
 from limbeck.distributed.stopping import SIGNALS, reason
 from limbeck.losses import TeacherSignal
 from limbeck.models import Distiller
@@ -124,7 +124,7 @@ def accumulate(
     """
     names: tuple[str, ...] = ()
     values: list[Tensor] = []
-    with cast(distiller):
+    with cast_weights(distiller):
         for number, cpu_batch in enumerate(micro_batches):
             if seed is not None:
                 seed_all((seed, step, world.rank, number))
