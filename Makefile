@@ -7,9 +7,6 @@ BENCH ?= .bench
 SERVED ?= .served
 MODEL ?=
 SIZES ?=
-# Two idle threads that spin while they wait slow a busy machine down; these sleep.
-export OMP_WAIT_POLICY ?= passive
-
 .PHONY: help demo demo-store docs test test-long test-served check lint bench gpu clean
 
 help:

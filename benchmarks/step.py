@@ -29,6 +29,7 @@ from limbeck.commands.demo_store import shipped_recipe
 from limbeck.data import one_order
 from limbeck.distributed.stopping import SIGNALS
 from limbeck.experiment import Run, assemble
+from limbeck.heap import freed_memory_kept
 from limbeck.models import Distiller, cache_folder, embedded_teacher
 from limbeck.teachers import TeacherRequest
 from limbeck.train.optimizers import Optimizers, make_optimizers
@@ -144,6 +145,7 @@ def main() -> None:
             output = folder / str(len(all_of_them))
             config = shipped_recipe("demo.yaml", teacher, output, None, more)
             all_of_them[name] = stepper(opened.enter_context(assemble(config)), output)
+        opened.enter_context(freed_memory_kept(torch.device("cpu")))
         for number in range(options.steps + 1):
             for one in list(all_of_them.values())[:: 1 if number % 2 else -1]:
                 one.step(number)

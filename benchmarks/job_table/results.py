@@ -140,11 +140,9 @@ def table(cells: Cells, arms: Sequence[str]) -> list[str]:
 def row(cells: Cells, arm: str) -> str:
     """One arm's row."""
     steps, curve = cells.job.steps(ARMS[arm]), cells.curve(arm)
-    at = dict(zip(cells.job.points(ARMS[arm]), curve, strict=True))
-    shares = [part * steps for part in range(QUARTERS + 1)]
-    kls = [
-        f"{at[share // QUARTERS][1]:.3f}" if share % QUARTERS == 0 else NOTHING for share in shares
-    ]
+    at: dict[float, Point] = dict(zip(cells.job.points(ARMS[arm]), curve, strict=True))
+    points = [at.get(part * steps / QUARTERS) for part in range(QUARTERS + 1)]
+    kls = [NOTHING if point is None else f"{point[1]:.3f}" for point in points]
     figures = [
         cells.median(arm, lambda cell: cell["begin"]),
         cells.median(arm, lambda cell: cell["step_seconds"]),

@@ -171,8 +171,8 @@ TRAINING = (
     Mutation(
         "a head's bias gets the mean of its gradients instead of their sum",
         FUSED,
-        "self.bias.add_(gradient.sum(0, dtype=self.bias.dtype))",
-        "self.bias.add_(gradient.mean(0, dtype=self.bias.dtype))",
+        "total = gradient.sum(0, dtype=",
+        "total = gradient.mean(0, dtype=",
         HEAD + "general_path_equals_plain_logits",
     ),
     Mutation(
@@ -249,22 +249,22 @@ TRAINING = (
     Mutation(
         "a frozen head's gradient is allocated",
         FUSED,
-        "torch.zeros_like(weight, dtype=exact) if weight.requires_grad else None",
-        "torch.zeros_like(weight, dtype=exact)",
+        "each is not None and each.requires_grad for",
+        "each is not None for",
         HEAD + "nothing_is_computed_for_what_is_frozen",
     ),
     Mutation(
         "a chunk's gradient of the head replaces that of earlier chunks",
         FUSED,
-        "self.weight.addmm_(gradient.t(), rows)",
-        "self.weight.copy_(gradient.t() @ rows)",
+        "return left @ right if total is None else total.addmm_(left, right)",
+        "return left @ right",
         HEAD + "a_tied_head_gets_both_its_gradients",
     ),
     Mutation(
         "a bfloat16 head's gradients are summed in bfloat16",
         FUSED,
-        "torch.zeros_like(weight, dtype=exact)",
-        "torch.zeros_like(weight)",
+        "total.to(exact).add_(product)",
+        "total.add_(product)",
         HEAD + "weight_gradients_of_bfloat16_heads_are_summed_in_float32",
     ),
     Mutation(

@@ -69,6 +69,19 @@ def test_a_kl_is_reached_between_two_points_or_within_the_tolerance(module):
     assert seconds_until(curve, 0.8999) == 40.0
 
 
+def test_quarters_after_which_no_student_was_saved_are_dashes(module, tmp_path):
+    plan, results = module("job_table.plan"), module("job_table.results")
+    job = plan.Job("teacher", 2, 10 * 64, 32, 2, 100, 1e-3, 1, "float32")
+    assert job.points(plan.ARMS["even"]) == [0, 2, 4, 6, 8, 10]
+    times = dict.fromkeys(["begin", "step_seconds", "step_cpu_seconds", "student", "end"], 1.0)
+    points = [{"step": s, "seconds": s, "forward_kl": 9.0 - s} for s in range(0, 12, 2)]
+    cell = {"arm": "even", "seed": 1, "points": points, **times}
+    cell["settings"] = plan.settings_of(job)
+    (tmp_path / "cells.jsonl").write_text(json.dumps(cell))
+    line = results.row(results.Cells(job, tmp_path), "even")
+    assert line.endswith("| 9.000 | - | - | - | -1.000 | - | - |")
+
+
 @pytest.mark.long
 def test_a_plain_loop_and_limbeck_with_the_same_layers_reach_the_same_kl(tmp_path):
     write_teacher(tmp_path / "teacher")

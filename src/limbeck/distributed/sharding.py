@@ -21,7 +21,7 @@ from torch.distributed.fsdp import (
 from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultReduceScatter
 from torch.distributed.tensor import DTensor
 
-from limbeck.distributed.casting import cast_weights, compute_in
+from limbeck.distributed.casting import NARROW, cast_weights, compute_in
 from limbeck.distributed.filling import fill, prove, unfilled
 from limbeck.distributed.ranks import World
 from limbeck.heap import freed_memory_returned
@@ -61,12 +61,10 @@ def shard(
         assert not waiting, "only a sharded model may leave its weights in their files"
         compute_in(module, compute_dtype)
         return
-    summed_in = torch.float32 if compute_dtype in (torch.bfloat16, torch.float16) else None
+    summed_in = torch.float32 if compute_dtype in NARROW else None
     # Inputs stay as they are: a teacher's log-probabilities and token weights must reach the loss
     # in float32, and hidden states already have the compute data type.
-    policy = MixedPrecisionPolicy(
-        param_dtype=compute_dtype, reduce_dtype=summed_in, cast_forward_inputs=False
-    )
+    policy = MixedPrecisionPolicy(compute_dtype, summed_in, cast_forward_inputs=False)
     pinned = world.device.type == "cuda"
     where = CPUOffloadPolicy(pin_memory=pinned) if world.offload else OffloadPolicy()
     wrap = partial(fully_shard, mesh=world.mesh, mp_policy=policy, offload_policy=where)

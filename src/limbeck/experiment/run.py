@@ -94,7 +94,6 @@ class Run:
             self.parts: Parts = gather_parts(config, self.world)
             require_exports(config, self.parts)
             require_controls(self.parts)
-            stack.enter_context(freed_memory_kept(self.world.device))
             self._stack = stack.pop_all()
         self.config = self.parts.config
 
@@ -185,7 +184,7 @@ class Run:
         if student is not None:
             self._require_same_vocabulary(student, model)
         shard(model, model.blocks, self.world)
-        with gathered(model):
+        with gathered(model), freed_memory_kept(self.world.device):
             found = {name: other.test(model) for name, other in others.items()}
             scores = fidelity.test(model)
         evaluation = compare({"distilled": scores})
@@ -230,6 +229,7 @@ class Run:
                 sinks.extend(make_sinks(self.config.track, trial.folder))
 
             together(open_sinks, self.world, main_only=True)
+            opened.enter_context(freed_memory_kept(self.world.device))
             runner.run(trial, sinks, resume=resume)
 
     def save_initial(self, folder: Path) -> None:

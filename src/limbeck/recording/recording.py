@@ -16,6 +16,7 @@ from limbeck.data import load_held_out, load_text
 from limbeck.distributed import World, gather_objects, main_first, together, world
 from limbeck.errors import ConfigError
 from limbeck.files import files_under
+from limbeck.heap import freed_memory_kept
 from limbeck.losses import SignalNeeds
 from limbeck.models import choose_device
 from limbeck.recording.budget import Budget, make_budget, require_room
@@ -193,7 +194,8 @@ class Recording:
         console = Console(stderr=True, quiet=not self.world.is_main)
         progress = RecordingProgress(console, sum(gather_objects(to_read, self.world)))
         try:
-            recorder.record(left, progress, check)
+            with freed_memory_kept(self.world.device):
+                recorder.record(left, progress, check)
         finally:
             progress.close()
         self.teacher.release()
