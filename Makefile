@@ -7,6 +7,7 @@ BENCH ?= .bench
 SERVED ?= .served
 MODEL ?=
 SIZES ?=
+
 .PHONY: help demo demo-store docs test test-long test-served check lint bench gpu clean
 
 help:

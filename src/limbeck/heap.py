@@ -34,14 +34,16 @@ RETURNED = Policy(1 << 16, 1 << 20, 1 << 20)
 KEPT = Policy(0, 1 << 25, -1)
 
 _in_force = [USUAL]
+"""The policies of the contexts that are open: glibc has one per process, and cannot be asked."""
 
 
 @contextmanager
 def freed_memory_returned() -> Iterator[None]:
-    """A context in which freed blocks of 1 MiB and more go back to the system at once.
+    """A context in which blocks of 1 MiB and more go back to the system when they are freed.
 
-    By itself glibc keeps blocks of up to 32 MiB, and fills them later with blocks of any size: a
-    rank then holds memory of layers that it only gathered.
+    Memory that `freed_memory_kept` holds around it is used first, and stays. By itself glibc keeps
+    blocks of up to 32 MiB, and fills them later with blocks of any size: a rank then holds memory
+    of layers that it only gathered.
     """
     with in_force(RETURNED):
         yield

@@ -22,9 +22,9 @@ def step(here, objective, tied, checkpointing):
     shard(distiller, distiller.student.blocks, here, compute_dtype=torch.bfloat16)
     batches = [ToyBatches().batch(rows) for rows in ROWS]
     tokens = sum(batch.num_scored() for batch in batches)
-    told = accumulate(distiller, teacher, batches, tokens, here)
+    accumulated = accumulate(distiller, teacher, batches, tokens, here)
     gradients = {name: whole(p.grad) for name, p in distiller.named_parameters()}
-    return told.sums, gradients, distiller
+    return accumulated.sums, gradients, distiller
 
 
 def require_equal(here, objective, tied, checkpointing, allowed):

@@ -17,9 +17,10 @@ NARROW = (torch.bfloat16, torch.float16)
 
 def compute_in(module: nn.Module, dtype: torch.dtype | None) -> None:
     """Set the format of a module that is not sharded; `cast_weights` applies it."""
-    for part in module.modules():
-        if isinstance(part, CausalLM) and dtype in NARROW:
-            part.compute_dtype = dtype
+    if dtype in NARROW:
+        for part in module.modules():
+            if isinstance(part, CausalLM):
+                part.compute_dtype = dtype
 
 
 @contextmanager
@@ -28,7 +29,7 @@ def cast_weights(module: nn.Module) -> Iterator[None]:
 
     Gradients reach the weights themselves, in their own format, and add up there. Forward and
     backward pass must both run inside it: checkpointed blocks run again in the backward pass.
-    FSDP2 casts the weights of a sharded module, and nothing happens here; nor inside itself.
+    Weights that are cast already stay as they are, and FSDP2 casts those of a sharded module.
 
     Args:
         module: What `shard` was called with.

@@ -38,7 +38,7 @@ def shard(
 ) -> None:
     """Shard a module over all ranks: each block, each embedding, and the rest with the root.
 
-    Without a mesh it is only told the format it is to compute in, which `cast_weights` applies.
+    Without a mesh this only sets the format to compute in, which `cast_weights` applies.
     A model that `open_model` left on the meta device is then read from its files, each rank its
     own rows, and its head and packing are proven.
 

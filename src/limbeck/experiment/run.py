@@ -229,8 +229,9 @@ class Run:
                 sinks.extend(make_sinks(self.config.track, trial.folder))
 
             together(open_sinks, self.world, main_only=True)
-            opened.enter_context(freed_memory_kept(self.world.device))
-            runner.run(trial, sinks, resume=resume)
+            distiller = runner.open(trial)
+            opened.enter_context(freed_memory_kept(self.world.device))  # not while models load
+            runner.run(trial, distiller, sinks, resume=resume)
 
     def save_initial(self, folder: Path) -> None:
         """Publish the student as initialised, unless trials have it from memory or its files."""

@@ -191,10 +191,15 @@ class TrialRunner:
         runner._parts = parts
         return runner
 
-    def run(self, trial: Trial, sinks: Sequence[MetricSink], *, resume: bool) -> None:
-        """Train a trial, save its best student, and write its metrics."""
-        parts = self._parts
-        distiller = parts.distiller(parts.take_student(self._initial), trial.objective)
+    def open(self, trial: Trial) -> Distiller:
+        """The student of a trial as it was initialised, sharded."""
+        return self._parts.distiller(self._parts.take_student(self._initial), trial.objective)
+
+    def run(
+        self, trial: Trial, distiller: Distiller, sinks: Sequence[MetricSink], *, resume: bool
+    ) -> None:
+        """Train an opened trial, save its best student, and write its metrics."""
+        parts, self._latest = self._parts, None
         first = parts.config.output / "initial.json"
         # Rank 0 decides: a shared disk may show a file to some ranks first, and all must measure.
         if not decided(first.exists, parts.world):
@@ -202,9 +207,7 @@ class TrialRunner:
         parts.teacher.require(TeacherRequest(needs=distiller.objective.needs))
         takes_time = trial.name == "equal_time"
         optim = self._as_long(trial) if takes_time else parts.config.optim
-        is_shuffled = trial.name == "shuffled"
-        teacher = ShuffledTeacher(parts.teacher) if is_shuffled else parts.teacher
-        self._latest = None
+        teacher = ShuffledTeacher(parts.teacher) if trial.name == "shuffled" else parts.teacher
         rollouts = parts.rollouts(distiller, trial.folder) if trial.writes else None
         result = train(
             TrainSetup(
