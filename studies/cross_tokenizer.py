@@ -55,7 +55,7 @@ def written(options: argparse.Namespace, teacher: Path) -> Path:
     folder = options.output / "written"
     path: Path = folder / "texts.jsonl"
     if not path.exists():
-        tree = recipe(teacher, folder / "run", PROMPT + WRITTEN, options.held_out_tokens)
+        tree = recipe(options, teacher, folder / "run", PROMPT + WRITTEN)
         tree["data"]["max_documents"] = options.prompts
         answers = folder / "answers.jsonl"
         sizes = {"tokens": WRITTEN, "prompt_tokens": PROMPT, "truncated": "keep"}
@@ -78,9 +78,7 @@ def scores_of(
     trial: str, seed: int, options: argparse.Namespace, teacher: Path, student: Path
 ) -> Scores:
     """Test scores of a trial, which is trained unless it is done."""
-    tree = recipe(
-        teacher, options.output / f"{trial}-{seed}", options.length, options.held_out_tokens
-    )
+    tree = recipe(options, teacher, options.output / f"{trial}-{seed}", options.length)
     kind = "cross_tokenizer"
     if trial.startswith("shared_kl"):
         kind = "shared_tokens"

@@ -55,7 +55,7 @@ TRIALS: dict[str, dict[str, Any]] = {
 
 def cold_start(options: argparse.Namespace, teacher: Path) -> Path:
     """The student that trials start from, trained on fixed text."""
-    tree = recipe(teacher, options.output / "cold-start", LENGTH, options.held_out_tokens)
+    tree = recipe(options, teacher, options.output / "cold-start", LENGTH)
     tree |= objective("forward_kl") | pruned(options, teacher)
     tree["optim"] = optimizer(options.cold_steps, FIXED_ROWS * LENGTH, 6e-4)
     return trained(tree) / "student"
@@ -64,7 +64,7 @@ def cold_start(options: argparse.Namespace, teacher: Path) -> Path:
 def trial(name: str, seed: int, options: argparse.Namespace, teacher: Path, start: Path) -> Path:
     """The folder of a trial, which is trained unless it is done."""
     place = f"{name.replace(' ', '-').replace(',', '').replace('-%', '')}-{seed}"
-    tree = recipe(teacher, options.output / place, LENGTH, options.held_out_tokens) | TRIALS[name]
+    tree = recipe(options, teacher, options.output / place, LENGTH) | TRIALS[name]
     tree["plugins"] = [str(Path(__file__).with_name("on_policy_parts.py"))]
     tree["student"] = {"type": "pretrained", "path": str(start)}
     if name == "no cold start":

@@ -44,7 +44,7 @@ METRICS = ("forward_kl", "cross_entropy")
 
 def float_student(options: argparse.Namespace, teacher: Path) -> Path:
     """The run of the student that is quantised: distilled in float32."""
-    tree = recipe(teacher, options.output / "float32", LENGTH, options.held_out_tokens)
+    tree = recipe(options, teacher, options.output / "float32", LENGTH)
     tree |= {
         "student": {"type": "depth", "path": str(teacher), "layers": options.layers},
         "objective": {"alpha": 1.0},
@@ -57,7 +57,7 @@ def float_student(options: argparse.Namespace, teacher: Path) -> Path:
 def trial(name: str, seed: int, options: argparse.Namespace, start: Path, teacher: Path) -> Path:
     """The folder of a trial."""
     place = options.output / f"{name}-{seed}"
-    tree = recipe(teacher, place, LENGTH, options.held_out_tokens) | TRIALS[name]
+    tree = recipe(options, teacher, place, LENGTH) | TRIALS[name]
     tree |= {
         "student": {"type": "pretrained", "path": str(start)},
         "optim": optimizer(options.steps, TOKENS, options.learning_rate),

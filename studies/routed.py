@@ -51,7 +51,7 @@ def teachers_of(tuned: Mapping[str, Path], original: Path) -> dict[str, Any]:
 
 def based_on(original: Path, place: Path, options: argparse.Namespace) -> dict[str, Any]:
     """A recipe over the texts of both sources."""
-    tree = recipe(original, place, options.length, options.held_out_tokens)
+    tree = recipe(options, original, place, options.length)
     tree["data"]["path"] = str(options.output / "texts" / "train")
     tree["evaluate"]["data"] = str(options.output / "texts" / "heldout")
     tree["optim"] = optimizer(options.steps, 2 * options.length, options.learning_rate)

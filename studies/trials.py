@@ -35,10 +35,11 @@ def arguments_of(
     parser.add_argument("--layers", nargs="+", type=int, default=LAYERS, help="of the student")
     parser.add_argument("--steps", type=int, default=steps)
     parser.add_argument("--held-out-tokens", type=int, default=held_out_tokens)
+    parser.add_argument("--dtype", default="float32", help="bfloat16 where a CPU is faster in it")
     return parser
 
 
-def recipe(teacher: Path, folder: Path, length: int, held_out_tokens: int) -> dict[str, Any]:
+def recipe(options: argparse.Namespace, teacher: Path, folder: Path, length: int) -> dict[str, Any]:
     """A recipe over the text that ships with limbeck, with what every study asks for."""
     return {
         "teacher": {"type": "online", "path": str(teacher)},
@@ -46,10 +47,11 @@ def recipe(teacher: Path, folder: Path, length: int, held_out_tokens: int) -> di
         "evaluate": {
             "data": str(corpus_path("heldout")),
             "every": 1_000_000,
-            "max_tokens": held_out_tokens,
+            "max_tokens": options.held_out_tokens,
             "max_tokens_during": length,
             "continuations": 0,
         },
+        "parallel": {"compute_dtype": options.dtype},
         "checkpoint": {"every": 1_000_000, "keep": 1, "keep_best": False},
         "output": str(folder),
     }
@@ -64,9 +66,12 @@ def optimizer(steps: int, tokens: int, learning_rate: float) -> dict[str, Any]:
 def trained(tree: Mapping[str, Any]) -> Path:
     """The folder of a recipe's run, which is made unless it is finished."""
     folder = Path(tree["output"])
-    if not (folder / "report.html").exists():
-        path = folder.with_name(f"{folder.name}.yaml")
-        path.write_text(json.dumps(tree, indent=1))  # JSON is YAML
+    path, text = folder.with_name(f"{folder.name}.yaml"), json.dumps(tree, indent=1)
+    if (folder / "report.html").exists():
+        if path.read_text() != text:
+            raise SystemExit(f"{folder} is a trial with other options. Choose another --output.")
+    else:
+        path.write_text(text)  # JSON is YAML
         with limbeck.assemble(load(path)) as run:
             run.train(overwrite=folder.exists())
         shutil.rmtree(folder / "checkpoints")  # three times the student's size

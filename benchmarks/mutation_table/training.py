@@ -263,8 +263,8 @@ TRAINING = (
     Mutation(
         "a bfloat16 head's gradients are summed in bfloat16",
         FUSED,
-        "total.to(exact).add_(product)",
-        "total.add_(product)",
+        "None if total is None else total.to(exact)",
+        "total",
         HEAD + "weight_gradients_of_bfloat16_heads_are_summed_in_float32",
     ),
     Mutation(

@@ -64,8 +64,13 @@ def freed_memory_kept(device: torch.device) -> Iterator[None]:
         with in_force(KEPT):
             yield
     finally:
-        if has_glibc():
-            ctypes.CDLL(None).malloc_trim(0)
+        return_freed()
+
+
+def return_freed() -> None:
+    """Return freed memory to the system now, under any policy, so that it counts as free."""
+    if has_glibc():
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @contextmanager

@@ -57,6 +57,19 @@ def test_the_activations_of_twice_the_rows_are_twice_as_large_and_nothing_change
     assert not any(p.grad is not None for p in case.distiller.parameters())
 
 
+def test_a_copy_of_the_weights_in_bfloat16_is_planned(tmp_path):
+    plans = []
+    for dtype in (None, torch.bfloat16):
+        case = tiny_case()
+        case.student.compute_dtype = dtype
+        plans.append(
+            make_plan(case, config(tmp_path), micro_batch=1, students=1, free_memory_bytes=1 << 30)
+        )
+    weights = sum(p.nbytes for p in case.distiller.parameters())
+    name = "weights in parallel.compute_dtype"
+    assert [plan.memory_bytes.get(name) for plan in plans] == [None, weights / 2]
+
+
 def test_activation_checkpointing_keeps_less(tmp_path):
     kept = run_micro_batch(tiny_case(), tiny_case().data.batch([0, 1])).saved_bytes
     for how in ("selective", "full"):

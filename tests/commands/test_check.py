@@ -185,9 +185,11 @@ def test_weights_that_are_shared_are_planned_once(tmp_path):
     assert same["found"].startswith("the same weights")
 
 
-def test_a_pair_with_two_tokenizers_skips_the_checks_that_need_one(tmp_path):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_pair_with_two_tokenizers_skips_the_checks_that_need_one(tmp_path, dtype):
     path = write_pair(tmp_path)
-    told = run(path, "objective.extra=[{type: alm, weight: 0.1}]", EVALUATE)
+    compute = f"parallel.compute_dtype={dtype}"
+    told = run(path, "objective.extra=[{type: alm, weight: 0.1}]", EVALUATE, compute)
     for words in (
         "head of the teacher",
         "documents apart in the student",

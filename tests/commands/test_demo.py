@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 
 from limbeck.commands import demo_store
-from limbeck.commands.demo import what_is_there
+from limbeck.commands.demo import as_begun, what_is_there
 from limbeck.commands.demo_store import shipped_recipe
 from limbeck.config import dump
 from limbeck.errors import ConfigError
 
 
-def begun(output, steps=20):
-    config = shipped_recipe("demo.yaml", Path("teacher"), output, steps)
+def begun(output, steps=20, more=()):
+    config = shipped_recipe("demo.yaml", Path("teacher"), output, steps, more)
     output.mkdir(exist_ok=True)
     (output / "recipe.yaml").write_text(dump(config))
     return config
@@ -27,6 +27,16 @@ def test_an_empty_run_directory_is_neither_continued_nor_replaced(tmp_path):
 
 def test_a_demo_that_was_stopped_is_continued(tmp_path):
     assert what_is_there(begun(tmp_path / "run")) == (True, False)
+
+
+def test_a_stopped_demo_continues_in_its_number_format_whatever_the_clock_says(tmp_path):
+    options = ("parallel.compute_dtype=bfloat16", "teacher.dtype=bfloat16")
+    for more, now in (((), options), (options, ())):
+        output = tmp_path / f"run-{len(more)}"
+        before = begun(output, more=more)
+        config = as_begun(shipped_recipe("demo.yaml", Path("teacher"), output, 20, now))
+        assert config == before
+        assert what_is_there(config) == (True, False)
 
 
 def test_a_demo_that_is_done_or_another_is_replaced(tmp_path):

@@ -7,7 +7,6 @@ from limbeck.config import ObjectiveConfig
 from limbeck.distributed import cast_weights, gathered, shard, unsharded, whole
 from limbeck.models import checkpoint_activations
 from limbeck.train import accumulate
-from limbeck.train.micro_batch import computed_in
 from tests.distributed.processes import on_ranks
 from tests.train.toy import ALONE, EVERYTHING, ToyBatches, toy_pair
 
@@ -30,7 +29,7 @@ def step(here, objective, tied, checkpointing):
 def require_equal(here, objective, tied, checkpointing, allowed):
     sums, gradients, sharded = step(here, objective, tied, checkpointing)
     own_sums, own, distiller = step(ALONE, objective, tied, checkpointing)
-    assert computed_in(sharded.student) == computed_in(distiller.student) == torch.bfloat16
+    assert sharded.student.computed_in == distiller.student.computed_in == torch.bfloat16
     assert own_sums.tolist() == sums.tolist()
     assert own.keys() == gradients.keys()
     for name, gradient in own.items():

@@ -1,3 +1,4 @@
+import math
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -284,3 +285,12 @@ def test_a_teacher_that_gives_no_distribution_is_refused() -> None:
     teacher = LocalTeacher(model, SignalNeeds(layers=frozenset({0})))
     with pytest.raises(ConfigError, match="this teacher was not asked for them"):
         measure(student, teacher, packed_rows(), [0], micro_batch=1, device=CPU)
+
+
+def test_a_student_that_diverged_is_measured_as_not_finite() -> None:
+    student, teacher = pair()
+    with torch.no_grad():
+        student.hf_model.lm_head.weight.fill_(torch.nan)
+    scores = measured(student, teacher, packed_rows())
+    assert math.isnan(scores.mean("forward_kl"))
+    assert scores.num_tokens == round(float(scores.counts.sum())) > 0

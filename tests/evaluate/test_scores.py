@@ -12,6 +12,7 @@ from limbeck.evaluate.scores import (
     interval,
     paired_difference,
     resampled,
+    student_t,
 )
 from limbeck.evaluate.scores import summarise as summary
 
@@ -133,3 +134,24 @@ def test_no_scored_token_is_refused() -> None:
     scores = Scores({}, none, none, np.zeros((0, CALIBRATION_BINS)), np.zeros(0, dtype=np.int64))
     with pytest.raises(DataError, match="got none"):
         summary(scores)
+
+
+@pytest.mark.parametrize("documents", [6, 9, 20])
+def test_intervals_of_few_documents_are_as_wide_as_student_t(documents: int) -> None:
+    """On average: what scipy.stats.t gives for the mean of normal documents."""
+    wide = {6: 2.571, 9: 2.306, 20: 2.093}[documents]  # the 97.5 % quantile of t
+    generator = np.random.Generator(np.random.Philox(documents))
+    ratios, missed = [], 0
+    for _ in range(60):
+        values = generator.normal(size=documents)
+        found = interval(resampled({"a": values})["a"] / documents)
+        exact = wide * values.std(ddof=1) / math.sqrt(documents)
+        ratios.append((found["high"] - found["low"]) / (2 * exact))
+        missed += not found["low"] <= 0 <= found["high"]
+    assert np.mean(ratios) == pytest.approx(1, abs=0.1)
+    assert missed <= 9  # 3 expected; 10 and more happen once in 1,500
+
+
+def test_student_t_is_that_of_tables() -> None:
+    for freedom, wanted in ((2, 4.303), (4, 2.776), (8, 2.306), (19, 2.093), (999, 1.962)):
+        assert student_t(1.959964, freedom) == pytest.approx(wanted, rel=0.01)

@@ -18,6 +18,7 @@ from limbeck.experiment.score_files import read_scores
 from limbeck.report.comparison import comparison_page
 from limbeck.report.run_files import Figure
 from limbeck.report.words import interval
+from tests.experiment.recordings import from_store, recorded
 from tests.experiment.tiny_run import write_recipe, write_texts
 from tests.report.test_run_report import assert_fetches_and_runs_nothing
 
@@ -68,7 +69,7 @@ def test_other_test_documents_are_shown_and_not_compared(runs):
     compared = compare_runs([runs["small"], runs["other"]])
     assert [run.behind for run in compared] == [None, None]
     page = comparison_page([asdict(run) for run in compared])
-    assert "another teacher or other test documents: not comparable" in page
+    assert "another teacher (or form of it) or other test documents: not comparable" in page
 
 
 def test_a_moved_run_is_compared_where_it_is(runs, tmp_path):
@@ -120,3 +121,17 @@ def test_what_cannot_be_compared_is_refused(runs, tmp_path):
         compare_runs([runs["small"], unfinished])
     with pytest.raises(ConfigError, match="are for several runs"):
         run_command(runs["small"], "--json")
+
+
+def test_bounds_from_a_stored_top_k_are_not_compared_with_whole_distributions(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("LIMBECK_CACHE", str(tmp_path / "cache"))
+    path = recorded(tmp_path, {"type": "top_k", "k": 8}, objective={"temperature": 1.0})
+    stored = [*from_store(tmp_path), f"output={tmp_path / 'stored'}"]
+    for overrides in ([f"output={tmp_path / 'online'}"], stored):
+        with limbeck.assemble(limbeck.load(path, overrides)) as whole:
+            whole.train()
+    compared = compare_runs([tmp_path / "online", tmp_path / "stored"])
+    assert [run.behind for run in compared] == [None, None]
+    assert [run.is_efficient for run in compared] == [True, True]

@@ -8,11 +8,13 @@ import pytest
 
 import limbeck
 from limbeck.commands import load_verb
+from limbeck.data.mixture import passes
 from limbeck.errors import ConfigError
 from limbeck.evaluate.scaling import fit_curve
 from limbeck.experiment.directory import require_directory
-from limbeck.experiment.forecast import plan_pilots
-from limbeck.experiment.forecast_figures import require_determined
+from limbeck.experiment.forecast import Pilots, most_passes, plan_pilots
+from limbeck.experiment.forecast_figures import points, require_determined, target
+from limbeck.report.forecast_page import target_sentence
 from tests.evaluate.test_scaling import law, pilots
 from tests.experiment.tiny_run import steps_of, write_recipe, write_texts
 
@@ -87,7 +89,7 @@ def test_a_forecast_runs_pilots_once_and_answers_from_them(tmp_path, capsys):
     predict(tmp_path)
     assert "What a budget reaches" in capsys.readouterr().out
     assert metrics.read_bytes() == before
-    (folder / "text.json").write_text('{"rows": 480}')
+    (folder / "text.json").write_text('{"passes": 10.0}')
     with pytest.raises(ConfigError, match="at most 4 times, and this one reads it 10 times"):
         predict(tmp_path)
     with pytest.raises(ConfigError, match="steps-3 is of another"):
@@ -117,3 +119,50 @@ def test_a_curve_that_its_pilots_do_not_determine_is_refused(law, noise, message
     refused = nullcontext() if message is None else pytest.raises(ConfigError, match=message)
     with refused:
         require_determined(curve, "forward_kl", 50_000.0)
+
+
+def test_a_target_that_some_fits_reach_is_not_called_out_of_reach():
+    generator = np.random.Generator(np.random.Philox(3))
+    curve = fit_curve(pilots(law, 100, 0.003, generator), "forward_kl")
+    floor = float(curve.floor[0])
+    assert floor > 0
+    assert curve.floor.min() < 0.9 * floor
+    found = target({"forward_kl": curve}, Pilots((), 1e-3, 512.0), 0.98 * floor, 1e9)
+    assert found["tokens"]["value"] is None
+    assert found["tokens"]["low"] is not None
+    assert "not determined: from" in target_sentence(found)
+    never = target({"forward_kl": curve}, Pilots((), 1e-3, 512.0), 1e-6, 1e9)
+    assert never["tokens"]["low"] is None
+    assert "any number of tokens" in target_sentence(never)
+
+
+def test_a_target_beyond_four_passes_needs_more_text():
+    generator = np.random.Generator(np.random.Philox(3))
+    curve = fit_curve(pilots(law, 100, 0.003, generator), "forward_kl")
+    for most, needs in ((1e12, False), (20_000.0, True)):
+        found = target({"forward_kl": curve}, Pilots((), 1e-3, 512.0), law(50_000.0), most)
+        assert found["tokens"]["value"] == pytest.approx(50_000, rel=0.3)
+        assert ("more text" in target_sentence(found)) == needs
+    assert points(curve, 50_000.0, 20_000.0)[-1]["tokens"] == pytest.approx(20_000)
+
+
+def test_passes_are_those_of_the_source_that_is_read_most_often(tmp_path):
+    texts = [write_texts(tmp_path / f"{name}.jsonl", n, 1) for name, n in (("a", 4), ("b", 60))]
+    recipe = json.loads(write_recipe(tmp_path, optim=OPTIM).read_text())
+    mix = [{"path": str(path), "type": "text"} for path in texts]
+    recipe["data"] = {"mix": mix, "sequence_length": recipe["data"]["sequence_length"]}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    with limbeck.assemble(limbeck.load(tmp_path / "recipe.yaml")) as run:
+        optim = run.config.optim
+        rows = optim.num_steps * optim.rows_per_step(run.config.data.sequence_length)
+        read = passes(run.parts.data, rows)
+        assert read["a"] > 5 * read["b"]
+        assert most_passes(run) == read["a"]
+
+
+def test_rows_that_a_run_writes_are_no_passes_over_its_text(tmp_path):
+    path, times = write_recipe(tmp_path, optim=OPTIM, objective={"alpha": 1.0}), []
+    for options in ([], ["rollout={share: 0.5, tokens: 12, prompt_tokens: 6}"]):
+        with limbeck.assemble(limbeck.load(path, options)) as run:
+            times.append(most_passes(run))
+    assert times[1] == times[0] / 2 > 0

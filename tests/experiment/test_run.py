@@ -438,6 +438,30 @@ def test_refusing_to_resume_leaves_the_recipe_that_was_run(tmp_path):
     assert (tmp_path / "run" / "recipe.yaml").read_text() == before
 
 
+@pytest.mark.parametrize("change", ["evaluate.max_tokens=60", "evaluate.data=other.jsonl"])
+def test_figures_on_other_held_out_text_are_not_mixed_with_those_of_a_run(
+    tmp_path, change, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    path = write_recipe(tmp_path)
+    write_texts(tmp_path / "other.jsonl", 12, seed=9)
+    run(path)
+    before = (tmp_path / "run" / "provenance.json").read_text()
+    for more in ([], ["optim.steps=9"]):
+        with pytest.raises(ConfigError, match="held-out text that its students were measured on"):
+            run(path, change, *more, resume=True)
+    assert (tmp_path / "run" / "provenance.json").read_text() == before
+    moved = (tmp_path / "held.jsonl").rename(tmp_path / "moved.jsonl")
+    run(path, f"evaluate.data={moved}", resume=True)
+
+
+def test_a_learning_rate_that_diverges_does_not_end_the_others(tmp_path):
+    rates = "optim.learning_rate=[0.003, 1e18]"
+    outcome = run(write_recipe(tmp_path), rates, "optim.steps=4", "evaluate.every=2")
+    assert outcome.evaluation["learning_rate"]["distilled"] == 0.003
+    assert outcome.report.exists()
+
+
 def test_overwriting_leaves_nothing_of_the_run_before(tmp_path):
     path = write_recipe(tmp_path)
     run(path, "track=[tensorboard]")

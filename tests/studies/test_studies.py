@@ -1,5 +1,6 @@
 """Every study runs over a tiny teacher, from nothing to its table."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -68,3 +69,15 @@ def write_teacher(folder):
     torch.manual_seed(1)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def test_a_trial_with_other_options_is_not_taken_for_a_finished_one(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    trials = importlib.import_module("trials")
+    (tmp_path / "KL-1").mkdir()
+    (tmp_path / "KL-1" / "report.html").touch()
+    tree = {"output": str(tmp_path / "KL-1"), "optim": {"steps": 40}}
+    (tmp_path / "KL-1.yaml").write_text(json.dumps(tree, indent=1))
+    assert trials.trained(tree) == tmp_path / "KL-1"
+    with pytest.raises(SystemExit, match="other options"):
+        trials.trained(tree | {"optim": {"steps": 400}})

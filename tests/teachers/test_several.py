@@ -1,5 +1,6 @@
 """Laws of teachers that are made of several."""
 
+import gzip
 import json
 from dataclasses import replace
 
@@ -189,6 +190,15 @@ def test_order_of_routed_teachers_does_not_matter(parts):
 def test_empty_batch_gives_a_signal_without_positions(parts):
     signal = parts.teacher.signal(parts.data.batch([]))
     assert signal.distribution.logits().shape == (0, parts.vocabulary.size)
+
+
+def test_a_compressed_file_has_the_teacher_of_its_name(tmp_path):
+    path, code = recipe_of_two(tmp_path), tmp_path / "train" / "code.jsonl"
+    code.with_suffix(".jsonl.gz").write_bytes(gzip.compress(code.read_bytes()))
+    code.unlink()
+    with limbeck.assemble(load(path)) as run:
+        batch = run.parts.data.batch(range(run.parts.data.num_rows))
+        assert len(run.parts.teacher.signal(batch).parts) == 2
 
 
 def test_document_without_a_route_is_refused_by_name(parts):

@@ -6,9 +6,16 @@ import pytest
 import torch
 
 from limbeck.batch import Batch
+from limbeck.config import ObjectiveConfig
+from limbeck.distributed import World
 from limbeck.errors import ConfigError
+from limbeck.layer_map import LayerMap
+from limbeck.losses import PairShapes, build_objective
+from limbeck.models import Distiller
+from limbeck.teachers import TeacherRequest
 from limbeck.teachers.local import LocalTeacher
 from limbeck.teachers.shuffled import ShuffledTeacher
+from limbeck.train.non_finite import narrow
 from tests.models.tiny import random_batch, tiny_llama
 
 
@@ -60,3 +67,18 @@ def test_padding_of_a_rank_with_fewer_rows_is_not_read_in_place_of_a_row():
     assert torch.equal(first, teacher.signal(before).distribution.logits())
     control.signal(step[1])
     assert control.signal(nothing).distribution.logits().shape[0] == 0
+
+
+def test_rows_of_a_step_that_was_not_finite_are_found_one_by_one():
+    whole = random_batch(rows=3)
+    control = ShuffledTeacher(LocalTeacher(tiny_llama(2, 32)))
+    shapes = PairShapes(2, 2, 32, 32, LayerMap.uniform(2, 2))
+    objective = build_objective(ObjectiveConfig(alpha=0.5), shapes, head_budget_mb=1)
+    distiller = Distiller(tiny_llama(2, 32, seed=1), objective)
+    control.require(TeacherRequest(needs=objective.needs))
+    step = [whole.part(slice(0, 2)), whole.part(slice(2, 3))]
+    control.prefetch(step)
+    for batch in step:
+        control.signal(batch)
+    rows, non_finite = narrow(distiller, control, step, World(0, 1, torch.device("cpu")))
+    assert (len(rows), non_finite) == (3, [])

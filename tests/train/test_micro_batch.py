@@ -1,10 +1,14 @@
 """Choice of the number of rows of a micro-batch."""
 
+import platform
+
+import psutil
 import pytest
 import torch
 
 from limbeck.config import MemoryConfig
 from limbeck.distributed import shard, world
+from limbeck.heap import freed_memory_kept
 from limbeck.train.micro_batch import (
     choose_micro_batch,
     free_bytes,
@@ -108,3 +112,14 @@ def test_the_error_names_every_option_that_saves_memory():
         "data.sequence_length",
     ):
         assert knob in said
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc that keeps memory")
+def test_memory_that_is_kept_for_the_next_step_counts_as_free():
+    cpu = torch.device("cpu")
+    with freed_memory_kept(cpu):
+        tensors = [torch.ones(12 << 20) for _ in range(8)]  # 48 MiB each
+        used = psutil.Process().memory_info().rss
+        del tensors
+        free_bytes(cpu)
+        assert used - psutil.Process().memory_info().rss > 300 << 20

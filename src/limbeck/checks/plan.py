@@ -17,7 +17,7 @@ from limbeck.checks.hardware import Hardware
 from limbeck.checks.proof import Proof
 from limbeck.config import OptimConfig, RunConfig
 from limbeck.data import spread
-from limbeck.distributed import Collective, cast_weights, is_sharded, moment_bytes
+from limbeck.distributed import Collective, cast_bytes, cast_weights, is_sharded, moment_bytes
 from limbeck.errors import ConfigError
 from limbeck.files import nearest_existing, size
 from limbeck.losses.head.fused import head_bytes
@@ -142,7 +142,7 @@ def make_plan(
     measured = run_micro_batch(case, case.data.batch(spread(available, count)))
     passes = -(-rows_per_step // measured.rows)
     state = state_bytes(case.distiller, config.optim)
-    host = offloaded_bytes(case.teacher_model, case.device)
+    host, cast = offloaded_bytes(case.teacher_model, case.device), cast_bytes(case.distiller)
     return Plan(
         parameters={who: model.num_parameters for who, model in case.models}
         | ({"teacher": case.teacher.info.parameters} if case.teacher.info.parameters else {}),
@@ -151,6 +151,7 @@ def make_plan(
             "teacher": held_bytes(case.teacher_model) - host,
             "student": held_bytes(case.distiller, case.teacher_model)
             + sum(layer.nbytes for layer in case.student.packed.values()),
+            **({"weights in parallel.compute_dtype": cast} if cast else {}),
             "gradients": trained_bytes(case.distiller),
             "optimizer state": state,
             "one micro-batch's activations": measured.saved_bytes
@@ -302,6 +303,6 @@ def checkpointed_bytes(student: CausalLM, config: RunConfig, rows: int) -> int:
     kept = config.memory.activation_checkpointing
     if kept == "none":
         return 0
-    element = next(student.parameters()).element_size()
+    element = student.computed_in.itemsize
     values = sum(kept_values(block, student.width, kept) for block in student.blocks)
     return rows * config.data.sequence_length * values * element

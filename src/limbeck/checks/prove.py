@@ -60,7 +60,7 @@ def prove_unlike(case: Case, teacher: CrossTokenizerTeacher) -> Iterator[Finding
         f"at {num_common:,} of {num_scored:,} sampled positions; coverage by class is in the notes",
         "there the teacher is compared with the student; the other positions learn from the text",
     )
-    yield micro_batches_add_up(case, batch, case.student.hf_model.dtype)
+    yield micro_batches_add_up(case, batch, case.student.computed_in)
     yield Unproven(
         "the divergence's zero and its gradient",
         "they are checked on the models' own logits, which two vocabularies do not share",

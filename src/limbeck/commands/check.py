@@ -50,6 +50,7 @@ from limbeck.experiment.parts import Parts
 from limbeck.experiment.trials import trials_of
 from limbeck.files import size
 from limbeck.models import choose_dtype
+from limbeck.registry import type_of
 from limbeck.report.words import duration
 from limbeck.teachers import find_cross, find_local, require_local
 from limbeck.train.micro_batch import choose_micro_batch, free_bytes
@@ -202,10 +203,11 @@ def tell(run: Run, *, as_json: bool) -> list[str]:
 
 
 def is_float32_on_cpu(parts: Parts) -> bool:
-    """Whether the student is computed in float32 on a CPU."""
+    """Whether the student is computed in float32 on a CPU, and could be in another format."""
     device = parts.world.device
     dtype = choose_dtype(parts.config.parallel.compute_dtype, device)
-    return device.type == "cpu" and dtype == torch.float32
+    has_choice = type_of(parts.config.student) != "shared"  # it computes as its teacher does
+    return device.type == "cpu" and dtype == torch.float32 and has_choice
 
 
 def plan_of(run: Run, case: Any) -> Plan:

@@ -66,7 +66,7 @@ def demo(
     gain = bfloat16_gain() if choose_device("auto").type == "cpu" else 0.0
     faster = IN_BFLOAT16 if gain >= WORTH_IT else ()
     config = shipped_recipe("demo.yaml", teacher, output or Path("runs/demo"), steps, faster)
-    distil(console, config, gain, show=show)
+    distil(console, as_begun(config), gain, show=show)
 
 
 def say(console: Console, heading: str, text: str) -> None:
@@ -141,6 +141,17 @@ def distil(console: Console, config: RunConfig, gain: float, *, show: bool) -> N
     console.print(f"   student  {outcome.student}\n   report   {outcome.report}", soft_wrap=True)
     if show and outcome.report and has_screen():
         webbrowser.open(outcome.report.absolute().as_uri())
+
+
+def as_begun(config: RunConfig) -> RunConfig:
+    """The demo in the number format of the one in its run directory, which a clock chose."""
+    saved = config.output / "recipe.yaml"
+    if not saved.exists():
+        return config
+    before = read(saved)
+    teacher = {name: value for name, value in config.teacher.items() if name != "dtype"}
+    teacher |= {name: value for name, value in before.teacher.items() if name == "dtype"}
+    return replace(config, parallel=before.parallel, teacher=teacher)
 
 
 def what_is_there(config: RunConfig) -> tuple[bool, bool]:

@@ -54,8 +54,8 @@ def export(
     """Write a student for llama.cpp, Ollama, ONNX Runtime or ExecuTorch, and verify it there.
 
     The file is run in its runtime on held-out text, and its logits, tokenisation, special tokens
-    and chat template are compared with the student's. A file that differs is not published. Needs
-    pip install 'limbeck[export]' for gguf, 'limbeck[onnx]', 'limbeck[executorch]'.
+    and chat template are compared with the student's. A file that differs is not published.
+    Each format needs the extra of its name, gguf the extra `export`.
 
     Examples: limbeck export runs/x --quantize q8_0 --output exports/x;
     limbeck export runs/x --format onnx --output exports/onnx

@@ -1,7 +1,7 @@
 """Many processes as one: ranks, sharding, stop signals, locks and checkpoints."""
 
 from limbeck.distributed.adamw_8bit import AdamW8bit, moment_bytes
-from limbeck.distributed.casting import cast_weights
+from limbeck.distributed.casting import cast_bytes, cast_weights
 from limbeck.distributed.checkpoints import (
     checkpoint_name,
     latest,
@@ -62,6 +62,7 @@ __all__ = [
     "begin_saving",
     "broadcast_object",
     "by_purpose",
+    "cast_bytes",
     "cast_weights",
     "checkpoint_name",
     "decided",

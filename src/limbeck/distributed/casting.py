@@ -15,6 +15,22 @@ from limbeck.models import CausalLM
 NARROW = (torch.bfloat16, torch.float16)
 
 
+def cast_bytes(module: nn.Module) -> int:
+    """Bytes of the weights that `cast_weights` casts, in the format they are cast to."""
+    dtype = cast_to(module)
+    if dtype is None:
+        return 0
+    weights = (weight for weight in module.parameters() if weight.is_floating_point())
+    return sum(weight.numel() * dtype.itemsize for weight in weights)
+
+
+def cast_to(module: nn.Module) -> torch.dtype | None:
+    """The format that `cast_weights` casts a module's weights to; None where it does not."""
+    models = [part for part in module.modules() if isinstance(part, CausalLM)]
+    dtype = next((model.compute_dtype for model in models), None)
+    return None if isinstance(module, FSDPModule) else dtype
+
+
 def compute_in(module: nn.Module, dtype: torch.dtype | None) -> None:
     """Set the format of a module that is not sharded; `cast_weights` applies it."""
     if dtype in NARROW:
@@ -34,9 +50,8 @@ def cast_weights(module: nn.Module) -> Iterator[None]:
     Args:
         module: What `shard` was called with.
     """
-    models = [part for part in module.modules() if isinstance(part, CausalLM)]
-    dtype = next((model.compute_dtype for model in models), None)
-    if dtype is None or isinstance(module, FSDPModule):
+    dtype = cast_to(module)
+    if dtype is None:
         yield
         return
     places: list[tuple[dict[str, Any], str, nn.Parameter]] = [

@@ -231,7 +231,8 @@ def add(
         total = totals.setdefault(name, torch.zeros(num_documents, dtype=torch.float64))
         total.index_add_(0, documents, value)
     confidence = values["student_confidence"]
-    bins = (confidence * CALIBRATION_BINS).long().clamp_max(CALIBRATION_BINS - 1)
+    # A student that diverged is not confident of anything; its sums are not finite either way.
+    bins = (confidence.nan_to_num(0) * CALIBRATION_BINS).long().clamp_max(CALIBRATION_BINS - 1)
     shape = (num_documents, CALIBRATION_BINS)
     total = totals.setdefault("calibration", torch.zeros(shape, dtype=torch.float64))
     gap = values["student_hit"] - confidence

@@ -1,7 +1,8 @@
 """Sums per document, and metrics from them: values with intervals, differences, the gap closed.
 
 Every metric is a ratio of sums. Its interval is the percentile bootstrap over documents (Efron,
-1979): documents are drawn with replacement, and the ratio is computed again.
+1979): documents are drawn with replacement, and the ratio is computed again. Of few documents fewer
+are drawn than there are, because intervals would be too narrow (see `num_drawn`).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -186,16 +188,50 @@ def paired(a: Scores, b: Scores, metric: str) -> Sums:
 
 
 def resampled(table: Mapping[str, Float64[np.ndarray, " documents"]], seed: int = 0) -> Sums:
-    """Sums of each column: over all documents first, then over each resample of them."""
+    """Sums of each column: over all documents first, then over each resample of them.
+
+    A resample's sums are scaled to the number of documents.
+    """
     values = np.stack(list(table.values()), axis=1)
     num_documents = len(values)
+    size = num_drawn(num_documents)
     generator = np.random.Generator(np.random.Philox(seed))
     sums = np.empty((RESAMPLES + 1, len(table)))
     sums[0] = values.sum(axis=0)
     for i in range(1, RESAMPLES + 1):
-        drawn = generator.integers(num_documents, size=num_documents)
-        sums[i] = np.bincount(drawn, minlength=num_documents) @ values
+        drawn = generator.integers(num_documents, size=size)
+        sums[i] = np.bincount(drawn, minlength=num_documents) @ values * (num_documents / size)
     return {name: sums[:, i] for i, name in enumerate(table)}
+
+
+def num_drawn(documents: int) -> int:
+    """Documents of a resample, so that the interval of a mean is as wide as Student's t makes it.
+
+    Resamples of n out of n documents have (n - 1) / n of the variance that the documents show, and
+    percentiles take that variance as known. Drawing m = (n - 1) (z / t)^2 of them corrects both:
+    17 of 20, 6 of 9. Below five documents that would be less than one, and intervals stay too
+    narrow.
+
+    Example:
+        >>> [num_drawn(n) for n in (1, 5, 9, 20, 1000)]
+        [1, 2, 6, 17, 997]
+    """
+    if documents < 2:
+        return documents
+    z = NormalDist().inv_cdf(0.5 + INTERVAL_PERCENT / 200)
+    ratio = student_t(z, documents - 1) / z
+    return max(1, round((documents - 1) / ratio**2))
+
+
+def student_t(z: float, freedom: int) -> float:
+    """The quantile of Student's t at a normal quantile (Abramowitz and Stegun, 26.7.5)."""
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return z + sum(term / float(freedom) ** power for power, term in enumerate(terms, 1))
 
 
 def interval(figure: Float64[np.ndarray, " resamples"]) -> Interval:

@@ -28,8 +28,10 @@ class ComparedRun:
         parameters: Of its student; None if unknown.
         tokens_per_second: Reading speed of its student on its own machine; None if unknown.
         behind: Forward KL above that of the best run, paired by document; None for the best run,
-            and for runs with another teacher or other test documents.
-        is_efficient: Whether no other run has at most as many parameters and a lower forward KL.
+            and for runs with another teacher, its probabilities in another form, or other test
+            documents.
+        is_efficient: Whether no comparable run has at most as many parameters and a lower forward
+            KL.
         options: Options of its recipe that differ between the runs, as JSON; None where absent.
     """
 
@@ -77,7 +79,11 @@ class FinishedRun:
         teacher = facts.get("teacher", {})
         # A served teacher's weights are not known.
         identity = teacher.get("weights_sha256") or teacher.get("name")
-        return (identity, text, self.scores.counts.tolist())
+        form = (teacher.get("recorded") or {}).get("form", {})
+        if form.get("type") == "hidden":  # as whole as the model's own
+            form = {}
+        measured_as = (form, teacher.get("quantized"), teacher.get("served"))
+        return (identity, *measured_as, text, self.scores.counts.tolist())
 
 
 def compare_runs(folders: Sequence[Path]) -> list[ComparedRun]:
@@ -170,10 +176,11 @@ def behind(run: FinishedRun, first: FinishedRun) -> Interval | None:
 
 
 def is_efficient(run: FinishedRun, runs: Sequence[FinishedRun]) -> bool:
-    """Whether no other run has at most as many parameters and a lower forward KL."""
+    """Whether no comparable run has at most as many parameters and a lower forward KL."""
     size, kl = run.parameters, run.scores.mean("forward_kl")
     return size is not None and not any(
-        other.parameters is not None
+        other.reference == run.reference
+        and other.parameters is not None
         and other.parameters <= size
         and other.scores.mean("forward_kl") < kl
         for other in runs

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from limbeck.config import RunConfig, differences, read, refuse_differences
 from limbeck.distributed import checkpoint_name
 from limbeck.distributed.checkpoints import (
     REPLACED,
@@ -45,6 +48,39 @@ def refuse_both(*, resume: bool, overwrite: bool) -> None:
             "A run is resumed or overwritten, and both were asked for. Leave out --resume or "
             "--overwrite (in Python resume=True or overwrite=True)."
         )
+
+
+def require_same_held_out(folder: Path, config: RunConfig, facts: Mapping[str, Any]) -> None:
+    """Refuse to resume a run whose students were measured on other held-out text.
+
+    Their figures would be compared with those of students that are measured from now on.
+
+    Args:
+        facts: Of the run as it is now, which provenance.json will hold.
+    """
+    saved = folder / "provenance.json"
+    if not (saved.exists() and (folder / "initial.json").exists()):
+        return  # nothing was measured
+    before = json.loads(saved.read_text(encoding="utf-8"))
+    refuse_differences(
+        differences(measured_on(read(folder / "recipe.yaml"), before), measured_on(config, facts)),
+        "A run is resumed with the held-out text that its students were measured on. Put it back, "
+        "choose another output, or measure the finished student with `limbeck evaluate`:",
+    )
+
+
+def measured_on(config: RunConfig, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What figures of students must share to be compared."""
+    texts = facts.get("held_out_sets") or {"": facts.get("held_out")}
+    evaluate = config.evaluate
+    return {
+        "held-out text": {name: text and text["sha256"] for name, text in texts.items()},
+        "evaluate": {
+            "choose_by": next(iter(texts)),
+            "max_tokens": evaluate.max_tokens,
+            "max_tokens_during": evaluate.max_tokens_during,
+        },
+    }
 
 
 def clear(folder: Path) -> None:

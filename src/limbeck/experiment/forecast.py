@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.config import RunConfig, dump, read, to_plain
+from limbeck.data.mixture import passes as mixture_passes
 from limbeck.distributed import StopSignals, decided, locked, together
 from limbeck.errors import ConfigError
 from limbeck.evaluate.scaling import MIN_BUDGETS, MeasuredRun
+from limbeck.experiment.batches import rollout_rows
 from limbeck.experiment.run import Run
 from limbeck.experiment.score_files import read_scores
 from limbeck.experiment.trials import FORECAST, Trial, TrialRunner, lasting, trials_of
@@ -30,7 +32,7 @@ RATIO = 2
 EXTRA = (2, 1)
 """Further runs of the smallest pilots, with another order of the text: how much do runs vary?"""
 TEXT = "text.json"
-"""The number of rows of the training text, beside the pilots."""
+"""How often the recipe reads its text, beside the pilots."""
 MIN_STEPS = 3
 """Fewer steps are no run whose learning rate rises and falls."""
 
@@ -172,8 +174,8 @@ def train_pilots(run: Run, pilots: Sequence[Pilot], stop: StopSignals) -> None:
     if first is not None and first.weight_files is None and not rounds_weights(first):
         run.parts.student = None  # every pilot opens the one that was saved
     del student, first
-    rows = {"rows": run.parts.data.num_rows}
-    together(lambda: write_text(place / TEXT, json.dumps(rows)), run.world, main_only=True)
+    text = {"passes": most_passes(run)}
+    together(lambda: write_text(place / TEXT, json.dumps(text)), run.world, main_only=True)
     runner = TrialRunner(run.parts, initial, stop)
     for pilot in pilots:
         # What is measured before training is the same for all pilots, and kept beside them.
@@ -234,11 +236,23 @@ def measured(pilots: Sequence[Pilot]) -> dict[str, Pilots]:
     return found
 
 
+def most_passes(run: Run) -> float:
+    """How often a recipe reads its training text; of a mixture, the source read most often."""
+    config, data = run.config, run.parts.data
+    per_step = config.optim.rows_per_step(config.data.sequence_length)
+    if config.rollout is not None:
+        per_step -= rollout_rows(config, config.rollout)
+    rows = config.optim.num_steps * per_step
+    if not data.sources:
+        return rows / data.num_rows
+    return max(mixture_passes(data, rows).values())
+
+
 def passes(config: RunConfig) -> float:
-    """How often a recipe reads its training text; its pilots have measured the text."""
+    """How often a recipe reads its training text, as its pilots found."""
     text = json.loads((forecast_folder(config) / TEXT).read_text(encoding="utf-8"))
-    rows: int = text["rows"]
-    return config.optim.num_steps * config.optim.rows_per_step(config.data.sequence_length) / rows
+    found: float = text["passes"]
+    return found
 
 
 def forecast_folder(config: RunConfig) -> Path:

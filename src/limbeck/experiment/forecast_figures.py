@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -63,7 +64,7 @@ def forecast(
     main = found["distilled"]
     tokens = main.tokens_per_step * config.optim.num_steps
     require_determined(curves["distilled"][known[0]], known[0], tokens)
-    most = MOST_PASSES / times * tokens
+    most = MOST_PASSES / times * tokens if times else math.inf
     return {
         "recipe": {"steps": config.optim.num_steps, "tokens": round(tokens), "passes": times},
         "pilots": list(pilot_rows(pilots, found, known)),
@@ -83,8 +84,8 @@ def forecast(
             }
             for label, budget in budgets(tokens, options, main).items()
         ],
-        "target": target(curves["distilled"], main, options.target_kl),
-        "curves": {name: points(each[known[0]], tokens) for name, each in curves.items()},
+        "target": target(curves["distilled"], main, options.target_kl, most),
+        "curves": {name: points(each[known[0]], tokens, most) for name, each in curves.items()},
         "metric": known[0],
     }
 
@@ -93,8 +94,8 @@ def require_determined(curve: ScalingLaw, metric: str, tokens: float) -> None:
     """Refuse a forecast that would say less than the pilots themselves."""
     fall, figure = curve.fall, curve.at(tokens)
     more = (
-        "Use more pilots (--pilots), more held-out text (evaluate.max_tokens), larger steps, or a "
-        "longer recipe, whose pilots are longer."
+        "Give the recipe more steps, if need be of fewer tokens: pilots of few steps vary most. "
+        "More pilots (--pilots) and more held-out text (evaluate.max_tokens) help as well."
     )
     first, last = (f"{budget:,.0f}" for budget in curve.tokens[[0, -1]])
     if fall["low"] <= 0:
@@ -160,8 +161,14 @@ def figure(curve: ScalingLaw, tokens: float) -> Interval | None:
     return curve.at(tokens) if is_known else None
 
 
-def target(curves: Mapping[str, ScalingLaw], pilots: Pilots, value: float | None) -> Any:
-    """Tokens and hours to a forward KL; an end that is never reached is null."""
+def target(
+    curves: Mapping[str, ScalingLaw], pilots: Pilots, value: float | None, most: float
+) -> Any:
+    """Tokens and hours to a forward KL; an end that the curve never reaches is null.
+
+    Args:
+        most: Tokens beyond which the recipe's text would be read too often.
+    """
     if value is None:
         return None
     if "forward_kl" not in curves:
@@ -175,10 +182,11 @@ def target(curves: Mapping[str, ScalingLaw], pilots: Pilots, value: float | None
         end: None if tokens is None else tokens * pilots.seconds_per_token / 3600
         for end, tokens in needed.items()
     }
-    return {"forward_kl": value, "tokens": needed, "hours": hours}
+    needs_text = found["value"] > most
+    return {"forward_kl": value, "tokens": needed, "hours": hours, "needs_text": needs_text}
 
 
-def points(curve: ScalingLaw, tokens: float) -> list[dict[str, float]]:
+def points(curve: ScalingLaw, tokens: float, most: float) -> list[dict[str, float]]:
     """The curve with its interval, from the smallest pilot to the largest budget of the table."""
-    ends = (curve.tokens[0], max(MULTIPLES.values()) * tokens)
+    ends = (curve.tokens[0], min(max(MULTIPLES.values()) * tokens, most))
     return [{"tokens": float(d), **curve.at(d)} for d in np.geomspace(*ends, CURVE_POINTS)]

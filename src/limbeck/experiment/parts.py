@@ -80,7 +80,7 @@ from limbeck.teachers import (
 from limbeck.tokenizers import VocabularyProof, prove_same_vocabulary
 
 STUDENT_DTYPE = torch.float32
-"""Format of the weights being trained, whatever format it computes in: FSDP2 casts them for
+"""Format of the weights being trained, whatever format it computes in: they are cast for
 computation only. In bfloat16 most updates would be smaller than the rounding of a weight."""
 
 

@@ -33,6 +33,7 @@ from limbeck.experiment.directory import (
     clear,
     forget_rollouts,
     require_directory,
+    require_same_held_out,
     roll_back,
 )
 from limbeck.experiment.exports import require_exports, require_parity, write_exports
@@ -200,6 +201,8 @@ class Run:
         if overwrite:
             clear(self.folder)
         trials = trials_of(self.config)
+        if resume:
+            require_same_held_out(self.folder, self.config, self.parts.facts)
         is_longer = resume and extends_recipe(self.folder, self.config)
         if resume_from is not None:
             for path in roll_back(trials, resume_from):

@@ -150,9 +150,10 @@ def best(trials: Sequence[Trial], metric: str | None = None) -> dict[str, Trial]
 
 
 def validation(trial: Trial, metric: str) -> float:
-    """A finished trial's metric on the validation documents; infinite without held-out text."""
+    """A finished trial's metric on the validation documents; infinite if it is not known."""
     figures = read_scores(trial.scores).validation
-    return math.inf if figures is None else figures.mean(metric)
+    value = math.nan if figures is None else figures.mean(metric)
+    return math.inf if math.isnan(value) else value
 
 
 def in_force(parts: Parts, trial: Trial, step: int) -> dict[str, float]:

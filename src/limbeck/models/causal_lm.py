@@ -33,7 +33,7 @@ class CausalLM(nn.Module):
         weight_files: Where the weights are while `hf_model` is on the meta device; sharding reads
             them. None for a model with weights.
         whole_because: Why it was loaded whole, where reading it by rows was asked for.
-        compute_dtype: Format that its weights are cast to while it is trained; None for their own.
+        compute_dtype: Format that its weights are cast to while it computes; None for their own.
     """
 
     def __init__(self, hf_model: PreTrainedModel) -> None:
@@ -69,6 +69,11 @@ class CausalLM(nn.Module):
     @device.setter
     def device(self, device: torch.device) -> None:
         self._device = device
+
+    @property
+    def computed_in(self) -> torch.dtype:
+        """Format of the blocks' activations."""
+        return self.compute_dtype or next(self.parameters()).dtype
 
     @property
     def decoder(self) -> nn.Module:

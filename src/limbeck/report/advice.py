@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from limbeck.report.run_files import Evaluation, Figure
+from limbeck.report.run_files import Evaluation, Figure, is_number
 from limbeck.report.words import interval, number, percent
 
 LATE = 0.75
@@ -63,13 +63,23 @@ def worse_teacher(evaluation: Evaluation) -> Iterator[str]:
 def control_helped(evaluation: Evaluation) -> Iterator[str]:
     """A shuffled teacher that did as well: the gain has another cause than the teacher."""
     farther = evaluation.control.get("shuffled")
-    if farther is not None and farther.low is not None and farther.low <= 0:
+    if farther is None or farther.low is None or farther.high is None or farther.low > 0:
+        return
+    begin = (
+        "Do not credit the teacher yet: with its distributions of other rows in the place of the "
+        "right ones the student's forward KL is "
+    )
+    if farther.high < 0:
         yield (
-            "Do not credit the teacher yet: with its distributions of other rows in the place of "
-            f"the right ones the student's forward KL is higher by only {interval(farther)} nats a "
-            "token. Train on more tokens, check that text and teacher belong together, or measure "
-            "on more held-out text."
+            f"{begin}lower by {interval(-farther)} nats a token. Check that text and teacher "
+            "belong together."
         )
+        return
+    yield (
+        f"{begin}not distinguishable from the student's own: {interval(farther)} nats a token "
+        "higher. Train on more tokens, check that text and teacher belong together, or measure on "
+        "more held-out text."
+    )
 
 
 def text_or_teacher(evaluation: Evaluation) -> Iterator[str]:
@@ -88,7 +98,7 @@ def progress(metrics: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     points = [
         (int(line["step"]), float(line["forward_kl"]))
         for line in metrics
-        if line.get("kind") == "evaluation" and "step" in line and "forward_kl" in line
+        if line.get("kind") == "evaluation" and "step" in line and is_number(line.get("forward_kl"))
     ]
     if len(points) < 3:
         return
@@ -112,17 +122,26 @@ def progress(metrics: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def confidence(evaluation: Evaluation) -> Iterator[str]:
-    """Alpha or samples, where the student is surer than it is right."""
+    """Where the student is surer than it is right: alpha, in the direction of the baseline."""
     trials = evaluation.trials
     figure = trials.get("distilled", {}).get("over_confidence")
     if figure is None or figure.low is None or figure.low <= OVER_CONFIDENT:
         return
-    alone = trials.get("cross_entropy", {}).get("over_confidence")
-    beside = f" (trained with cross-entropy only: {percent(alone.value)})" if alone else ""
-    yield (
+    found = (
         "The student is over-confident: its first choice has more probability than it is right, by "
-        f"{interval(figure, percent)}{beside}. Raise "
-        "objective.alpha, or record the teacher as samples instead of its top k."
+        f"{interval(figure, percent)}"
+    )
+    alone = trials.get("cross_entropy", {}).get("over_confidence")
+    if alone is None:
+        yield f"{found}. Set evaluate.baseline: does the text make it so, or the teacher?"
+        return
+    found += f" (trained with cross-entropy only: {percent(alone.value)})"
+    if alone.value > figure.value:
+        yield f"{found}. The text makes it so: raise objective.alpha."
+        return
+    yield (
+        f"{found}. The teacher makes it so, or the form it was recorded in: lower objective.alpha, "
+        "or record samples if the store has only a top k."
     )
 
 

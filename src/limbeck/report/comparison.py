@@ -34,7 +34,7 @@ def verdict(run: Mapping[str, Any], *, first: bool) -> str:
     if first:
         return "lowest forward KL"
     if behind is None:
-        return "another teacher or other test documents: not comparable"
+        return "another teacher (or form of it) or other test documents: not comparable"
     by = f"{interval(Figure(**behind))} nats"
     return f"{by} higher" if behind["low"] > 0 else f"not distinguishable from the first: {by}"
 

@@ -73,11 +73,19 @@ def target_sentence(target: Mapping[str, Any]) -> str:
     """Tokens and hours to a forward KL."""
     tokens, hours = target["tokens"], target["hours"]
     begin = f"A forward KL of {number(target['forward_kl'])}"
-    if tokens["value"] is None:
+    if tokens["low"] is None:
         return f"{begin} is below what the curve reaches with any number of tokens."
+    if tokens["value"] is None:
+        return (
+            f"Whether the student reaches a forward KL of {number(target['forward_kl'])} is not "
+            f"determined: from {count(tokens['low'])} tokens, perhaps never."
+        )
     most = "no end" if tokens["high"] is None else count(tokens["high"])
+    text = (
+        " and more text, because this one would be read too often" if target["needs_text"] else ""
+    )
     return (
-        f"{begin} takes {count(tokens['value'])} tokens [{count(tokens['low'])}, {most}], "
+        f"{begin} takes {count(tokens['value'])} tokens [{count(tokens['low'])}, {most}]{text}, "
         f"{duration(3600 * hours['value'])} of training steps."
     )
 

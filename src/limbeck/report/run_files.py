@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -281,3 +282,8 @@ def damaged(path: Path, what: str) -> DataError:
         f"{path} must hold what limbeck wrote there, but {what}. Restore it, or remove it and run "
         "`limbeck evaluate` or `limbeck distill` again."
     )
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of a JSON file is a finite number."""
+    return isinstance(value, int | float) and math.isfinite(value)

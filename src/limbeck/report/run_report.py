@@ -17,7 +17,7 @@ from limbeck.report.advice import advice
 from limbeck.report.pages import page
 from limbeck.report.plots import Curve, plot
 from limbeck.report.rollout_texts import BeforeAfter, before_after
-from limbeck.report.run_files import Evaluation, Figure, RunFiles, read_run
+from limbeck.report.run_files import Evaluation, Figure, RunFiles, is_number, read_run
 from limbeck.report.sections import figure_cell, group_tables, set_tables, suite_tables
 from limbeck.report.words import TRIALS, number, percent
 
@@ -217,11 +217,6 @@ def curve(
     if len(points) < 2:
         return None
     return Curve(label, colour, [float(s) for s, _ in points], [float(v) for _, v in points], noisy)
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value of a JSON file is a finite number."""
-    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def flat(tree: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, str]]:

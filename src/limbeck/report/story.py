@@ -11,6 +11,8 @@ from limbeck.report.run_files import Evaluation, Figure, ModelSize
 from limbeck.report.words import THIN, count, interval, number, percent, whole_percent
 
 NOTHING = ModelSize()
+FEWEST = 5
+"""Documents below which the intervals of `limbeck.evaluate.scores` are narrower than they say."""
 
 
 def headline(evaluation: Evaluation | None) -> str:
@@ -119,9 +121,10 @@ def caution(evaluation: Evaluation) -> Iterator[str]:
     """A warning if the intervals rest on few documents."""
     documents = evaluation.held_out.get("documents")
     if documents is not None and documents < 20:
+        how = "too narrow" if documents < FEWEST else "rough"
         yield (
             f"Only {documents} held-out document{'' if documents == 1 else 's'} stand behind these "
-            "figures, so their intervals are rough."
+            f"figures, so their intervals are {how}."
         )
 
 

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from limbeck.batch import Batch, sent
+from limbeck.data.rows import stem
 from limbeck.distributed import World
 from limbeck.errors import ConfigError, DataError
 from limbeck.losses import SignalPart, TeacherSignal
@@ -83,7 +84,7 @@ class RoutedTeacher(SeveralTeachers):
         number = int(text.data.windows[window, 2])
         source, document = text.data.column_source(number), document_of(text, window)
         path = PurePosixPath(text.data.document_source(number))
-        names = (*path.parts, path.stem) if source is None else (source,)
+        names = (*path.parts, stem(str(path))) if source is None else (source,)
         found = [name for name in self._members if name in names]
         if len(found) != 1:
             origin, after = f" of source {source!r}", "source"

@@ -12,6 +12,7 @@ from limbeck.config import MemoryConfig
 from limbeck.config.recipe import ActivationCheckpointing
 from limbeck.distributed import World, gather_objects, local
 from limbeck.errors import RunError
+from limbeck.heap import return_freed
 from limbeck.losses.head.fused import head_bytes
 from limbeck.models import CausalLM, kept_values
 
@@ -97,26 +98,22 @@ def row_bytes(
 
     With checkpointing the blocks keep less, and one at a time is computed again.
     """
-    element = computed_in(student).itemsize
+    element = student.computed_in.itemsize
     kept = [kept_values(block, student.width, checkpointing) for block in student.blocks]
     whole = [kept_values(block, student.width, "none") for block in student.blocks]
     values = sum(kept) + max(w - k for w, k in zip(whole, kept, strict=True))
     return max(1, values * sequence_length * element)
 
 
-def computed_in(student: CausalLM) -> torch.dtype:
-    """Format of the blocks' activations."""
-    return student.compute_dtype or next(student.parameters()).dtype
-
-
 def free_bytes(device: torch.device) -> int:
     """Memory that is free where the models are, in bytes.
 
-    On CUDA that is also what torch holds for tensors to come.
+    On CUDA that is also what torch holds for tensors to come; a CPU's is returned first.
     """
     if device.type == "cuda":
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + held
+    return_freed()
     return min(int(psutil.virtual_memory().available), cgroup_room())
 
 

@@ -81,6 +81,8 @@ def narrow(
     For a world of one only, where no rank waits.
     """
     single = [batch.part(slice(i, i + 1)) for batch in micro_batches for i in range(len(batch))]
+    if teacher is not None and not teacher.works_ahead:
+        teacher.prefetch(single)  # a shuffled one takes each row's signal from the row before
     non_finite = []
     for index, row in enumerate(single):
         batch = row.to(world.device)

@@ -201,8 +201,9 @@ def plus_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
         if total is None:
             return torch.mm(left, right, out_dtype=exact)
         return torch.addmm(total, left, right, out_dtype=exact, out=total)
+    total = None if total is None else total.to(exact)  # before there is a product beside it
     product = left @ right
-    return product if total is None else total.to(exact).add_(product)
+    return product if total is None else total.add_(product)
 
 
 def chunks(length: int, size: int) -> Iterator[slice]:
