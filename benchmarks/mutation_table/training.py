@@ -263,8 +263,8 @@ TRAINING = (
     Mutation(
         "a bfloat16 head's gradients are summed in bfloat16",
         FUSED,
-        "None if total is None else total.to(exact)",
-        "total",
+        "self.weight.to(torch.promote_types(rows.dtype, torch.float32))",
+        "self.weight",
         HEAD + "weight_gradients_of_bfloat16_heads_are_summed_in_float32",
     ),
     Mutation(

@@ -100,7 +100,7 @@ def test_alpha_or_samples_are_advised_for_an_over_confident_student(
     trials = {"distilled": {"over_confidence": figure(value, 0.01)}}
     found = advice(Evaluation(trials=trials), [])
     words = ("over-confident", "5.0 % [4.0 %, 6.0 %]")
-    assert only(found, *words, "Set evaluate.baseline") if given else not found
+    assert only(found, *words, "evaluate.baseline") if given else not found
     for alone, does in ((0.08, "raise objective.alpha"), (0.01, "lower objective.alpha")):
         both = trials | {"cross_entropy": {"over_confidence": figure(alone, 0.01)}}
         found = advice(Evaluation(trials=both), [])

@@ -133,14 +133,17 @@ def confidence(evaluation: Evaluation) -> Iterator[str]:
     )
     alone = trials.get("cross_entropy", {}).get("over_confidence")
     if alone is None:
-        yield f"{found}. Set evaluate.baseline: does the text make it so, or the teacher?"
+        yield (
+            f"{found}. A run with evaluate.baseline: cross_entropy shows whether the text or the "
+            "teacher causes it."
+        )
         return
     found += f" (trained with cross-entropy only: {percent(alone.value)})"
     if alone.value > figure.value:
-        yield f"{found}. The text makes it so: raise objective.alpha."
+        yield f"{found}. The text causes it: raise objective.alpha."
         return
     yield (
-        f"{found}. The teacher makes it so, or the form it was recorded in: lower objective.alpha, "
+        f"{found}. The teacher causes it, or the form it was recorded in: lower objective.alpha, "
         "or record samples if the store has only a top k."
     )
 

@@ -176,6 +176,8 @@ class Gradients:
         if self.hidden is not None:
             torch.mm(gradient, weight, out=self.hidden[window])
         if of_weight:
+            if self.weight is not None:  # the first product is freed before there is a second
+                self.weight = self.weight.to(torch.promote_types(rows.dtype, torch.float32))
             self.weight = plus_product(self.weight, gradient.t(), rows)
         if of_bias:
             total = gradient.sum(0, dtype=torch.promote_types(gradient.dtype, torch.float32))
@@ -188,9 +190,9 @@ class Gradients:
 
 
 def plus_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
-    """`total + left @ right`, in place if possible; the product itself for a total of None.
+    """`total + left @ right`, in place; the product itself for a total of None.
 
-    Sums are in at least float32. On CUDA products are added in it too, so that there is no second
+    A total is in at least float32. On CUDA products are added in it too, so that there is no second
     array, and no rounding of a chunk's sum. A CPU rounds products to their own format; a single one
     stays in it.
     """
@@ -201,7 +203,6 @@ def plus_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
         if total is None:
             return torch.mm(left, right, out_dtype=exact)
         return torch.addmm(total, left, right, out_dtype=exact, out=total)
-    total = None if total is None else total.to(exact)  # before there is a product beside it
     product = left @ right
     return product if total is None else total.add_(product)
 
