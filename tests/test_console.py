@@ -28,6 +28,7 @@ NOT_RUN = {
     "vllm serve": "needs a GPU; tests/teachers/test_served.py has a server of its interface",
     "torchrun": "needs 8 GPUs, or several machines; tests start 2 processes of the same commands",
     "export TORCH_DISABLE": "belongs to several machines",
+    "limbeck check recipe.yaml objective.alpha=-1": "is refused; tests/test_docs.py compares it",
     "limbeck distill recipe.yaml objective": "is refused; tests/test_docs.py compares the answer",
     "limbeck distill recipe.yaml optim": "is refused; tests/test_docs.py compares the answer",
     "limbeck distill recipe.yaml evaluate": "is refused; tests/test_docs.py compares the answer",
@@ -46,6 +47,7 @@ INSTEAD = {
     "shrink TEACHER ": "shrink Qwen/Qwen2.5-1.5B-Instruct ",
     '"optim.learning_rate=[1e-5,3e-5]" ': '"optim.learning_rate=[1e-5,3e-5]" output=runs/grid ',
     "--shards 3/16 ": "--shards 1/2 record.output=part-1 ",
+    "--output exports/first": "--output exports/first --max-kl 1",
     "--quantize q4_k_m": "--quantize q8_0",
 }
 """What stands in place of a size, a placeholder or a folder that an earlier command has made."""
@@ -121,16 +123,18 @@ def prepare(page, folder):
     (folder / "src").symlink_to(ROOT / "src")
     for name, seed in (("train.jsonl", 1), ("heldout.jsonl", 2)):
         write_texts(folder / name, 40, seed)
-    recipe = write_recipe(folder, output="runs/q1.5b", optim={"steps": 2})
+    recipe = write_recipe(
+        folder, output="runs/q1.5b", optim={"steps": 2}, objective={"temperature": 1.0}
+    )
     tree = yaml.safe_load(recipe.read_text())
     tree["record"] = {"form": TOP_K, "output": "stores/q7b", "shard_tokens": 512}
-    tree["teacher"]["path"] = MODELS[0]
+    tree["teacher"]["path"] = tree["student"]["path"] = MODELS[0]
     if page == "docs/sequence-level.md":
         (folder / "data").mkdir()
-        prompts = "".join(f'{{"prompt": "What boils? {n}"}}\n' for n in range(8))
+        prompts = "".join(f'{{"prompt": "What boils? {n}"}}\n' for n in range(64))
         (folder / "data" / "prompts.jsonl").write_text(prompts)
         tree["data"] = {"path": "data/prompts.jsonl", "sequence_length": 64}
-        tree["write"] = {"output": "data/written.jsonl", "tokens": 8}
+        tree["write"] = {"output": "data/written.jsonl", "tokens": 2, "truncated": "keep"}
         tree["objective"], tree["evaluate"] = {"alpha": 0.0}, {"data": None}
     recipe.write_text(json.dumps(tree))
     return FIRST.get(page, "")

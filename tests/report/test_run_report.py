@@ -11,6 +11,7 @@ from rich.console import Console
 
 from limbeck.commands.tables import outcome_table
 from limbeck.errors import DataError
+from limbeck.report import story
 from limbeck.report.run_report import write_report
 from limbeck.report.words import TRIALS
 from tests.report.example_run import evaluation, write_run
@@ -333,3 +334,18 @@ def test_the_terminal_has_the_names_and_the_sentences_of_the_report(run: Path) -
     for trial in evaluation()["trials"]:
         assert TRIALS[trial] in text
         assert TRIALS[trial] in page
+
+
+@pytest.mark.parametrize(
+    ("facts", "is_bound"),
+    [
+        ({}, False),
+        ({"recorded": {"form": {"type": "hidden"}}}, False),
+        ({"recorded": {"form": {"type": "top_k", "k": 8}}}, True),
+        ({"served": {"k": 64}}, True),
+    ],
+)
+def test_a_page_says_that_divergences_from_a_top_k_are_bounds(
+    facts: dict[str, Any], is_bound: bool
+) -> None:
+    assert [("lower bounds" in line) for line in story.bounds(facts)] == [True] * is_bound

@@ -54,7 +54,7 @@ class Metric:
 
 
 METRICS = {
-    "forward_kl": Metric("Forward KL", "nats a token from the teacher's whole distribution"),
+    "forward_kl": Metric("Forward KL", "nats a token from the teacher"),
     "reverse_kl": Metric("Reverse KL", "nats a token, seen from the student"),
     "jensen_shannon": Metric("Jensen-Shannon", "nats a token, at most 0.693"),
     "total_variation": Metric("Total variation", "probability put elsewhere", share=True),
@@ -98,6 +98,7 @@ def run_page(run: RunFiles, rollouts: Sequence[BeforeAfter] = ()) -> str:
         "headline": story.headline(run.evaluation),
         "lede": [
             *story.lede(run.evaluation),
+            *story.bounds(facts["teacher"]),
             *story.training(mapping(run.provenance.get("trained"))),
         ],
         "names": {

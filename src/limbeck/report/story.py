@@ -128,6 +128,16 @@ def caution(evaluation: Evaluation) -> Iterator[str]:
         )
 
 
+def bounds(teacher: Mapping[str, Any]) -> Iterator[str]:
+    """What divergences are where only the top k of the teacher's tokens are known."""
+    form = (teacher.get("recorded") or {}).get("form", {}).get("type")
+    if form == "top_k" or "k" in (teacher.get("served") or {}):
+        yield (
+            "Only the teacher's top k is known, so divergences are lower bounds of those from its "
+            "whole distribution."
+        )
+
+
 def training(facts: Mapping[str, Any]) -> Iterator[str]:
     """How much of the student was trained, where that was not all of it."""
     trained, whole = facts.get("parameters"), facts.get("of")
