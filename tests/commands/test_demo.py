@@ -37,6 +37,9 @@ def test_a_stopped_demo_continues_in_its_number_format_whatever_the_clock_says(t
         config = as_begun(shipped_recipe("demo.yaml", Path("teacher"), output, 20, now))
         assert config == before
         assert what_is_there(config) == (True, False)
+        (output / "evaluation.json").write_text("{}")
+        again = shipped_recipe("demo.yaml", Path("teacher"), output, 20, now)
+        assert as_begun(again) == again  # a finished one is replaced, in the format of today
 
 
 def test_a_demo_that_is_done_or_another_is_replaced(tmp_path):

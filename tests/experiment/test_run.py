@@ -438,7 +438,10 @@ def test_refusing_to_resume_leaves_the_recipe_that_was_run(tmp_path):
     assert (tmp_path / "run" / "recipe.yaml").read_text() == before
 
 
-@pytest.mark.parametrize("change", ["evaluate.max_tokens=60", "evaluate.data=other.jsonl"])
+@pytest.mark.parametrize(
+    "change",
+    ["evaluate.max_tokens=60", "evaluate.data=other.jsonl", "evaluate.max_documents=8"],
+)
 def test_figures_on_other_held_out_text_are_not_mixed_with_those_of_a_run(
     tmp_path, change, monkeypatch
 ):

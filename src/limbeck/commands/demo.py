@@ -144,14 +144,22 @@ def distil(console: Console, config: RunConfig, gain: float, *, show: bool) -> N
 
 
 def as_begun(config: RunConfig) -> RunConfig:
-    """The demo in the number format of the one in its run directory, which a clock chose."""
+    """The demo in the number format of an unfinished one in its run directory.
+
+    A clock chooses the format, and may choose otherwise today.
+    """
     saved = config.output / "recipe.yaml"
-    if not saved.exists():
+    if not saved.exists() or is_finished(config):
         return config
     before = read(saved)
     teacher = {name: value for name, value in config.teacher.items() if name != "dtype"}
     teacher |= {name: value for name, value in before.teacher.items() if name == "dtype"}
     return replace(config, parallel=before.parallel, teacher=teacher)
+
+
+def is_finished(config: RunConfig) -> bool:
+    """Whether the demo in a run directory came to its end."""
+    return (config.output / "evaluation.json").exists()
 
 
 def what_is_there(config: RunConfig) -> tuple[bool, bool]:
@@ -165,7 +173,7 @@ def what_is_there(config: RunConfig) -> tuple[bool, bool]:
             f"--output must name a new directory or an earlier demo's, and {config.output} holds a "
             f"run on {before.data.path}. Choose another."
         )
-    unfinished = before == config and not (config.output / "evaluation.json").exists()
+    unfinished = before == config and not is_finished(config)
     return unfinished, not unfinished
 
 

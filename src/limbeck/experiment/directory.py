@@ -74,7 +74,11 @@ def measured_on(config: RunConfig, facts: Mapping[str, Any]) -> dict[str, Any]:
     texts = facts.get("held_out_sets") or {"": facts.get("held_out")}
     evaluate = config.evaluate
     return {
-        "held-out text": {name: text and text["sha256"] for name, text in texts.items()},
+        "held-out text": {
+            name: {fact: text[fact] for fact in ("sha256", "documents_used", "scored")}
+            for name, text in texts.items()
+            if text is not None
+        },
         "evaluate": {
             "choose_by": next(iter(texts)),
             "max_tokens": evaluate.max_tokens,
