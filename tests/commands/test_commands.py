@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -166,3 +167,10 @@ def test_an_option_of_the_recipe_with_dashes_is_answered_with_its_path(tmp_path)
     path = write_recipe(tmp_path)
     done = limbeck("distill", path.name, "--steps", "5", cwd=tmp_path, code=2)
     assert "optim.steps=VALUE" in " ".join(done.stderr.split())
+
+
+def test_help_is_wrapped_by_the_terminal_alone():
+    every = [commands.load_verb(name) for name in commands.VERBS]
+    every += [each for group in every for each in getattr(group, "commands", {}).values()]
+    assert max(len(each.help) for each in every) > 200
+    assert [each.name for each in every if re.search(r"[^\n]\n[^\n]", each.help)] == []

@@ -1,6 +1,7 @@
 """The fit of L(D) = E + B / D^beta, its interval, and when it says nothing."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -64,6 +65,33 @@ def test_the_interval_has_its_nominal_coverage():
         truth = law(target) * math.exp(noise * generator.normal())
         held += found["low"] <= truth <= found["high"]
     assert 54 <= held <= 60
+
+
+def test_the_interval_of_a_difference_has_its_nominal_coverage():
+    """Two students on the same documents; runs of each vary independently of the other's."""
+    generator = np.random.Generator(np.random.Philox(6))
+    tokens, noise, held = (90_000.0, 60_000.0), 0.01, 0
+    for _ in range(60):
+        documents = generator.integers(2**32)
+        runs = []
+        for factor in (1.0, 1.2):
+            same = np.random.Generator(np.random.Philox(documents))
+            found = pilots(lambda t, f, s, factor=factor: factor * law(t, f, s), 60, 0, same)
+            runs.append([varied(run, noise, generator) for run in found])
+        curves = [fit_curve(each, "forward_kl", seed) for seed, each in enumerate(runs, 1)]
+        found = curves[0].difference(tokens[0], curves[1], tokens[1])
+        ends = [law(t) * math.exp(noise * generator.normal()) for t in tokens]
+        held += found["low"] <= ends[0] - 1.2 * ends[1] <= found["high"]
+        assert found["value"] == pytest.approx(
+            curves[0].at(tokens[0])["value"] - curves[1].at(tokens[1])["value"]
+        )
+    assert 54 <= held <= 60
+
+
+def varied(run, noise, generator):
+    """A run whose every document is off by one factor."""
+    kl = run.scores.metrics["forward_kl"] * math.exp(noise * generator.normal())
+    return MeasuredRun(run.tokens, replace(run.scores, metrics={"forward_kl": kl}))
 
 
 def test_more_documents_and_less_noise_narrow_the_interval():

@@ -12,9 +12,9 @@ from limbeck.data.mixture import passes
 from limbeck.errors import ConfigError
 from limbeck.evaluate.scaling import fit_curve
 from limbeck.experiment.directory import require_directory
-from limbeck.experiment.forecast import Pilots, most_passes, plan_pilots
+from limbeck.experiment.forecast import Pilots, most_passes, plan_pilots, rival
 from limbeck.experiment.forecast_figures import points, require_determined, target
-from limbeck.report.forecast_page import target_sentence
+from limbeck.report.forecast_page import against_sentence, target_sentence
 from tests.evaluate.test_scaling import law, pilots
 from tests.experiment.tiny_run import steps_of, write_recipe, write_texts
 
@@ -89,11 +89,54 @@ def test_a_forecast_runs_pilots_once_and_answers_from_them(tmp_path, capsys):
     predict(tmp_path)
     assert "What a budget reaches" in capsys.readouterr().out
     assert metrics.read_bytes() == before
-    (folder / "text.json").write_text('{"passes": 10.0}')
+
+    predict(tmp_path, "--json", "--against", "student.layers=[0]")
+    assert metrics.read_bytes() == before
+    answer = json.loads(capsys.readouterr().out.splitlines()[-1])
+    other, own = answer["against"], {row["budget"]: row for row in answer["rows"]}
+    assert other["name"] == "student.layers=[0]"
+    assert other["parameters"] < answer["parameters"]
+    rows = {row["budget"]: row for row in other["rows"]}
+    assert rows.keys() == own.keys()
+    assert rows["recipe"]["hours"] == own["recipe"]["hours"]["distilled"]
+    gap = own["recipe"]["distilled"]["forward_kl"]["value"] - rows["recipe"]["other"]["value"]
+    assert rows["recipe"]["difference"]["value"] == pytest.approx(gap)
+    place = folder / "against-student.layers=-0" / "forecast" / "steps-25"
+    assert steps_of(place)[-1]["tokens"] == largest["tokens"]
+    page = (folder / "forecast.html").read_text()
+    assert "Against student.layers=[0]" in page
+    assert "which is the better buy is not decided" in page  # of a random teacher
+
+    (folder / "facts.json").write_text('{"passes": 10.0}')
     with pytest.raises(ConfigError, match="at most 4 times, and this one reads it 10 times"):
         predict(tmp_path)
     with pytest.raises(ConfigError, match="steps-3 is of another"):
         predict(tmp_path, "optim.learning_rate=0.02")
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ("teacher.dtype=bfloat16", "teacher"),
+        ("evaluate.max_tokens=100", "evaluate"),
+        ("data.sequence_length=24", "data.sequence_length"),
+    ],
+)
+def test_students_that_are_not_measured_alike_are_not_compared(tmp_path, change, what):
+    config = loaded(tmp_path)
+    with pytest.raises(ConfigError, match=f"its changes are of {what}\\."):
+        rival(config, loaded(tmp_path, change), [change])
+
+
+def test_the_better_buy_is_named_only_where_the_difference_is_decided():
+    def said(low, high):
+        gap = {"value": (low + high) / 2, "low": low, "high": high}
+        row = {"budget": "recipe", "hours": 0.5, "difference": gap}
+        return against_sentence({"name": "student.keep=20", "rows": [row]})
+
+    assert "not decided" in said(-0.1, 0.2)
+    assert "this recipe is the better buy: 0.150 [0.100, 0.200] nats lower" in said(-0.2, -0.1)
+    assert "student.keep=20 is the better buy: 0.150 [0.100, 0.200]" in said(0.1, 0.2)
 
 
 def test_a_forecast_in_the_output_is_not_in_a_runs_way(tmp_path):

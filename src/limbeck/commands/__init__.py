@@ -189,10 +189,19 @@ def load_verb(name: str) -> Any:
     """A verb's command, from the module of its name."""
     module = importlib.import_module(f"limbeck.commands.{name}")
     if name in GROUPS:
-        return typer.main.get_command(module.build())
-    app = typer.Typer(add_completion=False, rich_markup_mode="rich")
-    app.command(name=name, cls=Verb)(vars(module)[name])
-    return typer.main.get_command(app)
+        app = module.build()
+    else:
+        app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+        app.command(name=name, cls=Verb)(vars(module)[name])
+    command: Any = typer.main.get_command(app)
+    for each in (command, *getattr(command, "commands", {}).values()):
+        each.help = paragraphs(each.help or "")
+    return command
+
+
+def paragraphs(text: str) -> str:
+    """A docstring without line breaks inside paragraphs: a terminal has a width of its own."""
+    return re.sub(r"(?<!\n)\n(?!\n)", " ", text)
 
 
 class Verb(TyperCommand):

@@ -86,18 +86,29 @@ class ScalingLaw:
         low, high = np.percentile(needed[1:], [2.5, 97.5], method="nearest")
         return {"value": float(needed[0]), "low": float(low), "high": float(high)}
 
+    def difference(self, tokens: float, other: ScalingLaw, other_tokens: float) -> Interval:
+        """The metric less that of another curve at its tokens, and its 95 % prediction interval.
+
+        Both must be fits to the same documents, and need seeds of their own (`fit_curve`).
+        """
+        return interval(self._at(tokens) - other._at(other_tokens))
+
     def _at(self, tokens: float) -> Float64[np.ndarray, " fits"]:
         power = (tokens / self.tokens[-1]) ** -self.exponent
         found: Float64[np.ndarray, " fits"] = (self.floor + self.scale * power) * np.exp(self.noise)
         return found
 
 
-def fit_curve(runs: Sequence[MeasuredRun], metric: str) -> ScalingLaw:
+def fit_curve(runs: Sequence[MeasuredRun], metric: str, seed: int = 1) -> ScalingLaw:
     """The curve of a metric over runs of several budgets.
 
     Documents are resampled, the same for all runs. The noise between runs comes from runs of one
     budget that differ in their seed and from what the law leaves unexplained, its standard
     deviation drawn from a scaled inverse chi-squared distribution.
+
+    Args:
+        seed: Of the noise; another one for a curve whose difference from this one is asked. 0 is
+            that of the resamples.
 
     Raises:
         ConfigError: Fewer than three budgets, or no run more than budgets, so that the noise
@@ -118,7 +129,7 @@ def fit_curve(runs: Sequence[MeasuredRun], metric: str) -> ScalingLaw:
     expected = first[0] + first[1] * (budgets / budgets[-1]) ** -first[2]
     freedom = len(runs) - MIN_BUDGETS
     run_noise = math.sqrt(float(((values[0] / expected[place] - 1) ** 2).sum()) / freedom)
-    generator = np.random.Generator(np.random.Philox(1))  # that of the resamples is 0
+    generator = np.random.Generator(np.random.Philox(seed))
     size = len(values)
     spread = run_noise * np.sqrt(freedom / generator.chisquare(freedom, size))
     spread[0] = 0.0
@@ -131,14 +142,8 @@ def fit_curve(runs: Sequence[MeasuredRun], metric: str) -> ScalingLaw:
 
 def resampled_means(runs: Sequence[MeasuredRun], metric: str) -> Float64[np.ndarray, "fits runs"]:
     """The metric of every run: on all documents, then on the same resamples of them."""
+    require_same_tokens(runs)
     first = runs[0].scores
-    for run in runs:
-        same = np.array_equal(run.scores.documents, first.documents)
-        if not same or not np.array_equal(run.scores.counts, first.counts):
-            raise DataError(
-                f"Runs must be measured on the same tokens to lie on one curve, got "
-                f"{first.num_tokens} tokens and {run.scores.num_tokens}. Run all pilots again."
-            )
     table = {str(i): run.scores.metrics[metric] for i, run in enumerate(runs)}
     sums = resampled({**table, "tokens": first.counts})
     values = np.stack([sums[name] / sums["tokens"] for name in table], axis=1)
@@ -148,6 +153,18 @@ def resampled_means(runs: Sequence[MeasuredRun], metric: str) -> Float64[np.ndar
             f"in a run of {runs[0].tokens:,.0f} tokens or more. Give more held-out documents."
         )
     return values
+
+
+def require_same_tokens(runs: Sequence[MeasuredRun]) -> None:
+    """Refuse runs that were not all measured on the same documents, cut the same way."""
+    first = runs[0].scores
+    for run in runs:
+        same = np.array_equal(run.scores.documents, first.documents)
+        if not same or not np.array_equal(run.scores.counts, first.counts):
+            raise DataError(
+                f"Runs must be measured on the same tokens to be compared, got {first.num_tokens} "
+                f"tokens and {run.scores.num_tokens}. Run all pilots again."
+            )
 
 
 def group_means(

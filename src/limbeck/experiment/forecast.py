@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import math
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,8 +32,8 @@ RATIO = 2
 """Each pilot has this many times the steps of the one before."""
 EXTRA = (2, 1)
 """Further runs of the smallest pilots, with another order of the text: how much do runs vary?"""
-TEXT = "text.json"
-"""How often the recipe reads its text, beside the pilots."""
+FACTS = "facts.json"
+"""How often the recipe reads its text, and its student's parameters, beside the pilots."""
 MIN_STEPS = 3
 """Fewer steps are no run whose learning rate rises and falls."""
 
@@ -78,6 +79,20 @@ class Pilots:
     runs: tuple[MeasuredRun, ...]
     seconds_per_token: float
     tokens_per_step: float
+
+
+@dataclass(frozen=True)
+class Rival:
+    """Another recipe to compare with.
+
+    Attributes:
+        name: What it changes.
+        pilots: Those that are finished.
+    """
+
+    name: str
+    config: RunConfig
+    pilots: Sequence[Pilot] = ()
 
 
 def plan_pilots(config: RunConfig, count: int) -> list[Pilot]:
@@ -154,7 +169,7 @@ def run_pilots(
     if config.optim.epochs is None:
         pilots = plan_pilots(config, count)
         require_same_recipe(pilots)
-        if all(pilot.is_done for pilot in pilots):
+        if all(pilot.is_done for pilot in pilots) and (forecast_folder(config) / FACTS).exists():
             return config, pilots
     with Run(config) as run:
         pilots = plan_pilots(run.config, count)
@@ -174,8 +189,8 @@ def train_pilots(run: Run, pilots: Sequence[Pilot], stop: StopSignals) -> None:
     if first is not None and first.weight_files is None and not rounds_weights(first):
         run.parts.student = None  # every pilot opens the one that was saved
     del student, first
-    text = {"passes": most_passes(run)}
-    together(lambda: write_text(place / TEXT, json.dumps(text)), run.world, main_only=True)
+    facts = {"passes": most_passes(run), "parameters": run.parts.facts["student"]["parameters"]}
+    together(lambda: write_text(place / FACTS, json.dumps(facts)), run.world, main_only=True)
     runner = TrialRunner(run.parts, initial, stop)
     for pilot in pilots:
         # What is measured before training is the same for all pilots, and kept beside them.
@@ -248,11 +263,39 @@ def most_passes(run: Run) -> float:
     return max(mixture_passes(data, rows).values())
 
 
-def passes(config: RunConfig) -> float:
-    """How often a recipe reads its training text, as its pilots found."""
-    text = json.loads((forecast_folder(config) / TEXT).read_text(encoding="utf-8"))
-    found: float = text["passes"]
+def facts(config: RunConfig) -> dict[str, Any]:
+    """How often a recipe reads its training text, and its student's parameters."""
+    found: dict[str, Any] = json.loads((forecast_folder(config) / FACTS).read_text("utf-8"))
     return found
+
+
+def rival(config: RunConfig, changed: RunConfig, changes: Sequence[str]) -> Rival:
+    """The recipe that `changes` make of another, with a folder of its own for its pilots.
+
+    Raises:
+        ConfigError: Their students would not be measured in the same way.
+    """
+    first, second = (
+        {
+            "teacher": plain["teacher"],
+            "evaluate": plain["evaluate"],
+            "data.sequence_length": plain["data"]["sequence_length"],
+        }
+        for plain in (to_plain(config), to_plain(changed))
+    )
+    if first != second:
+        which = " and ".join(key for key in first if first[key] != second[key])
+        raise ConfigError(
+            f"--against compares students by the same teacher on the same held-out rows, and its "
+            f"changes are of {which}. Forecast that recipe by itself."
+        )
+    name = ", ".join(change for change in changes if not change.startswith("output="))
+    output = changed.output
+    if output == config.output:
+        place = re.sub(r"[^\w.=]+", "-", name).strip("-")
+        output = forecast_folder(config) / f"against-{place}"
+    evaluate = replace(changed.evaluate, baseline=None)
+    return Rival(name, replace(changed, output=output, evaluate=evaluate))
 
 
 def forecast_folder(config: RunConfig) -> Path:

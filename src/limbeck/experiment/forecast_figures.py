@@ -12,9 +12,9 @@ import numpy as np
 from limbeck.config import RunConfig
 from limbeck.data.mixture import MOST_PASSES
 from limbeck.errors import ConfigError
-from limbeck.evaluate.scaling import ScalingLaw, fit_curve
+from limbeck.evaluate.scaling import ScalingLaw, fit_curve, require_same_tokens
 from limbeck.evaluate.scores import Interval
-from limbeck.experiment.forecast import Pilot, Pilots, measured, passes
+from limbeck.experiment.forecast import Pilot, Pilots, Rival, facts, measured
 from limbeck.report.run_files import Figure
 from limbeck.report.words import interval
 
@@ -40,14 +40,17 @@ class ForecastOptions:
 
 
 def forecast(
-    config: RunConfig, pilots: Sequence[Pilot], options: ForecastOptions
+    config: RunConfig,
+    pilots: Sequence[Pilot],
+    options: ForecastOptions,
+    rival: Rival | None = None,
 ) -> dict[str, Any]:
     """The answer as JSON; figures that the pilots do not determine are null.
 
     Raises:
         ConfigError: The pilots do not determine the student's figure at the recipe's tokens.
     """
-    times = passes(config)
+    times = facts(config)["passes"]
     if times > MOST_PASSES:
         raise ConfigError(
             f"A forecast needs a recipe that reads its text at most {MOST_PASSES:g} times, and "
@@ -64,7 +67,12 @@ def forecast(
     main = found["distilled"]
     tokens = main.tokens_per_step * config.optim.num_steps
     require_determined(curves["distilled"][known[0]], known[0], tokens)
-    most = MOST_PASSES / times * tokens if times else math.inf
+    most = most_tokens(times, tokens)
+    rows = budgets(tokens, options, main)
+    compared = None
+    if rival is not None:
+        curve = curves["distilled"][known[0]]
+        compared = against(curve, main, rival, known[0], rows, most)
     return {
         "recipe": {"steps": config.optim.num_steps, "tokens": round(tokens), "passes": times},
         "pilots": list(pilot_rows(pilots, found, known)),
@@ -82,12 +90,61 @@ def forecast(
                 "hours": {n: budget * p.seconds_per_token / 3600 for n, p in found.items()},
                 **{name: figures(each, budget, most) for name, each in curves.items()},
             }
-            for label, budget in budgets(tokens, options, main).items()
+            for label, budget in rows.items()
         ],
         "target": target(curves["distilled"], main, options.target_kl, most),
         "curves": {name: points(each[known[0]], tokens, most) for name, each in curves.items()},
         "metric": known[0],
+        "parameters": facts(config)["parameters"],
+        "against": compared,
     }
+
+
+def against(
+    curve: ScalingLaw,
+    pilots: Pilots,
+    rival: Rival,
+    metric: str,
+    rows: Mapping[str, float],
+    most: float,
+) -> dict[str, Any]:
+    """Another recipe's student at the same tokens, and after the same time; a difference is
+    this recipe's figure less the other's.
+
+    Args:
+        rows: Tokens of each budget.
+        most: Tokens beyond which this recipe's text would be read too often.
+    """
+    theirs, known = measured(rival.pilots)["distilled"], facts(rival.config)
+    require_same_tokens([*pilots.runs, *theirs.runs])
+    other = fit_curve(theirs.runs, metric, seed=2)
+    their_most = most_tokens(known["passes"], theirs.tokens_per_step * rival.config.optim.num_steps)
+
+    def compared(budget: float, their_budget: float) -> Interval | None:
+        is_known = min(curve.fall["low"], other.fall["low"]) > 0
+        is_new = budget <= most and their_budget <= their_most
+        return curve.difference(budget, other, their_budget) if is_known and is_new else None
+
+    found = []
+    for label, budget in rows.items():
+        seconds = budget * pilots.seconds_per_token
+        their_budget = seconds / theirs.seconds_per_token
+        found.append(
+            {
+                "budget": label,
+                "hours": seconds / 3600,
+                "tokens": round(their_budget),
+                "other": figures({metric: other}, their_budget, their_most)[metric],
+                "difference": compared(budget, their_budget),
+                "difference_at_equal_tokens": compared(budget, budget),
+            }
+        )
+    return {"name": rival.name, "parameters": known["parameters"], "rows": found}
+
+
+def most_tokens(passes: float, tokens: float) -> float:
+    """Tokens beyond which a text would be read too often, of which `tokens` make so many passes."""
+    return MOST_PASSES / passes * tokens if passes else math.inf
 
 
 def require_determined(curve: ScalingLaw, metric: str, tokens: float) -> None:

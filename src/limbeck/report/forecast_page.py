@@ -30,9 +30,15 @@ def forecast_page(found: Mapping[str, Any], name: str) -> str:
         "name": name,
         "sentences": list(sentences(found)),
         "plot": curve_plot(found),
-        "tables": [answer_table(found), pilots_table(found)],
+        "tables": tables(found),
     }
     return page("forecast.html", values)
+
+
+def tables(found: Mapping[str, Any]) -> list[Table]:
+    """All tables of the page."""
+    other = [] if found["against"] is None else [against_table(found)]
+    return [answer_table(found), *other, pilots_table(found)]
 
 
 def students_of(found: Mapping[str, Any]) -> list[str]:
@@ -55,6 +61,8 @@ def sentences(found: Mapping[str, Any]) -> Iterator[str]:
         yield f"Trained with cross-entropy only it will be {interval(alone)}."
     if (target := found["target"]) is not None:
         yield target_sentence(target)
+    if (other := found["against"]) is not None:
+        yield against_sentence(other)
     fit = found["students"]["distilled"][metric]
     yield (
         f"The curve is {number(fit['E'])} + {fit['B']:.3g} / tokens^{number(fit['beta'])}; runs "
@@ -88,6 +96,47 @@ def target_sentence(target: Mapping[str, Any]) -> str:
         f"{begin} takes {count(tokens['value'])} tokens [{count(tokens['low'])}, {most}]{text}, "
         f"{duration(3600 * hours['value'])} of training steps."
     )
+
+
+def against_sentence(other: Mapping[str, Any]) -> str:
+    """Which of two recipes is the better buy at the training time of this one."""
+    row = next(row for row in other["rows"] if row["budget"] == "recipe")
+    gap = figure_of(row["difference"])
+    begin = f"In the same {duration(3600 * row['hours'])}"
+    if gap is None or gap.low is None or gap.high is None:
+        return f"{begin} {other['name']} reaches a figure that its pilots do not determine."
+    if gap.low <= 0 <= gap.high:
+        return (
+            f"{begin} this recipe's figure differs from that of {other['name']} by "
+            f"{interval(gap)}: which is the better buy is not decided."
+        )
+    names = ("this recipe", other["name"])
+    better, worse = names if gap.high < 0 else names[::-1]
+    gap = -gap if gap.high < 0 else gap
+    return f"{begin} {better} is the better buy: {interval(gap)} nats lower than {worse}."
+
+
+def against_table(found: Mapping[str, Any]) -> Table:
+    """Another recipe's figures by budget, and how far this one's differ."""
+    other, metric = found["against"], METRICS[found["metric"]]
+    heads = ("Time", "Tokens there", f"{metric} there", "Difference", "At equal tokens")
+    keys = ("other", "difference", "difference_at_equal_tokens")
+    rows = [
+        (
+            Cell(row["budget"]),
+            Cell(duration(3600 * row["hours"])),
+            Cell(count(row["tokens"])),
+            *(figure_cell(figure_of(row[key])) for key in keys),
+        )
+        for row in other["rows"]
+    ]
+    note = (
+        f"This recipe's student has {count(found['parameters'])} parameters, the other "
+        f"{count(other['parameters'])}. Differences are this recipe's {metric} less the other's, "
+        "negative where this one is nearer: after the same time of training steps, and with the "
+        f"same tokens. {MISSING}: not determined by the pilots."
+    )
+    return Table(f"Against {other['name']}", note, ("Budget", *heads), tuple(rows))
 
 
 def answer_table(found: Mapping[str, Any]) -> Table:
