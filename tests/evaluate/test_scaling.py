@@ -127,5 +127,5 @@ def test_runs_on_other_documents_are_refused():
     one = np.ones(2)
     runs = [MeasuredRun(t, scores(law(t) * one, 50 * one)) for t in BUDGETS]
     runs[-1] = MeasuredRun(9e3, scores(law(9e3) * one, 51 * one))
-    with pytest.raises(DataError, match="100 tokens and 102"):
+    with pytest.raises(DataError, match="100 tokens of 2 documents and 102 of 2"):
         fit_curve(runs, "forward_kl")

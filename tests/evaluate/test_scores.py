@@ -10,6 +10,7 @@ from limbeck.evaluate.scores import (
     Scores,
     gap_recovered,
     interval,
+    over_seeds,
     paired_difference,
     resampled,
     student_t,
@@ -90,6 +91,36 @@ def test_intervals_are_the_same_every_time_and_another_seed_gives_others() -> No
     assert summary(scores)["forward_kl"] == pytest.approx(first)
     assert first["low"] != other["low"]
     assert first["value"] == other["value"]
+
+
+@pytest.mark.parametrize("seeds", [2, 5])
+def test_the_interval_over_seeds_covers_the_mean_of_all_seeds(seeds: int) -> None:
+    """Seeds differ by more than documents; an interval over documents alone would miss it."""
+    generator = np.random.Generator(np.random.Philox(3))
+    covered, by_documents = 0, 0
+    for _ in range(100):
+        kl = 1.0 + generator.normal(0, 0.2, seeds)
+        runs = [made(seed=7, kl=value) for value in kl]
+        found = over_seeds(runs, "forward_kl")
+        truth = made(seed=7).mean("forward_kl")
+        covered += found["low"] <= truth <= found["high"]
+        alone = over_seeds(runs[:1], "forward_kl")
+        by_documents += alone["low"] <= truth <= alone["high"]
+        assert found["each"] == pytest.approx([run.mean("forward_kl") for run in runs])
+        assert found["value"] == pytest.approx(np.mean(found["each"]))
+    assert covered >= 90
+    assert by_documents < 60
+
+
+def test_a_difference_over_seeds_pairs_documents_and_seeds() -> None:
+    own, other = ([made(seed=s, kl=kl) for s in (1, 1)] for kl in (1.5, 1.2))
+    found = over_seeds(own, "forward_kl", other)
+    assert found["each"] == pytest.approx([0.3, 0.3])
+    assert found["high"] - found["low"] < 1e-9  # documents and seeds differ by the same
+    with pytest.raises(ValueError, match="shorter"):
+        over_seeds(own, "forward_kl", other[:1])
+    with pytest.raises(DataError, match="measured on the same tokens"):
+        over_seeds(own, "forward_kl", [made(seed=1), made(seed=2)])
 
 
 def test_the_paired_difference_of_a_model_with_itself_is_exactly_zero() -> None:

@@ -72,6 +72,27 @@ def test_other_test_documents_are_shown_and_not_compared(runs):
     assert "another teacher (or form of it) or other test documents: not comparable" in page
 
 
+def test_scores_on_tasks_are_beside_each_other(runs, tmp_path):
+    folders = []
+    for name, score in (("small", 0.25), (HOSTILE, 0.5)):
+        folder = shutil.copytree(runs[name], tmp_path / str(score))
+        evaluation = json.loads((folder / "evaluation.json").read_text())
+        figure = {"value": score, "low": score - 0.1, "high": score + 0.1}
+        row = {"task": "choice", "metric": "acc", "items": 40, "floor": 0.25}
+        row |= {"models": {"distilled": figure, "teacher": figure}}
+        evaluation["suites"] = {"tasks": {"harness": "0", "rows": [row]}}
+        (folder / "evaluation.json").write_text(json.dumps(evaluation))
+        folders.append(folder)
+    found = compare_runs([*folders, runs["small"]])
+    assert {run.name: run.tasks["choice, acc"]["value"] for run in found if run.tasks} == {
+        "0.25": 0.25,
+        "0.5": 0.5,
+    }
+    page = comparison_page([asdict(run) for run in found]).replace("\u202f", " ")
+    assert "choice, acc" in page
+    assert "50.0 % [40.0 %, 60.0 %]" in page
+
+
 def test_a_moved_run_is_compared_where_it_is(runs, tmp_path):
     moved = tmp_path / "moved" / "small"
     shutil.copytree(runs["small"], moved)

@@ -122,6 +122,22 @@ def test_a_baseline_trains_for_as_much_time_as_the_distilled_student(tmp_path):
     assert "for as much time" in outcome.report.read_text()
 
 
+def test_a_control_without_extra_terms_tells_what_they_brought(tmp_path):
+    terms = [{"type": "hidden_state", "loss": "cosine", "weight": 5.0}]
+    path = write_recipe(tmp_path, objective={"alpha": 1.0, "extra": terms})
+    outcome = run(path, "evaluate.controls=[without_extra]")
+    ours, plain = (steps_of(tmp_path / "run" / at) for at in ("", "stages/without_extra"))
+    assert ours[0]["divergence"] == plain[0]["divergence"]
+    assert ours[0]["loss"] > plain[0]["loss"] == plain[0]["divergence"]
+    trials = outcome.evaluation["trials"]
+    kl = {name: trials[name]["forward_kl"]["value"] for name in ("distilled", "without_extra")}
+    farther = outcome.evaluation["control"]["without_extra"]
+    assert farther["value"] == pytest.approx(kl["without_extra"] - kl["distilled"])
+    assert "Without extra terms" in outcome.report.read_text()
+    with pytest.raises(ConfigError, match=r"without_extra trains without objective\.extra"):
+        run(path, "evaluate.controls=[without_extra]", "objective.extra=[]")
+
+
 def test_both_trials_read_the_same_tokens_in_the_same_order(tmp_path):
     run(write_recipe(tmp_path), "evaluate.baseline=cross_entropy", "objective.alpha=0.0")
     main = steps_of(tmp_path / "run")

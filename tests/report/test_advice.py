@@ -11,6 +11,8 @@ from limbeck.report.run_files import (
     Evaluation,
     Figure,
     GenerationFigures,
+    SeedFigure,
+    SeedFigures,
     SuiteFigures,
     TaskFigures,
     TaskRow,
@@ -60,6 +62,28 @@ def test_a_shuffled_teacher_that_does_as_well_is_named(value: float, given: bool
     assert only(found, "Do not credit the teacher", how) if given else not found
     helped = [line for line in lede(evaluation) if "What helped" in line]
     assert helped == [] if given else only(helped, "0.200 [0.100, 0.300] nats")
+
+
+@pytest.mark.parametrize(("value", "given"), [(-0.2, True), (0.05, True), (0.2, False)])
+def test_extra_terms_that_do_not_help_are_dropped(value: float, given: bool) -> None:
+    found = advice(Evaluation(control={"without_extra": figure(value, 0.1)}), [])
+    how = "lower by 0.200 [0.100, 0.300]" if value < -0.1 else "not distinguishable"
+    assert only(found, "Drop objective.extra", how) if given else not found
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (0.2, "the teacher brings it 0.200 [0.100, 0.300] nats a token nearer"),
+        (-0.2, "the teacher takes it 0.200 [0.100, 0.300] nats a token farther away"),
+        (0.05, "is not decided: 0.050"),
+    ],
+)
+def test_several_seeds_are_told_with_an_interval_of_their_own(value: float, words: str) -> None:
+    nearer = SeedFigure(value, value - 0.1, value + 0.1, (value,) * 3)
+    found = SeedFigures((0, 1, 2), difference={"forward_kl": nearer})
+    told = lede(Evaluation(seeds=found, trials={"distilled": {}}))
+    assert only(told, "Over 3 seeds", words)
 
 
 @pytest.mark.parametrize(("value", "given"), [(-0.2, True), (-0.05, False), (0.2, False)])

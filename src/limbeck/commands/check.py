@@ -47,7 +47,7 @@ from limbeck.experiment import schema as recipe_schema
 from limbeck.experiment.cluster import plan_elsewhere
 from limbeck.experiment.loading import problems
 from limbeck.experiment.parts import Parts
-from limbeck.experiment.trials import trials_of
+from limbeck.experiment.repeats import num_students
 from limbeck.files import size
 from limbeck.models import choose_dtype
 from limbeck.registry import type_of
@@ -225,7 +225,7 @@ def plan_of(run: Run, case: Any) -> Plan:
         case,
         config,
         micro_batch=micro_batch,
-        students=len(trials_of(config)),
+        students=num_students(config),
         free_memory_bytes=free_bytes(world.device),
     )
 

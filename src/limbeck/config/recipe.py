@@ -217,10 +217,14 @@ class EvaluateConfig:
     """Also train a student with alpha 0 on the same data, order and steps; costs a second run."""
     baseline_learning_rate: Rate | Annotated[tuple[Rate, ...], MinLen(1)] | None = None
     """Peak learning rate of the baseline, or a grid; by default that of `optim.learning_rate`."""
-    controls: tuple[Literal["shuffled", "equal_time"], ...] = ()
+    controls: tuple[Literal["shuffled", "equal_time", "without_extra"], ...] = ()
     """Further students to compare with; each costs a run. `shuffled` learns from the teacher's
     distributions on another row's text and must not do well. `equal_time` is the baseline again,
-    with as many steps as fit into the time of the distilled student's steps."""
+    with as many steps as fit into the time of the distilled student's steps. `without_extra` is
+    the distilled student without the terms of `objective.extra`."""
+    seeds: Positive = 1
+    """Train the distilled student and the baseline with this many seeds, `seed` and those after it,
+    to see how much figures vary by chance; each costs a run."""
     continuations: Annotated[int, Ge(0)] = 3
     """Held-out prompts that teacher and student continue in the report."""
     suites: tuple[Component | str, ...] = ()

@@ -16,7 +16,13 @@ import numpy as np
 from jaxtyping import Float64
 
 from limbeck.errors import ConfigError, DataError
-from limbeck.evaluate.scores import Interval, Scores, interval, resampled
+from limbeck.evaluate.scores import (
+    Interval,
+    Scores,
+    interval,
+    require_same_tokens,
+    resampled,
+)
 
 MIN_BUDGETS = 3
 """Numbers of tokens that three parameters need."""
@@ -142,7 +148,7 @@ def fit_curve(runs: Sequence[MeasuredRun], metric: str, seed: int = 1) -> Scalin
 
 def resampled_means(runs: Sequence[MeasuredRun], metric: str) -> Float64[np.ndarray, "fits runs"]:
     """The metric of every run: on all documents, then on the same resamples of them."""
-    require_same_tokens(runs)
+    require_same_tokens([run.scores for run in runs])
     first = runs[0].scores
     table = {str(i): run.scores.metrics[metric] for i, run in enumerate(runs)}
     sums = resampled({**table, "tokens": first.counts})
@@ -153,18 +159,6 @@ def resampled_means(runs: Sequence[MeasuredRun], metric: str) -> Float64[np.ndar
             f"in a run of {runs[0].tokens:,.0f} tokens or more. Give more held-out documents."
         )
     return values
-
-
-def require_same_tokens(runs: Sequence[MeasuredRun]) -> None:
-    """Refuse runs that were not all measured on the same documents, cut the same way."""
-    first = runs[0].scores
-    for run in runs:
-        same = np.array_equal(run.scores.documents, first.documents)
-        if not same or not np.array_equal(run.scores.counts, first.counts):
-            raise DataError(
-                f"Runs must be measured on the same tokens to be compared, got {first.num_tokens} "
-                f"tokens and {run.scores.num_tokens}. Run all pilots again."
-            )
 
 
 def group_means(

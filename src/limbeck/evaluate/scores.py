@@ -177,14 +177,51 @@ def columns(scores: Scores) -> dict[str, Float64[np.ndarray, " documents"]]:
 
 def paired(a: Scores, b: Scores, metric: str) -> Sums:
     """Sums of one metric under both, over the same resampled documents."""
-    same = np.array_equal(a.documents, b.documents) and np.array_equal(a.counts, b.counts)
-    if not same:
-        raise DataError(
-            f"Two models must be measured on the same tokens to be compared, got {a.num_tokens} "
-            f"tokens of {len(a.documents)} documents and {b.num_tokens} of {len(b.documents)}. "
-            "Measure both with the same data and rows."
-        )
+    require_same_tokens((a, b))
     return resampled({"a": a.metrics[metric], "b": b.metrics[metric], "tokens": a.counts})
+
+
+def require_same_tokens(scores: Sequence[Scores]) -> None:
+    """Refuse scores that are not all of the same documents, cut the same way."""
+    a = scores[0]
+    for b in scores:
+        if not (np.array_equal(a.documents, b.documents) and np.array_equal(a.counts, b.counts)):
+            raise DataError(
+                f"Models must be measured on the same tokens to be compared, got {a.num_tokens} "
+                f"tokens of {len(a.documents)} documents and {b.num_tokens} of "
+                f"{len(b.documents)}. Measure all with the same data and rows."
+            )
+
+
+def over_seeds(
+    scores: Sequence[Scores], metric: str, less: Sequence[Scores] = ()
+) -> dict[str, Any]:
+    """Mean of a metric over the seeds of one student, or of its difference from another's.
+
+    The interval covers documents and seeds: each resample of the documents, the same for all, is
+    moved by the standard error over seeds, drawn from Student's t with one degree less than seeds.
+    Two seeds therefore determine little.
+
+    Args:
+        scores: One for each seed.
+        less: Of the other student, with the same seeds.
+
+    Returns:
+        value, low, high; and `each`, the figure of every seed.
+    """
+    require_same_tokens([*scores, *less])
+    table = {f"{i}": each.metrics[metric] for i, each in enumerate(scores)}
+    if less:
+        pairs = zip(table.items(), less, strict=True)
+        table = {name: own - other.metrics[metric] for (name, own), other in pairs}
+    sums = resampled({**table, "tokens": scores[0].counts})
+    values = np.stack([sums[name] / sums["tokens"] for name in table])
+    mean, count = values.mean(axis=0), len(values)
+    if count > 1:
+        generator = np.random.Generator(np.random.Philox(1))  # that of the resamples is 0
+        error = values[:, 0].std(ddof=1) / math.sqrt(count)
+        mean[1:] += error * generator.standard_t(count - 1, RESAMPLES)
+    return {**interval(mean), "each": values[:, 0].tolist()}
 
 
 def resampled(table: Mapping[str, Float64[np.ndarray, " documents"]], seed: int = 0) -> Sums:

@@ -30,7 +30,7 @@ from limbeck.experiment.parts import (
     shard_student,
     shortest,
 )
-from limbeck.experiment.trials import trials_of
+from limbeck.experiment.repeats import num_students
 from limbeck.losses import build_objective
 from limbeck.models import CausalLM, Distiller, make_trainable
 from limbeck.registry import type_of
@@ -79,7 +79,7 @@ def plan_here(recipe: Path, overrides: Sequence[str], ranks: int, hardware: Hard
             hardware,
             ranks=ranks,
             micro_batch=micro_batch,
-            students=len(trials_of(config)),
+            students=num_students(config),
         )
         assert plan.cluster is not None, "a plan of a cluster"
         fixes = () if fits(step.peak_bytes, hardware) else fixes_for(plan, pair, config, world)

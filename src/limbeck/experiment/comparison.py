@@ -25,6 +25,7 @@ class ComparedRun:
     Attributes:
         name: The shortest end of its path that no other run has.
         figures: Metrics of its student on the test documents, with intervals.
+        tasks: Scores of its student by task and metric, with intervals over items.
         parameters: Of its student; None if unknown.
         tokens_per_second: Reading speed of its student on its own machine; None if unknown.
         behind: Forward KL above that of the best run, paired by document; None for the best run,
@@ -37,6 +38,7 @@ class ComparedRun:
 
     name: str
     figures: Mapping[str, Interval]
+    tasks: Mapping[str, Interval]
     parameters: int | None
     tokens_per_second: float | None
     tokens: int
@@ -107,6 +109,7 @@ def compare_runs(folders: Sequence[Path]) -> list[ComparedRun]:
         ComparedRun(
             name=names[i],
             figures={m: v for m, v in summarise(found[i].scores).items() if m in METRICS},
+            tasks=task_scores(found[i].files),
             parameters=found[i].parameters,
             tokens_per_second=reading_speed(found[i].files),
             tokens=last_step(found[i].files.metrics)["tokens"],
@@ -160,6 +163,16 @@ def differing_options(recipes: Sequence[Mapping[str, str]]) -> list[str]:
     """The options that do not have one value in all recipes."""
     every = sorted({option for options in recipes for option in options})
     return [o for o in every if any(r.get(o) != recipes[0].get(o) for r in recipes)]
+
+
+def task_scores(files: RunFiles) -> dict[str, Interval]:
+    """The student's score on every task that its run measured."""
+    rows = files.evaluation.suites.tasks.rows if files.evaluation else ()
+    return {
+        f"{row.task}, {row.metric}": dict(vars(row.models["distilled"]))
+        for row in rows
+        if "distilled" in row.models
+    }
 
 
 def reading_speed(files: RunFiles) -> float | None:

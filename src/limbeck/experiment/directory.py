@@ -20,7 +20,7 @@ from limbeck.distributed.checkpoints import (
 )
 from limbeck.errors import ConfigError
 from limbeck.experiment.trials import FORECAST, Trial
-from limbeck.files import set_aside
+from limbeck.files import MANIFEST, publish, set_aside
 
 
 def require_directory(folder: Path, *, resume: bool, overwrite: bool) -> None:
@@ -148,3 +148,14 @@ def roll_back(trials: Sequence[Trial], step: int) -> list[Path]:
         newer = [path for path in saved[trial.checkpoints] if step_of(path) > step]
         aside += [set_aside(path, REPLACED) for path in newer]
     return aside
+
+
+def publish_copy(folder: Path, final: Path) -> None:
+    """Publish a copy of a published folder."""
+    shutil.rmtree(final, ignore_errors=True)
+
+    def copy(place: Path) -> None:
+        ignored = shutil.ignore_patterns(MANIFEST)
+        shutil.copytree(folder, place, dirs_exist_ok=True, ignore=ignored)
+
+    publish(final, copy, {"kind": "student"})

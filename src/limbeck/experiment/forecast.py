@@ -23,7 +23,6 @@ from limbeck.experiment.run import Run
 from limbeck.experiment.score_files import read_scores
 from limbeck.experiment.trials import FORECAST, Trial, TrialRunner, lasting, trials_of
 from limbeck.files import write_text
-from limbeck.models import rounds_weights
 from limbeck.report.run_files import last_step, lines
 
 SHARE = 0.2
@@ -184,11 +183,7 @@ def train_pilots(run: Run, pilots: Sequence[Pilot], stop: StopSignals) -> None:
     place = run.folder / FORECAST
     initial = place / "initial"
     run.save_initial(initial)
-    student = run.parts.student
-    first = None if student is None else student.model
-    if first is not None and first.weight_files is None and not rounds_weights(first):
-        run.parts.student = None  # every pilot opens the one that was saved
-    del student, first
+    run.release_student()
     facts = {"passes": most_passes(run), "parameters": run.parts.facts["student"]["parameters"]}
     together(lambda: write_text(place / FACTS, json.dumps(facts)), run.world, main_only=True)
     runner = TrialRunner(run.parts, initial, stop)
@@ -201,7 +196,7 @@ def train_pilots(run: Run, pilots: Sequence[Pilot], stop: StopSignals) -> None:
             if not decided(trial.scores.exists, run.world):
                 run.run_trial(variant, trial, resume=True)
                 gc.collect()  # models are in reference cycles, and the next trial needs memory
-        together(partial(drop_weights, pilot), run.world, main_only=True)
+            together(trial.drop_weights, run.world, main_only=True)
     together(lambda: shutil.rmtree(initial, ignore_errors=True), run.world, main_only=True)
 
 
@@ -209,13 +204,6 @@ def write_recipe(pilot: Pilot) -> None:
     """Write a pilot's recipe, which a later call compares with its own."""
     pilot.config.output.mkdir(parents=True, exist_ok=True)
     write_text(pilot.config.output / "recipe.yaml", dump(pilot.config))
-
-
-def drop_weights(pilot: Pilot) -> None:
-    """Delete students and checkpoints of a measured pilot; its scores and metrics stay."""
-    for trial in pilot.trials:
-        for name in ("student", "checkpoints"):
-            shutil.rmtree(trial.folder / name, ignore_errors=True)
 
 
 def require_same_recipe(pilots: Sequence[Pilot]) -> None:

@@ -12,8 +12,8 @@ import numpy as np
 from limbeck.config import RunConfig
 from limbeck.data.mixture import MOST_PASSES
 from limbeck.errors import ConfigError
-from limbeck.evaluate.scaling import ScalingLaw, fit_curve, require_same_tokens
-from limbeck.evaluate.scores import Interval
+from limbeck.evaluate.scaling import ScalingLaw, fit_curve
+from limbeck.evaluate.scores import Interval, require_same_tokens
 from limbeck.experiment.forecast import Pilot, Pilots, Rival, facts, measured
 from limbeck.report.run_files import Figure
 from limbeck.report.words import interval
@@ -116,7 +116,7 @@ def against(
         most: Tokens beyond which this recipe's text would be read too often.
     """
     theirs, known = measured(rival.pilots)["distilled"], facts(rival.config)
-    require_same_tokens([*pilots.runs, *theirs.runs])
+    require_same_tokens([run.scores for run in (*pilots.runs, *theirs.runs)])
     other = fit_curve(theirs.runs, metric, seed=2)
     their_most = most_tokens(known["passes"], theirs.tokens_per_step * rival.config.optim.num_steps)
 

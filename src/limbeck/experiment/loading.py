@@ -194,6 +194,7 @@ def trial_problems(config: RunConfig) -> Iterator[Problem]:
     needs_text: dict[str, tuple[object, str]] = {
         "evaluate.baseline": (held_out.baseline, both),
         "evaluate.controls": (held_out.controls, both),
+        "evaluate.seeds": (held_out.seeds > 1, "compares students on held-out text"),
         "evaluate.patience": (
             held_out.patience,
             "ends training by what is measured on held-out text",
@@ -216,6 +217,11 @@ def trial_problems(config: RunConfig) -> Iterator[Problem]:
                 "equal_time trains at the baseline's learning rate, and it has a grid. Set "
                 "evaluate.baseline_learning_rate to one rate.",
             )
+    if "without_extra" in held_out.controls and not config.objective.extra:
+        yield Problem(
+            "evaluate.controls",
+            "without_extra trains without objective.extra, and that is empty. Leave it out.",
+        )
     one_row = config.optim.rows_per_step(config.data.sequence_length) == 1
     if "shuffled" in held_out.controls and one_row:
         yield Problem(

@@ -82,7 +82,7 @@ def compare(scores: Mapping[str, Scores]) -> dict[str, Any]:
             for metric in ("forward_kl", "total_variation", "top1_agreement", "cross_entropy")
             if metric in some.metrics
         }
-    controls = {"shuffled", "equal_time"} & scores.keys()
+    controls = {"shuffled", "equal_time", "without_extra"} & scores.keys()
     if controls and "distilled" in scores:
         found["control"] = {
             name: paired_difference(scores[name], scores["distilled"], "forward_kl")

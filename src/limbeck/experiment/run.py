@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import gc
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,11 @@ from limbeck.distributed import (
 )
 from limbeck.errors import ConfigError
 from limbeck.evaluate.suites import Suite
+from limbeck.experiment.controls import require_controls
 from limbeck.experiment.directory import (
     clear,
     forget_rollouts,
+    publish_copy,
     require_directory,
     require_same_held_out,
     roll_back,
@@ -40,6 +42,7 @@ from limbeck.experiment.exports import require_exports, require_parity, write_ex
 from limbeck.experiment.held_out_sets import by_set
 from limbeck.experiment.parts import STUDENT_DTYPE, Parts, gather_parts
 from limbeck.experiment.provenance import command_line, host_facts, now
+from limbeck.experiment.repeats import forget_repeats, run_repeats, seed_figures
 from limbeck.experiment.results import compare, make_suites, places
 from limbeck.experiment.score_files import TrialScores, read_scores
 from limbeck.experiment.trials import (
@@ -48,11 +51,10 @@ from limbeck.experiment.trials import (
     best,
     fidelities,
     lasting,
-    require_controls,
     suite_context,
     trials_of,
 )
-from limbeck.files import MANIFEST, manifest, publish, write_text
+from limbeck.files import manifest, write_text
 from limbeck.heap import freed_memory_kept
 from limbeck.models import CausalLM, ModelSource, choose_device, rounds_weights
 from limbeck.report.run_files import last_step, lines
@@ -145,7 +147,7 @@ class Run:
             suites = self.make_suites()
             trials = trials_of(self.config)
             initial = self.folder / "initial"
-            if len(trials) > 1 and not self.parts.is_shared:
+            if len(trials) * self.config.evaluate.seeds > 1 and not self.parts.is_shared:
                 self.save_initial(initial)
             runner = TrialRunner(self.parts, initial, stop)
             done = decided(lambda: [trial.is_done for trial in trials], self.world)
@@ -153,6 +155,8 @@ class Run:
                 if not is_done:
                     self.run_trial(runner, trial, resume=resume)
                     gc.collect()  # models are in reference cycles, and the next trial needs memory
+            self.release_student()
+            run_repeats(self.parts, runner, trials, partial(self.run_trial, resume=resume))
             measured = self._measure_suites(suites, trials)
             evaluation: dict[str, Any] = {}
 
@@ -214,6 +218,8 @@ class Run:
                 trial.scores.unlink(missing_ok=True)  # its training continues
         rollout = self.config.rollout
         replaces_steps = resume_from is not None or is_longer
+        if replaces_steps:
+            forget_repeats(self.config)
         if replaces_steps and rollout is not None and rollout.server is not None:
             forget_rollouts(trials, rollout.refresh)
         write_text(self.folder / "recipe.yaml", dump(self.config))
@@ -228,7 +234,8 @@ class Run:
                 trial.folder.mkdir(parents=True, exist_ok=True)
                 log = opened.enter_context((trial.folder / "log.txt").open("a", encoding="utf-8"))
                 consoles = (progress_console(), Console(file=log, width=200))
-                sinks.extend(TerminalSink(each, trial.name) for each in consoles)
+                title = trial.name if trial.folder == self.folder else trial.folder.name
+                sinks.extend(TerminalSink(each, title) for each in consoles)
                 sinks.extend(make_sinks(self.config.track, trial.folder))
 
             together(open_sinks, self.world, main_only=True)
@@ -249,6 +256,13 @@ class Run:
                 self.parts.publish_student(student.model, folder)
 
         together(save, self.world, main_only=True)
+
+    def release_student(self) -> None:
+        """Leave the saved student to its files: variants of the parts would each train this one."""
+        student = self.parts.student
+        reopens = student is not None and student.model.weight_files is not None
+        if student is not None and not reopens and not rounds_weights(student.model):
+            self.parts.student = None
 
     def _require_same_vocabulary(self, folder: Path, model: CausalLM) -> None:
         """Refuse a student whose tokenizer gives the recipe's ids another meaning."""
@@ -298,7 +312,7 @@ class Run:
         found = {name: read_scores(path) for name, path in files.items()}
         evaluation = compare({name: scores.test for name, scores in found.items() if scores.test})
         evaluation |= by_set(self.parts.held_out_sets, found)
-        evaluation |= measured
+        evaluation |= {**measured, **seed_figures(self.config, chosen)}
         evaluation["learning_rate"] = {name: trial.learning_rate for name, trial in chosen.items()}
         evaluation["selected_by"] = {name: trial.selected_by for name, trial in chosen.items()}
         held_out = self.parts.held_out
@@ -384,14 +398,3 @@ def extends_recipe(folder: Path, config: RunConfig) -> bool:
     before, now = {"recipe": lasting(read(saved))}, {"recipe": lasting(config)}
     require_same(before, now)
     return more_steps(before, now) > 0
-
-
-def publish_copy(folder: Path, final: Path) -> None:
-    """Publish a copy of a published folder."""
-    shutil.rmtree(final, ignore_errors=True)
-
-    def copy(place: Path) -> None:
-        ignored = shutil.ignore_patterns(MANIFEST)
-        shutil.copytree(folder, place, dirs_exist_ok=True, ignore=ignored)
-
-    publish(final, copy, {"kind": "student"})

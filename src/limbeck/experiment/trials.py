@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
@@ -22,20 +23,19 @@ from limbeck.distributed import (
     load_checkpoint,
     together,
 )
-from limbeck.errors import ConfigError, DataError
+from limbeck.errors import DataError
 from limbeck.evaluate.fidelity import Fidelity
 from limbeck.evaluate.rollouts import cold_start_note, rollout_figures
 from limbeck.evaluate.scores import Scores
 from limbeck.evaluate.suites import SuiteContext
-from limbeck.experiment.batches import rollout_rows
-from limbeck.experiment.equal_time import equal_time_steps
+from limbeck.experiment.controls import equal_time_steps
 from limbeck.experiment.parts import Parts
 from limbeck.experiment.score_files import TrialScores, read_scores, write_scores
 from limbeck.files import manifest, sha256
 from limbeck.models import Distiller, choose_dtype, round_weights
 from limbeck.registry import type_of
 from limbeck.rollouts import Rollout, Rollouts
-from limbeck.teachers import TeacherRequest, find_local, require_local
+from limbeck.teachers import TeacherRequest, find_local
 from limbeck.teachers.base import DISTRIBUTION
 from limbeck.teachers.served import REACHED_BY
 from limbeck.teachers.shuffled import ShuffledTeacher
@@ -53,7 +53,7 @@ class Trial:
     """One student to train.
 
     Attributes:
-        name: `distilled`, `cross_entropy`, `shuffled` or `equal_time`.
+        name: `distilled`, `cross_entropy`, or a control.
     """
 
     name: str
@@ -70,6 +70,11 @@ class Trial:
     def checkpoints(self) -> Path:
         """Directory of its checkpoints."""
         return self.folder / "checkpoints"
+
+    def drop_weights(self) -> None:
+        """Delete its student and checkpoints; its scores and metrics stay."""
+        for name in ("student", "checkpoints"):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
 
     @property
     def is_done(self) -> bool:
@@ -115,6 +120,8 @@ def trials_of(config: RunConfig) -> list[Trial]:
     for control in config.evaluate.controls:
         like = "cross_entropy" if control in BASELINES else "distilled"
         rates[control], objectives[control] = rates[like], objectives[like]
+        if control == "without_extra":
+            objectives[control] = replace(objectives[like], extra=())
     return [
         Trial(name, rate, objective, trial_folder(config.output, name, rate, len(grid)))
         for name, objective in objectives.items()
@@ -345,22 +352,6 @@ def fidelities(parts: Parts) -> tuple[Fidelity | None, dict[str, Fidelity]]:
         return None, {}
     others = list(parts.held_out_sets.items())[1:]
     return Fidelity(context), {n: Fidelity(replace(context, held_out=each)) for n, each in others}
-
-
-def require_controls(parts: Parts) -> None:
-    """Refuse a control that the teacher, or a rank's part of a step, cannot serve."""
-    config, ranks = parts.config, parts.world.size
-    if "shuffled" not in config.evaluate.controls:
-        return
-    require_local(parts.teacher, "evaluate.controls: the shuffled teacher reads other rows, which")
-    rows = config.optim.rows_per_step(config.data.sequence_length)
-    written = 0 if config.rollout is None else rollout_rows(config, config.rollout)
-    if written // ranks + (rows - written) // ranks < 2:
-        raise ConfigError(
-            f"evaluate.controls: shuffled exchanges the rows that a rank has of a step, at least "
-            f"2, and the {rows} rows of a step (optim.tokens_per_step / data.sequence_length) "
-            f"leave a rank of {ranks} with fewer. Raise optim.tokens_per_step, or use fewer ranks."
-        )
 
 
 def fingerprint(parts: Parts, trial: Trial) -> dict[str, Any]:

@@ -32,6 +32,7 @@ def advice(evaluation: Evaluation | None, metrics: Sequence[Mapping[str, Any]]) 
         else [
             *worse_teacher(evaluation),
             *control_helped(evaluation),
+            *extra_helped(evaluation),
             *text_or_teacher(evaluation),
         ]
     )
@@ -79,6 +80,23 @@ def control_helped(evaluation: Evaluation) -> Iterator[str]:
         f"{begin}not distinguishable from the student's own: {interval(farther)} nats a token "
         "higher. Train on more tokens, check that text and teacher belong together, or measure on "
         "more held-out text."
+    )
+
+
+def extra_helped(evaluation: Evaluation) -> Iterator[str]:
+    """Drop the extra terms where the student without them is as near, or nearer."""
+    farther = evaluation.control.get("without_extra")
+    if farther is None or farther.low is None or farther.high is None or farther.low > 0:
+        return
+    if farther.high < 0:
+        yield (
+            "Drop objective.extra: without its terms the student's forward KL is lower by "
+            f"{interval(-farther)} nats a token."
+        )
+        return
+    yield (
+        "Drop objective.extra, or measure on more held-out text: without its terms the student's "
+        f"forward KL is not distinguishable, {interval(farther)} nats a token higher."
     )
 
 

@@ -9,7 +9,7 @@ from limbeck.report.pages import page
 from limbeck.report.plots import Point, scatter
 from limbeck.report.run_files import Figure
 from limbeck.report.run_report import METRICS
-from limbeck.report.words import count, duration, interval
+from limbeck.report.words import count, duration, interval, percent
 
 
 def comparison_page(runs: Sequence[Mapping[str, Any]]) -> str:
@@ -46,6 +46,10 @@ def table(runs: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, list[st
         found = [run["figures"].get(name) for run in runs]
         figures = [None if figure is None else Figure(**figure) for figure in found]
         yield metric.label, metric.meaning, [interval(each, metric.shown) for each in figures]
+    for task in sorted({task for run in runs for task in run["tasks"]}):
+        scores = [run["tasks"].get(task) for run in runs]
+        shown = [None if score is None else Figure(**score) for score in scores]
+        yield task, "task", [interval(each, percent) for each in shown]
     yield "Parameters", "of the student", [count(run["parameters"]) for run in runs]
     speeds = [count(run["tokens_per_second"]) for run in runs]
     yield "Tokens a second", "read by the student, on the machine of its run", speeds

@@ -146,6 +146,22 @@ class SuiteFigures:
 
 
 @dataclass(frozen=True)
+class SeedFigure(Figure):
+    """A mean over seeds, its interval over seeds and documents, and each seed's figure."""
+
+    each: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class SeedFigures:
+    """Both students with several seeds; `difference` is the baseline's figure less the other's."""
+
+    seeds: tuple[int, ...] = ()
+    trials: dict[str, dict[str, SeedFigure]] = field(default_factory=dict)
+    difference: dict[str, SeedFigure] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class SetFigures:
     """What was measured on one of several held-out texts."""
 
@@ -174,6 +190,7 @@ class Evaluation:
     teacher_advantage: dict[str, Figure] = field(default_factory=dict)
     groups: dict[str, dict[str, tuple[GroupFigures, ...]]] = field(default_factory=dict)
     suites: SuiteFigures = field(default_factory=SuiteFigures)
+    seeds: SeedFigures = field(default_factory=SeedFigures)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,13 @@ from limbeck.report.pages import page
 from limbeck.report.plots import Curve, plot
 from limbeck.report.rollout_texts import BeforeAfter, before_after
 from limbeck.report.run_files import Evaluation, Figure, RunFiles, is_number, read_run
-from limbeck.report.sections import figure_cell, group_tables, set_tables, suite_tables
+from limbeck.report.sections import (
+    figure_cell,
+    group_tables,
+    seed_tables,
+    set_tables,
+    suite_tables,
+)
 from limbeck.report.words import TRIALS, number, percent
 
 HELD_OUT = {
@@ -111,7 +117,7 @@ def run_page(run: RunFiles, rollouts: Sequence[BeforeAfter] = ()) -> str:
         "trial_labels": {**TRIALS, "truth": "The text itself"},
         "table": list(table(evaluation)),
         "rollouts": rollouts,
-        "set_tables": list(set_tables(evaluation)),
+        "set_tables": [*seed_tables(evaluation), *set_tables(evaluation)],
         "gaps": list(gap_bars(evaluation)),
         "advice": advice(run.evaluation, run.metrics),
         "suite_tables": list(suite_tables(evaluation)),

@@ -26,6 +26,12 @@ SET_METRICS = {
     "perplexity": ("Perplexity", number),
 }
 """Label, and how a value is written."""
+SEED_METRICS = {
+    "forward_kl": ("Forward KL", number),
+    "top1_agreement": ("Same first choice", percent),
+    "cross_entropy": ("Cross-entropy", number),
+}
+"""Label, and how a value is written."""
 SAMPLES = {
     "teacher_nll": ("Teacher's surprise", "nats a token of the samples", number),
     "own_nll": ("Writer's surprise", "nats a token; its entropy", number),
@@ -75,6 +81,26 @@ def group_tables(evaluation: Evaluation) -> Iterator[Table]:
             cells += [figure_cell(each.top1_agreement, percent) for each in beside]
             rows.append(tuple(cells))
         yield Table(title, "", tuple(heads), tuple(rows))
+
+
+def seed_tables(evaluation: Evaluation) -> Iterator[Table]:
+    """Both students with every seed, if there are several."""
+    found = evaluation.seeds
+    rows = []
+    for metric, (label, shown) in SEED_METRICS.items():
+        figures = {TRIALS[name]: each.get(metric) for name, each in found.trials.items()}
+        figures["Difference"] = found.difference.get(metric)
+        for name, figure in figures.items():
+            if figure is not None:
+                cells = [Cell(shown(value)) for value in figure.each]
+                rows.append((Cell(label), Cell(name), *cells, figure_cell(figure, shown)))
+    if rows:
+        note = (
+            "The same start, and the text in another order. The interval of the mean covers seeds "
+            "and documents. Difference: cross-entropy only, less distilled."
+        )
+        heads = ("Metric", "Student", *(f"Seed {seed}" for seed in found.seeds), "Mean")
+        yield Table("Other seeds", note, heads, tuple(rows))
 
 
 def set_tables(evaluation: Evaluation) -> Iterator[Table]:

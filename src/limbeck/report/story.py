@@ -59,6 +59,7 @@ def lede(evaluation: Evaluation | None) -> list[str]:
         *agreement(evaluation),
         *against_baseline(evaluation),
         *against_control(evaluation),
+        *with_seeds(evaluation),
         *caution(evaluation),
     ]
 
@@ -115,6 +116,21 @@ def against_control(evaluation: Evaluation) -> Iterator[str]:
         by = interval(longer if longer.low > 0 else -longer)
         where = "farther from" if longer.low > 0 else "nearer to"
         yield f"A{alone[1:]} ended {by} nats a token {where} the teacher."
+
+
+def with_seeds(evaluation: Evaluation) -> Iterator[str]:
+    """The difference from the baseline over several seeds."""
+    nearer = evaluation.seeds.difference.get("forward_kl")
+    if nearer is None or nearer.low is None or nearer.high is None:
+        return
+    begin = f"Over {len(evaluation.seeds.seeds)} seeds"
+    if nearer.low <= 0 <= nearer.high:
+        yield f"{begin} whether the teacher helps is not decided: {interval(nearer)} nats a token."
+        return
+    verb = "brings it" if nearer.low > 0 else "takes it"
+    where = "nearer" if nearer.low > 0 else "farther away"
+    by = interval(nearer if nearer.low > 0 else -nearer)
+    yield f"{begin} the teacher {verb} {by} nats a token {where}; this interval covers the seeds."
 
 
 def caution(evaluation: Evaluation) -> Iterator[str]:

@@ -22,6 +22,7 @@ TRIALS = {
     "cross_entropy_by_kl": "Cross-entropy only, rate chosen by KL",
     "equal_time": "Cross-entropy only, as much time",
     "shuffled": "Shuffled teacher",
+    "without_extra": "Without extra terms",
     "distilled": "Distilled",
     "teacher": "Teacher",
 }

@@ -1,4 +1,4 @@
-"""Steps of the cross-entropy baseline that fit into the time of the distilled student's."""
+"""What controls need: rows to exchange, steps that fit into the distilled student's time."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from limbeck.errors import DataError
+from limbeck.errors import ConfigError, DataError
+from limbeck.experiment.batches import rollout_rows
+from limbeck.experiment.parts import Parts
 from limbeck.files import write_text
 from limbeck.report.run_files import last_step, lines
+from limbeck.teachers import require_local
 
 STEPS = "steps.json"
 """In the trial's folder: its number of steps, and the recipe's at which it was found."""
@@ -44,3 +47,19 @@ def equal_time_steps(folder: Path, distilled: Path, baseline: Path, recipe_steps
     steps: int = max(kept["steps"], fitting)
     write_text(path, json.dumps({"steps": steps, "recipe_steps": recipe_steps}))
     return steps
+
+
+def require_controls(parts: Parts) -> None:
+    """Refuse a control that the teacher, or a rank's part of a step, cannot serve."""
+    config, ranks = parts.config, parts.world.size
+    if "shuffled" not in config.evaluate.controls:
+        return
+    require_local(parts.teacher, "evaluate.controls: the shuffled teacher reads other rows, which")
+    rows = config.optim.rows_per_step(config.data.sequence_length)
+    written = 0 if config.rollout is None else rollout_rows(config, config.rollout)
+    if written // ranks + (rows - written) // ranks < 2:
+        raise ConfigError(
+            f"evaluate.controls: shuffled exchanges the rows that a rank has of a step, at least "
+            f"2, and the {rows} rows of a step (optim.tokens_per_step / data.sequence_length) "
+            f"leave a rank of {ranks} with fewer. Raise optim.tokens_per_step, or use fewer ranks."
+        )

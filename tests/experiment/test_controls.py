@@ -6,7 +6,7 @@ import pytest
 
 from limbeck.config import OptimConfig
 from limbeck.errors import DataError
-from limbeck.experiment.equal_time import equal_time_steps
+from limbeck.experiment.controls import equal_time_steps
 
 
 def write_times(folder, steps, seconds):
