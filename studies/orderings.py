@@ -204,6 +204,7 @@ def tested(claim: Claim, runs: Mapping[str, list[Path]]) -> dict[str, Any]:
             for group in (smaller, larger)
         )
         difference = compared(own, theirs)["difference"]
+        each = [compared([a], [b])["difference"]["value"] for a, b in zip(own, theirs, strict=True)]
     verdict = "open"
     if claim.metric == "gradient_spread" and len(smaller) < SEEDS:
         verdict = f"smaller in {sum(d < 0 for d in each)} of {len(each)} seeds"
@@ -211,7 +212,7 @@ def tested(claim: Claim, runs: Mapping[str, list[Path]]) -> dict[str, Any]:
         verdict = "holds"
     elif difference["low"] > 0:
         verdict = "the reverse holds"
-    return {**claim._asdict(), "difference": difference, "verdict": verdict}
+    return {**claim._asdict(), "difference": difference, "seeds": each, "verdict": verdict}
 
 
 def figures(run: list[Path]) -> dict[str, Any]:
@@ -233,11 +234,12 @@ def table(
     for trial_name, row in rows.items():
         lines.append(f"| {trial_name} | {' | '.join(f'{row[name]:.3f}' for name in names)} |")
     lines += ["", f"Source: {study.source}", ""]
-    lines += ["| metric | smaller, as published | larger | difference (95 %, or seeds) | found |"]
-    lines += ["|---|---|---|---|---|"]
+    heads = ("metric", "smaller, as published", "larger", "difference (95 %, or seeds)")
+    lines += [f"| {' | '.join(heads)} | each seed | found |", "|---|---|---|---|---|---|"]
     for test in tests:
         cells = [test["metric"].replace("_", " "), test["smaller"], test["larger"]]
-        lines.append(f"| {' | '.join([*cells, span(test['difference']), test['verdict']])} |")
+        cells += [span(test["difference"]), ", ".join(f"{d:+.3f}" for d in test["seeds"])]
+        lines.append(f"| {' | '.join(cells)} | {test['verdict']} |")
     return "\n".join(lines)
 
 
@@ -284,7 +286,6 @@ def main() -> None:
     options = arguments()
     options.output.mkdir(parents=True, exist_ok=True)
     teacher = options.teacher or embedded_teacher(cache_folder(), print)
-    every: dict[str, list[dict[str, Any]]] = {}
     for name in options.study:
         study = STUDIES[name]
         runs: dict[str, list[Path]] = {each: [] for each in study.trials}
@@ -298,8 +299,9 @@ def main() -> None:
         (options.output / f"{name}.json").write_text(json.dumps(found, indent=1))
         (options.output / f"{name}.md").write_text(text + "\n")
         print(text, flush=True)
-        every[name] = tests
-    draw(every, options.output / "orderings.svg")
+    files = {name: options.output / f"{name}.json" for name in STUDIES}
+    every = {name: json.loads(path.read_text()) for name, path in files.items() if path.exists()}
+    draw({name: each["claims"] for name, each in every.items()}, options.output / "orderings.svg")
 
 
 if __name__ == "__main__":

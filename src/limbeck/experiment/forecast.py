@@ -280,7 +280,7 @@ def rival(config: RunConfig, changed: RunConfig, changes: Sequence[str]) -> Riva
     name = ", ".join(change for change in changes if not change.startswith("output="))
     output = changed.output
     if output == config.output:
-        place = re.sub(r"[^\w.=]+", "-", name).strip("-")
+        place = re.sub(r"[^\w.=]+", "-", name).strip("-")[:100]
         output = forecast_folder(config) / f"against-{place}"
     evaluate = replace(changed.evaluate, baseline=None)
     return Rival(name, replace(changed, output=output, evaluate=evaluate))
