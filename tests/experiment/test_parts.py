@@ -12,8 +12,8 @@ from limbeck.batch import Batch
 from limbeck.config import ObjectiveConfig
 from limbeck.distributed import World, full_weights, world
 from limbeck.errors import ConfigError
+from limbeck.experiment.controls import require_controls
 from limbeck.experiment.parts import gather_parts
-from limbeck.experiment.trials import require_controls
 from limbeck.models import facts
 from limbeck.models.facts import files_hash
 from tests.distributed.processes import on_ranks
