@@ -12,7 +12,7 @@ from limbeck.data.mixture import passes
 from limbeck.errors import ConfigError
 from limbeck.evaluate.scaling import fit_curve
 from limbeck.experiment.directory import require_directory
-from limbeck.experiment.forecast import Pilots, most_passes, plan_pilots, rival
+from limbeck.experiment.forecast import Pilots, alternative, most_passes, plan_pilots
 from limbeck.experiment.forecast_figures import points, require_determined, target
 from limbeck.report.forecast_page import against_sentence, target_sentence
 from tests.evaluate.test_scaling import law, pilots
@@ -125,7 +125,7 @@ def test_a_forecast_runs_pilots_once_and_answers_from_them(tmp_path, capsys):
 def test_students_that_are_not_measured_alike_are_not_compared(tmp_path, change, what):
     config = loaded(tmp_path)
     with pytest.raises(ConfigError, match=f"its changes are of {what}\\."):
-        rival(config, loaded(tmp_path, change), [change])
+        alternative(config, loaded(tmp_path, change), [change])
 
 
 def test_the_better_buy_is_named_only_where_the_difference_is_decided():

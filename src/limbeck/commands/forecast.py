@@ -14,7 +14,7 @@ from limbeck.commands.tables import plain, rich_table
 from limbeck.distributed import is_main_process
 from limbeck.errors import ConfigError
 from limbeck.experiment import load, load_stages
-from limbeck.experiment.forecast import Rival, forecast_folder, rival, run_pilots
+from limbeck.experiment.forecast import Alternative, alternative, forecast_folder, run_pilots
 from limbeck.experiment.forecast_figures import ForecastOptions
 from limbeck.experiment.forecast_figures import forecast as predict
 from limbeck.files import write_text
@@ -62,10 +62,10 @@ def forecast(
             f"A forecast is of one run, and {recipe} has stages. Write the stage as a recipe."
         )
     config = load(recipe, changes)
-    other = rival(config, load(recipe, [*changes, *against]), against) if against else None
+    other = alternative(config, load(recipe, [*changes, *against]), against) if against else None
     config, found = run_pilots(config, pilots, overwrite=overwrite)
     if other is not None:
-        other = Rival(other.name, *run_pilots(other.config, pilots, overwrite=overwrite))
+        other = Alternative(other.name, *run_pilots(other.config, pilots, overwrite=overwrite))
     if not is_main_process():
         return
     answer = predict(config, found, ForecastOptions(budget, hours, target_kl), other)

@@ -81,7 +81,7 @@ class Pilots:
 
 
 @dataclass(frozen=True)
-class Rival:
+class Alternative:
     """Another recipe to compare with.
 
     Attributes:
@@ -257,7 +257,7 @@ def facts(config: RunConfig) -> dict[str, Any]:
     return found
 
 
-def rival(config: RunConfig, changed: RunConfig, changes: Sequence[str]) -> Rival:
+def alternative(config: RunConfig, changed: RunConfig, changes: Sequence[str]) -> Alternative:
     """The recipe that `changes` make of another, with a folder of its own for its pilots.
 
     Raises:
@@ -283,7 +283,7 @@ def rival(config: RunConfig, changed: RunConfig, changes: Sequence[str]) -> Riva
         place = re.sub(r"[^\w.=]+", "-", name).strip("-")[:100]
         output = forecast_folder(config) / f"against-{place}"
     evaluate = replace(changed.evaluate, baseline=None)
-    return Rival(name, replace(changed, output=output, evaluate=evaluate))
+    return Alternative(name, replace(changed, output=output, evaluate=evaluate))
 
 
 def forecast_folder(config: RunConfig) -> Path:

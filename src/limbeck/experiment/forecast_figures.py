@@ -14,7 +14,7 @@ from limbeck.data.mixture import MOST_PASSES
 from limbeck.errors import ConfigError
 from limbeck.evaluate.scaling import ScalingLaw, fit_curve
 from limbeck.evaluate.scores import Interval, require_same_tokens
-from limbeck.experiment.forecast import Pilot, Pilots, Rival, facts, measured
+from limbeck.experiment.forecast import Alternative, Pilot, Pilots, facts, measured
 from limbeck.report.run_files import Figure
 from limbeck.report.words import interval
 
@@ -43,7 +43,7 @@ def forecast(
     config: RunConfig,
     pilots: Sequence[Pilot],
     options: ForecastOptions,
-    rival: Rival | None = None,
+    alternative: Alternative | None = None,
 ) -> dict[str, Any]:
     """The answer as JSON; figures that the pilots do not determine are null.
 
@@ -70,9 +70,9 @@ def forecast(
     most = most_tokens(times, tokens)
     rows = budgets(tokens, options, main)
     compared = None
-    if rival is not None:
+    if alternative is not None:
         curve = curves["distilled"][known[0]]
-        compared = against(curve, main, rival, known[0], rows, most)
+        compared = against(curve, main, alternative, known[0], rows, most)
     return {
         "recipe": {"steps": config.optim.num_steps, "tokens": round(tokens), "passes": times},
         "pilots": list(pilot_rows(pilots, found, known)),
@@ -103,7 +103,7 @@ def forecast(
 def against(
     curve: ScalingLaw,
     pilots: Pilots,
-    rival: Rival,
+    alternative: Alternative,
     metric: str,
     rows: Mapping[str, float],
     most: float,
@@ -115,10 +115,12 @@ def against(
         rows: Tokens of each budget.
         most: Tokens beyond which this recipe's text would be read too often.
     """
-    theirs, known = measured(rival.pilots)["distilled"], facts(rival.config)
+    theirs, known = measured(alternative.pilots)["distilled"], facts(alternative.config)
     require_same_tokens([run.scores for run in (*pilots.runs, *theirs.runs)])
     other = fit_curve(theirs.runs, metric, seed=2)
-    their_most = most_tokens(known["passes"], theirs.tokens_per_step * rival.config.optim.num_steps)
+    their_most = most_tokens(
+        known["passes"], theirs.tokens_per_step * alternative.config.optim.num_steps
+    )
 
     def compared(budget: float, their_budget: float) -> Interval | None:
         is_known = min(curve.fall["low"], other.fall["low"]) > 0
@@ -139,7 +141,7 @@ def against(
                 "difference_at_equal_tokens": compared(budget, budget),
             }
         )
-    return {"name": rival.name, "parameters": known["parameters"], "rows": found}
+    return {"name": alternative.name, "parameters": known["parameters"], "rows": found}
 
 
 def most_tokens(passes: float, tokens: float) -> float:
