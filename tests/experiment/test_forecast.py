@@ -135,6 +135,8 @@ def test_the_better_buy_is_named_only_where_the_difference_is_decided():
         return against_sentence({"name": "student.keep=20", "rows": [row]})
 
     assert "not decided" in said(-0.1, 0.2)
+    unknown = {"budget": "recipe", "hours": 0.5, "difference": None}
+    assert "is not known" in against_sentence({"name": "student.keep=20", "rows": [unknown]})
     assert "this recipe is the better buy: 0.150 [0.100, 0.200] nats lower" in said(-0.2, -0.1)
     assert "student.keep=20 is the better buy: 0.150 [0.100, 0.200]" in said(0.1, 0.2)
 

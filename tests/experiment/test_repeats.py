@@ -7,7 +7,7 @@ import pytest
 import limbeck
 from limbeck.errors import ConfigError
 from limbeck.experiment.repeats import num_students
-from tests.experiment.tiny_run import steps_of, write_recipe
+from tests.experiment.tiny_run import run, steps_of, write_recipe
 
 SEEDS = ("evaluate.seeds=3", "evaluate.baseline=cross_entropy", "optim.learning_rate=[0.01, 1e-6]")
 
@@ -15,11 +15,6 @@ SEEDS = ("evaluate.seeds=3", "evaluate.baseline=cross_entropy", "optim.learning_
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("LIMBECK_CACHE", str(tmp_path / "cache"))
-
-
-def run(path, *overrides, **options):
-    with limbeck.assemble(limbeck.load(path, overrides)) as whole:
-        return whole.train(**options)
 
 
 def test_every_seed_is_the_run_of_that_seed_at_the_chosen_rate(tmp_path):

@@ -18,7 +18,7 @@ from limbeck.errors import ConfigError, DataError
 from limbeck.experiment.parts import Parts
 from limbeck.files import manifest
 from limbeck.models import Distiller
-from tests.experiment.tiny_run import steps_of, write_model, write_recipe, write_texts
+from tests.experiment.tiny_run import run, steps_of, write_model, write_recipe, write_texts
 from tests.tokenizers.small import edited, small
 
 OPEN_ELSEWHERE = """
@@ -42,11 +42,6 @@ def swap_two_ids(tree):
     vocabulary = tree["model"]["vocab"]
     a, b = sorted(vocabulary, key=vocabulary.get)[40:42]
     vocabulary[a], vocabulary[b] = vocabulary[b], vocabulary[a]
-
-
-def run(path, *overrides, **options):
-    with limbeck.assemble(limbeck.load(path, overrides)) as whole:
-        return whole.train(**options)
 
 
 def test_a_step_logs_alpha_temperature_passes_and_memory(tmp_path):

@@ -13,7 +13,7 @@ from limbeck.models import ModelSource, load_model
 from limbeck.train import train_step
 from tests.distributed.processes import live
 from tests.experiment.test_trainable import stopping_after
-from tests.experiment.tiny_run import steps_of, write_recipe
+from tests.experiment.tiny_run import run, steps_of, write_recipe
 from tests.train.toy import Listener
 
 SHARED = ("student={type: shared}", "trainable.lora={rank: 4}", "objective.alpha=0.3")
@@ -22,11 +22,6 @@ SHARED = ("student={type: shared}", "trainable.lora={rank: 4}", "objective.alpha
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("LIMBECK_CACHE", str(tmp_path / "cache"))
-
-
-def run(path, *overrides, **options):
-    with limbeck.assemble(limbeck.load(path, overrides)) as whole:
-        return whole.train(**options)
 
 
 def test_a_run_in_one_copy_of_the_weights_never_changes_its_teacher(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
+import limbeck
 from tests.models.tiny import tiny_config
 from tests.tokenizers.small import small
 
@@ -121,3 +122,9 @@ def steps_of(folder: Path) -> list[dict[str, Any]]:
     """The step records of a run directory."""
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     return [r for r in map(json.loads, lines) if r["kind"] == "step"]
+
+
+def run(path, *overrides, **options):
+    """Train a recipe; its results."""
+    with limbeck.assemble(limbeck.load(path, overrides)) as whole:
+        return whole.train(**options)

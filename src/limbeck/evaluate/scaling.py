@@ -16,13 +16,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from limbeck.errors import ConfigError, DataError
-from limbeck.evaluate.scores import (
-    Interval,
-    Scores,
-    interval,
-    require_same_tokens,
-    resampled,
-)
+from limbeck.evaluate.scores import Interval, Scores, interval, require_same_tokens, resampled
 
 MIN_BUDGETS = 3
 """Numbers of tokens that three parameters need."""

@@ -50,7 +50,8 @@ def forecast(
     Raises:
         ConfigError: The pilots do not determine the student's figure at the recipe's tokens.
     """
-    times = facts(config)["passes"]
+    known_facts = facts(config)
+    times = known_facts["passes"]
     if times > MOST_PASSES:
         raise ConfigError(
             f"A forecast needs a recipe that reads its text at most {MOST_PASSES:g} times, and "
@@ -95,7 +96,7 @@ def forecast(
         "target": target(curves["distilled"], main, options.target_kl, most),
         "curves": {name: points(each[known[0]], tokens, most) for name, each in curves.items()},
         "metric": known[0],
-        "parameters": facts(config)["parameters"],
+        "parameters": known_facts["parameters"],
         "against": compared,
     }
 

@@ -104,7 +104,10 @@ def against_sentence(other: Mapping[str, Any]) -> str:
     gap = figure_of(row["difference"])
     begin = f"In the same {duration(3600 * row['hours'])}"
     if gap is None or gap.low is None or gap.high is None:
-        return f"{begin} {other['name']} reaches a figure that its pilots do not determine."
+        return (
+            f"The difference from {other['name']} in the same time is not known: the pilots do not "
+            "determine it, or a text would be read too often."
+        )
     if gap.low <= 0 <= gap.high:
         return (
             f"{begin} this recipe's figure differs from that of {other['name']} by "

@@ -18,13 +18,7 @@ from limbeck.report.pages import page
 from limbeck.report.plots import Curve, plot
 from limbeck.report.rollout_texts import BeforeAfter, before_after
 from limbeck.report.run_files import Evaluation, Figure, RunFiles, is_number, read_run
-from limbeck.report.sections import (
-    figure_cell,
-    group_tables,
-    seed_tables,
-    set_tables,
-    suite_tables,
-)
+from limbeck.report.sections import figure_cell, group_tables, seed_tables, set_tables, suite_tables
 from limbeck.report.words import TRIALS, number, percent
 
 HELD_OUT = {
